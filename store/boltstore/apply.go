@@ -1,0 +1,184 @@
+package boltstore
+
+import (
+	"fmt"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// intent is a Change made ready by its caller: checked and encoded, so that nothing of the Change is read any more
+// when the caller has stopped waiting.
+type intent struct {
+	id     store.Version
+	puts   []intentPut
+	events [][]byte
+}
+
+type intentPut struct {
+	kind      store.Kind
+	id        []byte
+	expect    store.Version
+	expires   int64
+	value     []byte
+	selectors int // length of value up to the end of its selectors
+	indexed   bool
+}
+
+func newIntent(c *store.Change) *intent {
+	in := &intent{id: c.ID, puts: make([]intentPut, len(c.Puts)), events: make([][]byte, len(c.Events))}
+	for i := range c.Puts {
+		p := &c.Puts[i]
+		v, n := encodeRecord(&p.Record, c.ID)
+		in.puts[i] = intentPut{
+			kind: p.Kind, id: []byte(p.ID), expect: p.Expect, expires: p.Expires, value: v, selectors: n,
+			indexed: p.Subject != "" || p.Client != "" || p.Grant != "" || p.Token != "" || p.Type != "",
+		}
+	}
+	for i := range c.Events {
+		in.events[i] = encodeEvent(&c.Events[i], c.ID)
+	}
+	return in
+}
+
+// revocation: rules and their events alone, which may use the last reserve of the disk.
+func (in *intent) revocation() bool {
+	for i := range in.puts {
+		if in.puts[i].kind != store.KindRule {
+			return false
+		}
+	}
+	return len(in.puts) > 0
+}
+
+// outcome of an intent inside the shared transaction. It counts once that has committed.
+type outcome struct {
+	err   error
+	state int64 // head of the namespace's state after it
+	now   int64
+}
+
+// apply checks everything before it writes anything: a change that fails leaves the shared transaction as it was. Where
+// writing itself fails, it panics, and the transaction starts again without it.
+func (st *spaceTxn) apply(in *intent) outcome {
+	olds := make([]recordHeader, len(in.puts))
+	conflict := false
+	for i := range in.puts {
+		p := &in.puts[i]
+		u, err := st.sub(classRecords, p.kind, false)
+		if err != nil {
+			return outcome{err: err}
+		}
+		var old []byte
+		if u != nil {
+			old = u.b.Get(p.id)
+		}
+		if old != nil {
+			if olds[i], err = openRecord(old, p.kind, string(p.id)); err != nil {
+				return outcome{err: err}
+			}
+			if olds[i].version == in.id {
+				return outcome{state: st.head.state, now: st.t.now} // done before
+			}
+		}
+		if olds[i].version != p.expect {
+			conflict = true
+		} else if old != nil && string(old[sizeRecord:min(p.selectors, len(old))]) != string(p.value[sizeRecord:p.selectors]) {
+			return outcome{err: fmt.Errorf("%w: subject, client, grant, token and type of %s/%q are fixed for its life", errInvalid, p.kind, p.id)}
+		}
+	}
+	switch {
+	case st.head.readOnly:
+		return outcome{err: store.ErrReadOnly}
+	case conflict:
+		return outcome{err: store.ErrConflict}
+	}
+	for i := range in.puts {
+		if err := st.write(&in.puts[i], &olds[i]); err != nil {
+			panic(err)
+		}
+	}
+	if len(in.events) > 0 {
+		u, err := st.sub(classEvents, "", true)
+		if err != nil {
+			panic(err)
+		}
+		for _, value := range in.events {
+			key := key64(st.next())
+			stampEvent(value, key, st.t.now)
+			if err := st.put(u, key, value); err != nil {
+				panic(err)
+			}
+			st.head.loose++
+		}
+	}
+	return outcome{state: st.head.state, now: st.t.now}
+}
+
+func (st *spaceTxn) write(p *intentPut, old *recordHeader) error {
+	isNew := old.version == store.Version{}
+	var pos int64
+	if p.kind.State() {
+		order, err := st.sub(classOrder, "", true)
+		if err != nil {
+			return err
+		}
+		if old.pos != 0 {
+			if err := st.del(order, key64(old.pos)); err != nil {
+				return err
+			}
+		}
+		pos = st.next()
+		st.head.state, st.moved = pos, true
+		entry := make([]byte, 0, len(p.kind)+1+len(p.id))
+		entry = append(append(append(entry, p.kind...), 0), p.id...)
+		if err := st.put(order, key64(pos), entry); err != nil {
+			return err
+		}
+	}
+
+	// The expiry index stays where it is while that is a lower bound: moving it at each rotation costs 40 %.
+	due := old.due
+	if p.expires > 0 && (due == 0 || p.expires < due) {
+		x, err := st.sub(classDue, p.kind, true)
+		if err != nil {
+			return err
+		}
+		if due != 0 {
+			if err := st.del(x, dueKey(due, p.id)); err != nil {
+				return err
+			}
+		}
+		due = p.expires
+		if err := st.put(x, dueKey(due, p.id), nil); err != nil {
+			return err
+		}
+	}
+
+	born := old.bornAt
+	if isNew && p.indexed {
+		tail, err := st.sub(classTail, p.kind, true)
+		if err != nil {
+			return err
+		}
+		born = st.next()
+		if err := st.put(tail, key64(born), p.id); err != nil {
+			return err
+		}
+		if err := st.countTail(p.kind, tail, 1); err != nil {
+			return err
+		}
+	}
+
+	u, err := st.sub(classRecords, p.kind, true)
+	if err != nil {
+		return err
+	}
+	stampRecord(p.value, p.kind, string(p.id), st.t.now, pos, due, born)
+	return st.put(u, p.id, p.value)
+}
+
+func dueKey(due int64, id []byte) []byte {
+	b := make([]byte, 8, 8+len(id))
+	copy(b, key64(due))
+	return append(b, id...)
+}

@@ -1,0 +1,520 @@
+// Package boltstore keeps an apitoken service in one bbolt file. It is the default store: nothing to install, durable
+// at each acknowledged write, quick because concurrent callers share one commit.
+//
+//	st, err := boltstore.Open("tokens.db", nil)
+//	if err != nil { ... }
+//	defer st.Close()
+//
+// One process at a time has the file open for writing; a second one is told which process that is. Beside tokens.db
+// lie tokens.db.mark, which tells a restored file from one that went on and carries the lock, and tokens.db.reserve,
+// the room that a full disk keeps for revocations. Back up with [Store.Backup], not by copying the file in use.
+//
+// A file that was restored from a backup, copied, or put back opens with a new History in its positions (see
+// [store.Position] and [Store.Restored]): acknowledged revocations may be missing from it, and whoever followed the
+// old history must know.
+//
+// The directory should be on a local file system: bbolt maps the file into memory, and locks over a network are not to
+// be relied on.
+package boltstore
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Store is an open file, and the store.Store of its default namespace. It is safe for concurrent use.
+type Store struct {
+	*space
+
+	path     string // resolved: what a symbolic link points to
+	readOnly bool
+	history  uint64
+	restored bool
+	clock    *clock
+	noMap    bool // do not map more than the file
+	openFile func(string, int, os.FileMode) (*os.File, error)
+	commit   func(*bbolt.Tx) error // tests make it fail
+
+	queueMu sync.Mutex // guards queue and closing
+	queue   []*request
+	closing bool
+	wake    chan struct{} // holds one signal that the queue has something
+	stopped chan struct{} // closed when the writer has ended
+	closed  chan struct{} // closed when Close begins
+
+	spacesMu sync.Mutex // guards spaces
+	spaces   map[string]*space
+
+	// dbMu guards db itself: readers hold it shared for one transaction, the writer takes it alone to put another
+	// database behind it. It is never held while a caller runs or waits.
+	dbMu sync.RWMutex
+	db   *bbolt.DB
+
+	failed   atomic.Pointer[error]
+	flight   atomic.Pointer[inFlight]
+	highest  atomic.Int64  // of meta, for readers
+	copying  chan struct{} // holds a token while Backup or Compact works
+	closeErr error
+	closeOne sync.Once
+
+	// The writer's alone, once it runs.
+	id      [16]byte
+	meta    fileMeta
+	mark    *mark
+	markErr error
+	reserve reserve
+	full    bool
+	probed  time.Duration        // when recovery was last tried, monotonic
+	touched map[touched]struct{} // keys written while Compact copies; nil otherwise
+}
+
+// Options change what Open does; nil means all defaults.
+type Options struct {
+	// LockTimeout is how long to wait for another process's lock. Zero: 3 s. Negative: not at all.
+	LockTimeout time.Duration
+	// ReadOnly opens an existing file for reading, beside other readers. Apply and Purge answer store.ErrReadOnly. No
+	// file is written, the mark included. Like a writer, readers exclude a writer.
+	ReadOnly bool
+	// Now is the clock; nil: time.Now. Only its wall time is used.
+	Now func() time.Time
+	// MaxSkew is how far the clock may be behind the last write in the file, for example after the machine's clock was
+	// set back; beyond it Open fails with ErrClockBehind. Zero: one minute. Negative: any distance is accepted, which
+	// says that the file's time was wrong, not the clock. Stamps never go back in either case.
+	MaxSkew time.Duration
+}
+
+const (
+	defaultLockTimeout = 3 * time.Second
+	defaultMaxSkew     = time.Minute
+)
+
+// Open opens the file, or makes it with mode 0600 if there is none. A file that is locked, damaged, of a newer format,
+// empty, or not of this package's making is an error that says so, and is never replaced; so is a file that is missing
+// while its mark is still there. See the errors of this package.
+func Open(path string, o *Options) (*Store, error) {
+	if o == nil {
+		o = &Options{}
+	}
+	s, err := open(path, o, newClock(o.Now, nil))
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return s, nil
+}
+
+func open(path string, o *Options, clk *clock) (_ *Store, err error) {
+	if path == "" {
+		return nil, fmt.Errorf("%w: no path", errInvalid)
+	}
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real // Compact puts a file in place of this one, not of a link to it
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return nil, err
+	}
+	s := &Store{
+		path: path, readOnly: o.ReadOnly, clock: clk,
+		commit:  func(tx *bbolt.Tx) error { return tx.Commit() },
+		wake:    make(chan struct{}, 1),
+		stopped: make(chan struct{}), closed: make(chan struct{}),
+		spaces:  map[string]*space{},
+		copying: make(chan struct{}, 1),
+		reserve: reserve{path: path + ".reserve"},
+	}
+	s.space = s.newSpace("", nil)
+	wait := o.LockTimeout
+	switch {
+	case wait == 0:
+		wait = defaultLockTimeout
+	case wait < 0:
+		wait = 0
+	}
+	deadline := time.Now().Add(wait)
+	fresh := false
+	fi, err := os.Stat(path)
+	switch {
+	case err == nil:
+		// Before anything is written beside it, and before a pipe is opened.
+		if err := checkKindOfFile(fi); err != nil {
+			return nil, err
+		}
+	case !errors.Is(err, os.ErrNotExist):
+		return nil, err
+	case o.ReadOnly:
+		return nil, err
+	default:
+		fresh = true
+	}
+	if s.mark, err = s.lockMark(wait); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			if s.db != nil {
+				_ = s.db.Close()
+			}
+			_ = s.mark.close()
+		}
+	}()
+	marked, err := s.mark.load()
+	if err != nil {
+		return nil, err
+	}
+	if !o.ReadOnly {
+		s.removeLeftovers()
+	}
+	if fresh {
+		if _, err := os.Stat(path); err == nil {
+			fresh = false // made while the lock was waited for
+		}
+	}
+	if fresh {
+		if marked {
+			return nil, fmt.Errorf("%w: %s says that there was one; put it back, or remove the mark as well to begin anew",
+				ErrMissing, s.mark.f.Name())
+		}
+		if err := s.create(); err != nil {
+			return nil, err
+		}
+	}
+	if s.db, err = s.openDB(max(time.Until(deadline), time.Millisecond)); err != nil {
+		return nil, err
+	}
+	if err := s.adopt(o, fresh, marked); err != nil {
+		return nil, err
+	}
+	if !o.ReadOnly {
+		s.full = s.reserve.refill() != nil
+	}
+	go s.run()
+	return s, nil
+}
+
+// lockMark opens the mark and takes the store's lock.
+func (s *Store) lockMark(wait time.Duration) (*mark, error) {
+	name := s.path + ".mark"
+	flag := os.O_RDWR | os.O_CREATE
+	if s.readOnly {
+		flag = os.O_RDONLY
+	}
+	f, err := os.OpenFile(name, flag, 0o600)
+	if err != nil {
+		if s.readOnly {
+			return &mark{}, nil // bbolt's own lock must do
+		}
+		return nil, err
+	}
+	if err := lockFile(f, s.readOnly, wait); err != nil {
+		_ = f.Close()
+		if errors.Is(err, errTimedOut) {
+			return nil, s.lockedBy(wait)
+		}
+		return nil, err
+	}
+	return &mark{f: f}, nil
+}
+
+func (s *Store) lockedBy(wait time.Duration) error {
+	who := lockHolder(s.path+".mark", s.path)
+	if who == "" {
+		who = "another process"
+	}
+	return fmt.Errorf("%w: %s has it open (waited %v)", ErrLocked, who, wait)
+}
+
+// removeLeftovers takes away what a crash left of Open, Compact and Backup. Only the holder of the lock does.
+func (s *Store) removeLeftovers() {
+	_ = os.Remove(s.path + ".new")
+	_ = os.Remove(s.path + ".compact")
+	dir, base := filepath.Split(s.path)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), base+".backup-") {
+			_ = os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
+}
+
+func checkKindOfFile(fi os.FileInfo) error {
+	switch {
+	case fi.IsDir():
+		return fmt.Errorf("%w: it is a directory", ErrForeign)
+	case !fi.Mode().IsRegular():
+		return fmt.Errorf("%w: it is not a regular file", ErrForeign)
+	case fi.Size() == 0:
+		return fmt.Errorf("%w: it exists and is empty, which a token store never is; if nothing was lost, remove it", ErrForeign)
+	}
+	return nil
+}
+
+// create makes the file whole beside its place and links it there: a crash never leaves half of one, and a file that
+// appears meanwhile is not replaced.
+func (s *Store) create() error {
+	name := s.path + ".new"
+	db, err := bbolt.Open(name, 0o600, &bbolt.Options{Timeout: time.Second})
+	if err != nil {
+		return err
+	}
+	wall := s.clock.wall().UnixMilli()
+	m := fileMeta{history: newHistory(), highest: wall, believed: wall}
+	err = db.Update(func(tx *bbolt.Tx) error { return writeFormat(tx, randomID(), &m) })
+	if cerr := db.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = linkInto(name, s.path)
+	}
+	if err != nil {
+		_ = os.Remove(name)
+		return err
+	}
+	return syncDir(filepath.Dir(s.path))
+}
+
+func linkInto(from, to string) error {
+	err := os.Link(from, to)
+	if err == nil {
+		return os.Remove(from)
+	}
+	if _, there := os.Lstat(to); there == nil {
+		return fmt.Errorf("%w: it appeared while this process made it", ErrLocked)
+	}
+	return os.Rename(from, to) // a file system without links
+}
+
+func randomID() (id [16]byte) {
+	_, _ = rand.Read(id[:]) // never fails
+	return id
+}
+
+// newHistory is never 0, which means no history.
+func newHistory() uint64 {
+	id := randomID()
+	return binary.BigEndian.Uint64(id[:]) | 1
+}
+
+// openDB inspects the file and opens it with bbolt, whose panics become errors.
+func (s *Store) openDB(wait time.Duration) (db *bbolt.DB, err error) {
+	var opened *os.File
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			db, err = nil, panicError(p)
+		}
+		if err != nil && opened != nil {
+			_ = opened.Close() // with its lock, which bbolt keeps when it panics
+		}
+	}()
+	db, err = bbolt.Open(s.path, 0o600, &bbolt.Options{
+		Timeout: wait, ReadOnly: s.readOnly, InitialMmapSize: s.mapSize(),
+		OpenFile: func(name string, flag int, perm os.FileMode) (*os.File, error) {
+			if opened != nil {
+				return os.OpenFile(name, flag&^os.O_CREATE, perm)
+			}
+			// Not to be made: between the check above and here it may have gone.
+			f, err := os.OpenFile(name, flag&^os.O_CREATE, perm)
+			if err != nil {
+				return nil, err
+			}
+			opened = f
+			// bbolt takes its lock after this and a writer could still change the file; but then that writer is not
+			// of this package, whose lock we hold.
+			return f, inspect(f)
+		},
+	})
+	switch {
+	case errors.Is(err, bbolt.ErrTimeout):
+		return nil, s.lockedBy(wait)
+	case errors.Is(err, bbolt.ErrInvalid), errors.Is(err, bbolt.ErrChecksum), errors.Is(err, bbolt.ErrVersionMismatch):
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return db, err
+}
+
+// mapSize maps more than the file, so that a writer seldom needs a new map, for which it would wait for readers. Only
+// addresses are used.
+func (s *Store) mapSize() int {
+	if s.noMap || s.readOnly || ^uint(0)>>32 == 0 {
+		return 0
+	}
+	return 1 << 30
+}
+
+// adopt reads what the file says of itself, finds out whether it went on or was put back, and writes that down.
+func (s *Store) adopt(o *Options, fresh, marked bool) error {
+	var backup bool
+	err := s.view(func(tx *bbolt.Tx) (err error) {
+		s.id, s.meta, backup, err = readFormat(tx)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	now := s.clock.wall().UnixMilli()
+	skew := o.MaxSkew
+	if skew == 0 {
+		skew = defaultMaxSkew
+	}
+	if behind := time.Duration(s.meta.highest-now) * time.Millisecond; skew > 0 && s.meta.highest-now > skew.Milliseconds() {
+		return fmt.Errorf("%w: by %v, at most %v; set the clock, or accept it with Options.MaxSkew",
+			ErrClockBehind, behind.Round(time.Second), skew)
+	}
+	s.clock.trust(s.meta.believed)
+	s.highest.Store(s.meta.highest)
+	fi, err := os.Stat(s.path)
+	if err != nil {
+		return err
+	}
+	ino := inode(fi)
+	m := &s.mark.markContent
+	same := marked && !backup && m.id == s.id && (m.inode == ino || m.inode2 == ino) && s.meta.seq >= m.seq
+	if s.readOnly && s.mark.f == nil {
+		same = !backup // there is nothing to tell by
+	}
+	// A crash between the making of a file and of its mark is not a restore: nothing has been acknowledged.
+	unborn := s.meta.seq == 0 && !marked && !backup
+	s.restored = !same && !fresh && !unborn
+	if s.restored {
+		s.meta.history = newHistory()
+	}
+	s.history = s.meta.history
+	if s.readOnly {
+		return nil
+	}
+	if s.restored {
+		err := s.db.Update(func(tx *bbolt.Tx) error {
+			s.meta.seq++
+			// Another id as well: the copy and the original are two files from now on.
+			s.id = randomID()
+			if err := writeFormat(tx, s.id, &s.meta); err != nil {
+				return err
+			}
+			return tx.Bucket(bucketFormat).Delete(keyBackup)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	*m = markContent{id: s.id, inode: ino, seq: s.meta.seq}
+	if err := s.mark.f.Truncate(markSize); err != nil {
+		return err
+	}
+	return s.mark.saveDurably()
+}
+
+// Restored reports whether this opening found that the file had been restored from a backup, copied, or put back, and
+// so gave it a new History. The reason to ask is that acknowledged revocations may be missing.
+func (s *Store) Restored() bool { return s.restored }
+
+// Namespace returns the store of another namespace in the same file: its records, order and events are its own. The
+// name is 1 to 64 of a-z, 0-9, '-' and '_'; with another name every verb answers an error that says so.
+func (s *Store) Namespace(name string) store.Store {
+	s.spacesMu.Lock()
+	defer s.spacesMu.Unlock()
+	if sp := s.spaces[name]; sp != nil {
+		return sp
+	}
+	ok := len(name) >= 1 && len(name) <= 64
+	for i := range len(name) {
+		c := name[i]
+		ok = ok && (c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_')
+	}
+	if !ok {
+		return s.newSpace("", fmt.Errorf("%w: namespace %q must be 1 to 64 of a-z, 0-9, '-' and '_'", errInvalid, name))
+	}
+	sp := s.newSpace(name, nil)
+	s.spaces[name] = sp
+	return sp
+}
+
+func (s *Store) newSpace(name string, err error) *space {
+	return &space{s: s, bucket: []byte(namespacePrefix + name), err: err, tails: map[store.Kind]int{}}
+}
+
+// view runs f in a read transaction. A page that does not read is an error, not a panic.
+func (s *Store) view(f func(*bbolt.Tx) error) (err error) {
+	s.dbMu.RLock()
+	defer s.dbMu.RUnlock()
+	if s.db == nil {
+		if err := s.failure(); err != nil {
+			return err
+		}
+		return ErrClosed
+	}
+	if err := s.failure(); err != nil {
+		return err
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = panicError(p)
+		}
+	}()
+	return s.db.View(f)
+}
+
+// now is the time of an answer that writes nothing; it does not go back behind what was written.
+func (s *Store) now() int64 {
+	wall, _ := s.clock.read()
+	return max(wall, s.highest.Load())
+}
+
+// Close waits for writes in progress and closes the file. What is called later answers ErrClosed. Closing twice is
+// allowed, and answers the same.
+func (s *Store) Close() error {
+	s.closeOne.Do(func() {
+		s.queueMu.Lock()
+		s.closing = true
+		s.queueMu.Unlock()
+		close(s.closed)
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
+		<-s.stopped
+		s.copying <- struct{}{} // Backup and Compact end by s.closed
+		s.dbMu.Lock()
+		db := s.db
+		s.db = nil
+		s.dbMu.Unlock()
+		if err := s.failure(); err != nil {
+			s.closeErr = err
+		}
+		if db != nil {
+			s.closeErr = errors.Join(s.closeErr, closeDB(db))
+		}
+		if s.markErr != nil {
+			s.closeErr = errors.Join(s.closeErr, fmt.Errorf("boltstore: write the mark: %w", s.markErr))
+		}
+		if !s.readOnly && s.mark.f != nil {
+			s.closeErr = errors.Join(s.closeErr, s.mark.saveDurably())
+		}
+		s.closeErr = errors.Join(s.closeErr, s.mark.close())
+	})
+	return s.closeErr
+}
+
+func closeDB(db *bbolt.DB) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = panicError(p)
+		}
+	}()
+	return db.Close()
+}

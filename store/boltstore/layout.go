@@ -1,0 +1,312 @@
+package boltstore
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// The buckets of the file:
+//
+//	apitoken              format, id, meta; backup in a copy that Backup made
+//	n:<namespace>         head, and in buckets of its own:
+//	    r:<kind>          id -> record
+//	    x:<kind>          due(8) id -> nothing: the expiry index, a lower bound of Expires
+//	    t:<kind>          born(8) -> id: records created since the last run
+//	    u:<kind>          born(8) of its last -> run: the selectors of 2,048 records
+//	    d:<kind>          the same key -> how many of a run's records still exist, its first and last id
+//	    p                 pos(8) -> kind 0 id: the order of the state records, newest form only
+//	    e                 n(8) -> event
+//	    b                 n(8) of its last -> block: the selectors of 2,048 events
+//
+// Everything that is written with each Apply is appended in the order of time, because key order is worth six times:
+// a selector index with random keys would dirty a page per entry. See terms.go for what takes its place.
+const formatVersion = 1
+
+var (
+	bucketFormat = []byte("apitoken")
+	keyFormat    = []byte("format")
+	keyID        = []byte("id")
+	keyMeta      = []byte("meta")
+	keyBackup    = []byte("backup")
+	keyHead      = []byte("head")
+)
+
+const namespacePrefix = "n:"
+
+// class is the first letter of a bucket inside a namespace.
+type class byte
+
+const (
+	classRecords class = 'r'
+	classDue     class = 'x'
+	classTail    class = 't'
+	classRuns    class = 'u'
+	classRunDir  class = 'd'
+	classOrder   class = 'p'
+	classEvents  class = 'e'
+	classBlocks  class = 'b'
+)
+
+// Pages of append-only buckets are split nearly full; a record that is rewritten in place may grow a little.
+func (c class) fill() float64 {
+	if c == classRecords {
+		return 0.9
+	}
+	return 1.0
+}
+
+func bucketName(c class, k store.Kind) []byte {
+	if k == "" {
+		return []byte{byte(c)}
+	}
+	b := make([]byte, 0, 2+len(k))
+	b = append(b, byte(c), ':')
+	return append(b, k...)
+}
+
+// fileMeta is what the file says of itself, rewritten with each commit.
+type fileMeta struct {
+	history  uint64
+	seq      uint64 // commits so far
+	highest  int64  // the highest Written, ms: no later write is stamped with less
+	believed int64  // the time that purging believed at the last commit, ms
+}
+
+const sizeMeta = 32
+
+func (m *fileMeta) encode() []byte {
+	b := make([]byte, 0, sizeMeta)
+	b = binary.BigEndian.AppendUint64(b, m.history)
+	b = binary.BigEndian.AppendUint64(b, m.seq)
+	b = binary.BigEndian.AppendUint64(b, uint64(m.highest))
+	return binary.BigEndian.AppendUint64(b, uint64(m.believed))
+}
+
+func decodeMeta(b []byte) (m fileMeta, err error) {
+	if len(b) != sizeMeta {
+		return m, errValue("the format bucket has no readable meta")
+	}
+	m.history = binary.BigEndian.Uint64(b)
+	m.seq = binary.BigEndian.Uint64(b[8:])
+	m.highest = int64(binary.BigEndian.Uint64(b[16:]))
+	m.believed = int64(binary.BigEndian.Uint64(b[24:]))
+	return m, nil
+}
+
+// head is the state of one namespace's order.
+type head struct {
+	last     int64 // the last number given to anything: state, event or creation
+	state    int64 // the last given to a state record
+	blockEnd int64 // the last event that is in a block
+	loose    int64 // events after it
+	trimmed  int64 // the highest event that was purged
+	readOnly bool
+}
+
+const sizeHead = 41
+
+func (h *head) encode() []byte {
+	b := make([]byte, 0, sizeHead)
+	for _, n := range []int64{h.last, h.state, h.blockEnd, h.loose, h.trimmed} {
+		b = binary.BigEndian.AppendUint64(b, uint64(n))
+	}
+	if h.readOnly {
+		return append(b, 1)
+	}
+	return append(b, 0)
+}
+
+// decodeHead takes nil for a namespace that was never written.
+func decodeHead(b []byte) (h head, err error) {
+	if b == nil {
+		return h, nil
+	}
+	if len(b) != sizeHead || b[sizeHead-1] > 1 {
+		return h, errValue("a namespace has no readable head")
+	}
+	for i, p := range []*int64{&h.last, &h.state, &h.blockEnd, &h.loose, &h.trimmed} {
+		*p = int64(binary.BigEndian.Uint64(b[8*i:]))
+	}
+	h.readOnly = b[sizeHead-1] == 1
+	return h, nil
+}
+
+// txn is the one write transaction while it is open. Every write goes through put and del, so that a compaction that
+// copies the file at the same time learns of it.
+type txn struct {
+	s        *Store
+	tx       *bbolt.Tx
+	meta     fileMeta
+	now      int64 // the stamp of this commit, ms
+	believed int64 // what purging may believe, ms
+	spaces   map[*space]*spaceTxn
+	dirty    bool
+}
+
+type spaceTxn struct {
+	t     *txn
+	sp    *space
+	b     *bbolt.Bucket // nil: never written
+	head  head
+	subs  map[subKey]*sub
+	dirty bool
+	moved bool // the state head
+}
+
+type subKey struct {
+	class class
+	kind  store.Kind
+}
+
+// sub is one bucket of a namespace, open for writing.
+type sub struct {
+	b    *bbolt.Bucket
+	path touched // with an empty key
+}
+
+// touched names one key that was written.
+type touched struct{ namespace, sub, key string }
+
+func (t *txn) space(sp *space) (*spaceTxn, error) {
+	if st := t.spaces[sp]; st != nil {
+		return st, nil
+	}
+	st := &spaceTxn{t: t, sp: sp, subs: map[subKey]*sub{}}
+	if st.b = t.tx.Bucket(sp.bucket); st.b != nil {
+		h, err := decodeHead(st.b.Get(keyHead))
+		if err != nil {
+			return nil, err
+		}
+		st.head = h
+	}
+	t.spaces[sp] = st
+	return st, nil
+}
+
+// sub opens a bucket; without create it is nil when there is none.
+func (st *spaceTxn) sub(c class, k store.Kind, create bool) (*sub, error) {
+	key := subKey{c, k}
+	if u := st.subs[key]; u != nil {
+		return u, nil
+	}
+	name := bucketName(c, k)
+	var b *bbolt.Bucket
+	if st.b != nil {
+		b = st.b.Bucket(name)
+	}
+	if b == nil {
+		if !create {
+			return nil, nil
+		}
+		var err error
+		if st.b == nil {
+			if st.b, err = st.t.tx.CreateBucketIfNotExists(st.sp.bucket); err != nil {
+				return nil, err
+			}
+		}
+		if b, err = st.b.CreateBucketIfNotExists(name); err != nil {
+			return nil, err
+		}
+	}
+	b.FillPercent = c.fill()
+	u := &sub{b: b, path: touched{namespace: string(st.sp.bucket), sub: string(name)}}
+	st.subs[key] = u
+	return u, nil
+}
+
+func (st *spaceTxn) put(u *sub, key, value []byte) error {
+	st.touch(u, key)
+	return u.b.Put(key, value)
+}
+
+func (st *spaceTxn) del(u *sub, key []byte) error {
+	st.touch(u, key)
+	return u.b.Delete(key)
+}
+
+func (st *spaceTxn) touch(u *sub, key []byte) {
+	st.dirty, st.t.dirty = true, true
+	if log := st.t.s.touched; log != nil {
+		p := u.path
+		p.key = string(key)
+		log[p] = struct{}{}
+	}
+}
+
+// next gives the next number of the namespace: it rises strictly, and is at least the clock in ms << 16.
+func (st *spaceTxn) next() int64 {
+	n := max(st.head.last+1, st.sp.floor+1, st.t.now<<16)
+	st.head.last, st.sp.floor = n, n
+	return n
+}
+
+// finish builds the blocks that are due and writes the heads and the meta.
+func (t *txn) finish() error {
+	for _, st := range t.spaces {
+		if !st.dirty {
+			continue
+		}
+		if err := st.buildBlocks(); err != nil {
+			return err
+		}
+		if st.b == nil {
+			b, err := t.tx.CreateBucketIfNotExists(st.sp.bucket)
+			if err != nil {
+				return err
+			}
+			st.b = b
+		}
+		if err := st.b.Put(keyHead, st.head.encode()); err != nil {
+			return err
+		}
+		if log := t.s.touched; log != nil {
+			log[touched{namespace: string(st.sp.bucket), key: string(keyHead)}] = struct{}{}
+		}
+	}
+	t.meta.seq++
+	t.meta.highest = t.now
+	t.meta.believed = max(t.meta.believed, min(t.believed, t.now))
+	b := t.tx.Bucket(bucketFormat)
+	if b == nil {
+		return errValue("the format bucket is gone")
+	}
+	return b.Put(keyMeta, t.meta.encode())
+}
+
+func readFormat(tx *bbolt.Tx) (id [16]byte, m fileMeta, backup bool, err error) {
+	b := tx.Bucket(bucketFormat)
+	if b == nil {
+		return id, m, false, fmt.Errorf("%w: a bbolt file of another program", ErrForeign)
+	}
+	v, n := binary.Uvarint(b.Get(keyFormat))
+	if n <= 0 {
+		return id, m, false, fmt.Errorf("%w: its bucket %q has no format version", ErrForeign, bucketFormat)
+	}
+	if v > formatVersion {
+		return id, m, false, fmt.Errorf("%w: version %d, this program knows %d", ErrVersion, v, formatVersion)
+	}
+	if v != formatVersion || len(b.Get(keyID)) != 16 {
+		return id, m, false, errValue("the format bucket does not read")
+	}
+	id = [16]byte(b.Get(keyID))
+	m, err = decodeMeta(b.Get(keyMeta))
+	return id, m, b.Get(keyBackup) != nil, err
+}
+
+func writeFormat(tx *bbolt.Tx, id [16]byte, m *fileMeta) error {
+	b, err := tx.CreateBucketIfNotExists(bucketFormat)
+	if err != nil {
+		return err
+	}
+	if err := b.Put(keyFormat, binary.AppendUvarint(nil, formatVersion)); err != nil {
+		return err
+	}
+	if err := b.Put(keyID, id[:]); err != nil {
+		return err
+	}
+	return b.Put(keyMeta, m.encode())
+}

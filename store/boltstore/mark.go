@@ -1,0 +1,105 @@
+package boltstore
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+)
+
+// The mark is a small file beside the database, <path>.mark. It has two tasks.
+//
+// Its lock is the store's lock. It does not change hands while the database file is closed for a moment, after a
+// failed commit or when Compact puts another file in its place.
+//
+// Its content tells a file that was put back from one that went on: which file this is (id and inode), and how many
+// commits it had. It is written after every commit without waiting for the disk, so it is never ahead of a database
+// that kept its acknowledged commits, and it may be behind after a power failure, which proves nothing and means
+// nothing. A database behind its mark, with another inode, or without a mark was put back, copied or moved to another
+// file system. What stays unseen is a snapshot of the whole file system, which takes the mark back too.
+type mark struct {
+	f *os.File // nil: opened read only where there is none
+	markContent
+}
+
+type markContent struct {
+	id     [16]byte // of the database file, as in its format bucket
+	inode  uint64
+	inode2 uint64 // the compacted file that is about to take its place; 0: none
+	seq    uint64 // commits
+}
+
+const markSize = 8 + 16 + 8 + 8 + 8 + 4
+
+var markMagic = [8]byte{'a', 'p', 'i', 't', 'm', 'a', 'r', 'k'}
+
+var errTimedOut = errors.New("boltstore: timed out")
+
+func (c *markContent) encode() []byte {
+	b := make([]byte, 0, markSize)
+	b = append(b, markMagic[:]...)
+	b = append(b, c.id[:]...)
+	b = binary.BigEndian.AppendUint64(b, c.inode)
+	b = binary.BigEndian.AppendUint64(b, c.inode2)
+	b = binary.BigEndian.AppendUint64(b, c.seq)
+	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+func decodeMark(b []byte) (c markContent, ok bool) {
+	if len(b) != markSize || [8]byte(b[:8]) != markMagic {
+		return c, false
+	}
+	if binary.BigEndian.Uint32(b[markSize-4:]) != crc32.Checksum(b[:markSize-4], castagnoli) {
+		return c, false
+	}
+	c.id = [16]byte(b[8:24])
+	c.inode = binary.BigEndian.Uint64(b[24:])
+	c.inode2 = binary.BigEndian.Uint64(b[32:])
+	c.seq = binary.BigEndian.Uint64(b[40:])
+	return c, true
+}
+
+// load reads the content; false means that there is none to go by.
+func (m *mark) load() (bool, error) {
+	if m.f == nil {
+		return false, nil
+	}
+	b := make([]byte, markSize+1)
+	n, err := m.f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return false, fmt.Errorf("boltstore: read %s: %w", m.f.Name(), err)
+	}
+	c, ok := decodeMark(b[:n])
+	if ok {
+		m.markContent = c
+	}
+	return ok, nil
+}
+
+// save writes the content in place; its size never changes, so it is old or new after a power failure.
+func (m *mark) save() error {
+	if m.f == nil {
+		return nil
+	}
+	_, err := m.f.WriteAt(m.encode(), 0)
+	return err
+}
+
+func (m *mark) saveDurably() error {
+	if m.f == nil {
+		return nil
+	}
+	if err := m.save(); err != nil {
+		return err
+	}
+	return m.f.Sync()
+}
+
+func (m *mark) close() error {
+	if m.f == nil {
+		return nil
+	}
+	return m.f.Close() // gives the lock up as well
+}

@@ -1,0 +1,280 @@
+package boltstore
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// purgeStep is how many index entries or events one transaction goes through, so that others' commits are not held up:
+// about two milliseconds.
+const purgeStep = 256
+
+// maintain runs a step in the writer's transaction.
+func (s *Store) maintain(ctx context.Context, sp *space, urgent bool, step func(*txn) error) error {
+	r := &request{sp: sp, step: step, urgent: urgent}
+	if err := s.submit(ctx, r); err != nil {
+		return err
+	}
+	return r.out.err
+}
+
+// Purge implements [store.Store]. The store's own clock, for this, is one that does not believe a forward step before
+// it has stood for an hour. Each step is a transaction of its own; the number is right even where err is not nil.
+func (sp *space) Purge(ctx context.Context, kind store.Kind, before int64, max int) (int, error) {
+	if sp.err != nil {
+		return 0, sp.err
+	}
+	if err := checkKind(kind); err != nil {
+		return 0, err
+	}
+	if sp.s.readOnly {
+		return 0, store.ErrReadOnly
+	}
+	if kind == store.KindEvent {
+		return sp.purgeEvents(ctx, before, max)
+	}
+	total := 0
+	for total < max {
+		var removed int
+		var done bool
+		err := sp.s.maintain(ctx, sp, true, func(t *txn) (err error) {
+			removed, done, err = purgeRecords(t, sp, kind, before, max-total)
+			return err
+		})
+		if err != nil {
+			return total, err
+		}
+		total += removed
+		if done {
+			break
+		}
+	}
+	return total, nil
+}
+
+// deadline is the time before which Expires must lie: alive is Expires > now.
+func (t *txn) deadline(before int64) int64 { return min(before, t.believed+1) }
+
+func purgeRecords(t *txn, sp *space, kind store.Kind, before int64, most int) (removed int, done bool, err error) {
+	st, err := t.space(sp)
+	if err != nil {
+		return 0, true, err
+	}
+	if st.head.readOnly {
+		return 0, true, store.ErrReadOnly
+	}
+	due, err := st.sub(classDue, kind, false)
+	if err != nil || due == nil {
+		return 0, true, err
+	}
+	records, err := st.sub(classRecords, kind, true)
+	if err != nil {
+		return 0, true, err
+	}
+	limit := t.deadline(before)
+	var keys [][]byte
+	c := due.b.Cursor()
+	done = true
+	for k, _ := c.First(); k != nil && len(k) > 8 && num64(k) < limit; k, _ = c.Next() {
+		if len(keys) == purgeStep {
+			done = false
+			break
+		}
+		keys = append(keys, bytes.Clone(k))
+	}
+	for _, key := range keys {
+		if removed == most {
+			return removed, true, nil
+		}
+		id := key[8:]
+		v := records.b.Get(id)
+		if v == nil {
+			return removed, true, errValue(fmt.Sprintf("record %s/%q is gone and still in the expiry index", kind, id))
+		}
+		h, err := openRecord(v, kind, string(id))
+		if err != nil {
+			return removed, true, err
+		}
+		if err := st.del(due, key); err != nil {
+			return removed, true, err
+		}
+		if h.expires <= 0 || h.expires >= limit {
+			// It was rewritten with a later expiry: the index catches up now, once, instead of at each rotation.
+			later := int64(0)
+			if h.expires > 0 {
+				later = h.expires
+				if err := st.put(due, dueKey(later, id), nil); err != nil {
+					return removed, true, err
+				}
+			}
+			moved := bytes.Clone(v)
+			stampRecord(moved, kind, string(id), h.written, h.pos, later, h.bornAt)
+			if err := st.put(records, id, moved); err != nil {
+				return removed, true, err
+			}
+			continue
+		}
+		if h.pos != 0 {
+			order, err := st.sub(classOrder, "", true)
+			if err != nil {
+				return removed, true, err
+			}
+			if err := st.del(order, key64(h.pos)); err != nil {
+				return removed, true, err
+			}
+		}
+		if err := st.forget(kind, h.bornAt); err != nil {
+			return removed, true, err
+		}
+		if err := st.del(records, id); err != nil {
+			return removed, true, err
+		}
+		removed++
+	}
+	return removed, done, nil
+}
+
+// purgeEvents goes through the blocks that have something expired, then through the events after the last block.
+func (sp *space) purgeEvents(ctx context.Context, before int64, most int) (int, error) {
+	total := 0
+	after := int64(-1) // the end of the last block gone through
+	for total < most {
+		var block []byte
+		err := sp.view(ctx, func(ns *bbolt.Bucket) error {
+			b := readSub(ns, classBlocks, "")
+			if b == nil {
+				return nil
+			}
+			c := b.Cursor()
+			for k, v := c.Seek(key64(after + 1)); k != nil; k, v = c.Next() {
+				tb, err := openTerms(v)
+				if err != nil {
+					return err
+				}
+				if tb.minExpires > 0 && tb.minExpires < before {
+					block = bytes.Clone(k)
+					return nil
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return total, err
+		}
+		removed, more := 0, true
+		for more && total < most {
+			err = sp.s.maintain(ctx, sp, true, func(t *txn) (err error) {
+				if block == nil {
+					removed, more, err = purgeLoose(t, sp, before, most-total)
+				} else {
+					removed, more, err = purgeBlock(t, sp, block, before, most-total)
+				}
+				return err
+			})
+			if err != nil {
+				return total, err
+			}
+			total += removed
+		}
+		if block == nil {
+			break
+		}
+		after = num64(block)
+	}
+	return total, nil
+}
+
+// purgeBlock removes expired events of one block; more when it stopped at the size of a step.
+func purgeBlock(t *txn, sp *space, block []byte, before int64, most int) (removed int, more bool, err error) {
+	st, err := t.space(sp)
+	if err != nil {
+		return 0, false, err
+	}
+	if st.head.readOnly {
+		return 0, false, store.ErrReadOnly
+	}
+	blocks, err := st.sub(classBlocks, "", true)
+	if err != nil {
+		return 0, false, err
+	}
+	v := blocks.b.Get(block)
+	if v == nil {
+		return 0, false, nil // another Purge was faster
+	}
+	tb, err := openTerms(v)
+	if err != nil {
+		return 0, false, err
+	}
+	ns, err := tb.numbers()
+	if err != nil || len(ns) == 0 {
+		return 0, false, err
+	}
+	removed, left, minExpires, err := st.purgeRange(ns[0], ns[len(ns)-1], before, min(most, purgeStep))
+	if err != nil {
+		return removed, false, err
+	}
+	if left == 0 {
+		return removed, false, st.del(blocks, block)
+	}
+	if minExpires != tb.minExpires {
+		fresh := bytes.Clone(v)
+		copy(fresh[1:], key64(minExpires))
+		if err := st.put(blocks, block, fresh); err != nil {
+			return removed, false, err
+		}
+	}
+	return removed, removed == purgeStep, nil
+}
+
+// purgeLoose removes expired events that are in no block yet.
+func purgeLoose(t *txn, sp *space, before int64, most int) (removed int, more bool, err error) {
+	st, err := t.space(sp)
+	if err != nil {
+		return 0, false, err
+	}
+	if st.head.readOnly {
+		return 0, false, store.ErrReadOnly
+	}
+	removed, left, _, err := st.purgeRange(st.head.blockEnd+1, math.MaxInt64, before, min(most, purgeStep))
+	if removed > 0 {
+		st.head.loose = int64(left)
+	}
+	return removed, removed == purgeStep, err
+}
+
+// purgeRange removes at most most expired events with first <= n <= last, and tells what is left of them.
+func (st *spaceTxn) purgeRange(first, last, before int64, most int) (removed, left int, minExpires int64, err error) {
+	events, err := st.sub(classEvents, "", false)
+	if err != nil || events == nil {
+		return 0, 0, 0, err
+	}
+	limit := st.t.deadline(before)
+	var gone [][]byte
+	c := events.b.Cursor()
+	for k, v := c.Seek(key64(first)); k != nil && num64(k) <= last; k, v = c.Next() {
+		_, expires, err := openEvent(v, k)
+		if err != nil {
+			return 0, 0, 0, err
+		}
+		if expires > 0 && expires < limit && len(gone) < most {
+			gone = append(gone, bytes.Clone(k))
+			continue
+		}
+		left++
+		minExpires = earliest(minExpires, expires)
+	}
+	for _, k := range gone {
+		if err := st.del(events, k); err != nil {
+			return removed, left, minExpires, err
+		}
+		st.head.trimmed = max(st.head.trimmed, num64(k))
+		removed++
+	}
+	return removed, left, minExpires, nil
+}

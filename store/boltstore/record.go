@@ -1,0 +1,323 @@
+package boltstore
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// How records and events lie in the file. bbolt checks its meta pages only, so each value carries a CRC-32C over
+// itself and its key: a flipped bit is found when it is read, not believed.
+//
+//	record: layout version written pos expires due born | subject client grant token type | data | crc
+//	event:  layout version written expires id            | subject client grant token type | data | crc
+//
+// The header has a fixed size, so that callers encode in parallel and the one writer only stamps. Strings and data
+// have a uvarint length in front. due is the time under which the record stands in the expiry index (0: not at all),
+// never later than expires; born is its place in the order of creation (0: nothing to select it by).
+const (
+	layoutRecord byte = 1
+	layoutEvent  byte = 2
+
+	offVersion = 1
+	offWritten = 17
+	offPos     = 25
+	offExpires = 33
+	offDue     = 41
+	offBorn    = 49
+	sizeRecord = 57 // of a record's header
+
+	offEventExpires = 25
+	sizeEvent       = 33 // of an event's header
+
+	sizeCRC = 4
+)
+
+// Limits of the contract.
+const (
+	maxID     = 255
+	maxKind   = 64 // the contract names no limit; a kind is part of a bucket's name
+	maxData   = 16 << 10
+	maxPuts   = 16
+	maxEvents = 16
+	maxChange = 256 << 10
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// errInvalid is wrapped by what a correct program never meets: a Change or Query outside of the contract.
+var errInvalid = errors.New("boltstore: invalid argument")
+
+func errValue(what string) error { return fmt.Errorf("%w: %s", ErrDamaged, what) }
+
+// checkChange refuses what the contract refuses, before anybody waits for it.
+func checkChange(c *store.Change) error {
+	if c == nil {
+		return fmt.Errorf("%w: nil Change", errInvalid)
+	}
+	if c.ID == (store.Version{}) {
+		return fmt.Errorf("%w: Change without ID", errInvalid)
+	}
+	if len(c.Puts) > maxPuts || len(c.Events) > maxEvents {
+		return fmt.Errorf("%w: %d puts and %d events, at most %d and %d", store.ErrTooLarge, len(c.Puts), len(c.Events), maxPuts, maxEvents)
+	}
+	total := 0
+	for i := range c.Puts {
+		r := &c.Puts[i].Record
+		if r.Kind == store.KindEvent {
+			return fmt.Errorf("%w: an event belongs in Change.Events", errInvalid)
+		}
+		n, err := checkRecord(r)
+		if err != nil {
+			return err
+		}
+		total += n
+		for j := range i {
+			if p := &c.Puts[j]; p.Kind == r.Kind && p.ID == r.ID {
+				return fmt.Errorf("%w: record %s/%q twice in one Change", errInvalid, r.Kind, r.ID)
+			}
+		}
+	}
+	for i := range c.Events {
+		r := &c.Events[i]
+		if r.Kind != store.KindEvent {
+			return fmt.Errorf("%w: kind %q in Change.Events", errInvalid, r.Kind)
+		}
+		n, err := checkRecord(r)
+		if err != nil {
+			return err
+		}
+		total += n
+	}
+	if total > maxChange {
+		return fmt.Errorf("%w: %d bytes, at most %d", store.ErrTooLarge, total, maxChange)
+	}
+	return nil
+}
+
+func checkRecord(r *store.Record) (int, error) {
+	if err := checkKey(r.Kind, r.ID); err != nil {
+		return 0, err
+	}
+	if len(r.Data) > maxData {
+		return 0, fmt.Errorf("%w: %d bytes of data in %s/%q, at most %d", store.ErrTooLarge, len(r.Data), r.Kind, r.ID, maxData)
+	}
+	return len(r.Kind) + len(r.ID) + len(r.Subject) + len(r.Client) + len(r.Grant) + len(r.Token) + len(r.Type) + len(r.Data), nil
+}
+
+func checkKind(k store.Kind) error {
+	if k == "" || len(k) > maxKind {
+		return fmt.Errorf("%w: kind %q must have 1 to %d bytes", errInvalid, k, maxKind)
+	}
+	return nil
+}
+
+func checkKey(k store.Kind, id string) error {
+	if err := checkKind(k); err != nil {
+		return err
+	}
+	if id == "" || strings.IndexByte(id, 0) >= 0 || !utf8.ValidString(id) {
+		return fmt.Errorf("%w: id %q must be 1 to %d bytes of UTF-8 without NUL", errInvalid, id, maxID)
+	}
+	if len(id) > maxID {
+		return fmt.Errorf("%w: id of %d bytes, at most %d", store.ErrTooLarge, len(id), maxID)
+	}
+	return nil
+}
+
+func appendString(b []byte, s string) []byte {
+	b = binary.AppendUvarint(b, uint64(len(s)))
+	return append(b, s...)
+}
+
+func appendSelectors(b []byte, r *store.Record) []byte {
+	b = appendString(b, r.Subject)
+	b = appendString(b, r.Client)
+	b = appendString(b, r.Grant)
+	b = appendString(b, r.Token)
+	return appendString(b, r.Type)
+}
+
+func bodySize(r *store.Record) int {
+	return len(r.Subject) + len(r.Client) + len(r.Grant) + len(r.Token) + len(r.Type) + len(r.Data) + 6*3 + sizeCRC
+}
+
+// encodeRecord leaves written, pos, due, born and crc to stampRecord. selectors is the length of the header and the
+// five selectors: the part that may not change beside the header.
+func encodeRecord(r *store.Record, v store.Version) (value []byte, selectors int) {
+	b := make([]byte, sizeRecord, sizeRecord+bodySize(r))
+	b[0] = layoutRecord
+	copy(b[offVersion:], v[:])
+	binary.BigEndian.PutUint64(b[offExpires:], uint64(r.Expires))
+	b = appendSelectors(b, r)
+	selectors = len(b)
+	b = binary.AppendUvarint(b, uint64(len(r.Data)))
+	b = append(b, r.Data...)
+	return append(b, 0, 0, 0, 0), selectors
+}
+
+func stampRecord(b []byte, kind store.Kind, id string, written, pos, due, born int64) {
+	binary.BigEndian.PutUint64(b[offWritten:], uint64(written))
+	binary.BigEndian.PutUint64(b[offPos:], uint64(pos))
+	binary.BigEndian.PutUint64(b[offDue:], uint64(due))
+	binary.BigEndian.PutUint64(b[offBorn:], uint64(born))
+	n := len(b) - sizeCRC
+	binary.BigEndian.PutUint32(b[n:], recordCRC(b[:n], kind, id))
+}
+
+func recordCRC(b []byte, kind store.Kind, id string) uint32 {
+	// The key is short: a buffer on the stack is cheaper than two more calls on strings.
+	var key [maxKind + 1 + maxID]byte
+	n := copy(key[:], kind)
+	key[n] = 0
+	n++
+	n += copy(key[n:], id)
+	return crc32.Update(crc32.Checksum(b, castagnoli), castagnoli, key[:n])
+}
+
+// recordHeader is what the writer must know of the record that it replaces.
+type recordHeader struct {
+	version                            store.Version
+	written, pos, expires, due, bornAt int64
+}
+
+// openRecord checks a record's value without decoding its body.
+func openRecord(b []byte, kind store.Kind, id string) (recordHeader, error) {
+	var h recordHeader
+	if len(b) < sizeRecord+sizeCRC || b[0] != layoutRecord {
+		return h, errValue(fmt.Sprintf("record %s/%q has an unknown layout", kind, id))
+	}
+	n := len(b) - sizeCRC
+	if binary.BigEndian.Uint32(b[n:]) != recordCRC(b[:n], kind, id) {
+		return h, errValue(fmt.Sprintf("record %s/%q fails its checksum", kind, id))
+	}
+	copy(h.version[:], b[offVersion:])
+	h.written = int64(binary.BigEndian.Uint64(b[offWritten:]))
+	h.pos = int64(binary.BigEndian.Uint64(b[offPos:]))
+	h.expires = int64(binary.BigEndian.Uint64(b[offExpires:]))
+	h.due = int64(binary.BigEndian.Uint64(b[offDue:]))
+	h.bornAt = int64(binary.BigEndian.Uint64(b[offBorn:]))
+	return h, nil
+}
+
+// decodeRecord copies everything out of b, which is bbolt's memory.
+func decodeRecord(b []byte, kind store.Kind, id string, history uint64) (store.Record, error) {
+	h, err := openRecord(b, kind, id)
+	if err != nil {
+		return store.Record{}, err
+	}
+	r := store.Record{Kind: kind, ID: id, Version: h.version, Written: h.written, Expires: h.expires}
+	if h.pos != 0 {
+		r.Pos = store.Position{History: history, N: h.pos}
+	}
+	if !decodeBody(&r, b[sizeRecord:len(b)-sizeCRC]) {
+		return store.Record{}, errValue(fmt.Sprintf("record %s/%q does not decode", kind, id))
+	}
+	return r, nil
+}
+
+// decodeBody reads selectors and data. One copy backs the five strings.
+func decodeBody(r *store.Record, b []byte) bool {
+	rest := b
+	var ends [6]int // of each field in b
+	var starts [6]int
+	for i := range ends {
+		n, w := binary.Uvarint(rest)
+		if w <= 0 || n > uint64(len(rest)-w) {
+			return false
+		}
+		starts[i] = len(b) - len(rest) + w
+		ends[i] = starts[i] + int(n)
+		rest = rest[w+int(n):]
+	}
+	if len(rest) != 0 {
+		return false
+	}
+	s := string(b[:ends[4]])
+	r.Subject, r.Client, r.Grant = s[starts[0]:ends[0]], s[starts[1]:ends[1]], s[starts[2]:ends[2]]
+	r.Token, r.Type = s[starts[3]:ends[3]], s[starts[4]:ends[4]]
+	if ends[5] > starts[5] {
+		r.Data = append([]byte(nil), b[starts[5]:ends[5]]...)
+	}
+	return true
+}
+
+func encodeEvent(r *store.Record, v store.Version) []byte {
+	b := make([]byte, sizeEvent, sizeEvent+len(r.ID)+3+bodySize(r))
+	b[0] = layoutEvent
+	copy(b[offVersion:], v[:])
+	binary.BigEndian.PutUint64(b[offEventExpires:], uint64(r.Expires))
+	b = appendString(b, r.ID)
+	b = appendSelectors(b, r)
+	b = binary.AppendUvarint(b, uint64(len(r.Data)))
+	b = append(b, r.Data...)
+	return append(b, 0, 0, 0, 0)
+}
+
+func stampEvent(b []byte, key []byte, written int64) {
+	binary.BigEndian.PutUint64(b[offWritten:], uint64(written))
+	n := len(b) - sizeCRC
+	binary.BigEndian.PutUint32(b[n:], eventCRC(b[:n], key))
+}
+
+func eventCRC(b, key []byte) uint32 {
+	return crc32.Update(crc32.Checksum(b, castagnoli), castagnoli, key)
+}
+
+func openEvent(b, key []byte) (written, expires int64, err error) {
+	if len(b) < sizeEvent+sizeCRC || b[0] != layoutEvent {
+		return 0, 0, errValue(fmt.Sprintf("event %x has an unknown layout", key))
+	}
+	n := len(b) - sizeCRC
+	if binary.BigEndian.Uint32(b[n:]) != eventCRC(b[:n], key) {
+		return 0, 0, errValue(fmt.Sprintf("event %x fails its checksum", key))
+	}
+	return int64(binary.BigEndian.Uint64(b[offWritten:])), int64(binary.BigEndian.Uint64(b[offEventExpires:])), nil
+}
+
+func decodeEvent(b, key []byte) (store.Record, error) {
+	written, expires, err := openEvent(b, key)
+	if err != nil {
+		return store.Record{}, err
+	}
+	r := store.Record{Kind: store.KindEvent, Written: written, Expires: expires}
+	copy(r.Version[:], b[offVersion:])
+	rest := b[sizeEvent : len(b)-sizeCRC]
+	n, w := binary.Uvarint(rest)
+	if w <= 0 || n > uint64(len(rest)-w) {
+		return store.Record{}, errValue(fmt.Sprintf("event %x does not decode", key))
+	}
+	r.ID = string(rest[w : w+int(n)])
+	if !decodeBody(&r, rest[w+int(n):]) {
+		return store.Record{}, errValue(fmt.Sprintf("event %x does not decode", key))
+	}
+	return r, nil
+}
+
+// key64 orders non-negative numbers bytewise.
+func key64(n int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(n)) }
+
+// num64 reads a key of key64; keys of another length cannot come from this package.
+func num64(b []byte) int64 {
+	if len(b) < 8 {
+		return 0
+	}
+	return int64(binary.BigEndian.Uint64(b) & math.MaxInt64)
+}
+
+// matches tells whether a record is what q selects, Kind and Cursor aside.
+func matches(r *store.Record, q *store.Query) bool {
+	return (q.Subject == "" || q.Subject == r.Subject) &&
+		(q.Client == "" || q.Client == r.Client) &&
+		(q.Grant == "" || q.Grant == r.Grant) &&
+		(q.Token == "" || q.Token == r.Token) &&
+		(q.Type == "" || q.Type == r.Type) &&
+		(q.Since == 0 || r.Written >= q.Since) &&
+		(q.Until == 0 || r.Written < q.Until)
+}
