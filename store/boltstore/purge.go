@@ -44,7 +44,7 @@ func (sp *space) Purge(ctx context.Context, kind store.Kind, before int64, max i
 		var removed int
 		var done bool
 		err := sp.s.maintain(ctx, sp, true, func(t *txn) (err error) {
-			removed, done, err = purgeRecords(t, sp, kind, before, max-total)
+			removed, done, err = purgeDue(t, sp, kind, before, max-total)
 			return err
 		})
 		if err != nil {
@@ -55,13 +55,107 @@ func (sp *space) Purge(ctx context.Context, kind store.Kind, before int64, max i
 			break
 		}
 	}
-	return total, nil
+	// What was created last stands in no index yet: 2,048 records at most.
+	tail, err := sp.tailDue(ctx, kind, before)
+	for len(tail) > 0 && total < max && err == nil {
+		part := tail[:min(len(tail), purgeStep, max-total)]
+		tail = tail[len(part):]
+		removed := 0
+		err = sp.s.maintain(ctx, sp, true, func(t *txn) (err error) {
+			removed, err = purgeTail(t, sp, kind, before, part)
+			return err
+		})
+		if err != nil {
+			break // a step whose caller has gone may still count
+		}
+		total += removed
+	}
+	return total, err
 }
 
 // deadline is the time before which Expires must lie: alive is Expires > now.
 func (t *txn) deadline(before int64) int64 { return min(before, t.believed+1) }
 
-func purgeRecords(t *txn, sp *space, kind store.Kind, before int64, most int) (removed int, done bool, err error) {
+// tailDue finds records of the tail that may have expired.
+func (sp *space) tailDue(ctx context.Context, kind store.Kind, before int64) (ids [][]byte, err error) {
+	_, believed := sp.s.clock.read()
+	limit := min(before, believed+1)
+	err = sp.view(ctx, func(ns *bbolt.Bucket) error {
+		tail, records := readSub(ns, classTail, kind), readSub(ns, classRecords, kind)
+		if tail == nil || records == nil {
+			return nil
+		}
+		c := tail.Cursor()
+		for k, id := c.First(); k != nil; k, id = c.Next() {
+			h, err := openRecord(records.Get(id), kind, string(id))
+			if err != nil {
+				return err
+			}
+			if h.expires > 0 && h.expires < limit {
+				ids = append(ids, bytes.Clone(id))
+			}
+		}
+		return nil
+	})
+	return ids, err
+}
+
+// purgeTail removes those of ids that are still there and expired.
+func purgeTail(t *txn, sp *space, kind store.Kind, before int64, ids [][]byte) (removed int, err error) {
+	st, err := t.space(sp)
+	if err != nil {
+		return 0, err
+	}
+	if st.head.readOnly {
+		return 0, store.ErrReadOnly
+	}
+	records, err := st.sub(classRecords, kind, true)
+	if err != nil {
+		return 0, err
+	}
+	limit := t.deadline(before)
+	for _, id := range ids {
+		v := records.b.Get(id)
+		if v == nil {
+			continue
+		}
+		h, err := openRecord(v, kind, string(id))
+		if err != nil {
+			return removed, err
+		}
+		if h.expires <= 0 || h.expires >= limit {
+			continue
+		}
+		if err := st.moveDue(kind, id, h.bornAt, h.due, 0); err != nil { // it may have left the tail meanwhile
+			return removed, err
+		}
+		if err := st.remove(records, kind, id, &h); err != nil {
+			return removed, err
+		}
+		removed++
+	}
+	return removed, nil
+}
+
+// remove takes a record out of everything but the expiry index.
+func (st *spaceTxn) remove(records *sub, kind store.Kind, id []byte, h *recordHeader) error {
+	if h.pos != 0 {
+		order, err := st.sub(classOrder, "", true)
+		if err != nil {
+			return err
+		}
+		if err := st.del(order, key64(h.pos)); err != nil {
+			return err
+		}
+	}
+	if err := st.forget(kind, h.bornAt); err != nil {
+		return err
+	}
+	return st.del(records, id)
+}
+
+// purgeDue goes through the expiry index; done when it needs no further step.
+func purgeDue(t *txn, sp *space, kind store.Kind, before int64, most int) (removed int, done bool, err error) {
 	st, err := t.space(sp)
 	if err != nil {
 		return 0, true, err
@@ -120,19 +214,7 @@ func purgeRecords(t *txn, sp *space, kind store.Kind, before int64, most int) (r
 			}
 			continue
 		}
-		if h.pos != 0 {
-			order, err := st.sub(classOrder, "", true)
-			if err != nil {
-				return removed, true, err
-			}
-			if err := st.del(order, key64(h.pos)); err != nil {
-				return removed, true, err
-			}
-		}
-		if err := st.forget(kind, h.bornAt); err != nil {
-			return removed, true, err
-		}
-		if err := st.del(records, id); err != nil {
+		if err := st.remove(records, kind, id, &h); err != nil {
 			return removed, true, err
 		}
 		removed++

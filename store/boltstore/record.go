@@ -20,7 +20,8 @@ import (
 //
 // The header has a fixed size, so that callers encode in parallel and the one writer only stamps. Strings and data
 // have a uvarint length in front. due is the time under which the record stands in the expiry index (0: not at all),
-// never later than expires; born is its place in the order of creation (0: nothing to select it by).
+// or will stand when it leaves the tail, never later than expires; born is its place in the order of creation (0: it
+// began with nothing to select it by and no expiry, and is in no tail and no run).
 const (
 	layoutRecord byte = 1
 	layoutEvent  byte = 2

@@ -15,7 +15,8 @@ import (
 // What List selects by. An index entry per selector and record would have random keys and cost half the throughput;
 // instead the selectors of 2,048 events, or of 2,048 newly created records, are written together as one sorted block
 // when so many have come, and what has come since the last block is read one by one. A query searches each block for
-// its term: 10 million records are 5,000 blocks. A term is a hash, so what it finds is compared in full.
+// its term: 10 million records are 5,000 blocks. A term is a hash, so what it finds is compared in full. The expiry index
+// of new records waits for the run in the same way.
 //
 //	block or run: layout(1) minExpires(8) members(2) terms(4) | terms × (hash(4) member(2)), sorted | members
 //
@@ -225,7 +226,7 @@ func (st *spaceTxn) countTail(kind store.Kind, tail *sub, n int) error {
 	return nil
 }
 
-// buildRun moves the first 2,048 records of the tail into a run.
+// buildRun moves the first 2,048 records of the tail into a run, and their expiry into its index.
 func (st *spaceTxn) buildRun(kind store.Kind) error {
 	tail, err := st.sub(classTail, kind, true)
 	if err != nil {
@@ -243,7 +244,11 @@ func (st *spaceTxn) buildRun(kind store.Kind) error {
 	if err != nil {
 		return err
 	}
-	var keys [][]byte
+	index, err := st.sub(classDue, kind, true)
+	if err != nil {
+		return err
+	}
+	var keys, dues [][]byte
 	var ids []string
 	c := tail.b.Cursor()
 	for k, v := c.First(); k != nil && len(keys) < blockMembers; k, v = c.Next() {
@@ -267,6 +272,15 @@ func (st *spaceTxn) buildRun(kind store.Kind) error {
 		}
 		terms = appendTerms(terms, &r, i)
 		list = appendString(list, id)
+		if due := int64(binary.BigEndian.Uint64(v[offDue:])); due > 0 {
+			dues = append(dues, dueKey(due, []byte(id)))
+		}
+	}
+	slices.SortFunc(dues, bytes.Compare)
+	for _, k := range dues {
+		if err := st.put(index, k, nil); err != nil {
+			return err
+		}
 	}
 	for _, k := range keys {
 		if err := st.del(tail, k); err != nil {

@@ -73,11 +73,10 @@ func (s *Store) run() {
 	last := 0
 	for {
 		// Those whom the last commit woke come back at once if they are given the processor: a group twice the size
-		// for a few microseconds. Nobody waits for anybody who does not.
-		for range 3 {
-			if s.waiting() >= last {
-				break
-			}
+		// for some microseconds. It ends when a round brings nobody, so nobody waits for who does something else.
+		all := s.waiting() + last
+		for n := -1; n < s.waiting() && s.waiting() < all; {
+			n = s.waiting()
 			runtime.Gosched()
 		}
 		group, closing := s.take()

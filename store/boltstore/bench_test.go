@@ -1,0 +1,183 @@
+package boltstore
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Sizes as the service writes them: a grant of 300 bytes of data, an event of 150.
+func benchGrant(n int64) store.Record {
+	return store.Record{
+		Kind: "grant", ID: fmt.Sprintf("%016x%016x", time.Now().UnixMilli(), n), Subject: fmt.Sprint("user-", n%5000),
+		Client: fmt.Sprint("client-", n%20), Expires: time.Now().Add(24 * time.Hour).UnixMilli(), Data: make([]byte, 300),
+	}
+}
+
+func benchEvent(g *store.Record, n int64) store.Record {
+	return store.Record{
+		Kind: store.KindEvent, ID: fmt.Sprintf("%016x", n), Subject: g.Subject, Client: g.Client, Grant: g.ID,
+		Token: fmt.Sprintf("t%015x", n), Type: "issue", Data: make([]byte, 150),
+	}
+}
+
+func benchID() (v store.Version) { _, _ = rand.Read(v[:]); return v }
+
+// run has callers goroutines do b.N operations.
+func run(b *testing.B, s *Store, callers int, op func(caller int)) {
+	before := s.meta.seq
+	var n atomic.Int64
+	var wg sync.WaitGroup
+	b.ResetTimer()
+	for c := range callers {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for n.Add(1) <= int64(b.N) {
+				op(c)
+			}
+		}()
+	}
+	wg.Wait()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "op/s")
+	b.ReportMetric(float64(b.N)/float64(s.meta.seq-before), "op/commit")
+}
+
+func BenchmarkIssue(b *testing.B) {
+	for _, callers := range []int{1, 8, 64, 256} {
+		b.Run(fmt.Sprint(callers), func(b *testing.B) {
+			s := newT(b)
+			var n atomic.Int64
+			run(b, s, callers, func(int) {
+				i := n.Add(1)
+				g := benchGrant(i)
+				c := &store.Change{ID: benchID(), Puts: []store.Put{{Record: g}}, Events: []store.Record{benchEvent(&g, i)}}
+				if _, err := s.Apply(context.Background(), c); err != nil {
+					b.Error(err)
+				}
+			})
+		})
+	}
+}
+
+func BenchmarkEvent(b *testing.B) {
+	s := newT(b)
+	var n atomic.Int64
+	run(b, s, 64, func(int) {
+		i := n.Add(1)
+		g := benchGrant(i)
+		c := &store.Change{ID: benchID(), Events: []store.Record{benchEvent(&g, i)}}
+		if _, err := s.Apply(context.Background(), c); err != nil {
+			b.Error(err)
+		}
+	})
+}
+
+// BenchmarkRotate rewrites grants in place, each caller its own out of 10,000.
+func BenchmarkRotate(b *testing.B) {
+	for _, callers := range []int{1, 8, 64, 256} {
+		b.Run(fmt.Sprint(callers), func(b *testing.B) {
+			s := newT(b)
+			const grants = 10240
+			recs, vers := make([]store.Record, grants), make([]store.Version, grants)
+			for i := 0; i < grants; i += 16 {
+				c := &store.Change{ID: benchID()}
+				for j := i; j < i+16; j++ {
+					recs[j], vers[j] = benchGrant(int64(j)), c.ID
+					c.Puts = append(c.Puts, store.Put{Record: recs[j]})
+				}
+				if _, err := s.Apply(context.Background(), c); err != nil {
+					b.Fatal(err)
+				}
+			}
+			at := make([]int, callers)
+			for i := range at {
+				at[i] = i
+			}
+			var n atomic.Int64
+			run(b, s, callers, func(w int) {
+				i := at[w]
+				if at[w] += callers; at[w] >= grants {
+					at[w] = w
+				}
+				r := recs[i]
+				r.Expires = time.Now().Add(24 * time.Hour).UnixMilli()
+				c := &store.Change{
+					ID: benchID(), Puts: []store.Put{{Record: r, Expect: vers[i]}},
+					Events: []store.Record{benchEvent(&r, n.Add(1))},
+				}
+				if _, err := s.Apply(context.Background(), c); err != nil {
+					b.Error(err)
+				}
+				vers[i] = c.ID
+			})
+		})
+	}
+}
+
+// BenchmarkAlone compares one caller with a bare Update of the same bytes, in turn, so that the disk's mood is shared.
+func BenchmarkAlone(b *testing.B) {
+	for _, what := range []string{"issue", "rotate"} {
+		b.Run(what, func(b *testing.B) { benchAlone(b, what == "rotate") })
+	}
+}
+
+func benchAlone(b *testing.B, rotate bool) {
+	s := newT(b)
+	db, err := bbolt.Open(filepath.Join(b.TempDir(), "bare.db"), 0o600, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer db.Close()
+	var ours, bare time.Duration
+	var last store.Version
+	b.ResetTimer()
+	for i := range int64(b.N) {
+		g := benchGrant(i)
+		c := &store.Change{ID: benchID(), Puts: []store.Put{{Record: g}}, Events: []store.Record{benchEvent(&g, i)}}
+		if rotate {
+			c.Puts[0].ID, c.Puts[0].Subject, c.Puts[0].Client, c.Puts[0].Expect = "grant", "s", "c", last
+		}
+		last = c.ID
+		v, _ := encodeRecord(&c.Puts[0].Record, c.ID)
+		e := encodeEvent(&c.Events[0], c.ID)
+		k := key64(i)
+		t0 := time.Now()
+		if _, err := s.Apply(context.Background(), c); err != nil {
+			b.Fatal(err)
+		}
+		t1 := time.Now()
+		err := db.Update(func(tx *bbolt.Tx) error {
+			grants, err := tx.CreateBucketIfNotExists([]byte("grants"))
+			if err != nil {
+				return err
+			}
+			events, err := tx.CreateBucketIfNotExists([]byte("events"))
+			if err != nil {
+				return err
+			}
+			if err := grants.Put([]byte(c.Puts[0].ID), v); err != nil {
+				return err
+			}
+			return events.Put(k, e)
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		ours += t1.Sub(t0)
+		bare += time.Since(t1)
+	}
+	b.ReportMetric(float64(ours)/float64(bare), "ratio")
+	b.ReportMetric(float64(ours.Microseconds())/float64(b.N), "µs/apply")
+	b.ReportMetric(float64(bare.Microseconds())/float64(b.N), "µs/bare")
+	b.ReportMetric(float64(s.db.Stats().TxStats.Write-db.Stats().TxStats.Write)/float64(b.N), "more-writes")
+}
