@@ -114,7 +114,7 @@ func (s *Store) copyTo(ctx context.Context, name string, backup bool, finish fun
 
 	c := &copier{s: s, ctx: ctx, name: name}
 	// The copy is synced once, at its end, before anything relies on it.
-	c.dst, err = bbolt.Open(name, 0o600, &bbolt.Options{NoSync: true, Timeout: time.Second, InitialMmapSize: s.mapSize()})
+	c.dst, err = bbolt.Open(name, 0o600, &bbolt.Options{NoSync: true, NoGrowSync: true, Timeout: time.Second, InitialMmapSize: s.mapSize()})
 	if err != nil {
 		return fmt.Errorf("boltstore: copy: %w", err)
 	}

@@ -20,6 +20,8 @@ import (
 
 const (
 	maxGroup   = 512
+	minGrow    = 256 << 10 // bytes
+	maxGrow    = 16 << 20
 	probeEvery = time.Second // between attempts to come back from a full disk or a failed commit
 )
 
@@ -276,6 +278,8 @@ func (s *Store) tryGroup(group []*request) (culprit int, err error) {
 	if err := t.finish(); err != nil {
 		panic(err)
 	}
+	// bbolt makes room for 16 MiB at a time, which would be most of a small file.
+	s.db.AllocSize = int(min(max(tx.Size()/8, minGrow), maxGrow))
 	s.takeOff(group, t)
 	if err := s.commit(tx); err != nil {
 		s.setFailure(err)
