@@ -44,8 +44,6 @@ type Store struct {
 	history  uint64
 	restored bool
 	clock    *clock
-	noMap    bool // do not map more than the file
-	openFile func(string, int, os.FileMode) (*os.File, error)
 	commit   func(*bbolt.Tx) error // tests make it fail
 
 	queueMu sync.Mutex // guards queue and closing
@@ -64,6 +62,7 @@ type Store struct {
 	db   *bbolt.DB
 
 	failed   atomic.Pointer[error]
+	lost     atomic.Bool // the runtime panicked inside bbolt
 	flight   atomic.Pointer[inFlight]
 	highest  atomic.Int64  // of meta, for readers
 	copying  chan struct{} // holds a token while Backup or Compact works
@@ -190,7 +189,7 @@ func open(path string, o *Options, clk *clock) (_ *Store, err error) {
 			return nil, err
 		}
 	}
-	if s.db, err = s.openDB(max(time.Until(deadline), time.Millisecond)); err != nil {
+	if s.db, err = s.openDB(max(time.Until(deadline), time.Millisecond), inspect); err != nil {
 		return nil, err
 	}
 	if err := s.adopt(o, fresh, marked); err != nil {
@@ -310,7 +309,7 @@ func newHistory() uint64 {
 }
 
 // openDB inspects the file and opens it with bbolt, whose panics become errors.
-func (s *Store) openDB(wait time.Duration) (db *bbolt.DB, err error) {
+func (s *Store) openDB(wait time.Duration, inspect func(*os.File) error) (db *bbolt.DB, err error) {
 	var opened *os.File
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -350,7 +349,7 @@ func (s *Store) openDB(wait time.Duration) (db *bbolt.DB, err error) {
 // mapSize maps more than the file, so that a writer seldom needs a new map, for which it would wait for readers. Only
 // addresses are used.
 func (s *Store) mapSize() int {
-	if s.noMap || s.readOnly || ^uint(0)>>32 == 0 {
+	if s.readOnly || ^uint(0)>>32 == 0 {
 		return 0
 	}
 	return 1 << 30
@@ -451,19 +450,16 @@ func (s *Store) newSpace(name string, err error) *space {
 func (s *Store) view(f func(*bbolt.Tx) error) (err error) {
 	s.dbMu.RLock()
 	defer s.dbMu.RUnlock()
-	if s.db == nil {
-		if err := s.failure(); err != nil {
-			return err
-		}
-		return ErrClosed
-	}
 	if err := s.failure(); err != nil {
 		return err
+	}
+	if s.db == nil {
+		return ErrClosed
 	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
-			err = panicError(p)
+			err = s.caught(p)
 		}
 	}()
 	return s.db.View(f)
@@ -497,7 +493,7 @@ func (s *Store) Close() error {
 			s.closeErr = err
 		}
 		if db != nil {
-			s.closeErr = errors.Join(s.closeErr, closeDB(db))
+			s.closeErr = errors.Join(s.closeErr, s.closeLast(db))
 		}
 		if s.markErr != nil {
 			s.closeErr = errors.Join(s.closeErr, fmt.Errorf("boltstore: write the mark: %w", s.markErr))
@@ -508,6 +504,21 @@ func (s *Store) Close() error {
 		s.closeErr = errors.Join(s.closeErr, s.mark.close())
 	})
 	return s.closeErr
+}
+
+// closeLast does not wait for a lock that a panic inside bbolt left behind.
+func (s *Store) closeLast(db *bbolt.DB) error {
+	if !s.lost.Load() {
+		return closeDB(db)
+	}
+	done := make(chan error, 1)
+	go func() { done <- closeDB(db) }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(time.Second):
+		return errValue("the file is given up, its map stays until the process ends")
+	}
 }
 
 func closeDB(db *bbolt.DB) (err error) {

@@ -6,6 +6,7 @@ import (
 	"hash/fnv"
 	"io"
 	"os"
+	"time"
 )
 
 // What bbolt must not be shown. It checks the meta pages alone and panics, or maps memory behind the end of the file,
@@ -28,9 +29,9 @@ const (
 	metaSize    = 64 // magic version pageSize flags(4 each) root(16) freelist pgid txid checksum(8 each)
 	noFreelist  = 1<<64 - 1
 
-	// How many pages one Open looks at: 1 GiB of pages, a few seconds where none is in memory. Beyond that the rest
-	// is checked when it is read.
-	checkPages = 1 << 18
+	// How many pages one Open looks at, and for how long. Beyond that the rest is checked when it is read.
+	checkPages = 1 << 18 // 1 GiB
+	checkTime  = 2 * time.Second
 )
 
 var order = binary.NativeEndian
@@ -109,32 +110,40 @@ func findMeta(f io.ReaderAt, size int64) (boltMeta, error) {
 	return best, ErrForeign
 }
 
-// inspect refuses a file that bbolt could not survive. It reads through the file, never maps it.
-func inspect(f *os.File) error {
+// inspectMeta refuses what is not a whole bbolt file.
+func inspectMeta(f *os.File) (m boltMeta, err error) {
 	fi, err := f.Stat()
 	if err != nil {
-		return err
+		return m, err
 	}
-	switch {
-	case fi.IsDir():
-		return fmt.Errorf("%w: it is a directory", ErrForeign)
-	case !fi.Mode().IsRegular():
-		return fmt.Errorf("%w: it is not a regular file", ErrForeign)
-	case fi.Size() == 0:
-		return fmt.Errorf("%w: it exists and is empty, which a token store never is; if nothing was lost, remove it", ErrForeign)
+	if err := checkKindOfFile(fi); err != nil {
+		return m, err
 	}
-	m, err := findMeta(f, fi.Size())
+	if m, err = findMeta(f, fi.Size()); err != nil {
+		return m, err
+	}
+	if m.pages < 4 || m.pages > uint64(fi.Size())/uint64(m.pageSize) {
+		return m, damaged("cut short: %d bytes, and its %d pages need %d", fi.Size(), m.pages, m.pages*uint64(m.pageSize))
+	}
+	if m.root < 2 || m.root >= m.pages || m.freelist != noFreelist && (m.freelist < 2 || m.freelist >= m.pages) {
+		return m, damaged("the meta page points outside of the file")
+	}
+	return m, nil
+}
+
+// inspectShallow is for a file that was inspected when it was opened first.
+func inspectShallow(f *os.File) error {
+	_, err := inspectMeta(f)
+	return err
+}
+
+// inspect refuses a file that bbolt could not survive. It reads through the file, never maps it.
+func inspect(f *os.File) error {
+	m, err := inspectMeta(f)
 	if err != nil {
 		return err
 	}
-	ps := uint64(m.pageSize)
-	if m.pages < 4 || m.pages > uint64(fi.Size())/ps {
-		return damaged("cut short: %d bytes, its %d pages need %d", fi.Size(), m.pages, m.pages*ps)
-	}
-	if m.root < 2 || m.root >= m.pages || m.freelist != noFreelist && (m.freelist < 2 || m.freelist >= m.pages) {
-		return damaged("the meta page points outside of the file")
-	}
-	c := checker{f: f, m: m, buf: make([]byte, ps), used: make(map[uint64]struct{})}
+	c := checker{f: f, m: m, used: make(map[uint64]struct{}), until: time.Now().Add(checkTime)}
 	if err := c.tree(m.root, 0); err != nil {
 		return err
 	}
@@ -146,10 +155,10 @@ func inspect(f *os.File) error {
 
 // checker follows each page from the root once: a page that is used twice, or used and free, would be overwritten.
 type checker struct {
-	f    *os.File
-	m    boltMeta
-	buf  []byte
-	used map[uint64]struct{}
+	f     *os.File
+	m     boltMeta
+	used  map[uint64]struct{}
+	until time.Time
 }
 
 const maxDepth = 64
@@ -186,7 +195,7 @@ func (c *checker) page(id uint64) (b []byte, flags, count uint16, err error) {
 }
 
 func (c *checker) tree(id uint64, depth int) error {
-	if len(c.used) > checkPages {
+	if len(c.used) > checkPages || len(c.used)%64 == 0 && time.Now().After(c.until) {
 		return nil
 	}
 	if depth > maxDepth {

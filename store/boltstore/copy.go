@@ -372,7 +372,7 @@ func (s *Store) replace(c *copier) error {
 		s.mark.inode = s.mark.inode2
 	}
 	s.mark.inode2 = 0
-	if s.db, err = s.openDB(time.Second); err != nil {
+	if s.db, err = s.openDB(time.Second, inspectShallow); err != nil {
 		s.db = nil
 		s.setFailure(err) // the next write opens it again
 		return err

@@ -199,7 +199,8 @@ func TestFullDiskTakesRevocations(t *testing.T) {
 	require.NoError(t, err, "a revocation does")
 	_, err = s.Apply(ctx, grant)
 	require.ErrorIs(t, err, ErrFull)
-	require.NoError(t, s.SetReadOnly(ctx, false))
+	_, err = s.Purge(ctx, "grant", 1, 1)
+	require.NoError(t, err, "purging goes on in the pages that there are")
 	_, err = s.Get(ctx, "grant", "before")
 	require.NoError(t, err, "reading goes on")
 	restore()
@@ -329,3 +330,24 @@ func TestCallerOfBackupMayWrite(t *testing.T) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
+// TestCutWhileOpen: another program shortens the file under the map. Reading and writing answer errors.
+func TestCutWhileOpen(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int64{0, 4096, 3 * 4096} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			t.Parallel()
+			path, ctx := filepath.Join(t.TempDir(), "tokens.db"), context.Background()
+			s := newAt(t, path)
+			require.NoError(t, os.Truncate(path, size))
+			_, err := s.Get(ctx, store.KindRule, "a")
+			require.Error(t, err)
+			_, err = s.Apply(ctx, &store.Change{ID: newVersion(), Puts: []store.Put{put(store.KindRule, "z", store.Version{})}})
+			require.Error(t, err)
+			require.NotErrorIs(t, err, store.ErrConflict)
+			require.Error(t, s.Close())
+			_, err = Open(path, nil)
+			require.Error(t, err, "and what is left is not taken for a store")
+		})
+	}
+}

@@ -224,6 +224,8 @@ func purgeDue(t *txn, sp *space, kind store.Kind, before int64, most int) (remov
 
 // purgeEvents goes through the blocks that have something expired, then through the events after the last block.
 func (sp *space) purgeEvents(ctx context.Context, before int64, most int) (int, error) {
+	_, believed := sp.s.clock.read()
+	before = min(before, believed+1)
 	total := 0
 	after := int64(-1) // the end of the last block gone through
 	for total < most {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"runtime"
 	"time"
 )
 
@@ -25,10 +26,32 @@ func (s *Store) setFailure(cause error) {
 	s.failed.CompareAndSwap(nil, &err)
 }
 
+// panicError makes an error of what was recovered: bbolt panics where a page does not read.
+func panicError(p any) error {
+	if err, ok := p.(error); ok && errors.Is(err, ErrDamaged) {
+		return err
+	}
+	return errValue(fmt.Sprint(p))
+}
+
+// caught does the same, and gives the file up when the runtime itself panicked: the file was cut below its map, or a
+// page pointed behind it. bbolt may hold locks of its own then, and reopening would help only another process.
+func (s *Store) caught(p any) error {
+	err := panicError(p)
+	if _, fault := p.(runtime.Error); fault {
+		s.lost.Store(true)
+		s.setFailure(err)
+	}
+	return err
+}
+
 // recoverFile is called by the writer after a failure, at once and then at most once a second.
 func (s *Store) recoverFile() bool {
 	if s.failure() == nil {
 		return true
+	}
+	if s.lost.Load() {
+		return false
 	}
 	now := s.clock.mono()
 	if s.probed != 0 && now-s.probed < probeEvery && s.db == nil {
@@ -49,7 +72,7 @@ func (s *Store) recoverFile() bool {
 			return false
 		}
 	}
-	db, err := s.openDB(time.Second)
+	db, err := s.openDB(time.Second, inspectShallow)
 	if err != nil {
 		return false
 	}
@@ -91,14 +114,7 @@ func rewritePages(path string) error {
 		return err
 	}
 	defer f.Close()
-	if err := inspect(f); err != nil {
-		return err
-	}
-	fi, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	m, err := findMeta(f, fi.Size())
+	m, err := inspectMeta(f)
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 
 const (
 	maxGroup   = 512
+	maxQueue   = 1 << 14   // callers that gave up leave their writes behind: a disk that hangs must not fill the memory
 	minGrow    = 256 << 10 // bytes
 	maxGrow    = 16 << 20
 	probeEvery = time.Second // between attempts to come back from a full disk or a failed commit
@@ -31,7 +32,7 @@ type request struct {
 	in     *intent
 	step   func(*txn) error // nil for an intent
 	alone  func() error     // runs between two groups, outside of any transaction
-	urgent bool             // goes on when the disk is full
+	urgent bool             // a revocation: has the reserve when the disk is full
 	out    outcome
 	done   chan struct{}
 }
@@ -54,6 +55,10 @@ func (s *Store) submit(ctx context.Context, r *request) error {
 	if s.closing {
 		s.queueMu.Unlock()
 		return ErrClosed
+	}
+	if len(s.queue) >= maxQueue {
+		s.queueMu.Unlock()
+		return fmt.Errorf("boltstore: %d writes are waiting for the disk already", maxQueue)
 	}
 	s.queue = append(s.queue, r)
 	s.queueMu.Unlock()
@@ -133,14 +138,10 @@ func (s *Store) commitGroup(group []*request) {
 		fail(group, store.ErrReadOnly)
 		return
 	}
-	if s.failure() != nil && !s.recoverFile() {
-		fail(group, s.failure())
-		return
-	}
 	if group = s.runAlone(group); len(group) == 0 {
 		return
 	}
-	if s.failure() != nil && !s.recoverFile() { // alone may have closed the file
+	if !s.recoverFile() {
 		fail(group, s.failure())
 		return
 	}
@@ -173,14 +174,7 @@ func (s *Store) commitGroup(group []*request) {
 			fail(group, s.failure())
 			return
 		}
-		var urgent, others []*request
-		for _, r := range group {
-			if r.urgent {
-				urgent = append(urgent, r)
-			} else {
-				others = append(others, r)
-			}
-		}
+		urgent, others := divide(group, func(r *request) bool { return r.urgent })
 		fail(others, fmt.Errorf("%w: %w", ErrFull, err))
 		group = urgent
 		if len(group) > 0 && !s.reserve.release() && alreadyFull {
@@ -190,12 +184,9 @@ func (s *Store) commitGroup(group []*request) {
 	}
 }
 
-func (s *Store) runAlone(group []*request) (others []*request) {
-	for _, r := range group {
-		if r.alone == nil {
-			others = append(others, r)
-			continue
-		}
+func (s *Store) runAlone(group []*request) []*request {
+	alone, others := divide(group, func(r *request) bool { return r.alone != nil })
+	for _, r := range alone {
 		r.out = outcome{err: r.alone()}
 		close(r.done)
 	}
@@ -211,16 +202,21 @@ func (s *Store) withoutRoom(group []*request) []*request {
 			return group
 		}
 	}
-	var urgent, others []*request
-	for _, r := range group {
-		if r.urgent {
-			urgent = append(urgent, r)
-		} else {
-			others = append(others, r)
-		}
-	}
+	// Maintenance may go on in the pages that the file has: it is what makes room.
+	urgent, others := divide(group, func(r *request) bool { return r.urgent || r.step != nil })
 	fail(others, ErrFull)
 	return urgent
+}
+
+func divide(group []*request, first func(*request) bool) (yes, no []*request) {
+	for _, r := range group {
+		if first(r) {
+			yes = append(yes, r)
+		} else {
+			no = append(no, r)
+		}
+	}
+	return yes, no
 }
 
 // tryGroup runs the group in one transaction. culprit is the request that panicked, −1 if none; otherwise err is that
@@ -228,11 +224,7 @@ func (s *Store) withoutRoom(group []*request) []*request {
 func (s *Store) tryGroup(group []*request) (culprit int, err error) {
 	culprit = -1
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	tx, err := s.db.Begin(true)
-	if err != nil {
-		s.setFailure(err)
-		return -1, err
-	}
+	var tx *bbolt.Tx
 	committing := false
 	defer func() {
 		p := recover()
@@ -240,8 +232,8 @@ func (s *Store) tryGroup(group []*request) (culprit int, err error) {
 			return
 		}
 		_ = rollback(tx)
-		err = panicError(p)
-		if committing {
+		err = s.caught(p)
+		if committing || culprit < 0 {
 			culprit = -1
 			s.setFailure(err)
 			s.landed(nil, false)
@@ -249,6 +241,10 @@ func (s *Store) tryGroup(group []*request) (culprit int, err error) {
 		s.forgetTails(group)
 	}()
 
+	if tx, err = s.db.Begin(true); err != nil {
+		s.setFailure(err)
+		return -1, err
+	}
 	wall, believed := s.clock.read()
 	t := &txn{s: s, tx: tx, meta: s.meta, now: max(wall, s.meta.highest), believed: believed, spaces: map[*space]*spaceTxn{}}
 	var spaces *spaceTxn
@@ -297,17 +293,11 @@ func (s *Store) tryGroup(group []*request) (culprit int, err error) {
 	return -1, nil
 }
 
-// panicError makes an error of what was recovered: bbolt panics where a page does not read, and so does the runtime
-// where the file was cut below its map.
-func panicError(p any) error {
-	if err, ok := p.(error); ok && errors.Is(err, ErrDamaged) {
-		return err
-	}
-	return errValue(fmt.Sprint(p))
-}
-
 // rollback ends a transaction that may already have ended, or be broken.
 func rollback(tx *bbolt.Tx) (err error) {
+	if tx == nil {
+		return nil
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			err = panicError(p)
