@@ -175,7 +175,7 @@ func purgeDue(t *txn, sp *space, kind store.Kind, before int64, most int) (remov
 	var keys [][]byte
 	c := due.b.Cursor()
 	done = true
-	for k, _ := c.First(); k != nil && len(k) > 8 && num64(k) < limit; k, _ = c.Next() {
+	for k, _ := c.First(); len(k) > 8 && num64(k) < limit; k, _ = c.Next() {
 		if len(keys) == purgeStep {
 			done = false
 			break

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -92,11 +93,26 @@ func (s *Store) run() {
 				return
 			}
 			last = 0
-			<-s.wake
+			s.idle()
 			continue
 		}
 		last = len(group)
 		s.commitGroup(group)
+	}
+}
+
+// idle waits for work. A store that failed tries to come back by itself: its readers do not write.
+func (s *Store) idle() {
+	if s.failure() == nil || s.lost.Load() {
+		<-s.wake
+		return
+	}
+	timer := time.NewTimer(probeEvery)
+	defer timer.Stop()
+	select {
+	case <-s.wake:
+	case <-timer.C:
+		s.recoverFile()
 	}
 }
 
@@ -303,7 +319,7 @@ func rollback(tx *bbolt.Tx) (err error) {
 			err = panicError(p)
 		}
 	}()
-	if err := tx.Rollback(); err != nil && !errors.Is(err, bbolt.ErrTxClosed) {
+	if err := tx.Rollback(); err != nil && !errors.Is(err, berrors.ErrTxClosed) {
 		return err
 	}
 	return nil
