@@ -1,0 +1,311 @@
+package jws
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/golang-jwt/jwt/v5"
+)
+
+// PublicKey verifies tokens under the one algorithm that is registered for it. For HS256 it is the secret itself.
+type PublicKey struct {
+	KID, Alg string
+	Key      crypto.PublicKey // *ecdsa.PublicKey, *rsa.PublicKey, ed25519.PublicKey, or []byte for HMAC
+	method   jwt.SigningMethod
+	sigSize  int // exact, in bytes
+}
+
+const (
+	minRSA      = 2048
+	maxRSA      = 8192
+	minHMAC     = 32
+	maxExponent = 1<<31 - 1
+)
+
+var curves = map[string]elliptic.Curve{"ES256": elliptic.P256(), "ES384": elliptic.P384(), "ES512": elliptic.P521()}
+
+var errVerify = errors.New("jws: the signature does not fit")
+
+// NewPublicKey checks and prepares a key. It refuses weak and malformed ones with the reason.
+func NewPublicKey(kid, alg string, key any) (*PublicKey, error) {
+	k := &PublicKey{KID: kid, Alg: alg, Key: key}
+	if alg == "Ed25519" { // RFC 9864's name of what RFC 8037 calls EdDSA
+		k.Alg = "EdDSA"
+	}
+	switch key := key.(type) {
+	case *ecdsa.PublicKey:
+		curve, ok := curves[alg]
+		if !ok || key.Curve != curve {
+			return nil, fmt.Errorf("jws: %q is not the algorithm of a key on this curve", alg)
+		}
+		if _, err := key.ECDH(); err != nil { // off the curve, or the point at infinity
+			return nil, errors.New("jws: the EC point is not on its curve")
+		}
+		k.sigSize = 2 * ((curve.Params().BitSize + 7) / 8)
+		k.method = jwt.GetSigningMethod(alg)
+	case *rsa.PublicKey:
+		switch alg {
+		case "RS256", "RS384", "RS512", "PS256", "PS384", "PS512":
+		default:
+			return nil, fmt.Errorf("jws: %q is not an algorithm of RSA keys", alg)
+		}
+		switch n := key.N.BitLen(); {
+		case n < minRSA:
+			return nil, fmt.Errorf("jws: the RSA modulus has %d bits, at least %d are needed", n, minRSA)
+		case n > maxRSA:
+			return nil, fmt.Errorf("jws: the RSA modulus has %d bits, at most %d are taken", n, maxRSA)
+		case key.N.Bit(0) == 0:
+			return nil, errors.New("jws: the RSA modulus is even")
+		case key.E < 3 || key.E&1 == 0 || key.E > maxExponent:
+			return nil, fmt.Errorf("jws: the RSA exponent %d is not odd and between 3 and 2^31", key.E)
+		}
+		k.sigSize = key.Size()
+		k.method = jwt.GetSigningMethod(alg)
+	case ed25519.PublicKey:
+		if k.Alg != "EdDSA" {
+			return nil, fmt.Errorf("jws: %q is not the algorithm of Ed25519 keys", alg)
+		}
+		if len(key) != ed25519.PublicKeySize {
+			return nil, errors.New("jws: an Ed25519 key has 32 bytes")
+		}
+		if smallOrder(key) {
+			return nil, errors.New("jws: the Ed25519 point has small order: everything would verify")
+		}
+		k.sigSize = ed25519.SignatureSize
+		k.method = jwt.SigningMethodEdDSA
+	case []byte:
+		if alg != "HS256" {
+			return nil, fmt.Errorf("jws: %q is not an algorithm of shared secrets", alg)
+		}
+		if len(key) < minHMAC {
+			return nil, fmt.Errorf("jws: the HMAC secret has %d bytes, at least %d are needed (RFC 7518 §3.2)", len(key), minHMAC)
+		}
+		k.sigSize = sha256.Size
+		k.method = jwt.SigningMethodHS256
+	default:
+		return nil, fmt.Errorf("jws: keys of type %T are not supported", key)
+	}
+	return k, nil
+}
+
+// lowPoints are the encodings of points of small order, without the sign bit, non-canonical ones included.
+var lowPoints = func() (out [][]byte) {
+	for _, s := range []string{
+		"0000000000000000000000000000000000000000000000000000000000000000",
+		"0100000000000000000000000000000000000000000000000000000000000000",
+		"26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+		"c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+		"ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+		"edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+		"eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+	} {
+		b, _ := hex.DecodeString(s)
+		out = append(out, b)
+	}
+	return out
+}()
+
+func smallOrder(key []byte) bool {
+	y := bytes.Clone(key)
+	y[31] &= 0x7f
+	for _, low := range lowPoints {
+		if bytes.Equal(y, low) {
+			return true
+		}
+	}
+	return false
+}
+
+// Allows reports whether a header's alg is the key's own.
+func (k *PublicKey) Allows(alg string) bool {
+	return alg == k.Alg || alg == "Ed25519" && k.Alg == "EdDSA"
+}
+
+// Equal reports whether both are the same key under the same name and algorithm.
+func (k *PublicKey) Equal(o *PublicKey) bool {
+	if k.KID != o.KID || k.Alg != o.Alg {
+		return false
+	}
+	if a, ok := k.Key.([]byte); ok {
+		b, ok := o.Key.([]byte)
+		return ok && bytes.Equal(a, b)
+	}
+	eq, ok := k.Key.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && eq.Equal(o.Key)
+}
+
+// Verify checks a signature, whose length is looked at first.
+func (k *PublicKey) Verify(signingInput string, sig []byte) error {
+	if len(sig) != k.sigSize {
+		return errVerify
+	}
+	if key, ok := k.Key.(*ecdsa.PublicKey); ok {
+		// jwt's own method goes through two big integers on the way to the same call.
+		var buf [139]byte
+		if ecdsa.VerifyASN1(key, digest(k.Alg, signingInput), appendASN1(buf[:0], sig)) {
+			return nil
+		}
+		return errVerify
+	}
+	if err := k.method.Verify(signingInput, sig, k.Key); err != nil {
+		return errVerify
+	}
+	return nil
+}
+
+// digest hashes s without copying it.
+func digest(alg, s string) []byte {
+	b := unsafe.Slice(unsafe.StringData(s), len(s))
+	switch alg {
+	case "ES384", "RS384", "PS384":
+		d := sha512.Sum384(b)
+		return d[:]
+	case "ES512", "RS512", "PS512":
+		d := sha512.Sum512(b)
+		return d[:]
+	}
+	d := sha256.Sum256(b)
+	return d[:]
+}
+
+// appendASN1 turns r||s (RFC 7518 §3.4) into the SEQUENCE of two INTEGERs that crypto/ecdsa takes.
+func appendASN1(dst, sig []byte) []byte {
+	half := len(sig) / 2
+	var ints [2][]byte
+	size := 0
+	for i, v := range [...][]byte{sig[:half], sig[half:]} {
+		v = bytes.TrimLeft(v, "\x00")
+		ints[i] = v
+		size += 2 + len(v)
+		if len(v) == 0 || v[0] >= 0x80 {
+			size++
+		}
+	}
+	dst = append(dst, 0x30)
+	if size >= 0x80 {
+		dst = append(dst, 0x81)
+	}
+	dst = append(dst, byte(size))
+	for _, v := range ints {
+		pad := len(v) == 0 || v[0] >= 0x80
+		n := len(v)
+		if pad {
+			n++
+		}
+		dst = append(dst, 0x02, byte(n))
+		if pad {
+			dst = append(dst, 0)
+		}
+		dst = append(dst, v...)
+	}
+	return dst
+}
+
+// Thumbprint is the RFC 7638 thumbprint of a public key, SHA-256, base64url.
+func Thumbprint(key crypto.PublicKey) (string, error) {
+	j := jose.JSONWebKey{Key: key}
+	sum, err := j.Thumbprint(crypto.SHA256)
+	if err != nil {
+		return "", err
+	}
+	return base64.RawURLEncoding.EncodeToString(sum), nil
+}
+
+// MarshalJWK is the public JWK (RFC 7517) of a signing key.
+func MarshalJWK(k *PublicKey) ([]byte, error) {
+	j := jose.JSONWebKey{Key: k.Key, KeyID: k.KID, Algorithm: k.Alg, Use: "sig"}
+	if !j.IsPublic() || !j.Valid() {
+		return nil, errors.New("jws: not a public key")
+	}
+	return j.MarshalJSON()
+}
+
+const (
+	maxSetBytes = 256 << 10
+	maxSetKeys  = 100
+)
+
+// ParseJWK reads one public key. Without alg it is the usual one of its type.
+func ParseJWK(doc []byte) (*PublicKey, error) {
+	if err := CheckJSON(doc); err != nil {
+		return nil, err
+	}
+	var j jose.JSONWebKey
+	if err := j.UnmarshalJSON(doc); err != nil {
+		return nil, fmt.Errorf("jws: unreadable key: %w", err)
+	}
+	if !j.IsPublic() {
+		return nil, errors.New("jws: a private or shared key where a public one belongs")
+	}
+	if j.Use != "" && j.Use != "sig" {
+		return nil, errors.New("jws: not for signatures")
+	}
+	alg := j.Algorithm
+	if alg == "" {
+		switch key := j.Key.(type) {
+		case *ecdsa.PublicKey:
+			for name, c := range curves {
+				if key.Curve == c {
+					alg = name
+				}
+			}
+		case *rsa.PublicKey:
+			alg = "RS256"
+		case ed25519.PublicKey:
+			alg = "EdDSA"
+		}
+	}
+	return NewPublicKey(j.KeyID, alg, j.Key)
+}
+
+// ParseJWKS reads a key set. Keys that are of no use here (other types, weak, private, for encryption) are left out, each
+// with its reason; of keys with the same kid none is taken, because nobody can say which is meant.
+func ParseJWKS(doc []byte) (keys []*PublicKey, left []error, err error) {
+	if len(doc) > maxSetBytes {
+		return nil, nil, errSize
+	}
+	if err := CheckJSON(doc); err != nil {
+		return nil, nil, err
+	}
+	var set struct {
+		Keys []json.RawMessage `json:"keys"`
+	}
+	if err := json.Unmarshal(doc, &set); err != nil || set.Keys == nil {
+		return nil, nil, errors.New("jws: not a key set")
+	}
+	if len(set.Keys) > maxSetKeys {
+		return nil, nil, errMembers
+	}
+	count := map[string]int{}
+	for _, raw := range set.Keys {
+		k, err := ParseJWK(raw)
+		if err != nil {
+			left = append(left, err)
+			continue
+		}
+		count[k.KID]++
+		keys = append(keys, k)
+	}
+	out := keys[:0]
+	for _, k := range keys {
+		if count[k.KID] > 1 {
+			left = append(left, fmt.Errorf("jws: kid %q names %d keys", k.KID, count[k.KID]))
+			continue
+		}
+		out = append(out, k)
+	}
+	return out, left, nil
+}

@@ -1,0 +1,437 @@
+// Package jws reads and makes signed JWTs in compact form (RFC 7515, RFC 7519), strictly and in one pass. It knows
+// forms, keys and signatures; who is trusted, for whom a token is and whether it still counts is decided elsewhere.
+package jws
+
+import (
+	"errors"
+	"strings"
+	"unsafe"
+)
+
+// Errors of Parse that name the rule.
+var (
+	errSize      = errors.New("jws: too large")
+	errParts     = errors.New("jws: not three parts")
+	errBase64    = errors.New("jws: not strict base64url")
+	errHeader    = errors.New("jws: a header member that must not be there")
+	errAlg       = errors.New("jws: alg is missing")
+	errSignature = errors.New("jws: no signature")
+)
+
+// Token is a JWT as Parse reads it. Its strings are cut out of one buffer, which lives as long as any of them.
+type Token struct {
+	Header       Header
+	Claims       Claims
+	SigningInput string
+	Signature    []byte
+
+	payload string
+	private [8]span // the members that no RFC names, in the payload
+	nprivat int
+	more    []span
+}
+
+type span struct{ from, to int }
+
+// Header is what counts of a JOSE header. Members that would bring a key or an address, or ask for another
+// processing, are refused where they stand.
+type Header struct {
+	Alg, KID, Typ string
+	JWK           string // the raw member, only where the caller takes one (RFC 9449 §4.2)
+}
+
+// Actor is one of an act chain (RFC 8693 §4.1).
+type Actor struct{ Subject, Issuer, ClientID string }
+
+// Claims are the registered claims and this project's own. Times are Unix seconds, 0 where they are missing.
+type Claims struct {
+	Issuer, Subject                string
+	Audience                       []string
+	Expires, IssuedAt, NotBefore   int64
+	ID, ClientID, Scope, SessionID string
+	Roles                          []string
+	Actors                         []Actor // nearest first
+	// Binding is "jkt:" or "x5t#S256:" and the thumbprint of cnf, "?" where cnf names anything else: what can not be
+	// proved must not pass for unbound.
+	Binding  string
+	Position string   // pos
+	Chain    []string // gra
+}
+
+const (
+	maxHeaderBytes = 2 << 10
+	maxKID         = 255
+	maxAudience    = 64
+	maxActors      = 8
+	maxStrings     = 64
+)
+
+// Parse reads token, whose signature it does not check. Its size is looked at before anything is decoded.
+func Parse(token string, maxBytes int, t *Token) error { return parse(token, maxBytes, t, false) }
+
+// ParseProof is Parse for JWTs that bring their own key in the header.
+func ParseProof(token string, maxBytes int, t *Token) error { return parse(token, maxBytes, t, true) }
+
+func parse(token string, maxBytes int, t *Token, jwk bool) error {
+	if len(token) > maxBytes {
+		return errSize
+	}
+	one := strings.IndexByte(token, '.')
+	if one <= 0 {
+		return errParts
+	}
+	two := strings.IndexByte(token[one+1:], '.')
+	if two <= 0 {
+		return errParts
+	}
+	two += one + 1
+	head, body, sig := token[:one], token[one+1:two], token[two+1:]
+	if strings.IndexByte(sig, '.') >= 0 {
+		return errParts
+	}
+	if sig == "" {
+		return errSignature
+	}
+	if len(head) > maxHeaderBytes {
+		return errSize
+	}
+	buf := make([]byte, decodedSize(len(head))+decodedSize(len(body))+decodedSize(len(sig)))
+	h, ok1 := decode64(buf, head)
+	b, ok2 := decode64(buf[len(h):], body)
+	s, ok3 := decode64(buf[len(h)+len(b):], sig)
+	if !ok1 || !ok2 || !ok3 {
+		return errBase64
+	}
+	t.SigningInput, t.Signature = token[:two], s
+	if err := t.Header.parse(asString(h), jwk); err != nil {
+		return err
+	}
+	t.payload = asString(b)
+	return t.parseClaims()
+}
+
+// asString is b without a copy; the buffer is written once, before.
+func asString(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// IsType reports whether typ names the media type want, with or without "application/" (RFC 7515 §4.1.9).
+func IsType(typ, want string) bool {
+	if len(typ) > len(want) && strings.EqualFold(typ[:min(12, len(typ))], "application/") {
+		typ = typ[12:]
+	}
+	return len(typ) == len(want) && strings.EqualFold(typ, want)
+}
+
+var headerNames = [...]string{"alg", "kid", "typ", "crit", "b64", "jwk", "jku", "x5u", "x5c", "zip", "enc", "epk", "p2s", "p2c"}
+
+func (h *Header) parse(s string, jwk bool) error {
+	*h = Header{}
+	p := scanner{s: s}
+	err := p.object(func(name string) (err error) {
+		switch name {
+		case "alg":
+			h.Alg, err = p.text()
+			return err
+		case "kid":
+			if h.KID, err = p.text(); err == nil && len(h.KID) > maxKID {
+				err = errSize
+			}
+			return err
+		case "typ":
+			h.Typ, err = p.text()
+			return err
+		case "jwk":
+			if !jwk || p.peek() != '{' {
+				return errHeader
+			}
+			from := p.i
+			if err := p.skip(1); err != nil {
+				return err
+			}
+			h.JWK = p.s[from:p.i]
+			return nil
+		}
+		for _, known := range headerNames {
+			if known == name {
+				return errHeader
+			}
+			if strings.EqualFold(known, name) {
+				return errCase
+			}
+		}
+		return p.skip(1)
+	})
+	if err != nil {
+		return err
+	}
+	if h.Alg == "" {
+		return errAlg
+	}
+	return p.end()
+}
+
+// claimNames are reserved: a host's own claims never bear them, in whatever case.
+var claimNames = [...]string{
+	"iss", "sub", "aud", "exp", "iat", "nbf", "jti", "client_id", "scope", "roles", "sid", "act", "cnf", "pos", "gra",
+	"may_act", "auth_time", "acr", "amr", "authorization_details", "events", "nonce", "azp", "groups", "entitlements",
+}
+
+func (t *Token) parseClaims() error {
+	c := &t.Claims
+	*c = Claims{}
+	t.nprivat, t.more = 0, nil
+	p := scanner{s: t.payload}
+	var seen names
+	if !p.next('{') {
+		return errSyntax
+	}
+	if p.next('}') {
+		return p.end()
+	}
+	for {
+		p.space()
+		from := p.i
+		if p.peek() != '"' {
+			return errSyntax
+		}
+		name, err := p.text()
+		if err != nil {
+			return err
+		}
+		if err := seen.add(name); err != nil {
+			return err
+		}
+		if !p.next(':') {
+			return errSyntax
+		}
+		switch name {
+		case "iss":
+			c.Issuer, err = p.text()
+		case "sub":
+			c.Subject, err = p.text()
+		case "aud":
+			c.Audience, err = p.audience()
+		case "exp":
+			c.Expires, err = p.date()
+		case "iat":
+			c.IssuedAt, err = p.date()
+		case "nbf":
+			c.NotBefore, err = p.date()
+		case "jti":
+			c.ID, err = p.text()
+		case "client_id":
+			c.ClientID, err = p.text()
+		case "scope":
+			c.Scope, err = p.text()
+		case "sid":
+			c.SessionID, err = p.text()
+		case "pos":
+			c.Position, err = p.text()
+		case "roles":
+			c.Roles, err = p.texts(maxStrings)
+		case "gra":
+			c.Chain, err = p.texts(maxStrings)
+		case "act":
+			err = p.actor(c, 0)
+		case "cnf":
+			err = p.confirmation(c)
+		default:
+			if !registered(name) {
+				if err = p.skip(1); err == nil {
+					t.own(span{from, p.i})
+				}
+				break
+			}
+			if !isRegistered(name) {
+				return errCase
+			}
+			err = p.skip(1)
+		}
+		if err != nil {
+			return err
+		}
+		if p.next(',') {
+			continue
+		}
+		if p.next('}') {
+			return p.end()
+		}
+		return errSyntax
+	}
+}
+
+// registered reports whether name is reserved, in whatever case.
+func registered(name string) bool {
+	for _, known := range claimNames {
+		if sameName(known, name) {
+			return true
+		}
+	}
+	return false
+}
+
+func isRegistered(name string) bool {
+	for _, known := range claimNames {
+		if known == name {
+			return true
+		}
+	}
+	return false
+}
+
+func (t *Token) own(s span) {
+	if t.nprivat < len(t.private) {
+		t.private[t.nprivat] = s
+		t.nprivat++
+		return
+	}
+	t.more = append(t.more, s)
+}
+
+// PrivateClaims is a JSON object of the members that are not registered, nil if there are none.
+func (t *Token) PrivateClaims() []byte {
+	if t.nprivat == 0 {
+		return nil
+	}
+	out := make([]byte, 0, 128)
+	add := func(s span) {
+		sep := byte(',')
+		if len(out) == 0 {
+			sep = '{'
+		}
+		out = append(out, sep)
+		out = append(out, t.payload[s.from:s.to]...)
+	}
+	for _, s := range t.private[:t.nprivat] {
+		add(s)
+	}
+	for _, s := range t.more {
+		add(s)
+	}
+	return append(out, '}')
+}
+
+func (p *scanner) audience() ([]string, error) {
+	if p.peek() == '[' {
+		return p.texts(maxAudience)
+	}
+	s, err := p.text()
+	if err != nil {
+		return nil, err
+	}
+	return []string{s}, nil
+}
+
+func (p *scanner) actor(c *Claims, depth int) error {
+	if depth >= maxActors {
+		return errDepth
+	}
+	at := len(c.Actors)
+	c.Actors = append(c.Actors, Actor{})
+	err := p.object(func(name string) (err error) {
+		switch name {
+		case "sub":
+			c.Actors[at].Subject, err = p.text()
+		case "iss":
+			c.Actors[at].Issuer, err = p.text()
+		case "client_id":
+			c.Actors[at].ClientID, err = p.text()
+		case "act":
+			err = p.actor(c, depth+1)
+		default:
+			if registered(name) && !isRegistered(name) {
+				return errCase
+			}
+			err = p.skip(1)
+		}
+		return err
+	})
+	if err == nil && c.Actors[at].Subject == "" {
+		err = errType
+	}
+	return err
+}
+
+func (p *scanner) confirmation(c *Claims) error {
+	c.Binding = "?"
+	n := 0
+	err := p.object(func(name string) error {
+		n++
+		if name == "jkt" || name == "x5t#S256" {
+			s, err := p.text()
+			if err != nil {
+				return err
+			}
+			c.Binding = name + ":" + s
+			return nil
+		}
+		n++
+		return p.skip(1)
+	})
+	if n != 1 {
+		c.Binding = "?"
+	}
+	return err
+}
+
+// CheckPrivateClaims reports why the JSON object doc can not be a host's own claims.
+func CheckPrivateClaims(doc []byte) error {
+	p := scanner{s: string(doc)}
+	err := p.object(func(name string) error {
+		if registered(name) {
+			return errors.New("jws: the name " + name + " is reserved")
+		}
+		return p.skip(1)
+	})
+	if err != nil {
+		return err
+	}
+	return p.end()
+}
+
+// decodedSize is how many bytes n characters of base64url hold.
+func decodedSize(n int) int { return n * 3 / 4 }
+
+var value64 = func() (t [256]byte) {
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	for i := range t {
+		t[i] = 0xff
+	}
+	for i := range alphabet {
+		t[alphabet[i]] = byte(i)
+	}
+	return t
+}()
+
+// decode64 decodes s into the front of dst, strictly: the standard decoder passes over line breaks. No padding, no
+// white space, and the bits that the last character has to spare must be zero.
+func decode64(dst []byte, s string) ([]byte, bool) {
+	n, i := 0, 0
+	for ; i+4 <= len(s); i += 4 {
+		a, b, c, d := value64[s[i]], value64[s[i+1]], value64[s[i+2]], value64[s[i+3]]
+		if (a|b|c|d)&0xc0 != 0 {
+			return nil, false
+		}
+		v := uint32(a)<<18 | uint32(b)<<12 | uint32(c)<<6 | uint32(d)
+		dst[n], dst[n+1], dst[n+2] = byte(v>>16), byte(v>>8), byte(v)
+		n += 3
+	}
+	switch len(s) - i {
+	case 1:
+		return nil, false
+	case 2:
+		a, b := value64[s[i]], value64[s[i+1]]
+		if (a|b)&0xc0 != 0 || b&0x0f != 0 {
+			return nil, false
+		}
+		dst[n] = a<<2 | b>>4
+		n++
+	case 3:
+		a, b, c := value64[s[i]], value64[s[i+1]], value64[s[i+2]]
+		if (a|b|c)&0xc0 != 0 || c&0x03 != 0 {
+			return nil, false
+		}
+		dst[n], dst[n+1] = a<<2|b>>4, b<<4|c>>2
+		n += 2
+	}
+	return dst[:n:n], true
+}

@@ -1,0 +1,435 @@
+// Package opaque is the text of tokens that are not JWTs: refresh tokens, API keys, tickets and client secrets. A
+// token is prefix_kind_body, the body a fixed-width base62 of a payload and a checksum, so that a scanner's expression
+// finds it, and one that was cut, extended or mistyped never passes. Nothing here knows what a token is good for.
+package opaque
+
+import (
+	"bytes"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"iter"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Kind is what a token is for; it stands in its text.
+type Kind uint8
+
+// The kinds. None: not of this package's shape.
+const (
+	None Kind = iota
+	Refresh
+	APIKey
+	Ticket
+	ClientSecret
+)
+
+var kindNames = [...]string{"", "rt", "ak", "tk", "cs"}
+
+// Pattern matches what Find looks at before it verifies the checksum, in RE2 syntax.
+const Pattern = `[a-z][a-z0-9]{1,15}_(?:ak_[0-9A-Za-z]{101}|cs_[0-9A-Za-z]{101}|rt_[0-9A-Za-z]{106}|tk_[0-9A-Za-z]{101})`
+
+const (
+	version     = 1
+	keySize     = 1 + 4 + 16 + 32 + 16     // version, kid, ID, secret, tag
+	refreshSize = 1 + 4 + 16 + 4 + 32 + 16 // version, kid, grant, sequence, secret, tag
+	sumSize     = 4
+	maxPrefix   = 16
+)
+
+// Errors of decoding. They say nothing about what was presented.
+var (
+	ErrShape    = errors.New("opaque: not a token of this kind")
+	ErrChecksum = errors.New("opaque: checksum")
+)
+
+// base62 works on groups of eight bytes, eleven digits each, the most significant first; a last group of n bytes has
+// the digits that n bytes need. A group whose digits exceed its bytes is not canonical and refused.
+const digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+var (
+	groupChars = [9]int{0, 2, 3, 5, 6, 7, 9, 10, 11}
+	digitOf    = func() (t [256]byte) {
+		for i := range t {
+			t[i] = 0xff
+		}
+		for i := range digits {
+			t[digits[i]] = byte(i)
+		}
+		return t
+	}()
+)
+
+func textSize(n int) int { return n/8*11 + groupChars[n%8] }
+
+func appendBase62(dst []byte, b []byte) []byte {
+	for len(b) > 0 {
+		n := min(8, len(b))
+		var v uint64
+		for _, c := range b[:n] {
+			v = v<<8 | uint64(c)
+		}
+		w := groupChars[n]
+		at := len(dst)
+		dst = append(dst, "00000000000"[:w]...)
+		for i := at + w - 1; i >= at; i-- {
+			dst[i] = digits[v%62]
+			v /= 62
+		}
+		b = b[n:]
+	}
+	return dst
+}
+
+// decodeBase62 fills dst, whose length says how many bytes s must hold.
+func decodeBase62(dst []byte, s string) bool {
+	if len(s) != textSize(len(dst)) {
+		return false
+	}
+	for len(dst) > 0 {
+		n := min(8, len(dst))
+		w := groupChars[n]
+		var v uint64
+		for i := range w {
+			d := digitOf[s[i]]
+			if d == 0xff {
+				return false
+			}
+			if i == 10 { // only the eleventh digit can overflow 64 bits
+				hi := v
+				v = v*62 + uint64(d)
+				if hi > (1<<64-1-uint64(d))/62 {
+					return false
+				}
+			} else {
+				v = v*62 + uint64(d)
+			}
+		}
+		if n < 8 && v>>(8*n) != 0 {
+			return false
+		}
+		for i := n - 1; i >= 0; i-- {
+			dst[i] = byte(v)
+			v >>= 8
+		}
+		s, dst = s[w:], dst[n:]
+	}
+	return true
+}
+
+// sum is over everything that stands before the checksum, the prefix included, so that no part can be swapped.
+func sum(prefix string, k Kind, payload []byte) uint32 {
+	var head [maxPrefix + 8]byte
+	b := append(head[:0], "ap1:"...)
+	b = append(b, prefix...)
+	b = append(b, '_')
+	b = append(b, kindNames[k]...)
+	return crc32.Update(crc32.Update(0, castagnoli, b), castagnoli, payload)
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func encode(prefix string, k Kind, payload []byte) string {
+	var buf [refreshSize + sumSize]byte
+	b := append(buf[:0], payload...)
+	b = binary.BigEndian.AppendUint32(b, sum(prefix, k, payload))
+	out := make([]byte, 0, len(prefix)+4+textSize(len(b)))
+	out = append(out, prefix...)
+	out = append(out, '_')
+	out = append(out, kindNames[k]...)
+	out = append(out, '_')
+	return string(appendBase62(out, b))
+}
+
+func payloadSize(k Kind) int {
+	if k == Refresh {
+		return refreshSize
+	}
+	return keySize
+}
+
+// decode checks shape, size and checksum and returns the payload in buf.
+func decode(buf *[refreshSize + sumSize]byte, token, prefix string, k Kind) ([]byte, error) {
+	n := payloadSize(k)
+	body := len(prefix) + 4
+	if len(token) != body+textSize(n+sumSize) || token[:len(prefix)] != prefix || token[len(prefix)] != '_' ||
+		token[len(prefix)+1:body-1] != kindNames[k] || token[body-1] != '_' {
+		return nil, ErrShape
+	}
+	b := buf[:n+sumSize]
+	if !decodeBase62(b, token[body:]) {
+		return nil, ErrShape
+	}
+	if sum(prefix, k, b[:n]) != binary.BigEndian.Uint32(b[n:]) {
+		return nil, ErrChecksum
+	}
+	if b[0] != version {
+		return nil, ErrShape
+	}
+	return b[:n], nil
+}
+
+// KindOf tells opaque tokens from JWTs by their first characters. It promises nothing about the rest.
+func KindOf(token string) Kind {
+	// A JWT has a dot long before an underscore could make it look like one of ours: header text starts "ey" and
+	// base64url may contain "_ak_", so the prefix's own length is the bound.
+	for i := 2; i <= maxPrefix && i+4 <= len(token); i++ {
+		if token[i] != '_' {
+			continue
+		}
+		if token[i+3] != '_' || !prefixed(token[:i]) {
+			return None
+		}
+		for k := Refresh; k <= ClientSecret; k++ {
+			if token[i+1:i+3] == kindNames[k] && strings.IndexByte(token, '.') < 0 {
+				return k
+			}
+		}
+		return None
+	}
+	return None
+}
+
+func prefixed(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; !(c >= 'a' && c <= 'z' || i > 0 && c >= '0' && c <= '9') {
+			return false
+		}
+	}
+	return len(s) >= 2 && len(s) <= maxPrefix
+}
+
+// Start is what may be shown of a token: its prefix and kind and n characters of what follows.
+func Start(token string, n int) string {
+	i := strings.LastIndexByte(token, '_')
+	// The first characters hold the version and the key's ID, which every token shares: show what differs.
+	from := max(i+1, len(token)-n)
+	return token[:i+1] + "…" + token[from:]
+}
+
+// Find yields the tokens in text, whatever their prefix, that stand there whole with a good checksum. A token that
+// other letters or digits adjoin is found too. The time is linear in the text.
+func Find(text []byte) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		done := 0 // nothing before it is looked at again
+		for at := 0; at < len(text); {
+			i := bytes.IndexByte(text[at:], '_')
+			if i < 0 {
+				return
+			}
+			i += at
+			at = i + 1
+			if i+4 > len(text) || text[i+3] != '_' {
+				continue
+			}
+			k := None
+			for c := Refresh; c <= ClientSecret; c++ {
+				if string(text[i+1:i+3]) == kindNames[c] {
+					k = c
+				}
+			}
+			end := i + 4 + textSize(payloadSize(k)+sumSize)
+			if k == None || end > len(text) {
+				continue
+			}
+			if from := findFrom(text, done, i, end, k); from >= 0 {
+				if !yield(text[from:end]) {
+					return
+				}
+				done, at = end, end
+			}
+		}
+	}
+}
+
+// findFrom tries each prefix that may end at i, the longest first: letters that merely adjoin a token are in it too.
+func findFrom(text []byte, done, i, end int, k Kind) int {
+	low := i
+	for low > done && low > i-maxPrefix {
+		if c := text[low-1]; !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9') {
+			break
+		}
+		low--
+	}
+	var buf [refreshSize + sumSize]byte
+	n := payloadSize(k)
+	if i-low < 2 || !decodeBase62(buf[:n+sumSize], string(text[i+4:end])) || buf[0] != version {
+		return -1
+	}
+	for from := low; i-from >= 2; from++ {
+		prefix := string(text[from:i])
+		if prefixed(prefix) && sum(prefix, k, buf[:n]) == binary.BigEndian.Uint32(buf[n:n+sumSize]) {
+			return from
+		}
+	}
+	return -1
+}
+
+// ID is a time-ordered identifier: 48 bits of Unix ms, then 80 random bits.
+type ID [16]byte
+
+var idText = base32.NewEncoding("0123456789abcdefghijklmnopqrstuv").WithPadding(base32.NoPadding)
+
+// idTextSize is the length of an ID as text.
+const idTextSize = 26
+
+var random struct {
+	mu  sync.Mutex // guards both
+	buf [1280]byte
+	n   int
+}
+
+// NewID makes an ID. Those of one millisecond are in no particular order.
+func NewID(now time.Time) (id ID) {
+	ms := uint64(max(now.UnixMilli(), 0))
+	binary.BigEndian.PutUint64(id[:8], ms<<16)
+	random.mu.Lock()
+	if random.n == 0 {
+		rand.Read(random.buf[:])
+		random.n = len(random.buf)
+	}
+	copy(id[6:], random.buf[random.n-10:random.n])
+	clear(random.buf[random.n-10 : random.n])
+	random.n -= 10
+	random.mu.Unlock()
+	return id
+}
+
+// String is 26 characters, in the same order as the bytes.
+func (id ID) String() string {
+	var b [idTextSize]byte
+	idText.Encode(b[:], id[:])
+	return string(b[:])
+}
+
+// ParseID reads what String makes, nothing else.
+func ParseID(s string) (id ID, err error) {
+	if len(s) != idTextSize {
+		return id, ErrShape
+	}
+	var b [17]byte
+	if n, err := idText.Decode(b[:], []byte(s)); err != nil || n != len(id) {
+		return id, ErrShape
+	}
+	copy(id[:], b[:])
+	if id.String() != s { // the last character has bits to spare
+		return ID{}, ErrShape
+	}
+	return id, nil
+}
+
+// Key is the payload of API keys, tickets and client secrets.
+type Key struct {
+	KID    [4]byte // of the MAC key that made Tag
+	ID     ID
+	Secret [32]byte
+	Tag    [16]byte
+}
+
+// EncodeKey makes the text of k.
+func EncodeKey(prefix string, kind Kind, k *Key) string {
+	var buf [keySize]byte
+	b := append(buf[:0], version)
+	b = append(b, k.KID[:]...)
+	b = append(b, k.ID[:]...)
+	b = append(b, k.Secret[:]...)
+	b = append(b, k.Tag[:]...)
+	return encode(prefix, kind, b)
+}
+
+// DecodeKey reads a token of kind, which must have our prefix. ErrShape, ErrChecksum.
+func DecodeKey(token, prefix string, kind Kind) (*Key, error) {
+	k := new(Key)
+	return k, DecodeKeyInto(k, token, prefix, kind)
+}
+
+// DecodeKeyInto is DecodeKey without an allocation.
+func DecodeKeyInto(k *Key, token, prefix string, kind Kind) error {
+	var buf [refreshSize + sumSize]byte
+	b, err := decode(&buf, token, prefix, kind)
+	if err != nil {
+		return err
+	}
+	copy(k.KID[:], b[1:])
+	copy(k.ID[:], b[5:])
+	copy(k.Secret[:], b[21:])
+	copy(k.Tag[:], b[53:])
+	return nil
+}
+
+// RefreshToken is the payload of a refresh token.
+type RefreshToken struct {
+	KID   [4]byte
+	Grant [16]byte
+	Seq   uint32
+	S     [32]byte
+	Tag   [16]byte
+}
+
+// EncodeRefresh makes the text of t.
+func EncodeRefresh(prefix string, t *RefreshToken) string {
+	var buf [refreshSize]byte
+	b := append(buf[:0], version)
+	b = append(b, t.KID[:]...)
+	b = append(b, t.Grant[:]...)
+	b = binary.BigEndian.AppendUint32(b, t.Seq)
+	b = append(b, t.S[:]...)
+	b = append(b, t.Tag[:]...)
+	return encode(prefix, Refresh, b)
+}
+
+// DecodeRefresh reads a refresh token, which must have our prefix. ErrShape, ErrChecksum.
+func DecodeRefresh(token, prefix string) (*RefreshToken, error) {
+	var buf [refreshSize + sumSize]byte
+	b, err := decode(&buf, token, prefix, Refresh)
+	if err != nil {
+		return nil, err
+	}
+	t := &RefreshToken{Seq: binary.BigEndian.Uint32(b[21:])}
+	copy(t.KID[:], b[1:])
+	copy(t.Grant[:], b[5:])
+	copy(t.S[:], b[25:])
+	copy(t.Tag[:], b[57:])
+	return t, nil
+}
+
+// Uint32 is a number as a field of a hash.
+func Uint32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
+
+// fields makes label and fields one text that no other label and fields make: each has its length before it.
+func fields(dst []byte, label string, parts ...[]byte) []byte {
+	dst = binary.BigEndian.AppendUint32(dst, uint32(len(label)))
+	dst = append(dst, label...)
+	for _, f := range parts {
+		dst = binary.BigEndian.AppendUint32(dst, uint32(len(f)))
+		dst = append(dst, f...)
+	}
+	return dst
+}
+
+// Hash is SHA-256 over label and fields.
+func Hash(label string, parts ...[]byte) [32]byte {
+	var buf [256]byte
+	return sha256.Sum256(fields(buf[:0], label, parts...))
+}
+
+// MAC is HMAC-SHA256 over label and fields.
+func MAC(key []byte, label string, parts ...[]byte) (out [32]byte) {
+	m := hmac.New(sha256.New, key)
+	var buf [256]byte
+	m.Write(fields(buf[:0], label, parts...))
+	m.Sum(out[:0])
+	return out
+}
+
+// Tag is the first half of MAC: a filter, not a proof.
+func Tag(key []byte, label string, parts ...[]byte) [16]byte {
+	m := MAC(key, label, parts...)
+	return [16]byte(m[:16])
+}
