@@ -1,0 +1,642 @@
+package apitoken
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"iter"
+	"sync/atomic"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// APIKey is a key as it can be shown after it was created.
+type APIKey struct {
+	ID, Subject, Name string
+	Start             string // first characters of the secret
+	Scopes            Scopes
+	Created, Expires  time.Time // Expires zero: never
+	LastUsed          time.Time // to within a minute
+	LastAddress       string
+	Uses, MaxUses     uint64
+	Rate              Rate
+	Replaced          time.Time // when a rotated key stops working; zero: not rotated
+	Revoked           bool
+}
+
+// APIKeyRequest asks for a key.
+type APIKeyRequest struct {
+	Subject string // whose key it is; in a view made by For: empty, or the same
+	Name    string // shown in lists; at most 100 bytes
+	Scopes  Scopes
+	Expires time.Time // zero: as Lifetimes.APIKey says
+	MaxUses uint64    // zero: unlimited
+	Rate    Rate
+	Claims  any // as Request.Claims
+}
+
+// Rate allows Burst at once and refills at Per a time. The zero Rate does not limit. Each process counts for itself,
+// so that a key may do Burst and its rate in every one of them.
+type Rate struct {
+	Burst int
+	Per   time.Duration // for one more
+}
+
+// APIKeys are a service's keys, or those of one caller: see For.
+type APIKeys struct {
+	s    *Service
+	keys *keyShelf
+	// Set in a caller's own view.
+	view    bool
+	subject string
+	held    heldScopes
+	refuse  string
+}
+
+type apiKeyRecord struct {
+	V        int             `json:"v"`
+	Subject  string          `json:"sub"`
+	Name     string          `json:"name,omitempty"`
+	Start    string          `json:"start"`
+	Scopes   Scopes          `json:"scopes,omitempty"`
+	Claims   json.RawMessage `json:"claims,omitempty"`
+	Created  int64           `json:"created"` // Unix ms
+	Expires  int64           `json:"expires,omitempty"`
+	Replaced int64           `json:"replaced,omitempty"`
+	Revoked  int64           `json:"revoked,omitempty"`
+	MaxUses  uint64          `json:"max_uses,omitempty"`
+	Rate     Rate            `json:"rate,omitzero"`
+	Birth    store.Position  `json:"birth"`
+	Hash     [32]byte        `json:"h"`
+	TagKID   [4]byte         `json:"tag"`
+}
+
+const (
+	maxKeyName       = 100
+	purposeAPIKeyTag = "apikey-tag"
+	labelAPIKey      = "ak1h"
+	keySlack         = 30 * 24 * time.Hour // an ended key stays in lists for so long
+	startChars       = 4                   // of the secret, shown behind prefix and kind
+)
+
+func newAPIKeys(s *Service) *APIKeys { return &APIKeys{s: s, keys: newKeyShelf()} }
+
+func (k *APIKeys) reset() { k.keys.clear() }
+
+// applyRecord replaces what this process has read of the key; a key that it never saw is read when it is presented.
+func (k *APIKeys) applyRecord(r store.Record) error {
+	raw, err := opaque.ParseID(r.ID)
+	if err != nil {
+		return nil // not of our making: never presented
+	}
+	old := k.keys.changed(raw)
+	if old == nil {
+		return nil
+	}
+	e, err := k.entry(r)
+	if err != nil {
+		return err
+	}
+	e.meter, e.use = old.meter, old.use
+	k.keys.replace(raw, e)
+	return nil
+}
+
+// For returns the keys as the caller t may see and change them: its subject's own, others are
+// ErrNotFound; none made with more scopes than t holds; nothing by way of an API key.
+func (k *APIKeys) For(t Token) *APIKeys {
+	v := &APIKeys{s: k.s, keys: k.keys, view: true}
+	switch {
+	case t.IsZero():
+		v.refuse = "no caller"
+	case t.Kind() == KindAPIKey:
+		v.refuse = "an API key may not manage API keys"
+	case t.Issuer() != k.s.cfg.Issuer:
+		v.refuse = "the caller's issuer is another"
+	case t.IsClient():
+		v.refuse = "a client's own token has no API keys"
+	default:
+		v.subject, v.held = t.Subject(), t.d.held
+	}
+	return v
+}
+
+func (k *APIKeys) allowed() error {
+	if k.refuse != "" {
+		return fail(ErrDenied, "%s", k.refuse)
+	}
+	return nil
+}
+
+func (rec *apiKeyRecord) public(id string) APIKey {
+	x := APIKey{ID: id, Subject: rec.Subject, Name: rec.Name, Start: rec.Start, Scopes: append(Scopes(nil), rec.Scopes...), Created: time.UnixMilli(rec.Created),
+		MaxUses: rec.MaxUses, Rate: rec.Rate, Revoked: rec.Revoked != 0}
+	if rec.Expires != 0 {
+		x.Expires = time.UnixMilli(rec.Expires)
+	}
+	if rec.Replaced != 0 {
+		x.Replaced = time.UnixMilli(rec.Replaced)
+	}
+	return x
+}
+
+// Create makes a key and returns its secret: shown now and never again. ErrLimited: the subject has
+// Limits.APIKeysPerSubject already.
+func (k *APIKeys) Create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, error) {
+	if err := k.allowed(); err != nil {
+		return APIKey{}, Secret{}, err
+	}
+	if k.view {
+		if r.Subject != "" && r.Subject != k.subject {
+			return APIKey{}, Secret{}, fail(ErrDenied, "another's key")
+		}
+		r.Subject = k.subject
+	}
+	rec, err := k.plan(r)
+	if err != nil {
+		return APIKey{}, Secret{}, err
+	}
+	if err := k.s.audit.ready(); err != nil {
+		return APIKey{}, Secret{}, err
+	}
+	if err := k.room(ctx, r.Subject); err != nil {
+		return APIKey{}, Secret{}, err
+	}
+	for try := 0; try < signTries; try++ {
+		x, secret, err := k.write(ctx, rec, nil, "created")
+		if !errors.Is(err, errOvertaken) {
+			return x, secret, err
+		}
+	}
+	return APIKey{}, Secret{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "revocations keep overtaking this key"}
+}
+
+// plan checks a request.
+func (k *APIKeys) plan(r APIKeyRequest) (*apiKeyRecord, error) {
+	now := k.s.now()
+	if err := checkSubject(r.Subject); err != nil {
+		return nil, err
+	}
+	if r.Subject == k.s.cfg.FirstParty || k.s.Clients.lookup(r.Subject) != nil {
+		return nil, fail(ErrInvalidRequest, "the subject is a client's ID")
+	}
+	if err := checkKeyName(r.Name); err != nil {
+		return nil, err
+	}
+	if _, err := ParseScopes(r.Scopes.String()); err != nil {
+		return nil, err
+	}
+	if err := k.s.cfg.known(r.Scopes); err != nil {
+		return nil, err
+	}
+	if k.view {
+		for _, s := range r.Scopes {
+			if !k.held.allows(s) {
+				return nil, fail(ErrInvalidScope, "the caller does not hold %q", s)
+			}
+		}
+	}
+	if r.Rate.Burst < 0 || r.Rate.Per < 0 || (r.Rate.Burst == 0) != (r.Rate.Per == 0) {
+		return nil, fail(ErrInvalidRequest, "a Rate has both Burst and Per, or neither")
+	}
+	limit := k.s.cfg.Lifetimes.APIKey
+	switch {
+	case !r.Expires.IsZero() && !r.Expires.After(now):
+		return nil, fail(ErrInvalidRequest, "Expires has passed")
+	case limit > 0 && r.Expires.IsZero():
+		r.Expires = now.Add(limit)
+	case limit > 0 && r.Expires.Sub(now) > limit:
+		return nil, fail(ErrInvalidRequest, "Expires is over Lifetimes.APIKey, %s", limit)
+	}
+	claims, err := marshalClaims(r.Claims)
+	if err != nil {
+		return nil, err
+	}
+	rec := &apiKeyRecord{V: 1, Subject: r.Subject, Name: r.Name, Scopes: sortedScopes(r.Scopes), Claims: claims, MaxUses: r.MaxUses, Rate: r.Rate}
+	if !r.Expires.IsZero() {
+		rec.Expires = r.Expires.UnixMilli()
+	}
+	return rec, nil
+}
+
+func checkKeyName(name string) error {
+	if len(name) > maxKeyName || !plainText(name) {
+		return fail(ErrInvalidRequest, "a key's name has at most %d bytes of UTF-8 without control characters", maxKeyName)
+	}
+	return nil
+}
+
+func (k *APIKeys) room(ctx context.Context, subject string) error {
+	limit := k.s.cfg.Limits.APIKeysPerSubject
+	if limit == 0 {
+		return nil
+	}
+	n := 0
+	for x, err := range k.list(ctx, subject, Page{}) {
+		if err != nil {
+			return err
+		}
+		if x.Replaced.IsZero() && k.live(&x) {
+			n++
+		}
+	}
+	if n >= limit {
+		return fail(ErrLimited, "the subject has %d API keys, the limit", n)
+	}
+	return nil
+}
+
+func (k *APIKeys) live(x *APIKey) bool {
+	now := k.s.now()
+	return !x.Revoked && (x.Expires.IsZero() || now.Before(x.Expires)) && (x.Replaced.IsZero() || now.Before(x.Replaced))
+}
+
+// write makes the secret and stores the key, with another put where it replaces one.
+func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, also func(*change) error, how string) (APIKey, Secret, error) {
+	s := k.s
+	now := s.now()
+	rec := *plan
+	known := s.rules.version.Load()
+	rec.Birth = s.state.position()
+	rec.Created = now.UnixMilli()
+	key := opaque.Key{ID: opaque.NewID(now)}
+	rand.Read(key.Secret[:])
+	var mac []byte
+	key.KID, mac = s.SigningKeys.mac(purposeAPIKeyTag)
+	key.Tag = opaque.Tag(mac, "ak1", []byte(s.ns), key.ID[:], key.Secret[:])
+	rec.TagKID, rec.Hash = key.KID, s.hashAPIKey(&key)
+	text := opaque.EncodeKey(s.cfg.Prefix, opaque.APIKey, &key)
+	id := key.ID.String()
+	rec.Start = opaque.Start(text, startChars)
+	r, err := rec.record(id)
+	if err != nil {
+		return APIKey{}, Secret{}, err
+	}
+	c := s.newChange()
+	c.put(r, store.Version{})
+	if also != nil {
+		if err := also(c); err != nil {
+			return APIKey{}, Secret{}, err
+		}
+	}
+	c.event(ctx, Event{Type: EventAPIKeyChanged, OK: true, Reason: how, Subject: rec.Subject, TokenID: id, Scopes: rec.Scopes})
+	if _, err := s.commit(ctx, c); err != nil {
+		return APIKey{}, Secret{}, err
+	}
+	if s.rules.version.Load() != known || s.rules.pending.Load() != nil {
+		if s.rules.hit(rec.ruleSubject(id)) != "" {
+			return APIKey{}, Secret{}, errOvertaken
+		}
+	}
+	return rec.public(id), NewSecret(text), nil
+}
+
+func (s *Service) hashAPIKey(k *opaque.Key) [32]byte {
+	return opaque.Hash(labelAPIKey, []byte(s.ns), k.ID[:], k.Secret[:])
+}
+
+func (rec *apiKeyRecord) record(id string) (store.Record, error) {
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return store.Record{}, &Error{Code: ErrInvalidRequest, Detail: "API key", Cause: err}
+	}
+	r := store.Record{Kind: store.KindAPIKey, ID: id, Subject: rec.Subject, Token: id, Data: data}
+	if end := rec.end(); end != 0 {
+		r.Expires = end + int64(keySlack/time.Millisecond)
+	}
+	return r, nil
+}
+
+// end is when the key stops working, Unix ms; 0: never.
+func (rec *apiKeyRecord) end() int64 {
+	end := rec.Expires
+	for _, t := range [...]int64{rec.Replaced, rec.Revoked} {
+		if t != 0 && (end == 0 || t < end) {
+			end = t
+		}
+	}
+	return end
+}
+
+func (rec *apiKeyRecord) ruleSubject(id string) *ruleSubject {
+	return &ruleSubject{subject: rec.Subject, id: id, apiKey: true, iat: time.UnixMilli(rec.Created), pos: positions{birth: rec.Birth, view: rec.Birth}}
+}
+
+func (k *APIKeys) read(ctx context.Context, id string) (apiKeyRecord, store.Record, error) {
+	var rec apiKeyRecord
+	r, err := k.s.get(ctx, store.KindAPIKey, id)
+	if err != nil {
+		return rec, r, err
+	}
+	if err := decodeRecord(r, &rec); err != nil {
+		return rec, r, err
+	}
+	if rec.V != 1 {
+		return rec, r, fail(ErrUnavailable, "API key %q is of a newer version", id)
+	}
+	if k.view && rec.Subject != k.subject {
+		return rec, r, fail(ErrNotFound, "another's key")
+	}
+	if rec.Revoked == 0 && k.s.rules.hit(rec.ruleSubject(id)) != "" {
+		rec.Revoked = r.Written
+	}
+	return rec, r, nil
+}
+
+// Get returns one key. ErrNotFound: there is none, or it is not the caller's.
+func (k *APIKeys) Get(ctx context.Context, id string) (APIKey, error) {
+	if err := k.allowed(); err != nil {
+		return APIKey{}, err
+	}
+	rec, _, err := k.read(ctx, id)
+	if err != nil {
+		return APIKey{}, err
+	}
+	return k.used(ctx, rec.public(id)), nil
+}
+
+func (k *APIKeys) used(ctx context.Context, x APIKey) APIKey {
+	if u, err := k.s.audit.usage(ctx, useAPIKey, x.ID); err == nil {
+		x.Uses, x.LastUsed, x.LastAddress = u.count, u.last, u.address
+	}
+	return x
+}
+
+// List lists keys, newest first: also those that have ended, for some time.
+func (k *APIKeys) List(ctx context.Context, p Page) iter.Seq2[APIKey, error] {
+	if err := k.allowed(); err != nil {
+		return func(yield func(APIKey, error) bool) { yield(APIKey{}, err) }
+	}
+	return k.list(ctx, k.subject, p)
+}
+
+// Of lists the keys of one subject.
+func (k *APIKeys) Of(ctx context.Context, subject string, p Page) iter.Seq2[APIKey, error] {
+	if k.view && subject != k.subject || subject == "" {
+		return func(yield func(APIKey, error) bool) { yield(APIKey{}, fail(ErrNotFound, "no such subject")) }
+	}
+	return k.list(ctx, subject, p)
+}
+
+func (k *APIKeys) list(ctx context.Context, subject string, p Page) iter.Seq2[APIKey, error] {
+	return func(yield func(APIKey, error) bool) {
+		for r, err := range k.s.pages(ctx, store.Query{Kind: store.KindAPIKey, Subject: subject, Newest: true}, p) {
+			var rec apiKeyRecord
+			if err == nil {
+				err = decodeRecord(r, &rec)
+			}
+			if err != nil {
+				if !yield(APIKey{}, err) {
+					return
+				}
+				continue
+			}
+			if rec.Revoked == 0 && k.s.rules.hit(rec.ruleSubject(r.ID)) != "" {
+				rec.Revoked = r.Written
+			}
+			if !yield(k.used(ctx, rec.public(r.ID)), nil) {
+				return
+			}
+		}
+	}
+}
+
+// change rewrites a key in one compare-and-swap.
+func (k *APIKeys) change(ctx context.Context, id, how string, f func(*apiKeyRecord) error) (APIKey, error) {
+	if err := k.allowed(); err != nil {
+		return APIKey{}, err
+	}
+	for try := 0; try < refreshTries; try++ {
+		rec, r, err := k.read(ctx, id)
+		if err != nil {
+			return APIKey{}, err
+		}
+		if err := f(&rec); err != nil {
+			return APIKey{}, err
+		}
+		next, err := rec.record(id)
+		if err != nil {
+			return APIKey{}, err
+		}
+		c := k.s.newChange()
+		c.put(next, r.Version)
+		c.event(ctx, Event{Type: EventAPIKeyChanged, OK: true, Reason: how, Subject: rec.Subject, TokenID: id})
+		_, err = k.s.commit(ctx, c)
+		if errors.Is(err, store.ErrConflict) {
+			continue
+		}
+		return k.used(ctx, rec.public(id)), err
+	}
+	return APIKey{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel changes of API key " + id}
+}
+
+// Rename gives a key another name.
+func (k *APIKeys) Rename(ctx context.Context, id, name string) (APIKey, error) {
+	if err := checkKeyName(name); err != nil {
+		return APIKey{}, err
+	}
+	return k.change(ctx, id, "renamed", func(rec *apiKeyRecord) error { rec.Name = name; return nil })
+}
+
+// Rotate makes the successor, with an ID and a secret of its own; the old secret works for overlap longer, never past
+// its expiry. The successor expires when the old one would have.
+func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) (APIKey, Secret, error) {
+	if overlap < 0 {
+		return APIKey{}, Secret{}, fail(ErrInvalidRequest, "negative overlap")
+	}
+	if err := k.allowed(); err != nil {
+		return APIKey{}, Secret{}, err
+	}
+	if err := k.s.audit.ready(); err != nil {
+		return APIKey{}, Secret{}, err
+	}
+	for try := 0; try < refreshTries; try++ {
+		rec, r, err := k.read(ctx, id)
+		if err != nil {
+			return APIKey{}, Secret{}, err
+		}
+		now := k.s.now()
+		x := rec.public(id)
+		if !k.live(&x) || rec.Replaced != 0 {
+			return APIKey{}, Secret{}, fail(ErrNotFound, "the key has ended or was rotated before")
+		}
+		if k.view {
+			for _, s := range rec.Scopes {
+				if !k.held.allows(s) {
+					return APIKey{}, Secret{}, fail(ErrInvalidScope, "the caller does not hold %q", s)
+				}
+			}
+		}
+		next := rec
+		if rec.MaxUses > 0 {
+			used, err := k.spent(ctx, id)
+			if err != nil {
+				return APIKey{}, Secret{}, err
+			}
+			if used >= rec.MaxUses {
+				return APIKey{}, Secret{}, fail(ErrLimited, "the key has no uses left")
+			}
+			next.MaxUses = rec.MaxUses - used
+		}
+		rec.Replaced = max(now.Add(overlap).UnixMilli(), 1)
+		if rec.Expires != 0 {
+			rec.Replaced = min(rec.Replaced, rec.Expires)
+		}
+		fresh, secret, err := k.write(ctx, &next, func(c *change) error {
+			old, err := rec.record(id)
+			if err == nil {
+				c.put(old, r.Version)
+			}
+			return err
+		}, "rotated from "+id)
+		if errors.Is(err, store.ErrConflict) || errors.Is(err, errOvertaken) {
+			continue
+		}
+		return fresh, secret, err
+	}
+	return APIKey{}, Secret{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel changes of API key " + id}
+}
+
+// Revoke ends a key at once. ErrNotFound: there is none, or it is not the caller's.
+func (k *APIKeys) Revoke(ctx context.Context, id, reason string) error {
+	if err := k.allowed(); err != nil {
+		return err
+	}
+	if _, _, err := k.read(ctx, id); err != nil && (isNotFound(err) || k.view) {
+		return err
+	}
+	return k.s.Revoke(ctx, ByToken(id), reason)
+}
+
+// identify is the ID of an API key of ours, ended or not.
+func (k *APIKeys) identify(ctx context.Context, text string) (string, error) {
+	key, err := opaque.DecodeKey(text, k.s.cfg.Prefix, opaque.APIKey)
+	if err != nil {
+		return "", fail(ErrNotFound, "not an API key")
+	}
+	rec, _, err := k.read(ctx, key.ID.String())
+	if err != nil {
+		return "", err
+	}
+	if h := k.s.hashAPIKey(key); subtle.ConstantTimeCompare(h[:], rec.Hash[:]) != 1 {
+		return "", fail(ErrNotFound, "not an API key of this service")
+	}
+	return key.ID.String(), nil
+}
+
+// knownKey is an API key that this process has read.
+type knownKey struct {
+	d       *tokenData
+	hash    [32]byte
+	end     int64 // Unix ms, 0: never
+	rule    *ruleSubject
+	version atomic.Uint64 // of the rules
+	use     *useCounter
+	meter   *meter
+	rate    Rate
+	maxUses uint64
+}
+
+func (k *APIKeys) entry(r store.Record) (*knownKey, error) {
+	var rec apiKeyRecord
+	if err := decodeRecord(r, &rec); err != nil {
+		return nil, err
+	}
+	if rec.V != 1 {
+		return nil, fail(ErrUnavailable, "API key %q is of a newer version", r.ID)
+	}
+	spec := TokenSpec{Kind: KindAPIKey, ID: r.ID, Issuer: k.s.cfg.Issuer, Subject: rec.Subject, Audiences: []string{k.s.cfg.Audience},
+		Scopes: rec.Scopes, IssuedAt: time.UnixMilli(rec.Created)}
+	if rec.Expires != 0 {
+		spec.ExpiresAt = time.UnixMilli(rec.Expires)
+	}
+	e := &knownKey{hash: rec.Hash, end: rec.end(), rule: rec.ruleSubject(r.ID), maxUses: rec.MaxUses, rate: rec.Rate, meter: &meter{}}
+	e.d = makeToken(spec, rec.Claims).d
+	e.d.from = e.rule
+	e.use = k.s.audit.counter(useAPIKey, r.ID)
+	return e, nil
+}
+
+// validate is JWTValidator's way for opaque tokens. A known key costs one hash and no I/O.
+func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token, error) {
+	var key opaque.Key
+	if err := opaque.DecodeKeyInto(&key, c.Token, k.s.cfg.Prefix, opaque.APIKey); err != nil {
+		return Token{}, tr.no("structure", &Error{Code: ErrInvalidToken, Detail: "malformed API key", Cause: err})
+	}
+	tr.ok("structure", "API key")
+	if c.DPoP != "" {
+		return Token{}, tr.no("binding", fail(ErrInvalidToken, "API keys are not bound to keys"))
+	}
+	hash := k.s.hashAPIKey(&key)
+	e := k.keys.get(key.ID)
+	if e == nil {
+		if mac, ok := k.s.SigningKeys.macFor(key.KID, purposeAPIKeyTag); ok { // a filter: an unknown kid skips it
+			if tag := opaque.Tag(mac, "ak1", []byte(k.s.ns), key.ID[:], key.Secret[:]); subtle.ConstantTimeCompare(tag[:], key.Tag[:]) != 1 {
+				return Token{}, tr.no("tag", fail(ErrInvalidToken, "an API key that this service did not make"))
+			}
+		}
+		var err error
+		if e, err = k.load(ctx, key.ID); err != nil {
+			var x *Error
+			if !errors.As(err, &x) {
+				x = unavailable(err, "read API key")
+			}
+			return Token{}, tr.no("lookup", x)
+		}
+	}
+	if subtle.ConstantTimeCompare(hash[:], e.hash[:]) != 1 {
+		return Token{}, tr.no("secret", fail(ErrInvalidToken, "wrong secret"))
+	}
+	tr.ok("secret", "hash equal")
+	if tr != nil {
+		tr.d = e.d
+	}
+	rules := k.s.rules
+	if version := rules.version.Load(); e.version.Load() != version {
+		if rule := rules.hit(e.rule); rule != "" {
+			return Token{d: e.d}, tr.no("revocation", fail(ErrRevoked, "a rule on its %s", rule))
+		}
+		e.version.Store(version)
+	}
+	tr.ok("revocation", "no rule")
+	now := k.s.now()
+	if e.end != 0 && now.UnixMilli() >= e.end {
+		return Token{d: e.d}, tr.no("expiry", fail(ErrExpired, "the key has ended"))
+	}
+	f := k.s.trust.freshness(now)
+	if f.Stale { // never past the bound for opaque tokens
+		k.s.state.wake()
+		return Token{d: e.d}, tr.no("freshness", &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"})
+	}
+	tr.ok("freshness", f.Age.String())
+	e.use.hit(now, originOf(ctx).Address)
+	return Token{d: e.d, fresh: f}, nil
+}
+
+const keyReadTimeout = 2 * time.Second
+
+// load reads a key at its first sight, once however many callers ask, and remembers for a moment those that are not
+// there.
+func (k *APIKeys) load(ctx context.Context, raw opaque.ID) (*knownKey, error) {
+	id := raw.String()
+	return k.keys.load(ctx, raw, k.s.now(), func() (*knownKey, error) {
+		ctx, cancel := context.WithTimeout(k.s.ctx, keyReadTimeout)
+		defer cancel()
+		r, err := k.s.st.Get(ctx, store.KindAPIKey, id)
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			return nil, fail(ErrInvalidToken, "no such API key")
+		case err != nil:
+			return nil, unavailable(err, "read API key")
+		}
+		e, err := k.entry(r)
+		if err != nil {
+			return nil, err
+		}
+		return e, nil
+	})
+}

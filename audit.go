@@ -1,0 +1,447 @@
+package apitoken
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"iter"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Auditor receives events after they are durable.
+type Auditor interface {
+	// Audit takes one event, in the final order of the log. After an error, and after a crash, it gets the same
+	// event again: Event.ID tells.
+	Audit(ctx context.Context, e Event) error
+}
+
+// Event is one audit fact. It holds no usable secret.
+type Event struct {
+	ID      string    `json:"id"` // time-ordered, stable across retries
+	Time    time.Time `json:"time"`
+	Type    EventType `json:"type"`
+	OK      bool      `json:"ok"`
+	Reason  string    `json:"reason,omitempty"` // a class, such as "expired", or what Revoke was told
+	Actor   string    `json:"actor,omitempty"`  // who did it: WithActor's, or the subject or client of the Token in the context
+	Subject string    `json:"subject,omitempty"`
+	Client  string    `json:"client,omitempty"`
+	TokenID string    `json:"token_id,omitempty"`
+	Grant   string    `json:"grant,omitempty"`
+	Target  Target    `json:"target,omitzero"`
+	Scopes  Scopes    `json:"scopes,omitempty"`
+	Count   int       `json:"count,omitempty"` // of refusals summed up in this event
+	Origin
+	Extra map[string]string `json:"extra,omitempty"`
+}
+
+// EventType is what happened.
+type EventType string
+
+// What happened.
+const (
+	EventIssued        EventType = "token.issued"
+	EventPrepared      EventType = "ticket.prepared"
+	EventRefreshed     EventType = "token.refreshed"
+	EventExchanged     EventType = "token.exchanged"
+	EventRefused       EventType = "token.refused"
+	EventRevoked       EventType = "token.revoked"
+	EventReused        EventType = "token.reused" // a spent refresh token or ticket: what came from it is revoked
+	EventLeaked        EventType = "token.leaked"
+	EventClientRefused EventType = "client.refused"
+	EventClientChanged EventType = "client.changed"
+	EventAPIKeyChanged EventType = "apikey.changed"
+	EventKeyChanged    EventType = "signingkey.changed"
+	EventRoleChanged   EventType = "role.changed"
+	EventAlert         EventType = "alert"
+)
+
+// Origin is where a request came from. Adapters put it into the context, once, before anything else.
+type Origin struct {
+	Address   netip.Addr `json:"address,omitzero"`
+	UserAgent string     `json:"user_agent,omitempty"`
+	RequestID string     `json:"request_id,omitempty"`
+}
+
+type originKey struct{}
+
+// originContext is a context.WithValue of one fixed key that saves boxing on the hot path.
+type originContext struct {
+	context.Context
+	origin Origin
+}
+
+func (c *originContext) Value(key any) any {
+	if key == (originKey{}) {
+		return &c.origin
+	}
+	return c.Context.Value(key)
+}
+
+// WithOrigin returns a context whose events carry o. Its strings are cut to 256 bytes when they are kept, and what can
+// not be shown in them is escaped.
+func WithOrigin(ctx context.Context, o Origin) context.Context {
+	return &originContext{Context: ctx, origin: o}
+}
+
+func originOf(ctx context.Context) Origin {
+	if c, ok := ctx.(*originContext); ok {
+		return c.origin
+	}
+	if o, ok := ctx.Value(originKey{}).(*Origin); ok {
+		return *o
+	}
+	return Origin{}
+}
+
+// OriginOf returns what WithOrigin put into ctx, or one of its parents.
+func OriginOf(ctx context.Context) Origin { return originOf(ctx) }
+
+type actorKey struct{}
+
+// WithActor returns a context whose events carry actor, where no Token in it says who acts.
+func WithActor(ctx context.Context, actor string) context.Context {
+	return context.WithValue(ctx, actorKey{}, actor)
+}
+
+func actorOf(ctx context.Context) string {
+	if t := FromContext(ctx); !t.IsZero() {
+		if len(t.d.Actors) > 0 {
+			return t.d.Actors[0]
+		}
+		return t.d.Subject
+	}
+	actor, _ := ctx.Value(actorKey{}).(string)
+	return cleanText(actor)
+}
+
+// auditLog writes events, sums up what may be summed up, and feeds the sinks.
+type auditLog struct {
+	s     *Service
+	tally tally
+	uses  useLog
+	sinks []*sinkFeed
+	kick  chan struct{}
+}
+
+const (
+	flushEvery = 30 * time.Second // of refusals and uses
+	maxExtra   = 16               // members of Event.Extra
+)
+
+func newAuditLog(s *Service) *auditLog {
+	a := &auditLog{s: s, kick: make(chan struct{}, 1)}
+	a.tally.init()
+	a.uses.init()
+	for _, x := range s.cfg.Sinks {
+		a.sinks = append(a.sinks, newSinkFeed(s, x))
+	}
+	return a
+}
+
+// record completes e and makes its record.
+func (a *auditLog) record(ctx context.Context, e Event) store.Record {
+	now := a.s.now()
+	e.ID, e.Time = newID(now), now
+	e.Origin = originOf(ctx)
+	if e.Actor == "" {
+		e.Actor = actorOf(ctx)
+	}
+	r := store.Record{Kind: store.KindEvent, ID: e.ID, Type: string(e.Type), Subject: e.Subject, Client: e.Client, Grant: e.Grant, Token: e.TokenID}
+	if keep := a.s.cfg.KeepEvents; keep > 0 {
+		r.Expires = now.Add(keep).UnixMilli()
+	}
+	r.Data = e.append(make([]byte, 0, 384))
+	if len(r.Data) > maxEventBytes {
+		e.Extra, e.Scopes = map[string]string{"cut": "this event was too large"}, nil
+		e.Reason, e.Target = cleanText(e.Reason), Target{}
+		r.Data = e.append(r.Data[:0])
+	}
+	return r
+}
+
+const maxEventBytes = 15 << 10
+
+// append writes the JSON of e, as encoding/json would: by hand, because an event goes with every token that is issued.
+func (e *Event) append(b []byte) []byte {
+	b = append(b, `{"id":"`...)
+	b = append(b, e.ID...)
+	b = append(b, `","time":"`...)
+	b = e.Time.UTC().AppendFormat(b, "2006-01-02T15:04:05.000Z")
+	b = append(b, `","type":"`...)
+	b = append(b, e.Type...)
+	if e.OK {
+		b = append(b, `","ok":true`...)
+	} else {
+		b = append(b, `","ok":false`...)
+	}
+	text := func(name, v string) {
+		if v != "" {
+			b = append(b, ',', '"')
+			b = append(b, name...)
+			b = append(b, '"', ':')
+			b = appendJSON(b, v)
+		}
+	}
+	text("reason", e.Reason)
+	text("actor", e.Actor)
+	text("subject", e.Subject)
+	text("client", e.Client)
+	text("token_id", e.TokenID)
+	text("grant", e.Grant)
+	if e.Target.kind != targetNone {
+		text("target", e.Target.String())
+	}
+	for i, s := range e.Scopes {
+		if i == 0 {
+			b = append(b, `,"scopes":[`...)
+		} else {
+			b = append(b, ',')
+		}
+		b = appendJSON(b, string(s))
+	}
+	if len(e.Scopes) > 0 {
+		b = append(b, ']')
+	}
+	if e.Count != 0 {
+		b = append(b, `,"count":`...)
+		b = strconv.AppendInt(b, int64(e.Count), 10)
+	}
+	if e.Address.IsValid() {
+		b = append(b, `,"address":"`...)
+		b = e.Address.WithZone("").AppendTo(b)
+		b = append(b, '"')
+	}
+	text("user_agent", cleanText(e.UserAgent))
+	text("request_id", cleanText(e.RequestID))
+	if len(e.Extra) > 0 {
+		names := make([]string, 0, len(e.Extra))
+		for name := range e.Extra {
+			names = append(names, name)
+		}
+		slices.Sort(names)
+		for i, name := range names[:min(len(names), maxExtra)] {
+			if i == 0 {
+				b = append(b, `,"extra":{`...)
+			} else {
+				b = append(b, ',')
+			}
+			b = appendJSON(b, name)
+			b = append(b, ':')
+			b = appendJSON(b, e.Extra[name])
+		}
+		b = append(b, '}')
+	}
+	return append(b, '}')
+}
+
+// appendJSON appends s as a JSON string.
+func appendJSON(b []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			q, err := json.Marshal(s)
+			if err != nil {
+				q = []byte(`""`)
+			}
+			return append(b, q...)
+		}
+	}
+	b = append(b, '"')
+	b = append(b, s...)
+	return append(b, '"')
+}
+
+// readEvent reads a stored event. Newer members are passed over: an old program may still list a newer log.
+func readEvent(r store.Record) (Event, error) {
+	var e Event
+	if err := json.Unmarshal(r.Data, &e); err != nil {
+		return e, &Error{Code: ErrUnavailable, Detail: "stored event " + r.ID + " can not be read", Cause: err}
+	}
+	if e.ID != r.ID {
+		return e, fail(ErrUnavailable, "stored event %q is damaged", r.ID)
+	}
+	return e, nil
+}
+
+// ready answers ErrUnavailable while a sink with MaxLag is further behind. Only what gives power asks; taking power away
+// and validating wait for nobody.
+func (a *auditLog) ready() error {
+	for _, f := range a.sinks {
+		if f.sink.MaxLag > 0 {
+			if lag := f.lag(a.s.now()); lag > f.sink.MaxLag {
+				return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "audit sink " + f.sink.Name + " is behind by " + lag.Round(time.Second).String()}
+			}
+		}
+	}
+	return nil
+}
+
+// refused counts a refusal. d is what a verified token says, nil when nothing is verified.
+func (a *auditLog) refused(ctx context.Context, t EventType, reason string, d *tokenData) {
+	if reason == "unavailable" || reason == "none" {
+		return // no refusal of a token
+	}
+	a.tally.add(t, reason, d, originOf(ctx).Address)
+}
+
+// run flushes the counters and feeds the sinks.
+func (a *auditLog) run(ctx context.Context) {
+	for _, f := range a.sinks {
+		a.s.goRun(f.run)
+	}
+	for {
+		t := time.NewTimer(jitter(flushEvery))
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-a.kick:
+		case <-t.C:
+		}
+		t.Stop()
+		fctx, cancel := context.WithTimeout(ctx, flushEvery)
+		a.flush(fctx)
+		cancel()
+	}
+}
+
+// flush writes what was counted. What can not be written is counted on.
+func (a *auditLog) flush(ctx context.Context) {
+	if err := a.flushRefusals(ctx); err != nil && ctx.Err() == nil {
+		a.s.log.Warn("apitoken: refusals could not be recorded yet", "error", err)
+	}
+	if err := a.uses.flush(ctx, a.s); err != nil && ctx.Err() == nil {
+		a.s.log.Warn("apitoken: uses could not be recorded yet", "error", err)
+	}
+}
+
+// flushRefusals writes the counted refusals as events, sixteen in a change.
+func (a *auditLog) flushRefusals(ctx context.Context) error {
+	events := a.tally.take()
+	for len(events) > 0 {
+		n := min(len(events), 16)
+		c := a.s.newChange()
+		for _, x := range events[:n] {
+			c.event(context.Background(), x.event())
+		}
+		if _, err := a.s.commit(ctx, c); err != nil {
+			a.tally.giveBack(events)
+			return err
+		}
+		events = events[n:]
+	}
+	return nil
+}
+
+// EventQuery selects events; all fields that are set must match.
+type EventQuery struct {
+	Subject, Client, TokenID, Grant string
+	Type                            EventType
+	From, To                        time.Time // by the store's clock, From included and To not
+	OldestFirst                     bool
+}
+
+// query is q as stores read it.
+func (q *EventQuery) query() store.Query {
+	out := store.Query{Kind: store.KindEvent, Subject: q.Subject, Client: q.Client, Token: q.TokenID, Grant: q.Grant, Type: string(q.Type), Newest: !q.OldestFirst}
+	if !q.From.IsZero() {
+		out.Since = q.From.UnixMilli()
+	}
+	if !q.To.IsZero() {
+		out.Until = q.To.UnixMilli()
+	}
+	return out
+}
+
+// Events lists audit events, the newest first unless q says otherwise. What is only counted so far is written first.
+func (s *Service) Events(ctx context.Context, q EventQuery) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		cursor := ""
+		for {
+			list, next, err := s.EventPage(ctx, q, cursor, 200)
+			if err != nil {
+				yield(Event{}, err)
+				return
+			}
+			for _, e := range list {
+				if !yield(e, nil) {
+					return
+				}
+			}
+			if cursor = next; cursor == "" {
+				return
+			}
+		}
+	}
+}
+
+// EventPage lists a page of at most limit events (zero: 200, at most 1000) behind a cursor that an earlier page of the same query
+// gave; empty: from the start. An empty next says that there is nothing more now.
+func (s *Service) EventPage(ctx context.Context, q EventQuery, cursor string, limit int) (list []Event, next string, err error) {
+	if limit <= 0 {
+		limit = 200
+	}
+	if cursor == "" && s.ctx.Err() == nil {
+		if err := s.audit.flushRefusals(ctx); err != nil {
+			s.log.Warn("apitoken: refusals could not be recorded yet", "error", err)
+		}
+	}
+	sq := q.query()
+	sq.Cursor, sq.Limit = cursor, min(limit, 1000)
+	page, err := s.st.List(ctx, sq)
+	switch {
+	case errors.Is(err, store.ErrTrimmed):
+		return nil, "", &Error{Code: ErrInvalidRequest, Detail: "the cursor is older than what is kept", Cause: err}
+	case err != nil:
+		return nil, "", unavailable(err, "list events")
+	}
+	list = make([]Event, 0, len(page.Records))
+	for _, r := range page.Records {
+		e, err := readEvent(r)
+		if err != nil {
+			return nil, "", err
+		}
+		list = append(list, e)
+	}
+	return list, page.Cursor, nil
+}
+
+// NewSlogAuditor logs each event as one record at Info, refusals and alerts at Warn.
+func NewSlogAuditor(l *slog.Logger) Auditor { return slogAuditor{l} }
+
+type slogAuditor struct{ l *slog.Logger }
+
+func (a slogAuditor) Audit(ctx context.Context, e Event) error {
+	level := slog.LevelInfo
+	if !e.OK || e.Type == EventAlert || e.Type == EventReused || e.Type == EventLeaked {
+		level = slog.LevelWarn
+	}
+	a.l.LogAttrs(ctx, level, "audit", slog.Any("event", e))
+	return nil
+}
+
+// LogValue is the event's members that are set.
+func (e Event) LogValue() slog.Value {
+	attrs := []slog.Attr{slog.String("id", e.ID), slog.Time("time", e.Time), slog.String("type", string(e.Type)), slog.Bool("ok", e.OK)}
+	for _, x := range [...][2]string{{"reason", e.Reason}, {"actor", e.Actor}, {"subject", e.Subject}, {"client", e.Client},
+		{"token_id", e.TokenID}, {"grant", e.Grant}, {"target", e.Target.String()}, {"scopes", e.Scopes.String()}, {"user_agent", e.UserAgent}, {"request_id", e.RequestID}} {
+		if x[1] != "" {
+			attrs = append(attrs, slog.String(x[0], x[1]))
+		}
+	}
+	if e.Address.IsValid() {
+		attrs = append(attrs, slog.String("address", e.Address.String()))
+	}
+	if e.Count != 0 {
+		attrs = append(attrs, slog.Int("count", e.Count))
+	}
+	if len(e.Extra) > 0 {
+		attrs = append(attrs, slog.Any("extra", e.Extra))
+	}
+	return slog.GroupValue(attrs...)
+}

@@ -1,0 +1,185 @@
+package apitoken
+
+import (
+	"hash/maphash"
+	"math/bits"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+)
+
+// Cache keeps verified tokens, so that the second sight of one costs no signature check. It is bounded in bytes;
+// a token that was refused is never in it, nor a proof. Each validator has one of its own unless its
+// configuration shares one: [Validation.Cache].
+type Cache struct {
+	seed    maphash.Seed
+	mask    uint64
+	budget  int64 // bytes of one bucket
+	once    sync.Once
+	buckets atomic.Pointer[[]bucket] // made at the first token: an idle tenant holds none
+}
+
+const cacheWays = 8
+
+// bucket holds the tokens of some hashes. Readers take no lock: a tag that does not fit its entry is caught by
+// comparing the entry's own hash and text.
+type bucket struct {
+	tags  [cacheWays]atomic.Uint64
+	slots [cacheWays]atomic.Pointer[entry]
+	mu    sync.Mutex // guards writes and bytes
+	bytes int64
+	hand  uint32
+}
+
+// entry is a verified token and the course of its verdict. Only version and used change after it was kept.
+type entry struct {
+	hash    uint64
+	token   string
+	d       *tokenData
+	iss     *trust
+	v       *JWTValidator // whose verdict it is: one cache may serve many tenants
+	rule    ruleSubject
+	use     *useCounter
+	exp     int64
+	nbf     int64
+	iat     int64
+	gen     uint64        // of v, read before the verification began
+	version atomic.Uint64 // of the rules that it was checked against, read before that check
+	used    atomic.Bool
+	size    int64
+}
+
+// bucketBytes is how much of the budget one bucket of eight has: tokens of ordinary size fill it with eight.
+const bucketBytes = 8 << 10
+
+// NewCache returns a cache that holds at most about bytes of verified tokens, with what was read from them. It takes
+// no memory before the first token. Zero or less: it keeps nothing.
+func NewCache(bytes int64) *Cache {
+	c := &Cache{seed: maphash.MakeSeed()}
+	if bytes <= 0 {
+		return c
+	}
+	n := uint64(1)
+	if k := uint64(bytes) / bucketBytes; k > 1 {
+		n = 1 << (bits.Len64(k) - 1)
+	}
+	c.mask = n - 1
+	c.budget = bytes / int64(n)
+	return c
+}
+
+// hash is over the token's end: the signature, which differs from token to token.
+func (c *Cache) hash(token string) uint64 {
+	if c.budget == 0 {
+		return 0
+	}
+	if len(token) > 64 {
+		token = token[len(token)-64:]
+	}
+	return maphash.String(c.seed, token) | 1 // zero tags are empty slots
+}
+
+func (c *Cache) find(v *JWTValidator, h uint64, token string) *entry {
+	table := c.buckets.Load()
+	if table == nil {
+		return nil
+	}
+	b := &(*table)[(h>>1)&c.mask]
+	for i := range b.tags {
+		if b.tags[i].Load() != h {
+			continue
+		}
+		e := b.slots[i].Load()
+		if e == nil || e.hash != h || e.v != v || e.token != token || e.gen != v.gen.Load() {
+			continue
+		}
+		if !e.used.Load() {
+			e.used.Store(true)
+		}
+		return e
+	}
+	return nil
+}
+
+// storable reports whether a token that was refused now may be kept: not.
+func (e *entry) storable(err error) bool { return err == nil }
+
+// keep stores e, in the place of an older entry when its bucket is full. The token is cloned: the caller's string
+// may hold a whole request in memory.
+func (c *Cache) keep(e *entry) {
+	e.size = e.weight()
+	if c.budget == 0 || e.size > c.budget {
+		return
+	}
+	c.once.Do(func() {
+		t := make([]bucket, c.mask+1)
+		c.buckets.Store(&t)
+	})
+	e.token = strings.Clone(e.token)
+	b := &(*c.buckets.Load())[(e.hash>>1)&c.mask]
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	slot := -1
+	for i := range b.slots {
+		old := b.slots[i].Load()
+		switch {
+		case old == nil:
+			if slot < 0 {
+				slot = i
+			}
+		case old.hash == e.hash && old.v == e.v && old.token == e.token:
+			b.drop(i)
+			slot = i
+		case old.gen != old.v.gen.Load() || old.exp < e.iat:
+			b.drop(i)
+			if slot < 0 {
+				slot = i
+			}
+		}
+	}
+	for slot < 0 || b.bytes+e.size > c.budget {
+		slot = b.evict()
+	}
+	b.bytes += e.size
+	b.slots[slot].Store(e)
+	b.tags[slot].Store(e.hash)
+}
+
+// evict frees the next slot that was not used since the hand passed it last, and returns it.
+func (b *bucket) evict() int {
+	for {
+		i := int(b.hand % cacheWays)
+		b.hand++
+		e := b.slots[i].Load()
+		if e == nil {
+			if b.bytes == 0 {
+				return i
+			}
+			continue
+		}
+		if e.used.Swap(false) && b.hand%(4*cacheWays) != 0 {
+			continue
+		}
+		b.drop(i)
+		return i
+	}
+}
+
+func (b *bucket) drop(i int) {
+	if e := b.slots[i].Load(); e != nil {
+		b.bytes -= e.size
+	}
+	b.tags[i].Store(0)
+	b.slots[i].Store(nil)
+}
+
+// weight is an upper bound of what an entry keeps alive: its token, the strings cut from the decoded claims (which
+// are at most three quarters of the token), and the structures around them.
+func (e *entry) weight() int64 {
+	const perScope = int64(unsafe.Sizeof(Scope("")) * 4)
+	return int64(unsafe.Sizeof(*e)) + int64(unsafe.Sizeof(*e.d)) + int64(2*len(e.token)) + 128 +
+		perScope*int64(len(e.d.Scopes)) +
+		int64(unsafe.Sizeof(""))*int64(len(e.d.Audiences)+len(e.d.Roles)+len(e.d.Actors)+len(e.rule.chain)) +
+		int64(unsafe.Sizeof(principal{}))*int64(len(e.rule.actors))
+}

@@ -1,0 +1,122 @@
+package apitoken
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	mathrand "math/rand/v2"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// A change is one intent on its way to the store: records, and the events that tell of them. Both are
+// written together or not at all. Its ID stays the same at every retry, so that a repeated
+// unknown outcome recognises itself.
+type change struct {
+	store.Change
+	s     *Service
+	state bool // holds records that other processes follow
+}
+
+func (s *Service) newChange() *change {
+	c := &change{s: s}
+	rand.Read(c.ID[:])
+	return c
+}
+
+func (c *change) put(r store.Record, expect store.Version) {
+	c.Puts = append(c.Puts, store.Put{Record: r, Expect: expect})
+	c.state = c.state || r.Kind.State()
+}
+
+func (c *change) event(ctx context.Context, e Event) {
+	c.Events = append(c.Events, c.s.audit.record(ctx, e))
+}
+
+const (
+	commitTries   = 5
+	commitTimeout = 10 * time.Second // of one commit with its retries, when the caller sets no deadline
+)
+
+// commit writes c. store.ErrConflict comes back as it is: the caller knows what it raced with. Everything else
+// is an *Error, ErrUnavailable where the outcome is unknown or nothing could be written. When others
+// have moved the state meanwhile, or c did, this process has caught up before commit returns: its caller checks
+// the rules again before it hands anything out.
+func (s *Service) commit(ctx context.Context, c *change) (store.Commit, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, commitTimeout)
+		defer cancel()
+	}
+	done, err := s.applyRetrying(ctx, c)
+	if err != nil {
+		return done, err
+	}
+	if c.state || s.state.behind(done.Head) {
+		if err := s.state.catchUp(ctx, done.Head); err != nil {
+			return done, unavailable(err, "written, but the store could not be read back")
+		}
+	}
+	return done, nil
+}
+
+func (s *Service) applyRetrying(ctx context.Context, c *change) (store.Commit, error) {
+	wait := 5 * time.Millisecond
+	for try := 1; ; try++ {
+		done, err := s.st.Apply(ctx, &c.Change)
+		switch {
+		case err == nil:
+			return done, nil
+		case errors.Is(err, store.ErrConflict):
+			return done, err
+		case errors.Is(err, store.ErrReadOnly):
+			return done, unavailable(err, "the store has moved and takes no writes")
+		case errors.Is(err, store.ErrTooLarge):
+			return done, &Error{Code: ErrInvalidRequest, Detail: "the record would be too large", Cause: err}
+		case ctx.Err() != nil || try == commitTries || len(c.Puts) == 0:
+			// Without puts a repetition might write the event twice; the caller has nothing yet, so nothing is lost.
+			return done, unavailable(err, "write")
+		}
+		if !sleep(ctx, jitter(wait)) {
+			return done, unavailable(err, "write")
+		}
+		wait *= 4
+	}
+}
+
+// get reads one record: ErrNotFound or ErrUnavailable.
+func (s *Service) get(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
+	if id == "" || len(id) > 255 {
+		return store.Record{}, fail(ErrNotFound, "no %s has such an ID", kind)
+	}
+	r, err := s.st.Get(ctx, kind, id)
+	switch {
+	case err == nil:
+		return r, nil
+	case errors.Is(err, store.ErrNotFound):
+		return r, fail(ErrNotFound, "no %s %q", kind, id)
+	}
+	return r, unavailable(err, "read")
+}
+
+// newID makes an ID that sorts by time: 26 characters, unguessable in its second half.
+func newID(now time.Time) string { return opaque.NewID(now).String() }
+
+// jitter spreads d over half to one and a half of it, so that processes that failed together do not return together.
+func jitter(d time.Duration) time.Duration {
+	return d/2 + time.Duration(mathrand.Int64N(int64(d)+1))
+}
+
+// sleep waits for d in real time and reports whether ctx still lives.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

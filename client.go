@@ -1,0 +1,694 @@
+package apitoken
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"iter"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Client is an application that presents tokens.
+type Client struct {
+	ID             string // made by Create if empty; Issue refuses it as a Subject
+	Name           string // shown to people; at most 100 bytes
+	Public         bool   // has no credential (RFC 6749 §2.1)
+	GrantTypes     []string
+	Scopes         Scopes   // the most it may hold
+	Audiences      []string // the most it may ask for, its own default first; empty: Config.Audience and Audiences
+	MayImpersonate bool     // may exchange a token without naming an actor (RFC 8693 §1.1)
+	Lifetimes      Lifetimes
+	Disabled       bool
+	Created        time.Time
+}
+
+// ClientAuth is a client's credential: ID and Secret, or ID alone for a public client.
+type ClientAuth struct {
+	ID     string
+	Secret Secret
+}
+
+func (a ClientAuth) isZero() bool { return a.ID == "" && a.Secret.IsZero() }
+
+// Clients are the registered clients of a service. They are state: every process knows them all.
+type Clients struct {
+	s     *Service
+	known sync.Map // ID → *knownClient
+	fails failures
+	slow  [slowLanes]chan struct{} // bounds the slow hashes that run at once, by source
+	proof atomic.Pointer[[32]byte] // key of this process for the memory of verified slow secrets
+}
+
+// knownClient is a client as this process knows it.
+type knownClient struct {
+	Client
+	rec     clientRecord
+	version store.Version
+	proved  atomic.Pointer[provedSecret] // the host-chosen secret that was right last: it need not be hashed slowly again
+}
+
+// provedSecret is a MAC of a secret, and the verifier that it fitted: it ends with that.
+type provedSecret struct{ mark, hash [32]byte }
+
+type clientRecord struct {
+	V              int            `json:"v"`
+	Name           string         `json:"name,omitempty"`
+	Public         bool           `json:"public,omitempty"`
+	GrantTypes     []string       `json:"grant_types,omitempty"`
+	Scopes         Scopes         `json:"scopes,omitempty"`
+	Audiences      []string       `json:"aud,omitempty"`
+	MayImpersonate bool           `json:"impersonate,omitempty"`
+	Lifetimes      Lifetimes      `json:"lifetimes,omitzero"`
+	Disabled       bool           `json:"disabled,omitempty"`
+	Created        int64          `json:"created"` // Unix ms
+	Secrets        []clientSecret `json:"secrets,omitempty"`
+}
+
+// clientSecret is a verifier: of 256 random bits a plain hash is enough, what a host chose gets a slow one.
+type clientSecret struct {
+	Hash    [32]byte `json:"h"`
+	Salt    []byte   `json:"salt,omitempty"` // of a slow hash
+	Rounds  int      `json:"rounds,omitempty"`
+	Created int64    `json:"created"`
+	Expires int64    `json:"expires,omitempty"` // Unix ms; 0: lives on
+}
+
+const (
+	maxClientName   = 100
+	maxLiveSecrets  = 2
+	slowRounds      = 600_000 // PBKDF2-HMAC-SHA256, OWASP 2023
+	minChosenSecret = 16      // bytes of a secret that a host chooses
+	slowLanes       = 16
+	labelClient     = "cs1h"
+)
+
+var grantTypes = []string{GrantClientCredentials, GrantRefreshToken, GrantAuthorizationCode, GrantTokenExchange, GrantJWTBearer, GrantDeviceCode}
+
+func newClients(s *Service) *Clients {
+	cs := &Clients{s: s}
+	for i := range cs.slow {
+		cs.slow[i] = make(chan struct{}, 1)
+	}
+	var k [32]byte
+	rand.Read(k[:])
+	cs.proof.Store(&k)
+	return cs
+}
+
+func (cs *Clients) reset() { cs.known.Clear() }
+
+func (cs *Clients) applyRecord(r store.Record) error {
+	var rec clientRecord
+	if err := decodeRecord(r, &rec); err != nil {
+		return err
+	}
+	if rec.V != 1 {
+		return fail(ErrUnavailable, "client %q is damaged or of a newer version", r.ID)
+	}
+	cs.known.Store(r.ID, &knownClient{Client: rec.public(r.ID), rec: rec, version: r.Version})
+	return nil
+}
+
+func (rec *clientRecord) public(id string) Client {
+	return Client{ID: id, Name: rec.Name, Public: rec.Public, GrantTypes: slices.Clone(rec.GrantTypes), Scopes: slices.Clone(rec.Scopes),
+		Audiences: slices.Clone(rec.Audiences), MayImpersonate: rec.MayImpersonate, Lifetimes: rec.Lifetimes, Disabled: rec.Disabled, Created: time.UnixMilli(rec.Created)}
+}
+
+func (rec *clientRecord) set(c Client) {
+	rec.V, rec.Name, rec.Public, rec.GrantTypes, rec.Scopes, rec.Audiences = 1, c.Name, c.Public, c.GrantTypes, c.Scopes, c.Audiences
+	rec.MayImpersonate, rec.Lifetimes, rec.Disabled = c.MayImpersonate, c.Lifetimes, c.Disabled
+}
+
+// lookup is the client as this process knows it, nil if it knows none.
+func (cs *Clients) lookup(id string) *knownClient {
+	if v, ok := cs.known.Load(id); ok {
+		return v.(*knownClient)
+	}
+	return nil
+}
+
+// enabled is a client that a host names; it must exist and not be disabled.
+func (cs *Clients) enabled(id string) (Client, error) {
+	k := cs.lookup(id)
+	if k == nil {
+		return Client{}, fail(ErrInvalidClient, "no client %q", id)
+	}
+	if k.Disabled {
+		return Client{}, fail(ErrDenied, "client %q is disabled", id)
+	}
+	return k.Client, nil
+}
+
+// check refuses clients that contradict themselves or the service.
+func (cs *Clients) check(c *Client) error {
+	switch {
+	case !nameShape.MatchString(c.ID):
+		return fail(ErrInvalidRequest, "client ID %q is not 1 to 255 printable ASCII characters without space, quote and backslash", c.ID)
+	case c.ID == cs.s.cfg.FirstParty:
+		return fail(ErrInvalidRequest, "client ID %q is the host's own, Config.FirstParty", c.ID)
+	case len(c.Name) > maxClientName || !plainText(c.Name):
+		return fail(ErrInvalidRequest, "a client's name has at most 100 bytes of UTF-8 without control characters")
+	case c.Public && slices.Contains(c.GrantTypes, GrantClientCredentials):
+		return fail(ErrInvalidRequest, "a public client can not have client_credentials (RFC 6749 §4.4)")
+	case c.Public && slices.Contains(c.GrantTypes, GrantTokenExchange):
+		return fail(ErrInvalidRequest, "a public client can not exchange tokens: nobody knows who asks")
+	case c.MayImpersonate && !slices.Contains(c.GrantTypes, GrantTokenExchange):
+		return fail(ErrInvalidRequest, "MayImpersonate without the grant type token-exchange")
+	}
+	for i, g := range c.GrantTypes {
+		if !slices.Contains(grantTypes, g) || slices.Contains(c.GrantTypes[:i], g) {
+			return fail(ErrInvalidRequest, "grant type %q is unknown or named twice", g)
+		}
+	}
+	if _, err := ParseScopes(c.Scopes.String()); err != nil {
+		return err
+	}
+	if err := cs.s.cfg.known(c.Scopes); err != nil {
+		return err
+	}
+	if len(c.Audiences) > maxAudiences {
+		return fail(ErrInvalidRequest, "%d audiences, at most %d", len(c.Audiences), maxAudiences)
+	}
+	for _, a := range c.Audiences {
+		if !nameShape.MatchString(a) {
+			return fail(ErrInvalidRequest, "audience %q", a)
+		}
+	}
+	if err := c.Lifetimes.check("Lifetimes"); err != nil {
+		return &Error{Code: ErrInvalidRequest, Detail: err.Error()}
+	}
+	c.Scopes = sortedScopes(c.Scopes)
+	return nil
+}
+
+// Create registers c and returns it with its ID and, unless it is public, its secret: shown now and
+// never again. ErrInvalidRequest: the ID is taken, or c contradicts itself.
+func (cs *Clients) Create(ctx context.Context, c Client) (Client, Secret, error) {
+	now := cs.s.now()
+	if c.ID == "" {
+		c.ID = "cl_" + newID(now)
+	}
+	if err := cs.check(&c); err != nil {
+		return Client{}, Secret{}, err
+	}
+	if err := cs.s.audit.ready(); err != nil {
+		return Client{}, Secret{}, err
+	}
+	rec := clientRecord{Created: now.UnixMilli()}
+	rec.set(c)
+	var secret Secret
+	if !c.Public {
+		var cl clientSecret
+		secret, cl = cs.newSecret(c.ID)
+		rec.Secrets = []clientSecret{cl}
+	}
+	if err := cs.write(ctx, c.ID, &rec, store.Version{}, "created", nil); err != nil {
+		if errors.Is(err, store.ErrConflict) {
+			return Client{}, Secret{}, fail(ErrInvalidRequest, "client %q exists already", c.ID)
+		}
+		return Client{}, Secret{}, err
+	}
+	return rec.public(c.ID), secret, nil
+}
+
+// newSecret makes a secret of 256 random bits and its verifier.
+func (cs *Clients) newSecret(client string) (Secret, clientSecret) {
+	now := cs.s.now()
+	k := opaque.Key{ID: opaque.NewID(now)}
+	rand.Read(k.Secret[:])
+	var key []byte
+	k.KID, key = cs.s.SigningKeys.mac("secret-tag")
+	k.Tag = opaque.Tag(key, "cs1", []byte(cs.s.ns), k.ID[:], k.Secret[:])
+	return NewSecret(opaque.EncodeKey(cs.s.cfg.Prefix, opaque.ClientSecret, &k)), clientSecret{Hash: cs.hash(client, &k), Created: now.UnixMilli()}
+}
+
+func (cs *Clients) hash(client string, k *opaque.Key) [32]byte {
+	return opaque.Hash(labelClient, []byte(cs.s.ns), []byte(client), k.ID[:], k.Secret[:])
+}
+
+// write stores rec with its event and, where rights were narrowed, the rules that say so.
+func (cs *Clients) write(ctx context.Context, id string, rec *clientRecord, v store.Version, how string, rules func(*change) error) error {
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return &Error{Code: ErrInvalidRequest, Detail: "client", Cause: err}
+	}
+	c := cs.s.newChange()
+	c.put(store.Record{Kind: store.KindClient, ID: id, Client: id, Data: data}, v)
+	if rules != nil {
+		if err := rules(c); err != nil {
+			return err
+		}
+	}
+	c.event(ctx, Event{Type: EventClientChanged, OK: true, Reason: how, Client: id, Scopes: rec.Scopes})
+	_, err = cs.s.commit(ctx, c)
+	return err
+}
+
+// Get returns one client, ErrNotFound if there is none.
+func (cs *Clients) Get(ctx context.Context, id string) (Client, error) {
+	rec, _, err := cs.read(ctx, id)
+	if err != nil {
+		return Client{}, err
+	}
+	return rec.public(id), nil
+}
+
+func (cs *Clients) read(ctx context.Context, id string) (clientRecord, store.Version, error) {
+	var rec clientRecord
+	r, err := cs.s.get(ctx, store.KindClient, id)
+	if err != nil {
+		return rec, store.Version{}, err
+	}
+	return rec, r.Version, decodeRecord(r, &rec)
+}
+
+// List lists the clients, newest ID first.
+func (cs *Clients) List(ctx context.Context, p Page) iter.Seq2[Client, error] {
+	return func(yield func(Client, error) bool) {
+		for r, err := range cs.s.pages(ctx, store.Query{Kind: store.KindClient, Newest: true}, p) {
+			var rec clientRecord
+			if err == nil {
+				err = decodeRecord(r, &rec)
+			}
+			if !yield(rec.public(r.ID), err) {
+				return
+			}
+		}
+	}
+}
+
+// Update changes a client in one compare-and-swap, calling f again if another writer was first.
+// Setting Disabled revokes all it holds; narrowing its scopes or audiences makes its tokens be minted again.
+func (cs *Clients) Update(ctx context.Context, id string, f func(*Client) error) (Client, error) {
+	for try := 0; try < refreshTries; try++ {
+		rec, v, err := cs.read(ctx, id)
+		if err != nil {
+			return Client{}, err
+		}
+		before := rec.public(id)
+		c := rec.public(id)
+		if err := f(&c); err != nil {
+			return Client{}, err
+		}
+		if c.ID != id || c.Public != before.Public {
+			return Client{}, fail(ErrInvalidRequest, "a client's ID and Public do not change")
+		}
+		c.Created = before.Created
+		if err := cs.check(&c); err != nil {
+			return Client{}, err
+		}
+		narrowed := !c.Scopes.Cover(before.Scopes) || c.Disabled && !before.Disabled || !containsAll(c.Audiences, before.Audiences) || !containsAll(c.GrantTypes, before.GrantTypes)
+		if !narrowed {
+			if err := cs.s.audit.ready(); err != nil {
+				return Client{}, err
+			}
+		}
+		rec.set(c)
+		how := "updated"
+		var hold *pendingRule
+		if c.Disabled && !before.Disabled {
+			how, hold = "disabled", &pendingRule{target: ByClient(id)}
+		} else if narrowed {
+			hold = &pendingRule{target: ByClient(id), mint: true}
+		}
+		err = cs.commitHolding(ctx, hold, how, func(rules func(*change) error) error {
+			return cs.write(ctx, id, &rec, v, how, rules)
+		})
+		if errors.Is(err, store.ErrConflict) {
+			continue
+		}
+		return rec.public(id), err
+	}
+	return Client{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel updates of client " + id}
+}
+
+// commitHolding writes with a rule that is in force here before the store is asked.
+func (cs *Clients) commitHolding(ctx context.Context, hold *pendingRule, how string, write func(func(*change) error) error) error {
+	if hold == nil {
+		return write(nil)
+	}
+	s := cs.s
+	s.rules.hold(hold)
+	var kept *change
+	err := write(func(c *change) error {
+		kept = c
+		return s.addRule(ctx, c, hold.target, hold.mint, "client "+how)
+	})
+	if err == nil || errors.Is(err, store.ErrConflict) || kept == nil || errors.Is(err, ErrInvalidRequest) {
+		s.rules.release(hold)
+		return err
+	}
+	s.retryRule(kept, hold)
+	return err
+}
+
+func containsAll(list, want []string) bool {
+	for _, w := range want {
+		if !slices.Contains(list, w) {
+			return len(list) == 0 && want == nil
+		}
+	}
+	return true
+}
+
+// RotateSecret adds a secret; the older one works for overlap longer. A client has at most two live ones.
+func (cs *Clients) RotateSecret(ctx context.Context, id string, overlap time.Duration) (Secret, error) {
+	if overlap < 0 {
+		return Secret{}, fail(ErrInvalidRequest, "negative overlap")
+	}
+	if err := cs.s.audit.ready(); err != nil {
+		return Secret{}, err
+	}
+	for try := 0; try < refreshTries; try++ {
+		rec, v, err := cs.read(ctx, id)
+		if err != nil {
+			return Secret{}, err
+		}
+		if rec.Public {
+			return Secret{}, fail(ErrInvalidRequest, "a public client has no secret")
+		}
+		secret, fresh := cs.newSecret(id)
+		now := cs.s.now()
+		until := now.Add(overlap).UnixMilli()
+		live := rec.live(now)
+		if len(live) > 0 { // of two live ones the newer goes on for the overlap
+			last := live[len(live)-1]
+			if last.Expires == 0 || last.Expires > until {
+				last.Expires = until
+			}
+			live = []clientSecret{last}
+		}
+		if overlap == 0 {
+			live = nil
+		}
+		rec.Secrets = append(live, fresh)
+		err = cs.write(ctx, id, &rec, v, "secret rotated", nil)
+		if errors.Is(err, store.ErrConflict) {
+			continue
+		}
+		if err != nil {
+			return Secret{}, err
+		}
+		return secret, nil
+	}
+	return Secret{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel updates of client " + id}
+}
+
+func (rec *clientRecord) live(now time.Time) []clientSecret {
+	var out []clientSecret
+	for _, x := range rec.Secrets {
+		if x.Expires == 0 || now.UnixMilli() < x.Expires {
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+// Declare makes the client with c.ID be as c says and its secrets be these, and writes nothing if
+// that is so already: for clients that a program's own configuration names, at each start. A secret has at
+// least 16 bytes; two may be given while one replaces the other.
+func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) error {
+	if err := cs.check(&c); err != nil {
+		return err
+	}
+	switch {
+	case c.Public && len(secrets) > 0:
+		return fail(ErrInvalidRequest, "a public client has no secret")
+	case !c.Public && len(secrets) == 0:
+		return fail(ErrInvalidRequest, "client %q is confidential and has no secret", c.ID)
+	case len(secrets) > maxLiveSecrets:
+		return fail(ErrInvalidRequest, "%d secrets, at most %d", len(secrets), maxLiveSecrets)
+	}
+	for _, x := range secrets {
+		if len(x.Reveal()) < minChosenSecret {
+			return fail(ErrInvalidRequest, "a secret of client %q is under %d bytes", c.ID, minChosenSecret)
+		}
+	}
+	for try := 0; try < refreshTries; try++ {
+		rec, v, err := cs.read(ctx, c.ID)
+		if err != nil && !isNotFound(err) {
+			return err
+		}
+		if err == nil && rec.same(c) && cs.holds(c.ID, &rec, secrets) {
+			return nil
+		}
+		if err == nil && rec.Public != c.Public {
+			return fail(ErrInvalidRequest, "client %q can not change between public and confidential", c.ID)
+		}
+		how := "declared"
+		before := rec.public(c.ID)
+		fresh := isNotFound(err)
+		if fresh {
+			rec.Created = cs.s.now().UnixMilli()
+		}
+		rec.set(c)
+		rec.Secrets = nil
+		for _, x := range secrets {
+			cl, err := cs.chosen(c.ID, x.Reveal())
+			if err != nil {
+				return err
+			}
+			rec.Secrets = append(rec.Secrets, cl)
+		}
+		var hold *pendingRule
+		switch {
+		case fresh:
+		case c.Disabled && !before.Disabled:
+			how, hold = "disabled", &pendingRule{target: ByClient(c.ID)}
+		case !c.Scopes.Cover(before.Scopes):
+			hold = &pendingRule{target: ByClient(c.ID), mint: true}
+		}
+		err = cs.commitHolding(ctx, hold, how, func(rules func(*change) error) error {
+			return cs.write(ctx, c.ID, &rec, v, how, rules)
+		})
+		if !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+	}
+	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel updates of client " + c.ID}
+}
+
+func (rec *clientRecord) same(c Client) bool {
+	want := *rec
+	want.set(c)
+	a, err1 := json.Marshal(rec)
+	b, err2 := json.Marshal(want)
+	return err1 == nil && err2 == nil && bytes.Equal(a, b)
+}
+
+// holds reports whether the client's live secrets are exactly these.
+func (cs *Clients) holds(id string, rec *clientRecord, secrets []Secret) bool {
+	live := rec.live(cs.s.now())
+	if len(live) != len(secrets) {
+		return false
+	}
+	for _, x := range secrets {
+		if !slices.ContainsFunc(live, func(cl clientSecret) bool { return cs.fits(id, cl, x.Reveal()) }) {
+			return false
+		}
+	}
+	return true
+}
+
+// chosen makes the verifier of a secret that the host brings: a plain hash if we made it once, else a slow one.
+func (cs *Clients) chosen(id, secret string) (clientSecret, error) {
+	now := cs.s.now().UnixMilli()
+	if k, err := opaque.DecodeKey(secret, cs.s.cfg.Prefix, opaque.ClientSecret); err == nil {
+		return clientSecret{Hash: cs.hash(id, k), Created: now}, nil
+	}
+	cl := clientSecret{Salt: make([]byte, 16), Rounds: slowRounds, Created: now}
+	rand.Read(cl.Salt)
+	sum, err := slowHash(secret, cl.Salt, cl.Rounds)
+	cl.Hash = sum
+	return cl, err
+}
+
+func slowHash(secret string, salt []byte, rounds int) (out [32]byte, err error) {
+	key, err := pbkdf2.Key(sha256.New, secret, salt, rounds, len(out))
+	if err != nil {
+		return out, &Error{Code: ErrUnavailable, Detail: "slow hash", Cause: err}
+	}
+	copy(out[:], key)
+	return out, nil
+}
+
+// fits compares in constant time; slow verifiers cost their rounds.
+func (cs *Clients) fits(id string, cl clientSecret, secret string) bool {
+	var got [32]byte
+	if cl.Rounds > 0 {
+		sum, err := slowHash(secret, cl.Salt, cl.Rounds)
+		if err != nil {
+			return false
+		}
+		got = sum
+	} else {
+		k, err := opaque.DecodeKey(secret, cs.s.cfg.Prefix, opaque.ClientSecret)
+		if err != nil {
+			return false
+		}
+		got = cs.hash(id, k)
+	}
+	return subtle.ConstantTimeCompare(got[:], cl.Hash[:]) == 1
+}
+
+// Authenticate confirms a client, in constant time: ErrInvalidClient, never saying whether the ID or the secret was
+// wrong; ErrLimited when too many failures came from one source for one client. A correct secret of
+// our making always passes, so that a stranger can not lock the client out.
+func (cs *Clients) Authenticate(ctx context.Context, a ClientAuth) (Client, error) {
+	c, err := cs.authenticate(ctx, a)
+	if err != nil && (errors.Is(err, ErrInvalidClient) || errors.Is(err, ErrLimited)) {
+		var d *tokenData // an unproved name is no fact
+		cs.s.audit.refused(ctx, EventClientRefused, reasonOf(err), d)
+	}
+	return c, err
+}
+
+func (cs *Clients) authenticate(ctx context.Context, a ClientAuth) (Client, error) {
+	k := cs.lookup(a.ID)
+	if a.Secret.IsZero() && k != nil && k.Public {
+		if k.Disabled {
+			return Client{}, fail(ErrDenied, "client %q is disabled", a.ID)
+		}
+		return k.Client, nil
+	}
+	source := originOf(ctx).Address.String()
+	secret := a.Secret.Reveal()
+	ok, err := cs.right(ctx, k, a.ID, secret, source)
+	if err != nil {
+		return Client{}, err
+	}
+	if !ok {
+		now := cs.s.now()
+		if cs.fails.add(a.ID, source, now) {
+			return Client{}, &Error{Code: ErrLimited, RetryAfter: failWindow, Detail: "too many failures of this client from this source"}
+		}
+		return Client{}, fail(ErrInvalidClient, "unknown client or wrong secret")
+	}
+	if k.Disabled {
+		return Client{}, fail(ErrDenied, "client %q is disabled", a.ID)
+	}
+	return k.Client, nil
+}
+
+// nobody has the shape of a confidential client and no secret that fits: unknown IDs walk the same path.
+var nobody = &knownClient{}
+
+func (cs *Clients) right(ctx context.Context, k *knownClient, id, secret, source string) (bool, error) {
+	if k == nil || k.Public {
+		k = nobody
+	}
+	live := k.rec.live(cs.s.now())
+	if opaque.KindOf(secret) == opaque.ClientSecret {
+		ok := false
+		decoy := clientSecret{}
+		for i := range maxLiveSecrets {
+			cl := decoy
+			if i < len(live) && live[i].Rounds == 0 {
+				cl = live[i]
+			}
+			if cs.fits(id, cl, secret) && i < len(live) {
+				ok = true
+			}
+		}
+		return ok, nil
+	}
+	if secret == "" || len(secret) > 512 {
+		return false, nil
+	}
+	mark := cs.mark(id, secret)
+	if p := k.proved.Load(); p != nil && hmac.Equal(p.mark[:], mark[:]) {
+		return slices.ContainsFunc(live, func(cl clientSecret) bool { return cl.Hash == p.hash }), nil
+	}
+	if cs.fails.over(id, source, cs.s.now()) {
+		return false, nil // no slow hash for whoever has failed too often
+	}
+	lane := cs.slow[cs.fails.slot(id, source)%slowLanes]
+	select {
+	case lane <- struct{}{}:
+		defer func() { <-lane }()
+	case <-ctx.Done():
+		return false, unavailable(ctx.Err(), "waiting to check a client secret")
+	}
+	ok := false
+	salt := make([]byte, 16)
+	for i := range maxLiveSecrets {
+		cl := clientSecret{Salt: salt, Rounds: slowRounds}
+		real := i < len(live) && live[i].Rounds > 0
+		if real {
+			cl = live[i]
+		} else if i > 0 {
+			break // one slow hash for everybody, two where two secrets live
+		}
+		if cs.fits(id, cl, secret) && real {
+			ok = true
+			k.proved.Store(&provedSecret{mark, cl.Hash})
+		}
+	}
+	return ok, nil
+}
+
+// mark remembers a verified secret under a key of this process; a client that changes is a new knownClient.
+func (cs *Clients) mark(id, secret string) [32]byte {
+	m := hmac.New(sha256.New, cs.proof.Load()[:])
+	m.Write([]byte(id))
+	m.Write([]byte{0})
+	m.Write([]byte(secret))
+	return [32]byte(m.Sum(nil))
+}
+
+const (
+	failWindow = time.Minute
+	failLimit  = 20 // failures of one client from one source in a window
+	failSlots  = 1 << 14
+)
+
+// failures counts failed authentications by client and source, in a table of fixed size: names that collide share a
+// count, which may throttle a failure early and never refuses a correct generated secret.
+type failures struct {
+	slots [failSlots]atomic.Uint64 // window number << 16 | count
+	seed  sync.Once
+	key   [16]byte
+}
+
+func (f *failures) slot(client, source string) int {
+	f.seed.Do(func() { rand.Read(f.key[:]) })
+	h := opaque.Hash("fail", f.key[:], []byte(client), []byte(source))
+	return int(h[0])<<8&(failSlots-1) | int(h[1])
+}
+
+func (f *failures) over(client, source string, now time.Time) bool {
+	v := f.slots[f.slot(client, source)].Load()
+	return v>>16 == f.window(now) && v&0xffff >= failLimit
+}
+
+// add counts a failure and reports whether it is one too many.
+func (f *failures) add(client, source string, now time.Time) bool {
+	s := &f.slots[f.slot(client, source)]
+	w := f.window(now)
+	for {
+		old := s.Load()
+		next := w<<16 | 1
+		if old>>16 == w {
+			next = min(old+1, w<<16|0xffff)
+		}
+		if s.CompareAndSwap(old, next) {
+			return next&0xffff > failLimit
+		}
+	}
+}
+
+func (f *failures) window(now time.Time) uint64 {
+	return uint64(now.Unix()/int64(failWindow/time.Second)) & (1<<48 - 1)
+}

@@ -1,0 +1,119 @@
+package apitoken
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+// What went wrong, for errors.Is. Each comment begins with what adapters answer.
+var (
+	// ErrInvalidToken: 401 invalid_token. Malformed, forged, of another issuer or audience, of the
+	// wrong kind, or bound to a key that was not proved. Is also true of the two below.
+	ErrInvalidToken error = sentinel("invalid token")
+	// ErrExpired: 401 invalid_token. The token was good once.
+	ErrExpired error = sentinel("token expired")
+	// ErrRevoked: 401 invalid_token. A rule refuses the token.
+	ErrRevoked error = sentinel("token revoked")
+
+	// ErrNoToken: 401, a bare challenge. The request carried no credential (RFC 6750 §3.1).
+	ErrNoToken error = sentinel("no token")
+	// ErrInvalidRequest: 400 invalid_request. Malformed, repeated or contradictory input.
+	ErrInvalidRequest error = sentinel("invalid request")
+	// ErrInsufficientScope: 403 insufficient_scope. Error.Needs says what was missing.
+	ErrInsufficientScope error = sentinel("insufficient scope")
+	// ErrInvalidClient: 401 invalid_client. Unknown client or wrong credential, never which.
+	ErrInvalidClient error = sentinel("invalid client")
+	// ErrInvalidGrant: 400 invalid_grant. A refresh token or ticket that is unknown, spent, expired
+	// or another client's.
+	ErrInvalidGrant error = sentinel("invalid grant")
+	// ErrInvalidScope: 400 invalid_scope. Unknown, malformed, or more than the client or parent has.
+	ErrInvalidScope error = sentinel("invalid scope")
+	// ErrInvalidTarget: 400 invalid_target. An audience that the client may not ask for (RFC 8707 §2).
+	ErrInvalidTarget error = sentinel("invalid target")
+	// ErrDenied: 403 access_denied, unauthorized_client. Well-formed and not allowed: a disabled
+	// client, a grant type it lacks, the host's hook said no.
+	ErrDenied error = sentinel("denied")
+	// ErrLimited: 429 with Retry-After. Rate, use or quota limit reached.
+	ErrLimited error = sentinel("limit reached")
+	// ErrUnavailable: 503 with Retry-After. State could not be read, or the outcome of a write is
+	// unknown. Retrying is safe. Never means "bad token".
+	ErrUnavailable error = sentinel("temporarily unavailable")
+	// ErrNotFound: 404. No such grant, client, key or rule, or none that the caller may touch.
+	ErrNotFound error = sentinel("not found")
+)
+
+// Error is what this module's packages return. Error() is fit for a client; Detail and Cause are not,
+// and show only in slog output.
+type Error struct {
+	Code       error         // one of the sentinels
+	Detail     string        // for operators; never holds a credential
+	RetryAfter time.Duration // with ErrLimited and ErrUnavailable
+	Needs      Requirement   // with ErrInsufficientScope
+	Cause      error         // not part of the chain seen by errors.Is
+}
+
+// Error is the text of Code alone.
+func (e *Error) Error() string {
+	if e.Code == nil {
+		return "apitoken: error"
+	}
+	return e.Code.Error()
+}
+
+// Unwrap gives Code to errors.Is; Cause stays out, so that a driver's error never passes for ours.
+func (e *Error) Unwrap() error { return e.Code }
+
+// LogValue shows all of the error, for operators.
+func (e *Error) LogValue() slog.Value {
+	attrs := make([]slog.Attr, 0, 4)
+	attrs = append(attrs, slog.String("error", e.Error()))
+	if e.Detail != "" {
+		attrs = append(attrs, slog.String("detail", e.Detail))
+	}
+	if e.RetryAfter > 0 {
+		attrs = append(attrs, slog.Duration("retry_after", e.RetryAfter))
+	}
+	if e.Cause != nil {
+		attrs = append(attrs, slog.String("cause", e.Cause.Error()))
+	}
+	return slog.GroupValue(attrs...)
+}
+
+type sentinel string
+
+func (e sentinel) Error() string { return "apitoken: " + string(e) }
+
+// Is makes every expired or revoked token an invalid one too, as RFC 6750 §3.1 counts them.
+func (e sentinel) Is(target error) bool {
+	return target == ErrInvalidToken && (e == "token expired" || e == "token revoked")
+}
+
+// fail makes an *Error. The detail is for operators: it may name what was wrong, never a credential.
+func fail(code error, format string, args ...any) *Error {
+	if len(args) > 0 {
+		format = fmt.Sprintf(format, args...)
+	}
+	return &Error{Code: code, Detail: format}
+}
+
+// retryHint is what adapters tell callers to wait when the cause gives no better figure.
+const retryHint = time.Second
+
+// unavailable wraps the error of a store or another process.
+func unavailable(cause error, detail string) *Error {
+	return &Error{Code: ErrUnavailable, Detail: detail, Cause: cause, RetryAfter: retryHint}
+}
+
+// detailOf tells operators more than Error() does: for Explain and for logs.
+func detailOf(err error) string {
+	var e *Error
+	if !errors.As(err, &e) {
+		return err.Error()
+	}
+	if e.Cause != nil {
+		return e.Detail + ": " + e.Cause.Error()
+	}
+	return e.Detail
+}

@@ -1,0 +1,236 @@
+package apitoken
+
+import (
+	"context"
+	"encoding/json"
+	"iter"
+	"time"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Grant is one authorization of a client for a subject: a session. It holds no secret.
+type Grant struct {
+	ID, Subject, Client string
+	Parent              string // the grant it was exchanged from
+	Scopes              Scopes
+	Roles               []string
+	Created, Expires    time.Time
+	LastUsed            time.Time // to within a minute; of its tokens and its refreshes
+	LastAddress         string
+	Address, UserAgent  string // where it was opened from
+	Uses                uint64
+}
+
+// kindGrant records are one for each grant, however often it refreshes.
+const kindGrant store.Kind = "grant"
+
+// grantRecord is a grant as it is stored. Of its refresh token it holds a hash: whoever reads the store can not
+// make one (CONSTRUCTIONS 3 in the design: the ratchet).
+type grantRecord struct {
+	V         int             `json:"v"`
+	Subject   string          `json:"sub"`
+	Client    string          `json:"client"`
+	Scopes    Scopes          `json:"scopes,omitempty"`
+	Roles     []string        `json:"roles,omitempty"`
+	Audiences []string        `json:"aud"`
+	Claims    json.RawMessage `json:"claims,omitempty"`
+	Binding   string          `json:"binding,omitempty"`
+	Birth     store.Position  `json:"birth"`
+	Chain     []string        `json:"chain,omitempty"`
+	Created   int64           `json:"created"` // Unix ms, as all times here
+	Expires   int64           `json:"expires"`
+	Idle      int64           `json:"idle,omitempty"` // ms; 0: no limit
+	Life      int64           `json:"life,omitempty"` // of access tokens, s
+	Refreshed int64           `json:"refreshed"`      // when it was opened or refreshed last
+	Address   string          `json:"addr,omitempty"`
+	UserAgent string          `json:"ua,omitempty"`
+
+	Seq     uint32   `json:"seq"`
+	Hash    [32]byte `json:"h"`     // of the refresh token with Seq
+	Nonce   [16]byte `json:"nonce"` // with which Seq was made from its predecessor
+	NextKID [4]byte  `json:"next"`  // the key with which it was
+	TagKID  [4]byte  `json:"tag"`   // the key of its tag
+
+	// The access token that came with Seq, so that a repeated answer is the same.
+	JTI    string `json:"jti"`
+	IAT    int64  `json:"iat"` // Unix ms
+	EXP    int64  `json:"exp"`
+	Narrow Scopes `json:"narrow,omitempty"`
+}
+
+// grantSlack keeps a grant's record for a while behind its end, so that what comes late is told from junk.
+const grantSlack = 24 * time.Hour
+
+func (g *grantRecord) record(id string) (store.Record, error) {
+	data, err := json.Marshal(g)
+	if err != nil {
+		return store.Record{}, &Error{Code: ErrInvalidRequest, Detail: "grant", Cause: err}
+	}
+	return store.Record{Kind: kindGrant, ID: id, Subject: g.Subject, Client: g.Client, Expires: g.Expires + int64(grantSlack/time.Millisecond), Data: data}, nil
+}
+
+func readGrant(r store.Record) (*grantRecord, error) {
+	g := new(grantRecord)
+	if err := decodeRecord(r, g); err != nil {
+		return nil, err
+	}
+	if g.V != 1 || g.Subject == "" || g.Client == "" || len(g.Audiences) == 0 || g.Expires <= 0 {
+		return nil, fail(ErrUnavailable, "grant %q is damaged or of a newer version", r.ID)
+	}
+	return g, nil
+}
+
+// last notes the access token that goes out with this state of the grant.
+func (g *grantRecord) last(t stamp, scopes Scopes) {
+	g.JTI, g.IAT, g.EXP, g.Narrow = t.jti, t.iat.UnixMilli(), t.exp.UnixMilli(), scopes
+	g.Refreshed = t.iat.UnixMilli()
+}
+
+// cut keeps a token's end within the grant's.
+func (g *grantRecord) cut(end time.Time) time.Time {
+	if last := time.UnixMilli(g.Expires); end.After(last) {
+		return last
+	}
+	return end
+}
+
+func (g *grantRecord) ruleSubject(id string) *ruleSubject {
+	return &ruleSubject{subject: g.Subject, client: g.Client, grant: id, chain: g.Chain, iat: time.UnixMilli(g.Created),
+		pos: positions{birth: g.Birth, view: g.Birth}, renews: true}
+}
+
+func (g *grantRecord) public(id string) Grant {
+	return Grant{ID: id, Subject: g.Subject, Client: g.Client, Scopes: g.Scopes, Roles: g.Roles, Created: time.UnixMilli(g.Created),
+		Expires: time.UnixMilli(g.Expires), LastUsed: time.UnixMilli(g.Refreshed), LastAddress: g.Address, Address: g.Address, UserAgent: g.UserAgent}
+}
+
+// grant reads one grant.
+func (s *Service) grant(ctx context.Context, id string) (*grantRecord, store.Version, error) {
+	r, err := s.get(ctx, kindGrant, id)
+	if err != nil {
+		return nil, store.Version{}, err
+	}
+	g, err := readGrant(r)
+	return g, r.Version, err
+}
+
+// Grants lists live grants that target names: by grant, subject, sessions or client, or everything; newest first. A
+// grant without a refresh token has no record and is not listed.
+func (s *Service) Grants(ctx context.Context, target Target, p Page) iter.Seq2[Grant, error] {
+	return func(yield func(Grant, error) bool) {
+		q := store.Query{Kind: kindGrant, Newest: true, Limit: 200}
+		switch k, id, holder := target.indexed(); {
+		case target.IsZero() || target.issuer != "" || !target.before.IsZero():
+			yield(Grant{}, fail(ErrInvalidRequest, "the target names no grants"))
+			return
+		case k == targetGrant:
+			s.oneGrant(ctx, target, yield)
+			return
+		case k == targetSubject, k == targetSessions:
+			q.Subject = id
+		case k == targetClient:
+			q.Client = id
+		case k == targetHeld:
+			q.Subject, q.Client = id, holder
+		case k == targetAll:
+			q.Subject, q.Client = target.owner, target.holder
+		default:
+			yield(Grant{}, fail(ErrInvalidRequest, "a %s names no grants", k))
+			return
+		}
+		n, skip := 0, p.After != ""
+		for {
+			page, err := s.st.List(ctx, q)
+			if err != nil {
+				yield(Grant{}, unavailable(err, "list grants"))
+				return
+			}
+			for _, r := range page.Records {
+				if skip { // IDs sort by time: newest first, what follows After is below it
+					if r.ID >= p.After {
+						continue
+					}
+					skip = false
+				}
+				g, err := readGrant(r)
+				if err != nil {
+					if !yield(Grant{}, err) {
+						return
+					}
+					continue
+				}
+				if s.alive(r.ID, g) != nil {
+					continue
+				}
+				if !yield(s.used(ctx, g.public(r.ID)), nil) {
+					return
+				}
+				if n++; p.Limit > 0 && n == p.Limit {
+					return
+				}
+			}
+			if q.Cursor = page.Cursor; q.Cursor == "" {
+				return
+			}
+		}
+	}
+}
+
+func (s *Service) oneGrant(ctx context.Context, t Target, yield func(Grant, error) bool) {
+	g, _, err := s.grant(ctx, t.id)
+	switch {
+	case isNotFound(err):
+		return
+	case err != nil:
+		yield(Grant{}, err)
+		return
+	}
+	if t.proved(g.Subject, g.Client) == nil && s.alive(t.id, g) == nil {
+		yield(s.used(ctx, g.public(t.id)), nil)
+	}
+}
+
+// used adds what the counters know of a grant's use.
+func (s *Service) used(ctx context.Context, g Grant) Grant {
+	u, err := s.audit.usage(ctx, useGrant, g.ID)
+	if err != nil {
+		return g // how often it was used is no reason to hide it
+	}
+	g.Uses = u.count
+	if u.last.After(g.LastUsed) {
+		g.LastUsed = u.last
+	}
+	if u.address != "" {
+		g.LastAddress = u.address
+	}
+	return g
+}
+
+// roomForGrant ends a subject's longest idle grants until one more fits.
+func (s *Service) roomForGrant(ctx context.Context, p *plan) error {
+	limit := s.cfg.Limits.GrantsPerSubject
+	if limit == 0 {
+		return nil
+	}
+	var live []Grant
+	for g, err := range s.Grants(ctx, BySubject(p.subject), Page{}) {
+		if err != nil {
+			return err
+		}
+		live = append(live, g)
+	}
+	for len(live) >= limit {
+		idle := 0
+		for i := range live {
+			if live[i].LastUsed.Before(live[idle].LastUsed) {
+				idle = i
+			}
+		}
+		if err := s.Revoke(ctx, ByGrant(live[idle].ID), "over the limit of grants for one subject"); err != nil {
+			return err
+		}
+		live = append(live[:idle], live[idle+1:]...)
+	}
+	return nil
+}

@@ -1,0 +1,702 @@
+package apitoken
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Issuer is what issues tokens. [Service] is the default: JWT access tokens, opaque refresh tokens.
+type Issuer interface {
+	// Issue opens a grant and returns its first tokens, after it is durable.
+	Issue(ctx context.Context, r Request) (*Issued, error)
+	// Refresh trades a refresh token for the next tokens of its grant. The immediately previous
+	// one, presented again inside the grace window, gets the same answer; an older one ends the
+	// grant: ErrInvalidGrant.
+	Refresh(ctx context.Context, r RefreshRequest) (*Issued, error)
+	// Exchange trades a valid token for a narrower one (RFC 8693). Ending the first ends the second.
+	Exchange(ctx context.Context, r ExchangeRequest) (*Issued, error)
+}
+
+// Request asks for tokens. The host vouches for Subject; a request without Subject is a client's
+// own and must carry its credential in Auth.
+type Request struct {
+	Subject string     // who the host has confirmed; not a client ID
+	Client  string     // a registered client; empty: Auth's, or the host itself, Config.FirstParty
+	Auth    ClientAuth // confirms the client; required for a client's own tokens
+	// Scopes is at most what the client may have. Empty: none, or all that Roles give. With Roles it
+	// narrows what they give.
+	Scopes    Scopes
+	Roles     []string      // expanded into scope at issue, within what the client may hold, so that every validator agrees
+	Audiences []string      // empty: the client's, or Config.Audience
+	Lifetime  time.Duration // of the access token; zero: the client's, then Config's; cut to MaxAccess
+	Refresh   bool          // with a refresh token: opens a grant that is listed, refreshed and issued under
+	Claims    any           // the host's own: a struct or map that marshals to a JSON object, at most 4 KiB
+	// Binding binds the tokens to a key or a certificate: "jkt:" and the RFC 7638 thumbprint of a DPoP
+	// key, or "x5t#S256:" and that of a certificate. See BindDPoP and BindCertificate.
+	Binding string
+	// Grant opens no new grant but issues under this one, which must live, have a refresh token, and cover
+	// the request: a job that goes on for a user, a token for one call to another service.
+	Grant string
+}
+
+// RefreshRequest asks for the next tokens of a grant.
+type RefreshRequest struct {
+	Token   string
+	Auth    ClientAuth // required when the grant's client is confidential
+	Scopes  Scopes     // narrower for this access token; empty: all the grant has
+	Binding string     // must match a bound public client's grant
+}
+
+// ExchangeRequest asks for a narrower token in place of Token (RFC 8693).
+type ExchangeRequest struct {
+	Token     Credential // an access token or an API key of this service
+	Actor     Credential // who will act for its subject; zero: impersonation, only for clients with MayImpersonate
+	Auth      ClientAuth // the client that asks; it must have the grant type token-exchange
+	Scopes    Scopes     // empty: what Token and the client both hold
+	Audiences []string   // of those the client may ask for; empty: Token's
+	Lifetime  time.Duration
+	Binding   string // of the new token; empty: as Token is bound
+}
+
+// Issued is a fresh set of tokens.
+type Issued struct {
+	Access  Secret
+	Refresh Secret // zero if none
+	Token   Token  // what Access says
+}
+
+// Response is the body of RFC 6749 §5.1, in clear: encode it, never log it.
+func (i *Issued) Response() TokenResponse {
+	r := TokenResponse{AccessToken: i.Access.Reveal(), TokenType: "Bearer", RefreshToken: i.Refresh.Reveal(), Scope: i.Token.d.Scopes.String()}
+	if isDPoP(i.Token.d.Binding) {
+		r.TokenType = "DPoP"
+	}
+	r.ExpiresIn = int64(i.Token.ExpiresAt().Sub(i.Token.IssuedAt()) / time.Second)
+	return r
+}
+
+// TokenResponse is the JSON form of Issued.
+type TokenResponse struct {
+	AccessToken  string `json:"access_token"`
+	TokenType    string `json:"token_type"` // "Bearer", or "DPoP" for a token that is bound to a DPoP key
+	ExpiresIn    int64  `json:"expires_in"` // seconds, from when it was signed
+	RefreshToken string `json:"refresh_token,omitempty"`
+	Scope        string `json:"scope"`
+}
+
+// Grant types, by the names of their RFCs.
+const (
+	GrantClientCredentials = "client_credentials"
+	GrantRefreshToken      = "refresh_token"
+	GrantAuthorizationCode = "authorization_code"
+	GrantTokenExchange     = "urn:ietf:params:oauth:grant-type:token-exchange"
+	GrantJWTBearer         = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+	GrantDeviceCode        = "urn:ietf:params:oauth:grant-type:device_code"
+)
+
+const (
+	maxSubject   = 255
+	maxAudiences = 16
+	maxRoles     = 32
+	maxActors    = 8
+	maxChain     = 16 // two for each exchange: the token and its grant
+	signTries    = 3  // of a login that a rule overtakes
+)
+
+// plan is a request that was checked: who gets what, not yet how long the state stood where.
+type plan struct {
+	client    Client
+	own       bool // the client's own tokens
+	subject   string
+	scopes    Scopes
+	roles     []string
+	audiences []string
+	life      time.Duration
+	binding   string
+	claims    []byte
+	actors    []jws.Actor
+	chain     []string
+	event     EventType
+}
+
+// Issue implements [Issuer].
+func (s *Service) Issue(ctx context.Context, r Request) (*Issued, error) {
+	began := time.Now()
+	i, err := s.issue(ctx, r, nil)
+	s.observeIssue(ctx, "issue", began, i, err)
+	return i, err
+}
+
+func (s *Service) observeIssue(ctx context.Context, op string, began time.Time, i *Issued, err error) {
+	if !s.valid.observers.any() {
+		return
+	}
+	o := Observation{Op: op, Err: err, Took: time.Since(began), Origin: originOf(ctx)}
+	if i != nil {
+		o.Token = i.Token
+	}
+	s.observe(ctx, o)
+}
+
+// issue checks r and opens what it asks for. with adds to the same write, such as a ticket that is spent by it.
+func (s *Service) issue(ctx context.Context, r Request, with func(*change, string) error) (*Issued, error) {
+	if err := s.audit.ready(); err != nil {
+		return nil, err
+	}
+	if r.Grant != "" {
+		return s.issueUnder(ctx, r)
+	}
+	p, err := s.planFor(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	if r.Refresh {
+		if err := s.roomForGrant(ctx, p); err != nil {
+			return nil, err
+		}
+	}
+	for try := 1; ; try++ {
+		i, err := s.open(ctx, p, r.Refresh, with)
+		if !errors.Is(err, errOvertaken) {
+			return i, err
+		}
+		if with != nil {
+			// What it spends was made before the rule: it stands for what the rule ended.
+			return nil, fail(ErrInvalidGrant, "a revocation came first")
+		}
+		if try == signTries {
+			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "revocations keep overtaking this login"}
+		}
+	}
+}
+
+// errOvertaken says that a rule came between reading the state and the write: the token must be stamped again.
+var errOvertaken = errors.New("apitoken: overtaken by a revocation")
+
+// open stamps, signs and records. Nothing is returned before it is recorded, nothing that a known rule hits.
+func (s *Service) open(ctx context.Context, p *plan, refresh bool, with func(*change, string) error) (*Issued, error) {
+	now := s.now()
+	at := s.state.position()
+	known := s.rules.version.Load()
+	grant := newID(now)
+	t := stamp{jti: newID(now), grant: grant, pos: positions{birth: at, view: at}, iat: now, exp: now.Add(p.life)}
+	i, rs, err := s.sign(ctx, p, t)
+	if err != nil {
+		return nil, err
+	}
+	c := s.newChange()
+	if refresh {
+		g := &grantRecord{V: 1, Subject: p.subject, Client: p.client.ID, Scopes: p.scopes, Roles: p.roles, Audiences: p.audiences,
+			Claims: p.claims, Binding: p.binding, Birth: at, Created: now.UnixMilli(), Life: int64(p.life / time.Second)}
+		g.Expires = now.Add(s.lifetimes(&p.client).Grant).UnixMilli()
+		g.Idle = int64(s.lifetimes(&p.client).Idle / time.Millisecond)
+		o := originOf(ctx)
+		g.UserAgent = cleanText(o.UserAgent)
+		if o.Address.IsValid() {
+			g.Address = o.Address.String()
+		}
+		text, err := s.firstRefresh(g, grant)
+		if err != nil {
+			return nil, err
+		}
+		i.Refresh = NewSecret(text)
+		g.last(t, p.scopes)
+		rec, err := g.record(grant)
+		if err != nil {
+			return nil, err
+		}
+		c.put(rec, store.Version{})
+	}
+	if with != nil {
+		if err := with(c, grant); err != nil {
+			return nil, err
+		}
+	}
+	c.event(ctx, p.eventOf(t))
+	if _, err := s.commit(ctx, c); err != nil {
+		return nil, err
+	}
+	if s.rules.version.Load() != known || s.rules.pending.Load() != nil {
+		if s.rules.hit(rs) != "" {
+			return nil, errOvertaken
+		}
+	}
+	return i, nil
+}
+
+func (p *plan) eventOf(t stamp) Event {
+	e := Event{Type: p.event, OK: true, Subject: p.subject, Client: p.client.ID, TokenID: t.jti, Grant: t.grant, Scopes: p.scopes}
+	if e.Type == "" {
+		e.Type = EventIssued
+	}
+	if len(p.actors) > 0 {
+		e.Extra = map[string]string{"actor": p.actors[0].Subject}
+	}
+	return e
+}
+
+// stamp is what tells one access token from the next of its plan.
+type stamp struct {
+	jti, grant string
+	pos        positions
+	iat, exp   time.Time
+}
+
+// sign makes the access token, and what rules will see of it.
+func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSubject, error) {
+	key, err := s.SigningKeys.active(p.audiences[0])
+	if err != nil {
+		return nil, nil, err
+	}
+	iat, exp := t.iat.Unix(), t.exp.Unix()
+	if exp <= iat {
+		exp = iat + 1
+	}
+	cl := jws.Claims{
+		Issuer: s.cfg.Issuer, Subject: p.subject, Audience: p.audiences, Expires: exp, IssuedAt: iat, NotBefore: iat,
+		ID: t.jti, ClientID: p.client.ID, Scope: p.scopes.String(), Roles: p.roles, SessionID: t.grant,
+		Position: t.pos.String(), Chain: p.chain, Actors: p.actors, Binding: p.binding,
+	}
+	text, err := key.sign(ctx, &cl, p.claims)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(text) > s.cfg.Validation.MaxTokenBytes {
+		return nil, nil, fail(ErrInvalidRequest, "the token would have %d bytes, validators read %d", len(text), s.cfg.Validation.MaxTokenBytes)
+	}
+	spec := TokenSpec{
+		Kind: KindAccess, ID: t.jti, Issuer: s.cfg.Issuer, Subject: p.subject, Client: p.client.ID, Grant: t.grant,
+		Audiences: p.audiences, Scopes: p.scopes, Roles: p.roles, IssuedAt: time.Unix(iat, 0), ExpiresAt: time.Unix(exp, 0), Binding: p.binding,
+	}
+	rs := &ruleSubject{subject: p.subject, client: p.client.ID, id: t.jti, kid: key.kid, grant: t.grant, chain: p.chain, roles: p.roles, pos: t.pos, iat: spec.IssuedAt}
+	for _, a := range p.actors {
+		spec.Actors = append(spec.Actors, a.Subject)
+		rs.actors = append(rs.actors, principal{"", a.Subject})
+	}
+	tok := makeToken(spec, p.claims)
+	tok.d.from = rs
+	tok.fresh = s.trust.freshness(s.now())
+	return &Issued{Access: NewSecret(text), Token: tok}, rs, nil
+}
+
+// planFor checks r against the client, the scopes and the roles.
+func (s *Service) planFor(ctx context.Context, r Request) (*plan, error) {
+	p := &plan{subject: r.Subject, binding: r.Binding}
+	id := r.Client
+	if id == "" {
+		id = r.Auth.ID
+	}
+	if r.Auth.ID != "" && r.Auth.ID != id {
+		return nil, fail(ErrInvalidRequest, "Client and Auth name different clients")
+	}
+	if err := s.planClient(ctx, p, r, id); err != nil {
+		return nil, err
+	}
+	if err := checkSubject(p.subject); err != nil {
+		return nil, err
+	}
+	if r.Refresh && id != "" && !slices.Contains(p.client.GrantTypes, GrantRefreshToken) {
+		return nil, fail(ErrDenied, "client %q has no grant type refresh_token", id)
+	}
+	if err := checkBinding(r.Binding); err != nil {
+		return nil, err
+	}
+	if err := s.planScopes(p, r.Scopes, r.Roles, id != ""); err != nil {
+		return nil, err
+	}
+	var err error
+	if p.audiences, err = s.audiencesFor(&p.client, r.Audiences); err != nil {
+		return nil, err
+	}
+	if p.life, err = s.lifeFor(&p.client, r.Lifetime); err != nil {
+		return nil, err
+	}
+	p.claims, err = marshalClaims(r.Claims)
+	return p, err
+}
+
+// planClient decides who asks: the host itself, a client for a subject that the host vouches for, or a client for
+// itself, which must prove it.
+func (s *Service) planClient(ctx context.Context, p *plan, r Request, id string) error {
+	if id == "" {
+		if r.Subject == "" {
+			return fail(ErrInvalidRequest, "neither a Subject nor a Client")
+		}
+		p.client = Client{ID: s.cfg.FirstParty, Public: true}
+	} else if r.Subject == "" || !r.Auth.isZero() {
+		c, err := s.Clients.Authenticate(ctx, r.Auth)
+		if err != nil {
+			return err
+		}
+		p.client = c
+	} else {
+		c, err := s.Clients.enabled(id)
+		if err != nil {
+			return err
+		}
+		p.client = c
+	}
+	if r.Subject == "" {
+		if p.client.Public {
+			return fail(ErrDenied, "a public client has no credential and no tokens of its own")
+		}
+		if !slices.Contains(p.client.GrantTypes, GrantClientCredentials) {
+			return fail(ErrDenied, "client %q has no grant type client_credentials", id)
+		}
+		if r.Refresh {
+			return fail(ErrInvalidRequest, "a client's own tokens have no refresh token (RFC 6749 §4.4.3)")
+		}
+		p.subject, p.own = p.client.ID, true
+		return nil
+	}
+	if r.Subject == s.cfg.FirstParty || s.Clients.lookup(r.Subject) != nil {
+		return fail(ErrInvalidRequest, "the subject is a client's ID: its tokens would pass for the client's own")
+	}
+	return nil
+}
+
+func checkSubject(sub string) error {
+	if sub == "" || len(sub) > maxSubject || !plainText(sub) {
+		return fail(ErrInvalidRequest, "a subject is 1 to 255 bytes of UTF-8 without control characters")
+	}
+	return nil
+}
+
+// planScopes narrows what is asked for to what the client may hold, and expands roles within it.
+func (s *Service) planScopes(p *plan, asked Scopes, roles []string, registered bool) error {
+	if _, err := ParseScopes(asked.String()); err != nil {
+		return err
+	}
+	if err := s.cfg.known(asked); err != nil {
+		return err
+	}
+	if len(roles) > maxRoles {
+		return fail(ErrInvalidRequest, "%d roles, at most %d", len(roles), maxRoles)
+	}
+	p.scopes = sortedScopes(asked)
+	if len(roles) > 0 {
+		var given Scopes
+		for i, role := range roles {
+			scopes, ok := s.roles.scopes(role)
+			if !ok || slices.Contains(roles[:i], role) {
+				return fail(ErrInvalidRequest, "role %q is unknown or named twice", role)
+			}
+			given = append(given, scopes...)
+		}
+		if registered {
+			given = intersectScopes(given, p.client.Scopes)
+		}
+		if len(asked) > 0 {
+			given = intersectScopes(asked, given)
+		}
+		p.scopes, p.roles = sortedScopes(given), slices.Clone(roles)
+		return nil
+	}
+	if registered && !p.client.Scopes.Cover(asked) {
+		return fail(ErrInvalidScope, "client %q may not hold all of %q", p.client.ID, asked.String())
+	}
+	return nil
+}
+
+// sortedScopes is a fresh list in order, each once.
+func sortedScopes(in Scopes) Scopes {
+	if len(in) == 0 {
+		return nil
+	}
+	out := slices.Clone(in)
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// audiencesFor checks asked against what the client may ask for.
+func (s *Service) audiencesFor(c *Client, asked []string) ([]string, error) {
+	allowed := c.Audiences
+	if len(allowed) == 0 {
+		allowed = append([]string{s.cfg.Audience}, s.cfg.Audiences...)
+	}
+	if len(asked) == 0 {
+		return allowed[:1:1], nil
+	}
+	if len(asked) > maxAudiences {
+		return nil, fail(ErrInvalidTarget, "%d audiences, at most %d", len(asked), maxAudiences)
+	}
+	for i, a := range asked {
+		if !slices.Contains(allowed, a) || slices.Contains(asked[:i], a) {
+			return nil, fail(ErrInvalidTarget, "audience %q is not among those of client %q, or named twice", a, c.ID)
+		}
+	}
+	return slices.Clone(asked), nil
+}
+
+// lifetimes are the client's, and the service's where it has none, never longer than the service's maximum.
+func (s *Service) lifetimes(c *Client) Lifetimes {
+	l, base := c.Lifetimes, s.cfg.Lifetimes
+	pick := func(own, base time.Duration) time.Duration {
+		if own > 0 {
+			return own
+		}
+		return base
+	}
+	l.MaxAccess = min(pick(l.MaxAccess, base.MaxAccess), base.MaxAccess)
+	l.Access = min(pick(l.Access, base.Access), l.MaxAccess)
+	l.Grant = min(pick(l.Grant, base.Grant), base.Grant)
+	l.Idle = pick(l.Idle, base.Idle)
+	l.APIKey = pick(l.APIKey, base.APIKey)
+	return l
+}
+
+func (s *Service) lifeFor(c *Client, asked time.Duration) (time.Duration, error) {
+	l := s.lifetimes(c)
+	switch {
+	case asked < 0:
+		return 0, fail(ErrInvalidRequest, "negative Lifetime")
+	case asked == 0:
+		return l.Access, nil
+	}
+	return max(min(asked, l.MaxAccess), time.Second), nil
+}
+
+// issueUnder issues under a grant that lives: at most what the grant holds, for no longer than it.
+func (s *Service) issueUnder(ctx context.Context, r Request) (*Issued, error) {
+	g, _, err := s.grant(ctx, r.Grant)
+	if errors.Is(err, ErrNotFound) {
+		return nil, fail(ErrInvalidGrant, "no grant %q: only those with a refresh token can be issued under", r.Grant)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if r.Subject != "" && r.Subject != g.Subject || r.Client != "" && r.Client != g.Client || r.Refresh {
+		return nil, fail(ErrInvalidRequest, "the request contradicts the grant it names")
+	}
+	p, err := s.planUnder(ctx, r.Grant, g, r.Scopes)
+	if err != nil {
+		return nil, err
+	}
+	if len(r.Audiences) > 0 {
+		if p.audiences, err = s.audiencesFor(&p.client, r.Audiences); err != nil {
+			return nil, err
+		}
+	}
+	if len(r.Roles) > 0 {
+		return nil, fail(ErrInvalidRequest, "roles are the grant's")
+	}
+	if p.life, err = s.lifeFor(&p.client, r.Lifetime); err != nil {
+		return nil, err
+	}
+	if r.Binding != "" && r.Binding != g.Binding {
+		if g.Binding != "" {
+			return nil, fail(ErrInvalidRequest, "the grant is bound to another key")
+		}
+		if err := checkBinding(r.Binding); err != nil {
+			return nil, err
+		}
+		p.binding = r.Binding
+	}
+	if r.Claims != nil {
+		if p.claims, err = marshalClaims(r.Claims); err != nil {
+			return nil, err
+		}
+	}
+	now := s.now()
+	t := stamp{jti: newID(now), grant: r.Grant, iat: now, exp: g.cut(now.Add(p.life)), pos: positions{birth: g.Birth, view: s.state.position()}}
+	return s.record(ctx, p, t)
+}
+
+// record signs a token that opens nothing, writes its event, and checks the rules again before it hands it out.
+func (s *Service) record(ctx context.Context, p *plan, t stamp) (*Issued, error) {
+	i, rs, err := s.sign(ctx, p, t)
+	if err != nil {
+		return nil, err
+	}
+	if rule := s.rules.hit(rs); rule != "" {
+		return nil, fail(ErrInvalidGrant, "a rule on its %s", rule)
+	}
+	c := s.newChange()
+	c.event(ctx, p.eventOf(t))
+	if _, err := s.commit(ctx, c); err != nil {
+		return nil, err
+	}
+	if rule := s.rules.hit(rs); rule != "" {
+		return nil, fail(ErrInvalidGrant, "a rule on its %s", rule)
+	}
+	return i, nil
+}
+
+// planUnder is what a live grant allows now: its client must still be there, and hold what the grant holds.
+func (s *Service) planUnder(ctx context.Context, id string, g *grantRecord, asked Scopes) (*plan, error) {
+	c, err := s.grantClient(g)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.alive(id, g); err != nil {
+		return nil, err
+	}
+	p := &plan{client: c, subject: g.Subject, audiences: g.Audiences, binding: g.Binding, claims: g.Claims, chain: g.Chain, roles: g.Roles}
+	held := g.Scopes
+	if len(g.Roles) > 0 { // roles may have changed since: what they give now is what goes on
+		var given Scopes
+		for _, role := range g.Roles {
+			scopes, _ := s.roles.scopes(role)
+			given = append(given, scopes...)
+		}
+		held = intersectScopes(held, given)
+	}
+	if c.ID != s.cfg.FirstParty {
+		held = intersectScopes(held, c.Scopes)
+	}
+	p.scopes = sortedScopes(held)
+	if len(asked) > 0 {
+		if _, err := ParseScopes(asked.String()); err != nil {
+			return nil, err
+		}
+		if !held.Cover(asked) {
+			return nil, fail(ErrInvalidScope, "the grant does not hold all of %q", asked.String())
+		}
+		p.scopes = sortedScopes(asked)
+	}
+	p.life = s.lifetimes(&c).Access
+	if g.Life > 0 {
+		p.life = min(time.Duration(g.Life)*time.Second, s.lifetimes(&c).MaxAccess)
+	}
+	if s.cfg.MayContinue != nil {
+		if err := s.cfg.MayContinue(ctx, g.public(id)); err != nil {
+			if errors.Is(err, ErrUnavailable) {
+				return nil, unavailable(err, "Config.MayContinue")
+			}
+			return nil, &Error{Code: ErrInvalidGrant, Detail: "Config.MayContinue refused", Cause: err}
+		}
+	}
+	return p, nil
+}
+
+// grantClient is the client of a grant, if it may still act.
+func (s *Service) grantClient(g *grantRecord) (Client, error) {
+	if g.Client == s.cfg.FirstParty {
+		return Client{ID: g.Client, Public: true}, nil
+	}
+	c, err := s.Clients.enabled(g.Client)
+	if err != nil {
+		return c, &Error{Code: ErrInvalidGrant, Detail: "its client is gone or disabled", Cause: err}
+	}
+	return c, nil
+}
+
+// alive checks the grant's ends: time, idleness, rules.
+func (s *Service) alive(id string, g *grantRecord) error {
+	now := s.now().UnixMilli()
+	switch {
+	case now >= g.Expires:
+		return fail(ErrInvalidGrant, "the grant has expired")
+	case g.Idle > 0 && now >= g.Refreshed+g.Idle:
+		return fail(ErrInvalidGrant, "the grant was idle for too long")
+	}
+	if rule := s.rules.hit(g.ruleSubject(id)); rule != "" {
+		return fail(ErrInvalidGrant, "a rule on its %s", rule)
+	}
+	return nil
+}
+
+// Exchange implements [Issuer].
+func (s *Service) Exchange(ctx context.Context, r ExchangeRequest) (*Issued, error) {
+	began := time.Now()
+	i, err := s.exchange(ctx, r)
+	s.observeIssue(ctx, "exchange", began, i, err)
+	return i, err
+}
+
+func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, error) {
+	if err := s.audit.ready(); err != nil {
+		return nil, err
+	}
+	c, err := s.Clients.Authenticate(ctx, r.Auth)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.Contains(c.GrantTypes, GrantTokenExchange) {
+		return nil, fail(ErrDenied, "client %q has no grant type token-exchange", c.ID)
+	}
+	parent, err := s.Validate(ctx, r.Token)
+	if err != nil {
+		return nil, err
+	}
+	from := parent.d.from
+	if from == nil || from.issuer != "" || from.wall {
+		return nil, fail(ErrInvalidRequest, "only tokens of this service are exchanged")
+	}
+	p := &plan{client: c, subject: parent.Subject(), roles: parent.d.Roles, claims: parent.d.claim, binding: parent.d.Binding, event: EventExchanged}
+	birth := from.pos.birth
+	// Every actor of the chain is kept: who acts now comes first (RFC 8693 §4.1).
+	for _, a := range from.actors {
+		p.actors = append(p.actors, jws.Actor{Subject: a.subject, Issuer: a.issuer})
+	}
+	if r.Actor.IsZero() {
+		if !c.MayImpersonate {
+			return nil, fail(ErrDenied, "client %q may exchange only with an actor's token", c.ID)
+		}
+	} else {
+		actor, err := s.Validate(ctx, r.Actor)
+		if err != nil {
+			return nil, err
+		}
+		if actor.d.from == nil || actor.d.from.issuer != "" || actor.d.from.wall {
+			return nil, fail(ErrInvalidRequest, "only tokens of this service name actors")
+		}
+		p.actors = slices.Insert(p.actors, 0, jws.Actor{Subject: actor.Subject()})
+		p.chain = actor.d.from.lineage()
+		if b := actor.d.from.pos.birth; b.N < birth.N { // a rule that hits either hits what both made
+			birth = b
+		}
+	}
+	if p.chain = append(p.chain, from.lineage()...); len(p.chain) > maxChain || len(p.actors) > maxActors {
+		return nil, fail(ErrInvalidRequest, "the chain of exchanges is too long")
+	}
+	p.chain = slices.Compact(slices.Sorted(slices.Values(p.chain)))
+	held := intersectScopes(parent.d.Scopes, c.Scopes)
+	p.scopes = sortedScopes(held)
+	if len(r.Scopes) > 0 {
+		if _, err := ParseScopes(r.Scopes.String()); err != nil {
+			return nil, err
+		}
+		if !held.Cover(r.Scopes) {
+			return nil, fail(ErrInvalidScope, "the token and the client do not both hold all of %q", r.Scopes.String())
+		}
+		p.scopes = sortedScopes(r.Scopes)
+	}
+	if p.audiences = slices.Clone(parent.d.Audiences); len(r.Audiences) > 0 {
+		if p.audiences, err = s.audiencesFor(&c, r.Audiences); err != nil {
+			return nil, err
+		}
+	}
+	if len(p.audiences) == 0 { // an API key is for this service
+		p.audiences = []string{s.cfg.Audience}
+	}
+	if r.Binding != "" {
+		if err := checkBinding(r.Binding); err != nil {
+			return nil, err
+		}
+		p.binding = r.Binding
+	}
+	if p.life, err = s.lifeFor(&c, r.Lifetime); err != nil {
+		return nil, err
+	}
+	now := s.now()
+	t := stamp{jti: newID(now), grant: newID(now), iat: now, exp: now.Add(p.life), pos: positions{birth: birth, view: s.state.position()}}
+	if end := parent.ExpiresAt(); !end.IsZero() && t.exp.After(end) {
+		t.exp = end
+	}
+	return s.record(ctx, p, t)
+}
+
+// lineage is what must end a token that is exchanged from x.
+func (x *ruleSubject) lineage() []string {
+	out := append(slices.Clone(x.chain), x.id)
+	if x.grant != "" {
+		out = append(out, x.grant)
+	}
+	return out
+}

@@ -1,0 +1,221 @@
+package apitoken
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"iter"
+	"time"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+const (
+	janitorEvery = 10 * time.Minute
+	purgeStep    = 500 // records in one write, so that others do not wait
+	purgePause   = 5 * time.Millisecond
+)
+
+// janitor removes what has expired, in small steps, and finishes rules that must wait for API keys to end.
+func (s *Service) janitor(ctx context.Context) {
+	clock := newTrustedClock(s.now)
+	for sleep(ctx, jitter(janitorEvery)) {
+		s.tidy(ctx, clock.now())
+	}
+}
+
+// tidy is one round. Removing something too early would bring tokens back to life, so that before comes from a clock
+// that does not believe a jump; the store's own clock has the last word.
+func (s *Service) tidy(ctx context.Context, before time.Time) {
+	if s.rules.missing.Load() {
+		s.putBack(ctx)
+	}
+	s.finishRules(ctx, before)
+	for _, kind := range []store.Kind{store.KindRule, kindGrant, kindTicket, kindOnce, store.KindAPIKey, store.KindKey, kindUse, store.KindEvent} {
+		before := before
+		if kind == store.KindEvent {
+			before = s.audit.delivered(before)
+		}
+		for {
+			n, err := s.st.Purge(ctx, kind, before.UnixMilli(), purgeStep)
+			if err != nil {
+				if ctx.Err() == nil {
+					s.log.Warn("apitoken: purge failed", "kind", kind, "error", err)
+				}
+				return
+			}
+			if n < purgeStep || !sleep(ctx, purgePause) {
+				break
+			}
+		}
+	}
+	s.rules.sweep(before)
+}
+
+// trustedClock believes a forward step only after it has stood for an hour of monotonic time.
+type trustedClock struct {
+	wall  func() time.Time
+	base  time.Time // believed
+	mono  time.Time // when base was believed
+	since time.Time // when the wall was first seen ahead; zero: it is not
+}
+
+const (
+	stepBelieved = time.Hour
+	stepSize     = time.Minute
+)
+
+func newTrustedClock(wall func() time.Time) *trustedClock {
+	return &trustedClock{wall: wall, base: wall().Round(0), mono: time.Now()}
+}
+
+func (c *trustedClock) now() time.Time {
+	mono := time.Now()
+	wall := c.wall().Round(0)
+	believed := c.base.Add(mono.Sub(c.mono))
+	if wall.Sub(believed) < stepSize {
+		c.since = time.Time{}
+		return wall
+	}
+	if c.since.IsZero() {
+		c.since = mono
+	}
+	if mono.Sub(c.since) >= stepBelieved {
+		c.base, c.mono, c.since = wall, mono, time.Time{}
+		return wall
+	}
+	return believed
+}
+
+// finishRules gives rules without a purge time one, once the API keys that they hit have ended: those may live for
+// ever, so that the rule would have to as well.
+func (s *Service) finishRules(ctx context.Context, now time.Time) {
+	for r, err := range s.pages(ctx, store.Query{Kind: store.KindRule, Until: now.Add(-ruleSlack).UnixMilli()}, Page{}) {
+		if err != nil || ctx.Err() != nil {
+			return
+		}
+		if r.Expires != 0 || r.Type == targetKey.String() {
+			continue
+		}
+		x, err := readRule(r)
+		if err != nil {
+			continue
+		}
+		if !s.endKeys(ctx, x) {
+			continue
+		}
+		life := s.longest.Load()
+		r.Expires = time.UnixMilli(x.At).Add(life.access + life.grant + ruleSlack).UnixMilli()
+		data, err := json.Marshal(x) // with Q: rewriting must not move the rule behind what came since
+		if err != nil {
+			continue
+		}
+		r.Data = data
+		c := s.newChange()
+		c.put(r, r.Version)
+		if _, err := s.commit(ctx, c); err != nil && !errors.Is(err, store.ErrConflict) {
+			return
+		}
+	}
+}
+
+// endKeys writes the end into the API keys that a rule hits, and reports whether none is left.
+func (s *Service) endKeys(ctx context.Context, x ruleRecord) bool {
+	t := x.Target
+	q := store.Query{Kind: store.KindAPIKey}
+	switch t.kind {
+	case targetSubject:
+		if t.issuer != "" || t.holder != "" {
+			return true
+		}
+		q.Subject = t.id
+	case targetToken:
+		_, err := s.APIKeys.change(ctx, t.id, "revoked", s.endKey)
+		return err == nil || isNotFound(err)
+	case targetAll:
+	default:
+		return true // API keys have no client and no session
+	}
+	for r, err := range s.pages(ctx, q, Page{}) {
+		if err != nil {
+			return false
+		}
+		var rec apiKeyRecord
+		if decodeRecord(r, &rec) != nil || rec.Revoked != 0 {
+			continue
+		}
+		if s.rules.hit(rec.ruleSubject(r.ID)) == "" {
+			continue
+		}
+		if _, err := s.APIKeys.change(ctx, r.ID, "revoked", s.endKey); err != nil && !isNotFound(err) {
+			return false
+		}
+	}
+	return ctx.Err() == nil
+}
+
+func (s *Service) endKey(rec *apiKeyRecord) error {
+	if rec.Revoked == 0 {
+		rec.Revoked = s.now().UnixMilli()
+	}
+	return nil
+}
+
+// putBack writes the rules that this process holds and a store that lost its latest writes does not.
+func (s *Service) putBack(ctx context.Context) {
+	s.rules.mu.Lock()
+	recent := append([]store.Record(nil), s.rules.recent...)
+	s.rules.mu.Unlock()
+	for _, r := range recent {
+		_, err := s.st.Get(ctx, store.KindRule, r.ID)
+		if err == nil {
+			continue
+		}
+		if !errors.Is(err, store.ErrNotFound) {
+			return
+		}
+		x, err := readRule(r)
+		if err != nil {
+			continue
+		}
+		if r.Data, err = json.Marshal(x); err != nil {
+			continue
+		}
+		c := s.newChange()
+		c.put(r, store.Version{})
+		c.event(ctx, Event{Type: EventAlert, Reason: "a lost revocation was put back", Target: x.Target, OK: true})
+		if _, err := s.commit(ctx, c); err != nil && !errors.Is(err, store.ErrConflict) {
+			return
+		}
+	}
+	s.rules.missing.Store(false)
+}
+
+// pages walks a listing. No transaction of the store is open while the caller runs.
+func (s *Service) pages(ctx context.Context, q store.Query, p Page) iter.Seq2[store.Record, error] {
+	return func(yield func(store.Record, error) bool) {
+		q.Limit = 200
+		n := 0
+		for {
+			page, err := s.st.List(ctx, q)
+			if err != nil {
+				yield(store.Record{}, unavailable(err, "list"))
+				return
+			}
+			for _, r := range page.Records {
+				if p.After != "" && (q.Newest && r.ID >= p.After || !q.Newest && r.ID <= p.After) {
+					continue
+				}
+				if !yield(r, nil) {
+					return
+				}
+				if n++; p.Limit > 0 && n == p.Limit {
+					return
+				}
+			}
+			if q.Cursor = page.Cursor; q.Cursor == "" {
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,833 @@
+package apitoken
+
+import (
+	"cmp"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// SigningKey is a key of the ring, its public side.
+type SigningKey struct {
+	ID        string // RFC 7638 thumbprint
+	Algorithm string // JWA name: "ES256", "EdDSA", "RS256", "PS256", "HS256"
+	// State is "next" (published, not used yet), "active", "retired" (published until the last token that it
+	// signed has died) or "compromised".
+	State   string
+	Since   time.Time // of the state
+	Outside bool      // its private half is not in the store: it was imported
+	JWK     []byte    // public; nil for HS256
+}
+
+// SigningKeys is the ring. It rotates by itself, as Config.KeyRotation says. A key's state is no record but a function of the
+// ring and the clock: each key is made with the time from which it signs, far enough ahead that every validator
+// knows it by then, and it retires when its successor begins. So all processes agree without a word.
+type SigningKeys struct {
+	s *Service
+
+	mu      sync.Mutex // guards the maps, and the making of rings from them
+	records map[string]knownSigner
+	roots   map[[4]byte]*rootSecret
+	shut    map[[4]byte]store.Record // roots that were not opened yet
+	outside map[string]*jws.Signer   // imported into this process
+	lock    store.Version            // of the ring's lock record
+	ring    atomic.Pointer[ring]
+	kick    chan struct{}
+}
+
+// knownSigner is a record that was read and found authentic, with its private half where this process may have it.
+type knownSigner struct {
+	rec     keyRecord
+	version store.Version
+	public  *jws.PublicKey
+	signer  *jws.Signer // nil: outside, and not imported here; or compromised
+}
+
+// ring is what readers see: it never changes.
+type ring struct {
+	keys  []ringKey     // by the time from which each signs
+	roots []*rootSecret // by age, the oldest first; none only before ensure
+	by    map[[4]byte]*rootSecret
+}
+
+type ringKey struct {
+	kid string
+	knownSigner
+}
+
+// keyRecord is a signing key as it is stored. The MAC is under the root secret: whoever can write the store can
+// still not add a key. The private half is sealed under the root secret too.
+type keyRecord struct {
+	V           int     `json:"v"`
+	Alg         string  `json:"alg"`
+	JWK         string  `json:"jwk,omitempty"`
+	Sealed      []byte  `json:"sealed,omitempty"`
+	Outside     bool    `json:"outside,omitempty"`
+	Created     int64   `json:"created"`   // Unix ms, as all times here
+	Activates   int64   `json:"activates"` // signs from then on
+	Compromised int64   `json:"compromised,omitempty"`
+	Root        [4]byte `json:"root"`
+	MAC         []byte  `json:"mac"`
+}
+
+// lockRecord serializes changes of the ring: of two processes that want to rotate, one does.
+type lockRecord struct {
+	V int   `json:"v"`
+	N int64 `json:"n"`
+}
+
+const (
+	keyLock   = "ring"
+	keyPrefix = "sign."
+
+	// leadMost is how long a key is published before it signs: validators elsewhere read key sets every five minutes.
+	leadMost     = 15 * time.Minute
+	keyTick      = 30 * time.Second // how often the ring looks at the clock
+	keyTries     = 8
+	signTimeout  = 5 * time.Second // of a key outside, when the caller sets no deadline
+	signsOutside = 256             // that may wait for a key outside at once
+)
+
+func newSigningKeys(s *Service) *SigningKeys {
+	k := &SigningKeys{s: s, kick: make(chan struct{}, 1), roots: map[[4]byte]*rootSecret{}, outside: map[string]*jws.Signer{}}
+	k.records, k.shut = map[string]knownSigner{}, map[[4]byte]store.Record{}
+	k.ring.Store(&ring{})
+	return k
+}
+
+// lead is how long a key is known before it signs.
+func (k *SigningKeys) lead() time.Duration {
+	if r := k.s.cfg.KeyRotation; r > 0 && r/2 < leadMost {
+		return r / 2
+	}
+	return leadMost
+}
+
+// reset forgets the ring's records, not the secrets: they are read again.
+func (k *SigningKeys) reset() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.records, k.shut, k.lock = map[string]knownSigner{}, map[[4]byte]store.Record{}, store.Version{}
+}
+
+// applyRecord takes a record of the ring. One that is not authentic is left out and told of: a key gives power, so
+// that leaving it out is safe.
+func (k *SigningKeys) applyRecord(r store.Record) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case r.ID == keyLock:
+		k.lock = r.Version
+		return nil
+	case strings.HasPrefix(r.ID, rootPrefix):
+		kid, err := parseRootID(r.ID)
+		if err != nil {
+			return err
+		}
+		if k.roots[kid] == nil {
+			// Opening may take a KMS: not here, where revocations wait.
+			k.shut[kid] = r
+			k.wake()
+		}
+	case strings.HasPrefix(r.ID, keyPrefix):
+		if err := k.take(r); err != nil {
+			k.s.log.Error("apitoken: a signing key in the store is not authentic and is left out", "kid", strings.TrimPrefix(r.ID, keyPrefix), "error", err)
+			delete(k.records, strings.TrimPrefix(r.ID, keyPrefix))
+		}
+	}
+	k.turn()
+	return nil
+}
+
+// take reads one key.
+func (k *SigningKeys) take(r store.Record) error {
+	kid := strings.TrimPrefix(r.ID, keyPrefix)
+	var rec keyRecord
+	if err := decodeRecord(r, &rec); err != nil {
+		return err
+	}
+	root := k.roots[rec.Root]
+	if root == nil {
+		if _, waits := k.shut[rec.Root]; waits {
+			k.records[kid] = knownSigner{rec: rec, version: r.Version} // until the root is open
+			return nil
+		}
+		return errors.New("under an unknown root secret")
+	}
+	x, err := k.open(root, kid, rec)
+	if err != nil {
+		return err
+	}
+	x.version = r.Version
+	k.records[kid] = x
+	return nil
+}
+
+// open checks the MAC and brings out what this process may use.
+func (k *SigningKeys) open(root *rootSecret, kid string, rec keyRecord) (knownSigner, error) {
+	x := knownSigner{rec: rec}
+	if rec.V != 1 {
+		return x, errors.New("of a newer version")
+	}
+	if !root.proves(rec.MAC, rec.bytes(k.s.ns, kid)) {
+		return x, errors.New("its MAC does not fit")
+	}
+	var err error
+	if rec.JWK != "" {
+		if x.public, err = jws.ParseJWK([]byte(rec.JWK)); err != nil {
+			return x, err
+		}
+		if x.public.KID != kid || !x.public.Allows(rec.Alg) {
+			return x, errors.New("its parts contradict each other")
+		}
+	}
+	switch {
+	case rec.Compromised != 0:
+		return x, nil
+	case rec.Outside:
+		x.signer = k.outside[kid]
+		return x, nil
+	}
+	plain, err := root.unseal(rec.Sealed, rec.aad(k.s.ns, kid))
+	if err != nil {
+		return x, err
+	}
+	var private any = plain
+	if rec.Alg != "HS256" {
+		if private, err = x509.ParsePKCS8PrivateKey(plain); err != nil {
+			return x, errors.New("the private key is unreadable")
+		}
+	}
+	if x.signer, err = jws.NewSigner(kid, rec.Alg, private, false); err != nil {
+		return x, err
+	}
+	if x.public != nil && !x.public.Equal(x.signer.Public) {
+		return x, errors.New("its halves do not belong together")
+	}
+	x.public = x.signer.Public
+	return x, nil
+}
+
+func (rec *keyRecord) aad(ns, kid string) []byte {
+	return bound([]byte("sk1"), []byte(ns), []byte(kid), []byte(rec.Alg), []byte(rec.JWK))
+}
+
+// bytes is what the MAC covers.
+func (rec *keyRecord) bytes(ns, kid string) []byte {
+	flags, err := json.Marshal([]any{rec.Outside, rec.Created, rec.Activates, rec.Compromised})
+	if err != nil {
+		return nil
+	}
+	return bound([]byte("km1"), []byte(ns), []byte(kid), []byte(rec.Alg), []byte(rec.JWK), rec.Sealed, flags)
+}
+
+// turn makes a new ring of what is known, and tells the validator. The caller holds mu.
+func (k *SigningKeys) turn() {
+	r := &ring{by: make(map[[4]byte]*rootSecret, len(k.roots))}
+	for kid, root := range k.roots {
+		r.by[kid] = root
+		r.roots = append(r.roots, root)
+	}
+	slices.SortFunc(r.roots, func(a, b *rootSecret) int {
+		return cmp.Or(cmp.Compare(a.created, b.created), slices.Compare(a.kid[:], b.kid[:]))
+	})
+	for kid, x := range k.records {
+		if x.public == nil && x.rec.Compromised == 0 {
+			continue // its root is not open yet
+		}
+		r.keys = append(r.keys, ringKey{kid, x})
+	}
+	slices.SortFunc(r.keys, func(a, b ringKey) int {
+		return cmp.Or(cmp.Compare(a.rec.Activates, b.rec.Activates), cmp.Compare(a.rec.Created, b.rec.Created), cmp.Compare(a.kid, b.kid))
+	})
+	k.ring.Store(r)
+	k.publish()
+}
+
+// publish hands the validator what verifies now.
+func (k *SigningKeys) publish() {
+	if t := k.s.trust; t != nil {
+		t.setKeys(k.publicKeys())
+	}
+}
+
+func (k *SigningKeys) wake() {
+	select {
+	case k.kick <- struct{}{}:
+	default:
+	}
+}
+
+// each walks the ring at now: every key with its state and since when it is in it. Gone keys are passed over.
+func (k *SigningKeys) each(now time.Time, f func(x *ringKey, state string, since int64)) {
+	r := k.ring.Load()
+	ms := now.UnixMilli()
+	keep := (k.s.longest.Load().access + ruleSlack).Milliseconds()
+	successor := int64(0) // when the key behind this one began to sign; 0: it did not
+	for i := len(r.keys) - 1; i >= 0; i-- {
+		x := &r.keys[i]
+		switch {
+		case x.rec.Compromised != 0:
+			f(x, "compromised", x.rec.Compromised)
+			continue // it signs for nobody: whatever stands before it goes on
+		case x.rec.Activates > ms:
+			f(x, "next", x.rec.Created)
+			continue
+		case successor == 0:
+			f(x, "active", x.rec.Activates)
+		case successor+keep > ms:
+			f(x, "retired", successor)
+		}
+		successor = x.rec.Activates
+	}
+}
+
+// publicKeys is what verifies tokens now: never a compromised or a gone key.
+func (k *SigningKeys) publicKeys() []*jws.PublicKey {
+	var out []*jws.PublicKey
+	k.each(k.s.now(), func(x *ringKey, state string, _ int64) {
+		if state != "compromised" {
+			out = append(out, x.public)
+		}
+	})
+	return out
+}
+
+// signingKey is the key that signs now.
+type signingKey struct {
+	kid    string
+	signer *jws.Signer
+	keys   *SigningKeys
+	slow   bool
+}
+
+// active is the key that signs for an audience: today the same for all of them.
+func (k *SigningKeys) active(string) (signingKey, error) {
+	r := k.ring.Load()
+	ms := k.s.now().UnixMilli()
+	for i := len(r.keys) - 1; i >= 0; i-- {
+		x := &r.keys[i]
+		if x.rec.Compromised != 0 || x.rec.Activates > ms {
+			continue
+		}
+		if x.signer == nil {
+			return signingKey{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the active signing key " + x.kid + " is outside: this process has to Import its signer"}
+		}
+		return signingKey{kid: x.kid, signer: x.signer, keys: k, slow: x.rec.Outside}, nil
+	}
+	return signingKey{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "no signing key is active"}
+}
+
+// sign makes an access token of the claims. A key outside gets a deadline and a place among those that wait, so that
+// a slow one holds up nobody else.
+func (x *signingKey) sign(ctx context.Context, c *jws.Claims, private []byte) (string, error) {
+	var buf [1024]byte
+	payload := jws.AppendClaims(buf[:0], c, private)
+	if !x.slow {
+		text, err := x.signer.Sign(ctx, "at+jwt", payload)
+		if err != nil {
+			return "", unavailable(err, "sign")
+		}
+		return text, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, signTimeout)
+	defer cancel()
+	select {
+	case x.keys.s.signs <- struct{}{}:
+		defer func() { <-x.keys.s.signs }()
+	case <-ctx.Done():
+		return "", unavailable(ctx.Err(), "too many wait for the signing key outside")
+	}
+	text, err := x.signer.Sign(ctx, "at+jwt", slices.Clone(payload))
+	if err != nil {
+		return "", unavailable(err, "sign with the key outside")
+	}
+	return text, nil
+}
+
+// List returns the ring, the newest key first.
+func (k *SigningKeys) List(ctx context.Context) ([]SigningKey, error) {
+	if err := k.s.Sync(ctx); err != nil {
+		return nil, err
+	}
+	var out []SigningKey
+	k.each(k.s.now(), func(x *ringKey, state string, since int64) { out = append(out, x.shown(state, since)) })
+	return out, nil
+}
+
+func (x *ringKey) shown(state string, since int64) SigningKey {
+	s := SigningKey{ID: x.kid, Algorithm: x.rec.Alg, State: state, Since: time.UnixMilli(since), Outside: x.rec.Outside}
+	if x.rec.JWK != "" {
+		s.JWK = []byte(x.rec.JWK)
+	}
+	return s
+}
+
+// JWKS is the published set (RFC 7517): the public keys that are next, active or retired, in order of their IDs. It makes
+// SigningKeys a [KeySource]; missing is not looked at.
+func (k *SigningKeys) JWKS(context.Context, string) ([]byte, error) {
+	var list []string
+	k.each(k.s.now(), func(x *ringKey, state string, _ int64) {
+		if state != "compromised" && x.rec.JWK != "" {
+			list = append(list, x.kid+"\x00"+x.rec.JWK)
+		}
+	})
+	slices.Sort(list)
+	doc := []byte(`{"keys":[`)
+	for i, x := range list {
+		if i > 0 {
+			doc = append(doc, ',')
+		}
+		_, jwk, _ := strings.Cut(x, "\x00")
+		doc = append(doc, jwk...)
+	}
+	return append(doc, `]}`...), nil
+}
+
+// make creates a key that signs from activates on.
+func (k *SigningKeys) make(root *rootSecret, activates int64) (string, *keyRecord, error) {
+	private, err := newPrivateKey(k.s.cfg.Algorithm)
+	if err != nil {
+		return "", nil, err
+	}
+	rec := &keyRecord{V: 1, Alg: k.s.cfg.Algorithm, Created: k.s.now().UnixMilli(), Activates: activates}
+	var kid string
+	var plain []byte
+	if secret, ok := private.([]byte); ok {
+		kid, plain = newID(k.s.now()), secret
+	} else {
+		signer, err := jws.NewSigner("", rec.Alg, private, false)
+		if err != nil {
+			return "", nil, err
+		}
+		if kid, err = rec.describe(signer.Public); err != nil {
+			return "", nil, err
+		}
+		if plain, err = x509.MarshalPKCS8PrivateKey(private); err != nil {
+			return "", nil, err
+		}
+	}
+	rec.Sealed = root.seal(plain, rec.aad(k.s.ns, kid))
+	k.prove(root, kid, rec)
+	return kid, rec, nil
+}
+
+// describe notes the public half.
+func (rec *keyRecord) describe(pub *jws.PublicKey) (kid string, err error) {
+	if kid, err = jws.Thumbprint(pub.Key); err != nil {
+		return "", err
+	}
+	named, err := jws.NewPublicKey(kid, rec.Alg, pub.Key)
+	if err != nil {
+		return "", err
+	}
+	doc, err := jws.MarshalJWK(named)
+	rec.JWK = string(doc)
+	return kid, err
+}
+
+func (k *SigningKeys) prove(root *rootSecret, kid string, rec *keyRecord) {
+	rec.Root = root.kid
+	rec.MAC = root.mac(rec.bytes(k.s.ns, kid))
+}
+
+func newPrivateKey(alg string) (any, error) {
+	switch alg {
+	case "ES256":
+		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case "EdDSA":
+		_, key, err := ed25519.GenerateKey(rand.Reader)
+		return key, err
+	case "RS256", "PS256":
+		return rsa.GenerateKey(rand.Reader, 2048)
+	case "HS256":
+		key := make([]byte, 32)
+		rand.Read(key)
+		return key, nil
+	}
+	return nil, fail(ErrInvalidRequest, "algorithm %q", alg)
+}
+
+// goneAfter is a purge time behind the death of the last token of a key whose successor begins at activates: longer than
+// any MaxAccess that a configuration may hold.
+func goneAfter(activates int64) int64 { return activates + (48 * time.Hour).Milliseconds() }
+
+func (k *SigningKeys) put(c *change, kid string, rec *keyRecord, expires int64, expect store.Version) error {
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return &Error{Code: ErrInvalidRequest, Detail: "signing key", Cause: err}
+	}
+	c.put(store.Record{Kind: store.KindKey, ID: keyPrefix + kid, Data: data, Expires: expires}, expect)
+	return nil
+}
+
+// putLock takes the ring for this change alone.
+func (k *SigningKeys) putLock(c *change) error {
+	k.mu.Lock()
+	lock := k.lock
+	k.mu.Unlock()
+	data, err := json.Marshal(lockRecord{V: 1, N: k.s.now().UnixMilli()})
+	if err != nil {
+		return err
+	}
+	c.put(store.Record{Kind: store.KindKey, ID: keyLock, Data: data}, lock)
+	return nil
+}
+
+// change alters the ring: f fills the change from the ring as it stands, and is asked again after another process was
+// first. A change that stays empty is not written.
+func (k *SigningKeys) change(ctx context.Context, f func(c *change, r *ring) error) error {
+	for try := 0; try < keyTries; try++ {
+		if err := k.s.state.refresh(ctx); err != nil {
+			return unavailable(err, "follow the store")
+		}
+		c := k.s.newChange()
+		if err := k.putLock(c); err != nil {
+			return err
+		}
+		if err := f(c, k.ring.Load()); err != nil {
+			return err
+		}
+		if len(c.Puts) == 1 {
+			return nil
+		}
+		_, err := k.s.commit(ctx, c)
+		if !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+	}
+	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "other processes keep changing the signing keys"}
+}
+
+// add puts a new key into c, and gives those before it a purge time.
+func (k *SigningKeys) add(ctx context.Context, c *change, r *ring, kid string, rec *keyRecord, how string) error {
+	for i := range r.keys {
+		old := &r.keys[i]
+		last := i == len(r.keys)-1
+		if old.rec.Compromised != 0 || !last {
+			continue // stays for ever, or has one already
+		}
+		if err := k.put(c, old.kid, &old.rec, goneAfter(rec.Activates), old.version); err != nil {
+			return err
+		}
+	}
+	if err := k.put(c, kid, rec, 0, store.Version{}); err != nil {
+		return err
+	}
+	c.event(ctx, keyEvent(kid, rec.Alg, how))
+	return nil
+}
+
+func keyEvent(kid, alg, how string) Event {
+	return Event{Type: EventKeyChanged, OK: true, Reason: how, Extra: map[string]string{"kid": kid, "alg": alg}}
+}
+
+// ensure opens the roots and makes the ring usable: called by New, before anything is signed.
+func (k *SigningKeys) ensure(ctx context.Context) error {
+	if err := k.openRoots(ctx); err != nil {
+		return wrong("Seal", "%s", detailOf(err))
+	}
+	err := k.change(ctx, func(c *change, r *ring) error {
+		if len(r.roots) == 0 {
+			root, rec, err := k.newRoot(ctx)
+			if err != nil {
+				return wrong("Seal", "%s", detailOf(err))
+			}
+			c.put(rec, store.Version{})
+			r = &ring{roots: []*rootSecret{root}}
+		}
+		now := k.s.now().UnixMilli()
+		newest := r.newest()
+		if newest != nil && (newest.rec.Outside || newest.rec.Alg == k.s.cfg.Algorithm) {
+			return nil
+		}
+		activates := now
+		if newest != nil { // another algorithm: validators must know the key first
+			activates = now + k.lead().Milliseconds()
+		}
+		kid, rec, err := k.make(k.current(r), activates)
+		if err != nil {
+			return err
+		}
+		return k.add(ctx, c, r, kid, rec, "created")
+	})
+	if err != nil {
+		return err
+	}
+	// Another process may have made the root.
+	if err := k.openRoots(ctx); err != nil {
+		return wrong("Seal", "%s", detailOf(err))
+	}
+	if r := k.ring.Load(); len(r.roots) == 0 || r.newest() == nil {
+		return fail(ErrUnavailable, "the ring has no usable key: its records were altered")
+	}
+	return nil
+}
+
+// newest is the last key that is good.
+func (r *ring) newest() *ringKey {
+	for i := len(r.keys) - 1; i >= 0; i-- {
+		if r.keys[i].rec.Compromised == 0 {
+			return &r.keys[i]
+		}
+	}
+	return nil
+}
+
+// run rotates by schedule, opens roots that other processes made, and withdraws keys whose time is over.
+func (k *SigningKeys) run(ctx context.Context) {
+	tick := min(max(k.lead()/8, 10*time.Millisecond), keyTick)
+	for {
+		t := time.NewTimer(jitter(tick))
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-k.kick:
+		case <-t.C:
+		}
+		t.Stop()
+		if err := k.openRoots(ctx); err != nil {
+			k.s.log.Error("apitoken: a root secret can not be opened", "error", err)
+		}
+		k.publish()
+		if err := k.rotateIfDue(ctx); err != nil && ctx.Err() == nil {
+			k.s.log.Warn("apitoken: rotation of the signing key failed and will be tried again", "error", err)
+		}
+	}
+}
+
+// due reports whether a next key should be made, and from when it signs.
+func (k *SigningKeys) due(r *ring) (bool, int64) {
+	newest := r.newest()
+	now, lead := k.s.now().UnixMilli(), k.lead().Milliseconds()
+	if newest == nil {
+		return true, now // all were compromised
+	}
+	if k.s.cfg.KeyRotation < 0 || newest.rec.Outside {
+		return false, 0
+	}
+	at := newest.rec.Activates + k.s.cfg.KeyRotation.Milliseconds()
+	return now >= at-lead, max(at, now+lead)
+}
+
+func (k *SigningKeys) rotateIfDue(ctx context.Context) error {
+	r := k.ring.Load()
+	if len(r.roots) == 0 {
+		return nil
+	}
+	if ok, _ := k.due(r); !ok {
+		return nil
+	}
+	began := time.Now()
+	err := k.change(ctx, func(c *change, r *ring) error {
+		ok, at := k.due(r)
+		if !ok {
+			return nil
+		}
+		kid, rec, err := k.make(k.current(r), at)
+		if err != nil {
+			return err
+		}
+		return k.add(ctx, c, r, kid, rec, "created")
+	})
+	k.s.observe(ctx, Observation{Op: "keys", Err: err, Took: time.Since(began)})
+	return err
+}
+
+// Rotate brings a new key forward as soon as every validator can know it: after half of Config.KeyRotation, 15 minutes at
+// most. Tokens of the old one stay good until they expire.
+func (k *SigningKeys) Rotate(ctx context.Context) error {
+	if err := k.s.audit.ready(); err != nil {
+		return err
+	}
+	return k.change(ctx, func(c *change, r *ring) error {
+		now := k.s.now().UnixMilli()
+		if x := r.newest(); x != nil && x.rec.Activates > now {
+			soon := max(x.rec.Created+k.lead().Milliseconds(), now)
+			if soon >= x.rec.Activates {
+				return nil
+			}
+			return k.move(ctx, c, r, x, soon, "brought forward")
+		}
+		kid, rec, err := k.make(k.current(r), now+k.lead().Milliseconds())
+		if err != nil {
+			return err
+		}
+		return k.add(ctx, c, r, kid, rec, "created")
+	})
+}
+
+// move changes when a key begins to sign.
+func (k *SigningKeys) move(ctx context.Context, c *change, r *ring, x *ringKey, activates int64, how string) error {
+	rec := x.rec
+	rec.Activates = activates
+	k.prove(r.by[rec.Root], x.kid, &rec) // under the root that sealed it
+	if err := k.put(c, x.kid, &rec, 0, x.version); err != nil {
+		return err
+	}
+	c.event(ctx, keyEvent(x.kid, rec.Alg, how))
+	return nil
+}
+
+// Compromise withdraws a key at once and revokes all that it signed, in every process within its bound. The
+// next key, or a new one, is active from then on. ErrNotFound: the ring has no such key. After an error it is safe to repeat.
+func (k *SigningKeys) Compromise(ctx context.Context, id, reason string) error {
+	for try := 0; try < keyTries; try++ {
+		if err := k.s.state.refresh(ctx); err != nil {
+			return unavailable(err, "follow the store")
+		}
+		r := k.ring.Load()
+		i := slices.IndexFunc(r.keys, func(x ringKey) bool { return x.kid == id })
+		if i < 0 {
+			return fail(ErrNotFound, "no signing key %q", id)
+		}
+		bad := &r.keys[i]
+		if bad.rec.Compromised != 0 {
+			return nil
+		}
+		err := k.s.writeRule(ctx, BySigningKey(id), false, reason, EventRevoked, func(c *change) error {
+			return k.replace(ctx, c, r, bad)
+		})
+		if !errors.Is(err, store.ErrConflict) {
+			k.wake()
+			return err
+		}
+	}
+	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "other processes keep changing the signing keys"}
+}
+
+// replace marks bad, destroys its private half, and sees that another key is active.
+func (k *SigningKeys) replace(ctx context.Context, c *change, r *ring, bad *ringKey) error {
+	if err := k.putLock(c); err != nil {
+		return err
+	}
+	now := k.s.now().UnixMilli()
+	rec := bad.rec
+	rec.Compromised, rec.Sealed = now, nil
+	k.prove(r.by[rec.Root], bad.kid, &rec)
+	if err := k.put(c, bad.kid, &rec, 0, bad.version); err != nil {
+		return err
+	}
+	c.event(ctx, keyEvent(bad.kid, rec.Alg, "compromised"))
+	var next *ringKey
+	for i := len(r.keys) - 1; i >= 0; i-- {
+		x := &r.keys[i]
+		if x.kid == bad.kid || x.rec.Compromised != 0 {
+			continue
+		}
+		if x.rec.Activates > now {
+			next = x
+			continue
+		}
+		if bad.rec.Activates > now || x.rec.Activates > bad.rec.Activates {
+			return nil // not the active one: who signs stays
+		}
+		break
+	}
+	if bad.rec.Activates > now {
+		return nil
+	}
+	if next != nil {
+		return k.move(ctx, c, r, next, now, "active in place of a compromised key")
+	}
+	kid, fresh, err := k.make(k.current(r), now)
+	if err != nil {
+		return err
+	}
+	if err := k.put(c, kid, fresh, 0, store.Version{}); err != nil {
+		return err
+	}
+	c.event(ctx, keyEvent(kid, fresh.Alg, "active in place of a compromised key"))
+	return nil
+}
+
+// Import adds a key that stays outside: a KMS, an HSM, an agent. It signs as soon as every validator can know it (see Rotate), at
+// once if the ring is younger than that. Every process that issues calls it at each start: the store holds the public
+// half only. A signer that has jws.ContextSigner's SignContext gets the caller's deadline.
+// ErrInvalidRequest: a weak key, another algorithm than the key's, a key that was replaced or compromised.
+func (k *SigningKeys) Import(ctx context.Context, s crypto.Signer, algorithm string) (SigningKey, error) {
+	if s == nil {
+		return SigningKey{}, fail(ErrInvalidRequest, "no signer")
+	}
+	signer, err := jws.NewSigner("", algorithm, s, true)
+	if err != nil {
+		return SigningKey{}, &Error{Code: ErrInvalidRequest, Detail: "signer", Cause: err}
+	}
+	tctx, cancel := context.WithTimeout(ctx, signTimeout)
+	_, err = signer.Sign(tctx, "at+jwt", []byte(`{}`)) // verified: it does sign, with this key
+	cancel()
+	if err != nil {
+		return SigningKey{}, unavailable(err, "the signer does not sign")
+	}
+	kid := signer.Public.KID
+	err = k.change(ctx, func(c *change, r *ring) error {
+		now, lead := k.s.now().UnixMilli(), k.lead().Milliseconds()
+		newest := r.newest()
+		for i := range r.keys {
+			x := &r.keys[i]
+			if x.kid != kid {
+				continue
+			}
+			switch {
+			case x.rec.Compromised != 0:
+				return fail(ErrInvalidRequest, "key %s was declared compromised", kid)
+			case x.rec.Alg != signer.Public.Alg:
+				return fail(ErrInvalidRequest, "key %s is registered for %s", kid, x.rec.Alg)
+			case !x.rec.Outside:
+				return fail(ErrInvalidRequest, "key %s is the ring's own", kid)
+			case x != newest && x.rec.Activates <= now && newest.rec.Activates <= now:
+				return fail(ErrInvalidRequest, "key %s was replaced", kid)
+			}
+			return nil
+		}
+		if err := k.s.audit.ready(); err != nil {
+			return err
+		}
+		rec := &keyRecord{V: 1, Alg: signer.Public.Alg, Outside: true, Created: now, Activates: now + lead}
+		if newest != nil && now-r.keys[0].rec.Created < lead {
+			rec.Activates = max(now, newest.rec.Activates+1)
+		}
+		if newest != nil && newest.rec.Activates >= rec.Activates {
+			rec.Activates = newest.rec.Activates + 1
+		}
+		if _, err := rec.describe(signer.Public); err != nil {
+			return &Error{Code: ErrInvalidRequest, Detail: "signer", Cause: err}
+		}
+		k.prove(k.current(r), kid, rec)
+		return k.add(ctx, c, r, kid, rec, "imported")
+	})
+	if err != nil {
+		return SigningKey{}, err
+	}
+	k.mu.Lock()
+	k.outside[kid] = signer
+	if x, ok := k.records[kid]; ok {
+		x.signer = signer
+		k.records[kid] = x
+	}
+	k.turn()
+	k.mu.Unlock()
+	var out SigningKey
+	k.each(k.s.now(), func(x *ringKey, state string, since int64) {
+		if x.kid == kid {
+			out = x.shown(state, since)
+		}
+	})
+	return out, nil
+}

@@ -1,0 +1,157 @@
+package apitoken
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Consumer is a Validator whose tokens may be limited by rate or by number of uses. [Authorize] calls it once for each
+// request that it lets through; Validate alone never consumes anything.
+type Consumer interface {
+	// Consume takes one use of t: nil, ErrLimited, or ErrUnavailable.
+	Consume(ctx context.Context, t Token) error
+}
+
+// kindSpent records count the uses of API keys that have a limit: those used up and those that processes reserved.
+const kindSpent store.Kind = "spent"
+
+type spentRecord struct {
+	V int    `json:"v"`
+	N uint64 `json:"n"`
+}
+
+// meter limits one API key in this process: by rate, and by uses of which it reserves a batch at a time. It outlives
+// changes of the key's record.
+type meter struct {
+	mu   sync.Mutex
+	rate Rate
+	free float64 // of rate.Burst
+	last time.Time
+
+	uses sync.Mutex // guards have; held while the store is asked, so that racers share a batch
+	have uint64     // reserved and not used yet
+}
+
+// take reports whether the rate allows one more now, and if not, how long to wait.
+func (l *meter) take(now time.Time, rate Rate) (bool, time.Duration) {
+	if rate.Burst == 0 {
+		return true, 0
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.rate != rate || l.last.IsZero() {
+		l.rate, l.free = rate, float64(rate.Burst)
+	} else if d := now.Sub(l.last); d > 0 {
+		l.free = min(float64(rate.Burst), l.free+float64(d)/float64(rate.Per))
+	}
+	l.last = now
+	if l.free < 1 {
+		return false, time.Duration((1 - l.free) * float64(rate.Per))
+	}
+	l.free--
+	return true, 0
+}
+
+// Consume implements [Consumer]: tokens that are not API keys, and keys without a limit, cost nothing. Uses are
+// reserved in batches of at most a sixteenth of what remains: never more than MaxUses in all processes, to the last one exact
+// below 32, and a process that dies may lose its batch.
+func (s *Service) Consume(ctx context.Context, t Token) error {
+	if t.IsZero() || t.Kind() != KindAPIKey || t.Issuer() != s.cfg.Issuer {
+		return nil
+	}
+	return s.APIKeys.consume(ctx, t.ID())
+}
+
+// Consume implements [Consumer] where the validator is a service's.
+func (v *JWTValidator) Consume(ctx context.Context, t Token) error {
+	if v.consume == nil {
+		return nil
+	}
+	return v.consume(ctx, t)
+}
+
+func (k *APIKeys) consume(ctx context.Context, id string) error {
+	raw, err := opaque.ParseID(id)
+	if err != nil {
+		return fail(ErrInvalidToken, "no such API key")
+	}
+	e := k.keys.get(raw)
+	if e == nil {
+		if e, err = k.load(ctx, raw); err != nil {
+			return err
+		}
+	}
+	if ok, wait := e.meter.take(k.s.now(), e.rate); !ok {
+		return &Error{Code: ErrLimited, RetryAfter: wait, Detail: "the API key's rate"}
+	}
+	if e.maxUses == 0 {
+		return nil
+	}
+	m := e.meter
+	m.uses.Lock()
+	defer m.uses.Unlock()
+	if m.have > 0 {
+		m.have--
+		return nil
+	}
+	got, err := k.reserve(ctx, id, e.maxUses)
+	if err != nil {
+		return err
+	}
+	m.have = got - 1
+	return nil
+}
+
+// reserve takes a batch of what remains.
+func (k *APIKeys) reserve(ctx context.Context, id string, limit uint64) (uint64, error) {
+	for try := 0; try < refreshTries; try++ {
+		spent, v, err := k.spentRecord(ctx, id)
+		if err != nil {
+			return 0, err
+		}
+		if spent.N >= limit {
+			return 0, fail(ErrLimited, "the API key has no uses left")
+		}
+		got := max((limit-spent.N)/16, 1)
+		data, err := json.Marshal(spentRecord{V: 1, N: spent.N + got})
+		if err != nil {
+			return 0, err
+		}
+		c := k.s.newChange()
+		c.put(store.Record{Kind: kindSpent, ID: id, Data: data}, v)
+		_, err = k.s.commit(ctx, c)
+		if errors.Is(err, store.ErrConflict) {
+			continue
+		}
+		if err != nil {
+			return 0, err // a batch may be lost; none is ever given twice
+		}
+		return got, nil
+	}
+	return 0, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel uses of one API key"}
+}
+
+func (k *APIKeys) spentRecord(ctx context.Context, id string) (spentRecord, store.Version, error) {
+	var rec spentRecord
+	r, err := k.s.get(ctx, kindSpent, id)
+	if isNotFound(err) {
+		return rec, store.Version{}, nil
+	}
+	if err != nil {
+		return rec, store.Version{}, err
+	}
+	err = decodeRecord(r, &rec)
+	return rec, r.Version, err
+}
+
+// spent is how many uses are used up or reserved.
+func (k *APIKeys) spent(ctx context.Context, id string) (uint64, error) {
+	rec, _, err := k.spentRecord(ctx, id)
+	return rec.N, err
+}

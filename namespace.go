@@ -1,0 +1,128 @@
+package apitoken
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// metaRecord is what the services on one namespace agree on.
+type metaRecord struct {
+	V         int    `json:"v"`
+	Issuer    string `json:"issuer"`
+	Namespace string `json:"ns"`      // random, part of every MAC, hash and associated data
+	History   uint64 `json:"history"` // that the services have accepted
+	MaxAccess int64  `json:"access"`  // the longest lifetimes ever configured, ms: how long rules must be kept
+	MaxGrant  int64  `json:"grant"`
+}
+
+const metaID = "service"
+
+// lifespans are the longest that tokens of this service may ever live.
+type lifespans struct{ access, grant time.Duration }
+
+// openNamespace reads what the namespace is, or makes it what the configuration says. One issuer owns a namespace.
+func (s *Service) openNamespace(ctx context.Context) error {
+	for try := 0; try < refreshTries; try++ {
+		r, err := s.st.Get(ctx, store.KindMeta, metaID)
+		var m metaRecord
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			if err := s.refuseForeign(ctx); err != nil {
+				return err
+			}
+			var ns [16]byte
+			rand.Read(ns[:])
+			m = metaRecord{V: 1, Issuer: s.cfg.Issuer, Namespace: hex.EncodeToString(ns[:])}
+		case err != nil:
+			return startError(ctx, unavailable(err, "read the namespace"))
+		default:
+			if err := decodeRecord(r, &m); err != nil {
+				return startError(ctx, err)
+			}
+		}
+		if m.V != 1 || len(m.Namespace) != 32 {
+			return wrong("Store", "the namespace is damaged or of a newer version")
+		}
+		if m.Issuer != s.cfg.Issuer {
+			return wrong("Issuer", "the store's namespace belongs to issuer %q: one issuer for each namespace", m.Issuer)
+		}
+		next := m
+		next.MaxAccess = max(m.MaxAccess, s.cfg.Lifetimes.MaxAccess.Milliseconds())
+		next.MaxGrant = max(m.MaxGrant, s.cfg.Lifetimes.Grant.Milliseconds())
+		s.ns, s.accepted = m.Namespace, m.History
+		s.longest.Store(&lifespans{time.Duration(next.MaxAccess) * time.Millisecond, time.Duration(next.MaxGrant) * time.Millisecond})
+		if next == m {
+			return nil
+		}
+		if err := s.writeMeta(ctx, next, r.Version); !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+	}
+	return startError(ctx, errors.New("other processes keep changing the namespace"))
+}
+
+// refuseForeign keeps a service from making a namespace of its own beside records whose namespace record is gone.
+func (s *Service) refuseForeign(ctx context.Context) error {
+	v, err := s.st.Follow(ctx, store.Position{}, nil, 1)
+	if err != nil {
+		return startError(ctx, unavailable(err, "read the store"))
+	}
+	if len(v.Records) > 0 && v.Records[0].Kind != store.KindMeta {
+		return wrong("Store", "it has records and no namespace: it is damaged, or not a store of this module")
+	}
+	return nil
+}
+
+func (s *Service) writeMeta(ctx context.Context, m metaRecord, v store.Version) error {
+	data, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	c := &change{s: s}
+	rand.Read(c.ID[:])
+	c.Puts = append(c.Puts, store.Put{Record: store.Record{Kind: store.KindMeta, ID: metaID, Data: data}, Expect: v})
+	_, err = s.applyRetrying(ctx, c)
+	return err
+}
+
+// afterRestore compares the store's history with the one that was accepted. Another one means that acknowledged
+// writes may be lost, revocations among them: it takes a choice.
+func (s *Service) afterRestore(ctx context.Context) error {
+	now := s.state.position().History
+	if s.accepted == now || now == 0 {
+		return nil
+	}
+	if s.accepted != 0 {
+		switch s.cfg.Restored {
+		case RefuseRestored:
+			return wrong("Restored", "the store was restored from a backup, or lost its latest writes: revocations since then may be missing. RevokeOnRestore ends all sessions and API keys; ReplayedRestored says that the host replays them")
+		case RevokeOnRestore:
+			if err := s.Revoke(WithActor(ctx, "restore"), Everything(), "the store was restored"); err != nil {
+				return err
+			}
+		}
+		s.log.Warn("apitoken: a restored store was accepted", "choice", int(s.cfg.Restored))
+	}
+	for try := 0; try < refreshTries; try++ {
+		r, err := s.st.Get(ctx, store.KindMeta, metaID)
+		if err != nil {
+			return unavailable(err, "read the namespace")
+		}
+		var m metaRecord
+		if err := decodeRecord(r, &m); err != nil {
+			return err
+		}
+		m.History = now
+		if err := s.writeMeta(ctx, m, r.Version); !errors.Is(err, store.ErrConflict) {
+			s.accepted = now
+			return err
+		}
+	}
+	return unavailable(errors.New("conflict"), "accept the store's history")
+}

@@ -1,0 +1,92 @@
+package apitoken
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Observer counts. It is called on the hot path, must not block and can not fail; metrics, traces
+// and misuse detectors are Observers.
+type Observer interface {
+	Observe(ctx context.Context, o Observation)
+}
+
+// Observation is one call that ended.
+type Observation struct {
+	Op    string // "validate", "issue", "refresh", "exchange", "redeem", "revoke", "feed", "keys"
+	Token Token  // zero when there is none
+	Err   error
+	Hit   bool // answered from the cache
+	Took  time.Duration
+	Origin
+}
+
+// observers is a list that is read on the hot path and seldom changed.
+type observers struct {
+	list atomic.Pointer[[]*Observer]
+	mu   sync.Mutex // of writers
+}
+
+func (l *observers) any() bool { return l.list.Load() != nil }
+
+func (l *observers) observe(ctx context.Context, o Observation) {
+	if list := l.list.Load(); list != nil {
+		for _, x := range *list {
+			(*x).Observe(ctx, o)
+		}
+	}
+}
+
+func (l *observers) add(o Observer) (stop func()) {
+	p := &o
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var now []*Observer
+	if old := l.list.Load(); old != nil {
+		now = slices.Clone(*old)
+	}
+	now = append(now, p)
+	l.list.Store(&now)
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		old := l.list.Load()
+		if old == nil {
+			return
+		}
+		now := slices.DeleteFunc(slices.Clone(*old), func(x *Observer) bool { return x == p })
+		if len(now) == 0 {
+			l.list.Store(nil)
+			return
+		}
+		l.list.Store(&now)
+	}
+}
+
+// Observe adds o, until stop is called. Metrics, traces and misuse detectors attach themselves by it.
+func (s *Service) Observe(o Observer) (stop func()) { return s.valid.observers.add(o) }
+
+func (s *Service) observe(ctx context.Context, o Observation) {
+	if s.valid != nil && s.valid.observers.any() {
+		o.Origin = originOf(ctx)
+		s.valid.observers.observe(ctx, o)
+	}
+}
+
+// reasonOf is the class of a refusal, for counters and events.
+func reasonOf(err error) string {
+	for _, c := range [...]struct {
+		err  error
+		name string
+	}{{ErrExpired, "expired"}, {ErrRevoked, "revoked"}, {ErrInvalidToken, "invalid"}, {ErrNoToken, "none"}, {ErrInsufficientScope, "scope"},
+		{ErrInvalidClient, "client"}, {ErrInvalidGrant, "grant"}, {ErrLimited, "limited"}, {ErrUnavailable, "unavailable"}, {ErrDenied, "denied"}} {
+		if errors.Is(err, c.err) {
+			return c.name
+		}
+	}
+	return "other"
+}

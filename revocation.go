@@ -1,0 +1,385 @@
+package apitoken
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Revoker ends tokens.
+type Revoker interface {
+	// Revoke refuses what target names from now on: in this process when it returns, in every
+	// other one within its bound. A target that is unknown is not an error, unless it was narrowed
+	// by OwnedBy or HeldBy: then ErrNotFound. ErrUnavailable: in force here, and this process goes
+	// on trying to write it; others may not know it yet.
+	Revoke(ctx context.Context, target Target, reason string) error
+}
+
+// Revocation is one rule. It hits a token of Target whose position is older than the rule's;
+// Target's IssuedBefore is set only where a person named a time.
+type Revocation struct {
+	ID       string
+	Target   Target
+	Position store.Position
+	MintNew  bool // only tokens minted before are refused; a refresh is good
+	Reason   string
+	Actor    string
+	Time     time.Time
+}
+
+const maxReason = 256
+
+// Revoke implements [Revoker].
+func (s *Service) Revoke(ctx context.Context, target Target, reason string) error {
+	return s.revoke(ctx, target, reason, EventRevoked)
+}
+
+func (s *Service) revoke(ctx context.Context, target Target, reason string, why EventType) error {
+	if target.IsZero() {
+		return fail(ErrInvalidRequest, "the target names nothing")
+	}
+	began := time.Now()
+	target = s.ownTarget(target)
+	err := s.provenTarget(ctx, &target)
+	if err == nil {
+		err = s.writeRule(ctx, target, false, reason, why, nil)
+	}
+	s.observe(ctx, Observation{Op: "revoke", Err: err, Took: time.Since(began)})
+	return err
+}
+
+// ownTarget spells our own issuer as the empty one, so that one principal has one key.
+func (s *Service) ownTarget(t Target) Target {
+	if t.issuer == s.cfg.Issuer {
+		t.issuer = ""
+	}
+	return t
+}
+
+// provenTarget checks what a narrowed single target claims: that the grant or token is that subject's or
+// client's. Broader targets carry the narrowing in their key.
+func (s *Service) provenTarget(ctx context.Context, t *Target) error {
+	if t.owner == "" && t.holder == "" {
+		return nil
+	}
+	var subject, client string
+	switch t.kind {
+	case targetGrant:
+		g, _, err := s.grant(ctx, t.id)
+		if errors.Is(err, ErrNotFound) { // a session without a refresh token lives only in its tokens' events
+			return s.provenByEvents(ctx, *t, store.Query{Kind: store.KindEvent, Grant: t.id, Limit: 1, Type: string(EventIssued)})
+		}
+		if err != nil {
+			return err
+		}
+		subject, client = g.Subject, g.Client
+	case targetToken:
+		k, err := s.APIKeys.Get(ctx, t.id)
+		if errors.Is(err, ErrNotFound) {
+			return s.provenByEvents(ctx, *t, store.Query{Kind: store.KindEvent, Token: t.id, Limit: 1})
+		}
+		if err != nil {
+			return err
+		}
+		subject = k.Subject
+	case targetSubject, targetSessions:
+		if t.owner != "" && t.owner != t.id {
+			return fail(ErrNotFound, "another's")
+		}
+		t.owner = ""
+		if t.holder != "" && t.kind == targetSessions {
+			t.kind = targetSubject // one client of one user: API keys have no client
+		}
+		return nil
+	case targetClient:
+		if t.holder != "" && t.holder != t.id {
+			return fail(ErrNotFound, "another's")
+		}
+		t.holder = ""
+		return nil
+	case targetAll:
+		switch {
+		case t.owner != "" && t.holder != "":
+			t.kind, t.id, t.owner = targetSubject, t.owner, ""
+		case t.owner != "":
+			t.kind, t.id, t.owner = targetSubject, t.owner, ""
+		default:
+			t.kind, t.id, t.holder = targetClient, t.holder, ""
+		}
+		return nil
+	default:
+		return fail(ErrInvalidRequest, "a %s has no owner", t.kind)
+	}
+	return t.proved(subject, client)
+}
+
+func (s *Service) provenByEvents(ctx context.Context, t Target, q store.Query) error {
+	page, err := s.st.List(ctx, q)
+	if err != nil {
+		return unavailable(err, "look for the owner")
+	}
+	if len(page.Records) == 0 {
+		return fail(ErrNotFound, "no %s %q", t.kind, t.id)
+	}
+	return t.proved(page.Records[0].Subject, page.Records[0].Client)
+}
+
+func (t *Target) proved(subject, client string) error {
+	if t.owner != "" && t.owner != subject || t.holder != "" && t.holder != client {
+		return fail(ErrNotFound, "the %s is another's", t.kind)
+	}
+	t.owner, t.holder = "", ""
+	return nil
+}
+
+// writeRule puts a rule into force here, then into the store, together with its event and what extra adds. While
+// the outcome is unknown the rule stays in force here and is tried again until the store has it.
+func (s *Service) writeRule(ctx context.Context, t Target, mint bool, reason string, why EventType, extra func(*change) error) error {
+	hold := &pendingRule{target: t, mint: mint}
+	s.rules.hold(hold)
+	c := s.newChange()
+	err := s.addRule(ctx, c, t, mint, reason)
+	if err == nil && extra != nil {
+		err = extra(c)
+	}
+	if err != nil {
+		s.rules.release(hold)
+		return err
+	}
+	c.event(ctx, Event{Type: why, OK: true, Reason: reason, Target: t, Subject: t.eventSubject(), Client: t.eventClient(),
+		Grant: t.eventID(targetGrant), TokenID: t.eventID(targetToken)})
+	_, err = s.commit(ctx, c)
+	switch {
+	case err == nil:
+		s.rules.release(hold)
+		return nil
+	case errors.Is(err, store.ErrConflict):
+		s.rules.release(hold) // only with extra: its caller reads again and comes back
+		return err
+	}
+	s.retryRule(c, hold)
+	return err
+}
+
+// addRule puts the rule's record into c.
+func (s *Service) addRule(ctx context.Context, c *change, t Target, mint bool, reason string) error {
+	now := s.now()
+	data, err := json.Marshal(ruleRecord{V: 1, Target: t, Mint: mint, At: now.UnixMilli(), Reason: clip(reason, maxReason), Actor: actorOf(ctx)})
+	if err != nil {
+		return &Error{Code: ErrInvalidRequest, Detail: "rule", Cause: err}
+	}
+	r := store.Record{Kind: store.KindRule, ID: newID(now), Type: t.kind.String(), Data: data, Expires: s.ruleExpiry(ctx, t, now)}
+	r.Subject, r.Client, r.Grant, r.Token = t.eventSubject(), t.eventClient(), t.eventID(targetGrant), t.eventID(targetToken)
+	c.put(r, store.Version{})
+	return nil
+}
+
+// ruleSlack is added to every purge time: for the skew of clocks, and so that nobody has to count milliseconds.
+const ruleSlack = time.Hour
+
+// ruleExpiry is the earliest time to purge a rule on t: after everything that it hits has died. 0: not before the
+// janitor has ended the API keys that it hits, or never.
+func (s *Service) ruleExpiry(ctx context.Context, t Target, now time.Time) int64 {
+	longest := s.longest.Load()
+	access := now.Add(longest.access + ruleSlack)
+	session := access.Add(longest.grant)
+	switch t.kind {
+	case targetToken:
+		_, err := s.st.Get(ctx, store.KindAPIKey, t.id)
+		if errors.Is(err, store.ErrNotFound) {
+			return access.UnixMilli()
+		}
+		return 0
+	case targetGrant, targetSessions:
+		return session.UnixMilli()
+	case targetRole:
+		return access.UnixMilli()
+	}
+	return 0
+}
+
+func (t Target) eventSubject() string {
+	switch {
+	case t.kind == targetSubject || t.kind == targetSessions:
+		return t.id
+	}
+	return t.owner
+}
+
+func (t Target) eventClient() string {
+	if t.kind == targetClient {
+		return t.id
+	}
+	return t.holder
+}
+
+func (t Target) eventID(k targetKind) string {
+	if t.kind == k {
+		return t.id
+	}
+	return ""
+}
+
+// clip cuts a host's own text; what came from a client is cut and escaped when the event is made.
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return s[:n]
+}
+
+// retryRule keeps trying to write a rule whose outcome is unknown, until it is known or the service closes.
+func (s *Service) retryRule(c *change, hold *pendingRule) {
+	s.retryMu.Lock()
+	defer s.retryMu.Unlock()
+	if s.ctx.Err() != nil {
+		return // closing: still in force here, never acknowledged
+	}
+	s.retries = append(s.retries, ruleRetry{c, hold})
+	select {
+	case s.retryKick <- struct{}{}:
+	default:
+	}
+}
+
+type ruleRetry struct {
+	c    *change
+	hold *pendingRule
+}
+
+// retryRules is the loop behind retryRule.
+func (s *Service) retryRules(ctx context.Context) {
+	wait := 100 * time.Millisecond
+	for {
+		s.retryMu.Lock()
+		n := len(s.retries)
+		var first ruleRetry
+		if n > 0 {
+			first = s.retries[0]
+		}
+		s.retryMu.Unlock()
+		if n == 0 {
+			wait = 100 * time.Millisecond
+			select {
+			case <-ctx.Done():
+				return
+			case <-s.retryKick:
+			}
+			continue
+		}
+		_, err := s.commit(ctx, first.c)
+		if err == nil || errors.Is(err, store.ErrConflict) || errors.Is(err, ErrInvalidRequest) {
+			s.retryMu.Lock()
+			s.retries = s.retries[1:]
+			s.retryMu.Unlock()
+			s.rules.release(first.hold)
+			continue
+		}
+		s.log.Warn("apitoken: a revocation is in force here and not yet in the store", "target", first.hold.target, "error", err)
+		if !sleep(ctx, jitter(wait)) {
+			return
+		}
+		wait = min(2*wait, 5*time.Second)
+	}
+}
+
+// TargetOf tells what a token in clear stands for: its grant, or the API key. It takes expired and
+// revoked ones too, and ErrNotFound if it was not issued here. For revocation by presenting (RFC 7009).
+func (s *Service) TargetOf(ctx context.Context, token string) (Target, error) {
+	switch opaque.KindOf(token) {
+	case opaque.APIKey:
+		id, err := s.APIKeys.identify(ctx, token)
+		if err != nil {
+			return Target{}, err
+		}
+		return ByToken(id), nil
+	case opaque.Refresh:
+		id, err := s.identifyRefresh(ctx, token)
+		if err != nil {
+			return Target{}, err
+		}
+		return ByGrant(id), nil
+	case opaque.Ticket, opaque.ClientSecret:
+		return Target{}, fail(ErrNotFound, "neither a token nor an API key")
+	}
+	d, err := s.valid.signedHere(token)
+	if err != nil {
+		return Target{}, &Error{Code: ErrNotFound, Detail: "not a token of this service", Cause: err}
+	}
+	if d.Grant != "" {
+		return ByGrant(d.Grant), nil
+	}
+	return ByToken(d.ID), nil
+}
+
+const (
+	maxLeakText    = 1 << 20
+	maxLeakMatches = 100
+)
+
+// RevokeLeaked finds this service's tokens in text, verifies each, revokes them and returns how many. Look-alikes
+// and tokens of others are passed over. ErrInvalidRequest: the text is over 1 MiB; it acts on the first 100 tokens.
+func (s *Service) RevokeLeaked(ctx context.Context, text []byte, reason string) (int, error) {
+	if len(text) > maxLeakText {
+		return 0, fail(ErrInvalidRequest, "the text has %d bytes, at most %d are searched", len(text), maxLeakText)
+	}
+	done := map[Target]bool{}
+	seen := 0
+	revoke := func(token string) error {
+		if seen++; seen > maxLeakMatches {
+			return nil
+		}
+		t, err := s.TargetOf(ctx, token)
+		if errors.Is(err, ErrNotFound) || err == nil && done[t] {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := s.revoke(ctx, t, reason, EventLeaked); err != nil {
+			return err
+		}
+		done[t] = true
+		return nil
+	}
+	for secret := range Find(text) {
+		if err := revoke(secret.Reveal()); err != nil {
+			return len(done), err
+		}
+	}
+	for token := range findJWTs(text) {
+		if err := revoke(token); err != nil {
+			return len(done), err
+		}
+	}
+	return len(done), nil
+}
+
+// findJWTs yields what has the shape of a signed compact JWT.
+func findJWTs(text []byte) func(yield func(string) bool) {
+	word := func(c byte) bool {
+		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_'
+	}
+	return func(yield func(string) bool) {
+		for i := 0; i+2 < len(text); i++ {
+			if text[i] != 'e' || text[i+1] != 'y' || i > 0 && word(text[i-1]) {
+				continue
+			}
+			j, dots := i, 0
+			for j < len(text) && (word(text[j]) || text[j] == '.' && dots < 2) {
+				if text[j] == '.' {
+					dots++
+				}
+				j++
+			}
+			if dots == 2 && !yield(string(text[i:j])) {
+				return
+			}
+			i = j
+		}
+	}
+}

@@ -1,0 +1,142 @@
+package apitoken
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// roleBook holds what each role expands to. Roles are state: every issuing process knows them all.
+type roleBook struct {
+	mu    sync.RWMutex // guards what follows
+	roles map[string]roleRecord
+	vers  map[string]store.Version
+}
+
+type roleRecord struct {
+	V      int    `json:"v"`
+	Scopes Scopes `json:"scopes"`
+}
+
+func newRoleBook() *roleBook {
+	b := &roleBook{}
+	b.reset()
+	return b
+}
+
+func (b *roleBook) reset() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.roles, b.vers = map[string]roleRecord{}, map[string]store.Version{}
+}
+
+func (b *roleBook) applyRecord(r store.Record) error {
+	var rec roleRecord
+	if err := decodeRecord(r, &rec); err != nil {
+		return err
+	}
+	if rec.V != 1 {
+		return fail(ErrUnavailable, "role %q is damaged or of a newer version", r.ID)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.roles[r.ID], b.vers[r.ID] = rec, r.Version
+	return nil
+}
+
+func (b *roleBook) scopes(role string) (Scopes, bool) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	rec, ok := b.roles[role]
+	return rec.Scopes, ok
+}
+
+// Roles returns what each role expands to now.
+func (s *Service) Roles() map[string]Scopes {
+	s.roles.mu.RLock()
+	defer s.roles.mu.RUnlock()
+	out := make(map[string]Scopes, len(s.roles.roles))
+	for name, rec := range s.roles.roles {
+		out[name] = slices.Clone(rec.Scopes)
+	}
+	return out
+}
+
+// SetRole defines what a role expands to, in every process. When it loses scopes, the tokens that carry the role are
+// refused until they are minted again: a refresh gives what the role gives now.
+func (s *Service) SetRole(ctx context.Context, role string, scopes Scopes) error {
+	if err := s.cfg.checkRole(role, scopes); err != nil {
+		return err
+	}
+	for try := 0; try < refreshTries; try++ {
+		r, err := s.get(ctx, store.KindRole, role)
+		var old roleRecord
+		switch {
+		case isNotFound(err):
+		case err != nil:
+			return err
+		default:
+			if err := decodeRecord(r, &old); err != nil {
+				return err
+			}
+		}
+		next := roleRecord{V: 1, Scopes: sortedScopes(scopes)}
+		if old.V == 1 && slices.Equal(old.Scopes, next.Scopes) {
+			return s.Sync(ctx)
+		}
+		narrowed := !next.Scopes.Cover(old.Scopes)
+		if !narrowed {
+			if err := s.audit.ready(); err != nil {
+				return err
+			}
+		}
+		err = s.writeRole(ctx, role, next, r.Version, narrowed)
+		if !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+	}
+	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel changes of role " + role}
+}
+
+func (s *Service) writeRole(ctx context.Context, role string, rec roleRecord, v store.Version, narrowed bool) error {
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return &Error{Code: ErrInvalidRequest, Detail: "role", Cause: err}
+	}
+	put := store.Record{Kind: store.KindRole, ID: role, Data: data}
+	e := Event{Type: EventRoleChanged, OK: true, Reason: role, Scopes: rec.Scopes}
+	if narrowed {
+		return s.writeRule(ctx, ByRole(role), true, "role "+role+" lost scopes", EventRevoked, func(c *change) error {
+			c.put(put, v)
+			c.event(ctx, e)
+			return nil
+		})
+	}
+	c := s.newChange()
+	c.put(put, v)
+	c.event(ctx, e)
+	_, err = s.commit(ctx, c)
+	return err
+}
+
+// defineRoles writes Config.Roles that nobody has defined yet: later changes are SetRole's.
+func (s *Service) defineRoles(ctx context.Context) error {
+	for _, role := range slices.Sorted(maps.Keys(s.cfg.Roles)) {
+		if _, ok := s.roles.scopes(role); ok {
+			continue
+		}
+		err := s.writeRole(ctx, role, roleRecord{V: 1, Scopes: sortedScopes(s.cfg.Roles[role])}, store.Version{}, false)
+		if errors.Is(err, store.ErrConflict) { // another process was first
+			err = s.state.refresh(ctx)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

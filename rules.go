@@ -1,0 +1,361 @@
+package apitoken
+
+import (
+	"encoding/json"
+	"hash/maphash"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/revindex"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// ruleBook holds the rules that this process knows, for one issuer. Readers never wait: the committed rules lie in
+// an index behind atomic pointers, the few that are on their way to the store in a copied slice.
+type ruleBook struct {
+	key     ruleKeyer
+	index   *revindex.Index
+	used    [ruleClasses][targetKinds]atomic.Bool // whether any rule of that sort was ever seen: most lookups end here
+	all     [ruleClasses]atomic.Int64             // rules on everything
+	pending atomic.Pointer[[]*pendingRule]
+	version atomic.Uint64 // rises after every change; a cached verdict of another version is checked again
+	older   *ruleBook     // what was known under an earlier key of the feed; set once
+	missing atomic.Bool   // the store lost history: the janitor puts back what recent holds
+
+	mu     sync.Mutex // guards recent and writes to pending
+	recent []store.Record
+	next   int // where recent goes on when it is full
+}
+
+// recentRules bounds what can be put back into a store that lost its tail.
+const recentRules = 4096
+
+// ruleClass says what a rule compares. Every class of a target has an entry of its own, in which the latest rule
+// wins, so that rules may arrive in any order.
+type ruleClass uint8
+
+const (
+	classAlways ruleClass = iota // the thing itself
+	classBirth                   // birth < q
+	classView                    // view < q: mint again
+	classBefore                  // iat <= T, where a person named a time
+	classWall                    // iat <= commit time, for tokens without positions
+	ruleClasses
+)
+
+// ruleKeyer turns a target into the key of the index.
+type ruleKeyer func(c ruleClass, k targetKind, issuer, id, holder string) [16]byte
+
+// localKeyer hashes with seeds of this process: nobody outside can make two targets collide.
+func localKeyer() ruleKeyer {
+	one, two := maphash.MakeSeed(), maphash.MakeSeed()
+	return func(c ruleClass, k targetKind, issuer, id, holder string) (key [16]byte) {
+		for i, seed := range [...]maphash.Seed{one, two} {
+			var h maphash.Hash
+			h.SetSeed(seed)
+			h.WriteByte(byte(c))
+			h.WriteByte(byte(k))
+			h.WriteString(issuer)
+			h.WriteByte(0)
+			h.WriteString(id)
+			if holder != "" {
+				h.WriteByte(0)
+				h.WriteString(holder)
+			}
+			sum := h.Sum64()
+			for j := range 8 {
+				key[8*i+j] = byte(sum >> (8 * j))
+			}
+		}
+		return key
+	}
+}
+
+func newRuleBook(k ruleKeyer) *ruleBook { return &ruleBook{key: k, index: revindex.New()} }
+
+// ruleRecord is a rule as it is stored. Its position is the record's own, unless Q keeps an earlier one.
+type ruleRecord struct {
+	V      int    `json:"v"`
+	Target Target `json:"target"`
+	Mint   bool   `json:"mint,omitempty"` // tokens must be minted again; what they descend from stays good
+	Q      int64  `json:"q,omitempty"`    // the position it had before it was rewritten or put back
+	At     int64  `json:"at"`             // Unix ms, for tokens of issuers without positions
+	Reason string `json:"reason,omitempty"`
+	Actor  string `json:"actor,omitempty"`
+}
+
+func readRule(r store.Record) (ruleRecord, error) {
+	var x ruleRecord
+	if err := decodeRecord(r, &x); err != nil {
+		return x, err
+	}
+	if x.V != 1 || x.Target.IsZero() || x.Q < 0 || x.At < 0 {
+		return x, fail(ErrUnavailable, "rule %q is damaged or of a newer version", r.ID)
+	}
+	if x.Q == 0 {
+		x.Q = r.Pos.N
+	}
+	return x, nil
+}
+
+// decodeRecord is strict about what this module once wrote: another member means a newer version or damage.
+func decodeRecord(r store.Record, v any) error {
+	d := json.NewDecoder(strings.NewReader(string(r.Data)))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return &Error{Code: ErrUnavailable, Detail: "stored " + string(r.Kind) + " " + r.ID + " can not be read", Cause: err}
+	}
+	if d.More() {
+		return fail(ErrUnavailable, "stored %s %q has trailing data", r.Kind, r.ID)
+	}
+	return nil
+}
+
+// applyRecord enters a rule that the store has.
+func (b *ruleBook) applyRecord(r store.Record) error {
+	x, err := readRule(r)
+	if err != nil {
+		return err
+	}
+	b.enter(x, r.Expires)
+	b.mu.Lock()
+	if len(b.recent) < recentRules {
+		b.recent = append(b.recent, r)
+	} else {
+		b.recent[b.next] = r
+		b.next = (b.next + 1) % recentRules
+	}
+	b.mu.Unlock()
+	b.version.Add(1)
+	return nil
+}
+
+func (b *ruleBook) enter(x ruleRecord, expires int64) {
+	t := x.Target
+	switch {
+	case !t.before.IsZero():
+		b.raise(classBefore, t, t.before.Unix(), expires)
+		return
+	case t.kind == targetToken || t.kind == targetKey:
+		b.raise(classAlways, t, 1, expires)
+		return
+	case x.Mint || t.kind == targetRole:
+		b.raise(classView, t, x.Q, expires)
+	default:
+		b.raise(classBirth, t, x.Q, expires)
+	}
+	b.raise(classWall, t, x.At/1000, expires)
+}
+
+func (b *ruleBook) raise(c ruleClass, t Target, v, expires int64) {
+	if t.kind == targetAll {
+		for old := b.all[c].Load(); old < v; old = b.all[c].Load() {
+			if b.all[c].CompareAndSwap(old, v) {
+				break
+			}
+		}
+		return
+	}
+	k, id, holder := t.indexed()
+	b.index.Raise(b.key(c, k, t.issuer, id, holder), v, expires)
+	b.used[c][k].Store(true)
+}
+
+// indexed is what a rule on t is found by. Narrowing to an owner or a holder is either proved before the rule is
+// written, for single things, or part of the key.
+func (t Target) indexed() (k targetKind, id, holder string) {
+	switch {
+	case (t.kind == targetSubject || t.kind == targetSessions) && t.holder != "":
+		return targetHeld, t.id, t.holder
+	case t.kind == targetClient && t.owner != "":
+		return targetHeld, t.owner, t.id
+	}
+	return t.kind, t.id, ""
+}
+
+// pendingRule is in force here while the store has not yet acknowledged it.
+type pendingRule struct {
+	target Target
+	mint   bool
+}
+
+func (b *ruleBook) hold(p *pendingRule) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var now []*pendingRule
+	if old := b.pending.Load(); old != nil {
+		now = slices.Clone(*old)
+	}
+	now = append(now, p)
+	b.pending.Store(&now)
+	b.version.Add(1)
+}
+
+func (b *ruleBook) release(p *pendingRule) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	old := b.pending.Load()
+	if old == nil {
+		return
+	}
+	now := slices.DeleteFunc(slices.Clone(*old), func(q *pendingRule) bool { return q == p })
+	if len(now) == 0 {
+		b.pending.Store(nil)
+	} else {
+		b.pending.Store(&now)
+	}
+	b.version.Add(1)
+}
+
+// ruleSubject is what rules see of a token, a grant or an API key.
+type ruleSubject struct {
+	issuer  string // empty: the book's own
+	subject string
+	client  string
+	id      string   // jti or the API key's ID
+	kid     string   // its signing key
+	grant   string   // its session
+	chain   []string // the grants and API keys it was exchanged from
+	actors  []principal
+	roles   []string
+	pos     positions
+	iat     time.Time
+	skew    time.Duration
+	wall    bool // no positions: compare times
+	apiKey  bool // no session: rules on sessions spare it
+	renews  bool // a grant at refresh: what is minted now is new, so that "mint again" spares it
+}
+
+type principal struct{ issuer, subject string }
+
+// hit says which rule refuses x, "" for none. The order of rules does not matter, nor that of their arrival.
+func (b *ruleBook) hit(x *ruleSubject) string {
+	if p := b.pending.Load(); p != nil {
+		for _, r := range *p {
+			if r.matches(x) {
+				return r.target.kind.String()
+			}
+		}
+	}
+	if b.older != nil {
+		if rule := b.older.hit(x); rule != "" {
+			return rule
+		}
+	}
+	if b.passed(x, targetAll, "", "", "") {
+		return "everything"
+	}
+	if x.id != "" && b.passed(x, targetToken, x.issuer, x.id, "") {
+		return "token"
+	}
+	if x.kid != "" && b.passed(x, targetKey, "", x.kid, "") {
+		return "signingkey"
+	}
+	if x.grant != "" && b.passed(x, targetGrant, "", x.grant, "") {
+		return "grant"
+	}
+	for _, g := range x.chain { // grants, and API keys that were exchanged for an access token
+		if b.passed(x, targetGrant, "", g, "") || b.passed(x, targetToken, "", g, "") {
+			return "grant"
+		}
+	}
+	if b.principalHit(x, x.issuer, x.subject) {
+		return "subject"
+	}
+	for _, a := range x.actors {
+		if b.principalHit(x, a.issuer, a.subject) {
+			return "subject"
+		}
+	}
+	if x.client != "" && b.passed(x, targetClient, "", x.client, "") {
+		return "client"
+	}
+	for _, r := range x.roles {
+		if b.passed(x, targetRole, "", r, "") {
+			return "role"
+		}
+	}
+	return ""
+}
+
+func (b *ruleBook) principalHit(x *ruleSubject, issuer, subject string) bool {
+	return subject != "" && (b.passed(x, targetSubject, issuer, subject, "") ||
+		!x.apiKey && b.passed(x, targetSessions, issuer, subject, "") ||
+		x.client != "" && b.passed(x, targetHeld, issuer, subject, x.client))
+}
+
+// passed reports whether a rule on one target refuses x.
+func (b *ruleBook) passed(x *ruleSubject, k targetKind, issuer, id, holder string) bool {
+	if v, ok := b.at(classAlways, k, issuer, id, holder); ok && v > 0 {
+		return true
+	}
+	if v, ok := b.at(classBefore, k, issuer, id, holder); ok && (x.iat.IsZero() || x.iat.Unix() <= v+int64(x.skew/time.Second)) {
+		return true
+	}
+	if x.wall {
+		v, ok := b.at(classWall, k, issuer, id, holder)
+		return ok && (x.iat.IsZero() || x.iat.Unix() <= v+int64(x.skew/time.Second))
+	}
+	if v, ok := b.at(classBirth, k, issuer, id, holder); ok && x.pos.birth.N < v {
+		return true
+	}
+	if x.renews {
+		return false
+	}
+	v, ok := b.at(classView, k, issuer, id, holder)
+	return ok && x.pos.view.N < v
+}
+
+func (b *ruleBook) at(c ruleClass, k targetKind, issuer, id, holder string) (int64, bool) {
+	if k == targetAll {
+		v := b.all[c].Load()
+		return v, v != 0
+	}
+	if !b.used[c][k].Load() {
+		return 0, false
+	}
+	return b.index.Get(b.key(c, k, issuer, id, holder))
+}
+
+// matches is hit for a rule that has no position yet: whatever it names is refused until it has one.
+func (r *pendingRule) matches(x *ruleSubject) bool {
+	if r.mint && x.renews {
+		return false
+	}
+	t := r.target
+	if !t.before.IsZero() && !x.iat.IsZero() && x.iat.After(t.before.Add(x.skew)) {
+		return false
+	}
+	k, id, holder := t.indexed()
+	is := func(issuer, subject string) bool { return subject == id && issuer == t.issuer }
+	anyActor := func() bool {
+		return slices.ContainsFunc(x.actors, func(a principal) bool { return is(a.issuer, a.subject) })
+	}
+	switch k {
+	case targetAll:
+		return true
+	case targetToken:
+		return x.id == id && x.issuer == t.issuer || slices.Contains(x.chain, id)
+	case targetKey:
+		return x.kid == id
+	case targetGrant:
+		return x.grant == id || slices.Contains(x.chain, id)
+	case targetSubject:
+		return is(x.issuer, x.subject) || anyActor()
+	case targetSessions:
+		return !x.apiKey && (is(x.issuer, x.subject) || anyActor())
+	case targetClient:
+		return x.client == id
+	case targetHeld:
+		return x.client == holder && (is(x.issuer, x.subject) || anyActor())
+	case targetRole:
+		return slices.Contains(x.roles, id)
+	}
+	return false
+}
+
+// sweep forgets rules that no living token can meet any more.
+func (b *ruleBook) sweep(before time.Time) { b.index.Sweep(before.UnixMilli()) }

@@ -1,0 +1,280 @@
+package apitoken
+
+import (
+	"slices"
+	"strings"
+)
+
+// Scope is one scope-token of RFC 6749 §3.3. "orders" covers "orders:read" and "orders:read:own"; "orders:*" covers
+// what lies below "orders:" and not "orders" itself. Otherwise a scope covers only itself: "order" never covers
+// "orders", and "*" alone is an ordinary scope without special powers.
+type Scope string
+
+const (
+	maxScopes     = 256
+	maxScopeBytes = 255
+)
+
+// Covers reports whether holding s is enough where other is asked for.
+func (s Scope) Covers(other Scope) bool {
+	if s == other {
+		return s != ""
+	}
+	if n := len(s); n > 2 && s[n-2:] == ":*" {
+		return len(other) > n-1 && other[:n-1] == s[:n-1]
+	}
+	return len(s) > 0 && len(other) > len(s)+1 && other[len(s)] == ':' && other[:len(s)] == s
+}
+
+// wellFormed is scope-token of RFC 6749 §3.3, with a limit, and with no empty part between colons.
+func (s Scope) wellFormed() bool {
+	if s == "" || len(s) > maxScopeBytes || s[0] == ':' || s[len(s)-1] == ':' {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		if c < 0x21 || c > 0x7e || c == '"' || c == '\\' || c == ':' && s[i-1] == ':' {
+			return false
+		}
+	}
+	return true
+}
+
+// Scopes is a list of scopes. As a literal: apitoken.Scopes{"orders:read", "orders:write"}.
+type Scopes []Scope
+
+// ParseScopes reads the space-separated form of RFC 6749 §3.3; "" is none. ErrInvalidScope: bad characters, a space too
+// many, one twice, one over 255 bytes, or more than 256.
+func ParseScopes(s string) (Scopes, error) {
+	if s == "" {
+		return nil, nil
+	}
+	n := strings.Count(s, " ") + 1
+	if n > maxScopes {
+		return nil, fail(ErrInvalidScope, "%d scopes, at most %d", n, maxScopes)
+	}
+	out := make(Scopes, 0, n)
+	for part := range strings.SplitSeq(s, " ") {
+		if !Scope(part).wellFormed() {
+			return nil, fail(ErrInvalidScope, "%.40q is no scope (RFC 6749 §3.3)", part)
+		}
+		out = append(out, Scope(part))
+	}
+	if n > 1 {
+		if twice := firstDouble(out); twice != "" {
+			return nil, fail(ErrInvalidScope, "scope %q twice", twice)
+		}
+	}
+	return out, nil
+}
+
+func firstDouble(s Scopes) Scope {
+	if len(s) <= 8 {
+		for i := range s {
+			if slices.Contains(s[:i], s[i]) {
+				return s[i]
+			}
+		}
+		return ""
+	}
+	in := slices.Clone(s)
+	slices.Sort(in)
+	for i := 1; i < len(in); i++ {
+		if in[i] == in[i-1] {
+			return in[i]
+		}
+	}
+	return ""
+}
+
+// Cover reports whether s covers every scope in want; true for an empty want.
+func (s Scopes) Cover(want Scopes) bool {
+	for _, w := range want {
+		if !s.covers(w) {
+			return false
+		}
+	}
+	return true
+}
+
+func (s Scopes) covers(w Scope) bool {
+	for _, have := range s {
+		if have.Covers(w) {
+			return true
+		}
+	}
+	return false
+}
+
+// String is the space-separated form, sorted.
+func (s Scopes) String() string {
+	switch len(s) {
+	case 0:
+		return ""
+	case 1:
+		return string(s[0])
+	}
+	if !slices.IsSorted(s) {
+		s = slices.Clone(s)
+		slices.Sort(s)
+	}
+	var b strings.Builder
+	for i, x := range s {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(string(x))
+	}
+	return b.String()
+}
+
+// intersectScopes is what a and b both allow: of each pair of which one covers the other, the narrower.
+func intersectScopes(a, b Scopes) Scopes {
+	var out Scopes
+	for _, x := range a {
+		if b.covers(x) {
+			out = append(out, x)
+			continue
+		}
+		for _, y := range b {
+			if x.Covers(y) {
+				out = append(out, y)
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// Requirement is what a token must hold. The zero Requirement is met by no token.
+type Requirement struct {
+	kind   requirementKind
+	scopes Scopes
+}
+
+type requirementKind int8
+
+const (
+	requireNothingMeets requirementKind = iota
+	requireAll
+	requireAny
+	requireToken
+	requirePublic
+)
+
+// AllOf is met by a token that covers every one of the scopes. It panics on a malformed scope, as
+// AnyOf does, so that a typo stops the program at start.
+func AllOf(scope Scope, more ...Scope) Requirement { return require(requireAll, scope, more) }
+
+// AnyOf is met by a token that covers at least one of the scopes.
+func AnyOf(scope Scope, more ...Scope) Requirement { return require(requireAny, scope, more) }
+
+func require(k requirementKind, scope Scope, more Scopes) Requirement {
+	r := Requirement{kind: k, scopes: append(Scopes{scope}, more...)}
+	for _, s := range r.scopes {
+		if !s.wellFormed() {
+			panic("apitoken: " + string(s) + " is no scope (RFC 6749 §3.3)")
+		}
+	}
+	return r
+}
+
+// Authenticated is met by every valid token.
+func Authenticated() Requirement { return Requirement{kind: requireToken} }
+
+// Public is met without a token. A bad token is refused all the same.
+func Public() Requirement { return Requirement{kind: requirePublic} }
+
+// Scopes returns a copy of the scopes, for challenges and pages.
+func (r Requirement) Scopes() Scopes { return slices.Clone(r.scopes) }
+
+func (r Requirement) public() bool { return r.kind == requirePublic }
+
+// String says what is required, such as "all of orders:read".
+func (r Requirement) String() string {
+	switch r.kind {
+	case requireAll:
+		return "all of " + r.scopes.String()
+	case requireAny:
+		return "any of " + r.scopes.String()
+	case requireToken:
+		return "any valid token"
+	case requirePublic:
+		return "nothing"
+	}
+	return "what no token holds"
+}
+
+// heldScopes are the scopes of a token, in order: what covers another comes before it.
+type heldScopes struct {
+	sorted Scopes
+}
+
+// prepareScopes takes over s if it is sorted.
+func prepareScopes(s Scopes) heldScopes {
+	if !slices.IsSorted(s) {
+		s = slices.Clone(s)
+		slices.Sort(s)
+	}
+	return heldScopes{s}
+}
+
+// allows reports whether want is covered. Few scopes are compared one by one; many are searched for want itself,
+// then for each of its parents.
+func (h heldScopes) allows(want Scope) bool {
+	if want == "" {
+		return false
+	}
+	if len(h.sorted) <= 12 {
+		return h.sorted.covers(want)
+	}
+	if h.has(want) {
+		return true
+	}
+	for i := len(want) - 1; i > 0; i-- {
+		if want[i] == ':' && i+1 < len(want) && (h.has(want[:i]) || h.hasBelow(want[:i+1])) {
+			return true
+		}
+	}
+	return false
+}
+
+func (h heldScopes) has(s Scope) bool {
+	i, j := 0, len(h.sorted)
+	for i < j {
+		m := int(uint(i+j) >> 1)
+		if h.sorted[m] < s {
+			i = m + 1
+		} else {
+			j = m
+		}
+	}
+	return i < len(h.sorted) && h.sorted[i] == s
+}
+
+// hasBelow looks for dir + "*", where dir ends with a colon.
+func (h heldScopes) hasBelow(dir Scope) bool {
+	for _, s := range h.sorted {
+		if len(s) == len(dir)+1 && s[len(dir)] == '*' && s[:len(dir)] == dir {
+			return true
+		}
+	}
+	return false
+}
+
+func (h heldScopes) meets(r Requirement) bool {
+	switch r.kind {
+	case requireAll:
+		for _, s := range r.scopes {
+			if !h.allows(s) {
+				return false
+			}
+		}
+		return true
+	case requireAny:
+		return slices.ContainsFunc(r.scopes, h.allows)
+	case requireToken, requirePublic:
+		return true
+	}
+	return false
+}

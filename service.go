@@ -1,0 +1,474 @@
+package apitoken
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/url"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Store is where a service keeps its records: an alias, so that this package's readers find it.
+type Store = store.Store
+
+// Service is the whole token service on one store: an [Issuer], a [Validator] and a [Revoker].
+// Make one with [New]; it is safe for concurrent use.
+type Service struct {
+	Clients     *Clients     // the registered applications
+	APIKeys     *APIKeys     // the keys of all subjects; APIKeys.For narrows it to one caller
+	SigningKeys *SigningKeys // the ring
+
+	cfg   Config // as checked, with defaults; never changed after New
+	st    store.Store
+	now   func() time.Time
+	log   *slog.Logger
+	ns    string // random name of this namespace, part of every MAC, hash and associated data
+	state *state
+	audit *auditLog
+	rules *ruleBook
+	roles *roleBook
+	valid *JWTValidator
+	trust *trust // our own issuer, among valid's
+
+	accepted uint64                    // the store's history that the services accepted; set by New
+	longest  atomic.Pointer[lifespans] // of tokens, as ever configured
+
+	injected bool          // Config.Now was given
+	signs    chan struct{} // places of those who wait for a key outside
+
+	retryMu   sync.Mutex // guards retries
+	retries   []ruleRetry
+	retryKick chan struct{}
+
+	ctx  context.Context // ends at Close
+	stop context.CancelFunc
+	wg   sync.WaitGroup
+	once sync.Once
+}
+
+// Config configures New. Required fields have no silent default.
+type Config struct {
+	Issuer   string // required: iss, an https URL, or http on loopback, without query and fragment
+	Audience string // required: aud of what is issued here, and accepted here
+	Store    Store  // required; New's caller closes it, after the Service
+	// Seal encrypts signing keys at rest. It is required, unless InsecureKeysInStore says that
+	// whoever reads the store may forge tokens.
+	Seal                Sealer
+	InsecureKeysInStore bool
+
+	Prefix      string        // of opaque tokens: a letter, then letters or digits, 2 to 16; empty: "at"
+	FirstParty  string        // client_id of tokens issued without a Client; empty: "first-party"
+	Algorithm   string        // JWA name: ES256, EdDSA, RS256, PS256, HS256; empty: "ES256"
+	KeyRotation time.Duration // zero: 90 days; negative: only by call
+	Lifetimes   Lifetimes
+	Limits      Limits
+	// Audiences may be asked for besides Audience when a token is issued. They are for other
+	// services; what is accepted here is Audience and Validation.Audiences.
+	Audiences  []string
+	Scopes     map[Scope]string  // known scopes and their descriptions; nil: any well-formed one
+	Roles      map[string]Scopes // at first start; later changes by SetRole
+	Trust      []Trusted         // other issuers whose tokens are taken
+	Validation Validation
+	Refresh    RefreshPolicy
+	// MayContinue is asked at each refresh and redemption whether the subject may go on, before anything
+	// is spent. An error refuses; one that is ErrUnavailable tells the caller to try again. nil: always.
+	MayContinue func(ctx context.Context, g Grant) error
+	Sinks       []Sink
+	// KeepEvents is how long audit events stay in the store. Zero: for ever. Events that a Sink has not got yet are not removed.
+	KeepEvents time.Duration
+	Logger     *slog.Logger     // nil: silent
+	Now        func() time.Time // nil: time.Now. Expiry is judged by it
+	// Restored says what to do when the store is not the one that this service last wrote: a
+	// restored backup, a failover that may have lost its tail. Zero: New fails and says so.
+	Restored RestoreChoice
+}
+
+// RestoreChoice is the explicit answer to a store whose history changed: revocations that were
+// acknowledged after the backup was taken are not in it.
+type RestoreChoice int8
+
+// What [New] does with a store that was put back.
+const (
+	RefuseRestored   RestoreChoice = iota // fail
+	RevokeOnRestore                       // end every grant, token and API key made before now
+	ReplayedRestored                      // the host replays the lost revocations itself, before it serves
+)
+
+// Limits bound what one subject may have. Zero: no limit.
+type Limits struct {
+	APIKeysPerSubject int
+	GrantsPerSubject  int // beyond it the longest idle one ends
+}
+
+// Page is a place in a listing. Listings are in order of creation, newest first.
+type Page struct {
+	After string // the ID of the last one seen; empty: from the start
+	Limit int    // zero: all
+}
+
+// Lifetimes bound how long tokens live. Zero fields take the default in brackets.
+type Lifetimes struct {
+	Access    time.Duration // [5m] of an access token
+	MaxAccess time.Duration // [1h] what a request may ask for
+	Grant     time.Duration // [30 days] a refreshed token never outlives its grant
+	Idle      time.Duration // [none] a grant not refreshed for so long ends
+	APIKey    time.Duration // [none] the longest an API key may live
+}
+
+// RefreshPolicy says how refresh tokens rotate (RFC 9700 §4.14).
+type RefreshPolicy struct {
+	// Grace is how long the immediately previous refresh token gets the same answer again, so that a
+	// lost response or a second tab ends no session. Zero: 10 s; negative: none; at most 60 s.
+	Grace time.Duration
+	// RotateConfidential rotates the tokens of confidential and of sender-bound clients too. They are
+	// useless without the client's credential or key, so that rotation only adds ways to lose them
+	// (FAPI 2.0 §5.3.2.1). Public clients' unbound tokens always rotate.
+	RotateConfidential bool
+}
+
+const (
+	defaultAccess    = 5 * time.Minute
+	defaultMaxAccess = time.Hour
+	defaultGrant     = 30 * 24 * time.Hour
+	defaultRotation  = 90 * 24 * time.Hour
+	defaultStaleness = 10 * time.Second
+	defaultGrace     = 10 * time.Second
+	maxGrace         = time.Minute
+	maxSkew          = time.Minute
+	maxGrant         = 10 * 365 * 24 * time.Hour
+	startTimeout     = 20 * time.Second
+)
+
+var (
+	prefixShape = regexp.MustCompile(`^[a-z][a-z0-9]{1,15}$`)
+	nameShape   = regexp.MustCompile(`^[\x21\x23-\x5B\x5D-\x7E]{1,255}$`) // NQCHAR of RFC 6749 appendix A
+)
+
+// wrong is the error of a refused Config: it names the field, so that nobody has to guess.
+func wrong(field, format string, args ...any) error {
+	e := fail(ErrInvalidRequest, format, args...)
+	e.Detail = "Config." + field + ": " + e.Detail
+	return &ConfigError{Field: field, Err: e}
+}
+
+// ConfigError is what constructors answer to a dangerous or contradictory configuration.
+type ConfigError struct {
+	Field string // such as "Issuer" or "Lifetimes.Access"
+	Err   error
+}
+
+// Error names the field and says why.
+func (e *ConfigError) Error() string { return "apitoken: " + detailOf(e.Err) }
+
+// Unwrap gives the cause to errors.Is.
+func (e *ConfigError) Unwrap() error { return e.Err }
+
+// checkIssuer refuses issuers that RFC 8414 §2 does not allow; http only on loopback.
+func checkIssuer(iss string) string {
+	u, err := url.Parse(iss)
+	switch {
+	case iss == "":
+		return "is required"
+	case err != nil || u.Host == "" || u.User != nil:
+		return "must be a URL such as https://auth.example.com"
+	case u.RawQuery != "" || u.Fragment != "" || strings.ContainsAny(iss, "?#"):
+		return "must have no query and no fragment (RFC 8414 §2)"
+	case len(iss) > 512:
+		return "is over 512 bytes"
+	case u.Scheme == "https":
+		return ""
+	case u.Scheme == "http" && loopback(u.Hostname()):
+		return ""
+	case u.Scheme == "http":
+		return "must be https: http is for loopback only"
+	}
+	return "must be an https URL"
+}
+
+func loopback(host string) bool {
+	return host == "localhost" || strings.HasSuffix(host, ".localhost") || host == "127.0.0.1" || host == "::1"
+}
+
+// check fills defaults and refuses what is dangerous or contradictory.
+func (c *Config) check() error {
+	if why := checkIssuer(c.Issuer); why != "" {
+		return wrong("Issuer", "%s", why)
+	}
+	if c.Audience == "" {
+		return wrong("Audience", "is required: tokens without an audience are good everywhere")
+	}
+	for _, a := range append([]string{c.Audience}, c.Audiences...) {
+		if !nameShape.MatchString(a) {
+			return wrong("Audience", "%q is not 1 to 255 printable ASCII characters without space, quote and backslash", a)
+		}
+	}
+	if c.Store == nil {
+		return wrong("Store", "is required; boltstore.Open makes one in a file, memstore.New one in memory")
+	}
+	if c.Seal == nil && !c.InsecureKeysInStore {
+		return wrong("Seal", "is required, or InsecureKeysInStore must say that whoever reads the store may sign tokens; KeyFile makes a sealer in a file")
+	}
+	if c.Seal != nil && c.InsecureKeysInStore {
+		return wrong("InsecureKeysInStore", "contradicts Seal")
+	}
+	if c.Prefix == "" {
+		c.Prefix = "at"
+	}
+	if !prefixShape.MatchString(c.Prefix) {
+		return wrong("Prefix", "%q is not a letter and 1 to 15 letters or digits, all lower case", c.Prefix)
+	}
+	if c.FirstParty == "" {
+		c.FirstParty = "first-party"
+	}
+	if !nameShape.MatchString(c.FirstParty) {
+		return wrong("FirstParty", "%q is no client_id", c.FirstParty)
+	}
+	if c.Algorithm == "" {
+		c.Algorithm = "ES256"
+	}
+	switch c.Algorithm {
+	case "ES256", "EdDSA", "RS256", "PS256", "HS256":
+	case "none":
+		return wrong("Algorithm", "none is no signature")
+	default:
+		return wrong("Algorithm", "%q is not one of ES256, EdDSA, RS256, PS256, HS256", c.Algorithm)
+	}
+	if c.KeyRotation == 0 {
+		c.KeyRotation = defaultRotation
+	}
+	if err := c.checkLifetimes(); err != nil {
+		return err
+	}
+	if c.Limits.APIKeysPerSubject < 0 || c.Limits.GrantsPerSubject < 0 {
+		return wrong("Limits", "must not be negative")
+	}
+	for s := range c.Scopes {
+		if _, err := ParseScopes(string(s)); err != nil || s == "" {
+			return wrong("Scopes", "%q is no scope (RFC 6749 §3.3)", s)
+		}
+	}
+	for role, scopes := range c.Roles {
+		if err := c.checkRole(role, scopes); err != nil {
+			return wrong("Roles", "%s", detailOf(err))
+		}
+	}
+	switch {
+	case c.Refresh.Grace == 0:
+		c.Refresh.Grace = defaultGrace
+	case c.Refresh.Grace < 0:
+		c.Refresh.Grace = 0
+	case c.Refresh.Grace > maxGrace:
+		return wrong("Refresh.Grace", "%s is over %s: a stolen token would be good for as long", c.Refresh.Grace, maxGrace)
+	}
+	if err := c.Validation.check("Validation"); err != nil {
+		return err
+	}
+	if err := checkTrust(c.Trust, c.Issuer); err != nil {
+		return err
+	}
+	names := map[string]bool{}
+	for _, sink := range c.Sinks {
+		if sink.Name == "" || sink.Auditor == nil || names[sink.Name] {
+			return wrong("Sinks", "sink %q needs a name of its own and an Auditor", sink.Name)
+		}
+		names[sink.Name] = true
+		if sink.Timeout < 0 || sink.MaxLag < 0 || sink.MaxLag > 0 && sink.MaxLag < minSinkLag {
+			return wrong("Sinks", "sink %q: Timeout must not be negative, MaxLag zero or at least %s", sink.Name, minSinkLag)
+		}
+	}
+	if c.KeepEvents < 0 || c.KeepEvents > 0 && c.KeepEvents < time.Hour {
+		return wrong("KeepEvents", "%s is under an hour", c.KeepEvents)
+	}
+	if c.KeyRotation > 0 && c.KeyRotation < time.Second {
+		return wrong("KeyRotation", "%s is under a second", c.KeyRotation)
+	}
+	if c.Algorithm == "HS256" && len(c.Audiences)+len(c.Validation.Audiences) > 0 {
+		return wrong("Algorithm", "HS256 has one secret for issuing and for checking: it is for one process and one audience")
+	}
+	if c.Restored < RefuseRestored || c.Restored > ReplayedRestored {
+		return wrong("Restored", "%d is no choice", c.Restored)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+func (c *Config) checkLifetimes() error {
+	l := &c.Lifetimes
+	if l.Access == 0 {
+		l.Access = defaultAccess
+	}
+	if l.MaxAccess == 0 {
+		l.MaxAccess = max(defaultMaxAccess, l.Access)
+	}
+	if l.Grant == 0 {
+		l.Grant = defaultGrant
+	}
+	return l.check("Lifetimes")
+}
+
+// check refuses lifetimes that contradict each other; zero fields of a client's are the service's.
+func (l Lifetimes) check(field string) error {
+	switch {
+	case l.Access < 0 || l.MaxAccess < 0 || l.Grant < 0 || l.Idle < 0 || l.APIKey < 0:
+		return wrong(field, "must not be negative")
+	case l.Access > 0 && l.Access < time.Second:
+		return wrong(field+".Access", "%s is under a second, the unit of exp", l.Access)
+	case l.MaxAccess > 0 && l.Access > l.MaxAccess:
+		return wrong(field+".Access", "%s is over MaxAccess, %s", l.Access, l.MaxAccess)
+	case l.MaxAccess > 24*time.Hour:
+		return wrong(field+".MaxAccess", "%s is over a day: revocations would have to be kept as long; use a refresh token", l.MaxAccess)
+	case l.Grant > maxGrant:
+		return wrong(field+".Grant", "%s is over ten years", l.Grant)
+	case l.Grant > 0 && l.Idle > l.Grant:
+		return wrong(field+".Idle", "%s is over Grant, %s", l.Idle, l.Grant)
+	}
+	return nil
+}
+
+// checkRole refuses what SetRole and Config.Roles may not define.
+func (c *Config) checkRole(role string, scopes Scopes) error {
+	if !nameShape.MatchString(role) {
+		return fail(ErrInvalidRequest, "role %q is not 1 to 255 printable ASCII characters without space, quote and backslash", role)
+	}
+	if _, err := ParseScopes(scopes.String()); err != nil {
+		return fail(ErrInvalidScope, "role %q: %s", role, detailOf(err))
+	}
+	return c.known(scopes)
+}
+
+// known refuses scopes that are not in the registry, so that a typo is an error where it is made.
+func (c *Config) known(scopes Scopes) error {
+	if c.Scopes == nil {
+		return nil
+	}
+	for _, s := range scopes {
+		if _, ok := c.Scopes[s]; !ok {
+			return fail(ErrInvalidScope, "scope %q is not in Config.Scopes", s)
+		}
+	}
+	return nil
+}
+
+// New starts a service. It fails, naming the field in a [ConfigError], when c is contradictory or dangerous, and
+// within seconds when the store does not answer, belongs to another issuer, was restored without a choice, or
+// holds keys that c.Seal does not open. Close it before the store.
+func New(c Config) (*Service, error) {
+	injected := c.Now != nil
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	s := &Service{cfg: c, injected: injected, st: c.Store, now: c.Now, log: c.Logger, retryKick: make(chan struct{}, 1), signs: make(chan struct{}, signsOutside)}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.Clients = newClients(s)
+	s.APIKeys = newAPIKeys(s)
+	s.SigningKeys = newSigningKeys(s)
+	s.roles = newRoleBook()
+	s.rules = newRuleBook(localKeyer())
+	s.audit = newAuditLog(s)
+	s.state = newState(s)
+	if err := s.start(); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Service) start() error {
+	ctx, cancel := context.WithTimeout(s.ctx, startTimeout)
+	defer cancel()
+	if err := s.openNamespace(ctx); err != nil {
+		return err
+	}
+	if err := s.state.refresh(ctx); err != nil {
+		return startError(ctx, err)
+	}
+	if err := s.SigningKeys.ensure(ctx); err != nil {
+		return startError(ctx, err)
+	}
+	v, err := newServiceValidator(s)
+	if err != nil {
+		return err
+	}
+	s.valid = v
+	if err := s.defineRoles(ctx); err != nil {
+		return startError(ctx, err)
+	}
+	if err := s.afterRestore(ctx); err != nil {
+		return startError(ctx, err)
+	}
+	s.goRun(s.state.run)
+	s.goRun(s.SigningKeys.run)
+	s.goRun(s.audit.run)
+	s.goRun(s.janitor)
+	s.goRun(s.retryRules)
+	return nil
+}
+
+// startError keeps the cause of a failed start readable: New's caller is the operator.
+func startError(ctx context.Context, err error) error {
+	if e := (*ConfigError)(nil); errors.As(err, &e) {
+		return err
+	}
+	if ctx.Err() != nil {
+		return &ConfigError{Field: "Store", Err: fail(ErrUnavailable, "Config.Store did not answer within %s: %s", startTimeout, detailOf(err))}
+	}
+	return &ConfigError{Field: "Store", Err: &Error{Code: ErrUnavailable, Detail: "start: " + detailOf(err), Cause: nil}}
+}
+
+// goRun runs f until Close; its context ends then.
+func (s *Service) goRun(f func(context.Context)) {
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		f(s.ctx)
+	}()
+}
+
+// Close ends the service's goroutines and writes what is buffered. It does not close the store. What is
+// called afterwards answers ErrUnavailable, or the verdict of the last view until that is too old.
+func (s *Service) Close() error {
+	s.once.Do(func() {
+		s.stop()
+		s.wg.Wait()
+		if s.valid == nil {
+			return // never started: nothing is buffered
+		}
+		s.valid.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		s.audit.flush(ctx)
+	})
+	return nil
+}
+
+// Sync catches up with the store: what any process wrote before the call is in force here when it returns.
+func (s *Service) Sync(ctx context.Context) error {
+	if err := s.state.refresh(ctx); err != nil {
+		return unavailable(err, "follow the store")
+	}
+	return nil
+}
+
+// Freshness is the service's view of revocations now, for health checks and metrics.
+func (s *Service) Freshness() Freshness { return s.trust.freshness(s.now()) }
+
+// Validate implements [Validator] for access tokens and API keys.
+func (s *Service) Validate(ctx context.Context, c Credential) (Token, error) {
+	return s.valid.Validate(ctx, c)
+}
+
+// Explain is [JWTValidator.Explain], for every kind of token.
+func (s *Service) Explain(ctx context.Context, c Credential, r Requirement) Explanation {
+	return s.valid.Explain(ctx, c, r)
+}

@@ -1,0 +1,177 @@
+package apitoken
+
+import (
+	"net/url"
+	"strings"
+	"time"
+)
+
+// Target names tokens. The zero Target, and one made of an empty ID, names none: Revoke refuses it.
+type Target struct {
+	kind   targetKind
+	id     string
+	issuer string // of a subject; empty: the service's own
+	owner  string // only what this subject owns
+	holder string // only what this client holds
+	before time.Time
+	none   bool // narrowed by something empty: names nothing
+}
+
+type targetKind uint8
+
+const (
+	targetNone targetKind = iota
+	targetToken
+	targetGrant
+	targetSubject
+	targetSessions
+	targetClient
+	targetRole
+	targetKey
+	targetAll
+	targetHeld // a subject's tokens of one client: never made by a host directly
+	targetKinds
+)
+
+var targetNames = [targetKinds]string{"", "token", "grant", "subject", "sessions", "client", "role", "signingkey", "everything", "held"}
+
+// String is the name that events and text forms use.
+func (k targetKind) String() string { return targetNames[k] }
+
+// ByToken names an access token by its jti, or an API key by its ID.
+func ByToken(id string) Target { return named(targetToken, id) }
+
+// ByGrant names a session: its tokens, its refresh token, and what was exchanged from it.
+func ByGrant(id string) Target { return named(targetGrant, id) }
+
+// BySubject names all that a subject holds: sessions, tokens and API keys. What is issued afterwards is good.
+func BySubject(subject string) Target { return named(targetSubject, subject) }
+
+// BySessions names a subject's sessions and tokens and spares its API keys: log out everywhere.
+func BySessions(subject string) Target { return named(targetSessions, subject) }
+
+// ByClient names all that a client holds, for itself or for subjects.
+func ByClient(client string) Target { return named(targetClient, client) }
+
+// ByRole names the tokens that carry a role. It asks for them to be minted again: a refresh is good.
+func ByRole(role string) Target { return named(targetRole, role) }
+
+// BySigningKey names all that a key signed, by its kid. [SigningKeys.Compromise] also replaces the key.
+func BySigningKey(kid string) Target { return named(targetKey, kid) }
+
+// Everything names every token and API key of the service.
+func Everything() Target { return Target{kind: targetAll} }
+
+func named(k targetKind, id string) Target {
+	return Target{kind: k, id: id, none: id == "" || len(id) > 255}
+}
+
+// OfIssuer makes a subject one of another trusted issuer: a principal is issuer and subject together.
+func (t Target) OfIssuer(issuer string) Target {
+	t.issuer = issuer
+	t.none = t.none || issuer == "" || t.kind != targetSubject && t.kind != targetSessions && t.kind != targetToken
+	return t
+}
+
+// OwnedBy narrows a target to what is subject's: Revoke answers ErrNotFound for a grant or token
+// of someone else. For pages where users name IDs. An empty subject makes the target name none.
+func (t Target) OwnedBy(subject string) Target {
+	t.none = t.none || subject == "" || t.owner != "" && t.owner != subject
+	t.owner = subject
+	return t
+}
+
+// HeldBy narrows a target to what client holds: with BySubject, one application of one user. An
+// empty client makes the target name none.
+func (t Target) HeldBy(client string) Target {
+	t.none = t.none || client == "" || t.holder != "" && t.holder != client
+	t.holder = client
+	return t
+}
+
+// IssuedBefore moves the cut-off from now to then, to the second. A time in the future is taken as now.
+func (t Target) IssuedBefore(then time.Time) Target {
+	t.before = then
+	t.none = t.none || then.IsZero()
+	return t
+}
+
+// IsZero reports that t names nothing.
+func (t Target) IsZero() bool { return t.kind == targetNone || t.none }
+
+// String is the text form, such as "subject:alice" or "grant:01j9…;owner=alice".
+func (t Target) String() string {
+	if t.kind == targetNone {
+		return ""
+	}
+	var b strings.Builder
+	b.WriteString(t.kind.String())
+	if t.id != "" {
+		b.WriteByte(':')
+		b.WriteString(escapeTarget(t.id))
+	}
+	for _, p := range [...][2]string{{"issuer", t.issuer}, {"owner", t.owner}, {"client", t.holder}} {
+		if p[1] != "" {
+			b.WriteString(";" + p[0] + "=" + escapeTarget(p[1]))
+		}
+	}
+	if !t.before.IsZero() {
+		b.WriteString(";before=" + t.before.UTC().Format(time.RFC3339))
+	}
+	return b.String()
+}
+
+// escapeTarget keeps the separators of the text form out of an ID.
+func escapeTarget(s string) string {
+	if !strings.ContainsAny(s, "%;=\n\r\t") {
+		return s
+	}
+	return strings.NewReplacer("%", "%25", ";", "%3B", "=", "%3D", "\n", "%0A", "\r", "%0D", "\t", "%09").Replace(s)
+}
+
+// MarshalText is String; the zero Target is the empty text.
+func (t Target) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+
+// UnmarshalText reads what String makes. ErrInvalidRequest: anything else.
+func (t *Target) UnmarshalText(b []byte) error {
+	*t = Target{}
+	if len(b) == 0 {
+		return nil
+	}
+	parts := strings.Split(string(b), ";")
+	name, id, _ := strings.Cut(parts[0], ":")
+	var out Target
+	for k := targetToken; k <= targetAll; k++ {
+		if targetNames[k] == name {
+			out.kind = k
+		}
+	}
+	id, err := url.PathUnescape(id)
+	if out.kind == targetNone || err != nil || (id == "") != (out.kind == targetAll) {
+		return fail(ErrInvalidRequest, "target %q", b)
+	}
+	out.id = id
+	for _, p := range parts[1:] {
+		key, v, _ := strings.Cut(p, "=")
+		v, err := url.PathUnescape(v)
+		if err != nil || v == "" {
+			return fail(ErrInvalidRequest, "target %q", b)
+		}
+		switch key {
+		case "issuer":
+			out.issuer = v
+		case "owner":
+			out.owner = v
+		case "client":
+			out.holder = v
+		case "before":
+			if out.before, err = time.Parse(time.RFC3339, v); err != nil {
+				return fail(ErrInvalidRequest, "target %q", b)
+			}
+		default:
+			return fail(ErrInvalidRequest, "target %q", b)
+		}
+	}
+	*t = out
+	return nil
+}

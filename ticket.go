@@ -1,0 +1,291 @@
+package apitoken
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Ticket says how a prepared request may be redeemed, once: an authorization code, a device code, a
+// magic link. A second use ends what the first one got (RFC 6749 §4.1.2).
+type Ticket struct {
+	Lifetime    time.Duration // required, at most a day
+	Client      string        // who may redeem it; empty: the request's client
+	Challenge   string        // PKCE S256 (RFC 7636): 43 characters of base64url; empty: none
+	RedirectURI string        // must come back equal
+	// CodeSHA256 lets a code that is out already redeem it, such as a device code, so that nobody
+	// has to keep a usable one. Zero: Prepare makes the code.
+	CodeSHA256 [32]byte
+}
+
+// Redemption redeems a ticket.
+type Redemption struct {
+	Ticket      string
+	Auth        ClientAuth // required when the ticket's client is confidential; its ID otherwise
+	Verifier    string     // PKCE, where the ticket has a challenge
+	RedirectURI string
+	Binding     string // binds what is issued; must equal the prepared request's, where that has one
+}
+
+const (
+	kindTicket store.Kind = "ticket"
+	kindOnce   store.Kind = "once"
+
+	maxTicket        = 24 * time.Hour
+	ticketSlack      = 24 * time.Hour // a spent one is kept, to know a second use
+	purposeTicketTag = "ticket-tag"
+)
+
+type ticketRecord struct {
+	V         int             `json:"v"`
+	Hash      [32]byte        `json:"h"`
+	Client    string          `json:"client"`
+	Challenge string          `json:"challenge,omitempty"`
+	Redirect  string          `json:"redirect,omitempty"`
+	Expires   int64           `json:"expires"` // Unix ms
+	Birth     store.Position  `json:"birth"`
+	Subject   string          `json:"sub,omitempty"`
+	For       string          `json:"for,omitempty"` // the request's Client
+	Scopes    Scopes          `json:"scopes,omitempty"`
+	Roles     []string        `json:"roles,omitempty"`
+	Audiences []string        `json:"aud,omitempty"`
+	Lifetime  int64           `json:"life,omitempty"` // ns
+	Refresh   bool            `json:"refresh,omitempty"`
+	Claims    json.RawMessage `json:"claims,omitempty"`
+	Binding   string          `json:"binding,omitempty"`
+	Spent     string          `json:"spent,omitempty"` // the grant that the first use got
+}
+
+// Prepare checks r as Issue would, records it and returns the ticket that redeems it. With t.CodeSHA256 the code is
+// out already and the answer is the zero Secret.
+func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (Secret, error) {
+	switch {
+	case t.Lifetime <= 0 || t.Lifetime > maxTicket:
+		return Secret{}, fail(ErrInvalidRequest, "a ticket's lifetime is required, at most %s", maxTicket)
+	case r.Subject == "" || r.Grant != "":
+		return Secret{}, fail(ErrInvalidRequest, "a ticket is for a subject, and opens a grant")
+	case t.Challenge != "" && !challengeShape(t.Challenge):
+		return Secret{}, fail(ErrInvalidRequest, "code_challenge is not an S256 one (RFC 7636 §4.2)")
+	case len(t.RedirectURI) > 2048:
+		return Secret{}, fail(ErrInvalidRequest, "redirect URI over 2048 bytes")
+	}
+	if err := s.audit.ready(); err != nil {
+		return Secret{}, err
+	}
+	p, err := s.planFor(ctx, r)
+	if err != nil {
+		return Secret{}, err
+	}
+	if t.Client == "" {
+		t.Client = p.client.ID
+	}
+	if t.Client != p.client.ID {
+		return Secret{}, fail(ErrInvalidRequest, "the ticket's client is not the request's")
+	}
+	now := s.now()
+	rec := ticketRecord{V: 1, Client: t.Client, Challenge: t.Challenge, Redirect: t.RedirectURI, Expires: now.Add(t.Lifetime).UnixMilli(),
+		Birth: s.state.position(), Subject: r.Subject, For: r.Client, Scopes: r.Scopes, Roles: r.Roles, Audiences: r.Audiences,
+		Lifetime: int64(r.Lifetime), Refresh: r.Refresh, Claims: p.claims, Binding: r.Binding}
+	var code Secret
+	var id string
+	if t.CodeSHA256 != ([32]byte{}) {
+		rec.Hash = opaque.Hash("tk1c", []byte(s.ns), t.CodeSHA256[:])
+		id = hex.EncodeToString(t.CodeSHA256[:16])
+	} else {
+		k := opaque.Key{ID: opaque.NewID(now)}
+		rand.Read(k.Secret[:])
+		var key []byte
+		k.KID, key = s.SigningKeys.mac(purposeTicketTag)
+		k.Tag = opaque.Tag(key, "tk1", []byte(s.ns), k.ID[:], k.Secret[:])
+		rec.Hash = opaque.Hash("tk1h", []byte(s.ns), k.ID[:], k.Secret[:])
+		id = k.ID.String()
+		code = NewSecret(opaque.EncodeKey(s.cfg.Prefix, opaque.Ticket, &k))
+	}
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return Secret{}, &Error{Code: ErrInvalidRequest, Detail: "ticket", Cause: err}
+	}
+	c := s.newChange()
+	c.put(store.Record{Kind: kindTicket, ID: id, Subject: r.Subject, Client: t.Client, Expires: rec.Expires + int64(ticketSlack/time.Millisecond), Data: data}, store.Version{})
+	c.event(ctx, Event{Type: EventPrepared, OK: true, Subject: r.Subject, Client: t.Client, Scopes: p.scopes})
+	if _, err := s.commit(ctx, c); err != nil {
+		if errors.Is(err, store.ErrConflict) {
+			return Secret{}, fail(ErrInvalidRequest, "the code was prepared already")
+		}
+		return Secret{}, err
+	}
+	return code, nil
+}
+
+func challengeShape(s string) bool {
+	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
+	return err == nil && len(b) == sha256.Size
+}
+
+// findTicket reads the record of a code, by its tag or by its hash.
+func (s *Service) findTicket(ctx context.Context, code string) (id string, want [32]byte, err error) {
+	if opaque.KindOf(code) != opaque.Ticket {
+		if code == "" || len(code) > 512 {
+			return "", want, fail(ErrInvalidGrant, "no such ticket")
+		}
+		sum := sha256.Sum256([]byte(code))
+		return hex.EncodeToString(sum[:16]), opaque.Hash("tk1c", []byte(s.ns), sum[:]), nil
+	}
+	k, err := opaque.DecodeKey(code, s.cfg.Prefix, opaque.Ticket)
+	if err != nil {
+		return "", want, &Error{Code: ErrInvalidGrant, Detail: "not a ticket", Cause: err}
+	}
+	key, ok := s.SigningKeys.macFor(k.KID, purposeTicketTag)
+	if ok {
+		tag := opaque.Tag(key, "tk1", []byte(s.ns), k.ID[:], k.Secret[:])
+		ok = subtle.ConstantTimeCompare(tag[:], k.Tag[:]) == 1
+	}
+	if !ok {
+		return "", want, fail(ErrInvalidGrant, "a ticket that this service did not make")
+	}
+	return k.ID.String(), opaque.Hash("tk1h", []byte(s.ns), k.ID[:], k.Secret[:]), nil
+}
+
+// Redeem issues what was prepared. ErrInvalidGrant: unknown, expired, another client's, or used before.
+func (s *Service) Redeem(ctx context.Context, r Redemption) (*Issued, error) {
+	began := time.Now()
+	i, err := s.redeem(ctx, r)
+	s.observeIssue(ctx, "redeem", began, i, err)
+	return i, err
+}
+
+func (s *Service) redeem(ctx context.Context, r Redemption) (*Issued, error) {
+	id, hash, err := s.findTicket(ctx, r.Ticket)
+	if err != nil {
+		return nil, err
+	}
+	var caller Client
+	if !r.Auth.isZero() {
+		if caller, err = s.Clients.Authenticate(ctx, r.Auth); err != nil {
+			return nil, err
+		}
+	}
+	for try := 0; try < 3; try++ {
+		i, err := s.redeemOnce(ctx, r, id, hash, caller)
+		if !errors.Is(err, store.ErrConflict) {
+			return i, err
+		}
+	}
+	return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel uses of one ticket"}
+}
+
+func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash [32]byte, caller Client) (*Issued, error) {
+	rec, err := s.get(ctx, kindTicket, id)
+	if isNotFound(err) {
+		return nil, fail(ErrInvalidGrant, "no such ticket")
+	}
+	if err != nil {
+		return nil, err
+	}
+	var t ticketRecord
+	if err := decodeRecord(rec, &t); err != nil {
+		return nil, err
+	}
+	if t.V != 1 {
+		return nil, fail(ErrUnavailable, "ticket %q is of a newer version", id)
+	}
+	if subtle.ConstantTimeCompare(hash[:], t.Hash[:]) != 1 {
+		return nil, fail(ErrInvalidGrant, "no such ticket")
+	}
+	if t.Client != s.cfg.FirstParty {
+		c, err := s.Clients.enabled(t.Client)
+		switch {
+		case err != nil:
+			return nil, &Error{Code: ErrInvalidGrant, Detail: "its client is gone or disabled", Cause: err}
+		case caller.ID != "" && caller.ID != t.Client:
+			return nil, fail(ErrInvalidGrant, "another client's ticket")
+		case caller.ID == "" && !c.Public:
+			return nil, fail(ErrInvalidClient, "client %q must authenticate", t.Client)
+		}
+	} else if caller.ID != "" {
+		return nil, fail(ErrInvalidGrant, "another client's ticket")
+	}
+	if t.Spent != "" {
+		// Who holds a spent code may have copied it: what the first use got ends (RFC 6749 §4.1.2).
+		if err := s.writeRule(ctx, ByGrant(t.Spent), false, "ticket used again", EventReused, nil); err != nil {
+			return nil, err
+		}
+		return nil, fail(ErrInvalidGrant, "the ticket was used before: what it got is revoked")
+	}
+	switch {
+	case s.now().UnixMilli() >= t.Expires:
+		return nil, fail(ErrInvalidGrant, "the ticket has expired")
+	case t.Redirect != r.RedirectURI:
+		return nil, fail(ErrInvalidGrant, "another redirect URI")
+	case !verifies(t.Challenge, r.Verifier):
+		return nil, fail(ErrInvalidGrant, "the code verifier does not fit (RFC 7636 §4.6)")
+	case t.Binding != "" && r.Binding != t.Binding:
+		return nil, fail(ErrInvalidGrant, "the ticket is bound to another key")
+	}
+	// A rule since the ticket was made hits what it stands for: the identity was confirmed before the rule.
+	if rule := s.rules.hit(&ruleSubject{subject: t.Subject, client: t.Client, pos: positions{birth: t.Birth, view: t.Birth}, renews: true}); rule != "" {
+		return nil, fail(ErrInvalidGrant, "a rule on its %s", rule)
+	}
+	req := Request{Subject: t.Subject, Client: t.For, Scopes: t.Scopes, Roles: t.Roles, Audiences: t.Audiences,
+		Lifetime: time.Duration(t.Lifetime), Refresh: t.Refresh, Binding: r.Binding}
+	if len(t.Claims) > 0 {
+		req.Claims = t.Claims
+	}
+	if s.cfg.MayContinue != nil {
+		g := Grant{Subject: t.Subject, Client: t.Client, Scopes: t.Scopes, Roles: t.Roles}
+		if err := s.cfg.MayContinue(ctx, g); err != nil {
+			if errors.Is(err, ErrUnavailable) {
+				return nil, unavailable(err, "Config.MayContinue")
+			}
+			return nil, &Error{Code: ErrInvalidGrant, Detail: "Config.MayContinue refused", Cause: err}
+		}
+	}
+	return s.issue(ctx, req, func(c *change, grant string) error {
+		t.Spent = grant
+		data, err := json.Marshal(t)
+		if err != nil {
+			return &Error{Code: ErrInvalidRequest, Detail: "ticket", Cause: err}
+		}
+		c.put(store.Record{Kind: kindTicket, ID: id, Subject: rec.Subject, Client: rec.Client, Expires: rec.Expires, Data: data}, rec.Version)
+		return nil
+	})
+}
+
+// verifies is RFC 7636 §4.6 for S256. A verifier without a challenge is refused too: it hints at a downgrade
+// (RFC 9700 §2.1.1).
+func verifies(challenge, verifier string) bool {
+	if challenge == "" {
+		return verifier == ""
+	}
+	if len(verifier) < 43 || len(verifier) > 128 {
+		return false
+	}
+	sum := sha256.Sum256([]byte(verifier))
+	got := base64.RawURLEncoding.EncodeToString(sum[:])
+	return subtle.ConstantTimeCompare([]byte(got), []byte(challenge)) == 1
+}
+
+// Once claims id until then: nil for the first caller in any process, ErrInvalidRequest for others. For the jti of
+// assertions and proofs.
+func (s *Service) Once(ctx context.Context, id string, until time.Time) error {
+	if id == "" {
+		return fail(ErrInvalidRequest, "an empty ID")
+	}
+	h := opaque.Hash("once1", []byte(s.ns), []byte(id))
+	c := s.newChange()
+	c.put(store.Record{Kind: kindOnce, ID: hex.EncodeToString(h[:]), Expires: until.Add(ruleSlack).UnixMilli()}, store.Version{})
+	_, err := s.commit(ctx, c)
+	if errors.Is(err, store.ErrConflict) {
+		return fail(ErrInvalidRequest, "used before")
+	}
+	return err
+}

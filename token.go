@@ -1,0 +1,300 @@
+package apitoken
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"iter"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/opaque"
+)
+
+// Kind says which kind of token a [Token] came from.
+type Kind string
+
+// The kinds of token that a caller may present to an API.
+const (
+	KindAccess Kind = "access" // a JWT (RFC 9068), verified without a store read
+	KindAPIKey Kind = "apikey" // opaque, long-lived, shown once
+)
+
+// Token is what a valid token says. It is a small immutable value, free to copy and to share; the
+// zero Token holds nothing: Allows is false, Check refuses, and every other method but IsZero and
+// LogValue panics, so that a handler that lost its middleware can not take "" for a subject.
+type Token struct {
+	d     *tokenData
+	fresh Freshness
+}
+
+// tokenData is shared by all copies of a Token and never changes after it was made.
+type tokenData struct {
+	TokenSpec
+	held  heldScopes
+	claim []byte       // the host's own claims, a JSON object, or nil
+	from  *ruleSubject // what rules see of it: set by our validator, for Exchange
+}
+
+// TokenSpec is the content of a Token, for those who make Tokens: validators of other formats, and tests.
+type TokenSpec struct {
+	Kind      Kind
+	ID        string // jti, or the API key's ID
+	Issuer    string // iss
+	Subject   string // sub; a client's own tokens carry its ID, which never equals a user's
+	Client    string // client_id
+	Grant     string // sid
+	Audiences []string
+	Scopes    Scopes
+	Roles     []string
+	Actors    []string // act (RFC 8693 §4.1): who acts for Subject, nearest first
+	IssuedAt  time.Time
+	ExpiresAt time.Time // zero only for API keys without expiry
+	Binding   string    // cnf thumbprint (RFC 8705, 9449), empty for bearer tokens
+	Claims    any       // the host's own claims: marshals to a JSON object; nil: none
+}
+
+// NewToken makes a Token from s, which it copies. It fails with ErrInvalidRequest when Claims do not
+// marshal to a JSON object or hold a name that is reserved; it checks nothing else.
+func NewToken(s TokenSpec) (Token, error) {
+	claims, err := marshalClaims(s.Claims)
+	if err != nil {
+		return Token{}, err
+	}
+	s.Audiences = slices.Clone(s.Audiences)
+	s.Scopes = slices.Clone(s.Scopes)
+	s.Roles = slices.Clone(s.Roles)
+	s.Actors = slices.Clone(s.Actors)
+	s.Claims = nil
+	return makeToken(s, claims), nil
+}
+
+// makeToken takes over all that s and claims refer to.
+func makeToken(s TokenSpec, claims []byte) Token {
+	return Token{d: &tokenData{TokenSpec: s, held: prepareScopes(s.Scopes), claim: claims}}
+}
+
+// maxClaimBytes bounds the host's own claims: a token travels with each request.
+const maxClaimBytes = 4 << 10
+
+// marshalClaims makes the JSON object of the host's own claims; nil for none.
+func marshalClaims(v any) ([]byte, error) {
+	if v == nil {
+		return nil, nil
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil, &Error{Code: ErrInvalidRequest, Detail: "claims do not marshal", Cause: err}
+	}
+	if bytes.Equal(b, []byte("null")) || bytes.Equal(b, []byte("{}")) {
+		return nil, nil
+	}
+	if len(b) > maxClaimBytes {
+		return nil, fail(ErrInvalidRequest, "claims take %d bytes, at most %d are allowed", len(b), maxClaimBytes)
+	}
+	if err := jws.CheckPrivateClaims(b); err != nil {
+		return nil, &Error{Code: ErrInvalidRequest, Detail: "claims", Cause: err}
+	}
+	return b, nil
+}
+
+// ID is the jti of an access token, or the ID of an API key.
+func (t Token) ID() string { return t.d.ID }
+
+// Kind says what the caller presented.
+func (t Token) Kind() Kind { return t.d.Kind }
+
+// Issuer is iss. A principal is Issuer and Subject together.
+func (t Token) Issuer() string { return t.d.Issuer }
+
+// Subject is sub: a user, or the client itself where IsClient is true.
+func (t Token) Subject() string { return t.d.Subject }
+
+// Client is client_id.
+func (t Token) Client() string { return t.d.Client }
+
+// Grant is the session that the token belongs to (sid); empty for API keys.
+func (t Token) Grant() string { return t.d.Grant }
+
+// Audiences returns a fresh copy of aud.
+func (t Token) Audiences() []string { return slices.Clone(t.d.Audiences) }
+
+// Scopes returns a fresh copy of what the token holds.
+func (t Token) Scopes() Scopes { return slices.Clone(t.d.Scopes) }
+
+// Roles returns a fresh copy of the roles that were expanded into the scopes. They inform; decisions read scopes.
+func (t Token) Roles() []string { return slices.Clone(t.d.Roles) }
+
+// Actors returns a fresh copy of act: who acts for Subject, nearest first.
+func (t Token) Actors() []string { return slices.Clone(t.d.Actors) }
+
+// IssuedAt is iat, to the second.
+func (t Token) IssuedAt() time.Time { return t.d.IssuedAt }
+
+// ExpiresAt is exp, to the second; zero only for API keys without expiry.
+func (t Token) ExpiresAt() time.Time { return t.d.ExpiresAt }
+
+// Binding is the thumbprint of the key or certificate that the token is bound to (cnf), empty for a bearer token.
+// It was proved before the Token was returned.
+func (t Token) Binding() string { return t.d.Binding }
+
+// IsClient reports that the token is a client's own: no user stands behind it.
+func (t Token) IsClient() bool { return t.d.Client != "" && t.d.Subject == t.d.Client }
+
+// IsZero reports that t is the zero Token.
+func (t Token) IsZero() bool { return t.d == nil }
+
+// Allows reports whether the token covers all the scopes, by the hierarchy of [Scope.Covers].
+// It takes at least one, so that an empty list is never "allowed".
+func (t Token) Allows(scope Scope, more ...Scope) bool {
+	if t.d == nil || !t.d.held.allows(scope) {
+		return false
+	}
+	for _, s := range more {
+		if !t.d.held.allows(s) {
+			return false
+		}
+	}
+	return true
+}
+
+// Check returns nil or ErrInsufficientScope with Needs set. Every adapter decides by it.
+func (t Token) Check(r Requirement) error {
+	if t.d != nil && t.d.held.meets(r) {
+		return nil
+	}
+	return &Error{Code: ErrInsufficientScope, Needs: r}
+}
+
+// Claims decodes the host's own claims into v, as json.Unmarshal does. Reserved claims are not
+// among them; without claims v stays as it is.
+func (t Token) Claims(v any) error {
+	if len(t.d.claim) == 0 {
+		return nil
+	}
+	return json.Unmarshal(t.d.claim, v)
+}
+
+// Freshness says how old the view of revocations was when this call of Validate decided.
+func (t Token) Freshness() Freshness { return t.fresh }
+
+// LogValue is the IDs of t, no claims.
+func (t Token) LogValue() slog.Value {
+	if t.d == nil {
+		return slog.StringValue("none")
+	}
+	return slog.GroupValue(
+		slog.String("kind", string(t.d.Kind)), slog.String("id", t.d.ID), slog.String("subject", t.d.Subject),
+		slog.String("client", t.d.Client), slog.String("grant", t.d.Grant))
+}
+
+// Format prints t as its LogValue does: a Token in a log line shows no claims.
+func (t Token) Format(f fmt.State, _ rune) { io.WriteString(f, t.LogValue().String()) }
+
+type tokenKey struct{}
+
+// FromContext returns the caller's Token, or the zero Token if there is none.
+func FromContext(ctx context.Context) Token {
+	if c, ok := ctx.(*tokenContext); ok { // what Authorize made: no walk
+		return c.token
+	}
+	t, _ := ctx.Value(tokenKey{}).(Token)
+	return t
+}
+
+// NewContext returns a context that carries t. Adapters call it after Validate.
+func NewContext(ctx context.Context, t Token) context.Context {
+	return &tokenContext{Context: ctx, token: t}
+}
+
+// tokenContext is a context.WithValue of one fixed key that saves boxing the Token.
+type tokenContext struct {
+	context.Context
+	token Token
+}
+
+func (c *tokenContext) Value(key any) any {
+	if key == (tokenKey{}) {
+		return c.token
+	}
+	return c.Context.Value(key)
+}
+
+// Secret is a credential in clear: an access or refresh token, an API key, a client secret. It
+// prints, logs and marshals as "[redacted]", also as a field of someone else's struct (a string
+// type would not: fmt reads unexported fields past their methods).
+type Secret struct{ text *secretText }
+
+// secretText stands behind two pointers, because fmt follows one at the top level even in unexported fields.
+type secretText struct{ s *string }
+
+const redacted = "[redacted]"
+
+// NewSecret wraps s.
+func NewSecret(s string) Secret { return Secret{&secretText{&s}} }
+
+// Reveal returns the text, "" for the zero Secret. It is the only way to it.
+func (s Secret) Reveal() string {
+	if s.text == nil {
+		return ""
+	}
+	return *s.text.s
+}
+
+// Format implements fmt.Formatter for every verb.
+func (s Secret) Format(f fmt.State, _ rune) { io.WriteString(f, redacted) }
+
+// MarshalText makes JSON and other encodings hold "[redacted]".
+func (s Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// LogValue implements slog.LogValuer.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// IsZero reports that there is no secret.
+func (s Secret) IsZero() bool { return s.text == nil }
+
+// Credential is what a caller presented: a token and, for bound tokens, the proof that came with it.
+// A bound token without its proof is refused. The zero Credential means that none came.
+type Credential struct {
+	Token string
+	// DPoP is the proof of RFC 9449, for the request Method URL. A Credential with DPoP set came
+	// under the DPoP scheme; one without it under Bearer.
+	DPoP, Method, URL string
+	// CertSHA256 is the SHA-256 of the client's TLS certificate (RFC 8705), if it sent one.
+	CertSHA256 [32]byte
+}
+
+// Bearer is the Credential of a bare token (RFC 6750).
+func Bearer(token string) Credential { return Credential{Token: token} }
+
+// IsZero reports that no token came.
+func (c Credential) IsZero() bool { return c.Token == "" && c.DPoP == "" }
+
+// Format keeps the credential out of logs.
+func (c Credential) Format(f fmt.State, _ rune) { io.WriteString(f, redacted) }
+
+// LogValue implements slog.LogValuer.
+func (c Credential) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// MarshalText makes JSON and other encodings hold "[redacted]".
+func (c Credential) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// Find yields the opaque tokens of this module's making in text, whatever their prefix, by shape and
+// checksum: refresh tokens, API keys, tickets and generated client secrets. It takes time linear in the text.
+func Find(text []byte) iter.Seq[Secret] {
+	return func(yield func(Secret) bool) {
+		for s := range opaque.Find(text) {
+			if !yield(NewSecret(string(s))) {
+				return
+			}
+		}
+	}
+}
+
+// TokenPattern matches, in RE2 syntax, what Find looks at before it verifies the checksum: for
+// scanners that can not call it.
+const TokenPattern = opaque.Pattern

@@ -1,0 +1,590 @@
+package apitoken
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Trusted is an issuer whose access tokens are taken. Its keys verify its own tokens alone.
+type Trusted struct {
+	Issuer      string // compared byte for byte with iss
+	Keys        KeySource
+	Revocations RevocationSource // required, unless the next field says so
+	// InsecureNoRevocations takes this issuer's tokens until they expire: it has no feed to follow.
+	InsecureNoRevocations bool
+	Audiences             []string // accepted in aud for this issuer; empty: the validator's
+	// Scopes is the most that this issuer's tokens bring; empty: none. Its roles and client names are
+	// never ours.
+	Scopes Scopes
+	// Own says that the issuer is a service of this module whose scopes, roles and clients are
+	// this validator's too: it takes them as they are, and orders rules by position.
+	Own bool
+	// MaxLifetime refuses tokens that live longer. Zero: 24 h; an Own issuer's feed lowers it.
+	MaxLifetime time.Duration
+	// KeysFor is how long the last good keys serve while Keys fails. Zero: 24 h.
+	KeysFor time.Duration
+}
+
+// KeySource gets an issuer's public keys.
+type KeySource interface {
+	// JWKS returns the current set (RFC 7517). missing is the kid that was not in the last answer,
+	// or "": a source may use it to limit how often it asks.
+	JWKS(ctx context.Context, missing string) ([]byte, error)
+}
+
+// RevocationSource gets rules, with the promises of [store.Store]'s Follow: complete, in order, newest form only;
+// store.ErrDiverged when after is not in the source's history.
+type RevocationSource interface {
+	Revocations(ctx context.Context, after store.Position, max int) (RevocationView, error)
+}
+
+// RevocationView is one answer of a RevocationSource.
+type RevocationView struct {
+	Rules []RevocationEntry
+	// Key and Namespace make the entries' hashes: whoever knows a name can look for it, nobody can list names.
+	Key       []byte
+	Namespace string
+	// Compromised keys, by kid: they win over any JWKS, for ever.
+	Compromised []string
+	Next        store.Position
+	More        bool
+	Age         time.Duration // how old the answer was at its source when it was sent
+	MaxLifetime time.Duration // the longest an access token of the source may live
+}
+
+// RevocationEntry is one rule as it travels: without reason and actor, its target hashed. See [HashTarget].
+type RevocationEntry struct {
+	Class   uint8    // what Value is compared with, see [RevocationView]
+	Kind    string   // "grant", "subject", …
+	Hash    [16]byte // of the target; zero for "everything"
+	Value   int64    // a position, or Unix seconds
+	Expires int64    // Unix ms when it may be forgotten; 0: never
+}
+
+// feedKeyer makes index keys out of the hashes of a feed: HMAC(key, namespace, kind, issuer, id, holder), the class
+// mixed into the first byte.
+func feedKeyer(key []byte, namespace string) ruleKeyer {
+	return func(c ruleClass, k targetKind, issuer, id, holder string) [16]byte {
+		h := hashTarget(key, namespace, k, issuer, id, holder)
+		h[0] ^= byte(c)
+		return h
+	}
+}
+
+func hashTarget(key []byte, namespace string, k targetKind, issuer, id, holder string) [16]byte {
+	m := hmac.New(sha256.New, key)
+	var n [4]byte
+	for _, field := range [...]string{"feed1", namespace, k.String(), issuer, id, holder} {
+		binary.BigEndian.PutUint32(n[:], uint32(len(field)))
+		m.Write(n[:])
+		m.Write([]byte(field))
+	}
+	return [16]byte(m.Sum(nil)[:16])
+}
+
+// trust is an issuer as a validator knows it.
+type trust struct {
+	Trusted
+	issuer string
+	own    bool // positions, roles, scopes and clients are taken
+	scopes Scopes
+	v      *JWTValidator
+	svc    *Service // set for the service's own issuer: state and ring feed it
+	keys   atomic.Pointer[map[string]*jws.PublicKey]
+	rules  atomic.Pointer[ruleBook] // nil: InsecureNoRevocations
+	host   *ruleBook                // the service's own rules, which may name foreign principals
+	view   atomic.Pointer[view]
+	life   atomic.Int64 // longest lifetime of an access token, ns
+	asked  chan string  // kids that are missing
+	kick   chan struct{}
+	ready  chan struct{} // closed when keys and rules were loaded once
+	once   sync.Once
+
+	keyed string // key and namespace of the feed's hashes; the follower's own
+
+	mu          sync.Mutex // guards what follows, which only the follower writes
+	compromised map[string]bool
+	fetched     time.Time // when keys were last good
+}
+
+func checkTrust(list []Trusted, own string) error {
+	seen := map[string]bool{own: true}
+	for _, t := range list {
+		switch {
+		case t.Issuer == "":
+			return wrong("Trust", "an issuer without a name")
+		case seen[t.Issuer]:
+			return wrong("Trust", "issuer %q twice: a key must belong to one issuer", t.Issuer)
+		case t.Keys == nil:
+			return wrong("Trust", "issuer %q has no Keys", t.Issuer)
+		case t.Revocations == nil && !t.InsecureNoRevocations:
+			return wrong("Trust", "issuer %q has no Revocations; InsecureNoRevocations takes its tokens until they expire", t.Issuer)
+		case t.Revocations != nil && t.InsecureNoRevocations:
+			return wrong("Trust", "issuer %q: InsecureNoRevocations contradicts Revocations", t.Issuer)
+		case t.Own && t.Scopes != nil:
+			return wrong("Trust", "issuer %q: Scopes contradicts Own, which takes them as they are", t.Issuer)
+		case t.MaxLifetime < 0 || t.KeysFor < 0:
+			return wrong("Trust", "issuer %q: negative time", t.Issuer)
+		}
+		seen[t.Issuer] = true
+	}
+	return nil
+}
+
+// takes reports whether a token for aud may be used here.
+func (t *trust) takes(own, aud []string) bool {
+	if len(t.Audiences) > 0 {
+		return overlaps(t.Audiences, aud)
+	}
+	return overlaps(own, aud)
+}
+
+func (t *trust) longest() time.Duration { return time.Duration(t.life.Load()) }
+
+// version is of all rules that may hit this issuer's tokens.
+func (t *trust) version() uint64 {
+	var n uint64
+	if b := t.rules.Load(); b != nil {
+		n = b.version.Load()
+	}
+	if t.host != nil {
+		n += t.host.version.Load()
+	}
+	return n
+}
+
+func (t *trust) hit(x *ruleSubject) string {
+	if b := t.rules.Load(); b != nil {
+		if t.own && t.svc == nil || !t.own {
+			y := *x
+			y.issuer = "" // in its own book its own principals have no issuer
+			if rule := b.hit(&y); rule != "" {
+				return rule
+			}
+		} else if rule := b.hit(x); rule != "" {
+			return rule
+		}
+	}
+	if t.host != nil {
+		y := *x
+		y.wall, y.issuer = true, t.issuer // positions of another order say nothing here
+		return t.host.hit(&y)
+	}
+	return ""
+}
+
+// freshness is the age of the view at now, by whichever clock shows more.
+func (t *trust) freshness(now time.Time) Freshness {
+	if t.InsecureNoRevocations {
+		return Freshness{}
+	}
+	var w *view
+	if t.svc != nil {
+		w = t.svc.state.view.Load()
+	} else {
+		w = t.view.Load()
+	}
+	if w == nil || w.sent.IsZero() {
+		return Freshness{Age: 1<<63 - 1, Stale: true}
+	}
+	age := now.Sub(w.sent)
+	if wall := time.Duration(now.UnixNano() - w.sent.UnixNano()); wall > age {
+		age = wall
+	}
+	return Freshness{Position: w.pos, Age: max(age, 0), Stale: age > t.v.cfg.MaxStaleness}
+}
+
+// wake asks whoever feeds this issuer's rules to look now.
+func (t *trust) wake() {
+	if t.svc != nil {
+		t.svc.state.wake()
+		return
+	}
+	select {
+	case t.kick <- struct{}{}:
+	default:
+	}
+}
+
+// key finds the key that a header names. A missing one may be new: the follower is told, and this token refused. It
+// does not wait for the network.
+func (t *trust) key(_ context.Context, kid string) (*jws.PublicKey, *Error) {
+	set := t.keys.Load()
+	if set == nil {
+		return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the issuer's keys were never read or are too old"}
+	}
+	if k := (*set)[kid]; k != nil {
+		return k, nil
+	}
+	if kid == "" && len(*set) == 1 && !t.own {
+		for _, k := range *set {
+			return k, nil // a foreign set of one key may do without kid (RFC 7515 §4.1.4)
+		}
+	}
+	if t.svc != nil {
+		t.svc.state.wake()
+	} else if kid != "" {
+		select {
+		case t.asked <- kid:
+		default:
+		}
+	}
+	return nil, fail(ErrInvalidToken, "no key of this issuer has the token's kid")
+}
+
+// setKeys replaces the keys. Whatever was verified with a key that is gone, or that changed, is void.
+func (t *trust) setKeys(list []*jws.PublicKey) {
+	set := make(map[string]*jws.PublicKey, len(list))
+	t.mu.Lock()
+	for _, k := range list {
+		if !t.compromised[k.KID] {
+			set[k.KID] = k
+		}
+	}
+	t.mu.Unlock()
+	old := t.keys.Load()
+	t.keys.Store(&set)
+	if old == nil {
+		return
+	}
+	for kid, k := range *old {
+		if set[kid] == nil || !set[kid].Equal(k) {
+			t.v.gen.Add(1)
+			return
+		}
+	}
+}
+
+// ValidatorConfig configures NewValidator.
+type ValidatorConfig struct {
+	Audience   string    // required: what this process is called in aud
+	Trust      []Trusted // required: whose tokens
+	Opaque     Validator // validates tokens that are not JWTs; nil: they are refused
+	Validation Validation
+	Now        func() time.Time // nil: time.Now
+}
+
+// NewValidator returns a validator that follows c's sources until Close. It needs no store. It returns at once: until
+// keys and rules were read, Validate answers ErrUnavailable; Ready waits for them.
+func NewValidator(c ValidatorConfig) (*JWTValidator, error) {
+	if c.Audience == "" {
+		return nil, wrong("Audience", "is required: tokens without an audience are good everywhere")
+	}
+	if len(c.Trust) == 0 {
+		return nil, wrong("Trust", "is required: whose tokens")
+	}
+	if err := checkTrust(c.Trust, ""); err != nil {
+		return nil, err
+	}
+	if err := c.Validation.check("Validation"); err != nil {
+		return nil, err
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	v := newValidator(c.Validation, c.Audience, c.Now)
+	if c.Opaque != nil {
+		v.opaque = func(ctx context.Context, cr Credential, tr *trace) (Token, error) {
+			t, err := c.Opaque.Validate(ctx, cr)
+			if err != nil {
+				var e *Error
+				if !errors.As(err, &e) {
+					e = &Error{Code: ErrUnavailable, Detail: "opaque validator", Cause: err, RetryAfter: retryHint}
+				}
+				return Token{}, tr.no("opaque", e)
+			}
+			tr.ok("opaque", "the opaque validator took it")
+			return t, nil
+		}
+	}
+	v.follow(c.Trust, nil)
+	return v, nil
+}
+
+func newValidator(c Validation, audience string, now func() time.Time) *JWTValidator {
+	v := &JWTValidator{cfg: c, audiences: append([]string{audience}, c.Audiences...), trusts: map[string]*trust{}, now: now}
+	switch {
+	case c.Cache != nil:
+		v.cache = c.Cache
+	case c.CacheBytes == 0:
+		v.cache = NewCache(defaultCacheBytes)
+	default:
+		v.cache = NewCache(c.CacheBytes)
+	}
+	return v
+}
+
+// newServiceValidator is the validator of a service: its own issuer is fed by its state and its ring.
+func newServiceValidator(s *Service) (*JWTValidator, error) {
+	v := newValidator(s.cfg.Validation, s.cfg.Audience, s.now)
+	v.audit = s.audit
+	v.opaque = s.APIKeys.validate
+	v.consume = s.Consume
+	t := &trust{issuer: s.cfg.Issuer, own: true, v: v, svc: s}
+	t.rules.Store(s.rules)
+	t.life.Store(int64(s.longest.Load().access))
+	t.setKeys(s.SigningKeys.publicKeys())
+	v.trusts[t.issuer] = t
+	s.trust = t
+	v.follow(s.cfg.Trust, s.rules)
+	return v, nil
+}
+
+// follow starts a follower for each issuer.
+func (v *JWTValidator) follow(list []Trusted, host *ruleBook) {
+	ctx, cancel := context.WithCancel(context.Background())
+	v.stop = cancel
+	for _, x := range list {
+		t := &trust{
+			Trusted: x, issuer: x.Issuer, own: x.Own, scopes: x.Scopes, v: v, host: host,
+			asked: make(chan string, 1), kick: make(chan struct{}, 1), ready: make(chan struct{}), compromised: map[string]bool{},
+		}
+		if t.KeysFor == 0 {
+			t.KeysFor = 24 * time.Hour
+		}
+		if t.MaxLifetime == 0 {
+			t.MaxLifetime = 24 * time.Hour
+		}
+		t.life.Store(int64(t.MaxLifetime))
+		v.trusts[x.Issuer] = t
+		v.wg.Add(1)
+		go func() {
+			defer v.wg.Done()
+			t.followKeys(ctx)
+		}()
+		if x.Revocations != nil {
+			v.wg.Add(1)
+			go func() {
+				defer v.wg.Done()
+				t.followRules(ctx)
+			}()
+		}
+	}
+}
+
+// Ready blocks until the keys and rules of every trusted issuer are loaded once, or ctx ends.
+func (v *JWTValidator) Ready(ctx context.Context) error {
+	for _, t := range v.trusts {
+		if t.svc != nil {
+			continue
+		}
+		select {
+		case <-t.ready:
+		case <-ctx.Done():
+			return unavailable(ctx.Err(), "issuer "+t.issuer+" was not reached")
+		}
+	}
+	return nil
+}
+
+func (t *trust) loaded() {
+	if t.keys.Load() != nil && (t.InsecureNoRevocations || t.view.Load() != nil) {
+		t.once.Do(func() { close(t.ready) })
+	}
+}
+
+const (
+	keysEvery    = 5 * time.Minute  // how often a key set is read again; a next key is published for longer
+	keysCooldown = 10 * time.Second // between two reads that missing keys asked for
+	keysTimeout  = 10 * time.Second
+)
+
+// followKeys reads the issuer's keys in the background: one request at a time however many callers, at most one a
+// cool-down for kids that are missing. The last good set serves through an outage of KeysFor.
+func (t *trust) followKeys(ctx context.Context) {
+	missing, wait := "", time.Second
+	var last time.Time
+	for {
+		began := time.Now()
+		tctx, cancel := context.WithTimeout(ctx, keysTimeout)
+		doc, err := t.Keys.JWKS(tctx, missing)
+		cancel()
+		var keys []*jws.PublicKey
+		if err == nil {
+			keys, _, err = jws.ParseJWKS(doc)
+			if err == nil && len(keys) == 0 {
+				err = errors.New("no usable key in the set")
+			}
+		}
+		t.v.observers.observe(ctx, Observation{Op: "keys", Err: err, Took: time.Since(began)})
+		last = time.Now()
+		next := keysEvery
+		if err == nil {
+			t.mu.Lock()
+			t.fetched = t.v.now()
+			t.mu.Unlock()
+			t.setKeys(keys)
+			t.loaded()
+			wait = time.Second
+		} else {
+			if ctx.Err() != nil {
+				return
+			}
+			t.mu.Lock()
+			old := !t.fetched.IsZero() && t.v.now().Sub(t.fetched) > t.KeysFor
+			t.mu.Unlock()
+			if old {
+				t.keys.Store(nil)
+				t.v.gen.Add(1)
+			}
+			next = wait
+			wait = min(2*wait, time.Minute)
+		}
+		missing = t.awaitKeys(ctx, last, jitter(next))
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// awaitKeys waits for the next turn, or for a missing kid and the end of its cool-down.
+func (t *trust) awaitKeys(ctx context.Context, last time.Time, d time.Duration) (missing string) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	case missing = <-t.asked:
+		if sleep(ctx, max(0, keysCooldown-time.Since(last))) {
+			select { // whoever asked meanwhile is served by the same answer
+			case <-t.asked:
+			default:
+			}
+		}
+	}
+	return missing
+}
+
+// followRules follows the issuer's rules: from zero, then from its last position. Age counts from before each request
+// was sent, plus the source's own age; an answer that goes back is not taken.
+func (t *trust) followRules(ctx context.Context) {
+	wait := 50 * time.Millisecond
+	for {
+		began := time.Now()
+		err := t.readRules(ctx)
+		t.v.observers.observe(ctx, Observation{Op: "feed", Err: err, Took: time.Since(began)})
+		pause := max(t.v.cfg.MaxStaleness/4, 10*time.Millisecond)
+		switch {
+		case err == nil:
+			wait = 50 * time.Millisecond
+		case ctx.Err() != nil:
+			return
+		default:
+			pause = jitter(wait)
+			wait = min(2*wait, 5*time.Second)
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-t.kick:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+const rulesTimeout = 40 * time.Second // over a long poll's own
+
+func (t *trust) readRules(ctx context.Context) error {
+	var from store.Position
+	if w := t.view.Load(); w != nil {
+		from = w.pos
+	}
+	for {
+		sent := t.v.now()
+		tctx, cancel := context.WithTimeout(ctx, rulesTimeout)
+		answer, err := t.Revocations.Revocations(tctx, from, followPage)
+		cancel()
+		if errors.Is(err, store.ErrDiverged) && from != (store.Position{}) {
+			// Another history: from zero, merging. The book keeps what it has.
+			from = store.Position{}
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if answer.Next.History == from.History && answer.Next.N < from.N {
+			return errors.New("the answer goes back")
+		}
+		if id := string(answer.Key) + answer.Namespace; t.keyed != "" && t.keyed != id && from != (store.Position{}) {
+			from = store.Position{} // hashed otherwise from now on: read all of it
+			continue
+		}
+		t.enter(&answer)
+		from = answer.Next
+		if !answer.More {
+			t.view.Store(&view{pos: from, sent: sent.Add(-answer.Age)})
+			t.loaded()
+			return nil
+		}
+	}
+}
+
+// enter merges one answer into the book.
+func (t *trust) enter(a *RevocationView) {
+	b := t.rules.Load()
+	if id := string(a.Key) + a.Namespace; b == nil || t.keyed != id {
+		// A new key: the source starts from zero, and what was known under the old one still counts.
+		b = newRuleBook(feedKeyer(a.Key, a.Namespace))
+		b.older = t.rules.Load()
+		t.keyed = id
+		t.rules.Store(b)
+	}
+	for _, r := range a.Rules {
+		b.enterHashed(r)
+	}
+	if len(a.Rules) > 0 {
+		b.version.Add(1)
+	}
+	if a.MaxLifetime > 0 && a.MaxLifetime < t.MaxLifetime {
+		t.life.Store(int64(a.MaxLifetime))
+	}
+	t.mu.Lock()
+	gone := false
+	for _, kid := range a.Compromised {
+		gone = gone || !t.compromised[kid]
+		t.compromised[kid] = true
+	}
+	t.mu.Unlock()
+	if set := t.keys.Load(); gone && set != nil {
+		list := make([]*jws.PublicKey, 0, len(*set))
+		for _, k := range *set {
+			list = append(list, k)
+		}
+		t.setKeys(list)
+	}
+}
+
+func (b *ruleBook) enterHashed(r RevocationEntry) {
+	var k targetKind
+	for i := targetToken; i < targetKinds; i++ {
+		if targetNames[i] == r.Kind {
+			k = i
+		}
+	}
+	c := ruleClass(r.Class)
+	if k == targetNone || c >= ruleClasses {
+		// A newer source says something that this program does not know: nothing may pass by it.
+		b.raise(classAlways, Target{kind: targetAll}, 1, 0)
+		return
+	}
+	if k == targetAll {
+		b.raise(c, Target{kind: targetAll}, r.Value, 0)
+		return
+	}
+	key := r.Hash
+	key[0] ^= byte(c)
+	b.index.Raise(key, r.Value, r.Expires)
+	b.used[c][k].Store(true)
+}

@@ -1,0 +1,453 @@
+package apitoken
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Validator says whether a credential is good. Everything that guards something takes one.
+type Validator interface {
+	// Validate returns what the token says, or an error: ErrInvalidToken (ErrExpired, ErrRevoked
+	// among them), ErrNoToken, ErrLimited, or ErrUnavailable when it can not know. It does no I/O for
+	// access tokens and known API keys.
+	Validate(ctx context.Context, c Credential) (Token, error)
+}
+
+// Authorize is the whole decision of an adapter: no credential (the zero Credential), a bad one, a
+// good one that lacks a scope, a good one. It returns a context that carries the Token. Every
+// adapter in this module, and every one outside it, calls this and maps the error to its protocol.
+func Authorize(ctx context.Context, v Validator, c Credential, r Requirement) (context.Context, error) {
+	if c.IsZero() {
+		if r.public() {
+			return ctx, nil
+		}
+		return ctx, &Error{Code: ErrNoToken, Needs: r}
+	}
+	t, err := v.Validate(ctx, c)
+	if err != nil {
+		return ctx, err
+	}
+	if t.IsZero() { // a Validator of someone's own that forgot its error
+		return ctx, fail(ErrInvalidToken, "the validator returned no token")
+	}
+	if !r.public() {
+		if err := t.Check(r); err != nil {
+			return NewContext(ctx, t), err
+		}
+	}
+	if t.Kind() == KindAPIKey {
+		if m, ok := v.(Consumer); ok {
+			if err := m.Consume(ctx, t); err != nil {
+				return NewContext(ctx, t), err
+			}
+		}
+	}
+	return NewContext(ctx, t), nil
+}
+
+// Validation is how strictly tokens are checked. The zero value is the strict default.
+type Validation struct {
+	Audiences []string // accepted besides the configured one
+	// MaxStaleness is how old the view of revocations may be before Validate answers
+	// ErrUnavailable. Zero: 10 s.
+	MaxStaleness time.Duration
+	// InsecureServeStale goes on past MaxStaleness, up to this age, for access tokens; Token.Freshness and the
+	// Observer say so. Zero: it does not.
+	InsecureServeStale time.Duration
+	Skew               time.Duration // tolerated between clocks, in exp, nbf and iat; zero: none, at most 1m
+	MaxTokenBytes      int           // zero: 8 KiB; at most 64 KiB
+	CacheBytes         int64         // memory for verified tokens; zero: 32 MiB, negative: no cache
+	Cache              *Cache        // shared by several validators; nil: one of its own with CacheBytes
+}
+
+const (
+	defaultTokenBytes = 8 << 10
+	maxTokenBytes     = 64 << 10
+	defaultCacheBytes = 32 << 20
+)
+
+func (v *Validation) check(field string) error {
+	if v.MaxStaleness == 0 {
+		v.MaxStaleness = defaultStaleness
+	}
+	if v.MaxTokenBytes == 0 {
+		v.MaxTokenBytes = defaultTokenBytes
+	}
+	switch {
+	case v.MaxStaleness < 50*time.Millisecond || v.MaxStaleness > time.Hour:
+		return wrong(field+".MaxStaleness", "%s is not between 50 ms and 1 h", v.MaxStaleness)
+	case v.InsecureServeStale != 0 && v.InsecureServeStale <= v.MaxStaleness:
+		return wrong(field+".InsecureServeStale", "%s is not over MaxStaleness, %s", v.InsecureServeStale, v.MaxStaleness)
+	case v.Skew < 0 || v.Skew > maxSkew:
+		return wrong(field+".Skew", "%s is not between 0 and 1 min", v.Skew)
+	case v.MaxTokenBytes < 256 || v.MaxTokenBytes > maxTokenBytes:
+		return wrong(field+".MaxTokenBytes", "%d is not between 256 and 65536", v.MaxTokenBytes)
+	case v.Cache != nil && v.CacheBytes != 0:
+		return wrong(field+".CacheBytes", "contradicts Cache")
+	}
+	for _, a := range v.Audiences {
+		if !nameShape.MatchString(a) {
+			return wrong(field+".Audiences", "%q is no audience", a)
+		}
+	}
+	return nil
+}
+
+// Freshness is how far the view of revocations reaches, and its age: the time since the request of the last complete
+// answer was sent, by the greater of the monotonic and the wall clock.
+type Freshness struct {
+	Position store.Position
+	Age      time.Duration
+	Stale    bool // past MaxStaleness; a Token that says so was let through by InsecureServeStale
+}
+
+// JWTValidator is the default Validator, on keys and rules that it is given: by [Service] from its
+// store, by remote.NewValidator over HTTP. Hosts rarely make one themselves.
+type JWTValidator struct {
+	cfg       Validation
+	audiences []string
+	trusts    map[string]*trust
+	opaque    func(context.Context, Credential, *trace) (Token, error)
+	now       func() time.Time
+	cache     *Cache
+	gen       atomic.Uint64 // rises when a key or an issuer goes: older entries of the cache are void
+	observers observers
+	consume   func(context.Context, Token) error
+	audit     *auditLog // of the service; nil in a process without a store
+
+	stop context.CancelFunc
+	wg   sync.WaitGroup
+}
+
+// trace collects the steps of one validation for Explain; nil on the way of requests.
+type trace struct {
+	steps []Step
+	d     *tokenData
+}
+
+func (tr *trace) ok(name, detail string) {
+	if tr != nil {
+		tr.steps = append(tr.steps, Step{Name: name, OK: true, Detail: detail})
+	}
+}
+
+// no notes the step that failed and makes its error.
+func (tr *trace) no(name string, err *Error) error {
+	if tr != nil {
+		tr.steps = append(tr.steps, Step{Name: name, Detail: err.Detail})
+	}
+	return err
+}
+
+// Validate implements [Validator].
+func (v *JWTValidator) Validate(ctx context.Context, c Credential) (Token, error) {
+	if !v.observers.any() {
+		t, d, _, err := v.validate(ctx, &c, nil)
+		if err != nil {
+			v.refused(ctx, err, d)
+		}
+		return t, err
+	}
+	began := time.Now()
+	t, d, hit, err := v.validate(ctx, &c, nil)
+	if err != nil {
+		v.refused(ctx, err, d)
+	}
+	v.observers.observe(ctx, Observation{Op: "validate", Token: t, Err: err, Hit: hit, Took: time.Since(began), Origin: originOf(ctx)})
+	return t, err
+}
+
+// refused counts a refusal, once. Only what a verified token says is recorded as a fact: d is nil before.
+func (v *JWTValidator) refused(ctx context.Context, err error, d *tokenData) {
+	if v.audit != nil {
+		v.audit.refused(ctx, EventRefused, reasonOf(err), d)
+	}
+}
+
+// validate is the one path. It returns what is verified of a token that is refused all the same, for the audit,
+// and whether the cache answered.
+func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (t Token, verified *tokenData, hit bool, err error) {
+	token := c.Token
+	switch {
+	case token == "":
+		return Token{}, nil, false, tr.no("shape", fail(ErrNoToken, "no token came"))
+	case len(token) > v.cfg.MaxTokenBytes:
+		return Token{}, nil, false, tr.no("shape", fail(ErrInvalidToken, "%d bytes, at most %d are read", len(token), v.cfg.MaxTokenBytes))
+	}
+	if kind := opaque.KindOf(token); kind != opaque.None {
+		if kind != opaque.APIKey || v.opaque == nil {
+			return Token{}, nil, false, tr.no("shape", fail(ErrInvalidToken, "not a kind of token that APIs take"))
+		}
+		t, err := v.opaque(ctx, *c, tr)
+		return t, t.d, false, err
+	}
+
+	h := v.cache.hash(token)
+	if e := v.cache.find(v, h, token); e != nil && tr == nil {
+		t, err := v.again(ctx, c, e)
+		return t, e.d, true, err
+	}
+
+	// Read before the check begins, so that what is cached is never newer than what it was checked against.
+	gen := v.gen.Load()
+
+	var p jws.Token
+	if perr := jws.Parse(token, v.cfg.MaxTokenBytes, &p); perr != nil {
+		return Token{}, nil, false, tr.no("structure", &Error{Code: ErrInvalidToken, Detail: "malformed", Cause: perr})
+	}
+	tr.ok("structure", "strict JWS and JSON")
+	if !jws.IsType(p.Header.Typ, "at+jwt") {
+		return Token{}, nil, false, tr.no("type", fail(ErrInvalidToken, "typ is not at+jwt (RFC 9068 §4)"))
+	}
+	tr.ok("type", "at+jwt")
+	iss := v.trusts[p.Claims.Issuer]
+	if iss == nil {
+		return Token{}, nil, false, tr.no("issuer", fail(ErrInvalidToken, "issuer is not trusted"))
+	}
+	tr.ok("issuer", iss.issuer)
+	version := iss.version()
+	key, kerr := iss.key(ctx, p.Header.KID)
+	if kerr != nil {
+		return Token{}, nil, false, tr.no("key", kerr)
+	}
+	if !key.Allows(p.Header.Alg) {
+		return Token{}, nil, false, tr.no("algorithm", fail(ErrInvalidToken, "alg is not the key's own"))
+	}
+	tr.ok("key", p.Header.KID)
+	if serr := key.Verify(p.SigningInput, p.Signature); serr != nil {
+		return Token{}, nil, false, tr.no("signature", &Error{Code: ErrInvalidToken, Detail: "signature", Cause: serr})
+	}
+	tr.ok("signature", p.Header.Alg)
+
+	// From here on the claims are the issuer's.
+	e, cerr := v.claims(iss, &p)
+	if cerr != nil {
+		return Token{}, nil, false, tr.no("claims", cerr)
+	}
+	e.token, e.hash, e.gen, e.v = token, h, gen, v
+	if tr != nil {
+		tr.d = e.d
+	}
+	tr.ok("claims", "required claims, audience, times in range")
+	e.version.Store(version)
+	t, err = v.decide(ctx, c, e, version, tr)
+	if err == nil || e.storable(err) {
+		v.cache.keep(e)
+	}
+	return t, e.d, false, err
+}
+
+// again decides about a token whose signature and claims were verified before.
+func (v *JWTValidator) again(ctx context.Context, c *Credential, e *entry) (Token, error) {
+	version := e.iss.version()
+	if e.version.Load() != version {
+		return v.decide(ctx, c, e, version, nil)
+	}
+	return v.finish(ctx, c, e, nil)
+}
+
+// decide checks the rules. version was read before them: what comes in meanwhile is checked at the next sight.
+func (v *JWTValidator) decide(ctx context.Context, c *Credential, e *entry, version uint64, tr *trace) (Token, error) {
+	if rule := e.iss.hit(&e.rule); rule != "" {
+		return Token{}, tr.no("revocation", fail(ErrRevoked, "a rule on its %s", rule))
+	}
+	e.version.Store(version)
+	tr.ok("revocation", "no rule")
+	return v.finish(ctx, c, e, tr)
+}
+
+// finish checks what must be checked at every sight: times by the real clock, the proof of a binding, the age of
+// the view. Both clocks are read last: a process that was stopped must not answer from before.
+func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, tr *trace) (Token, error) {
+	now := v.now()
+	sec := now.Unix()
+	skew := int64(v.cfg.Skew / time.Second)
+	if sec >= e.exp+skew {
+		return Token{}, tr.no("expiry", fail(ErrExpired, "exp has passed"))
+	}
+	if sec < e.nbf-skew || sec < e.iat-skew {
+		return Token{}, tr.no("expiry", fail(ErrInvalidToken, "not valid yet"))
+	}
+	tr.ok("expiry", "within nbf and exp")
+	if e.d.Binding != "" || c.DPoP != "" {
+		if err := v.proved(ctx, c, e.d.Binding, now); err != nil {
+			return Token{}, tr.no("binding", err)
+		}
+		tr.ok("binding", "proved")
+	}
+	f := e.iss.freshness(now)
+	if f.Stale {
+		e.iss.wake()
+		if v.cfg.InsecureServeStale == 0 || f.Age > v.cfg.InsecureServeStale {
+			return Token{}, tr.no("freshness", &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"})
+		}
+	}
+	if e.rule.pos.view.N > f.Position.N && !e.rule.wall {
+		e.iss.wake() // its issuer knows more than we do; until we do too, our age counts
+	}
+	tr.ok("freshness", f.Age.String())
+	if e.use != nil {
+		e.use.hit(now, originOf(ctx).Address)
+	}
+	return Token{d: e.d, fresh: f}, nil
+}
+
+// claims checks what does not change while the token lives, and makes the entry.
+func (v *JWTValidator) claims(iss *trust, p *jws.Token) (*entry, *Error) {
+	cl := &p.Claims
+	switch {
+	case cl.Subject == "" || len(cl.Subject) > 255:
+		return nil, fail(ErrInvalidToken, "sub is missing or too long")
+	case cl.Expires == 0:
+		return nil, fail(ErrInvalidToken, "exp is missing")
+	case cl.IssuedAt == 0:
+		return nil, fail(ErrInvalidToken, "iat is missing")
+	case cl.ID == "" || len(cl.ID) > 255:
+		return nil, fail(ErrInvalidToken, "jti is missing or too long")
+	case cl.ClientID == "" || len(cl.ClientID) > 255:
+		return nil, fail(ErrInvalidToken, "client_id is missing or too long")
+	case cl.Expires <= cl.IssuedAt:
+		return nil, fail(ErrInvalidToken, "exp is not after iat")
+	case time.Duration(cl.Expires-cl.IssuedAt) > iss.longest()/time.Second:
+		return nil, fail(ErrInvalidToken, "it would live longer than its issuer allows")
+	case !iss.takes(v.audiences, cl.Audience):
+		return nil, fail(ErrInvalidToken, "not for this audience")
+	}
+	spec := TokenSpec{
+		Kind: KindAccess, ID: cl.ID, Issuer: iss.issuer, Subject: cl.Subject, Audiences: cl.Audience,
+		IssuedAt: time.Unix(cl.IssuedAt, 0), ExpiresAt: time.Unix(cl.Expires, 0), Binding: cl.Binding,
+	}
+	e := &entry{iss: iss, exp: cl.Expires, nbf: cl.NotBefore, iat: cl.IssuedAt}
+	r := &e.rule
+	r.subject, r.id, r.kid, r.iat, r.skew = cl.Subject, cl.ID, p.Header.KID, spec.IssuedAt, v.cfg.Skew
+	scopes, err := ParseScopes(cl.Scope)
+	if err != nil {
+		return nil, fail(ErrInvalidToken, "scope claim")
+	}
+	if iss.own {
+		pos, ok := parsePositions(cl.Position)
+		if !ok {
+			return nil, fail(ErrInvalidToken, "pos is missing or malformed")
+		}
+		r.pos = pos
+		spec.Client, spec.Grant, spec.Roles, spec.Scopes = cl.ClientID, cl.SessionID, cl.Roles, scopes
+		r.chain = cl.Chain
+	} else {
+		// A foreign issuer's tokens bring no roles, none of our client names, and of the scopes what was declared.
+		spec.Scopes = intersectScopes(scopes, iss.scopes)
+		r.wall, r.issuer = true, iss.issuer
+	}
+	r.client, r.grant, r.roles = spec.Client, spec.Grant, spec.Roles
+	for _, a := range cl.Actors {
+		spec.Actors = append(spec.Actors, a.Subject)
+		actor := principal{a.Issuer, a.Subject}
+		if actor.issuer == iss.issuer && iss.own {
+			actor.issuer = ""
+		} else if actor.issuer == "" && !iss.own {
+			actor.issuer = iss.issuer
+		}
+		r.actors = append(r.actors, actor)
+	}
+	e.d = makeToken(spec, p.PrivateClaims()).d
+	e.d.from = r
+	if v.audit != nil && iss.own && spec.Grant != "" {
+		e.use = v.audit.counter(useGrant, spec.Grant)
+	}
+	return e, nil
+}
+
+// signedHere verifies that our own issuer signed token, expired and revoked or not, and returns what it says.
+func (v *JWTValidator) signedHere(token string) (*tokenData, error) {
+	var p jws.Token
+	if err := jws.Parse(token, v.cfg.MaxTokenBytes, &p); err != nil {
+		return nil, err
+	}
+	iss := v.trusts[p.Claims.Issuer]
+	if iss == nil || !iss.own || !jws.IsType(p.Header.Typ, "at+jwt") {
+		return nil, fail(ErrInvalidToken, "of another issuer or kind")
+	}
+	key := (*iss.keys.Load())[p.Header.KID]
+	if key == nil || !key.Allows(p.Header.Alg) {
+		return nil, fail(ErrInvalidToken, "unknown key")
+	}
+	if err := key.Verify(p.SigningInput, p.Signature); err != nil {
+		return nil, err
+	}
+	return &tokenData{TokenSpec: TokenSpec{Kind: KindAccess, ID: p.Claims.ID, Issuer: iss.issuer, Subject: p.Claims.Subject,
+		Client: p.Claims.ClientID, Grant: p.Claims.SessionID, ExpiresAt: time.Unix(p.Claims.Expires, 0), Binding: p.Claims.Binding}}, nil
+}
+
+// Explanation is the course of one validation.
+type Explanation struct {
+	Token Token // as far as its issuer's signature vouches for it; zero if not at all
+	Err   error // the verdict
+	Steps []Step
+}
+
+// Step is one check of a validation.
+type Step struct {
+	Name   string // "signature", "claims", "revocation", …
+	OK     bool
+	Detail string
+}
+
+// Explain says how Validate and Check would decide and why: which checks ran, which rule decided, what would
+// have been needed. It counts nothing. For operators, never for callers.
+func (v *JWTValidator) Explain(ctx context.Context, c Credential, r Requirement) Explanation {
+	tr := &trace{}
+	t, _, _, err := v.validate(ctx, &c, tr)
+	x := Explanation{Token: t, Err: err}
+	if err == nil && !r.public() {
+		if x.Err = t.Check(r); x.Err != nil {
+			tr.steps = append(tr.steps, Step{Name: "scope", Detail: "holds " + t.d.Scopes.String() + ", needs " + r.String()})
+		} else {
+			tr.ok("scope", r.String())
+		}
+	}
+	if x.Token.IsZero() && tr.d != nil {
+		x.Token = Token{d: tr.d}
+	}
+	x.Steps = tr.steps
+	return x
+}
+
+// Observe adds o, until stop is called.
+func (v *JWTValidator) Observe(o Observer) (stop func()) { return v.observers.add(o) }
+
+// Freshness is the oldest of the validator's views now, for health checks and metrics.
+func (v *JWTValidator) Freshness() Freshness {
+	var worst Freshness
+	first := true
+	for _, t := range v.trusts {
+		if f := t.freshness(v.now()); first || f.Age > worst.Age {
+			worst, first = f, false
+		}
+	}
+	return worst
+}
+
+// Close ends the validator's goroutines.
+func (v *JWTValidator) Close() error {
+	if v.stop != nil {
+		v.stop()
+	}
+	v.wg.Wait()
+	return nil
+}
+
+// overlaps reports whether a token for has may be used where one of want is asked for.
+func overlaps(want, has []string) bool {
+	for _, a := range has {
+		if slices.Contains(want, a) {
+			return true
+		}
+	}
+	return false
+}
