@@ -50,6 +50,7 @@ func (s *Service) tidy(ctx context.Context, before time.Time) {
 		}
 	}
 	s.rules.sweep(before)
+	s.feed.sweep(before)
 }
 
 // trustedClock believes a forward step only after it has stood for an hour of monotonic time.

@@ -9,7 +9,9 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"slices"
@@ -397,6 +399,13 @@ func (k *SigningKeys) JWKS(context.Context, string) ([]byte, error) {
 		doc = append(doc, jwk...)
 	}
 	return append(doc, `]}`...), nil
+}
+
+// digest changes with the published set.
+func (k *SigningKeys) digest() string {
+	doc, _ := k.JWKS(context.Background(), "") // from memory: it does not fail
+	sum := sha256.Sum256(doc)
+	return hex.EncodeToString(sum[:8])
 }
 
 // make creates a key that signs from activates on.

@@ -32,6 +32,7 @@ type Service struct {
 	state *state
 	audit *auditLog
 	rules *ruleBook
+	feed  feedLog
 	roles *roleBook
 	valid *JWTValidator
 	trust *trust // our own issuer, among valid's

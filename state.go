@@ -14,12 +14,13 @@ import (
 // record to whom it concerns, and knows how old its view is. One follower runs at a time; whoever needs a
 // newer view asks catchUp and waits for it.
 type state struct {
-	s    *Service
-	turn chan struct{} // holds the one right to follow; a channel, so that waiting for it ends with a context
-	view atomic.Pointer[view]
-	kick chan struct{} // wakes run early
-	warm bool          // the snapshot was read; guarded by turn
-	lost atomic.Uint64 // times that the store's history changed under us
+	s     *Service
+	turn  chan struct{} // holds the one right to follow; a channel, so that waiting for it ends with a context
+	view  atomic.Pointer[view]
+	kick  chan struct{}                 // wakes run early
+	warm  bool                          // the snapshot was read; guarded by turn
+	lost  atomic.Uint64                 // times that the store's history changed under us
+	moved atomic.Pointer[chan struct{}] // closed when the position changes
 	// ahead is how far the store's clock is ahead of ours, ms: measured at each answer, to within its round trip.
 	ahead atomic.Int64
 }
@@ -54,6 +55,8 @@ const followPage = 1000
 func newState(s *Service) *state {
 	st := &state{s: s, turn: make(chan struct{}, 1), kick: make(chan struct{}, 1)}
 	st.view.Store(&view{})
+	moved := make(chan struct{})
+	st.moved.Store(&moved)
 	return st
 }
 
@@ -113,7 +116,10 @@ func (st *state) follow(ctx context.Context) error {
 			return err
 		}
 		st.warm = true
-		st.view.Store(&view{pos: next, sent: sent})
+		if old := st.view.Swap(&view{pos: next, sent: sent}); old.pos != next {
+			moved := make(chan struct{})
+			close(*st.moved.Swap(&moved))
+		}
 		if lost > 0 {
 			st.s.rules.missing.Store(true) // the janitor puts back what the store lost
 		}
@@ -127,6 +133,7 @@ func (st *state) forget() {
 	st.s.APIKeys.reset()
 	st.s.SigningKeys.reset()
 	st.s.roles.reset()
+	st.s.feed.reset()
 	// st.s.rules keeps all it holds.
 }
 
@@ -156,7 +163,10 @@ func (st *state) pages(ctx context.Context, from store.Position, kinds []store.K
 func (st *state) dispatch(r store.Record) error {
 	switch r.Kind {
 	case store.KindRule:
-		return st.s.rules.applyRecord(r)
+		if err := st.s.rules.applyRecord(r); err != nil {
+			return err
+		}
+		return st.s.feed.applyRule(st.s, r)
 	case store.KindKey:
 		return st.s.SigningKeys.applyRecord(r)
 	case store.KindClient:
@@ -164,6 +174,7 @@ func (st *state) dispatch(r store.Record) error {
 	case store.KindRole:
 		return st.s.roles.applyRecord(r)
 	case store.KindAPIKey:
+		st.s.feed.applyKey(st.s, r)
 		return st.s.APIKeys.applyRecord(r)
 	}
 	return nil // meta is read where it is needed

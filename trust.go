@@ -43,6 +43,8 @@ type KeySource interface {
 
 // RevocationSource gets rules, with the promises of [store.Store]'s Follow: complete, in order, newest form only;
 // store.ErrDiverged when after is not in the source's history.
+//
+// A source that waits for news before it answers has a method Waits() bool and returns true: it is asked again at once.
 type RevocationSource interface {
 	Revocations(ctx context.Context, after store.Position, max int) (RevocationView, error)
 }
@@ -55,18 +57,27 @@ type RevocationView struct {
 	Namespace string
 	// Compromised keys, by kid: they win over any JWKS, for ever.
 	Compromised []string
+	// Changed are the hashes of API keys whose records changed: answers about them that are kept are void. DropOpaque
+	// says so of all of them.
+	Changed    [][16]byte
+	DropOpaque bool
+	// KeySet changes with the published keys: a follower that sees another one reads them at once.
+	KeySet      string
 	Next        store.Position
 	More        bool
 	Age         time.Duration // how old the answer was at its source when it was sent
 	MaxLifetime time.Duration // the longest an access token of the source may live
 }
 
-// RevocationEntry is one rule as it travels: without reason and actor, its target hashed. See [HashTarget].
+// RevocationEntry is one rule as it travels: without reason and actor, its target hashed.
 type RevocationEntry struct {
-	Class   uint8    // what Value is compared with, see [RevocationView]
+	// Class says what Value is compared with: 0 nothing, the thing itself is refused; 1 the position of a token's birth;
+	// 2 the position of its issuer's view when it was minted; 3 its iat.
+	Class   uint8
 	Kind    string   // "grant", "subject", …
 	Hash    [16]byte // of the target; zero for "everything"
 	Value   int64    // a position, or Unix seconds
+	At      int64    // Unix seconds of the revocation, for tokens without positions
 	Expires int64    // Unix ms when it may be forgotten; 0: never
 }
 
@@ -109,11 +120,15 @@ type trust struct {
 	ready  chan struct{} // closed when keys and rules were loaded once
 	once   sync.Once
 
-	keyed string // key and namespace of the feed's hashes; the follower's own
+	keySet string // the feed's; the follower's own
+	renew  chan struct{}
+	keyed  string // key and namespace of the feed's hashes; the follower's own
 
 	mu          sync.Mutex // guards what follows, which only the follower writes
 	compromised map[string]bool
 	fetched     time.Time // when keys were last good
+	feedKey     []byte
+	feedNS      string
 }
 
 func checkTrust(list []Trusted, own string) error {
@@ -266,9 +281,13 @@ func (t *trust) setKeys(list []*jws.PublicKey) {
 
 // ValidatorConfig configures NewValidator.
 type ValidatorConfig struct {
-	Audience   string    // required: what this process is called in aud
-	Trust      []Trusted // required: whose tokens
-	Opaque     Validator // validates tokens that are not JWTs; nil: they are refused
+	Audience string    // required: what this process is called in aud
+	Trust    []Trusted // required: whose tokens
+	Opaque   Validator // validates tokens that are not JWTs; nil: they are refused
+	// Introspect asks the one trusted Own issuer about opaque tokens. Its answers are kept for OpaqueFor (zero: 30 s), and
+	// dropped at once by a rule or a change of the key. It excludes Opaque.
+	Introspect func(ctx context.Context, token string) (Introspection, error)
+	OpaqueFor  time.Duration
 	Validation Validation
 	Now        func() time.Time // nil: time.Now
 }
@@ -304,6 +323,11 @@ func NewValidator(c ValidatorConfig) (*JWTValidator, error) {
 			}
 			tr.ok("opaque", "the opaque validator took it")
 			return t, nil
+		}
+	}
+	if c.Introspect != nil {
+		if err := v.introspects(&c); err != nil {
+			return nil, err
 		}
 	}
 	v.follow(c.Trust, nil)
@@ -346,7 +370,7 @@ func (v *JWTValidator) follow(list []Trusted, host *ruleBook) {
 	for _, x := range list {
 		t := &trust{
 			Trusted: x, issuer: x.Issuer, own: x.Own, scopes: x.Scopes, v: v, host: host,
-			asked: make(chan string, 1), kick: make(chan struct{}, 1), ready: make(chan struct{}), compromised: map[string]bool{},
+			asked: make(chan string, 1), kick: make(chan struct{}, 1), renew: make(chan struct{}, 1), ready: make(chan struct{}), compromised: map[string]bool{},
 		}
 		if t.KeysFor == 0 {
 			t.KeysFor = 24 * time.Hour
@@ -356,6 +380,9 @@ func (v *JWTValidator) follow(list []Trusted, host *ruleBook) {
 		}
 		t.life.Store(int64(t.MaxLifetime))
 		v.trusts[x.Issuer] = t
+		if v.shelf != nil {
+			v.shelf.iss = t
+		}
 		v.wg.Add(1)
 		go func() {
 			defer v.wg.Done()
@@ -453,6 +480,8 @@ func (t *trust) awaitKeys(ctx context.Context, last time.Time, d time.Duration) 
 	select {
 	case <-ctx.Done():
 	case <-timer.C:
+	case <-t.renew: // the feed says that there is another set: at most once a second, whatever it says
+		sleep(ctx, max(0, time.Second-time.Since(last)))
 	case missing = <-t.asked:
 		if sleep(ctx, max(0, keysCooldown-time.Since(last))) {
 			select { // whoever asked meanwhile is served by the same answer
@@ -473,6 +502,9 @@ func (t *trust) followRules(ctx context.Context) {
 		err := t.readRules(ctx)
 		t.v.observers.observe(ctx, Observation{Op: "feed", Err: err, Took: time.Since(began)})
 		pause := max(t.v.cfg.MaxStaleness/4, 10*time.Millisecond)
+		if w, ok := t.Revocations.(interface{ Waits() bool }); ok && w.Waits() {
+			pause = 2 * time.Millisecond
+		}
 		switch {
 		case err == nil:
 			wait = 50 * time.Millisecond
@@ -550,6 +582,16 @@ func (t *trust) enter(a *RevocationView) {
 	if a.MaxLifetime > 0 && a.MaxLifetime < t.MaxLifetime {
 		t.life.Store(int64(a.MaxLifetime))
 	}
+	t.dropOpaque(a)
+	if a.KeySet != t.keySet {
+		if t.keySet != "" || t.keys.Load() != nil {
+			select {
+			case t.renew <- struct{}{}:
+			default:
+			}
+		}
+		t.keySet = a.KeySet
+	}
 	t.mu.Lock()
 	gone := false
 	for _, kid := range a.Compromised {
@@ -574,17 +616,23 @@ func (b *ruleBook) enterHashed(r RevocationEntry) {
 		}
 	}
 	c := ruleClass(r.Class)
-	if k == targetNone || c >= ruleClasses {
+	if k == targetNone || c > classBefore {
 		// A newer source says something that this program does not know: nothing may pass by it.
 		b.raise(classAlways, Target{kind: targetAll}, 1, 0)
 		return
 	}
+	b.raiseHashed(c, k, r.Hash, r.Value, r.Expires)
+	if c == classBirth || c == classView {
+		b.raiseHashed(classWall, k, r.Hash, r.At, r.Expires)
+	}
+}
+
+func (b *ruleBook) raiseHashed(c ruleClass, k targetKind, key [16]byte, v, expires int64) {
 	if k == targetAll {
-		b.raise(c, Target{kind: targetAll}, r.Value, 0)
+		b.raise(c, Target{kind: targetAll}, v, 0)
 		return
 	}
-	key := r.Hash
 	key[0] ^= byte(c)
-	b.index.Raise(key, r.Value, r.Expires)
+	b.index.Raise(key, v, expires)
 	b.used[c][k].Store(true)
 }

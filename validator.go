@@ -117,6 +117,7 @@ type JWTValidator struct {
 	opaque    func(context.Context, Credential, *trace) (Token, error)
 	now       func() time.Time
 	cache     *Cache
+	shelf     *opaqueShelf  // of answers about opaque tokens; nil where none are asked for
 	gen       atomic.Uint64 // rises when a key or an issuer goes: older entries of the cache are void
 	observers observers
 	consume   func(context.Context, Token) error

@@ -1,0 +1,236 @@
+package apitoken
+
+import (
+	"bytes"
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// The feed is what validators in other processes follow. It is served from this process's memory: however many follow,
+// the store is asked by one. It is made when somebody asks for it first.
+
+// feedLog holds the rules in the order of their positions, hashed under the feed's key.
+type feedLog struct {
+	mu      sync.Mutex // guards all below
+	on      bool
+	root    [4]byte // under whose key it was hashed
+	key     []byte
+	entries []feedEntry
+	keys    []changedKey // API keys that changed
+	since   int64        // API-key changes are known from this position on
+	history uint64
+}
+
+type feedEntry struct {
+	pos int64
+	RevocationEntry
+}
+
+type changedKey struct {
+	pos  int64
+	hash [16]byte
+}
+
+const (
+	maxChangedKeys = 1 << 14
+	maxFeedPage    = 10000
+)
+
+// applyRule appends a rule that the store has.
+func (l *feedLog) applyRule(s *Service, r store.Record) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.on {
+		return nil
+	}
+	return l.add(s, r)
+}
+
+func (l *feedLog) add(s *Service, r store.Record) error {
+	x, err := readRule(r)
+	if err != nil {
+		return err
+	}
+	e := feedEntry{pos: r.Pos.N, RevocationEntry: x.entry(l.key, s.ns)}
+	e.Expires = r.Expires
+	l.entries = append(l.entries, e)
+	return nil
+}
+
+// entry is x as it travels.
+func (x *ruleRecord) entry(key []byte, ns string) RevocationEntry {
+	t := x.Target
+	kind, id, holder := t.indexed()
+	e := RevocationEntry{Kind: kind.String(), At: x.At / 1000}
+	switch {
+	case !t.before.IsZero():
+		e.Class, e.Value = uint8(classBefore), t.before.Unix()
+	case kind == targetToken || kind == targetKey:
+		e.Class, e.Value = uint8(classAlways), 1
+	case x.Mint || kind == targetRole:
+		e.Class, e.Value = uint8(classView), x.Q
+	default:
+		e.Class, e.Value = uint8(classBirth), x.Q
+	}
+	if kind != targetAll {
+		e.Hash = hashTarget(key, ns, kind, t.issuer, id, holder)
+	}
+	return e
+}
+
+// applyKey notes that an API key changed: answers about it that others keep are void.
+func (l *feedLog) applyKey(s *Service, r store.Record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.on {
+		return
+	}
+	if len(l.keys) == maxChangedKeys {
+		l.since = l.keys[maxChangedKeys/2-1].pos
+		l.keys = append(l.keys[:0], l.keys[maxChangedKeys/2:]...)
+	}
+	l.keys = append(l.keys, changedKey{r.Pos.N, hashTarget(l.key, s.ns, targetToken, "", r.ID, "")})
+}
+
+func (l *feedLog) reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.on, l.entries, l.keys = false, nil, nil
+}
+
+// load fills the log from the store. The caller has the state's turn, so that no record comes in meanwhile.
+func (l *feedLog) load(ctx context.Context, s *Service) error {
+	root, key := s.SigningKeys.mac(purposeFeed)
+	l.mu.Lock()
+	if l.on && l.root == root {
+		l.mu.Unlock()
+		return nil
+	}
+	l.mu.Unlock()
+	at := s.state.position()
+	fresh := feedLog{root: root, key: key, since: at.N, history: at.History}
+	var from store.Position
+	for {
+		v, err := s.st.Follow(ctx, from, []store.Kind{store.KindRule}, followPage)
+		if err != nil {
+			return err
+		}
+		for _, r := range v.Records {
+			if r.Pos.N > at.N {
+				continue // comes by the state's own following
+			}
+			if err := fresh.add(s, r); err != nil {
+				return err
+			}
+		}
+		if from = v.Next; !v.More {
+			break
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.on, l.root, l.key, l.entries, l.keys, l.since, l.history = true, root, key, fresh.entries, nil, at.N, at.History
+	return nil
+}
+
+// sweep forgets rules that no living token can meet any more.
+func (l *feedLog) sweep(before time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ms := before.UnixMilli()
+	l.entries = slices.DeleteFunc(l.entries, func(e feedEntry) bool { return e.Expires != 0 && e.Expires < ms })
+}
+
+// Revocations implements [RevocationSource] from memory: the rules behind a position, and what a validator without a
+// store needs besides. At most max entries (zero: 10,000) in one answer.
+func (s *Service) Revocations(ctx context.Context, after store.Position, max int) (RevocationView, error) {
+	if max <= 0 || max > maxFeedPage {
+		max = maxFeedPage
+	}
+	if err := s.loadFeed(ctx); err != nil {
+		return RevocationView{}, unavailable(err, "read the rules")
+	}
+	w := s.state.view.Load()
+	age := s.trust.freshness(s.now()).Age
+	l := &s.feed
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case !l.on:
+		return RevocationView{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the store's history changed just now"}
+	case after != (store.Position{}) && after.History != w.pos.History:
+		return RevocationView{}, store.ErrDiverged
+	}
+	v := RevocationView{Key: bytes.Clone(l.key), Namespace: s.ns, Age: age, MaxLifetime: s.longest.Load().access, Next: w.pos, KeySet: s.SigningKeys.digest(), DropOpaque: after.N < l.since}
+	// Entries are in order of position: the first one behind after.
+	i, _ := slices.BinarySearchFunc(l.entries, after.N+1, func(e feedEntry, n int64) int {
+		switch {
+		case e.pos < n:
+			return -1
+		case e.pos > n:
+			return 1
+		}
+		return 0
+	})
+	for ; i < len(l.entries) && l.entries[i].pos <= w.pos.N; i++ {
+		if len(v.Rules) == max {
+			v.More, v.Next.N = true, l.entries[i-1].pos
+			break
+		}
+		v.Rules = append(v.Rules, l.entries[i].RevocationEntry)
+	}
+	for _, k := range l.keys {
+		if k.pos > after.N && k.pos <= v.Next.N {
+			v.Changed = append(v.Changed, k.hash)
+		}
+	}
+	s.SigningKeys.each(s.now(), func(x *ringKey, state string, _ int64) {
+		if state == "compromised" {
+			v.Compromised = append(v.Compromised, x.kid)
+		}
+	})
+	slices.Sort(v.Compromised)
+	return v, nil
+}
+
+// loadFeed makes the log if it is not there, or was hashed under a key that is no longer current.
+func (s *Service) loadFeed(ctx context.Context) error {
+	root, _ := s.SigningKeys.mac(purposeFeed)
+	s.feed.mu.Lock()
+	ok := s.feed.on && s.feed.root == root
+	s.feed.mu.Unlock()
+	if ok {
+		return nil
+	}
+	if err := s.state.refresh(ctx); err != nil {
+		return err
+	}
+	select {
+	case s.state.turn <- struct{}{}:
+		defer func() { <-s.state.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return s.feed.load(ctx, s)
+}
+
+// Wait returns when this process's view of the state is not at p, or ctx ends. For long polls of [Service.Revocations].
+func (s *Service) Wait(ctx context.Context, p store.Position) error {
+	for {
+		moved := *s.state.moved.Load()
+		if s.state.position() != p {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.ctx.Done():
+			return unavailable(s.ctx.Err(), "closed")
+		}
+	}
+}

@@ -1,0 +1,236 @@
+package apitoken
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Introspection is an issuer's answer about an opaque token (RFC 7662), as a validator in another process needs it.
+type Introspection struct {
+	Active   bool
+	Token    TokenSpec // when Active
+	Position string    // where its birth lies in the issuer's order of changes, as in the pos claim of access tokens
+}
+
+// opaqueShelf keeps an issuer's answers about opaque tokens, by the tokens' hashes, in bounded number.
+type opaqueShelf struct {
+	v   *JWTValidator
+	iss *trust
+	ask func(context.Context, string) (Introspection, error)
+	ttl time.Duration
+
+	mu      sync.Mutex // guards all below
+	answers map[[32]byte]*opaqueAnswer
+	byHash  map[[16]byte][]*opaqueAnswer // by the feed's hash of the API key's ID
+	flights map[[32]byte]*opaqueFlight
+	epoch   uint64 // rises when all answers are dropped: an answer that was under way then is not kept
+}
+
+type opaqueAnswer struct {
+	d       *tokenData // nil: not active
+	rule    ruleSubject
+	version atomic.Uint64 // of the rules
+	until   time.Time
+	gone    atomic.Bool
+	sum     [32]byte
+	mark    [16]byte
+}
+
+// opaqueFlight is one question that many callers wait for.
+type opaqueFlight struct {
+	done   chan struct{}
+	answer *opaqueAnswer
+	err    error
+}
+
+const (
+	maxOpaque        = 1 << 15
+	defaultOpaque    = 30 * time.Second
+	opaqueTimeout    = 5 * time.Second
+	inactiveFor      = 2 * time.Second // an inactive answer is kept shorter: the key may be new
+	maxOpaqueFlights = 64
+)
+
+// introspects makes opaque tokens go to the issuer.
+func (v *JWTValidator) introspects(c *ValidatorConfig) error {
+	switch {
+	case c.Opaque != nil:
+		return wrong("Introspect", "contradicts Opaque")
+	case len(c.Trust) != 1 || !c.Trust[0].Own:
+		return wrong("Introspect", "takes exactly one trusted issuer, with Own set")
+	}
+	s := &opaqueShelf{v: v, ask: c.Introspect, ttl: c.OpaqueFor, answers: map[[32]byte]*opaqueAnswer{}, byHash: map[[16]byte][]*opaqueAnswer{}, flights: map[[32]byte]*opaqueFlight{}}
+	if s.ttl == 0 {
+		s.ttl = defaultOpaque
+	}
+	if s.ttl < 0 || s.ttl > time.Hour {
+		return wrong("OpaqueFor", "%s is not between 0 and 1 h", s.ttl)
+	}
+	v.shelf = s
+	v.opaque = s.validate
+	return nil
+}
+
+func (s *opaqueShelf) validate(ctx context.Context, c Credential, tr *trace) (Token, error) {
+	if c.DPoP != "" {
+		return Token{}, tr.no("binding", fail(ErrInvalidToken, "API keys are not bound to keys"))
+	}
+	sum := sha256.Sum256([]byte(c.Token))
+	a, err := s.answer(ctx, sum, c.Token)
+	if err != nil {
+		var e *Error
+		if !errors.As(err, &e) || e.Code != ErrUnavailable && e.Code != ErrLimited {
+			e = unavailable(err, "introspection")
+		}
+		return Token{}, tr.no("introspection", e)
+	}
+	if a.d == nil {
+		return Token{}, tr.no("introspection", fail(ErrInvalidToken, "the issuer says that it is not active"))
+	}
+	tr.ok("introspection", "active")
+	version := s.iss.version()
+	if a.version.Load() != version {
+		if rule := s.iss.hit(&a.rule); rule != "" {
+			return Token{d: a.d}, tr.no("revocation", fail(ErrRevoked, "a rule on its %s", rule))
+		}
+		a.version.Store(version)
+	}
+	tr.ok("revocation", "no rule")
+	now := s.v.now()
+	if end := a.d.ExpiresAt; !end.IsZero() && !now.Before(end) {
+		return Token{d: a.d}, tr.no("expiry", fail(ErrExpired, "the key has ended"))
+	}
+	f := s.iss.freshness(now)
+	if f.Stale { // never past the bound for opaque tokens
+		s.iss.wake()
+		return Token{d: a.d}, tr.no("freshness", &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"})
+	}
+	return Token{d: a.d, fresh: f}, nil
+}
+
+// answer is from memory, or the issuer's: asked once however many callers wait, and by few callers at a time, so that
+// a flood of junk does not become the issuer's.
+func (s *opaqueShelf) answer(ctx context.Context, sum [32]byte, token string) (*opaqueAnswer, error) {
+	s.mu.Lock()
+	if a := s.answers[sum]; a != nil && !a.gone.Load() && s.v.now().Before(a.until) {
+		s.mu.Unlock()
+		return a, nil
+	}
+	f := s.flights[sum]
+	if f == nil {
+		if len(s.flights) >= maxOpaqueFlights {
+			s.mu.Unlock()
+			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "too many questions to the issuer at once"}
+		}
+		f = &opaqueFlight{done: make(chan struct{})}
+		s.flights[sum] = f
+		go s.fly(f, sum, token, s.epoch)
+	}
+	s.mu.Unlock()
+	select {
+	case <-f.done:
+		return f.answer, f.err
+	case <-ctx.Done():
+		return nil, unavailable(ctx.Err(), "waiting for the issuer")
+	}
+}
+
+func (s *opaqueShelf) fly(f *opaqueFlight, sum [32]byte, token string, epoch uint64) {
+	ctx, cancel := context.WithTimeout(context.Background(), opaqueTimeout)
+	defer cancel()
+	asked := s.v.now()
+	x, err := s.ask(ctx, token)
+	var a *opaqueAnswer
+	if err == nil {
+		a, err = s.read(x, sum, asked)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.flights, sum)
+	if f.answer, f.err = a, err; err == nil && epoch == s.epoch {
+		s.keep(a)
+	}
+	close(f.done)
+}
+
+func (s *opaqueShelf) read(x Introspection, sum [32]byte, asked time.Time) (*opaqueAnswer, error) {
+	a := &opaqueAnswer{sum: sum, until: asked.Add(min(s.ttl, inactiveFor))}
+	if !x.Active {
+		return a, nil
+	}
+	pos, ok := parsePositions(x.Position)
+	if x.Token.Kind != KindAPIKey || x.Token.ID == "" || x.Token.Subject == "" || x.Token.Issuer != s.iss.issuer || !ok {
+		return nil, errors.New("the issuer's answer is incomplete")
+	}
+	t, err := NewToken(x.Token)
+	if err != nil {
+		return nil, err
+	}
+	if !s.iss.takes(s.v.audiences, t.d.Audiences) && len(t.d.Audiences) > 0 {
+		return a, nil // good, and not here
+	}
+	a.d, a.until = t.d, asked.Add(s.ttl)
+	a.rule = ruleSubject{subject: t.d.Subject, id: t.d.ID, apiKey: true, iat: t.d.IssuedAt, pos: pos}
+	a.d.from = &a.rule
+	s.iss.mu.Lock()
+	a.mark = hashTarget(s.iss.feedKey, s.iss.feedNS, targetToken, "", t.d.ID, "")
+	s.iss.mu.Unlock()
+	return a, nil
+}
+
+// keep stores an answer. The caller holds mu.
+func (s *opaqueShelf) keep(a *opaqueAnswer) {
+	if old := s.answers[a.sum]; old != nil {
+		s.drop(old)
+	}
+	for _, old := range s.answers {
+		if len(s.answers) < maxOpaque {
+			break
+		}
+		s.drop(old)
+	}
+	s.answers[a.sum] = a
+	if a.d != nil {
+		s.byHash[a.mark] = append(s.byHash[a.mark], a)
+	}
+}
+
+func (s *opaqueShelf) drop(a *opaqueAnswer) {
+	a.gone.Store(true)
+	delete(s.answers, a.sum)
+	delete(s.byHash, a.mark)
+}
+
+// changed drops what the feed says has changed.
+func (s *opaqueShelf) changed(hashes [][16]byte, all bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(hashes) > 0 || all {
+		s.epoch++ // whatever is being asked was asked before the change
+	}
+	if all {
+		for _, a := range s.answers {
+			s.drop(a)
+		}
+		return
+	}
+	for _, h := range hashes {
+		for _, a := range s.byHash[h] {
+			s.drop(a)
+		}
+	}
+}
+
+// dropOpaque passes on what an answer of the feed says of opaque tokens.
+func (t *trust) dropOpaque(a *RevocationView) {
+	t.mu.Lock()
+	t.feedKey, t.feedNS = a.Key, a.Namespace
+	t.mu.Unlock()
+	if t.v.shelf != nil {
+		t.v.shelf.changed(a.Changed, a.DropOpaque)
+	}
+}
