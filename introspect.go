@@ -3,6 +3,7 @@ package apitoken
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -15,6 +16,31 @@ type Introspection struct {
 	Token    TokenSpec // when Active
 	Position string    // where its birth lies in the issuer's order of changes, as in the pos claim of access tokens
 }
+
+// Introspect says what a resource server needs to know of a token of any kind (RFC 7662), for endpoints that answer whoever
+// the token concerns; they decide who may ask. A bound token is active without its proof: its Binding tells what
+// whoever uses it must prove. The error is only ever ErrUnavailable.
+func (s *Service) Introspect(ctx context.Context, token string) (Introspection, error) {
+	t, err := s.Validate(ctx, Credential{Token: token, unproved: true})
+	switch {
+	case errors.Is(err, ErrUnavailable):
+		return Introspection{}, err
+	case err != nil:
+		return Introspection{}, nil
+	}
+	x := Introspection{Active: true, Token: t.d.TokenSpec}
+	x.Token.Audiences, x.Token.Scopes, x.Token.Roles, x.Token.Actors = t.Audiences(), t.Scopes(), t.Roles(), t.Actors()
+	if len(t.d.claim) > 0 {
+		x.Token.Claims = json.RawMessage(t.d.claim)
+	}
+	if t.d.from != nil {
+		x.Position = t.d.from.pos.String()
+	}
+	return x, nil
+}
+
+// Issuer is Config.Issuer.
+func (s *Service) Issuer() string { return s.cfg.Issuer }
 
 // opaqueShelf keeps an issuer's answers about opaque tokens, by the tokens' hashes, in bounded number.
 type opaqueShelf struct {

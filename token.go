@@ -266,6 +266,8 @@ type Credential struct {
 	DPoP, Method, URL string
 	// CertSHA256 is the SHA-256 of the client's TLS certificate (RFC 8705), if it sent one.
 	CertSHA256 [32]byte
+
+	unproved bool // asked about by an introspection: whoever uses the token proves its binding elsewhere
 }
 
 // Bearer is the Credential of a bare token (RFC 6750).

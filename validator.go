@@ -277,7 +277,7 @@ func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, tr *
 		return Token{}, tr.no("expiry", fail(ErrInvalidToken, "not valid yet"))
 	}
 	tr.ok("expiry", "within nbf and exp")
-	if e.d.Binding != "" || c.DPoP != "" {
+	if (e.d.Binding != "" || c.DPoP != "") && !c.unproved {
 		if err := v.proved(ctx, c, e.d.Binding, now); err != nil {
 			return Token{}, tr.no("binding", err)
 		}

@@ -1,0 +1,103 @@
+// Package remote validates tokens in processes that have no store: it fetches the issuer's keys and follows its
+// revocations over HTTP. [Handler] is the issuer's end of the wire.
+//
+// A validator starts at once, also while the issuer is down, and says by [Validator.Ready] when it knows enough. From then
+// on an outage of the issuer costs nothing until the view of revocations is older than Validation.MaxStaleness: then
+// Validate answers apitoken.ErrUnavailable, unless InsecureServeStale says otherwise.
+package remote
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/apitoken-go/apitoken"
+)
+
+// Config configures NewValidator.
+type Config struct {
+	Issuer   string // required: its metadata is discovered (RFC 8414); https, or http on loopback
+	Audience string // required: what this process is called in aud
+	// Client authenticates this process to the feed and to introspection; its scopes must cover FollowScope.
+	// Required, unless InsecureNoRevocations is set.
+	Client                apitoken.ClientAuth
+	InsecureNoRevocations bool // tokens live until they expire
+	Validation            apitoken.Validation
+	// KeysFor is how long the last good keys serve while the issuer can not be reached. Zero: 24 h.
+	KeysFor time.Duration
+	// OpaqueFor is how long the answer for an API key is kept; revocations drop it at once.
+	// Zero: 30 s. Negative: opaque tokens are refused.
+	OpaqueFor time.Duration
+	// HTTP makes the requests; nil: one with bounded time. Redirects are never followed, and answers are bounded in
+	// size, whatever it does.
+	HTTP *http.Client
+	Now  func() time.Time // nil: time.Now
+}
+
+// Validator is an [apitoken.Validator] without a store.
+type Validator struct {
+	v *apitoken.JWTValidator
+}
+
+// FollowScope is what a client must hold to follow the feed and to introspect.
+const FollowScope apitoken.Scope = "apitoken:validate"
+
+// NewValidator starts following the issuer and returns at once: an issuer that is down does not stop
+// this process from starting. Until the first contact Validate answers ErrUnavailable; Ready waits.
+// A wrong configuration is an [*apitoken.ConfigError].
+func NewValidator(c Config) (*Validator, error) {
+	site, err := newSite(c.Issuer, c.HTTP)
+	if err != nil {
+		return nil, err
+	}
+	t := apitoken.Trusted{Issuer: c.Issuer, Keys: &keySource{site: site}, Own: true, KeysFor: c.KeysFor, InsecureNoRevocations: c.InsecureNoRevocations}
+	cfg := apitoken.ValidatorConfig{Audience: c.Audience, Validation: c.Validation, Now: c.Now}
+	switch {
+	case c.InsecureNoRevocations && c.Client.ID != "":
+		return nil, refuse("Client", "is for the feed, which InsecureNoRevocations does without")
+	case !c.InsecureNoRevocations && (c.Client.ID == "" || c.Client.Secret.IsZero()):
+		return nil, refuse("Client", "is required, to follow revocations; InsecureNoRevocations takes tokens until they expire")
+	case !c.InsecureNoRevocations:
+		wait := c.Validation.MaxStaleness
+		if wait == 0 {
+			wait = defaultStaleness
+		}
+		t.Revocations = &feedSource{site: site, client: c.Client, wait: min(wait/3, maxWait)}
+		if c.OpaqueFor >= 0 {
+			cfg.OpaqueFor = c.OpaqueFor
+			cfg.Introspect = (&introspector{site: site, client: c.Client}).introspect
+		}
+	}
+	cfg.Trust = []apitoken.Trusted{t}
+	v, err := apitoken.NewValidator(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &Validator{v: v}, nil
+}
+
+func refuse(field, why string) error {
+	return &apitoken.ConfigError{Field: field, Err: &apitoken.Error{Code: apitoken.ErrInvalidRequest, Detail: "Config." + field + ": " + why}}
+}
+
+// Validate implements [apitoken.Validator].
+func (v *Validator) Validate(ctx context.Context, c apitoken.Credential) (apitoken.Token, error) {
+	return v.v.Validate(ctx, c)
+}
+
+// Explain is [apitoken.JWTValidator.Explain].
+func (v *Validator) Explain(ctx context.Context, c apitoken.Credential, r apitoken.Requirement) apitoken.Explanation {
+	return v.v.Explain(ctx, c, r)
+}
+
+// Ready blocks until keys and rules are loaded once, or ctx ends.
+func (v *Validator) Ready(ctx context.Context) error { return v.v.Ready(ctx) }
+
+// Freshness is the validator's view now, for health checks and metrics.
+func (v *Validator) Freshness() apitoken.Freshness { return v.v.Freshness() }
+
+// Observe adds o, until stop is called.
+func (v *Validator) Observe(o apitoken.Observer) (stop func()) { return v.v.Observe(o) }
+
+// Close ends the validator's goroutines.
+func (v *Validator) Close() error { return v.v.Close() }

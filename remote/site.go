@@ -1,0 +1,339 @@
+package remote
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+const (
+	defaultStaleness = 10 * time.Second
+	maxWait          = 20 * time.Second // of a long poll
+	requestTimeout   = 10 * time.Second // of everything else
+	maxMetadata      = 64 << 10
+	maxKeySet        = 256 << 10
+	maxFeed          = 4 << 20
+	maxIntrospection = 64 << 10
+	rediscover       = time.Hour
+)
+
+// site is an issuer as it is reached over HTTP.
+type site struct {
+	issuer *url.URL
+	http   *http.Client
+
+	mu    sync.Mutex // guards meta and read, and makes one discovery at a time
+	meta  *metadata
+	read  time.Time
+	stale bool // something that the metadata named did not work: read them again
+}
+
+// metadata is what we read of RFC 8414.
+type metadata struct {
+	Issuer        string `json:"issuer"`
+	JWKS          string `json:"jwks_uri"`
+	Introspection string `json:"introspection_endpoint"`
+	Revocations   string `json:"apitoken_revocations_endpoint"`
+}
+
+func newSite(issuer string, c *http.Client) (*site, error) {
+	u, err := url.Parse(issuer)
+	switch {
+	case issuer == "":
+		return nil, refuse("Issuer", "is required")
+	case err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "":
+		return nil, refuse("Issuer", "must be a URL such as https://auth.example.com, without query and fragment")
+	case u.Scheme != "https" && !(u.Scheme == "http" && loopback(u)):
+		return nil, refuse("Issuer", "must be https: http is for loopback only")
+	}
+	return &site{issuer: u, http: careful(c)}, nil
+}
+
+func loopback(u *url.URL) bool {
+	host := u.Hostname()
+	ip := net.ParseIP(host)
+	return host == "localhost" || strings.HasSuffix(host, ".localhost") || ip != nil && ip.IsLoopback()
+}
+
+// careful is c, or a default, without redirects: what answers for an issuer is the issuer.
+func careful(c *http.Client) *http.Client {
+	if c == nil {
+		t := http.DefaultTransport.(*http.Transport).Clone()
+		t.MaxResponseHeaderBytes = 64 << 10
+		t.ResponseHeaderTimeout = maxWait + requestTimeout
+		t.MaxConnsPerHost = 16
+		c = &http.Client{Transport: t}
+	}
+	own := *c
+	own.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	own.Jar = nil
+	return &own
+}
+
+var errStatus = errors.New("remote: the issuer refused")
+
+// do sends a request and reads at most limit bytes of its answer.
+func (s *site) do(r *http.Request, limit int64) (*http.Response, []byte, error) {
+	res, err := s.http.Do(r)
+	if err != nil {
+		return nil, nil, clean(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, limit+1))
+	if err != nil {
+		return nil, nil, clean(err)
+	}
+	if int64(len(body)) > limit {
+		return nil, nil, fmt.Errorf("remote: an answer over %d bytes", limit)
+	}
+	return res, body, nil
+}
+
+// clean takes the URL out of an error of net/http: a query may hold what no log should.
+func clean(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err
+	}
+	return err
+}
+
+// discover reads the issuer's metadata (RFC 8414 §3), where they are not known or no longer work.
+func (s *site) discover(ctx context.Context) (*metadata, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.meta != nil && !s.stale && time.Since(s.read) < rediscover {
+		return s.meta, nil
+	}
+	m, err := s.fetch(ctx)
+	if err != nil {
+		if s.meta != nil {
+			return s.meta, nil // the last good ones
+		}
+		return nil, err
+	}
+	s.meta, s.read, s.stale = m, time.Now(), false
+	return m, nil
+}
+
+// distrust makes the next call read the metadata again.
+func (s *site) distrust() {
+	s.mu.Lock()
+	s.stale = true
+	s.mu.Unlock()
+}
+
+func (s *site) fetch(ctx context.Context) (*metadata, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, MetadataURL(s.issuer.String()), nil)
+	if err != nil {
+		return nil, err
+	}
+	r.Header.Set("Accept", "application/json")
+	res, body, err := s.do(r, maxMetadata)
+	if err != nil {
+		return nil, fmt.Errorf("remote: metadata: %w", err)
+	}
+	if res.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("remote: metadata: status %d", res.StatusCode)
+	}
+	var m metadata
+	if err := json.Unmarshal(body, &m); err != nil {
+		return nil, errors.New("remote: metadata are not JSON")
+	}
+	if m.Issuer != s.issuer.String() {
+		return nil, errors.New("remote: the metadata are another issuer's (RFC 8414 §3.3)")
+	}
+	if err := s.secure(m.JWKS, false); err != nil {
+		return nil, fmt.Errorf("remote: jwks_uri %w", err)
+	}
+	// These two get our credential: they must be the issuer's own.
+	for _, endpoint := range []string{m.Introspection, m.Revocations} {
+		if endpoint == "" {
+			continue
+		}
+		if err := s.secure(endpoint, true); err != nil {
+			return nil, fmt.Errorf("remote: an endpoint %w", err)
+		}
+	}
+	return &m, nil
+}
+
+// secure refuses URLs that are not https (or loopback, where the issuer is), or of another origin where that matters.
+func (s *site) secure(raw string, own bool) error {
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil || u.Host == "" || u.User != nil:
+		return errors.New("is no URL")
+	case u.Scheme != "https" && !(u.Scheme == "http" && loopback(u) && loopback(s.issuer)):
+		return errors.New("is not https")
+	case own && (u.Scheme != s.issuer.Scheme || !strings.EqualFold(u.Host, s.issuer.Host)):
+		return errors.New("is of another origin than the issuer")
+	}
+	return nil
+}
+
+// MetadataURL is where an issuer's metadata are (RFC 8414 §3.1): the well-known part goes between host and path.
+func MetadataURL(issuer string) string {
+	u, err := url.Parse(issuer)
+	if err != nil {
+		return ""
+	}
+	u.Path = wellKnown + strings.TrimSuffix(u.Path, "/")
+	return u.String()
+}
+
+// keySource reads an issuer's key set.
+type keySource struct {
+	site *site
+	url  string // fixed, where there is no discovery
+
+	mu   sync.Mutex // guards what follows
+	etag string
+	from string
+	doc  []byte
+}
+
+// Keys fetches the JWKS at url, which is https, or http on loopback: for issuers that are not of this module's making. The
+// answer is bounded in size and time; redirects are not followed. c is as Config.HTTP.
+func Keys(url string, c *http.Client) apitoken.KeySource {
+	site, err := newSite(url, c)
+	if err != nil {
+		return brokenKeys{err}
+	}
+	return &keySource{site: site, url: url}
+}
+
+type brokenKeys struct{ err error }
+
+func (b brokenKeys) JWKS(context.Context, string) ([]byte, error) { return nil, b.err }
+
+// JWKS implements [apitoken.KeySource].
+func (k *keySource) JWKS(ctx context.Context, _ string) ([]byte, error) {
+	from := k.url
+	if from == "" {
+		m, err := k.site.discover(ctx)
+		if err != nil {
+			return nil, err
+		}
+		from = m.JWKS
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
+	if err != nil {
+		return nil, err
+	}
+	r.Header.Set("Accept", "application/jwk-set+json, application/json")
+	if k.etag != "" && k.from == from {
+		r.Header.Set("If-None-Match", k.etag)
+	}
+	res, body, err := k.site.do(r, maxKeySet)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("remote: keys: %w", err)
+	case res.StatusCode == http.StatusNotModified && k.doc != nil:
+		return k.doc, nil
+	case res.StatusCode != http.StatusOK:
+		k.site.distrust()
+		return nil, fmt.Errorf("remote: keys: status %d", res.StatusCode)
+	}
+	k.etag, k.from, k.doc = res.Header.Get("ETag"), from, body
+	return body, nil
+}
+
+// feedSource follows an issuer's rules.
+type feedSource struct {
+	site   *site
+	client apitoken.ClientAuth
+	wait   time.Duration
+}
+
+// Waits says that an answer comes when there is news, or after a while.
+func (f *feedSource) Waits() bool { return true }
+
+// Revocations implements [apitoken.RevocationSource].
+func (f *feedSource) Revocations(ctx context.Context, after store.Position, max int) (apitoken.RevocationView, error) {
+	var none apitoken.RevocationView
+	m, err := f.site.discover(ctx)
+	if err != nil {
+		return none, err
+	}
+	if m.Revocations == "" {
+		f.site.distrust()
+		return none, errors.New("remote: the issuer has no feed: it does not mount remote.Handler")
+	}
+	nonce := rand.Text()
+	q := url.Values{"after": {formatPosition(after)}, "nonce": {nonce}, "max": {strconv.Itoa(max)}}
+	if after != (store.Position{}) {
+		q.Set("wait", strconv.FormatInt(f.wait.Milliseconds(), 10))
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.wait+requestTimeout)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, m.Revocations+"?"+q.Encode(), nil)
+	if err != nil {
+		return none, err
+	}
+	r.SetBasicAuth(url.QueryEscape(f.client.ID), url.QueryEscape(f.client.Secret.Reveal())) // RFC 6749 §2.3.1
+	res, body, err := f.site.do(r, maxFeed)
+	switch {
+	case err != nil:
+		return none, fmt.Errorf("remote: feed: %w", err)
+	case res.StatusCode == http.StatusConflict:
+		return none, store.ErrDiverged
+	case res.StatusCode == http.StatusNotFound:
+		f.site.distrust()
+		return none, fmt.Errorf("%w: feed: status %d", errStatus, res.StatusCode)
+	case res.StatusCode != http.StatusOK:
+		return none, fmt.Errorf("%w: feed: status %d", errStatus, res.StatusCode)
+	}
+	return decodeView(body, nonce, after)
+}
+
+// introspector asks about opaque tokens.
+type introspector struct {
+	site   *site
+	client apitoken.ClientAuth
+}
+
+func (i *introspector) introspect(ctx context.Context, token string) (apitoken.Introspection, error) {
+	var none apitoken.Introspection
+	m, err := i.site.discover(ctx)
+	if err != nil {
+		return none, err
+	}
+	if m.Introspection == "" {
+		i.site.distrust()
+		return none, errors.New("remote: the issuer does not introspect")
+	}
+	form := url.Values{"token": {token}}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, m.Introspection, strings.NewReader(form.Encode()))
+	if err != nil {
+		return none, err
+	}
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	r.Header.Set("Accept", "application/json")
+	r.SetBasicAuth(url.QueryEscape(i.client.ID), url.QueryEscape(i.client.Secret.Reveal()))
+	res, body, err := i.site.do(r, maxIntrospection)
+	if err != nil {
+		return none, fmt.Errorf("remote: introspection: %w", err)
+	}
+	if res.StatusCode != http.StatusOK {
+		return none, fmt.Errorf("%w: introspection: status %d", errStatus, res.StatusCode)
+	}
+	return decodeIntrospection(body)
+}
