@@ -165,11 +165,8 @@ func (k *SigningKeys) take(r store.Record) error {
 	}
 	root := k.roots[rec.Root]
 	if root == nil {
-		if _, waits := k.shut[rec.Root]; waits {
-			k.records[kid] = knownSigner{rec: rec, version: r.Version} // until the root is open
-			return nil
-		}
-		return errors.New("under an unknown root secret")
+		k.records[kid] = knownSigner{rec: rec, version: r.Version} // until the root comes and is open
+		return nil
 	}
 	x, err := k.open(root, kid, rec)
 	if err != nil {
@@ -249,8 +246,8 @@ func (k *SigningKeys) turn() {
 		return cmp.Or(cmp.Compare(a.created, b.created), slices.Compare(a.kid[:], b.kid[:]))
 	})
 	for kid, x := range k.records {
-		if x.public == nil && x.rec.Compromised == 0 {
-			continue // its root is not open yet
+		if k.roots[x.rec.Root] == nil {
+			continue // not known to be authentic
 		}
 		r.keys = append(r.keys, ringKey{kid, x})
 	}

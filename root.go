@@ -188,7 +188,7 @@ func (k *SigningKeys) openRoots(ctx context.Context) error {
 		k.roots[kid] = root
 		delete(k.shut, kid)
 		for name, x := range k.records {
-			if x.public != nil || x.rec.Root != kid {
+			if x.rec.Root != kid {
 				continue
 			}
 			got, err := k.open(root, name, x.rec)
