@@ -1,0 +1,145 @@
+package etcdtest
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/apitoken-go/apitoken/store"
+	"github.com/apitoken-go/apitoken/store/etcdstore"
+)
+
+// Tests that harm nobody share one cluster of three; those that kill or restore have their own.
+var shared struct {
+	once    sync.Once
+	dir     string
+	cluster *Cluster
+	client  *clientv3.Client
+	err     error
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if shared.client != nil {
+		_ = shared.client.Close()
+	}
+	if shared.cluster != nil {
+		shared.cluster.Close()
+	}
+	_ = os.RemoveAll(shared.dir)
+	os.Exit(code)
+}
+
+func sharedClient(tb testing.TB) *clientv3.Client {
+	tb.Helper()
+	shared.once.Do(func() {
+		if shared.dir, shared.err = os.MkdirTemp("", "etcdtest"); shared.err != nil {
+			return
+		}
+		if shared.cluster, shared.err = New(shared.dir, 3); shared.err != nil {
+			return
+		}
+		shared.client, shared.err = clientv3.New(clientv3.Config{Endpoints: shared.cluster.Endpoints()})
+	})
+	if shared.err != nil {
+		if os.Getenv(RequireVariable) == "1" {
+			tb.Fatal(shared.err)
+		}
+		tb.Skipf("no etcd cluster (%s=1 makes this a failure): %v", RequireVariable, shared.err)
+	}
+	return shared.client
+}
+
+// open opens a store under a prefix of its own in the shared cluster.
+func open(tb testing.TB, o *etcdstore.Options) *etcdstore.Store {
+	tb.Helper()
+	if o == nil {
+		o = &etcdstore.Options{}
+	}
+	if o.Prefix == "" {
+		o.Prefix = rand.Text() + "/"
+	}
+	return openAt(tb, sharedClient(tb), o)
+}
+
+func openAt(tb testing.TB, client *clientv3.Client, o *etcdstore.Options) *etcdstore.Store {
+	tb.Helper()
+	s, err := etcdstore.New(context.Background(), client, o)
+	require.NoError(tb, err)
+	tb.Cleanup(func() { require.NoError(tb, s.Close()) })
+	return s
+}
+
+func newVersion() (v store.Version) {
+	_, _ = rand.Read(v[:])
+	return v
+}
+
+func put(kind store.Kind, id string, expect store.Version) store.Put {
+	return store.Put{Record: store.Record{Kind: kind, ID: id, Data: []byte("data of " + id)}, Expect: expect}
+}
+
+func event(id string) store.Record {
+	return store.Record{Kind: store.KindEvent, ID: id, Type: "test", Data: []byte("event " + id)}
+}
+
+// must applies puts and events as one new change and returns its ID.
+func must(tb testing.TB, s store.Store, puts []store.Put, events ...store.Record) store.Version {
+	tb.Helper()
+	c := &store.Change{ID: newVersion(), Puts: puts, Events: events}
+	_, err := s.Apply(context.Background(), c)
+	require.NoError(tb, err)
+	return c.ID
+}
+
+func ids(rs []store.Record) []string {
+	out := []string{}
+	for _, r := range rs {
+		out = append(out, r.ID)
+	}
+	return out
+}
+
+// all pages through a query.
+func all(tb testing.TB, s store.Store, q store.Query) []store.Record {
+	tb.Helper()
+	var out []store.Record
+	for {
+		p, err := s.List(context.Background(), q)
+		require.NoError(tb, err)
+		out = append(out, p.Records...)
+		if p.Cursor == "" {
+			return out
+		}
+		q.Cursor = p.Cursor
+	}
+}
+
+// snapshot follows from the beginning to the end.
+func snapshot(tb testing.TB, s store.Store) ([]store.Record, store.Position) {
+	tb.Helper()
+	var out []store.Record
+	var at store.Position
+	for {
+		v, err := s.Follow(context.Background(), at, nil, 0)
+		require.NoError(tb, err)
+		out, at = append(out, v.Records...), v.Next
+		if !v.More {
+			return out, at
+		}
+	}
+}
+
+func numbered(format string, n int) []string {
+	out := []string{}
+	for i := range n {
+		out = append(out, fmt.Sprintf(format, i))
+	}
+	return out
+}

@@ -1,0 +1,494 @@
+package etcdstore
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Shipping moves events from etcd into another store, in the order of commits and each once. How far it has come is a
+// record in that other store, which the change that adds the events moves along by compare-and-swap: two processes that
+// ship at once cannot both succeed, and one that is killed between shipping and clearing leaves what the next one
+// recognises. The claim on the work, under a lease, only saves them from trying.
+const (
+	kindOutbox  store.Kind = "etcd-outbox"
+	claimTTL               = 5 // s
+	shipEvery              = 250 * time.Millisecond
+	shipBytes              = 240 << 10 // of events in one change: the contract's 256 KiB, less the record
+	clearEvery             = 80        // entries removed from etcd in one transaction
+	longBackoff            = 5 * time.Second
+)
+
+func (n *space) dest() store.Store {
+	if n.s.dest == nil {
+		return nil
+	}
+	return n.s.dest(n.name)
+}
+
+// shipSoon tells the shipper that there is work, if this process is the one that ships.
+func (s *Store) shipSoon() {
+	if s.shipping.Load() {
+		select {
+		case s.kick <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// ship runs until the store is closed.
+func (s *Store) ship() {
+	var lease clientv3.LeaseID
+	var renewed time.Time
+	t := time.NewTicker(shipEvery)
+	defer t.Stop()
+	wait := firstWait
+	for {
+		ctx, cancel := context.WithTimeout(s.ctx, s.timeout)
+		if time.Since(renewed) > claimTTL*time.Second/4 {
+			if lease = s.claim(ctx, lease); lease != 0 {
+				renewed = time.Now()
+			}
+		}
+		cancel()
+		s.shipping.Store(lease != 0)
+		if lease != 0 {
+			if err := s.shipAll(renewed); err != nil && s.ctx.Err() == nil {
+				s.log.Warn("etcdstore: events not shipped", "error", err)
+				wait = min(2*wait, longBackoff)
+				select {
+				case <-time.After(wait):
+				case <-s.ctx.Done():
+				}
+			} else {
+				wait = firstWait
+			}
+		}
+		select {
+		case <-s.kick:
+		case <-t.C:
+		case <-s.ctx.Done():
+			if lease != 0 {
+				last, cancel := context.WithTimeout(context.Background(), s.timeout/5)
+				_, _ = s.client.Revoke(last, lease) // the next one need not wait for it to run out
+				cancel()
+			}
+			return
+		}
+	}
+}
+
+// claim keeps or takes the claim; zero when another process has it.
+func (s *Store) claim(ctx context.Context, lease clientv3.LeaseID) clientv3.LeaseID {
+	key := s.prefix + keyShipper
+	if lease != 0 {
+		if k, err := s.client.KeepAliveOnce(ctx, lease); err == nil && k.TTL > 0 {
+			r, err := s.client.Get(ctx, key)
+			if err == nil && len(r.Kvs) == 1 && r.Kvs[0].Lease == int64(lease) {
+				return lease
+			}
+		}
+	}
+	r, err := s.client.Get(ctx, key)
+	if err != nil || len(r.Kvs) > 0 {
+		return 0
+	}
+	g, err := s.client.Grant(ctx, claimTTL)
+	if err != nil {
+		return 0
+	}
+	t, err := s.client.Txn(ctx).
+		If(clientv3.Compare(clientv3.CreateRevision(key), "=", 0)).
+		Then(clientv3.OpPut(key, "1", clientv3.WithLease(g.ID))).Commit()
+	if err != nil || !t.Succeeded {
+		_, _ = s.client.Revoke(ctx, g.ID)
+		return 0
+	}
+	return g.ID
+}
+
+// shipAll goes through every namespace that has events, until there are none or the claim must be renewed.
+func (s *Store) shipAll(claimed time.Time) error {
+	prefix := s.prefix + "e/"
+	var first error
+	for from := prefix; ; {
+		r, err := s.read(s.ctx, clientv3.OpGet(from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(prefix)), clientv3.WithLimit(1), clientv3.WithKeysOnly()))
+		if err != nil {
+			return err
+		}
+		kvs := r.Responses[0].GetResponseRange().Kvs
+		if len(kvs) == 0 {
+			return first
+		}
+		name, _, ok := strings.Cut(strings.TrimPrefix(string(kvs[0].Key), prefix), "/")
+		if !ok || name != "" && !validName(name) {
+			return errValue("a key of the outbox does not read")
+		}
+		n := s.space
+		if name != "" {
+			n = s.named(name)
+		}
+		// A namespace whose store fails must not hold up the others.
+		if err := n.ship(s.ctx, claimed); err != nil && first == nil {
+			first = err
+		}
+		if s.ctx.Err() != nil {
+			return first
+		}
+		from = clientv3.GetPrefixRangeEnd(n.keys.events)
+	}
+}
+
+// shipped is how far a namespace's events have come.
+type shipped struct {
+	history uint64
+	rev     int64
+	number  int64 // of the last event, where only a part of its change fitted; -1: the change is complete
+	version store.Version
+}
+
+// has tells whether an entry is shipped. After a restore revisions repeat: of the new history nothing has been shipped
+// by a cursor of the old one, and of an older one everything that lies before it.
+func (c *shipped) has(e *entry, current uint64) bool {
+	return c.version != store.Version{} && (c.history == current || e.history != current) &&
+		(e.rev < c.rev || e.rev == c.rev && c.number < 0)
+}
+
+func (n *space) shippedSoFar(ctx context.Context, dest store.Store) (shipped, error) {
+	r, err := dest.Get(ctx, kindOutbox, n.outboxID())
+	if errors.Is(err, store.ErrNotFound) {
+		return shipped{number: -1}, nil
+	}
+	if err != nil {
+		return shipped{}, err
+	}
+	d := reader{b: r.Data}
+	c := shipped{history: uint64(d.int64()), rev: d.int64(), number: d.int64(), version: r.Version}
+	if d.bad || len(d.b) != 0 {
+		return shipped{}, errValue("the record of what was shipped does not read")
+	}
+	return c, nil
+}
+
+// outboxID tells outboxes apart that share a store by mistake or on purpose.
+func (n *space) outboxID() string {
+	sum := sha256.Sum256([]byte(n.s.prefix + "\x00" + n.name))
+	return fmt.Sprintf("%x", sum[:8])
+}
+
+// ship moves what there is, and returns when the outbox is empty, something fails or the claim must be renewed.
+func (n *space) ship(ctx context.Context, claimed time.Time) error {
+	dest := n.dest()
+	if dest == nil {
+		return nil
+	}
+	cur, err := n.shippedSoFar(ctx, dest)
+	if err != nil {
+		return err
+	}
+	for time.Since(claimed) < claimTTL*time.Second/2 {
+		l := n.s.lineage.Load()
+		epoch, rev, ok, err := n.firstEpoch(ctx, 0, 0)
+		if err != nil || !ok {
+			return err
+		}
+		if cur.history == l.id && cur.rev > rev {
+			// The other store has seen more of this history than the cluster knows.
+			n.s.doubt.Store(l.id)
+			if err := n.s.check(ctx, false); err != nil {
+				return err
+			}
+			return errMoved
+		}
+		entries, err := n.epochEntries(ctx, epoch, rev, false)
+		if err != nil {
+			return err
+		}
+		if cur, err = n.shipEpoch(ctx, dest, cur, entries, claimed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// shipEpoch ships entries that are sorted and known by their keys only.
+func (n *space) shipEpoch(ctx context.Context, dest store.Store, cur shipped, entries []entry, claimed time.Time) (shipped, error) {
+	var clear []*entry // shipped, and still in etcd: they all go in one transaction
+	for len(entries) > 0 && time.Since(claimed) < claimTTL*time.Second/2 {
+		part := entries[:min(clearEvery, len(entries))]
+		entries = entries[len(part):]
+		if err := n.load(ctx, part); err != nil {
+			return cur, err
+		}
+		current := n.s.lineage.Load().id
+		i := 0
+		for ; i < len(part) && cur.has(&part[i], current); i++ {
+			clear = append(clear, &part[i])
+		}
+		if i > 0 {
+			// What an earlier shipper left goes first: List relies on finding a shipped batch in etcd whole or not.
+			if err := n.clear(ctx, clear); err != nil {
+				return cur, err
+			}
+			clear = clear[:0]
+		}
+		for i < len(part) {
+			b := n.batch(part[i:], &cur)
+			version, err := n.send(ctx, dest, &cur, &b)
+			if err != nil {
+				return cur, errors.Join(err, n.clear(ctx, clear))
+			}
+			cur = b.next
+			cur.version = version
+			for range b.complete {
+				clear = append(clear, &part[i])
+				i++
+			}
+		}
+		if err := n.clear(ctx, clear); err != nil {
+			return cur, err
+		}
+		clear = clear[:0]
+	}
+	return cur, nil
+}
+
+// load reads the values of entries. One that is gone was shipped by another process.
+func (n *space) load(ctx context.Context, part []entry) error {
+	ops := make([]clientv3.Op, len(part))
+	for i := range part {
+		ops[i] = clientv3.OpGet(part[i].key)
+	}
+	r, err := n.s.read(ctx, ops...)
+	if err != nil {
+		return err
+	}
+	for i := range part {
+		kvs := r.Responses[i].GetResponseRange().Kvs
+		if len(kvs) == 0 {
+			return errShipped
+		}
+		e, err := decodeEvents(kvs[0].Value)
+		if err != nil {
+			return err
+		}
+		e.key, e.epoch, e.rev, e.mod = part[i].key, part[i].epoch, kvs[0].CreateRevision, kvs[0].ModRevision
+		part[i] = e
+	}
+	return nil
+}
+
+var errShipped = errors.New("etcdstore: another process ships")
+
+// batch is the events of one change to the other store.
+type batch struct {
+	events   []store.Record
+	next     shipped
+	complete int // entries that it finishes
+	part     byte
+}
+
+// batch takes whole entries, or a part of one that alone is too large.
+func (n *space) batch(entries []entry, cur *shipped) batch {
+	b := batch{next: *cur}
+	size := 0
+	for i := range entries {
+		e := &entries[i]
+		todo, number := e.events, -1
+		if e.rev == cur.rev && e.history == cur.history && cur.number >= 0 {
+			todo = e.events[cur.number+1:]
+		}
+		need := 0
+		for j := range todo {
+			need += sizeOf(&todo[j])
+		}
+		if len(b.events) > 0 && (size+need > shipBytes || len(b.events)+len(todo) > maxEvents) {
+			break
+		}
+		if need > shipBytes {
+			fit := 0
+			for need = sizeOf(&todo[0]); fit+1 < len(todo) && need+sizeOf(&todo[fit+1]) <= shipBytes; {
+				fit++
+				need += sizeOf(&todo[fit])
+			}
+			todo = todo[:fit+1]
+			number = fit
+			if e.rev == cur.rev && e.history == cur.history && cur.number >= 0 {
+				number += int(cur.number) + 1
+			}
+			b.part = byte(number + 1)
+		}
+		b.events, size = append(b.events, todo...), size+need
+		b.next = shipped{history: e.history, rev: e.rev, number: int64(number)}
+		if number >= 0 {
+			break
+		}
+		b.complete++
+	}
+	return b
+}
+
+// The id of a change that ships tells how far it goes, so that List can tell from an event in the other store where it
+// stood here: revision(7) part(1) check(4) random-looking(4).
+
+func (n *space) shipID(b *batch) store.Version {
+	var id store.Version
+	binary.BigEndian.PutUint64(id[:], uint64(b.next.rev)<<8|uint64(b.part))
+	copy(id[8:], n.shipCheck(id[:8], 0))
+	copy(id[12:], n.shipCheck(id[:8], b.next.history))
+	return id
+}
+
+func (n *space) shipCheck(place []byte, history uint64) []byte {
+	h := sha256.New()
+	h.Write([]byte("etcdstore shipped\x00" + n.s.prefix + "\x00" + n.name + "\x00"))
+	h.Write(place)
+	h.Write(binary.BigEndian.AppendUint64(nil, history))
+	return h.Sum(nil)[:4]
+}
+
+// shippedRev is the revision up to which the change went that shipped an event.
+func (n *space) shippedRev(v store.Version) (int64, bool) {
+	if string(v[8:12]) != string(n.shipCheck(v[:8], 0)) {
+		return 0, false
+	}
+	return int64(binary.BigEndian.Uint64(v[:8]) >> 8), true
+}
+
+// send applies a batch to the other store, the identical change again while its outcome is unknown.
+func (n *space) send(ctx context.Context, dest store.Store, cur *shipped, b *batch) (store.Version, error) {
+	id := n.shipID(b)
+	data := binary.BigEndian.AppendUint64(nil, b.next.history)
+	data = binary.BigEndian.AppendUint64(data, uint64(b.next.rev))
+	data = binary.BigEndian.AppendUint64(data, uint64(b.next.number))
+	c := &store.Change{
+		ID:     id,
+		Puts:   []store.Put{{Record: store.Record{Kind: kindOutbox, ID: n.outboxID(), Data: data}, Expect: cur.version}},
+		Events: b.events,
+	}
+	wait := firstWait
+	for tries := 0; ; tries++ {
+		own, cancel := context.WithTimeout(ctx, n.s.timeout)
+		_, err := dest.Apply(own, c)
+		cancel()
+		switch {
+		case err == nil:
+			return id, nil
+		case errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrReadOnly), errors.Is(err, store.ErrTooLarge), tries == 3:
+			return id, fmt.Errorf("etcdstore: ship: %w", err)
+		}
+		if !pause(ctx, n.s.ctx, &wait) {
+			return id, fmt.Errorf("etcdstore: ship: %w", err)
+		}
+	}
+}
+
+// clear removes shipped entries, all or none.
+func (n *space) clear(ctx context.Context, entries []*entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	var ops []clientv3.Op
+	for _, e := range entries {
+		ops = append(ops, clientv3.OpDelete(e.key))
+		size := int64(48 * len(e.events))
+		for i := range e.events {
+			size += int64(sizeOf(&e.events[i]))
+		}
+		if units(size) > 1 {
+			ops = append(ops, clientv3.OpDelete(n.keys.weightsOf(e.key), clientv3.WithPrefix()))
+		}
+	}
+	if len(ops) > maxOps {
+		half := len(ops) / 2
+		return n.s.mend(ctx, nil, clientv3.OpTxn(nil, ops[:half], nil), clientv3.OpTxn(nil, ops[half:], nil))
+	}
+	return n.s.mend(ctx, nil, ops...)
+}
+
+// listFeed is the other store's feed.
+func (n *space) listFeed(ctx context.Context, q *store.Query, dest store.Store, cursor string) (store.Page, error) {
+	sub := *q
+	if sub.Cursor = cursor; cursor != "" {
+		if cursor[0] != 2 {
+			return store.Page{}, fmt.Errorf("%w: the cursor is of events kept in etcd", store.ErrTrimmed)
+		}
+		sub.Cursor = cursor[1:]
+	}
+	p, err := dest.List(ctx, sub)
+	if err == nil && p.Cursor != "" {
+		p.Cursor = cursorText(q, "\x02"+p.Cursor)
+	}
+	return p, err
+}
+
+// listNewest shows what waits in etcd at the revision of the first page, then what the other store has from before the
+// oldest of that.
+func (n *space) listNewest(ctx context.Context, q *store.Query, dest store.Store, cur eventCursor, set bool) (store.Page, error) {
+	var p store.Page
+	if !cur.inOther {
+		if cur.at == 0 {
+			if err := n.snapshot(ctx, &cur); err != nil {
+				return p, err
+			}
+		}
+		rest, _, err := n.walk(ctx, q, &cur, set, cur.at, &p.Records)
+		switch {
+		case errCompacted(err):
+			return store.Page{}, fmt.Errorf("%w: etcd was compacted past the first page", store.ErrTrimmed)
+		case err != nil:
+			return store.Page{}, err
+		case rest:
+			p.Cursor = cursorText(q, cur.encode())
+			return p, nil
+		}
+		cur.inOther = true
+	}
+	for {
+		if len(p.Records) == q.Limit {
+			p.Cursor = cursorText(q, cur.encode())
+			return p, nil
+		}
+		sub := *q
+		sub.Cursor, sub.Limit = cur.other, q.Limit-len(p.Records)
+		r, err := dest.List(ctx, sub)
+		if err != nil {
+			return store.Page{}, err
+		}
+		for i := range r.Records {
+			if rev, ours := n.shippedRev(r.Records[i].Version); ours && rev >= cur.bound {
+				continue // was in an earlier page, or came after the first
+			}
+			p.Records = append(p.Records, r.Records[i])
+		}
+		if cur.other = r.Cursor; r.Cursor == "" {
+			return p, nil
+		}
+	}
+}
+
+// snapshot fixes what a newest-first listing shows: etcd at a revision, and in the other store what is older than all
+// that waits there.
+func (n *space) snapshot(ctx context.Context, cur *eventCursor) error {
+	epoch, rev, ok, err := n.firstEpoch(ctx, 0, 0)
+	if err != nil {
+		return err
+	}
+	cur.at, cur.bound = rev, rev+1
+	if !ok {
+		return nil
+	}
+	entries, err := n.epochEntries(ctx, epoch, rev, false)
+	if err == nil && len(entries) > 0 {
+		cur.bound = entries[0].rev
+	}
+	return err
+}
