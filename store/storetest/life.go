@@ -1,0 +1,259 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Beyond a single call: hints, opening again, and namespaces beside each other.
+var lifeCases = []testCase{
+	{"Open again", testReopen},
+}
+
+func testWait(h *harness) {
+	w, ok := h.st.(store.Waker)
+	if !ok {
+		h.t.Skip("no Waker: whoever follows polls")
+	}
+	_, next := h.followAll(store.Position{}, nil, 10)
+	for i := range 5 {
+		woke := make(chan error, 1)
+		go func() {
+			for {
+				// It may return for nothing, so it is asked until there is something.
+				err := w.Wait(h.ctx, next)
+				v, ferr := h.st.Follow(h.ctx, next, nil, 10)
+				if err != nil || ferr != nil || len(v.Records) > 0 {
+					woke <- errors.Join(err, ferr)
+					return
+				}
+				pause(h.ctx, time.Millisecond)
+			}
+		}()
+		if i > 1 {
+			pause(h.ctx, 10*time.Millisecond) // it most likely waits by now
+		}
+		h.must([]store.Put{put(store.KindRule, fmt.Sprint(i), "", store.Version{})})
+		h.within(woke, "Wait did not wake by a write")
+		before := next
+		_, next = h.followAll(next, nil, 10)
+		go func() { woke <- w.Wait(h.ctx, before) }()
+		h.within(woke, "Wait did not notice what was there before it was called")
+	}
+	ctx, cancel := context.WithCancel(h.ctx)
+	ended := make(chan error, 1)
+	go func() {
+		for ctx.Err() == nil {
+			_ = w.Wait(ctx, next) // an error or not: it ends
+			pause(ctx, time.Millisecond)
+		}
+		_ = w.Wait(ctx, next)
+		ended <- nil
+	}()
+	pause(h.ctx, 10*time.Millisecond)
+	cancel()
+	h.within(ended, "Wait does not end with its context")
+}
+
+func (h *harness) within(done <-chan error, rule string) {
+	h.t.Helper()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		if err != nil {
+			h.t.Fatal(err)
+		}
+	case <-timer.C:
+		h.t.Fatalf("%s within %v", rule, patience)
+	}
+}
+
+// reopenOrSkip opens the store again, and ends the subtest if it is one that forgets.
+func (h *harness) reopenOrSkip(old store.Position) {
+	h.t.Helper()
+	_, durable := h.st.(io.Closer)
+	if !h.reopen() {
+		h.t.Skip("the store forgets: open returned nil for a directory that was opened before")
+	}
+	if durable {
+		return
+	}
+	_, err := h.st.Follow(h.ctx, old, nil, 10)
+	v, verr := h.st.Follow(h.ctx, store.Position{}, nil, 10)
+	if errors.Is(err, store.ErrDiverged) && verr == nil && len(v.Records) == 0 && v.Next.History != old.History {
+		h.t.Skip("the store forgets, and says so by a new History")
+	}
+}
+
+// testReopen: what was acknowledged is there, positions and cursors go on, a retry recognises itself.
+func testReopen(h *harness) {
+	now := h.now()
+	last := &store.Change{ID: fresh()}
+	var want []string
+	for i := range 20 {
+		r := selectors(i)
+		r.ID, r.Data = fmt.Sprintf("%02d", i), []byte(fmt.Sprint("data ", i))
+		if i%2 == 0 {
+			r.Expires = now - int64(i) - 1
+		}
+		c := &store.Change{ID: fresh()}
+		for _, k := range []store.Kind{grant, store.KindRule} {
+			r.Kind = k
+			c.Puts = append(c.Puts, store.Put{Record: r})
+		}
+		r.Kind, r.Expires = store.KindEvent, 0
+		c.Events = []store.Record{r}
+		want = append(want, r.ID)
+		h.apply(c)
+		last = c
+	}
+	for i := range 3 {
+		r := h.get(grant, fmt.Sprintf("%02d", i))
+		r.Data = []byte("again")
+		h.must([]store.Put{{Record: r, Expect: r.Version}})
+		r = h.get(store.KindRule, fmt.Sprintf("%02d", i))
+		r.Data = []byte("again")
+		h.must([]store.Put{{Record: r, Expect: r.Version}})
+	}
+	h.purge(grant, now-10, 100, 5, "expired")
+	h.lists(store.Query{Kind: store.KindEvent}, want)
+	read := func() (rs []store.Record) {
+		for _, k := range []store.Kind{grant, store.KindRule} {
+			all, _ := h.all(store.Query{Kind: k, Limit: 7})
+			rs = append(rs, all...)
+			all, _ = h.all(store.Query{Kind: k, Limit: 7, Client: "c1"})
+			rs = append(rs, all...)
+		}
+		h.eventually(func() error {
+			if all, _ := h.all(store.Query{Kind: store.KindEvent, Limit: 7}); len(all) != len(want) {
+				return fmt.Errorf("%d events, want %d", len(all), len(want))
+			}
+			return nil
+		})
+		all, _ := h.all(store.Query{Kind: store.KindEvent, Limit: 7})
+		rs = append(rs, all...)
+		state, _ := h.followAll(store.Position{}, nil, 7)
+		return append(rs, state...)
+	}
+	before := read()
+	_, cursor := h.all(store.Query{Kind: store.KindEvent, Limit: 7})
+	_, end := h.followAll(store.Position{}, nil, 100)
+
+	h.reopenOrSkip(end)
+	after := read()
+	if !slices.EqualFunc(before, after, same) {
+		for i := range before {
+			if i >= len(after) || !same(before[i], after[i]) {
+				h.t.Fatalf("opened again, the store has %d records and events in its lists instead of %d; the first that differs was %s",
+					len(after), len(before), show(before[i]))
+			}
+		}
+		h.t.Fatalf("opened again, the store has %d records and events in its lists instead of %d", len(after), len(before))
+	}
+	if rs, next := h.followAll(end, nil, 10); len(rs) != 0 || next.History != end.History {
+		h.t.Fatalf("opened again with nothing lost, the positions go on: %q, history %x instead of %x", ids(rs), next.History, end.History)
+	}
+	h.apply(clone(last)) // recognises itself
+	rs, _ := h.all(store.Query{Kind: store.KindEvent, Limit: 7, Cursor: cursor})
+	if !slices.Equal(ids(rs), want[len(want)-len(rs):]) {
+		h.t.Fatalf("the feed goes on with %q behind its cursor", ids(rs))
+	}
+	h.must([]store.Put{put(store.KindRole, "new", "", store.Version{})}, event("new"))
+	if rs, _ := h.followAll(end, nil, 10); len(rs) != 1 || rs[0].ID != "new" || rs[0].Pos.N <= end.N {
+		h.t.Fatalf("Follow after opening again and one write: %q", ids(rs))
+	}
+	h.purge(grant, now, 100, 5, "the expiry of records is kept")
+	h.lists(store.Query{Kind: store.KindEvent}, append(want, "new"))
+	if h.reopen(); !h.opened {
+		h.t.Fatal("open returned nil the third time")
+	}
+	h.get(store.KindRole, "new")
+	h.absent(grant, "00", "it was purged")
+	h.lists(store.Query{Kind: store.KindEvent}, append(want, "new"))
+}
+
+// Namespaces shows that two fresh namespaces of one engine can't see or touch each other's records, order and events.
+func Namespaces(t *testing.T, a, b store.Store) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), timeLimit)
+	defer cancel()
+	ha, hb := &harness{t: t, ctx: ctx, st: a}, &harness{t: t, ctx: ctx, st: b}
+	_, startB := hb.followAll(store.Position{}, nil, 10)
+	now := ha.now()
+
+	// The same ids, the same Change.ID, other contents.
+	change := func(data string) *store.Change {
+		c := &store.Change{ID: store.Version{1, 2, 3}, Events: []store.Record{event("e")}}
+		for _, k := range []store.Kind{store.KindRule, grant} {
+			p := put(k, "x", data, store.Version{})
+			p.Subject, p.Expires = "s", now-hour
+			c.Puts = append(c.Puts, p)
+		}
+		return c
+	}
+	ha.apply(change("of a"))
+	for _, k := range []store.Kind{store.KindRule, grant} {
+		hb.absent(k, "x", "a record of another namespace")
+		hb.lists(store.Query{Kind: k}, nil)
+		hb.lists(store.Query{Kind: k, Subject: "s"}, nil)
+		hb.purge(k, now, 10, 0, "nothing of another namespace")
+	}
+	ha.lists(store.Query{Kind: store.KindEvent}, []string{"e"})
+	hb.lists(store.Query{Kind: store.KindEvent}, nil)
+	if rs, next := hb.followAll(startB, nil, 10); len(rs) != 0 {
+		t.Fatalf("Follow in one namespace shows %s of the other, Next %v", show(rs[0]), next)
+	}
+	hb.apply(change("of b"))
+	ha.must([]store.Put{put(store.KindRole, "only a", "", store.Version{})}, event("only a"))
+	hb.must([]store.Put{put(store.KindRole, "only b", "", store.Version{})}, event("only b"))
+	for name, h := range map[string]*harness{"a": ha, "b": hb} {
+		for _, k := range []store.Kind{store.KindRule, grant} {
+			if r := h.get(k, "x"); string(r.Data) != "of "+name {
+				t.Fatalf("%s in namespace %s", show(r), name)
+			}
+			h.lists(store.Query{Kind: k, Subject: "s"}, []string{"x"})
+		}
+		h.lists(store.Query{Kind: store.KindEvent}, []string{"e", "only " + name})
+		h.lists(store.Query{Kind: store.KindEvent, Type: "test"}, []string{"e", "only " + name})
+		if rs, _ := h.followAll(store.Position{}, nil, 10); !slices.Equal(ids(rs), []string{"x", "only " + name}) {
+			t.Fatalf("Follow in namespace %s: %q", name, ids(rs))
+		}
+	}
+	ha.purge(grant, now, 10, 1, "an expired record of its own")
+	hb.get(grant, "x")
+
+	// Side by side: each counter counts its own writes, each follower sees its own.
+	ha.together(4, func(i int) error {
+		h, name := ha, "a"
+		if i%2 == 1 {
+			h, name = hb, "b"
+		}
+		for j := range 10 {
+			id := fmt.Sprintf("%s-%d-%d", name, i, j)
+			c := &store.Change{ID: fresh(), Puts: []store.Put{put(store.KindKey, id, "", store.Version{})}, Events: []store.Record{event(id)}}
+			if _, err := h.st.Apply(ctx, c); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	for name, h := range map[string]*harness{"a": ha, "b": hb} {
+		rs, _ := h.followAll(store.Position{}, []store.Kind{store.KindKey}, 7)
+		for _, r := range rs {
+			if r.ID[:1] != name {
+				t.Fatalf("Follow in namespace %s shows %s", name, show(r))
+			}
+		}
+		if len(rs) != 20 {
+			t.Fatalf("namespace %s has %d keys, want 20", name, len(rs))
+		}
+	}
+}

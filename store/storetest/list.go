@@ -1,0 +1,331 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// List of records: by id in both directions, what selects, pages while others write.
+var listCases = []testCase{
+	{"List", testList},
+	{"List by selectors", testSelectors},
+	{"List by time", testListTime},
+	{"List at most 1000", testListLimit},
+	{"List while others write", testListConcurrent},
+}
+
+func testList(h *harness) {
+	var want []string
+	for i := 0; i < 48; i += 16 {
+		var puts []store.Put
+		for j := i; j < i+16; j++ {
+			id := fmt.Sprintf("%03d", j*29%48)
+			want = append(want, id)
+			puts = append(puts, put(grant, id, id, store.Version{}), put(store.KindRole, "r"+id, "", store.Version{}))
+		}
+		h.must(puts[:16])
+		h.must(puts[16:])
+	}
+	slices.Sort(want)
+	for _, limit := range []int{1, 7, 47, 48, 49, 1000} {
+		h.lists(store.Query{Kind: grant, Limit: limit}, want)
+	}
+	for _, newest := range []bool{false, true} {
+		h.eventually(func() error {
+			rs, _, err := pages(h.ctx, h.st, store.Query{Kind: grant, Newest: newest, Limit: 5})
+			if err != nil {
+				return err
+			}
+			for _, r := range rs {
+				if got := h.get(grant, r.ID); !same(r, got) {
+					return fmt.Errorf("List: %s, Get: %s", show(r), show(got))
+				}
+			}
+			return nil
+		})
+	}
+	// A rewrite moves nothing, and the page has the new form.
+	r := h.get(grant, "017")
+	r.Data = []byte("again")
+	v := h.must([]store.Put{{Record: r, Expect: r.Version}})
+	h.lists(store.Query{Kind: grant}, want)
+	h.eventually(func() error {
+		rs, _, err := pages(h.ctx, h.st, store.Query{Kind: grant, Limit: 5})
+		if err != nil || len(rs) != 48 || rs[17].Version != v || string(rs[17].Data) != "again" {
+			return fmt.Errorf("List does not show the rewrite, %v", err)
+		}
+		return nil
+	})
+	// A cursor goes on behind its place even if records came and went around it.
+	p, err := h.st.List(h.ctx, store.Query{Kind: grant, Limit: 10})
+	if err != nil || len(p.Records) == 0 || p.Cursor == "" {
+		h.t.Fatalf("List: %d records, cursor %q, %v", len(p.Records), p.Cursor, err)
+	}
+	n := len(p.Records)
+	h.must([]store.Put{put(grant, "0000", "", store.Version{}), put(grant, "~", "", store.Version{})})
+	h.eventually(func() error {
+		rs, _, err := pages(h.ctx, h.st, store.Query{Kind: grant, Limit: 10, Cursor: p.Cursor})
+		if want := append(slices.Clone(want[n:]), "~"); err != nil || !slices.Equal(ids(rs), want) {
+			return fmt.Errorf("List from a cursor: %q, %v, want %q", ids(rs), err, want)
+		}
+		return nil
+	})
+	h.lists(store.Query{Kind: another}, nil)
+	h.lists(store.Query{Kind: store.KindRule}, nil)
+}
+
+// selectors gives records i of a set values of which each is shared by some.
+func selectors(i int) (r store.Record) {
+	r.Subject, r.Client, r.Grant = fmt.Sprint("s", i%3), fmt.Sprint("c", i%4), fmt.Sprint("g", i/2)
+	r.Token, r.Type = fmt.Sprint("t", i), []string{"", "issue", "revoke"}[i%3]
+	if i%5 == 0 {
+		r.Subject = ""
+	}
+	return r
+}
+
+func selects(q *store.Query, r *store.Record) bool {
+	return (q.Subject == "" || q.Subject == r.Subject) && (q.Client == "" || q.Client == r.Client) &&
+		(q.Grant == "" || q.Grant == r.Grant) && (q.Token == "" || q.Token == r.Token) && (q.Type == "" || q.Type == r.Type) &&
+		(q.Since == 0 || r.Written >= q.Since) && (q.Until == 0 || r.Written < q.Until)
+}
+
+// fillSelectors writes n grants, rules and events with the same selectors.
+func (h *harness) fillSelectors(n int) {
+	h.t.Helper()
+	for i := 0; i < n; i += 8 {
+		c := &store.Change{ID: fresh()}
+		for j := i; j < min(i+8, n); j++ {
+			r := selectors(j)
+			r.ID, r.Data = fmt.Sprintf("%03d", j*37%n), []byte(fmt.Sprint(j))
+			for _, k := range []store.Kind{grant, store.KindRule} {
+				r.Kind = k
+				c.Puts = append(c.Puts, store.Put{Record: r})
+			}
+			r.Kind = store.KindEvent
+			c.Events = append(c.Events, r)
+		}
+		h.apply(c)
+		if i%24 == 0 {
+			h.nextMs()
+		}
+	}
+}
+
+// selectorQueries are all combinations of what selects records like r, and some that select nothing.
+func selectorQueries(r store.Record) (qs []store.Query) {
+	for m := range 32 {
+		var q store.Query
+		if m&1 != 0 {
+			q.Subject = r.Subject
+		}
+		if m&2 != 0 {
+			q.Client = r.Client
+		}
+		if m&4 != 0 {
+			q.Grant = r.Grant
+		}
+		if m&8 != 0 {
+			q.Token = r.Token
+		}
+		if m&16 != 0 {
+			q.Type = r.Type
+		}
+		qs = append(qs, q)
+	}
+	return append(qs, store.Query{Subject: r.Client}, store.Query{Subject: "s"}, store.Query{Subject: "S1"}, store.Query{Subject: "s%"},
+		store.Query{Subject: "s*"}, store.Query{Subject: r.Subject + " "}, store.Query{Client: r.Client, Type: "nothing"},
+		store.Query{Subject: "s1", Grant: "g0"}, store.Query{Token: "t1", Client: "c2"}, store.Query{Token: r.Token + r.Type})
+}
+
+func testSelectors(h *harness) {
+	const n = 48
+	h.fillSelectors(n)
+	for _, kind := range []store.Kind{grant, store.KindRule, store.KindEvent} {
+		var all []store.Record
+		h.eventually(func() error {
+			all, _ = h.all(store.Query{Kind: kind, Limit: 1000})
+			if len(all) != n {
+				return fmt.Errorf("%d of kind %s, want %d", len(all), kind, n)
+			}
+			return nil
+		})
+		for _, q := range selectorQueries(selectors(22)) {
+			q.Kind, q.Limit = kind, 5
+			h.lists(q, matching(q, all))
+		}
+	}
+}
+
+func matching(q store.Query, all []store.Record) (want []string) {
+	for i := range all {
+		if selects(&q, &all[i]) {
+			want = append(want, all[i].ID)
+		}
+	}
+	return want
+}
+
+// testListTime: Since and Until are Written, half open, alone and with what else selects.
+func testListTime(h *harness) {
+	const n = 48
+	h.fillSelectors(n)
+	for _, kind := range []store.Kind{grant, store.KindEvent} {
+		var all []store.Record
+		h.eventually(func() error {
+			all, _ = h.all(store.Query{Kind: kind, Limit: 1000})
+			if len(all) != n {
+				return fmt.Errorf("%d of kind %s, want %d", len(all), kind, n)
+			}
+			return nil
+		})
+		var times []int64
+		for i := range all {
+			times = append(times, all[i].Written)
+		}
+		slices.Sort(times)
+		times = slices.Compact(times)
+		if len(times) < 2 {
+			h.t.Fatal("all records have the same Written, though the clock moved on between")
+		}
+		first, mid, last := times[0], times[len(times)/2], times[len(times)-1]
+		for _, q := range []store.Query{
+			{Since: first}, {Since: mid}, {Since: mid + 1}, {Since: last}, {Since: last + 1}, {Since: 1}, {Since: 1 << 45},
+			{Until: first}, {Until: first + 1}, {Until: mid}, {Until: last}, {Until: last + 1}, {Until: 1}, {Until: 1 << 45},
+			{Since: mid, Until: mid + 1}, {Since: mid, Until: mid}, {Since: first, Until: last}, {Since: last, Until: first},
+			{Since: mid, Client: "c1"}, {Until: mid, Subject: "s2"}, {Since: first + 1, Until: last, Type: "issue"},
+			{Since: first, Until: last, Subject: "s1", Client: "c2", Type: "issue"}, {Since: mid, Token: "t3"},
+		} {
+			q.Kind, q.Limit = kind, 5
+			h.lists(q, matching(q, all))
+		}
+	}
+}
+
+func testListLimit(h *harness) {
+	var want []string
+	for i := 0; i < 1008; i += 16 {
+		var puts []store.Put
+		for j := i; j < i+16; j++ {
+			want = append(want, fmt.Sprintf("%04d", j))
+			puts = append(puts, put(grant, want[j], "", store.Version{}))
+		}
+		h.must(puts)
+	}
+	h.lists(store.Query{Kind: grant, Limit: 1000}, want)
+	// More than the contract allows is refused or cut, and then with a cursor.
+	if p, err := h.st.List(h.ctx, store.Query{Kind: grant, Limit: 5000}); err == nil && (len(p.Records) > 1000 || p.Cursor == "") {
+		h.t.Fatalf("a page of %d records with the cursor %q, at most 1000 and a cursor", len(p.Records), p.Cursor)
+	}
+}
+
+// testListConcurrent: a record present throughout is in exactly one page, and a page is one snapshot: pairs that are
+// always written together have one Version in it.
+func testListConcurrent(h *harness) {
+	const stay, readers = 24, 4
+	var want []string
+	var puts []store.Put
+	for i := range stay {
+		id := fmt.Sprintf("stay%02d", i)
+		want = append(want, id)
+		p := put(grant, id, "", store.Version{})
+		p.Subject = "s"
+		puts = append(puts, p)
+	}
+	v := h.must(puts[:12])
+	h.must(puts[12:])
+	h.lists(store.Query{Kind: grant}, want)
+	var reading atomic.Int32
+	reading.Store(readers)
+	h.together(readers+2, func(n int) error {
+		switch n {
+		case 0: // rewrites pairs
+			return h.rewritePairs(v, &reading)
+		case 1: // creates others between
+			for i := 0; reading.Load() > 0 && i < 2000; i++ {
+				p := put(grant, fmt.Sprintf("stay%02d-%d", i%stay, i), "", store.Version{})
+				p.Subject = "s"
+				if _, err := h.st.Apply(h.ctx, &store.Change{ID: fresh(), Puts: []store.Put{p}}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		defer reading.Add(-1)
+		for round := range 6 {
+			q := store.Query{Kind: grant, Limit: 5 + n, Newest: n%2 == 0}
+			if round%2 == 1 {
+				q.Subject = "s"
+			}
+			if err := listOnce(h.ctx, h.st, q, want); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (h *harness) rewritePairs(v store.Version, reading *atomic.Int32) error {
+	vs := [6]store.Version{v, v, v, v, v, v}
+	for i := 0; reading.Load() > 0; i++ {
+		k := i % 6
+		c := &store.Change{ID: fresh()}
+		for j := range 2 {
+			p := put(grant, fmt.Sprintf("stay%02d", 2*k+j), fmt.Sprint(i), vs[k])
+			p.Subject = "s"
+			c.Puts = append(c.Puts, p)
+		}
+		if _, err := h.st.Apply(h.ctx, c); err != nil {
+			return err
+		}
+		vs[k] = c.ID
+	}
+	return nil
+}
+
+// listOnce pages through q and checks each page and all of them.
+func listOnce(ctx context.Context, st store.Store, q store.Query, want []string) error {
+	seen := map[string]int{}
+	last := ""
+	for {
+		p, err := st.List(ctx, q)
+		if err != nil {
+			return err
+		}
+		versions := map[string]store.Version{}
+		for i, r := range p.Records {
+			if last != "" && (r.ID > last) == q.Newest {
+				return fmt.Errorf("List %+v: %q comes behind %q", q, r.ID, last)
+			}
+			last = r.ID
+			seen[r.ID]++
+			if len(r.ID) == 6 && r.ID < "stay12" {
+				pair := fmt.Sprint((r.ID[4]-'0')*10 + (r.ID[5]-'0')&^1)
+				if other, ok := versions[pair]; ok && other != r.Version {
+					return fmt.Errorf("a page is one snapshot, but record %d, %s, is not of the Change that wrote its pair, %x", i, show(r), other[:4])
+				}
+				versions[pair] = r.Version
+			}
+		}
+		if q.Cursor = p.Cursor; q.Cursor == "" {
+			break
+		}
+	}
+	for _, id := range want {
+		if seen[id] != 1 {
+			return fmt.Errorf("List %+v: %s is present throughout and was in %d pages", q, id, seen[id])
+		}
+	}
+	for id := range seen {
+		if !strings.HasPrefix(id, "stay") {
+			return errors.New("List shows a record that was never written: " + id)
+		}
+	}
+	return nil
+}
