@@ -160,6 +160,14 @@ func (k *PublicKey) Verify(signingInput string, sig []byte) error {
 		}
 		return errVerify
 	}
+	if key, ok := k.Key.(*rsa.PublicKey); ok && k.Alg[0] == 'P' {
+		// jwt's own method takes a salt of any length; RFC 7518 §3.5 fixes it at the hash's.
+		opts := &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}
+		if rsa.VerifyPSS(key, hashOf(k.Alg), digest(k.Alg, signingInput), sig, opts) != nil {
+			return errVerify
+		}
+		return nil
+	}
 	if err := k.method.Verify(signingInput, sig, k.Key); err != nil {
 		return errVerify
 	}
