@@ -2,11 +2,13 @@ package etcdstore
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
+	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/apitoken-go/apitoken/store"
@@ -28,6 +30,7 @@ type intent struct {
 	size    int64 // of events, bytes
 	state   int64 // puts of state kinds
 	urgent  bool  // has a revocation
+	small   bool  // may share a transaction
 	replays bool  // a put has its own change as Expect: it can only have been done before
 }
 
@@ -66,13 +69,19 @@ func (n *space) newIntent(c *store.Change) *intent {
 	for i := range c.Events {
 		in.size += int64(sizeOf(&c.Events[i])) + 48
 	}
+	ops, size := len(in.puts)*3+int(units(in.size)), int(in.size)
+	for i := range in.puts {
+		p := &in.puts[i]
+		ops, size = ops+len(p.indexes), size+2*len(p.value)
+	}
+	in.small = ops <= groupOps && size <= groupBytes
 	return in
 }
 
-// Apply implements [store.Store]. A write is one transaction, except that one which rewrites state records reads their
-// positions first. A transaction whose outcome is unknown is repeated within Options.Timeout; where the repetition finds
-// the records at versions of others, the answer is still unknown, not ErrConflict: the first attempt may have been done and
-// overwritten. A Change without Puts is never repeated.
+// Apply implements [store.Store]. A write is one transaction, which callers that wait at the same time share; only one
+// that rewrites state records reads their positions first. A transaction whose outcome is unknown is repeated within
+// Options.Timeout; where the repetition finds the records at versions of others, the answer is still unknown, not
+// ErrConflict: the first attempt may have been done and overwritten. A Change without Puts is never repeated.
 func (n *space) Apply(ctx context.Context, c *store.Change) (store.Commit, error) {
 	if err := n.usable(ctx); err != nil {
 		return store.Commit{}, err
@@ -81,6 +90,11 @@ func (n *space) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 		return store.Commit{}, err
 	}
 	in := n.newIntent(c)
+	if len(in.events) > 0 {
+		if err := n.room(ctx, in); err != nil {
+			return store.Commit{}, err
+		}
+	}
 	slots := n.s.slots
 	if in.urgent {
 		slots = n.s.urgent
@@ -92,54 +106,31 @@ func (n *space) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	case <-n.s.ctx.Done():
 		return store.Commit{}, ErrClosed
 	}
-	if err := n.s.begin(); err != nil {
+	p := &pending{in: in, slots: slots, begun: time.Now(), done: make(chan result, 1)}
+	g := &n.grants
+	if in.state > 0 {
+		g = &n.state
+	}
+	if err := g.submit(n, p); err != nil {
 		<-slots
 		return store.Commit{}, err
 	}
-	type result struct {
-		commit store.Commit
-		err    error
-	}
-	done := make(chan result, 1)
-	go func() {
-		defer n.s.tasks.Done()
-		defer func() { <-slots }()
-		own, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.s.timeout)
-		defer cancel()
-		var r result
-		r.commit, r.err = n.write(own, in)
-		done <- r
-	}()
 	select {
-	case r := <-done:
+	case r := <-p.done:
 		return r.commit, r.err
 	case <-ctx.Done():
 		return store.Commit{}, ctx.Err()
 	}
 }
 
-// write tries until the outcome is definite or ctx ends.
-func (n *space) write(ctx context.Context, in *intent) (store.Commit, error) {
-	if len(in.events) > 0 {
-		if err := n.room(ctx, in); err != nil {
-			return store.Commit{}, err
-		}
+// write tries until the outcome is definite or ctx ends. unknown is the error of an attempt before.
+func (n *space) write(ctx context.Context, in *intent, unknown error) (store.Commit, error) {
+	if unknown != nil && len(in.puts) == 0 {
+		return store.Commit{}, fmt.Errorf("etcdstore: outcome unknown: %w", unknown)
 	}
-	if in.state > 0 {
-		select {
-		case n.turn <- struct{}{}:
-			defer func() { <-n.turn }()
-		case <-ctx.Done():
-			return store.Commit{}, fmt.Errorf("etcdstore: waiting to write state: %w", ctx.Err())
-		}
-	}
-	var unknown error
 	for wait := firstWait; ; {
 		v := n.try(ctx, in)
 		if v.done {
-			if len(in.events) > 0 {
-				n.s.shipSoon()
-			}
 			return v.commit, nil
 		}
 		switch {
@@ -177,13 +168,14 @@ type guess struct {
 	seen    int64
 	now     int64
 	first   int64 // position of the first state record
+	last    int64 // position of the last one
 	headAt  bool
 	epoch   int64
 	epochAt bool
 	next    bool // begin the next epoch
 }
 
-func (n *space) guess(in *intent) guess {
+func (n *space) guess(state int64, entries int) guess {
 	l := n.s.lineage.Load()
 	g := guess{lineage: l, seen: l.seen.Load(), now: n.s.now()}
 	n.mu.Lock()
@@ -192,9 +184,10 @@ func (n *space) guess(in *intent) guess {
 		n.history, n.head = l.id, 0
 	}
 	g.first, g.headAt = max(n.head+1, shifted(g.now)), n.headAt
+	g.last = g.first + state - 1
 	g.epoch, g.epochAt = n.epoch, n.epochAt
-	if len(in.events) > 0 {
-		n.inEpoch++
+	if entries > 0 {
+		n.inEpoch += entries
 		g.next = n.inEpoch >= epochSize
 	}
 	return g
@@ -216,12 +209,15 @@ func (n *space) try(ctx context.Context, in *intent) verdict {
 		}
 		return verdict{fate: retryable, err: err}
 	}
-	g := n.guess(in)
-	cmps, ops := n.transaction(in, &g)
-	elses := []clientv3.Op{
-		clientv3.OpGet(n.s.prefix + keyHistory), clientv3.OpGet(n.keys.fence),
-		clientv3.OpGet(n.keys.head), clientv3.OpGet(n.keys.epoch),
+	entries := 0
+	if len(in.events) > 0 {
+		entries = 1
 	}
+	g := n.guess(in.state, entries)
+	cmps, ops := n.common(&g, in.state > 0, entries > 0)
+	own, puts := n.transaction(in, &g, g.first, 0)
+	cmps, ops = append(cmps, own...), levels(append(ops, puts...))
+	elses := n.ask()
 	for i := range in.puts {
 		elses = append(elses, clientv3.OpGet(in.puts[i].key))
 	}
@@ -237,42 +233,88 @@ func (n *space) try(ctx context.Context, in *intent) verdict {
 		return verdict{fate: ambiguous, err: err}
 	}
 	if r.Succeeded {
-		commit := store.Commit{Head: store.Position{History: g.lineage.id}, Now: g.now}
-		if in.state > 0 {
-			commit.Head.N = g.first + in.state - 1
-		} else if kvs := r.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
-			if commit.Head.N, err = parse64(kvs[0].Value); err != nil {
-				return verdict{fate: ambiguous, err: err}
-			}
+		commit, err := n.committed(&g, r, in.state > 0)
+		if err != nil {
+			return verdict{fate: ambiguous, err: err}
 		}
-		n.saw(g.lineage.id, commit.Head.N)
-		n.wrote(&g)
 		return verdict{done: true, commit: commit}
 	}
-	return n.refusal(ctx, in, &g, r)
+	told, err := n.told(r)
+	if err != nil {
+		return refuse(err)
+	}
+	records := r.Responses[asked:]
+	switch done, refusal := judge(in, records); {
+	case told.history != g.lineage.id:
+		if err := n.s.check(ctx, false); err != nil {
+			return verdict{fate: retryable, err: err}
+		}
+		return verdict{fate: retryable, err: errMoved}
+	case done:
+		n.saw(g.lineage.id, told.head)
+		return verdict{done: true, commit: store.Commit{Head: store.Position{History: g.lineage.id, N: told.head}, Now: g.now}}
+	case told.fenced:
+		return refuse(store.ErrReadOnly)
+	case refusal != nil:
+		return refuse(refusal)
+	}
+	n.learn(&told)
+	return verdict{}
 }
 
-// transaction builds conditions and operations. Without state records the first operation reads the position.
-func (n *space) transaction(in *intent, g *guess) ([]clientv3.Cmp, []clientv3.Op) {
+// committed is what a transaction that succeeded answers.
+func (n *space) committed(g *guess, r *clientv3.TxnResponse, state bool) (store.Commit, error) {
+	commit := store.Commit{Head: store.Position{History: g.lineage.id}, Now: g.now}
+	if state {
+		commit.Head.N = g.last
+	} else if kvs := r.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
+		var err error
+		if commit.Head.N, err = parse64(kvs[0].Value); err != nil {
+			return store.Commit{}, err
+		}
+	}
+	n.saw(g.lineage.id, commit.Head.N)
+	n.wrote(g)
+	return commit, nil
+}
+
+// common are the conditions and operations that the changes of one transaction share. The first operation reads or
+// moves the position.
+func (n *space) common(g *guess, state, events bool) ([]clientv3.Cmp, []clientv3.Op) {
 	cmps := []clientv3.Cmp{
 		clientv3.Compare(clientv3.Value(n.s.prefix+keyHistory), "=", g.lineage.raw),
 		clientv3.Compare(clientv3.CreateRevision(n.keys.fence), "=", 0),
 	}
 	var ops []clientv3.Op
-	if in.state == 0 {
+	switch {
+	case !state:
 		ops = append(ops, clientv3.OpGet(n.keys.head))
-	} else {
-		if g.headAt {
-			cmps = append(cmps, clientv3.Compare(clientv3.Value(n.keys.head), "<", be64(g.first)))
-		} else {
-			cmps = append(cmps, clientv3.Compare(clientv3.CreateRevision(n.keys.head), "=", 0))
-		}
-		ops = append(ops, clientv3.OpPut(n.keys.head, be64(g.first+in.state-1)))
+	case g.headAt:
+		cmps = append(cmps, clientv3.Compare(clientv3.Value(n.keys.head), "<", be64(g.first)))
+		ops = append(ops, clientv3.OpPut(n.keys.head, be64(g.last)))
+	default:
+		cmps = append(cmps, clientv3.Compare(clientv3.CreateRevision(n.keys.head), "=", 0))
+		ops = append(ops, clientv3.OpPut(n.keys.head, be64(g.last)))
 	}
+	if events {
+		if g.epochAt {
+			cmps = append(cmps, clientv3.Compare(clientv3.Value(n.keys.epoch), "=", be64(g.epoch)))
+		} else {
+			cmps = append(cmps, clientv3.Compare(clientv3.CreateRevision(n.keys.epoch), "=", 0))
+		}
+		if g.next || !g.epochAt {
+			ops = append(ops, clientv3.OpPut(n.keys.epoch, be64(g.epoch+1)))
+		}
+	}
+	return cmps, ops
+}
+
+// transaction are the conditions and operations of one change, whose state records get positions from first on and
+// whose events are those of the seq-th change in their revision.
+func (n *space) transaction(in *intent, g *guess, first int64, seq int) (cmps []clientv3.Cmp, ops []clientv3.Op) {
 	if in.replays {
 		cmps = append(cmps, clientv3.Compare(clientv3.CreateRevision(n.keys.fence), "=", math.MaxInt64)) // never
 	}
-	pos := g.first
 	for i := range in.puts {
 		p := &in.puts[i]
 		if p.prefix == "" {
@@ -285,8 +327,8 @@ func (n *space) transaction(in *intent, g *guess) ([]clientv3.Cmp, []clientv3.Op
 		}
 		at := int64(0)
 		if p.state {
-			at = pos
-			pos++
+			at = first
+			first++
 		}
 		stamp(p.value, g.now, at)
 		value := string(p.value)
@@ -311,29 +353,24 @@ func (n *space) transaction(in *intent, g *guess) ([]clientv3.Cmp, []clientv3.Op
 		}
 	}
 	if len(in.events) > 0 {
-		if g.epochAt {
-			cmps = append(cmps, clientv3.Compare(clientv3.Value(n.keys.epoch), "=", be64(g.epoch)))
-		} else {
-			cmps = append(cmps, clientv3.Compare(clientv3.CreateRevision(n.keys.epoch), "=", 0))
-		}
-		if g.next || !g.epochAt {
-			ops = append(ops, clientv3.OpPut(n.keys.epoch, be64(g.epoch+1)))
-		}
-		key := n.keys.event(g.epoch, in.id)
-		ops = append(ops, clientv3.OpPut(key, string(encodeEvents(in.id, g.now, g.lineage.id, in.events, nil))))
+		key := n.keys.event(g.epoch, in.id, seq)
+		ops = append(ops, clientv3.OpPut(key, string(encodeEvents(in.id, g.now, g.lineage.id, in.events, nil, seq*maxEvents))))
 		for i := int64(1); i < units(in.size); i++ {
 			ops = append(ops, clientv3.OpPut(n.keys.weightsOf(key)+fmt.Sprintf("%03d", i), ""))
 		}
 	}
+	return cmps, ops
+}
+
+// levels nests what one level of a transaction does not take: sixteen puts with all their index keys. The first
+// operation stays where it is.
+func levels(ops []clientv3.Op) []clientv3.Op {
 	if len(ops) <= maxOps {
-		return cmps, ops
+		return ops
 	}
-	// Sixteen puts with all their index keys are more than one level takes.
 	out := ops[:1:1]
-	for rest := ops[1:]; len(rest) > 0; {
-		part := rest[:min(maxOps, len(rest))]
-		rest = rest[len(part):]
-		flat := part[:0:0]
+	for part := range slices.Chunk(ops[1:], maxOps) {
+		var flat []clientv3.Op
 		for _, op := range part {
 			if op.IsTxn() {
 				out = append(out, op) // not one level deeper still
@@ -343,7 +380,7 @@ func (n *space) transaction(in *intent, g *guess) ([]clientv3.Cmp, []clientv3.Op
 		}
 		out = append(out, clientv3.OpTxn(nil, flat, nil))
 	}
-	return cmps, out
+	return out
 }
 
 // successor is the least string greater than all that begin with s.
@@ -384,85 +421,83 @@ func (n *space) oldPositions(ctx context.Context, in *intent) error {
 	return nil
 }
 
-// refusal finds out which condition failed, in the order of the contract, and learns what it can.
-func (n *space) refusal(ctx context.Context, in *intent, g *guess, r *clientv3.TxnResponse) verdict {
-	first := func(i int) []byte {
-		if kvs := r.Responses[i].GetResponseRange().Kvs; len(kvs) > 0 {
-			return kvs[0].Value
-		}
-		return nil
+// asked is how many operations of ask come before those of the records.
+const asked = 4
+
+// ask reads what a transaction that failed was mistaken about.
+func (n *space) ask() []clientv3.Op {
+	return []clientv3.Op{
+		clientv3.OpGet(n.s.prefix + keyHistory), clientv3.OpGet(n.keys.fence),
+		clientv3.OpGet(n.keys.head), clientv3.OpGet(n.keys.epoch),
 	}
-	var head int64
-	if b := first(2); b != nil {
-		var err error
-		if head, err = parse64(b); err != nil {
-			return refuse(err)
+}
+
+// told is the answer.
+type told struct {
+	history         uint64
+	fenced          bool
+	head, epoch     int64
+	headAt, epochAt bool
+}
+
+func (n *space) told(r *clientv3.TxnResponse) (t told, err error) {
+	if t.history, err = historyOf(r.Responses[0].GetResponseRange()); err != nil {
+		return t, err
+	}
+	t.fenced = len(r.Responses[1].GetResponseRange().Kvs) > 0
+	for i, p := range [...]struct {
+		n  *int64
+		at *bool
+	}{{&t.head, &t.headAt}, {&t.epoch, &t.epochAt}} {
+		if kvs := r.Responses[2+i].GetResponseRange().Kvs; len(kvs) > 0 {
+			if *p.n, err = parse64(kvs[0].Value); err != nil {
+				return t, err
+			}
+			*p.at = true
 		}
 	}
-	var conflict error
-	done := false
+	return t, nil
+}
+
+// judge looks at the records that a change wanted to put, in the order of the contract: done, or refused, or neither,
+// when the records were not what was in the way.
+func judge(in *intent, records []*pb.ResponseOp) (done bool, refusal error) {
 	for i := range in.puts {
 		p := &in.puts[i]
-		b := first(4 + i)
-		if b == nil {
+		kvs := records[i].GetResponseRange().Kvs
+		if len(kvs) == 0 {
 			if p.prefix != "" {
-				conflict = store.ErrConflict
+				refusal = store.ErrConflict
 			}
 			continue
 		}
-		v, sel, err := versionOf(b)
+		v, sel, err := versionOf(kvs[0].Value)
 		switch {
 		case err != nil:
-			return refuse(fmt.Errorf("%s/%q: %w", p.Kind, p.ID, err))
+			return false, fmt.Errorf("%s/%q: %w", p.Kind, p.ID, err)
 		case v == in.id:
-			done = true
+			return true, nil
 		case v != p.expect:
-			conflict = store.ErrConflict
-		case conflict == nil && sel != selectors(&p.Record):
-			conflict = fmt.Errorf("%w: subject, client, grant, token and type of %s/%q are fixed for its life", errInvalid, p.Kind, p.ID)
+			refusal = store.ErrConflict
+		case refusal == nil && sel != selectors(&p.Record):
+			refusal = fmt.Errorf("%w: subject, client, grant, token and type of %s/%q are fixed for its life", errInvalid, p.Kind, p.ID)
 		}
 	}
-	hist := first(0)
-	sameHistory := len(hist) == 8 && binary.BigEndian.Uint64(hist) == g.lineage.id
-	switch {
-	case !sameHistory:
-		if err := n.s.check(ctx, false); err != nil {
-			return verdict{fate: retryable, err: err}
-		}
-		return verdict{fate: retryable, err: errMoved}
-	case done:
-		n.saw(g.lineage.id, head)
-		return verdict{done: true, commit: store.Commit{Head: store.Position{History: g.lineage.id, N: head}, Now: g.now}}
-	case first(1) != nil:
-		return refuse(store.ErrReadOnly)
-	case conflict != nil:
-		return refuse(conflict)
-	case in.replays:
-		return refuse(store.ErrConflict)
+	if refusal == nil && in.replays {
+		refusal = store.ErrConflict
 	}
-	epoch := int64(-1)
-	if b := first(3); b != nil {
-		var err error
-		if epoch, err = parse64(b); err != nil {
-			return refuse(err)
-		}
-	}
-	n.learn(g, head, first(2) != nil, epoch)
-	return verdict{}
+	return false, refusal
 }
 
 // learn takes over what another process has moved.
-func (n *space) learn(g *guess, head int64, headAt bool, epoch int64) {
+func (n *space) learn(t *told) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.head, n.headAt = max(n.head, head), headAt
-	if !headAt {
-		n.head = 0
+	if n.headAt = t.headAt; t.headAt {
+		n.head = max(n.head, t.head)
 	}
-	if epoch < 0 {
-		n.epoch, n.epochAt, n.inEpoch = 0, false, 0
-	} else if epoch != n.epoch || !n.epochAt {
-		n.epoch, n.epochAt, n.inEpoch = epoch, true, 0
+	if t.epoch != n.epoch || t.epochAt != n.epochAt {
+		n.epoch, n.epochAt, n.inEpoch = t.epoch, t.epochAt, 0
 	}
 }
 

@@ -227,7 +227,7 @@ type space struct {
 	err  error // every verb's answer where the namespace's name is not allowed
 	keys keys
 
-	turn chan struct{} // holds a token while this process writes state: two at once would only race for the position
+	state, grants group
 
 	mu      sync.Mutex // guards what follows
 	changed chan struct{}
@@ -248,7 +248,11 @@ var (
 )
 
 func newSpace(s *Store, name string, err error) *space {
-	return &space{s: s, name: name, err: err, keys: newKeys(s.prefix, name), turn: make(chan struct{}, 1), outbox: measure{gate: make(chan struct{}, 1)}}
+	return &space{
+		s: s, name: name, err: err, keys: newKeys(s.prefix, name),
+		state: group{most: stateFlights}, grants: group{most: grantFlights},
+		outbox: measure{gate: make(chan struct{}, 1)},
+	}
 }
 
 // usable is asked first by every verb.

@@ -3,7 +3,6 @@ package etcdstore
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/hex"
 	"fmt"
 	"math/bits"
 	"net/url"
@@ -20,11 +19,11 @@ import (
 //	clock                time up to which purging is believed
 //	shipper              claim of the process that ships the outbox, under a lease
 //	h/NS                 position of the last state change, 8 bytes
-//	e/NS/EPOCH/CHANGE    events of one change; their order is the epoch, then the create revision
+//	e/NS/EPOCH/CHANGE    events of one change, with its number among those of its revision; see place
 //	w/NS/EPOCH/CHANGE/N  weights: one for each 4 KiB of events after the first, so that counting keys bounds bytes
 //	n/NS/epoch           the epoch that new events go to, 8 bytes
 //	n/NS/fence           exists while the namespace takes no writes
-//	n/NS/trimmed         highest create revision of a purged event, 8 bytes
+//	n/NS/trimmed         highest place of a purged event, 8 bytes
 //	n/NS/r/KIND/ID       record
 //	n/NS/o/POS           state record once more, in the order of state
 //	n/NS/i/KIND/FvID     index: F the selector, v a hash of its value
@@ -89,9 +88,21 @@ func (k *keys) at(n int64) string { return k.order + hex64(n) }
 
 func (k *keys) inEpoch(epoch int64) string { return k.events + hex64(epoch) + "/" }
 
-func (k *keys) event(epoch int64, change store.Version) string {
-	return k.inEpoch(epoch) + hex.EncodeToString(change[:])
+func (k *keys) event(epoch int64, change store.Version, seq int) string {
+	return k.inEpoch(epoch) + fmt.Sprintf("%x%02x", change[:], seq)
 }
+
+// seqOf reads a change's number in its revision from the key of its events.
+func seqOf(key string) (int64, bool) {
+	if len(key) < 2 {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(key[len(key)-2:], 16, 8)
+	return int64(n), err == nil && n < groupSize
+}
+
+// place is where an event stands in the order of commits: the revision, and its number among the events of it.
+func place(rev, number int64) int64 { return rev<<8 | number }
 
 // weightsOf is the prefix of an event entry's weights.
 func (k *keys) weightsOf(entry string) string {

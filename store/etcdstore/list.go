@@ -322,7 +322,7 @@ func (c *eventCursor) encode() string {
 	if c.inOther {
 		b[0] = 1
 	}
-	for _, n := range [...]int64{c.epoch, c.rev, c.number, c.at, c.bound} {
+	for _, n := range [...]int64{c.epoch, c.place, c.at, c.bound} {
 		b = binary.BigEndian.AppendUint64(b, uint64(n))
 	}
 	return string(b) + c.other
@@ -335,7 +335,7 @@ func decodeEventCursor(s string) (eventCursor, error) {
 	var c eventCursor
 	r := reader{b: []byte(s)}
 	kind := r.take(1)
-	for _, p := range [...]*int64{&c.epoch, &c.rev, &c.number, &c.at, &c.bound} {
+	for _, p := range [...]*int64{&c.epoch, &c.place, &c.at, &c.bound} {
 		if *p = r.int64(); *p < 0 {
 			r.bad = true
 		}

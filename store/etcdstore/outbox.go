@@ -155,7 +155,9 @@ func (n *space) epochEntries(ctx context.Context, epoch, rev int64, values bool)
 					return nil, err
 				}
 			}
-			e.key, e.epoch, e.rev, e.mod = string(kv.Key), epoch, kv.CreateRevision, kv.ModRevision
+			if err := e.stands(kv, epoch); err != nil {
+				return nil, err
+			}
 			out = append(out, e)
 		}
 		if !r.More {
@@ -163,8 +165,18 @@ func (n *space) epochEntries(ctx context.Context, epoch, rev int64, values bool)
 		}
 		from = string(r.Kvs[len(r.Kvs)-1].Key) + "\x00"
 	}
-	slices.SortFunc(out, func(a, b entry) int { return cmp.Compare(a.rev, b.rev) })
+	slices.SortFunc(out, func(a, b entry) int { return cmp.Compare(a.place, b.place) })
 	return out, nil
+}
+
+// stands takes from a key where the entry stands.
+func (e *entry) stands(kv *keyValue, epoch int64) error {
+	seq, ok := seqOf(string(kv.Key))
+	if !ok {
+		return errValue("a key of the outbox does not read")
+	}
+	e.key, e.epoch, e.place, e.mod = string(kv.Key), epoch, place(kv.CreateRevision, seq*maxEvents), kv.ModRevision
+	return nil
 }
 
 // get is one range, linearizable and verified, at a revision that may lie behind.
@@ -178,19 +190,19 @@ func (n *space) get(ctx context.Context, key string, opts ...clientv3.OpOption) 
 	return out, nil
 }
 
-// eventCursor is where a page of events from etcd ended: number is of the event in its change. A page that goes on
-// newest first beside another store also needs the revision that it looks at, and the one below which the other
+// eventCursor is where a page of events from etcd ended. A page that goes on
+// newest first beside another store also needs the revision that it looks at, and the place below which the other
 // store's events are.
 type eventCursor struct {
-	epoch, rev, number int64
-	at, bound          int64
-	other              string // cursor of the other store
-	inOther            bool
+	epoch, place int64
+	at, bound    int64
+	other        string // cursor of the other store
+	inOther      bool
 }
 
 // listKept lists events where etcd is the only place for them. Every page shows all that was committed before it.
 func (n *space) listKept(ctx context.Context, q *store.Query, cur eventCursor, set bool) (store.Page, error) {
-	was := cur.rev
+	was := cur.place
 	var p store.Page
 	rest, at, err := n.walk(ctx, q, &cur, set, 0, &p.Records)
 	if err != nil {
@@ -207,7 +219,7 @@ func (n *space) listKept(ctx context.Context, q *store.Query, cur eventCursor, s
 				return store.Page{}, err
 			}
 			if was < trimmed {
-				return store.Page{}, fmt.Errorf("%w: events up to revision %d were purged", store.ErrTrimmed, trimmed)
+				return store.Page{}, fmt.Errorf("%w: events up to %d were purged", store.ErrTrimmed, trimmed)
 			}
 		}
 	}
@@ -258,7 +270,7 @@ func (n *space) walk(ctx context.Context, q *store.Query, cur *eventCursor, set 
 				if q.Newest {
 					k = len(e.events) - 1 - j
 				}
-				here := eventCursor{epoch: epoch, rev: e.rev, number: int64(e.numbers[k]), at: cur.at, bound: cur.bound}
+				here := eventCursor{epoch: epoch, place: e.at(k), at: cur.at, bound: cur.bound}
 				if set && !here.after(cur, q.Newest) || !matches(&e.events[k], q) {
 					continue
 				}
@@ -275,8 +287,10 @@ func (n *space) walk(ctx context.Context, q *store.Query, cur *eventCursor, set 
 }
 
 func (c *eventCursor) after(o *eventCursor, newest bool) bool {
-	d := cmp.Or(cmp.Compare(c.rev, o.rev), cmp.Compare(c.number, o.number))
-	return d > 0 && !newest || d < 0 && newest
+	if newest {
+		return c.place < o.place
+	}
+	return c.place > o.place
 }
 
 // lastEpoch is the epoch that events went to at a revision.

@@ -220,14 +220,15 @@ func (n *space) purgeEvents(ctx context.Context, before int64, most int) (int, e
 	return total, nil
 }
 
-// purgeEntry removes expired events of one change. What is left keeps its create revision, and so its place.
+// purgeEntry removes expired events of one change. What is left keeps its place.
 func (n *space) purgeEntry(ctx context.Context, e *entry, before int64, most int) (int, error) {
 	var kept []store.Record
 	var numbers []int
-	gone := 0
+	gone, mark := 0, int64(0)
 	for i := range e.events {
 		if x := e.events[i].Expires; x > 0 && x < before && gone < most {
 			gone++
+			mark = e.at(i)
 			continue
 		}
 		kept, numbers = append(kept, e.events[i]), append(numbers, e.numbers[i])
@@ -240,7 +241,6 @@ func (n *space) purgeEntry(ctx context.Context, e *entry, before int64, most int
 		return 0, err
 	}
 	var ops []clientv3.Op
-	mark := e.rev
 	cmp := clientv3.Compare(clientv3.CreateRevision(n.keys.trimmed), "=", 0)
 	if len(trimmed.Kvs) > 0 {
 		old, err := parse64(trimmed.Kvs[0].Value)
@@ -254,7 +254,7 @@ func (n *space) purgeEntry(ctx context.Context, e *entry, before int64, most int
 	if len(kept) == 0 {
 		ops = append(ops, clientv3.OpDelete(e.key), clientv3.OpDelete(n.keys.weightsOf(e.key), clientv3.WithPrefix()))
 	} else {
-		ops = append(ops, clientv3.OpPut(e.key, string(encodeEvents(e.version, e.written, e.history, kept, numbers))))
+		ops = append(ops, clientv3.OpPut(e.key, string(encodeEvents(e.version, e.written, e.history, kept, numbers, 0))))
 	}
 	done, err := n.purgeTxn(ctx, []clientv3.Op{clientv3.OpTxn(
 		[]clientv3.Cmp{cmp, clientv3.Compare(clientv3.ModRevision(e.key), "=", e.mod)}, ops, nil)})

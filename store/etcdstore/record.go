@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -257,16 +258,16 @@ func matches(r *store.Record, q *store.Query) bool {
 type entry struct {
 	key     string
 	epoch   int64
-	rev     int64 // create revision: where the change stands in the order of commits
+	place   int64 // of its first event as it was written: the create revision, and the number among those of it
 	mod     int64
 	version store.Version
 	written int64
 	history uint64 // under which it was written
 	events  []store.Record
-	numbers []int // of events, as they stood in the change: purging leaves gaps
+	numbers []int // of events among those of their revision; purging leaves gaps
 }
 
-func encodeEvents(version store.Version, written int64, history uint64, events []store.Record, numbers []int) []byte {
+func encodeEvents(version store.Version, written int64, history uint64, events []store.Record, numbers []int, from int) []byte {
 	size := 64
 	for i := range events {
 		size += sizeOf(&events[i]) + 40
@@ -279,7 +280,7 @@ func encodeEvents(version store.Version, written int64, history uint64, events [
 	b = binary.AppendUvarint(b, uint64(len(events)))
 	for i := range events {
 		r := &events[i]
-		n := i
+		n := from + i
 		if numbers != nil {
 			n = numbers[i]
 		}
@@ -295,6 +296,12 @@ func encodeEvents(version store.Version, written int64, history uint64, events [
 	seal(b)
 	return b
 }
+
+// last is the place of an entry's last event.
+func (e *entry) last() int64 { return e.at(len(e.events) - 1) }
+
+// at is the place of its i-th event.
+func (e *entry) at(i int) int64 { return e.place&^0xff | int64(e.numbers[i]) }
 
 func decodeEvents(b []byte) (entry, error) {
 	var e entry
@@ -319,7 +326,7 @@ func decodeEvents(b []byte) (entry, error) {
 		}
 		e.events = append(e.events, rec)
 	}
-	if r.bad || len(r.b) != 0 {
+	if r.bad || len(r.b) != 0 || count == 0 || slices.Max(e.numbers) > 0xff {
 		return e, errValue("events do not decode")
 	}
 	return e, nil

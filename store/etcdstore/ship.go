@@ -150,28 +150,26 @@ func (s *Store) shipAll(claimed time.Time) error {
 // shipped is how far a namespace's events have come.
 type shipped struct {
 	history uint64
-	rev     int64
-	number  int64 // of the last event, where only a part of its change fitted; -1: the change is complete
+	place   int64
 	version store.Version
 }
 
-// has tells whether an entry is shipped. After a restore revisions repeat: of the new history nothing has been shipped
+// has tells whether an event is shipped. After a restore revisions repeat: of the new history nothing has been shipped
 // by a cursor of the old one, and of an older one everything that lies before it.
-func (c *shipped) has(e *entry, current uint64) bool {
-	return c.version != store.Version{} && (c.history == current || e.history != current) &&
-		(e.rev < c.rev || e.rev == c.rev && c.number < 0)
+func (c *shipped) has(e *entry, at int64, current uint64) bool {
+	return c.version != store.Version{} && (c.history == current || e.history != current) && at <= c.place
 }
 
 func (n *space) shippedSoFar(ctx context.Context, dest store.Store) (shipped, error) {
 	r, err := dest.Get(ctx, kindOutbox, n.outboxID())
 	if errors.Is(err, store.ErrNotFound) {
-		return shipped{number: -1}, nil
+		return shipped{}, nil
 	}
 	if err != nil {
 		return shipped{}, err
 	}
 	d := reader{b: r.Data}
-	c := shipped{history: uint64(d.int64()), rev: d.int64(), number: d.int64(), version: r.Version}
+	c := shipped{history: uint64(d.int64()), place: d.int64(), version: r.Version}
 	if d.bad || len(d.b) != 0 {
 		return shipped{}, errValue("the record of what was shipped does not read")
 	}
@@ -200,7 +198,7 @@ func (n *space) ship(ctx context.Context, claimed time.Time) error {
 		if err != nil || !ok {
 			return err
 		}
-		if cur.history == l.id && cur.rev > rev {
+		if cur.history == l.id && cur.place>>8 > rev {
 			// The other store has seen more of this history than the cluster knows.
 			n.s.doubt.Store(l.id)
 			if err := n.s.check(ctx, false); err != nil {
@@ -230,7 +228,7 @@ func (n *space) shipEpoch(ctx context.Context, dest store.Store, cur shipped, en
 		}
 		current := n.s.lineage.Load().id
 		i := 0
-		for ; i < len(part) && cur.has(&part[i], current); i++ {
+		for ; i < len(part) && cur.has(&part[i], part[i].last(), current); i++ {
 			clear = append(clear, &part[i])
 		}
 		if i > 0 {
@@ -241,7 +239,7 @@ func (n *space) shipEpoch(ctx context.Context, dest store.Store, cur shipped, en
 			clear = clear[:0]
 		}
 		for i < len(part) {
-			b := n.batch(part[i:], &cur)
+			b := n.batch(part[i:], &cur, current)
 			version, err := n.send(ctx, dest, &cur, &b)
 			if err != nil {
 				return cur, errors.Join(err, n.clear(ctx, clear))
@@ -280,7 +278,9 @@ func (n *space) load(ctx context.Context, part []entry) error {
 		if err != nil {
 			return err
 		}
-		e.key, e.epoch, e.rev, e.mod = part[i].key, part[i].epoch, kvs[0].CreateRevision, kvs[0].ModRevision
+		if err := e.stands(kvs[0], part[i].epoch); err != nil {
+			return err
+		}
 		part[i] = e
 	}
 	return nil
@@ -293,43 +293,25 @@ type batch struct {
 	events   []store.Record
 	next     shipped
 	complete int // entries that it finishes
-	part     byte
 }
 
-// batch takes whole entries, or a part of one that alone is too large.
-func (n *space) batch(entries []entry, cur *shipped) batch {
-	b := batch{next: *cur}
+// batch takes events while they fit; at least one does.
+func (n *space) batch(entries []entry, cur *shipped, current uint64) batch {
+	var b batch
 	size := 0
 	for i := range entries {
 		e := &entries[i]
-		todo, number := e.events, -1
-		if e.rev == cur.rev && e.history == cur.history && cur.number >= 0 {
-			todo = e.events[cur.number+1:]
-		}
-		need := 0
-		for j := range todo {
-			need += sizeOf(&todo[j])
-		}
-		if len(b.events) > 0 && (size+need > shipBytes || len(b.events)+len(todo) > maxEvents) {
-			break
-		}
-		if need > shipBytes {
-			fit := 0
-			for need = sizeOf(&todo[0]); fit+1 < len(todo) && need+sizeOf(&todo[fit+1]) <= shipBytes; {
-				fit++
-				need += sizeOf(&todo[fit])
+		for j := range e.events {
+			at := e.at(j)
+			if cur.has(e, at, current) {
+				continue // with a batch that ended inside of the entry
 			}
-			todo = todo[:fit+1]
-			number = fit
-			if e.rev == cur.rev && e.history == cur.history && cur.number >= 0 {
-				number += int(cur.number) + 1
+			need := sizeOf(&e.events[j])
+			if len(b.events) > 0 && (size+need > shipBytes || len(b.events) == maxEvents) {
+				return b
 			}
-			b.part = byte(number + 1)
-		}
-		b.events, size = append(b.events, todo...), size+need
-		b.next = shipped{history: e.history, rev: e.rev, number: int64(number)}
-		if number >= 0 {
-			break
+			b.events, size = append(b.events, e.events[j]), size+need
+			b.next = shipped{history: e.history, place: at}
 		}
 		b.complete++
 	}
@@ -337,11 +319,11 @@ func (n *space) batch(entries []entry, cur *shipped) batch {
 }
 
 // The id of a change that ships tells how far it goes, so that List can tell from an event in the other store where it
-// stood here: revision(7) part(1) check(4) random-looking(4).
+// stood here: place(8) check(4) history(4), the last two hashed.
 
 func (n *space) shipID(b *batch) store.Version {
 	var id store.Version
-	binary.BigEndian.PutUint64(id[:], uint64(b.next.rev)<<8|uint64(b.part))
+	binary.BigEndian.PutUint64(id[:], uint64(b.next.place))
 	copy(id[8:], n.shipCheck(id[:8], 0))
 	copy(id[12:], n.shipCheck(id[:8], b.next.history))
 	return id
@@ -355,20 +337,19 @@ func (n *space) shipCheck(place []byte, history uint64) []byte {
 	return h.Sum(nil)[:4]
 }
 
-// shippedRev is the revision up to which the change went that shipped an event.
-func (n *space) shippedRev(v store.Version) (int64, bool) {
+// shippedTo is the place up to which the change went that shipped an event.
+func (n *space) shippedTo(v store.Version) (int64, bool) {
 	if string(v[8:12]) != string(n.shipCheck(v[:8], 0)) {
 		return 0, false
 	}
-	return int64(binary.BigEndian.Uint64(v[:8]) >> 8), true
+	return int64(binary.BigEndian.Uint64(v[:8]) &^ (1 << 63)), true
 }
 
 // send applies a batch to the other store, the identical change again while its outcome is unknown.
 func (n *space) send(ctx context.Context, dest store.Store, cur *shipped, b *batch) (store.Version, error) {
 	id := n.shipID(b)
 	data := binary.BigEndian.AppendUint64(nil, b.next.history)
-	data = binary.BigEndian.AppendUint64(data, uint64(b.next.rev))
-	data = binary.BigEndian.AppendUint64(data, uint64(b.next.number))
+	data = binary.BigEndian.AppendUint64(data, uint64(b.next.place))
 	c := &store.Change{
 		ID:     id,
 		Puts:   []store.Put{{Record: store.Record{Kind: kindOutbox, ID: n.outboxID(), Data: data}, Expect: cur.version}},
@@ -464,7 +445,7 @@ func (n *space) listNewest(ctx context.Context, q *store.Query, dest store.Store
 			return store.Page{}, err
 		}
 		for i := range r.Records {
-			if rev, ours := n.shippedRev(r.Records[i].Version); ours && rev >= cur.bound {
+			if to, ours := n.shippedTo(r.Records[i].Version); ours && to >= cur.bound {
 				continue // was in an earlier page, or came after the first
 			}
 			p.Records = append(p.Records, r.Records[i])
@@ -482,13 +463,13 @@ func (n *space) snapshot(ctx context.Context, cur *eventCursor) error {
 	if err != nil {
 		return err
 	}
-	cur.at, cur.bound = rev, rev+1
+	cur.at, cur.bound = rev, place(rev+1, 0)
 	if !ok {
 		return nil
 	}
 	entries, err := n.epochEntries(ctx, epoch, rev, false)
 	if err == nil && len(entries) > 0 {
-		cur.bound = entries[0].rev
+		cur.bound = entries[0].place
 	}
 	return err
 }
