@@ -1,0 +1,97 @@
+package memstore
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+const listLimit = 1000
+
+// List implements [store.Store]. Limit 0 means 1000.
+func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
+	if err := ctx.Err(); err != nil {
+		return store.Page{}, err
+	}
+	if q.Limit <= 0 || q.Limit > listLimit {
+		q.Limit = listLimit
+	}
+	from, err := decodeCursor(&q)
+	if err != nil {
+		return store.Page{}, err
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if from != nil && q.Kind == store.KindEvent && !q.Newest && from.number < s.trimmed {
+		return store.Page{}, fmt.Errorf("%w: events up to number %d were purged", store.ErrTrimmed, s.trimmed)
+	}
+	t := s.tables[q.Kind]
+	if t == nil {
+		return store.Page{}, nil
+	}
+	var page store.Page
+	var last *entry
+	t.order.walk(from, &q, skipBlocks(t, &q), func(e *entry) bool {
+		if !e.matches(&q) {
+			return true
+		}
+		if len(page.Records) == q.Limit {
+			page.Cursor = encodeCursor(&q, last)
+			return false
+		}
+		page.Records, last = append(page.Records, e.record(t.kind, s.all.history)), e
+		return true
+	})
+	return page, nil
+}
+
+// skipBlocks passes over blocks of events that are too old or too new: Written never falls along their order.
+func skipBlocks(t *table, q *store.Query) func(*block) bool {
+	if !t.order.byNumber {
+		return func(*block) bool { return false }
+	}
+	return func(b *block) bool {
+		return q.Since > 0 && b.last().written < q.Since || q.Until > 0 && b.entries[0].written >= q.Until
+	}
+}
+
+func cursorHead(q *store.Query) string {
+	dir := "o"
+	if q.Newest {
+		dir = "n"
+	}
+	return "1" + dir + string(q.Kind) + "\x00"
+}
+
+// encodeCursor names the last entry of a page.
+func encodeCursor(q *store.Query, last *entry) string {
+	place := last.id()
+	if q.Kind == store.KindEvent {
+		place = strconv.FormatInt(last.number, 10)
+	}
+	return base64.RawURLEncoding.EncodeToString([]byte(cursorHead(q) + place))
+}
+
+// decodeCursor returns the entry behind which a page begins, nil for the first.
+func decodeCursor(q *store.Query) (*entry, error) {
+	if q.Cursor == "" {
+		return nil, nil
+	}
+	b, err := base64.RawURLEncoding.Strict().DecodeString(q.Cursor)
+	place, ok := strings.CutPrefix(string(b), cursorHead(q))
+	if err != nil || !ok {
+		return nil, fmt.Errorf("%w: the cursor is of another query", errInvalid)
+	}
+	if q.Kind != store.KindEvent {
+		return cursorEntry(place, 0), nil
+	}
+	n, err := strconv.ParseInt(place, 10, 64)
+	if err != nil || n < 0 {
+		return nil, fmt.Errorf("%w: the cursor does not read", errInvalid)
+	}
+	return cursorEntry("", n), nil
+}
