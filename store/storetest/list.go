@@ -248,7 +248,7 @@ func testListConcurrent(h *harness) {
 		case 0: // rewrites pairs
 			return h.rewritePairs(v, &reading)
 		case 1: // creates others between
-			for i := 0; reading.Load() > 0 && i < 2000; i++ {
+			for i := 0; reading.Load() > 0 && i < 300; i++ {
 				p := put(grant, fmt.Sprintf("stay%02d-%d", i%stay, i), "", store.Version{})
 				p.Subject = "s"
 				if _, err := h.st.Apply(h.ctx, &store.Change{ID: fresh(), Puts: []store.Put{p}}); err != nil {

@@ -1,0 +1,419 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/apitoken-go/apitoken/store"
+	"github.com/apitoken-go/apitoken/store/memstore"
+)
+
+// A suite that passes everything proves nothing. Here are stores with one mistake each, and the subtest that must not
+// let it through; it runs in a child process, since a failed subtest cannot be taken back.
+
+const brokenEnv = "STORETEST_BROKEN"
+
+func TestSuiteBites(t *testing.T) {
+	t.Parallel()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	slots := make(chan struct{}, 4)
+	for _, m := range mistakes {
+		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			cmd := exec.CommandContext(t.Context(), exe, "-test.run=^TestBroken$/^"+strings.ReplaceAll(m.caughtBy, " ", "_")+"$", "-test.v")
+			cmd.Env = append(os.Environ(), brokenEnv+"="+m.name)
+			out, err := cmd.CombinedOutput()
+			var exit *exec.ExitError
+			caught := "--- FAIL: TestBroken/" + strings.ReplaceAll(m.caughtBy, " ", "_")
+			switch {
+			case err == nil:
+				t.Fatalf("a store that %s passes %q", m.name, m.caughtBy)
+			case !errors.As(err, &exit) || !strings.Contains(string(out), caught) || strings.Contains(string(out), "panic"):
+				t.Fatalf("a store that %s must fail %q by a failure of the test, not otherwise: %v\n%s", m.name, m.caughtBy, err, out)
+			}
+		})
+	}
+}
+
+// TestBroken is the child of TestSuiteBites; by itself it does nothing.
+func TestBroken(t *testing.T) {
+	i := slices.IndexFunc(mistakes, func(m mistake) bool { return m.name == os.Getenv(brokenEnv) })
+	if i < 0 {
+		t.Skip("runs as a child process only")
+	}
+	patience = 200 * time.Millisecond
+	Run(t, func(t *testing.T, _ string) store.Store { return mistakes[i].make(memstore.New()) })
+}
+
+type mistake struct {
+	name     string // completes "a store that"
+	caughtBy string // the subtest
+	make     func(good *memstore.Store) store.Store
+}
+
+var mistakes = []mistake{
+	{"loses an event", "Events in order", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
+			if c = clone(c); len(c.Events) > 2 {
+				c.Events = c.Events[:2]
+			}
+			return m.Apply(ctx, c)
+		}}
+	}},
+	{"answers Get from a cache", "Expected version", func(m *memstore.Store) store.Store {
+		cache := map[string]store.Record{}
+		return &broken{Store: m, get: func(ctx context.Context, k store.Kind, id string) (store.Record, error) {
+			if r, ok := cache[string(k)+id]; ok {
+				return r, nil
+			}
+			r, err := m.Get(ctx, k, id)
+			if err == nil {
+				cache[string(k)+id] = r
+			}
+			return r, err
+		}}
+	}},
+	{"ignores Expect", "Expected version", func(m *memstore.Store) store.Store { return &broken{Store: m, apply: ignoreExpect(m)} }},
+	{"lets the last writer win", "Counters", func(m *memstore.Store) store.Store { return &broken{Store: m, apply: ignoreExpect(m)} }},
+	{"writes the puts one by one", "All or nothing", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
+			for i := range c.Puts {
+				if commit, err := m.Apply(ctx, &store.Change{ID: c.ID, Puts: c.Puts[i : i+1]}); err != nil {
+					return commit, err
+				}
+			}
+			return m.Apply(ctx, &store.Change{ID: c.ID, Events: c.Events})
+		}}
+	}},
+	{"writes the events of a conflict", "All or nothing", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
+			commit, err := m.Apply(ctx, c)
+			if errors.Is(err, store.ErrConflict) {
+				_, _ = m.Apply(ctx, &store.Change{ID: c.ID, Events: c.Events})
+			}
+			return commit, err
+		}}
+	}},
+	{"writes the events of a retry again", "Retry", func(m *memstore.Store) store.Store { return &broken{Store: m, apply: eventsAgain(m)} }},
+	{"writes the events of racing retries again", "Retry by many at once", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: eventsAgain(m)}
+	}},
+	{"calls a retry a conflict", "Retry", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
+			for _, p := range c.Puts {
+				if r, err := m.Get(ctx, p.Kind, p.ID); err == nil && r.Version == c.ID {
+					return store.Commit{}, store.ErrConflict
+				}
+			}
+			return m.Apply(ctx, c)
+		}}
+	}},
+	{"calls giving up a conflict", "Cancelled before", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
+			if ctx.Err() != nil {
+				return store.Commit{}, store.ErrConflict
+			}
+			return m.Apply(ctx, c)
+		}}
+	}},
+	{"takes any size", "Limits", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
+			for len(c.Puts) > 16 {
+				if _, err := m.Apply(ctx, &store.Change{ID: c.ID, Puts: c.Puts[:16]}); err != nil {
+					return store.Commit{}, err
+				}
+				c = &store.Change{ID: c.ID, Puts: c.Puts[16:], Events: c.Events}
+			}
+			return m.Apply(ctx, c)
+		}}
+	}},
+	{"folds the case of ids", "Keys", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, get: func(ctx context.Context, k store.Kind, id string) (store.Record, error) {
+			r, err := m.Get(ctx, k, strings.ToLower(id))
+			r.ID = id
+			return r, err
+		}}
+	}},
+	{"gives out its own memory", "Memory given out", func(m *memstore.Store) store.Store {
+		kept := map[string]store.Record{}
+		return &broken{Store: m, get: func(ctx context.Context, k store.Kind, id string) (store.Record, error) {
+			if r, ok := kept[id]; ok {
+				return r, nil
+			}
+			r, err := m.Get(ctx, k, id)
+			kept[id] = r
+			return r, err
+		}}
+	}},
+	{"keeps the memory it is given", "Memory given in", func(m *memstore.Store) store.Store {
+		data := map[string][]byte{}
+		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
+			for _, p := range c.Puts {
+				data[strings.Clone(string(p.Kind)+p.ID)] = p.Data
+			}
+			return m.Apply(ctx, c)
+		}, get: func(ctx context.Context, k store.Kind, id string) (store.Record, error) {
+			r, err := m.Get(ctx, k, id)
+			r.Data = slices.Clone(data[string(k)+id])
+			return r, err
+		}}
+	}},
+	{"follows in order of id", "Follow", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, follow: func(ctx context.Context, p store.Position, ks []store.Kind, max int) (store.View, error) {
+			v, err := m.Follow(ctx, p, ks, max)
+			slices.SortFunc(v.Records, func(a, b store.Record) int { return strings.Compare(a.ID, b.ID) })
+			return v, err
+		}}
+	}},
+	{"leaves a gap between pages of Follow", "Follow in pages", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, follow: func(ctx context.Context, p store.Position, ks []store.Kind, max int) (store.View, error) {
+			v, err := m.Follow(ctx, p, ks, max+1)
+			if len(v.Records) > max {
+				v.Records, v.More = v.Records[:max], true
+			}
+			return v, err
+		}}
+	}},
+	{"follows a replica that lags", "Follow while others write", func(m *memstore.Store) store.Store {
+		var mu sync.Mutex
+		var at time.Time
+		var head store.Position
+		return &broken{Store: m, follow: func(ctx context.Context, p store.Position, ks []store.Kind, limit int) (store.View, error) {
+			v, err := m.Follow(ctx, p, ks, limit)
+			mu.Lock()
+			defer mu.Unlock()
+			if time.Since(at) > 5*time.Millisecond {
+				at, head = time.Now(), v.Next
+				return v, err
+			}
+			if p.N > head.N {
+				v.Records, v.Next, v.More = nil, p, false
+				return v, err
+			}
+			v.Records = slices.DeleteFunc(v.Records, func(r store.Record) bool { return r.Pos.N > head.N })
+			v.Next, v.More = store.Position{History: v.Next.History, N: max(head.N, p.N)}, false
+			return v, err
+		}}
+	}},
+	{"hides that it lost its history", "Foreign positions", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, follow: func(ctx context.Context, p store.Position, ks []store.Kind, max int) (store.View, error) {
+			v, err := m.Follow(ctx, p, ks, max)
+			if errors.Is(err, store.ErrDiverged) {
+				return m.Follow(ctx, store.Position{}, ks, max)
+			}
+			return v, err
+		}}
+	}},
+	{"tells an old Head", "Head", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
+			v, _ := m.Follow(ctx, store.Position{}, nil, 1)
+			commit, err := m.Apply(ctx, c)
+			commit.Head = v.Next
+			return commit, err
+		}}
+	}},
+	{"never wakes", "Wait", func(m *memstore.Store) store.Store { return sleeper{m} }},
+	{"shows an event behind a cursor", "Feed while others write", func(m *memstore.Store) store.Store {
+		late := time.Now().Add(40 * time.Millisecond).UnixMilli()
+		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
+			p, err := m.List(ctx, q)
+			if q.Kind == store.KindEvent && time.Now().UnixMilli() < late {
+				p.Records = slices.DeleteFunc(p.Records, func(r store.Record) bool { return r.ID[0] == '1' })
+			}
+			return p, err
+		}}
+	}},
+	{"gives no cursor for the rest", "List", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
+			p, err := m.List(ctx, q)
+			if len(p.Records) < 5 {
+				p.Cursor = ""
+			}
+			return p, err
+		}}
+	}},
+	{"takes Until as the last moment", "List by time", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
+			if q.Until > 0 {
+				q.Until++
+			}
+			return m.List(ctx, q)
+		}}
+	}},
+	{"needs one selector of several", "List by selectors", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
+			if q.Subject != "" {
+				q.Client = ""
+			}
+			return m.List(ctx, q)
+		}}
+	}},
+	{"makes a page of two snapshots", "List while others write", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
+			limit := q.Limit
+			q.Limit = 1
+			var page store.Page
+			for len(page.Records) < limit {
+				p, err := m.List(ctx, q)
+				if err != nil {
+					return page, err
+				}
+				page.Records, page.Cursor = append(page.Records, p.Records...), p.Cursor
+				if q.Cursor = p.Cursor; q.Cursor == "" {
+					break
+				}
+				pause(ctx, 200*time.Microsecond)
+			}
+			return page, nil
+		}}
+	}},
+	{"purges the living", "Purge", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, purge: func(ctx context.Context, k store.Kind, before int64, max int) (int, error) {
+			p, _ := m.List(ctx, store.Query{Kind: k, Limit: 1000})
+			for _, r := range p.Records {
+				if r.Expires > 0 && r.Expires < before {
+					r.Expires = 1
+					_, _ = m.Apply(ctx, &store.Change{ID: fresh(), Puts: []store.Put{{Record: r, Expect: r.Version}}})
+				}
+			}
+			return m.Purge(ctx, k, before, max)
+		}}
+	}},
+	{"purges more than asked", "Purge", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, purge: func(ctx context.Context, k store.Kind, before int64, max int) (int, error) {
+			return m.Purge(ctx, k, before, 1000)
+		}}
+	}},
+	{"purges by what it read before", "Purge against revival", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, purge: func(ctx context.Context, k store.Kind, before int64, max int) (int, error) {
+			p, _ := m.List(ctx, store.Query{Kind: k, Limit: max})
+			pause(ctx, 2*time.Millisecond)
+			for _, read := range p.Records {
+				if r, err := m.Get(ctx, k, read.ID); err == nil {
+					r.Expires = 1
+					_, _ = m.Apply(ctx, &store.Change{ID: fresh(), Puts: []store.Put{{Record: r, Expect: r.Version}}})
+				}
+			}
+			return m.Purge(ctx, k, before, max)
+		}}
+	}},
+	{"tells Follow of a purge", "Purge of state", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, follow: func(ctx context.Context, p store.Position, ks []store.Kind, max int) (store.View, error) {
+			v, err := m.Follow(ctx, store.Position{}, ks, max)
+			if err == nil && len(v.Records) > 0 && !v.More {
+				v.Next.N = v.Records[len(v.Records)-1].Pos.N // the head is what is left of the records
+			}
+			if p.N > v.Next.N {
+				return store.View{}, store.ErrDiverged
+			}
+			v.Records = slices.DeleteFunc(v.Records, func(r store.Record) bool { return r.Pos.N <= p.N })
+			return v, err
+		}}
+	}},
+	{"goes on from a cursor that was purged", "Purge of events", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
+			p, err := m.List(ctx, q)
+			if errors.Is(err, store.ErrTrimmed) {
+				q.Cursor = ""
+				return m.List(ctx, q)
+			}
+			return p, err
+		}}
+	}},
+	{"forgets though it can be closed", "Open again", func(m *memstore.Store) store.Store { return closer{m} }},
+}
+
+// ignoreExpect writes whatever the versions are.
+func ignoreExpect(m *memstore.Store) func(context.Context, *store.Change) (store.Commit, error) {
+	return func(ctx context.Context, c *store.Change) (store.Commit, error) {
+		for c = clone(c); ; {
+			commit, err := m.Apply(ctx, c)
+			if !errors.Is(err, store.ErrConflict) {
+				return commit, err
+			}
+			for i := range c.Puts {
+				r, _ := m.Get(ctx, c.Puts[i].Kind, c.Puts[i].ID)
+				c.Puts[i].Expect = r.Version
+			}
+		}
+	}
+}
+
+// eventsAgain recognises the records of a retry, but not its events.
+func eventsAgain(m *memstore.Store) func(context.Context, *store.Change) (store.Commit, error) {
+	return func(ctx context.Context, c *store.Change) (store.Commit, error) {
+		commit, err := m.Apply(ctx, &store.Change{ID: c.ID, Puts: c.Puts})
+		if err != nil || len(c.Events) == 0 {
+			return commit, err
+		}
+		return m.Apply(ctx, &store.Change{ID: c.ID, Events: c.Events})
+	}
+}
+
+// broken is a good store some of whose verbs are replaced.
+type broken struct {
+	*memstore.Store
+	get    func(context.Context, store.Kind, string) (store.Record, error)
+	apply  func(context.Context, *store.Change) (store.Commit, error)
+	follow func(context.Context, store.Position, []store.Kind, int) (store.View, error)
+	list   func(context.Context, store.Query) (store.Page, error)
+	purge  func(context.Context, store.Kind, int64, int) (int, error)
+}
+
+func (b *broken) Get(ctx context.Context, k store.Kind, id string) (store.Record, error) {
+	if b.get == nil {
+		return b.Store.Get(ctx, k, id)
+	}
+	return b.get(ctx, k, id)
+}
+
+func (b *broken) Apply(ctx context.Context, c *store.Change) (store.Commit, error) {
+	if b.apply == nil {
+		return b.Store.Apply(ctx, c)
+	}
+	return b.apply(ctx, c)
+}
+
+func (b *broken) Follow(ctx context.Context, p store.Position, ks []store.Kind, max int) (store.View, error) {
+	if b.follow == nil {
+		return b.Store.Follow(ctx, p, ks, max)
+	}
+	return b.follow(ctx, p, ks, max)
+}
+
+func (b *broken) List(ctx context.Context, q store.Query) (store.Page, error) {
+	if b.list == nil {
+		return b.Store.List(ctx, q)
+	}
+	return b.list(ctx, q)
+}
+
+func (b *broken) Purge(ctx context.Context, k store.Kind, before int64, max int) (int, error) {
+	if b.purge == nil {
+		return b.Store.Purge(ctx, k, before, max)
+	}
+	return b.purge(ctx, k, before, max)
+}
+
+type sleeper struct{ *memstore.Store }
+
+func (sleeper) Wait(ctx context.Context, _ store.Position) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+type closer struct{ *memstore.Store }
+
+func (closer) Close() error { return nil }
