@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/etcdstore"
@@ -45,7 +46,7 @@ func sharedClient(tb testing.TB) *clientv3.Client {
 		if shared.cluster, shared.err = New(shared.dir, 3); shared.err != nil {
 			return
 		}
-		shared.client, shared.err = clientv3.New(clientv3.Config{Endpoints: shared.cluster.Endpoints()})
+		shared.client, shared.err = clientv3.New(clientv3.Config{Endpoints: shared.cluster.Endpoints(), Logger: zap.NewNop()})
 	})
 	if shared.err != nil {
 		if os.Getenv(RequireVariable) == "1" {
