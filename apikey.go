@@ -17,7 +17,7 @@ import (
 // APIKey is a key as it can be shown after it was created.
 type APIKey struct {
 	ID, Subject, Name string
-	Start             string // first characters of the secret
+	Start             string // first characters of the key: fit to be shown, they hold nothing of its secret part
 	Scopes            Scopes
 	Created, Expires  time.Time // Expires zero: never
 	LastUsed          time.Time // to within a minute
@@ -80,7 +80,6 @@ const (
 	purposeAPIKeyTag = "apikey-tag"
 	labelAPIKey      = "ak1h"
 	keySlack         = 30 * 24 * time.Hour // an ended key stays in lists for so long
-	startChars       = 4                   // of the secret, shown behind prefix and kind
 )
 
 func newAPIKeys(s *Service) *APIKeys { return &APIKeys{s: s, keys: newKeyShelf()} }
@@ -271,7 +270,7 @@ func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, also func(*chan
 	rec.TagKID, rec.Hash = key.KID, s.hashAPIKey(&key)
 	text := opaque.EncodeKey(s.cfg.Prefix, opaque.APIKey, &key)
 	id := key.ID.String()
-	rec.Start = opaque.Start(text, startChars)
+	rec.Start = opaque.Start(text)
 	r, err := rec.record(id)
 	if err != nil {
 		return APIKey{}, Secret{}, err

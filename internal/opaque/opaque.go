@@ -205,12 +205,12 @@ func prefixed(s string) bool {
 	return len(s) >= 2 && len(s) <= maxPrefix
 }
 
-// Start is what may be shown of a token: its prefix and kind and n characters of what follows.
-func Start(token string, n int) string {
-	i := strings.LastIndexByte(token, '_')
-	// The first characters hold the version and the key's ID, which every token shares: show what differs.
-	from := max(i+1, len(token)-n)
-	return token[:i+1] + "…" + token[from:]
+// Start is the part of a token that may be shown in lists: its first characters, up to those that hold the first bytes of
+// the ID that differ from key to key. Of the secret it holds nothing.
+func Start(token string) string {
+	const shown = 20 // of the body: version, kid and eleven bytes of the ID
+	i := strings.LastIndexByte(token, '_') + 1
+	return token[:min(i+shown, len(token))]
 }
 
 // Find yields the tokens in text, whatever their prefix, that stand there whole with a good checksum. A token that

@@ -1,0 +1,257 @@
+package apitoken_test
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/apitoken-go/apitoken"
+)
+
+func TestAPIKeyLife(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	c := &clock{}
+	svc := service(t, func(cfg *apitoken.Config) {
+		cfg.Now, cfg.Prefix, cfg.Limits.APIKeysPerSubject = c.Now, "acme", 2
+		cfg.Lifetimes.APIKey = 24 * time.Hour
+	})
+	x, secret, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", Name: "ci", Scopes: apitoken.Scopes{"deploy"}, Expires: c.Now().Add(time.Hour)})
+	require.NoError(t, err)
+	require.True(t, strings.HasPrefix(secret.Reveal(), "acme_ak_"))
+	require.True(t, strings.HasPrefix(secret.Reveal(), x.Start), "the first characters are shown in lists")
+	require.Less(t, len(x.Start), 32)
+	ctx2 := apitoken.WithOrigin(ctx, apitoken.Origin{Address: netip.MustParseAddr("192.0.2.7")})
+	for range 3 {
+		tok, err := svc.Validate(ctx2, apitoken.Bearer(secret.Reveal()))
+		require.NoError(t, err)
+		require.Equal(t, "bob", tok.Subject())
+		require.Equal(t, apitoken.KindAPIKey, tok.Kind())
+		require.True(t, tok.Allows("deploy:staging"))
+		require.False(t, tok.Allows("admin"))
+	}
+	got, err := svc.APIKeys.Get(ctx, x.ID)
+	require.NoError(t, err)
+	require.EqualValues(t, 3, got.Uses)
+	require.Equal(t, "192.0.2.7", got.LastAddress)
+	require.WithinDuration(t, c.Now(), got.LastUsed, time.Minute)
+	_, err = svc.APIKeys.Rename(ctx, x.ID, "pipeline")
+	require.NoError(t, err)
+	require.NoError(t, validate(svc, secret))
+
+	y, second, err := svc.APIKeys.Rotate(ctx, x.ID, 2*time.Hour)
+	require.NoError(t, err)
+	require.Equal(t, x.Expires.UnixMilli(), y.Expires.UnixMilli(), "rotation never extends the original expiry")
+	require.NoError(t, validate(svc, secret), "the old secret works for the overlap")
+	require.NoError(t, validate(svc, second))
+	_, _, err = svc.APIKeys.Rotate(ctx, x.ID, time.Hour)
+	require.ErrorIs(t, err, apitoken.ErrNotFound, "a key is rotated once")
+	_, _, err = svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", Name: "two"})
+	require.NoError(t, err)
+	_, _, err = svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", Name: "three"})
+	require.ErrorIs(t, err, apitoken.ErrLimited)
+	c.Advance(time.Hour + time.Second)
+	require.NoError(t, svc.Sync(ctx))
+	require.ErrorIs(t, validate(svc, secret), apitoken.ErrExpired)
+	require.ErrorIs(t, validate(svc, second), apitoken.ErrExpired)
+	z, third, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", Name: "three"})
+	require.NoError(t, err)
+	require.NoError(t, validate(svc, third))
+	require.NoError(t, svc.APIKeys.Revoke(ctx, z.ID, "lost"))
+	require.ErrorIs(t, validate(svc, third), apitoken.ErrRevoked)
+	var names []string
+	for k, err := range svc.APIKeys.Of(ctx, "bob", apitoken.Page{}) {
+		require.NoError(t, err)
+		names = append(names, k.Name)
+	}
+	require.Equal(t, []string{"three", "two", "pipeline", "pipeline"}, names, "newest first, the ended ones too")
+	var how []string
+	for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventAPIKeyChanged, OldestFirst: true}) {
+		require.Equal(t, "bob", e.Subject)
+		how = append(how, strings.Fields(e.Reason)[0])
+	}
+	require.Equal(t, []string{"created", "renamed", "rotated", "created", "created"}, how)
+}
+
+func TestOneCallersViewOfAPIKeys(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := service(t, nil)
+	alice := issue(t, svc, apitoken.Request{Subject: "alice", Scopes: apitoken.Scopes{"orders"}}).Token
+	hers, secret, err := svc.APIKeys.For(alice).Create(ctx, apitoken.APIKeyRequest{Name: "mine", Scopes: apitoken.Scopes{"orders:read"}})
+	require.NoError(t, err)
+	require.Equal(t, "alice", hers.Subject)
+	his, _, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", Name: "his"})
+	require.NoError(t, err)
+	view := svc.APIKeys.For(alice)
+	_, _, err = view.Create(ctx, apitoken.APIKeyRequest{Name: "more", Scopes: apitoken.Scopes{"admin"}})
+	require.ErrorIs(t, err, apitoken.ErrInvalidScope, "no more than the caller holds")
+	_, _, err = view.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", Name: "x"})
+	require.ErrorIs(t, err, apitoken.ErrDenied)
+	for what, err := range map[string]error{
+		"get":    second(view.Get(ctx, his.ID)),
+		"rename": second(view.Rename(ctx, his.ID, "x")),
+		"rotate": third(view.Rotate(ctx, his.ID, 0)),
+		"revoke": view.Revoke(ctx, his.ID, "x"),
+	} {
+		require.ErrorIs(t, err, apitoken.ErrNotFound, what)
+	}
+	n := 0
+	for k, err := range view.List(ctx, apitoken.Page{}) {
+		require.NoError(t, err)
+		require.Equal(t, hers.ID, k.ID)
+		n++
+	}
+	require.Equal(t, 1, n)
+	for range view.Of(ctx, "bob", apitoken.Page{}) {
+		n++
+	}
+	require.Equal(t, 2, n, "one answer, the error")
+	// Nothing by way of an API key, nor by nobody.
+	tok, err := svc.Validate(ctx, apitoken.Bearer(secret.Reveal()))
+	require.NoError(t, err)
+	for _, caller := range []apitoken.Token{tok, {}} {
+		_, _, err = svc.APIKeys.For(caller).Create(ctx, apitoken.APIKeyRequest{Name: "child"})
+		require.ErrorIs(t, err, apitoken.ErrDenied)
+		require.ErrorIs(t, second(svc.APIKeys.For(caller).Get(ctx, hers.ID)), apitoken.ErrDenied)
+	}
+	// A narrower caller may not rotate a wider key of the same subject.
+	narrow := issue(t, svc, apitoken.Request{Subject: "alice", Scopes: apitoken.Scopes{"profile"}}).Token
+	require.ErrorIs(t, third(svc.APIKeys.For(narrow).Rotate(ctx, hers.ID, 0)), apitoken.ErrInvalidScope)
+}
+
+func second[T any](_ T, err error) error        { return err }
+func third[T, U any](_ T, _ U, err error) error { return err }
+
+func TestUsesAreNeverExceeded(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := tempStore(t)
+	list := []*apitoken.Service{serviceOn(t, st, nil), serviceOn(t, st, nil)}
+	for _, limit := range []uint64{1, 5, 200} {
+		_, secret, err := list[0].APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", Name: fmt.Sprint(limit), MaxUses: limit})
+		require.NoError(t, err)
+		for range 3 {
+			require.NoError(t, validate(list[1], secret), "validating consumes nothing")
+		}
+		var ok, no atomic.Int64
+		var wg sync.WaitGroup
+		for i := range 8 {
+			wg.Go(func() {
+				for range int(limit) {
+					_, err := apitoken.Authorize(ctx, list[i%2], apitoken.Bearer(secret.Reveal()), apitoken.Authenticated())
+					switch {
+					case err == nil:
+						ok.Add(1)
+					default:
+						no.Add(1)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		require.LessOrEqual(t, ok.Load(), int64(limit), "never above the limit")
+		require.GreaterOrEqual(t, ok.Load(), int64(limit)-int64(limit/16), "a process may sit on one batch")
+		if limit < 16 {
+			require.EqualValues(t, limit, ok.Load(), "exact below 16")
+		}
+		require.NotZero(t, no.Load())
+		_, err = apitoken.Authorize(ctx, list[0], apitoken.Bearer(secret.Reveal()), apitoken.AllOf("none"))
+		require.ErrorIs(t, err, apitoken.ErrInsufficientScope, "a request that is refused consumes nothing")
+	}
+}
+
+func TestRate(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	c := &clock{}
+	svc := service(t, func(cfg *apitoken.Config) { cfg.Now = c.Now })
+	_, secret, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", Name: "slow", Rate: apitoken.Rate{Burst: 3, Per: time.Hour}})
+	require.NoError(t, err)
+	call := func() error {
+		_, err := apitoken.Authorize(ctx, svc, apitoken.Bearer(secret.Reveal()), apitoken.Authenticated())
+		return err
+	}
+	for range 3 {
+		require.NoError(t, call())
+	}
+	err = call()
+	require.ErrorIs(t, err, apitoken.ErrLimited)
+	var e *apitoken.Error
+	require.ErrorAs(t, err, &e)
+	require.InDelta(t, time.Hour, e.RetryAfter, float64(time.Minute))
+	c.Advance(time.Hour)
+	require.NoError(t, svc.Sync(ctx))
+	require.NoError(t, call())
+	require.ErrorIs(t, call(), apitoken.ErrLimited)
+}
+
+func TestAPIKeyRequestsThatContradict(t *testing.T) {
+	t.Parallel()
+	svc := service(t, func(c *apitoken.Config) {
+		c.Scopes = map[apitoken.Scope]string{"orders": "all orders"}
+		c.Lifetimes.APIKey = time.Hour
+	})
+	_, _, err := svc.Clients.Create(context.Background(), apitoken.Client{ID: "web", Public: true})
+	require.NoError(t, err)
+	for what, r := range map[string]apitoken.APIKeyRequest{
+		"no subject": {Name: "x"}, "control": {Subject: "a\nb"}, "client": {Subject: "web"}, "first party": {Subject: "first-party"}, "long subject": {Subject: strings.Repeat("s", 256)},
+		"long name": {Subject: "a", Name: strings.Repeat("n", 101)}, "bidi name": {Subject: "a", Name: "a\u202eb"}, "unknown scope": {Subject: "a", Scopes: apitoken.Scopes{"order"}}, "no scope": {Subject: "a", Scopes: apitoken.Scopes{""}},
+		"past": {Subject: "a", Expires: time.Unix(1, 0)}, "far": {Subject: "a", Expires: time.Now().Add(2 * time.Hour)}, "half a rate": {Subject: "a", Rate: apitoken.Rate{Burst: 1}}, "negative rate": {Subject: "a", Rate: apitoken.Rate{Burst: -1, Per: 1}},
+		"claims": {Subject: "a", Claims: 1}, "reserved claim": {Subject: "a", Claims: map[string]any{"sub": "root"}},
+	} {
+		_, _, err := svc.APIKeys.Create(context.Background(), r)
+		require.Error(t, err, what)
+		require.NotErrorIs(t, err, apitoken.ErrUnavailable, what)
+	}
+}
+
+func TestAPIKeysThatWereTamperedWith(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc, stranger := service(t, nil), service(t, nil)
+	_, secret, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob"})
+	require.NoError(t, err)
+	good := secret.Reveal()
+	require.NoError(t, validate(svc, secret))
+	require.ErrorIs(t, validate(stranger, secret), apitoken.ErrInvalidToken)
+	for i := range len(good) {
+		require.ErrorIs(t, validate(svc, apitoken.NewSecret(flip(good, i))), apitoken.ErrInvalidToken, "character %d", i)
+		require.ErrorIs(t, validate(svc, apitoken.NewSecret(good[:i])), errOf(i), "cut at %d", i)
+	}
+	require.ErrorIs(t, validate(svc, apitoken.NewSecret(good+"0")), apitoken.ErrInvalidToken)
+	require.ErrorIs(t, validate(svc, apitoken.NewSecret(strings.ToUpper(good))), apitoken.ErrInvalidToken)
+}
+
+func errOf(n int) error {
+	if n == 0 {
+		return apitoken.ErrNoToken
+	}
+	return apitoken.ErrInvalidToken
+}
+
+func TestManyAskForOneUnknownKey(t *testing.T) {
+	t.Parallel()
+	inner := &counting{Store: tempStore(t)}
+	svc := serviceOn(t, inner, nil)
+	_, secret, err := svc.APIKeys.Create(context.Background(), apitoken.APIKeyRequest{Subject: "bob"})
+	require.NoError(t, err)
+	before := inner.gets.Load()
+	var wg sync.WaitGroup
+	for range 64 {
+		wg.Go(func() {
+			if err := validate(svc, secret); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	require.EqualValues(t, 1, inner.gets.Load()-before, "one read, however many ask")
+}

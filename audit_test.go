@@ -1,0 +1,276 @@
+package apitoken_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// counting counts reads.
+type counting struct {
+	store.Store
+	gets atomic.Int64
+}
+
+func (c *counting) Get(ctx context.Context, k store.Kind, id string) (store.Record, error) {
+	if k == store.KindAPIKey {
+		c.gets.Add(1)
+	}
+	return c.Store.Get(ctx, k, id)
+}
+
+func TestEventsTellWhoDidWhatFromWhere(t *testing.T) {
+	t.Parallel()
+	svc := service(t, nil)
+	admin := issue(t, svc, apitoken.Request{Subject: "admin"}).Token
+	origin := apitoken.Origin{Address: netip.MustParseAddr("192.0.2.1"), UserAgent: "curl/8\x1b[31m" + strings.Repeat("é", 200), RequestID: "req\u202e-1"}
+	ctx := apitoken.NewContext(apitoken.WithOrigin(context.Background(), origin), admin)
+	i, err := svc.Issue(ctx, apitoken.Request{Subject: "alice \"<&>'", Scopes: apitoken.Scopes{"orders:read"}})
+	require.NoError(t, err)
+	require.NoError(t, svc.Revoke(ctx, apitoken.ByGrant(i.Token.Grant()), "left\nthe company"))
+	require.NoError(t, svc.Revoke(apitoken.WithActor(context.Background(), "cron"), apitoken.BySubject("x"), ""))
+	list := events(t, svc, apitoken.EventQuery{OldestFirst: true, Subject: "alice \"<&>'"})
+	require.Len(t, list, 1)
+	e := list[0]
+	require.Equal(t, apitoken.EventIssued, e.Type)
+	require.True(t, e.OK)
+	require.Equal(t, "admin", e.Actor)
+	require.Equal(t, i.Token.ID(), e.TokenID)
+	require.Equal(t, i.Token.Grant(), e.Grant)
+	require.Equal(t, "first-party", e.Client)
+	require.Equal(t, apitoken.Scopes{"orders:read"}, e.Scopes)
+	require.Equal(t, origin.Address, e.Address)
+	require.LessOrEqual(t, len(e.UserAgent), 256)
+	require.True(t, utf8.ValidString(e.UserAgent))
+	require.NotContains(t, e.UserAgent, "\x1b")
+	require.NotContains(t, e.RequestID, "\u202e")
+	require.WithinDuration(t, time.Now(), e.Time, time.Minute)
+	revoked := events(t, svc, apitoken.EventQuery{Type: apitoken.EventRevoked, Grant: i.Token.Grant()})
+	require.Len(t, revoked, 1)
+	require.Equal(t, "left\nthe company", revoked[0].Reason)
+	require.Equal(t, apitoken.ByGrant(i.Token.Grant()).String(), revoked[0].Target.String())
+	require.Equal(t, "cron", events(t, svc, apitoken.EventQuery{Type: apitoken.EventRevoked})[0].Actor, "newest first")
+	// What is stored is what encoding/json would write.
+	doc, err := json.Marshal(e)
+	require.NoError(t, err)
+	var back apitoken.Event
+	require.NoError(t, json.Unmarshal(doc, &back))
+	require.Equal(t, e, back)
+}
+
+func TestEventQueries(t *testing.T) {
+	t.Parallel()
+	svc := service(t, nil)
+	var want []string
+	for range 450 {
+		want = append(want, issue(t, svc, apitoken.Request{Subject: "alice"}).Token.ID())
+	}
+	issue(t, svc, apitoken.Request{Subject: "bob"})
+	var got []string
+	for _, e := range events(t, svc, apitoken.EventQuery{Subject: "alice", Type: apitoken.EventIssued, OldestFirst: true}) {
+		got = append(got, e.TokenID)
+	}
+	require.Equal(t, want, got, "in the order in which they happened, page after page")
+	page, next, err := svc.EventPage(context.Background(), apitoken.EventQuery{Subject: "alice"}, "", 10)
+	require.NoError(t, err)
+	require.Len(t, page, 10)
+	require.Equal(t, want[449], page[0].TokenID)
+	page, _, err = svc.EventPage(context.Background(), apitoken.EventQuery{Subject: "alice"}, next, 10)
+	require.NoError(t, err)
+	require.Equal(t, want[439], page[0].TokenID)
+	require.Empty(t, events(t, svc, apitoken.EventQuery{Subject: "alice", To: time.Now().Add(-time.Hour)}))
+	require.Len(t, events(t, svc, apitoken.EventQuery{TokenID: want[7]}), 1)
+}
+
+func TestRefusalsAreCountedAndBounded(t *testing.T) {
+	t.Parallel()
+	svc := service(t, nil)
+	i := issue(t, svc, aliceSession)
+	require.NoError(t, svc.Revoke(context.Background(), apitoken.BySubject("alice"), "x"))
+	for range 1000 {
+		require.Error(t, validate(svc, i.Access))
+		require.Error(t, validate(svc, apitoken.NewSecret("junk")))
+	}
+	list := events(t, svc, apitoken.EventQuery{Type: apitoken.EventRefused})
+	require.Len(t, list, 2, "summed up")
+	byReason := map[string]apitoken.Event{}
+	for _, e := range list {
+		byReason[e.Reason] = e
+		require.Equal(t, 1000, e.Count)
+	}
+	require.Equal(t, "alice", byReason["revoked"].Subject, "what an authentic token says is a fact")
+	require.Empty(t, byReason["invalid"].Subject)
+
+	for n := range 1000 {
+		fresh := issue(t, svc, apitoken.Request{Subject: "mallory" + strings.Repeat("x", n%200)})
+		require.NoError(t, svc.Revoke(context.Background(), apitoken.ByToken(fresh.Token.ID()), ""))
+		require.Error(t, validate(svc, fresh.Access))
+	}
+	require.LessOrEqual(t, len(events(t, svc, apitoken.EventQuery{Type: apitoken.EventRefused})), 2+130, "nobody can fill the disk by being refused")
+}
+
+// auditor keeps what it gets, and fails, hangs or panics when told to.
+type auditor struct {
+	mu   sync.Mutex
+	got  []string
+	mode atomic.Value // string
+	hang chan struct{}
+}
+
+func (a *auditor) Audit(ctx context.Context, e apitoken.Event) error {
+	switch a.mode.Load() {
+	case "fail":
+		return errors.New("disk full")
+	case "panic":
+		panic("boom")
+	case "hang":
+		<-a.hang
+	case "slow":
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.got = append(a.got, e.ID)
+	return nil
+}
+
+func (a *auditor) ids() map[string]int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	m := map[string]int{}
+	for _, id := range a.got {
+		m[id]++
+	}
+	return m
+}
+
+func TestSinksMissNothing(t *testing.T) {
+	t.Parallel()
+	st := tempStore(t)
+	a := &auditor{hang: make(chan struct{})}
+	defer close(a.hang)
+	with := func(c *apitoken.Config) {
+		c.Sinks = []apitoken.Sink{{Name: "siem", Auditor: a, Timeout: 20 * time.Millisecond}, {Name: "log", Auditor: apitoken.NewSlogAuditor(slog.New(slog.DiscardHandler))}}
+	}
+	c := config(st)
+	with(&c)
+	svc, err := apitoken.New(c)
+	require.NoError(t, err)
+	other := serviceOn(t, st, with)
+	all := func() bool {
+		got := a.ids()
+		for _, e := range events(t, other, apitoken.EventQuery{}) {
+			if got[e.ID] == 0 {
+				return false
+			}
+		}
+		return true
+	}
+	for _, mode := range []string{"", "fail", "panic", "slow", ""} {
+		a.mode.Store(mode)
+		for range 20 {
+			issue(t, svc, aliceSession)
+		}
+		began := time.Now()
+		require.NoError(t, svc.Revoke(context.Background(), apitoken.BySubject("alice"), "x"))
+		require.Less(t, time.Since(began), 2*time.Second, "revoking waits for no sink")
+		if mode == "" {
+			require.Eventually(t, all, 20*time.Second, 10*time.Millisecond, "each event reaches the sink")
+		}
+	}
+	before := len(a.ids())
+	require.NoError(t, svc.Close())
+	issue(t, other, aliceSession)
+	require.Eventually(t, all, 30*time.Second, 10*time.Millisecond, "the other process goes on where the first one was")
+	require.Greater(t, len(a.ids()), before)
+}
+
+func TestARequiredSinkThatLagsStopsWhatGivesPower(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	c := &clock{}
+	a := &auditor{hang: make(chan struct{})}
+	svc := service(t, func(cfg *apitoken.Config) {
+		cfg.Now = c.Now
+		cfg.Sinks = []apitoken.Sink{{Name: "siem", Auditor: a, Timeout: 10 * time.Millisecond, MaxLag: time.Minute}}
+	})
+	i := issue(t, svc, aliceSession)
+	x, _, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob"})
+	require.NoError(t, err)
+	a.mode.Store("hang")
+	issue(t, svc, aliceSession)
+	c.Advance(2 * time.Minute)
+	require.Eventually(t, func() bool { _, err := svc.Issue(ctx, aliceSession); return errors.Is(err, apitoken.ErrUnavailable) }, 10*time.Second, 10*time.Millisecond)
+	_, err = refresh(svc, i.Refresh)
+	require.ErrorIs(t, err, apitoken.ErrUnavailable)
+	_, _, err = svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob"})
+	require.ErrorIs(t, err, apitoken.ErrUnavailable)
+	_, _, err = svc.Clients.Create(ctx, apitoken.Client{ID: "x", Public: true})
+	require.ErrorIs(t, err, apitoken.ErrUnavailable)
+	require.NoError(t, svc.Sync(ctx))
+	require.NoError(t, validate(svc, i.Access), "validating goes on")
+	require.NoError(t, svc.APIKeys.Revoke(ctx, x.ID, "x"), "and so does taking power away")
+	require.NoError(t, svc.Revoke(ctx, apitoken.BySubject("alice"), "x"))
+	require.ErrorIs(t, validate(svc, i.Access), apitoken.ErrRevoked)
+	close(a.hang)
+	a.mode.Store("")
+	require.Eventually(t, func() bool { _, err := svc.Issue(ctx, aliceSession); return err == nil }, 30*time.Second, 20*time.Millisecond, "it recovers by itself")
+}
+
+func TestSlogAuditor(t *testing.T) {
+	t.Parallel()
+	var b bytes.Buffer
+	a := apitoken.NewSlogAuditor(slog.New(slog.NewJSONHandler(&b, nil)))
+	require.NoError(t, a.Audit(context.Background(), apitoken.Event{ID: "1", Type: apitoken.EventRefused, Reason: "expired", Count: 3}))
+	require.NoError(t, a.Audit(context.Background(), apitoken.Event{ID: "2", Type: apitoken.EventIssued, OK: true, Subject: "alice"}))
+	lines := strings.Split(strings.TrimSpace(b.String()), "\n")
+	require.Len(t, lines, 2)
+	require.Contains(t, lines[0], `"level":"WARN"`)
+	require.Contains(t, lines[0], `"count":3`)
+	require.Contains(t, lines[1], `"level":"INFO"`)
+	require.Contains(t, lines[1], `"subject":"alice"`)
+}
+
+func TestObserversSeeEachCallOnce(t *testing.T) {
+	t.Parallel()
+	svc := service(t, nil)
+	var mu sync.Mutex
+	seen := map[string]int{}
+	stop := svc.Observe(observerFunc(func(_ context.Context, o apitoken.Observation) {
+		mu.Lock()
+		defer mu.Unlock()
+		seen[o.Op]++
+	}))
+	i := issue(t, svc, aliceSession)
+	require.NoError(t, validate(svc, i.Access))
+	require.NoError(t, validate(svc, i.Access))
+	_, err := refresh(svc, i.Refresh)
+	require.NoError(t, err)
+	require.NoError(t, svc.Revoke(context.Background(), apitoken.BySubject("alice"), "x"))
+	stop()
+	require.Error(t, validate(svc, i.Access))
+	mu.Lock()
+	defer mu.Unlock()
+	delete(seen, "feed")
+	delete(seen, "keys")
+	require.Equal(t, map[string]int{"issue": 1, "validate": 2, "refresh": 1, "revoke": 1}, seen)
+}
+
+type observerFunc func(context.Context, apitoken.Observation)
+
+func (f observerFunc) Observe(ctx context.Context, o apitoken.Observation) { f(ctx, o) }
