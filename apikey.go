@@ -186,7 +186,7 @@ func (k *APIKeys) plan(r APIKeyRequest) (*apiKeyRecord, error) {
 	if err := checkKeyName(r.Name); err != nil {
 		return nil, err
 	}
-	if _, err := ParseScopes(r.Scopes.String()); err != nil {
+	if err := r.Scopes.check(); err != nil {
 		return nil, err
 	}
 	if err := k.s.cfg.known(r.Scopes); err != nil {

@@ -53,6 +53,7 @@ func TestAPIKeyLife(t *testing.T) {
 	require.NoError(t, validate(svc, second))
 	_, _, err = svc.APIKeys.Rotate(ctx, x.ID, time.Hour)
 	require.ErrorIs(t, err, apitoken.ErrNotFound, "a key is rotated once")
+	c.Advance(2 * time.Millisecond)
 	_, _, err = svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", Name: "two"})
 	require.NoError(t, err)
 	_, _, err = svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", Name: "three"})

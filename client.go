@@ -172,7 +172,7 @@ func (cs *Clients) check(c *Client) error {
 			return fail(ErrInvalidRequest, "grant type %q is unknown or named twice", g)
 		}
 	}
-	if _, err := ParseScopes(c.Scopes.String()); err != nil {
+	if err := c.Scopes.check(); err != nil {
 		return err
 	}
 	if err := cs.s.cfg.known(c.Scopes); err != nil {

@@ -369,7 +369,7 @@ func checkSubject(sub string) error {
 
 // planScopes narrows what is asked for to what the client may hold, and expands roles within it.
 func (s *Service) planScopes(p *plan, asked Scopes, roles []string, registered bool) error {
-	if _, err := ParseScopes(asked.String()); err != nil {
+	if err := asked.check(); err != nil {
 		return err
 	}
 	if err := s.cfg.known(asked); err != nil {
@@ -551,7 +551,7 @@ func (s *Service) planUnder(ctx context.Context, id string, g *grantRecord, aske
 	}
 	p.scopes = sortedScopes(held)
 	if len(asked) > 0 {
-		if _, err := ParseScopes(asked.String()); err != nil {
+		if err := asked.check(); err != nil {
 			return nil, err
 		}
 		if !held.Cover(asked) {
@@ -659,7 +659,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 	held := intersectScopes(parent.d.Scopes, c.Scopes)
 	p.scopes = sortedScopes(held)
 	if len(r.Scopes) > 0 {
-		if _, err := ParseScopes(r.Scopes.String()); err != nil {
+		if err := r.Scopes.check(); err != nil {
 			return nil, err
 		}
 		if !held.Cover(r.Scopes) {

@@ -68,6 +68,22 @@ func ParseScopes(s string) (Scopes, error) {
 	return out, nil
 }
 
+// check refuses a list that a program made: each element must be one scope. Its text form would hide a space in one.
+func (s Scopes) check() error {
+	if len(s) > maxScopes {
+		return fail(ErrInvalidScope, "%d scopes, at most %d", len(s), maxScopes)
+	}
+	for _, x := range s {
+		if !x.wellFormed() {
+			return fail(ErrInvalidScope, "%.40q is no scope (RFC 6749 §3.3)", string(x))
+		}
+	}
+	if twice := firstDouble(s); twice != "" {
+		return fail(ErrInvalidScope, "scope %q twice", twice)
+	}
+	return nil
+}
+
 func firstDouble(s Scopes) Scope {
 	if len(s) <= 8 {
 		for i := range s {

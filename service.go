@@ -250,7 +250,7 @@ func (c *Config) check() error {
 		return wrong("Limits", "must not be negative")
 	}
 	for s := range c.Scopes {
-		if _, err := ParseScopes(string(s)); err != nil || s == "" {
+		if !s.wellFormed() {
 			return wrong("Scopes", "%q is no scope (RFC 6749 §3.3)", s)
 		}
 	}
@@ -342,7 +342,7 @@ func (c *Config) checkRole(role string, scopes Scopes) error {
 	if !nameShape.MatchString(role) {
 		return fail(ErrInvalidRequest, "role %q is not 1 to 255 printable ASCII characters without space, quote and backslash", role)
 	}
-	if _, err := ParseScopes(scopes.String()); err != nil {
+	if err := scopes.check(); err != nil {
 		return fail(ErrInvalidScope, "role %q: %s", role, detailOf(err))
 	}
 	return c.known(scopes)

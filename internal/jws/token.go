@@ -172,7 +172,7 @@ func (h *Header) parse(s string, jwk bool) error {
 // claimNames are reserved: a host's own claims never bear them, in whatever case.
 var claimNames = [...]string{
 	"iss", "sub", "aud", "exp", "iat", "nbf", "jti", "client_id", "scope", "roles", "sid", "act", "cnf", "pos", "gra",
-	"may_act", "auth_time", "acr", "amr", "authorization_details", "events", "nonce", "azp", "groups", "entitlements",
+	"may_act", "events", "nonce", "azp",
 }
 
 func (t *Token) parseClaims() error {
