@@ -21,7 +21,7 @@ func BenchmarkRotation(b *testing.B) {
 	}
 }
 
-func benchRotation(b *testing.B, callers int, o *etcdstore.Options) {
+func benchRotation(b *testing.B, callers int, o *etcdstore.Options) *etcdstore.Store {
 	o.OutboxBytes = 8 << 30
 	s, ctx := open(b, o), context.Background()
 	data := make([]byte, 300)
@@ -54,6 +54,7 @@ func benchRotation(b *testing.B, callers int, o *etcdstore.Options) {
 	}
 	wg.Wait()
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "rotations/s")
+	return s
 }
 
 // BenchmarkRule writes one rule and its event per change, from 64 callers: all of them want the next position.
@@ -93,7 +94,7 @@ func BenchmarkRevocationSeen(b *testing.B) {
 	prefix := fmt.Sprintf("seen-%x/", newVersion())
 	a, f := open(b, &etcdstore.Options{Prefix: prefix}), open(b, &etcdstore.Options{Prefix: prefix})
 	ctx := context.Background()
-	_, at := snapshot(b, f)
+	_, at := snapshotOf(b, f)
 	arrived := make(chan time.Time)
 	go func() {
 		for range b.N {

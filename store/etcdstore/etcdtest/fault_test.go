@@ -96,7 +96,7 @@ func TestLeaderKilledUnderLoad(t *testing.T) {
 	}
 	require.Len(t, there, int(written.Load()))
 	require.Len(t, told, int(written.Load()), "no effect without its event, no event without its effect")
-	recs, _ := snapshot(t, s)
+	recs, _ := snapshotOf(t, s)
 	require.Len(t, recs, rules)
 }
 
@@ -185,7 +185,7 @@ func TestWatchCut(t *testing.T) {
 	defer cancel()
 	const rules, cuts = 200, 50
 	got := make(chan []string, 1)
-	_, at := snapshot(t, far)
+	_, at := snapshotOf(t, far)
 	go func() {
 		var out []string
 		for len(out) < rules && ctx.Err() == nil {
@@ -228,7 +228,7 @@ func TestCompactedBehindWatch(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	must(t, near, []store.Put{put(store.KindRule, "first", store.Version{})})
-	_, at := snapshot(t, far)
+	_, at := snapshotOf(t, far)
 	woken := make(chan error, 1)
 	go func() { woken <- far.Wait(ctx, at) }()
 	p.refusing.Store(true)

@@ -122,8 +122,8 @@ func all(tb testing.TB, s store.Store, q store.Query) []store.Record {
 	}
 }
 
-// snapshot follows from the beginning to the end.
-func snapshot(tb testing.TB, s store.Store) ([]store.Record, store.Position) {
+// snapshotOf follows from the beginning to the end.
+func snapshotOf(tb testing.TB, s store.Store) ([]store.Record, store.Position) {
 	tb.Helper()
 	var out []store.Record
 	var at store.Position

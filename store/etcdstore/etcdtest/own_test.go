@@ -23,7 +23,7 @@ func TestFollowKeepsNewestFormInOrder(t *testing.T) {
 	v := must(t, s, []store.Put{put(store.KindRule, "a", store.Version{}), put(store.KindRole, "r", store.Version{})})
 	must(t, s, []store.Put{put(store.KindRule, "b", store.Version{})})
 	must(t, s, []store.Put{put(store.KindRule, "a", v)})
-	recs, at := snapshot(t, s)
+	recs, at := snapshotOf(t, s)
 	require.Equal(t, []string{"r", "b", "a"}, ids(recs), "each record once, in its newest form, in order of Pos")
 	_, err := s.Follow(ctx, store.Position{History: at.History, N: at.N + 1}, nil, 1)
 	require.ErrorIs(t, err, store.ErrDiverged, "a position ahead of the store proves lost writes")
@@ -55,7 +55,7 @@ func TestLargestChange(t *testing.T) {
 	require.NoError(t, err)
 	_, err = s.Apply(context.Background(), grow(c.ID))
 	require.NoError(t, err, "and again, where each record leaves its place in the order of state")
-	recs, _ := snapshot(t, s)
+	recs, _ := snapshotOf(t, s)
 	require.Equal(t, numbered("k%02d", 16), ids(recs))
 	require.Len(t, all(t, s, store.Query{Kind: store.KindEvent, Limit: 7}), 32)
 	c.ID = newVersion()
@@ -180,7 +180,7 @@ func TestPurge(t *testing.T) {
 		require.Equal(t, []string{"alive", "ever", "longer"}, ids(all(t, s, store.Query{Kind: kind, Subject: "s"})), "and their index entries with them")
 		must(t, s, []store.Put{put(kind, "dead", store.Version{})})
 	}
-	recs, _ := snapshot(t, s)
+	recs, _ := snapshotOf(t, s)
 	require.Len(t, recs, 4)
 
 	for i := range 6 {
@@ -280,7 +280,7 @@ func TestRacersConflict(t *testing.T) {
 		}()
 	}
 	wg.Wait()
-	recs, _ := snapshot(t, b)
+	recs, _ := snapshotOf(t, b)
 	require.Len(t, recs, 62)
 	for i := 1; i < len(recs); i++ {
 		require.Greater(t, recs[i].Pos.N, recs[i-1].Pos.N)
@@ -318,7 +318,7 @@ func TestWaitWakes(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	for i := range 20 {
-		_, at := snapshot(t, b)
+		_, at := snapshotOf(t, b)
 		done := make(chan error, 1)
 		go func() {
 			for {
@@ -343,7 +343,7 @@ func TestClosed(t *testing.T) {
 	s, err := etcdstore.New(context.Background(), sharedClient(t), &etcdstore.Options{Prefix: "closed/"})
 	require.NoError(t, err)
 	waited := make(chan error, 1)
-	_, at := snapshot(t, s)
+	_, at := snapshotOf(t, s)
 	go func() { waited <- s.Wait(context.Background(), at) }()
 	require.NoError(t, s.Close())
 	require.ErrorIs(t, <-waited, etcdstore.ErrClosed)

@@ -92,4 +92,3 @@ func (p *proxy) cut() {
 		_ = c.Close()
 	}
 }
-
