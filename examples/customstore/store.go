@@ -1,0 +1,296 @@
+// Package customstore is a store of one's own in one file, as short as is honest: a map, a mutex, and a journal of JSON
+// lines that is synced before an answer and read again at Open. It passes storetest whole:
+//
+//	go test ./examples/customstore
+//
+// Begin here when your engine has no store yet: keep the order of checks in Apply, replace map and journal by your
+// engine's transaction, and let storetest tell what is missing. Its limits: everything is in memory, List, Follow and
+// Purge look at every record, the journal only grows, one process has it open, and a journal that was put back from a
+// backup does not get a new History.
+package customstore
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Store is one namespace in one file.
+type Store struct {
+	mu      sync.Mutex // guards all of it
+	file    *os.File
+	size    int64 // of the journal, up to the last whole line
+	history uint64
+	head    int64 // Pos.N of the last state change
+	clock   int64 // ms, the last that was stamped
+	number  int   // of the last event
+	trimmed string
+	records map[key]store.Record
+}
+
+// key is where a record stands in the order of its kind: at its ID, an event at its number.
+type key struct {
+	Kind  store.Kind
+	Place string
+}
+
+// line is one entry of the journal: what changed, with its stamps.
+type line struct {
+	History uint64         `json:",omitempty"`
+	Records []store.Record `json:",omitempty"`
+	Gone    []key          `json:",omitempty"`
+}
+
+// Open opens or makes the journal. A line that a crash left half written was never acknowledged, and is cut off.
+func Open(path string) (_ *Store, err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{file: f, records: map[key]store.Record{}}
+	for in := bufio.NewReader(f); err == nil; {
+		var text []byte
+		if text, err = in.ReadBytes('\n'); err == nil {
+			l := line{}
+			if err = json.Unmarshal(text, &l); err == nil {
+				s.take(&l)
+				s.size += int64(len(text))
+			}
+		}
+	}
+	if err == io.EOF {
+		err = f.Truncate(s.size)
+	}
+	if err == nil && s.history == 0 {
+		var b [8]byte
+		_, _ = rand.Read(b[:]) // never fails
+		err = s.write(&line{History: binary.BigEndian.Uint64(b[:]) | 1})
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s at %d: %w", path, s.size, err), f.Close())
+	}
+	return s, nil
+}
+
+// Close closes the journal. What is written later answers an error.
+func (s *Store) Close() error { s.mu.Lock(); defer s.mu.Unlock(); return s.file.Close() }
+
+// write makes l durable, then takes it. After an error the journal is cut back; if that fails too, so does every write
+// that follows, since nobody can tell what the file holds.
+func (s *Store) write(l *line) error {
+	text, err := json.Marshal(l)
+	if err != nil {
+		return err
+	}
+	if _, err = s.file.WriteAt(append(text, '\n'), s.size); err == nil {
+		err = s.file.Sync()
+	}
+	if err != nil {
+		if s.file.Truncate(s.size) != nil || s.file.Sync() != nil {
+			_ = s.file.Close()
+		}
+		return err
+	}
+	s.size += int64(len(text)) + 1
+	s.take(l)
+	return nil
+}
+
+func (s *Store) take(l *line) {
+	s.history = max(s.history, l.History)
+	for _, r := range l.Records {
+		s.clock, s.head = max(s.clock, r.Written), max(s.head, r.Pos.N)
+		k := key{r.Kind, r.ID}
+		if r.Kind == store.KindEvent {
+			s.number++
+			k.Place = fmt.Sprintf("%020d", s.number)
+		}
+		s.records[k] = r
+	}
+	for _, k := range l.Gone {
+		delete(s.records, k)
+		if k.Kind == store.KindEvent {
+			s.trimmed = max(s.trimmed, k.Place)
+		}
+	}
+}
+
+// now does not go back behind what was stamped, whatever the machine's clock does.
+func (s *Store) now() int64 { return max(time.Now().UnixMilli(), s.clock) }
+
+// own copies a record away from whoever has the original.
+func own(r store.Record) store.Record {
+	for _, f := range []*string{(*string)(&r.Kind), &r.ID, &r.Subject, &r.Client, &r.Grant, &r.Token, &r.Type} {
+		*f = strings.Clone(*f)
+	}
+	r.Data = slices.Clone(r.Data)
+	return r
+}
+
+// Get implements [store.Store].
+func (s *Store) Get(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, ok := s.records[key{kind, id}]
+	if !ok || kind == store.KindEvent {
+		return store.Record{}, cmp.Or(ctx.Err(), store.ErrNotFound)
+	}
+	return own(r), ctx.Err()
+}
+
+// Apply implements [store.Store].
+func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error) {
+	if err := cmp.Or(ctx.Err(), check(c)); err != nil {
+		return store.Commit{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now, head, conflict := s.now(), s.head, false
+	l := &line{}
+	for _, p := range c.Puts {
+		old := s.records[key{p.Kind, p.ID}].Version
+		if old == c.ID { // done before
+			return store.Commit{Head: store.Position{History: s.history, N: s.head}, Now: now}, nil
+		}
+		conflict = conflict || old != p.Expect
+		r := own(p.Record)
+		r.Version, r.Written, r.Pos = c.ID, now, store.Position{}
+		if r.Kind.State() {
+			head = max(head+1, now<<16)
+			r.Pos = store.Position{History: s.history, N: head}
+		}
+		l.Records = append(l.Records, r)
+	}
+	if conflict {
+		return store.Commit{}, store.ErrConflict
+	}
+	for _, e := range c.Events {
+		e = own(e)
+		e.Version, e.Written, e.Pos = c.ID, now, store.Position{}
+		l.Records = append(l.Records, e)
+	}
+	err := s.write(l) // an error means unknown: the caller repeats c
+	return store.Commit{Head: store.Position{History: s.history, N: s.head}, Now: now}, err
+}
+
+func check(c *store.Change) error {
+	if c.ID == (store.Version{}) {
+		return errors.New("a Change needs an ID")
+	}
+	total, seen, all := 0, map[key]bool{}, slices.Clone(c.Events)
+	for _, p := range c.Puts {
+		k := key{p.Kind, p.ID}
+		if p.Kind == store.KindEvent || seen[k] {
+			return fmt.Errorf("%s/%q is an event, or twice in a Change", p.Kind, p.ID)
+		}
+		seen[k], all = true, append(all, p.Record)
+	}
+	for i, r := range all {
+		if r.Kind == "" || (i < len(c.Events)) != (r.Kind == store.KindEvent) ||
+			len(r.ID) < 1 || len(r.ID) > 255 || !utf8.ValidString(r.ID) || strings.Contains(r.ID, "\x00") {
+			return fmt.Errorf("%s/%.255q is not what a Change may write", r.Kind, r.ID)
+		}
+		total += len(r.ID) + len(r.Subject) + len(r.Client) + len(r.Grant) + len(r.Token) + len(r.Type) + len(r.Data)
+		if len(r.Data) > 16<<10 || total > 256<<10 || len(c.Puts) > 16 || len(c.Events) > 16 {
+			return store.ErrTooLarge
+		}
+	}
+	return nil
+}
+
+// Follow implements [store.Store].
+func (s *Store) Follow(ctx context.Context, after store.Position, kinds []store.Kind, limit int) (store.View, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if after != (store.Position{}) && (after.History != s.history || after.N > s.head) {
+		return store.View{}, store.ErrDiverged
+	}
+	v := store.View{Next: store.Position{History: s.history, N: s.head}, Now: s.now()}
+	for _, r := range s.records {
+		if r.Pos.N > after.N && (kinds == nil || slices.Contains(kinds, r.Kind)) {
+			v.Records = append(v.Records, own(r))
+		}
+	}
+	slices.SortFunc(v.Records, func(a, b store.Record) int { return cmp.Compare(a.Pos.N, b.Pos.N) })
+	if limit = max(limit, 1); len(v.Records) > limit {
+		v.Records, v.Next, v.More = v.Records[:limit], v.Records[limit-1].Pos, true
+	}
+	return v, ctx.Err()
+}
+
+// List implements [store.Store]. A cursor is the place of the last record before it.
+func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b, err := base64.RawURLEncoding.DecodeString(q.Cursor)
+	after := string(b)
+	if err == nil && after != "" && after < s.trimmed && q.Kind == store.KindEvent && !q.Newest {
+		err = store.ErrTrimmed
+	}
+	if err != nil {
+		return store.Page{}, err
+	}
+	var places []string
+	for k, r := range s.records {
+		if k.Kind == q.Kind && selects(&q, &r) && (after == "" || k.Place != after && (k.Place > after) != q.Newest) {
+			places = append(places, k.Place)
+		}
+	}
+	slices.Sort(places)
+	if q.Newest {
+		slices.Reverse(places)
+	}
+	var page store.Page
+	if limit := min(max(q.Limit, 1), 1000); len(places) > limit {
+		places = places[:limit]
+		page.Cursor = base64.RawURLEncoding.EncodeToString([]byte(places[limit-1]))
+	}
+	for _, p := range places {
+		page.Records = append(page.Records, own(s.records[key{q.Kind, p}]))
+	}
+	return page, ctx.Err()
+}
+
+func selects(q *store.Query, r *store.Record) bool {
+	for _, f := range [][2]string{{q.Subject, r.Subject}, {q.Client, r.Client}, {q.Grant, r.Grant}, {q.Token, r.Token}, {q.Type, r.Type}} {
+		if f[0] != "" && f[0] != f[1] {
+			return false
+		}
+	}
+	return r.Written >= q.Since && (q.Until == 0 || r.Written < q.Until)
+}
+
+// Purge implements [store.Store].
+func (s *Store) Purge(ctx context.Context, kind store.Kind, before int64, limit int) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before = min(before, s.now()+1) // alive is Expires > now
+	l := &line{}
+	for k, r := range s.records {
+		if len(l.Gone) < limit && k.Kind == kind && r.Expires > 0 && r.Expires < before {
+			l.Gone = append(l.Gone, k)
+		}
+	}
+	if len(l.Gone) == 0 || ctx.Err() != nil {
+		return 0, ctx.Err()
+	}
+	if err := s.write(l); err != nil {
+		return 0, err
+	}
+	return len(l.Gone), nil
+}
