@@ -15,6 +15,7 @@ import (
 // Beyond a single call: hints, opening again, and namespaces beside each other.
 var lifeCases = []testCase{
 	{"Open again", testReopen},
+	{"Read only", testReadOnly},
 }
 
 func testWait(h *harness) {
@@ -178,6 +179,42 @@ func testReopen(h *harness) {
 	h.get(store.KindRole, "new")
 	h.absent(grant, "00", "it was purged")
 	h.lists(store.Query{Kind: store.KindEvent}, append(want, "new"))
+}
+
+// testReadOnly is for stores that can be told to take no writes, as one is that a service has moved away from.
+func testReadOnly(h *harness) {
+	s, ok := h.st.(interface {
+		SetReadOnly(ctx context.Context, on bool) error
+	})
+	if !ok {
+		h.t.Skip("no SetReadOnly")
+	}
+	set := func(on bool) {
+		if err := s.SetReadOnly(h.ctx, on); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	dead := put(store.KindRule, "a", "1", store.Version{})
+	dead.Expires = 1
+	done := &store.Change{ID: fresh(), Puts: []store.Put{dead}, Events: []store.Record{event("1")}}
+	h.apply(done)
+	next := &store.Change{ID: fresh(), Puts: []store.Put{put(store.KindRule, "a", "2", done.ID)}, Events: []store.Record{event("2")}}
+	set(true)
+	h.refused(next, store.ErrReadOnly, "the store takes no writes")
+	h.refused(&store.Change{ID: fresh(), Events: []store.Record{event("no")}}, store.ErrReadOnly, "the store takes no writes")
+	h.apply(clone(done)) // ErrReadOnly would mean that it was not done
+	if _, err := h.st.Purge(h.ctx, store.KindRule, 100, 10); !errors.Is(err, store.ErrReadOnly) {
+		h.t.Fatalf("Purge of a store that takes no writes: %v", err)
+	}
+	if r := h.get(store.KindRule, "a"); string(r.Data) != "1" {
+		h.t.Fatalf("%s: ErrReadOnly means not done", show(r))
+	}
+	if rs, _ := h.followAll(store.Position{}, nil, 10); len(rs) != 1 {
+		h.t.Fatalf("Follow of a store that takes no writes: %d records, want 1", len(rs))
+	}
+	set(false)
+	h.apply(next)
+	h.lists(store.Query{Kind: store.KindEvent}, []string{"1", "2"})
 }
 
 // Namespaces shows that two fresh namespaces of one engine can't see or touch each other's records, order and events.
