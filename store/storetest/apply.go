@@ -277,7 +277,7 @@ func testCounters(h *harness) {
 			case err == nil:
 				j++
 				if r, err := h.st.Get(h.ctx, grant, "n"); err != nil || count(r) < count(b)+1 {
-					return fmt.Errorf("Get after an acknowledged write: %s, %v", show(r), err)
+					return fmt.Errorf("in Get after an acknowledged write: %s, %v", show(r), err)
 				}
 			case !errors.Is(err, store.ErrConflict):
 				return err

@@ -95,7 +95,7 @@ func testCancelledDuring(h *harness) {
 					return fmt.Errorf("repeating a Change that its caller gave up on: %w", err)
 				}
 				if !ended {
-					return fmt.Errorf("Apply with a context that has not ended: %w", err)
+					return fmt.Errorf("in Apply with a context that has not ended: %w", err)
 				}
 				gaveUp.Add(1)
 			}

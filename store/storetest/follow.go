@@ -188,7 +188,7 @@ func (h *harness) writeState(writer, each int, acked *ledger) error {
 			c.Puts = append(c.Puts, put(store.KindRole, b, fmt.Sprint(seq), store.Version{}))
 		}
 		if _, err := h.st.Apply(h.ctx, c); err != nil {
-			return fmt.Errorf("Apply of %s: %w", describe(c), err)
+			return fmt.Errorf("in Apply of %s: %w", describe(c), err)
 		}
 		vs[a] = c.ID
 		acked.set(a, seq)
@@ -213,14 +213,14 @@ func (w *follower) catchUp(acked *ledger) error {
 		before := acked.copy()
 		v, err := w.h.st.Follow(w.h.ctx, w.at, w.kinds, w.max)
 		if err != nil {
-			return fmt.Errorf("Follow after %v: %w", w.at, err)
+			return fmt.Errorf("in Follow after %v: %w", w.at, err)
 		}
 		if err := checkView(&v, w.at, w.kinds, w.max); err != nil {
 			return err
 		}
 		for _, r := range v.Records {
 			if old, ok := w.view[r.ID]; ok && (count(old) > count(r) || old.Pos.N > r.Pos.N) {
-				return fmt.Errorf("Follow goes back: %s comes behind %s", show(r), show(old))
+				return fmt.Errorf("in Follow goes back: %s comes behind %s", show(r), show(old))
 			}
 			w.view[r.ID] = r
 		}
@@ -230,7 +230,7 @@ func (w *follower) catchUp(acked *ledger) error {
 		}
 		for id, seq := range before {
 			if r, ok := w.view[id]; !ok || count(r) < seq {
-				return fmt.Errorf("Follow is complete, but write %d of %s, acknowledged before the call, is not in it: there is %s", seq, id, show(r))
+				return fmt.Errorf("in Follow is complete, but write %d of %s, acknowledged before the call, is not in it: there is %s", seq, id, show(r))
 			}
 		}
 		return nil
@@ -274,7 +274,7 @@ func testHead(h *harness) {
 				return err
 			}
 			if commit.Head.N < before || commit.Head.History != next.History {
-				return fmt.Errorf("Head %v of %s is behind %d of %x, which was acknowledged before Apply began", commit.Head, describe(c), before, next.History)
+				return fmt.Errorf("the Head %v of %s is behind %d of %x, which was acknowledged before Apply began", commit.Head, describe(c), before, next.History)
 			}
 			if w%3 != 0 {
 				continue

@@ -44,7 +44,7 @@ func testList(h *harness) {
 			}
 			for _, r := range rs {
 				if got := h.get(grant, r.ID); !same(r, got) {
-					return fmt.Errorf("List: %s, Get: %s", show(r), show(got))
+					return fmt.Errorf("in List: %s, Get: %s", show(r), show(got))
 				}
 			}
 			return nil
@@ -58,7 +58,7 @@ func testList(h *harness) {
 	h.eventually(func() error {
 		rs, _, err := pages(h.ctx, h.st, store.Query{Kind: grant, Limit: 5})
 		if err != nil || len(rs) != 48 || rs[17].Version != v || string(rs[17].Data) != "again" {
-			return fmt.Errorf("List does not show the rewrite, %v", err)
+			return fmt.Errorf("in List does not show the rewrite, %v", err)
 		}
 		return nil
 	})
@@ -72,7 +72,7 @@ func testList(h *harness) {
 	h.eventually(func() error {
 		rs, _, err := pages(h.ctx, h.st, store.Query{Kind: grant, Limit: 10, Cursor: p.Cursor})
 		if want := append(slices.Clone(want[n:]), "~"); err != nil || !slices.Equal(ids(rs), want) {
-			return fmt.Errorf("List from a cursor: %q, %v, want %q", ids(rs), err, want)
+			return fmt.Errorf("in List from a cursor: %q, %v, want %q", ids(rs), err, want)
 		}
 		return nil
 	})
@@ -301,7 +301,7 @@ func listOnce(ctx context.Context, st store.Store, q store.Query, want []string)
 		versions := map[string]store.Version{}
 		for i, r := range p.Records {
 			if last != "" && (r.ID > last) == q.Newest {
-				return fmt.Errorf("List %+v: %q comes behind %q", q, r.ID, last)
+				return fmt.Errorf("in List %+v: %q comes behind %q", q, r.ID, last)
 			}
 			last = r.ID
 			seen[r.ID]++
@@ -319,12 +319,12 @@ func listOnce(ctx context.Context, st store.Store, q store.Query, want []string)
 	}
 	for _, id := range want {
 		if seen[id] != 1 {
-			return fmt.Errorf("List %+v: %s is present throughout and was in %d pages", q, id, seen[id])
+			return fmt.Errorf("in List %+v: %s is present throughout and was in %d pages", q, id, seen[id])
 		}
 	}
 	for id := range seen {
 		if !strings.HasPrefix(id, "stay") {
-			return errors.New("List shows a record that was never written: " + id)
+			return errors.New("in List shows a record that was never written: " + id)
 		}
 	}
 	return nil

@@ -219,16 +219,16 @@ func (h *harness) followAll(after store.Position, kinds []store.Kind, max int) (
 // checkView says whether a View holds what every View must.
 func checkView(v *store.View, after store.Position, kinds []store.Kind, max int) error {
 	if len(v.Records) > max {
-		return fmt.Errorf("Follow: %d records, max is %d", len(v.Records), max)
+		return fmt.Errorf("in Follow: %d records, max is %d", len(v.Records), max)
 	}
 	if v.Next.History == 0 {
-		return errors.New("Follow: Next has no History: a loss could not be told from a beginning")
+		return errors.New("in Follow: Next has no History: a loss could not be told from a beginning")
 	}
 	if v.Next.N < after.N {
-		return fmt.Errorf("Follow: Next goes back from %d to %d", after.N, v.Next.N)
+		return fmt.Errorf("in Follow: Next goes back from %d to %d", after.N, v.Next.N)
 	}
 	if v.More && v.Next == after {
-		return fmt.Errorf("Follow: More, and Next stays at %v", after)
+		return fmt.Errorf("in Follow: More, and Next stays at %v", after)
 	}
 	last := after.N
 	seen := map[string]bool{}
@@ -237,20 +237,20 @@ func checkView(v *store.View, after store.Position, kinds []store.Kind, max int)
 		key := string(r.Kind) + "\x00" + r.ID
 		switch {
 		case !r.Kind.State():
-			return fmt.Errorf("Follow: %s is no state", show(*r))
+			return fmt.Errorf("in Follow: %s is no state", show(*r))
 		case kinds != nil && !slices.Contains(kinds, r.Kind):
-			return fmt.Errorf("Follow of %v: %s", kinds, show(*r))
+			return fmt.Errorf("in Follow of %v: %s", kinds, show(*r))
 		case r.Pos.History != v.Next.History:
-			return fmt.Errorf("Follow: %s is of history %x, Next of %x", show(*r), r.Pos.History, v.Next.History)
+			return fmt.Errorf("in Follow: %s is of history %x, Next of %x", show(*r), r.Pos.History, v.Next.History)
 		case r.Pos.N <= last:
-			return fmt.Errorf("Follow: positions must rise strictly, %d comes behind %d", r.Pos.N, last)
+			return fmt.Errorf("in Follow: positions must rise strictly, %d comes behind %d", r.Pos.N, last)
 		case seen[key]:
-			return fmt.Errorf("Follow: %s twice in one View: only its newest form belongs there", show(*r))
+			return fmt.Errorf("in Follow: %s twice in one View: only its newest form belongs there", show(*r))
 		}
 		last, seen[key] = r.Pos.N, true
 	}
 	if last > v.Next.N {
-		return fmt.Errorf("Follow: Next %d is behind the last record, %d", v.Next.N, last)
+		return fmt.Errorf("in Follow: Next %d is behind the last record, %d", v.Next.N, last)
 	}
 	return nil
 }
@@ -297,7 +297,7 @@ func (h *harness) lists(q store.Query, want []string) {
 				return err
 			}
 			if got := ids(rs); !slices.Equal(got, want) {
-				return fmt.Errorf("List %+v: %.200q, want %.200q", q, got, want)
+				return fmt.Errorf("in List %+v: %.200q, want %.200q", q, got, want)
 			}
 			return nil
 		})
