@@ -278,13 +278,14 @@ func (k *SigningKeys) each(now time.Time, f func(x *ringKey, state string, since
 	ms := now.UnixMilli()
 	keep := (k.s.longest.Load().access + ruleSlack).Milliseconds()
 	successor := int64(0) // when the key behind this one began to sign; 0: it did not
+	first := r.first()
 	for i := len(r.keys) - 1; i >= 0; i-- {
 		x := &r.keys[i]
 		switch {
 		case x.rec.Compromised != 0:
 			f(x, "compromised", x.rec.Compromised)
 			continue // it signs for nobody: whatever stands before it goes on
-		case x.rec.Activates > ms:
+		case x.rec.Activates > ms && i != first:
 			f(x, "next", x.rec.Created)
 			continue
 		case successor == 0:
@@ -318,10 +319,10 @@ type signingKey struct {
 // active is the key that signs for an audience: today the same for all of them.
 func (k *SigningKeys) active(string) (signingKey, error) {
 	r := k.ring.Load()
-	ms := k.s.now().UnixMilli()
+	ms, first := k.s.now().UnixMilli(), r.first()
 	for i := len(r.keys) - 1; i >= 0; i-- {
 		x := &r.keys[i]
-		if x.rec.Compromised != 0 || x.rec.Activates > ms {
+		if x.rec.Compromised != 0 || x.rec.Activates > ms && i != first {
 			continue
 		}
 		if x.signer == nil {
@@ -593,6 +594,12 @@ func (r *ring) newest() *ringKey {
 		}
 	}
 	return nil
+}
+
+// first is the place of the oldest key that is good. It signs where the clock stands before all of the ring: nobody can know
+// another one better.
+func (r *ring) first() int {
+	return slices.IndexFunc(r.keys, func(x ringKey) bool { return x.rec.Compromised == 0 })
 }
 
 // run rotates by schedule, opens roots that other processes made, and withdraws keys whose time is over.

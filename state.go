@@ -40,7 +40,8 @@ func (st *state) since(written, local int64) time.Duration {
 // view is one complete answer of the store. age counts from when its request was sent.
 type view struct {
 	pos  store.Position
-	sent time.Time
+	sent time.Time // by the configured clock
+	real time.Time // by the process's own, which never goes back
 }
 
 // snapshotKinds are read whole at start. API keys are not: a process reads each at its first sight, and follows
@@ -83,14 +84,14 @@ func (st *state) catchUp(ctx context.Context, want store.Position) error {
 
 // refresh reads all that was acknowledged before the call.
 func (st *state) refresh(ctx context.Context) error {
-	asked := st.s.now()
+	asked := time.Now()
 	select {
 	case st.turn <- struct{}{}:
 		defer func() { <-st.turn }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if v := st.view.Load(); st.warm && v.sent.After(asked) {
+	if v := st.view.Load(); st.warm && v.real.After(asked) {
 		return nil // whoever had the turn before asked the store after our call
 	}
 	return st.follow(ctx)
@@ -103,7 +104,7 @@ func (st *state) follow(ctx context.Context) error {
 		if !st.warm {
 			kinds, from = snapshotKinds, store.Position{}
 		}
-		sent := st.s.now()
+		sent, began := st.s.now(), time.Now()
 		next, err := st.pages(ctx, from, kinds)
 		if errors.Is(err, store.ErrDiverged) && lost < 2 {
 			// Another history: read again and merge. Rules that we hold are never dropped.
@@ -116,7 +117,7 @@ func (st *state) follow(ctx context.Context) error {
 			return err
 		}
 		st.warm = true
-		if old := st.view.Swap(&view{pos: next, sent: sent}); old.pos != next {
+		if old := st.view.Swap(&view{pos: next, sent: sent, real: began}); old.pos != next {
 			moved := make(chan struct{})
 			close(*st.moved.Swap(&moved))
 		}

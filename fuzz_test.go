@@ -1,0 +1,130 @@
+package apitoken
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+func FuzzScopes(f *testing.F) {
+	for _, s := range []string{"", "a", "a b", "a  b", "orders:read orders:*", "a a", ":", "a:", "a::b", "é", "*", strings.Repeat("a ", 300)} {
+		f.Add(s, "orders:read")
+	}
+	f.Fuzz(func(t *testing.T, text, want string) {
+		scopes, err := ParseScopes(text)
+		if err != nil {
+			return
+		}
+		if again, err := ParseScopes(scopes.String()); err != nil || !scopes.Cover(again) || !again.Cover(scopes) || len(again) != len(scopes) {
+			t.Fatalf("%q reads back as %q", text, again)
+		}
+		if err := scopes.check(); err != nil {
+			t.Fatal(err)
+		}
+		held := prepareScopes(scopes)
+		slow := false
+		for _, s := range scopes {
+			slow = slow || s.Covers(Scope(want))
+		}
+		if Scope(want).wellFormed() && held.allows(Scope(want)) != slow {
+			t.Fatalf("%q: prepared and plain disagree about %q", text, want)
+		}
+	})
+}
+
+func FuzzPositions(f *testing.F) {
+	for _, s := range []string{"1f.100.200", "1.2.3.4", "", "..", "-1.2.3", "1.2.3.1"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		p, ok := parsePositions(text)
+		if !ok {
+			return
+		}
+		back, ok := parsePositions(p.String())
+		if !ok || back != p {
+			t.Fatalf("%q reads back as %v", text, back)
+		}
+		if p.birth.N > p.view.N {
+			t.Fatal("born after it was minted")
+		}
+	})
+}
+
+func FuzzTarget(f *testing.F) {
+	for _, s := range []string{"subject:alice", "everything", "grant:a;owner=b;client=c", "subject:a;before=2024-01-02T03:04:05Z", "token:%3B"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		var x, y Target
+		if x.UnmarshalText([]byte(text)) != nil {
+			return
+		}
+		if err := y.UnmarshalText([]byte(x.String())); err != nil || y.String() != x.String() {
+			t.Fatalf("%q reads back as %q", x.String(), y.String())
+		}
+	})
+}
+
+// FuzzStoredRecord feeds every reader of stored records. None may panic, and none may take junk for something that
+// gives power.
+func FuzzStoredRecord(f *testing.F) {
+	for _, s := range []string{`{"v":1}`, `{"v":1,"target":"subject:a","at":1}`, `{"v":2}`, `{"v":1,"sub":"a","client":"c","aud":["x"],"expires":1}`, `{}`, `null`, `[]`, `{"v":1,"v":1}`, ``} {
+		f.Add([]byte(s), "subject:a")
+	}
+	s := &Service{cfg: Config{Issuer: "https://a.example.com", KeyRotation: time.Hour}, now: time.Now}
+	s.longest.Store(&lifespans{})
+	s.audit = &auditLog{s: s}
+	s.Clients, s.SigningKeys, s.APIKeys = newClients(s), newSigningKeys(s), newAPIKeys(s)
+	f.Fuzz(func(t *testing.T, data []byte, id string) {
+		for _, kind := range []store.Kind{store.KindRule, store.KindClient, store.KindRole, store.KindAPIKey, kindGrant, kindTicket, store.KindEvent} {
+			r := store.Record{Kind: kind, ID: id, Data: data}
+			switch kind {
+			case store.KindRule:
+				if x, err := readRule(r); err == nil && x.Target.IsZero() {
+					t.Fatal("a rule on nothing")
+				}
+				_ = newRuleBook(localKeyer()).applyRecord(r)
+			case store.KindClient:
+				_ = newClients(s).applyRecord(r)
+			case store.KindRole:
+				_ = newRoleBook().applyRecord(r)
+			case store.KindAPIKey:
+				_, _ = s.APIKeys.entry(r)
+			case kindGrant:
+				if g, err := readGrant(r); err == nil && g.Subject == "" {
+					t.Fatal("a grant of nobody")
+				}
+			case kindTicket:
+				var x ticketRecord
+				_ = decodeRecord(r, &x)
+			case store.KindEvent:
+				_, _ = readEvent(r)
+			}
+		}
+		var rec keyRecord
+		if decodeRecord(store.Record{Kind: store.KindKey, ID: id, Data: data}, &rec) == nil {
+			root, err := deriveRoot("ns", [4]byte{}, 0, make([]byte, 32))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.SigningKeys.open(root, id, rec); err == nil {
+				t.Fatal("a signing key without our MAC")
+			}
+		}
+	})
+}
+
+func FuzzCleanText(f *testing.F) {
+	for _, s := range []string{"", "plain", "\x00", "a\u202eb", "\xff\xfe", strings.Repeat("é", 300), "\u2028"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		out := cleanText(s)
+		if len(out) > maxText || !plainText(out) {
+			t.Fatalf("%q comes out as %q", s, out)
+		}
+	})
+}

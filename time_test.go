@@ -1,0 +1,244 @@
+package apitoken_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/store"
+	"github.com/apitoken-go/apitoken/store/boltstore"
+)
+
+func TestClocksThatJump(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	for _, jump := range []time.Duration{time.Hour, 365 * 24 * time.Hour, -time.Hour, -365 * 24 * time.Hour} {
+		t.Run(jump.String(), func(t *testing.T) {
+			t.Parallel()
+			c := &clock{}
+			svc := service(t, func(cfg *apitoken.Config) { cfg.Now = c.Now })
+			dead, live := issue(t, svc, apitoken.Request{Subject: "alice", Lifetime: time.Hour, Refresh: true}), issue(t, svc, apitoken.Request{Subject: "bob", Lifetime: time.Hour})
+			require.NoError(t, svc.Revoke(ctx, apitoken.BySubject("alice"), "left"))
+			c.Advance(jump)
+			require.NoError(t, svc.Sync(ctx))
+			require.Error(t, validate(svc, dead.Access), "no jump brings a revoked token back")
+			_, err := refresh(svc, dead.Refresh)
+			require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+			fresh := issue(t, svc, apitoken.Request{Subject: "alice"})
+			require.NoError(t, validate(svc, fresh.Access), "what is issued after a revocation is good, wherever the clock stands")
+			require.NoError(t, svc.Revoke(ctx, apitoken.BySubject("alice"), "again"))
+			require.ErrorIs(t, validate(svc, fresh.Access), apitoken.ErrRevoked, "and can be revoked")
+			c.Advance(-jump)
+			require.NoError(t, svc.Sync(ctx))
+			require.Error(t, validate(svc, dead.Access))
+			require.Error(t, validate(svc, fresh.Access))
+			require.NoError(t, validate(svc, live.Access), "expiry is judged by the real clock")
+			_, err = refresh(svc, dead.Refresh)
+			require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+		})
+	}
+}
+
+func TestAClockThatIsStoppedServesNothingOld(t *testing.T) {
+	t.Parallel()
+	// The wall clock passes while the process is stopped: its view is as old as the stop was long.
+	c := &clock{}
+	lag := &blind{Store: tempStore(t)}
+	svc := serviceOn(t, lag, func(cfg *apitoken.Config) { cfg.Now = c.Now })
+	i := issue(t, svc, aliceSession)
+	require.NoError(t, validate(svc, i.Access))
+	c.Advance(11 * time.Second)
+	err := validate(svc, i.Access)
+	if err != nil { // unless the follower was faster
+		require.ErrorIs(t, err, apitoken.ErrUnavailable)
+	}
+	require.Eventually(t, func() bool { return validate(svc, i.Access) == nil }, 10*time.Second, time.Millisecond, "it catches up by itself")
+}
+
+func TestARestoredBackup(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "tokens.db")
+	st, err := boltstore.Open(path, nil)
+	require.NoError(t, err)
+	svc, err := apitoken.New(config(st))
+	require.NoError(t, err)
+	alice, bob := issue(t, svc, aliceSession), issue(t, svc, apitoken.Request{Subject: "bob", Refresh: true})
+	_, key, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "carol"})
+	require.NoError(t, err)
+	var backup bytes.Buffer
+	require.NoError(t, st.Backup(ctx, &backup))
+	require.NoError(t, svc.Revoke(ctx, apitoken.BySubject("alice"), "after the backup"))
+	require.NoError(t, svc.Close())
+	require.NoError(t, st.Close())
+
+	restore := func() *boltstore.Store {
+		other := filepath.Join(t.TempDir(), "tokens.db")
+		require.NoError(t, os.WriteFile(other, backup.Bytes(), 0o600))
+		return openStore(t, other)
+	}
+	restored := restore()
+	_, err = apitoken.New(config(restored))
+	var wrong *apitoken.ConfigError
+	require.ErrorAs(t, err, &wrong, "a restored backup opens only with an explicit choice")
+	require.Equal(t, "Restored", wrong.Field)
+
+	c := config(restored)
+	c.Restored = apitoken.RevokeOnRestore
+	svc, err = apitoken.New(c)
+	require.NoError(t, err)
+	for _, s := range []apitoken.Secret{alice.Access, bob.Access, key} {
+		require.ErrorIs(t, validate(svc, s), apitoken.ErrRevoked)
+	}
+	_, err = refresh(svc, bob.Refresh)
+	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+	require.NoError(t, validate(svc, issue(t, svc, aliceSession).Access))
+	require.NoError(t, svc.Close())
+	svc, err = apitoken.New(config(restored))
+	require.NoError(t, err, "the choice is made once")
+	require.NoError(t, svc.Close())
+
+	c = config(restore())
+	c.Restored = apitoken.ReplayedRestored
+	svc, err = apitoken.New(c)
+	require.NoError(t, err)
+	defer svc.Close()
+	require.NoError(t, svc.Revoke(ctx, apitoken.BySubject("alice"), "replayed"))
+	require.ErrorIs(t, validate(svc, alice.Access), apitoken.ErrRevoked)
+	require.NoError(t, validate(svc, bob.Access))
+}
+
+func TestPurgeForgetsNoLivingRevocation(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := tempStore(t)
+	svc := serviceOn(t, st, func(c *apitoken.Config) { c.Lifetimes.MaxAccess = time.Hour })
+	i := issue(t, svc, apitoken.Request{Subject: "alice", Lifetime: time.Hour, Refresh: true})
+	_, key, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice"})
+	require.NoError(t, err)
+	require.NoError(t, svc.Revoke(ctx, apitoken.ByToken(i.Token.ID()), "x"))
+	require.NoError(t, svc.Revoke(ctx, apitoken.BySubject("alice"), "x"))
+	// Whoever purges by a clock that is a year ahead gets nothing that the store's own clock calls alive.
+	for _, kind := range []store.Kind{store.KindRule, "grant", store.KindAPIKey} {
+		_, err := st.Purge(ctx, kind, time.Now().AddDate(1, 0, 0).UnixMilli(), 1000)
+		require.NoError(t, err)
+	}
+	require.NoError(t, svc.Close())
+	again := serviceOn(t, st, nil)
+	require.ErrorIs(t, validate(again, i.Access), apitoken.ErrRevoked)
+	require.ErrorIs(t, validate(again, key), apitoken.ErrRevoked)
+	_, err = refresh(again, i.Refresh)
+	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+}
+
+// TestNoSecretLiesAnywhere runs a whole life with known secrets and then looks for them: in the file, the events, the
+// logs, and in what %+v and JSON make of everything that was returned.
+func TestNoSecretLiesAnywhere(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "tokens.db")
+	st, err := boltstore.Open(path, nil)
+	require.NoError(t, err)
+	seal, err := apitoken.KeyFile(filepath.Join(dir, "tokens.key"))
+	require.NoError(t, err)
+	var logs bytes.Buffer
+	logger := slog.New(slog.NewJSONHandler(&logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	c := config(st)
+	c.Seal, c.InsecureKeysInStore, c.Logger = seal, false, logger
+	c.Sinks = []apitoken.Sink{{Name: "log", Auditor: apitoken.NewSlogAuditor(logger)}}
+	svc, err := apitoken.New(c)
+	require.NoError(t, err)
+	var secrets []apitoken.Secret
+	var shown []any
+	keep := func(s ...apitoken.Secret) { secrets = append(secrets, s...) }
+	i := issue(t, svc, aliceSession)
+	keep(i.Access, i.Refresh)
+	n, err := refresh(svc, i.Refresh)
+	require.NoError(t, err)
+	keep(n.Access, n.Refresh)
+	_, err = refresh(svc, apitoken.NewSecret(flip(n.Refresh.Reveal(), 40)))
+	shown = append(shown, i, n, err)
+	client, cs, err := svc.Clients.Create(ctx, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantClientCredentials}})
+	require.NoError(t, err)
+	chosen := apitoken.NewSecret("a secret that the host chose")
+	require.NoError(t, svc.Clients.Declare(ctx, apitoken.Client{ID: "batch"}, chosen))
+	keep(cs, chosen)
+	_, err = svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: "batch", Secret: chosen})
+	require.NoError(t, err)
+	auth := apitoken.ClientAuth{ID: "web", Secret: cs}
+	x, key, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", Name: "ci"})
+	require.NoError(t, err)
+	keep(key)
+	code, err := svc.Prepare(ctx, apitoken.Request{Subject: "carol", Refresh: true}, apitoken.Ticket{Lifetime: time.Minute})
+	require.NoError(t, err)
+	keep(code)
+	redeemed, err := svc.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
+	require.NoError(t, err)
+	keep(redeemed.Access, redeemed.Refresh)
+	_, reused := svc.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
+	for _, s := range secrets {
+		_, err := svc.Validate(ctx, apitoken.Bearer(s.Reveal()))
+		shown = append(shown, err, svc.Explain(ctx, apitoken.Bearer(s.Reveal()), apitoken.Authenticated()))
+	}
+	_, err = svc.RevokeLeaked(ctx, []byte(key.Reveal()), "found")
+	require.NoError(t, err)
+	shown = append(shown, client, auth, x, reused, redeemed, apitoken.Bearer(key.Reveal()), c.Seal)
+	list := events(t, svc, apitoken.EventQuery{})
+	require.NotEmpty(t, list)
+	for _, e := range list {
+		shown = append(shown, e)
+	}
+	logger.Info("all of it", "shown", shown, "response", i.Token)
+	require.NoError(t, svc.Close())
+	require.NoError(t, st.Close())
+
+	keyFile, err := os.ReadFile(filepath.Join(dir, "tokens.key"))
+	require.NoError(t, err)
+	_, kek, _ := strings.Cut(strings.TrimSpace(string(keyFile)), " ")
+	rawKEK, err := base64.StdEncoding.DecodeString(kek)
+	require.NoError(t, err)
+	db, err := os.ReadFile(path)
+	require.NoError(t, err)
+	var text strings.Builder
+	for _, v := range shown {
+		fmt.Fprintf(&text, "%v %+v\n", v, v)
+		if doc, err := json.Marshal(v); err == nil {
+			text.Write(doc)
+		}
+	}
+	places := map[string][]byte{"the database": db, "the logs": logs.Bytes(), "what was printed": []byte(text.String())}
+	look := func(what string, secret []byte) {
+		t.Helper()
+		forms := map[string][]byte{"raw": secret, "hex": []byte(hex.EncodeToString(secret)), "base64": []byte(base64.StdEncoding.EncodeToString(secret)), "base64url": []byte(base64.RawURLEncoding.EncodeToString(secret))}
+		for place, content := range places {
+			for form, needle := range forms {
+				require.False(t, bytes.Contains(content, needle), "%s lies %s in %s", what, form, place)
+			}
+		}
+	}
+	look("the key-encryption key", rawKEK)
+	for n, s := range secrets {
+		text := s.Reveal()
+		look(fmt.Sprintf("secret %d", n), []byte(text))
+		// Not its secret part alone either: the second half of an opaque token, the signature of a JWT.
+		if i := strings.LastIndexByte(text, '.'); i > 0 {
+			look(fmt.Sprintf("signature %d", n), []byte(text[i+1:]))
+		} else if len(text) > 100 {
+			look(fmt.Sprintf("secret part %d", n), []byte(text[len(text)-60:len(text)-20]))
+		}
+	}
+}
