@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
@@ -61,8 +62,10 @@ func fateOf(err error) (fate, error) {
 		// The server looks at these before it proposes anything.
 		return refused, err
 	case codes.ResourceExhausted:
-		// gRPC's own limits on a message's size: the client refused to send it.
-		return refused, fmt.Errorf("%w: %w", store.ErrTooLarge, err)
+		// gRPC's own limits on a message's size: the host's client refused to send it, or to read the answer.
+		if strings.Contains(err.Error(), "trying to send message larger") {
+			return refused, fmt.Errorf("%w: %w", store.ErrTooLarge, err)
+		}
 	}
 	return ambiguous, err
 }

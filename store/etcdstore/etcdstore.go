@@ -63,7 +63,8 @@ type Store struct {
 
 // Options change what New does; nil means all defaults.
 type Options struct {
-	// Prefix is put before every key, so that a cluster can hold other things. At most 128 bytes. Empty: "apitoken/".
+	// Prefix is put before every key, so that a cluster can hold other things. At most 128 bytes, and best
+	// with a slash at its end: no other key may begin with it. Empty: "apitoken/".
 	Prefix string
 
 	// Events answers the store that keeps the events of a namespace ("" is the default one), for example of package
@@ -81,8 +82,8 @@ type Options struct {
 	// other processes write is noticed within a second, so it can be passed by as much. Zero: 512 MiB.
 	OutboxBytes int64
 
-	// Timeout bounds each write, its repetitions while a leader is elected included, and each attempt of a read.
-	// Zero: 5 s.
+	// Timeout bounds each write, its repetitions while a leader is elected included, as much again what it waits for
+	// its turn before, and each read. Zero: 5 s.
 	Timeout time.Duration
 
 	// Now is the clock; nil: time.Now. Only its wall time is used. etcd has no clock of its own to ask, so processes
@@ -279,39 +280,26 @@ func (n *space) saw(history uint64, head int64) {
 	n.head, n.headAt = max(n.head, head), n.headAt || head > 0
 }
 
-// lastHead is the highest position seen in a history.
-func (n *space) lastHead(history uint64) int64 {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.history != history {
-		return 0
-	}
-	return n.head
-}
-
 // read runs gets in one read-only transaction at one revision, and repeats them while the cluster has no leader.
 func (s *Store) read(ctx context.Context, ops ...clientv3.Op) (*clientv3.TxnResponse, error) {
+	own, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
 	for wait := firstWait; ; {
-		if err := s.ctx.Err(); err != nil {
+		if s.ctx.Err() != nil {
 			return nil, ErrClosed
 		}
 		l := s.lineage.Load()
 		seen := l.seen.Load()
-		attempt, cancel := context.WithTimeout(ctx, s.timeout)
-		r, err := s.client.Txn(attempt).Then(ops...).Commit()
-		cancel()
+		r, err := s.client.Txn(own).Then(ops...).Commit()
 		if err == nil {
-			if err = s.verify(ctx, l, seen, (*header)(r.Header)); err == nil {
+			if err = s.verify(own, l, seen, (*header)(r.Header)); err == nil {
 				return r, nil
 			}
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if !errors.Is(err, errMoved) && !passing(err) {
-			return nil, fmt.Errorf("etcdstore: read: %w", err)
-		}
-		if !pause(ctx, s.ctx, &wait) {
+		if !errors.Is(err, errMoved) && !passing(err) || !pause(own, s.ctx, &wait) {
 			return nil, fmt.Errorf("etcdstore: read: %w", err)
 		}
 	}

@@ -77,17 +77,14 @@ func (n *space) listRecords(ctx context.Context, q *store.Query, cursor string) 
 		prefix = n.keys.records(q.Kind)
 	}
 	from, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
-	sort := clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend)
 	if q.Newest {
-		sort = clientv3.WithSort(clientv3.SortByKey, clientv3.SortDescend)
 		if cursor != "" {
 			end = prefix + cursor
 		}
-	} else if cursor != "" {
-		from = prefix + cursor + "\x00"
+		return n.listBackwards(ctx, q, prefix, from, end)
 	}
-	if q.Newest {
-		return n.listBackwards(ctx, q, prefix, from, end, indexed)
+	if cursor != "" {
+		from = prefix + cursor + "\x00"
 	}
 	var out []store.Record
 	l, rev := n.s.lineage.Load(), int64(0)
@@ -96,7 +93,7 @@ func (n *space) listRecords(ctx context.Context, q *store.Query, cursor string) 
 		if filters(q, indexed) {
 			size = listLimit
 		}
-		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(size), clientv3.WithRev(rev), sort}
+		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(size), clientv3.WithRev(rev)}
 		r, err := n.get(ctx, from, opts...)
 		if err != nil {
 			return store.Page{}, err
@@ -141,7 +138,7 @@ func filters(q *store.Query, indexed bool) bool {
 // listBackwards pages from the highest id down. etcd reads a range upwards only, and sorts it whole when asked for the
 // other order, so the ids are halved by count: ids up to the middle of what is left, as often as it takes to find the
 // last few thousand.
-func (n *space) listBackwards(ctx context.Context, q *store.Query, prefix, from, end string, indexed bool) (store.Page, error) {
+func (n *space) listBackwards(ctx context.Context, q *store.Query, prefix, from, end string) (store.Page, error) {
 	var out []store.Record
 	l, rev := n.s.lineage.Load(), int64(0)
 	for {

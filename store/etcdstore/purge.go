@@ -2,6 +2,7 @@ package etcdstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 
@@ -152,7 +153,7 @@ func (n *space) purgeStep(ctx context.Context, kind store.Kind, prefix string, d
 	for len(repairs) > 0 {
 		part := repairs[:min(purgeWrite, len(repairs))]
 		repairs = repairs[len(part):]
-		if _, err := n.purgeTxn(ctx, part); err != nil {
+		if _, err := n.purgeTxn(ctx, part); err != nil && !errors.Is(err, ErrFull) { // the index can wait
 			return removed, err
 		}
 	}
