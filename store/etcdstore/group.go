@@ -21,10 +21,10 @@ import (
 // next position; of the rest, some are under way at once.
 const (
 	stateFlights = 1
-	grantFlights = 3
-	groupSize    = 16       // changes in one transaction; also what an event's number leaves room for
+	grantFlights = 2
+	groupSize    = 32       // changes in one transaction; also what an event's number leaves room for
 	groupOps     = 32       // operations of a change that may share
-	groupBytes   = 64 << 10 // of a change that may share; sixteen of them are below etcd's 1.5 MiB
+	groupBytes   = 32 << 10 // of a change that may share; thirty-two of them are below etcd's 1.5 MiB
 )
 
 // pending is a change on its way.

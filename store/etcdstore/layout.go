@@ -102,7 +102,10 @@ func seqOf(key string) (int64, bool) {
 }
 
 // place is where an event stands in the order of commits: the revision, and its number among the events of it.
-func place(rev, number int64) int64 { return rev<<8 | number }
+func place(rev, number int64) int64 { return rev<<placeBits | number }
+
+// placeBits hold a number: groupSize changes of maxEvents each.
+const placeBits = 9
 
 // weightsOf is the prefix of an event entry's weights.
 func (k *keys) weightsOf(entry string) string {

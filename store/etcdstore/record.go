@@ -301,7 +301,7 @@ func encodeEvents(version store.Version, written int64, history uint64, events [
 func (e *entry) last() int64 { return e.at(len(e.events) - 1) }
 
 // at is the place of its i-th event.
-func (e *entry) at(i int) int64 { return e.place&^0xff | int64(e.numbers[i]) }
+func (e *entry) at(i int) int64 { return e.place>>placeBits<<placeBits | int64(e.numbers[i]) }
 
 func decodeEvents(b []byte) (entry, error) {
 	var e entry
@@ -326,7 +326,7 @@ func decodeEvents(b []byte) (entry, error) {
 		}
 		e.events = append(e.events, rec)
 	}
-	if r.bad || len(r.b) != 0 || count == 0 || slices.Max(e.numbers) > 0xff {
+	if r.bad || len(r.b) != 0 || count == 0 || slices.Max(e.numbers) >= 1<<placeBits {
 		return e, errValue("events do not decode")
 	}
 	return e, nil

@@ -198,7 +198,7 @@ func (n *space) ship(ctx context.Context, claimed time.Time) error {
 		if err != nil || !ok {
 			return err
 		}
-		if cur.history == l.id && cur.place>>8 > rev {
+		if cur.history == l.id && cur.place>>placeBits > rev {
 			// The other store has seen more of this history than the cluster knows.
 			n.s.doubt.Store(l.id)
 			if err := n.s.check(ctx, false); err != nil {
