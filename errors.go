@@ -17,6 +17,11 @@ var (
 	// ErrRevoked: 401 invalid_token. A rule refuses the token.
 	ErrRevoked error = sentinel("token revoked")
 
+	// ErrInvalidProof: 401 invalid_dpop_proof. A DPoP proof is missing, wrong, too old, or was seen before (RFC 9449 §7.1).
+	ErrInvalidProof error = sentinel("invalid proof")
+	// ErrUseNonce: 401 use_dpop_nonce. The proof is good and lacks our nonce: Error.Nonce is one (RFC 9449 §9).
+	ErrUseNonce error = sentinel("nonce required")
+
 	// ErrNoToken: 401, a bare challenge. The request carried no credential (RFC 6750 §3.1).
 	ErrNoToken error = sentinel("no token")
 	// ErrInvalidRequest: 400 invalid_request. Malformed, repeated or contradictory input.
@@ -51,6 +56,7 @@ type Error struct {
 	Detail     string        // for operators; never holds a credential
 	RetryAfter time.Duration // with ErrLimited and ErrUnavailable
 	Needs      Requirement   // with ErrInsufficientScope
+	Nonce      string        // with ErrUseNonce
 	Cause      error         // not part of the chain seen by errors.Is
 }
 
@@ -85,9 +91,9 @@ type sentinel string
 
 func (e sentinel) Error() string { return "apitoken: " + string(e) }
 
-// Is makes every expired or revoked token an invalid one too, as RFC 6750 §3.1 counts them.
+// Is makes every expired, revoked or unproved token an invalid one too, as RFC 6750 §3.1 counts them.
 func (e sentinel) Is(target error) bool {
-	return target == ErrInvalidToken && (e == "token expired" || e == "token revoked")
+	return target == ErrInvalidToken && (e == "token expired" || e == "token revoked" || e == "invalid proof" || e == "nonce required")
 }
 
 // fail makes an *Error. The detail is for operators: it may name what was wrong, never a credential.

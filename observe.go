@@ -82,7 +82,7 @@ func reasonOf(err error) string {
 	for _, c := range [...]struct {
 		err  error
 		name string
-	}{{ErrExpired, "expired"}, {ErrRevoked, "revoked"}, {ErrInvalidToken, "invalid"}, {ErrNoToken, "none"}, {ErrInsufficientScope, "scope"},
+	}{{ErrExpired, "expired"}, {ErrRevoked, "revoked"}, {ErrInvalidProof, "proof"}, {ErrUseNonce, "nonce"}, {ErrInvalidToken, "invalid"}, {ErrNoToken, "none"}, {ErrInsufficientScope, "scope"},
 		{ErrInvalidClient, "client"}, {ErrInvalidGrant, "grant"}, {ErrLimited, "limited"}, {ErrUnavailable, "unavailable"}, {ErrDenied, "denied"}} {
 		if errors.Is(err, c.err) {
 			return c.name

@@ -469,6 +469,9 @@ func (s *Service) Validate(ctx context.Context, c Credential) (Token, error) {
 	return s.valid.Validate(ctx, c)
 }
 
+// Recheck is [JWTValidator.Recheck].
+func (s *Service) Recheck(ctx context.Context, t Token) error { return s.valid.Recheck(ctx, t) }
+
 // Explain is [JWTValidator.Explain], for every kind of token.
 func (s *Service) Explain(ctx context.Context, c Credential, r Requirement) Explanation {
 	return s.valid.Explain(ctx, c, r)

@@ -385,6 +385,30 @@ func (v *JWTValidator) signedHere(token string) (*tokenData, error) {
 		Client: p.Claims.ClientID, Grant: p.Claims.SessionID, ExpiresAt: time.Unix(p.Claims.Expires, 0), Binding: p.Claims.Binding}}, nil
 }
 
+// Recheck says whether a token that this validator returned before is still good: not expired, no rule against it, within the
+// bound. It verifies no signature and asks for no proof again. For what lasts longer than a request.
+func (v *JWTValidator) Recheck(_ context.Context, t Token) error {
+	if t.IsZero() {
+		return fail(ErrInvalidToken, "no token")
+	}
+	now := v.now()
+	if end := t.d.ExpiresAt; !end.IsZero() && !now.Before(end) {
+		return fail(ErrExpired, "exp has passed")
+	}
+	iss := v.trusts[t.d.Issuer]
+	if t.d.from == nil || iss == nil {
+		return nil // not a token of this validator's: its times are all that is known
+	}
+	if rule := iss.hit(t.d.from); rule != "" {
+		return fail(ErrRevoked, "a rule on its %s", rule)
+	}
+	if f := iss.freshness(now); f.Stale && (v.cfg.InsecureServeStale == 0 || f.Age > v.cfg.InsecureServeStale) {
+		iss.wake()
+		return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"}
+	}
+	return nil
+}
+
 // Explanation is the course of one validation.
 type Explanation struct {
 	Token Token // as far as its issuer's signature vouches for it; zero if not at all

@@ -85,6 +85,9 @@ func (v *Validator) Validate(ctx context.Context, c apitoken.Credential) (apitok
 	return v.v.Validate(ctx, c)
 }
 
+// Recheck is [apitoken.JWTValidator.Recheck].
+func (v *Validator) Recheck(ctx context.Context, t apitoken.Token) error { return v.v.Recheck(ctx, t) }
+
 // Explain is [apitoken.JWTValidator.Explain].
 func (v *Validator) Explain(ctx context.Context, c apitoken.Credential, r apitoken.Requirement) apitoken.Explanation {
 	return v.v.Explain(ctx, c, r)

@@ -1,0 +1,343 @@
+// Package httpauth puts an [apitoken.Validator] in front of net/http handlers. It takes the credential out of the
+// request and answers 400, 401, 403, 429 and 503 as RFC 6750 and RFC 9457 say; what is good is decided by
+// [apitoken.Authorize].
+package httpauth
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/apitoken-go/apitoken"
+)
+
+// Auth guards handlers. Make one with New.
+type Auth struct {
+	v    apitoken.Validator
+	o    Options
+	base string // of BaseURL, without a slash at its end
+	take func(*http.Request) (apitoken.Credential, error)
+}
+
+// Options change what New does; nil means all defaults.
+type Options struct {
+	Realm    string // in challenges; empty: none
+	Metadata string // resource_metadata in challenges (RFC 9728 §5.1)
+	// BaseURL is this service as clients see it, for DPoP's htu; required to take DPoP proofs.
+	// It is never taken from the request.
+	BaseURL string
+	// Address is where the caller is; nil: RemoteAddr. Behind proxies, see [BehindProxies].
+	Address func(*http.Request) netip.Addr
+	// Certificate is the SHA-256 of the caller's TLS certificate (RFC 8705), zero for none; nil: the connection's. Behind
+	// a proxy that ends TLS, say which header you trust.
+	Certificate func(*http.Request) [32]byte
+	// StripCredential takes Authorization and DPoP out of the request before the handler sees it.
+	StripCredential bool
+	// OnRefuse sees each refusal before it is answered. It can not change the verdict, and sees no credential.
+	OnRefuse func(*http.Request, error)
+}
+
+// New returns an Auth that asks v. It panics on a BaseURL that is none: a program can not go on without.
+func New(v apitoken.Validator, o *Options) *Auth {
+	a := &Auth{v: v}
+	if o != nil {
+		a.o = *o
+	}
+	if a.o.BaseURL != "" {
+		u, err := url.Parse(a.o.BaseURL)
+		if err != nil || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.Scheme != "https" && u.Scheme != "http" {
+			panic("httpauth: Options.BaseURL is no URL such as https://api.example.com")
+		}
+		a.base = strings.TrimSuffix(a.o.BaseURL, "/")
+	}
+	for _, text := range []string{a.o.Realm, a.o.Metadata} {
+		if !quotable(text) {
+			panic("httpauth: Options.Realm and Metadata must be printable ASCII without quotes and backslashes")
+		}
+	}
+	a.take = a.credential
+	return a
+}
+
+func quotable(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c > 0x7e || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return true
+}
+
+// Require guards with a token that covers all the scopes. It panics on a malformed scope.
+func (a *Auth) Require(scope apitoken.Scope, more ...apitoken.Scope) func(http.Handler) http.Handler {
+	return a.guard(apitoken.AllOf(scope, more...))
+}
+
+// RequireAny guards with a token that covers one of the scopes.
+func (a *Auth) RequireAny(scope apitoken.Scope, more ...apitoken.Scope) func(http.Handler) http.Handler {
+	return a.guard(apitoken.AnyOf(scope, more...))
+}
+
+// Authenticated guards with any valid token.
+func (a *Auth) Authenticated(next http.Handler) http.Handler {
+	return a.guard(apitoken.Authenticated())(next)
+}
+
+// Optional lets requests without a token through; a bad token is refused all the same.
+func (a *Auth) Optional(next http.Handler) http.Handler {
+	return a.guard(apitoken.Public())(next)
+}
+
+// Guard guards with any requirement.
+func (a *Auth) Guard(q apitoken.Requirement) func(http.Handler) http.Handler { return a.guard(q) }
+
+func (a *Auth) guard(q apitoken.Requirement) func(http.Handler) http.Handler {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			a.serve(w, r, q, next)
+		})
+	}
+}
+
+func (a *Auth) serve(w http.ResponseWriter, r *http.Request, q apitoken.Requirement, next http.Handler) {
+	vary(w.Header())
+	ctx := apitoken.WithOrigin(r.Context(), a.origin(r))
+	ctx, err := a.authorize(ctx, r, q)
+	if err != nil {
+		a.refuse(w, r.WithContext(ctx), err)
+		return
+	}
+	r = r.WithContext(ctx)
+	if a.o.StripCredential {
+		r.Header = r.Header.Clone()
+		r.Header.Del("Authorization")
+		r.Header.Del("DPoP")
+	}
+	next.ServeHTTP(w, r)
+}
+
+// authorize is the decision for one request. What is no token68 is malformed (RFC 9110 §11.2), which is only looked at
+// when the token is not good anyway.
+func (a *Auth) authorize(ctx context.Context, r *http.Request, q apitoken.Requirement) (context.Context, error) {
+	c, err := a.take(r)
+	if err != nil {
+		return ctx, err
+	}
+	next, err := apitoken.Authorize(ctx, a.v, c, q)
+	if err != nil && errors.Is(err, apitoken.ErrInvalidToken) && !token68(c.Token) {
+		err = malformed("the credential is no token68")
+	}
+	return next, err
+}
+
+var varyAuthorization = []string{"Authorization"}
+
+// vary tells caches that another caller may get another answer.
+func vary(h http.Header) {
+	old, ok := h["Vary"]
+	if !ok {
+		h["Vary"] = varyAuthorization[:1:1] // nobody can append to it in place
+		return
+	}
+	for _, v := range old {
+		if strings.EqualFold(v, "Authorization") || v == "*" {
+			return
+		}
+	}
+	h["Vary"] = append(old[:len(old):len(old)], "Authorization")
+}
+
+func malformed(detail string) error {
+	return &apitoken.Error{Code: apitoken.ErrInvalidRequest, Detail: detail}
+}
+
+// credential takes the one credential out of r: the zero one when none came.
+func (a *Auth) credential(r *http.Request) (apitoken.Credential, error) {
+	var c apitoken.Credential
+	if a.o.Certificate != nil {
+		c.CertSHA256 = a.o.Certificate(r)
+	} else if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+		c.CertSHA256 = sha256.Sum256(r.TLS.PeerCertificates[0].Raw)
+	}
+	values := r.Header["Authorization"]
+	if len(values) == 0 {
+		return apitoken.Credential{}, nil // RFC 6750 §2.3's query parameter is not taken
+	}
+	if len(values) > 1 {
+		return c, malformed("more than one Authorization header")
+	}
+	if r.URL.RawQuery != "" && strings.Contains(r.URL.RawQuery, "access_token=") && r.URL.Query().Has("access_token") {
+		return c, malformed("a token in the header and one in the query (RFC 6750 §2)")
+	}
+	v := values[0]
+	at := strings.IndexByte(v, ' ')
+	if at < 0 {
+		at = len(v)
+	}
+	var dpop bool
+	switch scheme := v[:at]; {
+	case strings.EqualFold(scheme, "Bearer"):
+	case strings.EqualFold(scheme, "DPoP") && a.base != "":
+		dpop = true
+	case strings.IndexByte(scheme, ',') >= 0:
+		return c, malformed("several credentials in one Authorization header")
+	default:
+		return apitoken.Credential{}, nil // another scheme: no credential for us
+	}
+	c.Token = strings.TrimLeft(v[at:], " ")
+	if c.Token == "" || strings.IndexByte(c.Token, ' ') >= 0 || strings.IndexByte(c.Token, ',') >= 0 {
+		return c, malformed("the Authorization header is malformed")
+	}
+	if !dpop {
+		return c, nil
+	}
+	proofs := r.Header["Dpop"]
+	if len(proofs) != 1 || proofs[0] == "" || strings.IndexByte(proofs[0], ',') >= 0 {
+		return c, &apitoken.Error{Code: apitoken.ErrInvalidProof, Detail: "exactly one DPoP header goes with the DPoP scheme (RFC 9449 §4.3)"}
+	}
+	c.DPoP, c.Method, c.URL = proofs[0], r.Method, a.base+r.URL.EscapedPath()
+	return c, nil
+}
+
+// token68 is the syntax of a credential (RFC 9110 §11.2).
+func token68(s string) bool {
+	s = strings.TrimRight(s, "=")
+	for i := range len(s) {
+		c := s[i]
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '.' || c == '_' || c == '~' || c == '+' || c == '/') {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// origin is where r came from.
+func (a *Auth) origin(r *http.Request) apitoken.Origin {
+	var o apitoken.Origin
+	if a.o.Address != nil {
+		o.Address = a.o.Address(r)
+	} else {
+		o.Address = peer(r)
+	}
+	if v := r.Header["User-Agent"]; len(v) > 0 {
+		o.UserAgent = v[0]
+	}
+	if v := r.Header["X-Request-Id"]; len(v) > 0 {
+		o.RequestID = v[0]
+	}
+	return o
+}
+
+func peer(r *http.Request) netip.Addr {
+	p, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return p.Addr().Unmap()
+}
+
+// BehindProxies is an Options.Address that believes X-Forwarded-For as far as trusted proxies have written it: from its
+// right end, the first address that is no proxy's. From anybody else the header is not looked at.
+func BehindProxies(trusted ...netip.Prefix) func(*http.Request) netip.Addr {
+	ours := func(a netip.Addr) bool {
+		for _, p := range trusted {
+			if p.Contains(a) {
+				return true
+			}
+		}
+		return false
+	}
+	return func(r *http.Request) netip.Addr {
+		at := peer(r)
+		if !ours(at) {
+			return at
+		}
+		hops := strings.Split(strings.Join(r.Header["X-Forwarded-For"], ","), ",")
+		for i := len(hops) - 1; i >= 0; i-- {
+			hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+			if err != nil {
+				return at // what stands left of junk proves nothing
+			}
+			if at = hop.Unmap(); !ours(at) {
+				return at
+			}
+		}
+		return at
+	}
+}
+
+// Origin puts the request's address, user agent and request ID into its context, for the events of
+// handlers that no token guards, such as a login. The guards above do the same.
+func (a *Auth) Origin(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		next.ServeHTTP(w, r.WithContext(apitoken.WithOrigin(r.Context(), a.origin(r))))
+	})
+}
+
+// Check decides for one request without answering it, for frameworks with handlers of their own.
+func (a *Auth) Check(r *http.Request, q apitoken.Requirement) (apitoken.Token, error) {
+	ctx, err := a.authorize(apitoken.WithOrigin(r.Context(), a.origin(r)), r, q)
+	if err != nil {
+		return apitoken.Token{}, err
+	}
+	return apitoken.FromContext(ctx), nil
+}
+
+// rechecker is what a validator has that can look at a token again.
+type rechecker interface {
+	Recheck(ctx context.Context, t apitoken.Token) error
+}
+
+// watchEvery is how often a watched request's token is looked at again.
+const watchEvery = time.Second
+
+// Watch ends the request's context when its token expires or is revoked, within a second: for event streams, WebSockets and
+// other requests that last. It stands inside a guard: auth.Require("live")(auth.Watch(handler)). context.Cause says why.
+func (a *Auth) Watch(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		t := apitoken.FromContext(r.Context())
+		if t.IsZero() {
+			next.ServeHTTP(w, r)
+			return
+		}
+		ctx, cancel := context.WithCancelCause(r.Context())
+		defer cancel(context.Canceled)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			a.watch(ctx, t, cancel)
+		}()
+		defer func() {
+			cancel(context.Canceled)
+			<-done
+		}()
+		next.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+func (a *Auth) watch(ctx context.Context, t apitoken.Token, cancel context.CancelCauseFunc) {
+	v, ok := a.v.(rechecker)
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if ok {
+			if err := v.Recheck(ctx, t); err != nil {
+				cancel(err)
+				return
+			}
+		} else if end := t.ExpiresAt(); !end.IsZero() && !time.Now().Before(end) {
+			cancel(apitoken.ErrExpired)
+			return
+		}
+	}
+}
