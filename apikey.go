@@ -611,7 +611,9 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 		k.s.state.wake()
 		return Token{d: e.d}, tr.no("freshness", &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"})
 	}
-	tr.ok("freshness", f.Age.String())
+	if tr != nil {
+		tr.ok("freshness", f.Age.String())
+	}
 	e.use.hit(now, originOf(ctx).Address)
 	return Token{d: e.d, fresh: f}, nil
 }

@@ -173,7 +173,8 @@ func (c *useCounter) hit(now time.Time, from netip.Addr) {
 	}
 	if from.IsValid() {
 		if old := c.from.Load(); old == nil || *old != from {
-			c.from.Store(&from)
+			kept := from // so that only a new address is moved to the heap
+			c.from.Store(&kept)
 		}
 	}
 	if c.n.Add(1) == 1 {

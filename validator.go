@@ -293,7 +293,9 @@ func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, tr *
 	if e.rule.pos.view.N > f.Position.N && !e.rule.wall {
 		e.iss.wake() // its issuer knows more than we do; until we do too, our age counts
 	}
-	tr.ok("freshness", f.Age.String())
+	if tr != nil {
+		tr.ok("freshness", f.Age.String())
+	}
 	if e.use != nil {
 		e.use.hit(now, originOf(ctx).Address)
 	}
