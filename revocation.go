@@ -150,8 +150,10 @@ func (s *Service) writeRule(ctx context.Context, t Target, mint bool, reason str
 		s.rules.release(hold)
 		return err
 	}
-	c.event(ctx, Event{Type: why, OK: true, Reason: reason, Target: t, Subject: t.eventSubject(), Client: t.eventClient(),
-		Grant: t.eventID(targetGrant), TokenID: t.eventID(targetToken)})
+	e := Event{Type: why, OK: true, Reason: reason, Target: t, Subject: t.eventSubject(), Client: t.eventClient(),
+		Grant: t.eventID(targetGrant), TokenID: t.eventID(targetToken)}
+	s.nameOwner(ctx, &e)
+	c.event(ctx, e)
 	_, err = s.commit(ctx, c)
 	switch {
 	case err == nil:
@@ -163,6 +165,23 @@ func (s *Service) writeRule(ctx context.Context, t Target, mint bool, reason str
 	}
 	s.retryRule(c, hold)
 	return err
+}
+
+// nameOwner notes whose grant or API key was revoked, where the store says so at once: the rule is in force by now, and does
+// not wait for it.
+func (s *Service) nameOwner(ctx context.Context, e *Event) {
+	if e.Subject != "" || e.Grant == "" && e.TokenID == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 250*time.Millisecond)
+	defer cancel()
+	kind, id := kindGrant, e.Grant
+	if e.TokenID != "" {
+		kind, id = store.KindAPIKey, e.TokenID
+	}
+	if r, err := s.st.Get(ctx, kind, id); err == nil {
+		e.Subject, e.Client = r.Subject, r.Client
+	}
 }
 
 // addRule puts the rule's record into c.
