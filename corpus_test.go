@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/httpauth"
 )
 
 func readCorpus(t testing.TB) (cases map[string]corpusCase, sets map[string]json.RawMessage) {
@@ -91,6 +93,7 @@ func TestCorpus(t *testing.T) {
 			v := corpusValidator(t, sets, with.v)
 			var seen countObserver
 			defer v.Observe(&seen)()
+			handler := httpauth.New(v, nil).Authenticated(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {}))
 			ctx := context.Background()
 			for name, c := range cases { // the good twins first: what is known of them must not help the bad ones
 				if c.Want == "good" {
@@ -117,6 +120,20 @@ func TestCorpus(t *testing.T) {
 					require.Equal(t, c.Want == "expired", errors.Is(err, apitoken.ErrExpired), name)
 					require.EqualValues(t, 1, seen.refused.Load()-before, "%s is counted once", name)
 					require.NotContains(t, err.Error(), "alice", "%s: the error is fit for a client", name)
+				}
+				if strings.HasPrefix(c.Token, " ") {
+					continue // in a header that is a second space behind the scheme, which RFC 6750 §2.1 allows
+				}
+				// The middleware agrees. What is no token68 is no well-formed request.
+				r := httptest.NewRequest("GET", "/", nil)
+				r.Header["Authorization"] = []string{"Bearer " + c.Token}
+				w := httptest.NewRecorder()
+				handler.ServeHTTP(w, r)
+				if code == nil {
+					require.Equal(t, 200, w.Code, name)
+				} else {
+					require.Contains(t, []int{401, 400}, w.Code, name)
+					require.Contains(t, w.Header().Get("WWW-Authenticate"), "error=", name)
 				}
 			}
 		})
