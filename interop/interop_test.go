@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,13 +37,14 @@ const audience = "https://api.example.com"
 // ours is a service behind a real server, with a token for alice.
 func ours(t *testing.T, alg string) (url, token string) {
 	t.Helper()
-	var h http.Handler
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.ServeHTTP(w, r) }))
+	var h atomic.Pointer[http.Handler] // the issuer's URL is known before the issuer is
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*h.Load()).ServeHTTP(w, r) }))
 	t.Cleanup(srv.Close)
 	svc, err := apitoken.New(apitoken.Config{Issuer: srv.URL, Audience: audience, Store: memstore.New(), InsecureKeysInStore: true, Algorithm: alg})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, svc.Close()) })
-	h = remote.Handler(svc)
+	handler := remote.Handler(svc)
+	h.Store(&handler)
 	i, err := svc.Issue(context.Background(), apitoken.Request{Subject: "alice", Scopes: apitoken.Scopes{"orders:read"}, Claims: map[string]any{"tenant": "acme"}})
 	require.NoError(t, err)
 	return srv.URL, i.Access.Reveal()

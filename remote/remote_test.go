@@ -211,7 +211,8 @@ func TestAPIKeysByIntrospection(t *testing.T) {
 		require.NoError(t, tok.Claims(&claims))
 		require.Equal(t, "red", claims["team"])
 	}
-	require.EqualValues(t, 1, s.count("/apitoken/introspect"), "the answer is kept")
+	// Twice where the feed told of the new key only after the first question: an answer from before a change is void.
+	require.LessOrEqual(t, s.count("/apitoken/introspect"), int64(2), "the answer is kept")
 	require.NoError(t, s.svc.APIKeys.Revoke(s.ctx, x.ID, "lost"))
 	eventually(t, "a rule drops the kept answer", refused(v, secret.Reveal(), apitoken.ErrInvalidToken))
 
