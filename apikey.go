@@ -614,7 +614,7 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 	if tr != nil {
 		tr.ok("freshness", f.Age.String())
 	}
-	e.use.hit(now, originOf(ctx).Address)
+	e.use.hit(now, addressOf(ctx))
 	return Token{d: e.d, fresh: f}, nil
 }
 

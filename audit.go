@@ -99,6 +99,17 @@ func originOf(ctx context.Context) Origin {
 	return Origin{}
 }
 
+// addressOf is the address of ctx's Origin, without copying the rest: the zero one if there is none.
+func addressOf(ctx context.Context) *netip.Addr {
+	if c, ok := ctx.(*originContext); ok {
+		return &c.origin.Address
+	}
+	if o, ok := ctx.Value(originKey{}).(*Origin); ok {
+		return &o.Address
+	}
+	return nil
+}
+
 // OriginOf returns what WithOrigin put into ctx, or one of its parents.
 func OriginOf(ctx context.Context) Origin { return originOf(ctx) }
 

@@ -167,13 +167,13 @@ func (a *auditLog) counter(kind, id string) *useCounter {
 }
 
 // hit counts one use. It is on the path of every request: the first one since a flush takes a lock, the rest do not.
-func (c *useCounter) hit(now time.Time, from netip.Addr) {
+func (c *useCounter) hit(now time.Time, from *netip.Addr) {
 	if ms := now.UnixMilli(); ms-c.last.Load() >= 1000 {
 		c.last.Store(ms)
 	}
-	if from.IsValid() {
-		if old := c.from.Load(); old == nil || *old != from {
-			kept := from // so that only a new address is moved to the heap
+	if from != nil && from.IsValid() {
+		if old := c.from.Load(); old == nil || *old != *from {
+			kept := *from // the context's own belongs to a request
 			c.from.Store(&kept)
 		}
 	}

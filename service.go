@@ -466,7 +466,10 @@ func (s *Service) Freshness() Freshness { return s.trust.freshness(s.now()) }
 
 // Validate implements [Validator] for access tokens and API keys.
 func (s *Service) Validate(ctx context.Context, c Credential) (Token, error) {
-	return s.valid.Validate(ctx, c)
+	if t, ok := s.valid.quick(ctx, &c); ok { // here, and not a call further: a Credential is large
+		return t, nil
+	}
+	return s.valid.full(ctx, c)
 }
 
 // Recheck is [JWTValidator.Recheck].

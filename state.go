@@ -41,6 +41,7 @@ func (st *state) since(written, local int64) time.Duration {
 type view struct {
 	pos  store.Position
 	sent time.Time // by the configured clock
+	wall int64     // sent, Unix ns
 	real time.Time // by the process's own, which never goes back
 }
 
@@ -117,7 +118,7 @@ func (st *state) follow(ctx context.Context) error {
 			return err
 		}
 		st.warm = true
-		if old := st.view.Swap(&view{pos: next, sent: sent, real: began}); old.pos != next {
+		if old := st.view.Swap(&view{pos: next, sent: sent, wall: sent.UnixNano(), real: began}); old.pos != next {
 			moved := make(chan struct{})
 			close(*st.moved.Swap(&moved))
 		}

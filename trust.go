@@ -208,11 +208,11 @@ func (t *trust) freshness(now time.Time) Freshness {
 	} else {
 		w = t.view.Load()
 	}
-	if w == nil || w.sent.IsZero() {
+	if w == nil || w.wall == 0 {
 		return Freshness{Age: 1<<63 - 1, Stale: true}
 	}
 	age := now.Sub(w.sent)
-	if wall := time.Duration(now.UnixNano() - w.sent.UnixNano()); wall > age {
+	if wall := time.Duration(now.UnixNano() - w.wall); wall > age {
 		age = wall
 	}
 	return Freshness{Position: w.pos, Age: max(age, 0), Stale: age > t.v.cfg.MaxStaleness}
@@ -556,7 +556,8 @@ func (t *trust) readRules(ctx context.Context) error {
 		t.enter(&answer)
 		from = answer.Next
 		if !answer.More {
-			t.view.Store(&view{pos: from, sent: sent.Add(-answer.Age)})
+			sent = sent.Add(-answer.Age)
+			t.view.Store(&view{pos: from, sent: sent, wall: sent.UnixNano()})
 			t.loaded()
 			return nil
 		}
