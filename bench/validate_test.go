@@ -1,0 +1,391 @@
+// Package bench measures this module beside its peers, in one run, each doing the same checks in its best recommended
+// use. What counts is the ratio: see cmd/table.
+package bench
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	asn "encoding/asn1"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	jwtmiddleware "github.com/auth0/go-jwt-middleware/v2"
+	auth0 "github.com/auth0/go-jwt-middleware/v2/validator"
+	"github.com/coreos/go-oidc/v3/oidc"
+	cristal "github.com/cristalhq/jwt/v5"
+	"github.com/go-chi/jwtauth/v5"
+	"github.com/go-jose/go-jose/v4"
+	josejwt "github.com/go-jose/go-jose/v4/jwt"
+	golangjwt "github.com/golang-jwt/jwt/v5"
+	"github.com/lestrrat-go/jwx/v3/jwa"
+	"github.com/lestrrat-go/jwx/v3/jwk"
+	"github.com/lestrrat-go/jwx/v3/jwt"
+	fositejwt "github.com/ory/fosite/token/jwt"
+	zitadel "github.com/zitadel/oidc/v3/pkg/oidc"
+	"github.com/zitadel/oidc/v3/pkg/op"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/httpauth"
+	"github.com/apitoken-go/apitoken/store/memstore"
+)
+
+const (
+	issuer   = "https://auth.example.com"
+	audience = "https://api.example.com"
+)
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func newService(tb testing.TB, alg string, change func(*apitoken.Config)) *apitoken.Service {
+	tb.Helper()
+	c := apitoken.Config{Issuer: issuer, Audience: audience, Store: memstore.New(), InsecureKeysInStore: true, Algorithm: alg}
+	if change != nil {
+		change(&c)
+	}
+	svc, err := apitoken.New(c)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { svc.Close() })
+	return svc
+}
+
+func mint(tb testing.TB, svc *apitoken.Service) string {
+	tb.Helper()
+	i, err := svc.Issue(context.Background(), apitoken.Request{Subject: "alice", Scopes: apitoken.Scopes{"orders:read", "orders:write"}})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return i.Access.Reveal()
+}
+
+// subject is a key, a token under it, and the key set that others read.
+type subject struct {
+	alg    string
+	svc    *apitoken.Service // with a cache
+	cold   *apitoken.Service // without
+	token  string
+	public crypto.PublicKey // []byte for HS256
+	kid    string
+	set    []byte
+}
+
+// newSubject makes a token of ours whose key the peers know too. HS256 keys never leave a service: peers get a token of
+// their own under a secret of their own.
+func newSubject(tb testing.TB, alg string) *subject {
+	tb.Helper()
+	st := memstore.New()
+	s := &subject{alg: alg}
+	s.svc = newService(tb, alg, func(c *apitoken.Config) { c.Store = st })
+	s.cold = newService(tb, alg, func(c *apitoken.Config) { c.Store, c.Validation.CacheBytes = st, -1 })
+	s.token = mint(tb, s.svc)
+	s.set = must(s.svc.SigningKeys.JWKS(context.Background(), ""))
+	var set jose.JSONWebKeySet
+	if err := json.Unmarshal(s.set, &set); err != nil {
+		tb.Fatal(err)
+	}
+	if alg == "HS256" {
+		secret := make([]byte, 32)
+		rand.Read(secret)
+		s.public = secret
+		return s
+	}
+	s.public, s.kid = set.Keys[0].Key, set.Keys[0].KeyID
+	return s
+}
+
+// foreign is the token that peers check: ours, except for HS256.
+func (s *subject) foreign() string {
+	secret, ok := s.public.([]byte)
+	if !ok {
+		return s.token
+	}
+	parts := strings.Split(s.token, ".")
+	m := hmac.New(sha256.New, secret)
+	m.Write([]byte(parts[0] + "." + parts[1]))
+	return parts[0] + "." + parts[1] + "." + base64.RawURLEncoding.EncodeToString(m.Sum(nil))
+}
+
+// raw is the bare signature check.
+func (s *subject) raw() func() error {
+	token := s.foreign()
+	i := strings.LastIndexByte(token, '.')
+	input, sig := []byte(token[:i]), must(base64.RawURLEncoding.DecodeString(token[i+1:]))
+	bad := errors.New("signature")
+	switch key := s.public.(type) {
+	case *ecdsa.PublicKey:
+		der := asn1(sig)
+		return func() error {
+			h := sha256.Sum256(input)
+			if !ecdsa.VerifyASN1(key, h[:], der) {
+				return bad
+			}
+			return nil
+		}
+	case ed25519.PublicKey:
+		return func() error {
+			if !ed25519.Verify(key, input, sig) {
+				return bad
+			}
+			return nil
+		}
+	case *rsa.PublicKey:
+		return func() error {
+			h := sha256.Sum256(input)
+			return rsa.VerifyPKCS1v15(key, crypto.SHA256, h[:], sig)
+		}
+	case []byte:
+		return func() error {
+			m := hmac.New(sha256.New, key)
+			m.Write(input)
+			if !hmac.Equal(m.Sum(nil), sig) {
+				return bad
+			}
+			return nil
+		}
+	}
+	panic("no key")
+}
+
+func asn1(sig []byte) []byte {
+	type pair struct{ R, S *big.Int }
+	return must(asn.Marshal(pair{new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])}))
+}
+
+// staticKeys is a key set that coreos' verifier reads without HTTP.
+type staticKeys struct{ oidc.StaticKeySet }
+
+// zitadelKeys is the same for zitadel's.
+type zitadelKeys struct {
+	key crypto.PublicKey
+	alg string
+}
+
+func (k zitadelKeys) VerifySignature(_ context.Context, sig *jose.JSONWebSignature) ([]byte, error) {
+	return sig.Verify(k.key)
+}
+
+type scopeClaims struct {
+	golangjwt.RegisteredClaims
+	Scope    string `json:"scope"`
+	ClientID string `json:"client_id"`
+}
+
+// peers are the validators beside ours. Each checks signature, algorithm, issuer, audience and times, and reads the scope.
+func (s *subject) peers() map[string]func() error {
+	token := s.foreign()
+	key := s.public
+	out := map[string]func() error{"raw": s.raw()}
+
+	parser := golangjwt.NewParser(golangjwt.WithValidMethods([]string{s.alg}), golangjwt.WithIssuer(issuer), golangjwt.WithAudience(audience), golangjwt.WithExpirationRequired(), golangjwt.WithIssuedAt())
+	out["golang-jwt"] = func() error {
+		var c scopeClaims
+		_, err := parser.ParseWithClaims(token, &c, func(*golangjwt.Token) (any, error) { return key, nil })
+		return err
+	}
+
+	algX, _ := jwa.LookupSignatureAlgorithm(s.alg)
+	keyX := must(jwk.Import(key))
+	out["jwx"] = func() error {
+		t, err := jwt.Parse([]byte(token), jwt.WithKey(algX, keyX), jwt.WithValidate(true), jwt.WithIssuer(issuer), jwt.WithAudience(audience))
+		if err != nil {
+			return err
+		}
+		var scope string
+		return t.Get("scope", &scope)
+	}
+
+	algs := []jose.SignatureAlgorithm{jose.SignatureAlgorithm(s.alg)}
+	out["go-jose"] = func() error {
+		t, err := josejwt.ParseSigned(token, algs)
+		if err != nil {
+			return err
+		}
+		var c struct {
+			josejwt.Claims
+			Scope string `json:"scope"`
+		}
+		if err := t.Claims(key, &c); err != nil {
+			return err
+		}
+		return c.Validate(josejwt.Expected{Issuer: issuer, AnyAudience: josejwt.Audience{audience}})
+	}
+
+	ctx := context.Background()
+	if s.alg != "HS256" {
+		v := oidc.NewVerifier(issuer, &staticKeys{oidc.StaticKeySet{PublicKeys: []crypto.PublicKey{key}}}, &oidc.Config{ClientID: audience, SupportedSigningAlgs: []string{s.alg}})
+		out["go-oidc"] = func() error {
+			t, err := v.Verify(ctx, token)
+			if err != nil {
+				return err
+			}
+			var c struct {
+				Scope string `json:"scope"`
+			}
+			return t.Claims(&c)
+		}
+		z := op.NewAccessTokenVerifier(issuer, zitadelKeys{key, s.alg}, op.WithSupportedAccessTokenSigningAlgorithms(s.alg))
+		out["zitadel"] = func() error {
+			_, err := op.VerifyAccessToken[*zitadel.AccessTokenClaims](ctx, token, z)
+			return err
+		}
+	}
+
+	if v := cristalVerifier(s.alg, key); v != nil {
+		out["cristalhq"] = func() error {
+			t, err := cristal.Parse([]byte(token), v)
+			if err != nil {
+				return err
+			}
+			var c struct {
+				cristal.RegisteredClaims
+				Scope string `json:"scope"`
+			}
+			if err := json.Unmarshal(t.Claims(), &c); err != nil {
+				return err
+			}
+			if !c.IsForAudience(audience) || !c.IsIssuer(issuer) || !c.IsValidAt(time.Now()) {
+				return errors.New("claims")
+			}
+			return nil
+		}
+	}
+
+	if s.alg == "EdDSA" || s.alg == "HS256" {
+		return s.withAuth0(out, token, key) // fosite takes neither
+	}
+	out["fosite"] = func() error {
+		// fosite's parser takes the key by callback and checks times; issuer and audience are its caller's.
+		t, err := fositejwt.ParseWithClaims(token, fositejwt.MapClaims{}, func(*fositejwt.Token) (any, error) { return key, nil })
+		if err != nil {
+			return err
+		}
+		if !t.Claims.VerifyIssuer(issuer, true) || !t.Claims.VerifyAudience(audience, true) {
+			return errors.New("claims")
+		}
+		return nil
+	}
+
+	return s.withAuth0(out, token, key)
+}
+
+func (s *subject) withAuth0(out map[string]func() error, token string, key crypto.PublicKey) map[string]func() error {
+	a := must(auth0.New(func(context.Context) (any, error) { return key, nil }, auth0.SignatureAlgorithm(s.alg), issuer, []string{audience}))
+	out["auth0"] = func() error {
+		_, err := a.ValidateToken(context.Background(), token)
+		return err
+	}
+	return out
+}
+
+func cristalVerifier(alg string, key crypto.PublicKey) cristal.Verifier {
+	switch k := key.(type) {
+	case *ecdsa.PublicKey:
+		return must(cristal.NewVerifierES(cristal.ES256, k))
+	case ed25519.PublicKey:
+		return must(cristal.NewVerifierEdDSA(k))
+	case *rsa.PublicKey:
+		if alg == "PS256" {
+			return must(cristal.NewVerifierPS(cristal.PS256, k))
+		}
+		return must(cristal.NewVerifierRS(cristal.RS256, k))
+	case []byte:
+		return must(cristal.NewVerifierHS(cristal.HS256, k))
+	}
+	return nil
+}
+
+func BenchmarkValidate(b *testing.B) {
+	ctx := context.Background()
+	for _, alg := range []string{"ES256", "EdDSA", "RS256", "HS256"} {
+		s := newSubject(b, alg)
+		c := apitoken.Bearer(s.token)
+		run := func(name string, f func() error) {
+			b.Run(alg+"/"+name, func(b *testing.B) {
+				b.ReportAllocs()
+				if err := f(); err != nil {
+					b.Fatal(err)
+				}
+				for b.Loop() {
+					if err := f(); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+		run("apitoken/first", func() error { _, err := s.cold.Validate(ctx, c); return err })
+		run("apitoken/repeat", func() error { _, err := s.svc.Validate(ctx, c); return err })
+		for name, f := range s.peers() {
+			run(name+"/first", f)
+		}
+	}
+	b.Run("clock/raw", func(b *testing.B) { // what no validator that judges expiry can do without
+		for b.Loop() {
+			_ = time.Now()
+		}
+	})
+}
+
+func BenchmarkMiddleware(b *testing.B) {
+	s := newSubject(b, "ES256")
+	bare := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
+	key := s.public
+	keyX := must(jwk.Import(key))
+	ja := jwtauth.New("ES256", nil, must(key.(*ecdsa.PublicKey), nil))
+	a0 := must(auth0.New(func(context.Context) (any, error) { return key, nil }, auth0.ES256, issuer, []string{audience}))
+	for _, x := range []struct {
+		name string
+		h    http.Handler
+	}{
+		{"raw", bare},
+		{"apitoken", httpauth.New(s.svc, nil).Require("orders:read")(bare)},
+		{"jwtauth", jwtauth.Verifier(ja)(jwtauth.Authenticator(ja)(bare))},
+		{"auth0", jwtmiddleware.New(a0.ValidateToken).CheckJWT(bare)},
+		{"jwx", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if _, err := jwt.ParseRequest(r, jwt.WithKey(jwa.ES256(), keyX), jwt.WithIssuer(issuer), jwt.WithAudience(audience)); err != nil {
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			bare(w, r)
+		})},
+	} {
+		b.Run(x.name, func(b *testing.B) {
+			r := &http.Request{Method: "GET", URL: must(url.Parse("/orders")), Header: http.Header{"Authorization": {"Bearer " + s.token}}, RemoteAddr: "192.0.2.1:1234"}
+			probe := httptest.NewRecorder()
+			x.h.ServeHTTP(probe, r)
+			if probe.Code != http.StatusOK {
+				b.Fatalf("status %d: %s", probe.Code, probe.Body)
+			}
+			w := &nullWriter{h: http.Header{}}
+			b.ReportAllocs()
+			for b.Loop() {
+				x.h.ServeHTTP(w, r)
+			}
+		})
+	}
+}
+
+type nullWriter struct{ h http.Header }
+
+func (w *nullWriter) Header() http.Header         { return w.h }
+func (w *nullWriter) Write(b []byte) (int, error) { return len(b), nil }
+func (w *nullWriter) WriteHeader(int)             {}
