@@ -1,0 +1,262 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+const (
+	maxPuts   = 16
+	maxEvents = 16
+	maxChange = 256 << 10
+	maxData   = 16 << 10
+	maxID     = 255
+	maxKind   = 64
+	tries     = 8 // of one write that the server asks to repeat
+)
+
+func checkChange(c *store.Change) error {
+	if c.ID == (store.Version{}) {
+		return fmt.Errorf("%w: Change without ID", errInvalid)
+	}
+	if len(c.Puts) > maxPuts || len(c.Events) > maxEvents {
+		return fmt.Errorf("%w: %d puts and %d events, at most %d and %d", store.ErrTooLarge, len(c.Puts), len(c.Events), maxPuts, maxEvents)
+	}
+	total := 0
+	for i := range c.Puts {
+		r := &c.Puts[i].Record
+		if r.Kind == store.KindEvent {
+			return fmt.Errorf("%w: an event belongs in Change.Events", errInvalid)
+		}
+		if err := checkRecord(r, &total); err != nil {
+			return err
+		}
+		for j := range i {
+			if p := &c.Puts[j]; p.Kind == r.Kind && p.ID == r.ID {
+				return fmt.Errorf("%w: record %s/%q twice in one Change", errInvalid, r.Kind, r.ID)
+			}
+		}
+	}
+	for i := range c.Events {
+		r := &c.Events[i]
+		if r.Kind != store.KindEvent {
+			return fmt.Errorf("%w: kind %q in Change.Events", errInvalid, r.Kind)
+		}
+		if err := checkRecord(r, &total); err != nil {
+			return err
+		}
+	}
+	if total > maxChange {
+		return fmt.Errorf("%w: %d bytes, at most %d", store.ErrTooLarge, total, maxChange)
+	}
+	return nil
+}
+
+func checkRecord(r *store.Record, total *int) error {
+	switch {
+	case r.Kind == "" || len(r.Kind) > maxKind:
+		return fmt.Errorf("%w: kind %q must have 1 to %d bytes", errInvalid, r.Kind, maxKind)
+	case len(r.ID) > maxID:
+		return fmt.Errorf("%w: id of %d bytes, at most %d", store.ErrTooLarge, len(r.ID), maxID)
+	case len(r.Data) > maxData:
+		return fmt.Errorf("%w: %d bytes of data in %s/%q, at most %d", store.ErrTooLarge, len(r.Data), r.Kind, r.ID, maxData)
+	case r.ID == "" || r.Expires < 0:
+		return fmt.Errorf("%w: a record without ID, or a negative Expires", errInvalid)
+	}
+	for _, text := range [...]string{string(r.Kind), r.ID, r.Subject, r.Client, r.Grant, r.Token, r.Type} {
+		if !utf8.ValidString(text) || strings.IndexByte(text, 0) >= 0 {
+			return fmt.Errorf("%w: %q is not UTF-8 without NUL", errInvalid, text)
+		}
+		*total += len(text)
+	}
+	*total += len(r.Data)
+	return nil
+}
+
+// Apply implements [store.Store]. The write goes on under a deadline of its own when ctx ends: a driver that is given the
+// caller's would close the connection.
+func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error) {
+	if err := ctx.Err(); err != nil {
+		return store.Commit{}, err
+	}
+	if err := checkChange(c); err != nil {
+		return store.Commit{}, err
+	}
+	type answer struct {
+		done store.Commit
+		err  error
+	}
+	got := make(chan answer, 1)
+	args := s.args(s.applyArgs(c)...) // c is not read after Apply returns
+	puts := len(c.Puts)
+	go func() {
+		wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.o.Timeout)
+		defer cancel()
+		done, err := s.write(wctx, args, puts)
+		got <- answer{done, err}
+	}()
+	select {
+	case a := <-got:
+		return a.done, a.err
+	case <-ctx.Done():
+		return store.Commit{}, ctx.Err()
+	}
+}
+
+// applyArgs are the arguments of the function apply. Puts are in order of their keys, so that two changes never wait for
+// each other.
+func (s *Store) applyArgs(c *store.Change) []any {
+	puts := slices.Clone(c.Puts)
+	slices.SortFunc(puts, func(a, b store.Put) int {
+		if d := strings.Compare(string(a.Kind), string(b.Kind)); d != 0 {
+			return d
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+	state := false
+	kinds, expects, states := make([]string, len(puts)), make([][]byte, len(puts)), make([]bool, len(puts))
+	var p, e columns
+	for i := range puts {
+		kinds[i], expects[i], states[i] = string(puts[i].Kind), slices.Clone(puts[i].Expect[:]), puts[i].Kind.State()
+		state = state || states[i]
+		p.add(&puts[i].Record)
+	}
+	for i := range c.Events {
+		e.add(&c.Events[i])
+	}
+	return []any{s.ns, slices.Clone(c.ID[:]), s.fence, state, s.hear.channel,
+		kinds, p.id, expects, states, p.expires, p.subject, p.client, p.grant, p.token, p.typ, p.data,
+		e.id, e.expires, e.subject, e.client, e.grant, e.token, e.typ, e.data}
+}
+
+// columns are the fields of several records, as arrays.
+type columns struct {
+	id, subject, client, grant, token, typ []string
+	expires                                []int64
+	data                                   [][]byte
+}
+
+func (c *columns) add(r *store.Record) {
+	c.id, c.subject, c.client = append(c.id, r.ID), append(c.subject, r.Subject), append(c.client, r.Client)
+	c.grant, c.token, c.typ = append(c.grant, r.Grant), append(c.token, r.Token), append(c.typ, r.Type)
+	c.expires, c.data = append(c.expires, r.Expires), append(c.data, append([]byte{}, r.Data...))
+}
+
+// write asks the server, again where the server itself asks for it.
+func (s *Store) write(ctx context.Context, args []any, puts int) (store.Commit, error) {
+	if err := s.open(ctx); err != nil {
+		return store.Commit{}, err
+	}
+	wait := 2 * time.Millisecond
+	for try := 1; ; try++ {
+		var head, history, now int64
+		err := s.pool.QueryRow(ctx, s.sql.apply, args...).Scan(&head, &history, &now)
+		if err == nil {
+			return store.Commit{Head: position(history, head), Now: now}, nil
+		}
+		var pg *pgconn.PgError
+		if !errors.As(err, &pg) {
+			return store.Commit{}, s.cause(err)
+		}
+		switch pg.Code {
+		case "AP001":
+			return store.Commit{}, store.ErrConflict
+		case "AP002":
+			return s.head(ctx)
+		case "AP003":
+			return store.Commit{}, store.ErrReadOnly
+		case "AP004": // the server is another one since: adopt it, and write
+			if err := s.adopt(ctx); err != nil {
+				return store.Commit{}, err
+			}
+		case "AP005":
+			return store.Commit{}, fmt.Errorf("%w: subject, client, grant, token and type of a record are fixed for its life", errInvalid)
+		case "AP006":
+			return store.Commit{}, fmt.Errorf("pgstore: the namespace %q is gone from its table", s.ns)
+		case "40001", "40P01": // not done: the transaction was rolled back
+			if puts == 0 && try > 1 {
+				return store.Commit{}, s.cause(err)
+			}
+		default:
+			return store.Commit{}, s.cause(err)
+		}
+		if try == tries {
+			return store.Commit{}, s.cause(err)
+		}
+		t := time.NewTimer(wait/2 + rand.N(wait))
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return store.Commit{}, s.cause(err)
+		}
+		wait *= 2
+	}
+}
+
+// head answers for a change that was done before.
+func (s *Store) head(ctx context.Context) (store.Commit, error) {
+	var head, history, now int64
+	if err := s.pool.QueryRow(ctx, s.sql.head, s.args(s.ns)...).Scan(&head, &history, &now); err != nil {
+		return store.Commit{}, s.cause(err)
+	}
+	return store.Commit{Head: position(history, head), Now: now}, nil
+}
+
+func position(history, n int64) store.Position {
+	return store.Position{History: uint64(history), N: n}
+}
+
+// Purge implements [store.Store].
+func (s *Store) Purge(ctx context.Context, kind store.Kind, before int64, max int) (int, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	if err := s.open(ctx); err != nil {
+		return 0, err
+	}
+	total := 0
+	for total < max {
+		step := min(max-total, purgeStep)
+		sql := s.sql.purge
+		args := s.args(s.ns, string(kind), before, step)
+		if kind == store.KindEvent {
+			sql, args = s.sql.purgeEvents, s.args(s.ns, before, step)
+		}
+		var n int
+		var moved bool
+		err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock_shared($1)", s.args(s.fence)...); err != nil {
+				return err
+			}
+			if err := tx.QueryRow(ctx, s.o.names("SELECT moved FROM @namespace WHERE ns = $1"), s.args(s.ns)...).Scan(&moved); err != nil || moved {
+				return err
+			}
+			return tx.QueryRow(ctx, sql, args...).Scan(&n)
+		})
+		if err != nil {
+			return total, s.cause(err)
+		}
+		if moved {
+			return total, store.ErrReadOnly
+		}
+		total += n
+		if n < step {
+			return total, nil
+		}
+	}
+	return total, nil
+}
+
+const purgeStep = 500

@@ -1,0 +1,355 @@
+package pgstore
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+const listLimit = 1000
+
+// statements are the templates with their names filled in.
+type statements struct {
+	apply, adopt, get, head, follow, purge, purgeEvents, trimmed string
+}
+
+const recordColumns = "r.kind, r.id, r.version, r.pos, r.written, r.expires, r.subject, r.client, r.grant_id, r.token, r.type, r.data"
+
+func newStatements(o *Options) statements {
+	return statements{
+		apply: o.names("SELECT out_head, out_history, out_now FROM @apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)"),
+		adopt: o.names(`INSERT INTO @namespace AS n (ns, history, timeline, system) VALUES ($1, $2, @timeline(), $3)
+			ON CONFLICT (ns) DO UPDATE SET history = excluded.history, epoch = n.epoch + 1, timeline = excluded.timeline, system = excluded.system
+			WHERE n.timeline <> excluded.timeline OR n.system <> excluded.system AND excluded.system <> 'unknown'`),
+		// The timeline makes a replica fail: what it would say may be old.
+		get:  o.names("SELECT @timeline(), n.history, " + recordColumns + " FROM @namespace n JOIN @record r ON r.ns = n.ns WHERE n.ns = $1 AND r.kind = $2 AND r.id = $3"),
+		head: o.names("SELECT n.head, n.history, @now_ms() FROM @namespace n WHERE n.ns = $1"),
+		follow: o.names(`SELECT n.head, n.history, @now_ms(), n.timeline = @timeline(), ` + recordColumns + ` FROM @namespace n LEFT JOIN LATERAL
+			(SELECT * FROM @record q WHERE q.ns = n.ns AND q.pos > $2 AND ($3::text[] IS NULL OR q.kind = ANY ($3)) ORDER BY q.pos LIMIT $4) r ON true
+			WHERE n.ns = $1 ORDER BY r.pos`),
+		purge: o.names(`WITH gone AS (DELETE FROM @record WHERE ctid IN (SELECT ctid FROM @record
+			WHERE ns = $1 AND kind = $2 AND expires > 0 AND expires < least($3, @now_ms() + 1) ORDER BY expires LIMIT $4 FOR UPDATE SKIP LOCKED) RETURNING 1)
+			SELECT count(*) FROM gone`),
+		purgeEvents: o.names(`WITH gone AS (DELETE FROM @event WHERE (tableoid, ctid) IN (SELECT tableoid, ctid FROM @event
+			WHERE ns = $1 AND expires > 0 AND expires < least($2, @now_ms() + 1) ORDER BY expires LIMIT $3 FOR UPDATE SKIP LOCKED) RETURNING epoch, xid, seq),
+			last AS (SELECT epoch, xid, seq FROM gone ORDER BY epoch DESC, xid DESC, seq DESC LIMIT 1),
+			kept AS (INSERT INTO @trimmed AS t SELECT $1, epoch, xid, seq FROM last ON CONFLICT (ns) DO UPDATE SET epoch = excluded.epoch, xid = excluded.xid, seq = excluded.seq
+				WHERE (t.epoch, t.xid, t.seq) < (excluded.epoch, excluded.xid, excluded.seq))
+			SELECT count(*) FROM gone`),
+		trimmed: o.names("SELECT EXISTS (SELECT 1 FROM @trimmed WHERE ns = $1 AND (epoch, xid, seq) > ($2, $3::text::xid8, $4))"),
+	}
+}
+
+// row is one record as it is read.
+type row struct {
+	kind, id, subject, client, grant, token, typ *string
+	version, data                                []byte
+	pos, written, expires                        *int64
+}
+
+func (r *row) fields() []any {
+	return []any{&r.kind, &r.id, &r.version, &r.pos, &r.written, &r.expires, &r.subject, &r.client, &r.grant, &r.token, &r.typ, &r.data}
+}
+
+func (r *row) record(history int64) store.Record {
+	out := store.Record{Kind: store.Kind(*r.kind), ID: *r.id, Version: store.Version(r.version), Written: *r.written, Expires: *r.expires,
+		Subject: *r.subject, Client: *r.client, Grant: *r.grant, Token: *r.token, Type: *r.typ, Data: r.data}
+	if *r.pos != 0 {
+		out.Pos = position(history, *r.pos)
+	}
+	return out
+}
+
+// Get implements [store.Store].
+func (s *Store) Get(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
+	if err := s.open(ctx); err != nil {
+		return store.Record{}, err
+	}
+	if !utf8.ValidString(id) || strings.IndexByte(id, 0) >= 0 || strings.IndexByte(string(kind), 0) >= 0 {
+		return store.Record{}, store.ErrNotFound // no such record can be
+	}
+	var timeline string
+	var history int64
+	var r row
+	err := s.pool.QueryRow(ctx, s.sql.get, s.args(s.ns, string(kind), id)...).Scan(append([]any{&timeline, &history}, r.fields()...)...)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return store.Record{}, s.absent(ctx)
+	}
+	if err != nil {
+		return store.Record{}, s.cause(err)
+	}
+	return r.record(history), nil
+}
+
+// absent says ErrNotFound where the primary says so: a replica evaluates no timeline for no row.
+func (s *Store) absent(ctx context.Context) error {
+	var recovery bool
+	if err := s.pool.QueryRow(ctx, "SELECT pg_is_in_recovery()", s.args()...).Scan(&recovery); err != nil {
+		return s.cause(err)
+	}
+	if recovery {
+		return errReplica
+	}
+	return store.ErrNotFound
+}
+
+// Follow implements [store.Store]. Page and head are of one snapshot.
+func (s *Store) Follow(ctx context.Context, after store.Position, kinds []store.Kind, max int) (store.View, error) {
+	if err := s.open(ctx); err != nil {
+		return store.View{}, err
+	}
+	if max <= 0 || max > listLimit {
+		max = listLimit
+	}
+	var only []string
+	for _, k := range kinds {
+		only = append(only, string(k))
+	}
+	for try := 0; ; try++ {
+		v, same, err := s.follow(ctx, after, only, max)
+		if err != nil || same || try == 1 {
+			return v, err
+		}
+		if err := s.adopt(ctx); err != nil { // the server is another one since
+			return store.View{}, err
+		}
+	}
+}
+
+func (s *Store) follow(ctx context.Context, after store.Position, only []string, max int) (store.View, bool, error) {
+	rows, err := s.pool.Query(ctx, s.sql.follow, s.args(s.ns, after.N, only, max+1)...)
+	if err != nil {
+		return store.View{}, true, s.cause(err)
+	}
+	defer rows.Close()
+	var v store.View
+	var head, history int64
+	var same, found bool
+	for rows.Next() {
+		var r row
+		if err := rows.Scan(append([]any{&head, &history, &v.Now, &same}, r.fields()...)...); err != nil {
+			return store.View{}, true, s.cause(err)
+		}
+		found = true
+		if r.kind != nil {
+			v.Records = append(v.Records, r.record(history))
+		}
+	}
+	switch {
+	case rows.Err() != nil:
+		return store.View{}, true, s.cause(rows.Err())
+	case !found:
+		return store.View{}, true, fmt.Errorf("pgstore: the namespace %q is gone from its table", s.ns)
+	case !same:
+		return store.View{}, false, nil
+	case after != (store.Position{}) && (after.History != uint64(history) || after.N > head || after.N < 0):
+		return store.View{}, true, fmt.Errorf("%w: position %d of history %x, the store is at %d of %x", store.ErrDiverged, after.N, after.History, head, history)
+	}
+	v.Next = position(history, head)
+	if len(v.Records) > max {
+		v.Records, v.More = v.Records[:max], true
+		v.Next = v.Records[max-1].Pos
+	}
+	return v, true, nil
+}
+
+// List implements [store.Store]. Limit 0 means 1000.
+func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
+	if err := s.open(ctx); err != nil {
+		return store.Page{}, err
+	}
+	if q.Limit <= 0 || q.Limit > listLimit {
+		q.Limit = listLimit
+	}
+	for _, text := range [...]string{string(q.Kind), q.Subject, q.Client, q.Grant, q.Token, q.Type} {
+		if !utf8.ValidString(text) || strings.IndexByte(text, 0) >= 0 {
+			return store.Page{}, nil // no record can match
+		}
+	}
+	if q.Kind == store.KindEvent {
+		return s.listEvents(ctx, q)
+	}
+	b := s.where(&q, "r.ns = $1 AND r.kind = $2", s.ns, string(q.Kind))
+	order, than := "ASC", ">"
+	if q.Newest {
+		order, than = "DESC", "<"
+	}
+	if q.Cursor != "" {
+		id, err := decodeCursor(&q)
+		if err != nil {
+			return store.Page{}, err
+		}
+		b.and("r.id "+than+" ?", id)
+	}
+	sql := "SELECT " + s.o.names("@timeline(), n.history, ") + recordColumns + s.o.names(" FROM @namespace n JOIN @record r ON r.ns = n.ns WHERE ") + b.String() + " ORDER BY r.id " + order + " LIMIT " + strconv.Itoa(q.Limit+1)
+	rows, err := s.pool.Query(ctx, sql, s.args(b.args...)...)
+	if err != nil {
+		return store.Page{}, s.cause(err)
+	}
+	defer rows.Close()
+	var page store.Page
+	for rows.Next() {
+		var timeline string
+		var history int64
+		var r row
+		if err := rows.Scan(append([]any{&timeline, &history}, r.fields()...)...); err != nil {
+			return store.Page{}, s.cause(err)
+		}
+		page.Records = append(page.Records, r.record(history))
+	}
+	if err := rows.Err(); err != nil {
+		return store.Page{}, s.cause(err)
+	}
+	if len(page.Records) > q.Limit {
+		page.Records = page.Records[:q.Limit]
+		page.Cursor = encodeCursor(&q, page.Records[q.Limit-1].ID)
+	}
+	return page, nil
+}
+
+// listEvents pages in the final order: by transaction, within it by number. Read oldest first it ends at the snapshot
+// horizon, behind which no transaction can appear any more.
+func (s *Store) listEvents(ctx context.Context, q store.Query) (store.Page, error) {
+	b := s.where(&q, "r.ns = $1", s.ns)
+	order, than := "ASC", ">"
+	if q.Newest {
+		order, than = "DESC", "<"
+	} else {
+		b.and("(r.xid < pg_snapshot_xmin(pg_current_snapshot()) OR r.epoch < (SELECT epoch FROM " + s.o.qualified() + "namespace WHERE ns = $1))")
+	}
+	if q.Cursor != "" {
+		place, err := decodeCursor(&q)
+		if err != nil {
+			return store.Page{}, err
+		}
+		epoch, xid, seq, err := parsePlace(place)
+		if err != nil {
+			return store.Page{}, err
+		}
+		if !q.Newest {
+			var gone bool
+			if err := s.pool.QueryRow(ctx, s.sql.trimmed, s.args(s.ns, epoch, xid, seq)...).Scan(&gone); err != nil {
+				return store.Page{}, s.cause(err)
+			}
+			if gone {
+				return store.Page{}, store.ErrTrimmed
+			}
+		}
+		b.and("(r.epoch, r.xid, r.seq) "+than+" (?, ?::text::xid8, ?)", epoch, xid, seq)
+	}
+	sql := "SELECT " + s.o.names("@timeline(), r.epoch, r.xid::text, r.seq, 'event'::text, r.id, r.version, 0::bigint, r.written, r.expires, r.subject, r.client, r.grant_id, r.token, r.type, r.data FROM @event r WHERE ") +
+		b.String() + " ORDER BY r.epoch " + order + ", r.xid " + order + ", r.seq " + order + " LIMIT " + strconv.Itoa(q.Limit+1)
+	rows, err := s.pool.Query(ctx, sql, s.args(b.args...)...)
+	if err != nil {
+		return store.Page{}, s.cause(err)
+	}
+	defer rows.Close()
+	var page store.Page
+	var last string
+	for rows.Next() {
+		var timeline, xid string
+		var epoch int32
+		var seq int64
+		var r row
+		if err := rows.Scan(append([]any{&timeline, &epoch, &xid, &seq}, r.fields()...)...); err != nil {
+			return store.Page{}, s.cause(err)
+		}
+		if len(page.Records) == q.Limit {
+			page.Cursor = encodeCursor(&q, last)
+			break
+		}
+		page.Records = append(page.Records, r.record(0))
+		last = fmt.Sprintf("%d.%s.%d", epoch, xid, seq)
+	}
+	if err := rows.Err(); err != nil {
+		return store.Page{}, s.cause(err)
+	}
+	return page, nil
+}
+
+// parsePlace reads an event's place in the order.
+func parsePlace(s string) (epoch int32, xid string, seq int64, err error) {
+	parts := strings.Split(s, ".")
+	if len(parts) == 3 {
+		e, err1 := strconv.ParseInt(parts[0], 10, 32)
+		_, err2 := strconv.ParseUint(parts[1], 10, 64)
+		n, err3 := strconv.ParseInt(parts[2], 10, 64)
+		if err := errors.Join(err1, err2, err3); err == nil {
+			return int32(e), parts[1], n, nil
+		}
+	}
+	return 0, "", 0, fmt.Errorf("%w: the cursor does not read", errInvalid)
+}
+
+// conditions are joined by AND; a question mark in one becomes the next argument's number.
+type conditions struct {
+	strings.Builder
+	args []any
+}
+
+func (s *Store) where(q *store.Query, start string, args ...any) *conditions {
+	b := &conditions{args: args}
+	b.WriteString(start)
+	for _, c := range [...][2]string{{"subject", q.Subject}, {"client", q.Client}, {"grant_id", q.Grant}, {"token", q.Token}, {"type", q.Type}} {
+		if c[1] != "" {
+			b.and("r."+c[0]+" = ?", c[1])
+			if c[0] != "type" && (c[0] != "grant_id" || q.Kind == store.KindEvent) {
+				b.and("r." + c[0] + " <> ''") // so that the partial index is taken under any plan
+			}
+		}
+	}
+	if q.Since > 0 {
+		b.and("r.written >= ?", q.Since)
+	}
+	if q.Until > 0 {
+		b.and("r.written < ?", q.Until)
+	}
+	return b
+}
+
+func (b *conditions) and(text string, args ...any) {
+	b.WriteString(" AND ")
+	for _, a := range args {
+		before, after, _ := strings.Cut(text, "?")
+		b.args = append(b.args, a)
+		b.WriteString(before + "$" + strconv.Itoa(len(b.args)))
+		text = after
+	}
+	b.WriteString(text)
+}
+
+func cursorHead(q *store.Query) string {
+	dir := "o"
+	if q.Newest {
+		dir = "n"
+	}
+	return "1" + dir + string(q.Kind) + "\x00"
+}
+
+func encodeCursor(q *store.Query, place string) string {
+	return base64.RawURLEncoding.EncodeToString([]byte(cursorHead(q) + place))
+}
+
+func decodeCursor(q *store.Query) (string, error) {
+	b, err := base64.RawURLEncoding.Strict().DecodeString(q.Cursor)
+	place, ok := strings.CutPrefix(string(b), cursorHead(q))
+	if err != nil || !ok || !utf8.ValidString(place) {
+		return "", fmt.Errorf("%w: the cursor is of another query", errInvalid)
+	}
+	return place, nil
+}
+
+// isPg reports whether err is the server's, of that code.
+func isPg(err error, code string) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == code
+}
