@@ -1,7 +1,6 @@
 package apitoken
 
 import (
-	"context"
 	"crypto/subtle"
 	"encoding/base64"
 	"strings"
@@ -41,10 +40,15 @@ func checkBinding(b string) error {
 // proved checks the proof that came with a token against what the token is bound to. Whatever names a binding is
 // refused unless its proof was presented and holds; a proof for a token that is not bound is refused too, so that
 // nobody believes in a protection that is not there (RFC 9449 §7.1).
-func (v *JWTValidator) proved(_ context.Context, c *Credential, binding string, _ time.Time) *Error {
+func (v *JWTValidator) proved(c *Credential, binding string, now time.Time) *Error {
 	switch {
 	case binding == "":
 		return fail(ErrInvalidToken, "a proof came with a token that is not bound to a key")
+	case isDPoP(binding):
+		if c.DPoP == "" {
+			return fail(ErrInvalidToken, "bound to a DPoP key, and came as a bearer token")
+		}
+		return v.proofs.check(c, binding, now)
 	case strings.HasPrefix(binding, bindCert):
 		if c.CertSHA256 == ([32]byte{}) || c.DPoP != "" {
 			return fail(ErrInvalidToken, "bound to a certificate that was not presented")
@@ -55,5 +59,5 @@ func (v *JWTValidator) proved(_ context.Context, c *Credential, binding string, 
 		}
 		return nil
 	}
-	return fail(ErrInvalidToken, "bound to a key whose proof is not taken here")
+	return fail(ErrInvalidToken, "bound to what can't be proved here")
 }

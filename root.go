@@ -44,10 +44,11 @@ const (
 	purposeSigningKey = "signing-key"
 	purposeSecretTag  = "secret-tag"
 	purposeFeed       = "feed"
+	purposeNonce      = "dpop-nonce"
 	sealTimeout       = 10 * time.Second
 )
 
-var purposes = []string{purposeRefreshTag, purposeRefreshNext, purposeAPIKeyTag, purposeTicketTag, purposeSecretTag, purposeRecordMAC, purposeSigningKey, purposeFeed}
+var purposes = []string{purposeRefreshTag, purposeRefreshNext, purposeAPIKeyTag, purposeTicketTag, purposeSecretTag, purposeRecordMAC, purposeSigningKey, purposeFeed, purposeNonce}
 
 func rootID(kid [4]byte) string { return rootPrefix + hex.EncodeToString(kid[:]) }
 

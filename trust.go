@@ -336,6 +336,7 @@ func NewValidator(c ValidatorConfig) (*JWTValidator, error) {
 
 func newValidator(c Validation, audience string, now func() time.Time) *JWTValidator {
 	v := &JWTValidator{cfg: c, audiences: append([]string{audience}, c.Audiences...), trusts: map[string]*trust{}, now: now}
+	v.proofs = newProofBook(c.RequireProofNonce)
 	switch {
 	case c.Cache != nil:
 		v.cache = c.Cache

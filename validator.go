@@ -65,6 +65,10 @@ type Validation struct {
 	MaxTokenBytes      int           // zero: 8 KiB; at most 64 KiB
 	CacheBytes         int64         // memory for verified tokens; zero: 32 MiB, negative: no cache
 	Cache              *Cache        // shared by several validators; nil: one of its own with CacheBytes
+	// RequireProofNonce makes every DPoP proof carry a nonce of this process, which costs a client one more round
+	// trip at its first request and every five minutes (RFC 9449 §9). Without it a proof is good once in each
+	// process for about a minute; with it, once. Behind a load balancer it needs sticky sessions.
+	RequireProofNonce bool
 }
 
 const (
@@ -117,6 +121,7 @@ type JWTValidator struct {
 	opaque    func(context.Context, Credential, *trace) (Token, error)
 	now       func() time.Time
 	cache     *Cache
+	proofs    *proofBook
 	shelf     *opaqueShelf  // of answers about opaque tokens; nil where none are asked for
 	gen       atomic.Uint64 // rises when a key or an issuer goes: older entries of the cache are void
 	observers observers
@@ -308,7 +313,7 @@ func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, tr *
 	}
 	tr.ok("expiry", "within nbf and exp")
 	if (e.d.Binding != "" || c.DPoP != "") && !c.unproved {
-		if err := v.proved(ctx, c, e.d.Binding, now); err != nil {
+		if err := v.proved(c, e.d.Binding, now); err != nil {
 			return Token{}, tr.no("binding", err)
 		}
 		tr.ok("binding", "proved")

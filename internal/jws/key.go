@@ -247,7 +247,18 @@ const (
 )
 
 // ParseJWK reads one public key. Without alg it is the usual one of its type.
-func ParseJWK(doc []byte) (*PublicKey, error) {
+func ParseJWK(doc []byte) (*PublicKey, error) { return parseJWK(doc, "") }
+
+// ParseProofKey reads the public key that came with a proof under alg, which must be the key's own where that names one.
+func ParseProofKey(doc []byte, alg string) (*PublicKey, error) {
+	k, err := parseJWK(doc, alg)
+	if err == nil && !k.Allows(alg) {
+		return nil, fmt.Errorf("jws: alg is not the key's own")
+	}
+	return k, err
+}
+
+func parseJWK(doc []byte, usual string) (*PublicKey, error) {
 	if err := CheckJSON(doc); err != nil {
 		return nil, err
 	}
@@ -262,6 +273,9 @@ func ParseJWK(doc []byte) (*PublicKey, error) {
 		return nil, errors.New("jws: not for signatures")
 	}
 	alg := j.Algorithm
+	if alg == "" {
+		alg = usual
+	}
 	if alg == "" {
 		switch key := j.Key.(type) {
 		case *ecdsa.PublicKey:

@@ -113,6 +113,23 @@ func parse(token string, maxBytes int, t *Token, jwk bool) error {
 // asString is b without a copy; the buffer is written once, before.
 func asString(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
+// Text is the text of a member of the payload, "" where there is none. It reads the payload again: for proofs, not for
+// what every request brings.
+func (t *Token) Text(name string) (text string, err error) {
+	p := scanner{s: t.payload}
+	err = p.object(func(n string) (err error) {
+		if n == name {
+			text, err = p.text()
+			return err
+		}
+		if sameName(n, name) {
+			return errCase
+		}
+		return p.skip(1)
+	})
+	return text, err
+}
+
 // IsType reports whether typ names the media type want, with or without "application/" (RFC 7515 §4.1.9).
 func IsType(typ, want string) bool {
 	if len(typ) > len(want) && strings.EqualFold(typ[:min(12, len(typ))], "application/") {
