@@ -422,6 +422,16 @@ func (s *Service) EventPage(ctx context.Context, q EventQuery, cursor string, li
 	return list, page.Cursor, nil
 }
 
+// Alert adds an alert to the audit log: e's Reason says of what, its ID, Time, Type and Origin (ctx's) are set here.
+// ErrUnavailable: it may not be in the log.
+func (s *Service) Alert(ctx context.Context, e Event) error {
+	e.Type = EventAlert
+	c := s.newChange()
+	c.event(ctx, e)
+	_, err := s.commit(ctx, c)
+	return err
+}
+
 // NewSlogAuditor logs each event as one record at Info, refusals and alerts at Warn.
 func NewSlogAuditor(l *slog.Logger) Auditor { return slogAuditor{l} }
 

@@ -547,7 +547,9 @@ func (cs *Clients) fits(id string, cl clientSecret, secret string) bool {
 // wrong; ErrLimited when too many failures came from one source for one client. A correct secret of
 // our making always passes, so that a stranger can not lock the client out.
 func (cs *Clients) Authenticate(ctx context.Context, a ClientAuth) (Client, error) {
+	began := time.Now()
 	c, err := cs.authenticate(ctx, a)
+	cs.s.observe(ctx, Observation{Op: "authenticate", Client: a.ID, Err: err, Took: time.Since(began)})
 	if err != nil && (errors.Is(err, ErrInvalidClient) || errors.Is(err, ErrLimited)) {
 		var d *tokenData // an unproved name is no fact
 		cs.s.audit.refused(ctx, EventClientRefused, reasonOf(err), d)

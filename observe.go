@@ -17,11 +17,14 @@ type Observer interface {
 
 // Observation is one call that ended.
 type Observation struct {
-	Op    string // "validate", "issue", "refresh", "exchange", "redeem", "revoke", "feed", "keys"
-	Token Token  // zero when there is none
-	Err   error
-	Hit   bool // answered from the cache
-	Took  time.Duration
+	// Op is "validate", "authorize" (a good token that lacks a scope), "authenticate" (of a client), "issue", "refresh",
+	// "exchange", "redeem", "revoke", "feed" or "keys".
+	Op     string
+	Token  Token  // zero when there is none; of one that is refused, what its issuer's signature vouches for
+	Client string // with "authenticate": who the caller claims to be, proved only when Err is nil
+	Err    error
+	Hit    bool // answered from the cache
+	Took   time.Duration
 	Origin
 }
 

@@ -292,11 +292,9 @@ func (s *Service) repeat(ctx context.Context, id string, g *grantRecord, next *o
 
 // alert records what nobody should ever see. It never stops what it tells of.
 func (s *Service) alert(ctx context.Context, what string, e Event) {
-	e.Type, e.Reason = EventAlert, what
+	e.Reason = what
 	s.log.Error("apitoken: alert", "what", what, "grant", e.Grant)
-	c := s.newChange()
-	c.event(ctx, e)
-	if _, err := s.commit(ctx, c); err != nil {
+	if err := s.Alert(ctx, e); err != nil {
 		s.log.Error("apitoken: the alert could not be recorded", "what", what, "error", err)
 	}
 }

@@ -23,6 +23,28 @@ type Sink struct {
 	MaxLag  time.Duration // zero: it may lag without end; else at least 5 s
 }
 
+// Feed delivers the event feed to x, as if it stood in Config.Sinks, until ctx or the service ends. It is for what is
+// attached later: nothing waits for x, so its MaxLag is zero (ErrInvalidRequest otherwise), and events that are purged by
+// their age may be missed. It returns nil at the end of ctx; ErrUnavailable: the service was closed.
+func (s *Service) Feed(ctx context.Context, x Sink) error {
+	if x.MaxLag != 0 || x.Auditor == nil || x.Name == "" || x.Timeout < 0 {
+		return fail(ErrInvalidRequest, "the sink %q has no name or auditor, or a MaxLag", x.Name)
+	}
+	for _, f := range s.audit.sinks {
+		if f.sink.Name == x.Name {
+			return fail(ErrInvalidRequest, "a sink %q is in Config.Sinks", x.Name)
+		}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
+	newSinkFeed(s, x).run(ctx)
+	if s.ctx.Err() != nil {
+		return fail(ErrUnavailable, "the service is closed")
+	}
+	return nil
+}
+
 // kindCursor records hold how far each sink is.
 const kindCursor store.Kind = "cursor"
 

@@ -39,6 +39,11 @@ func Authorize(ctx context.Context, v Validator, c Credential, r Requirement) (c
 	}
 	if !r.public() {
 		if err := t.Check(r); err != nil {
+			if x, ok := v.(interface {
+				lacks(context.Context, Token, error)
+			}); ok {
+				x.lacks(ctx, t, err)
+			}
 			return NewContext(ctx, t), err
 		}
 	}
@@ -196,7 +201,11 @@ func (v *JWTValidator) full(ctx context.Context, c Credential) (Token, error) {
 	if err != nil {
 		v.refused(ctx, err, d)
 	}
-	v.observers.observe(ctx, Observation{Op: "validate", Token: t, Err: err, Hit: hit, Took: time.Since(began), Origin: originOf(ctx)})
+	o := Observation{Op: "validate", Token: t, Err: err, Hit: hit, Took: time.Since(began), Origin: originOf(ctx)}
+	if err != nil && d != nil {
+		o.Token = Token{d: d}
+	}
+	v.observers.observe(ctx, o)
 	return t, err
 }
 
@@ -204,6 +213,14 @@ func (v *JWTValidator) full(ctx context.Context, c Credential) (Token, error) {
 func (v *JWTValidator) refused(ctx context.Context, err error, d *tokenData) {
 	if v.audit != nil {
 		v.audit.refused(ctx, EventRefused, reasonOf(err), d)
+	}
+}
+
+// lacks counts a good token that was refused for want of a scope: the verdict of Authorize.
+func (v *JWTValidator) lacks(ctx context.Context, t Token, err error) {
+	v.refused(ctx, err, t.d)
+	if v.observers.any() {
+		v.observers.observe(ctx, Observation{Op: "authorize", Token: t, Err: err, Origin: originOf(ctx)})
 	}
 }
 
