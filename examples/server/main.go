@@ -1,0 +1,107 @@
+// Server is a small, complete HTTP API with the token service inside: login, orders behind a route table, sessions, API
+// keys, logout, and the OAuth endpoints for other programs. Run it with
+//
+//	go run ./examples/server -addr :8080 -db tokens.db
+//
+// It reads scopes, roles, users and clients from -config, a JSON file; without one it has alice and bob to play with.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/store/boltstore"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], slog.New(slog.NewTextHandler(os.Stderr, nil)), nil); err != nil {
+		fmt.Fprintln(os.Stderr, "server:", err)
+		os.Exit(1)
+	}
+}
+
+// run serves until ctx ends, then lets requests finish. ready, if not nil, is told the server's URL.
+func run(ctx context.Context, args []string, log *slog.Logger, ready func(base string)) (err error) {
+	flags := flag.NewFlagSet("server", flag.ContinueOnError)
+	addr := flags.String("addr", "127.0.0.1:8080", "address to listen on")
+	db := flags.String("db", "tokens.db", "database file; its keys are sealed under the file beside it, .key")
+	issuer := flags.String("issuer", "", "public URL, such as https://auth.example.com; empty: http:// and -addr")
+	file := flags.String("config", "", "JSON file with scopes, roles, users and clients; empty: a demonstration")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	settings, err := readSettings(*file)
+	if err != nil {
+		return err
+	}
+	ln, err := net.Listen("tcp", *addr)
+	if err != nil {
+		return err
+	}
+	defer ln.Close() // again after Shutdown does no harm
+	if *issuer == "" {
+		*issuer = "http://" + loopback(ln.Addr())
+	}
+	st, err := boltstore.Open(*db, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	seal, err := apitoken.KeyFile(strings.TrimSuffix(*db, ".db") + ".key")
+	if err != nil {
+		return err
+	}
+	svc, err := apitoken.New(apitoken.Config{
+		Issuer: *issuer, Audience: *issuer, Store: st, Seal: seal, Logger: log,
+		Scopes: settings.Scopes, Roles: settings.Roles, Audiences: settings.Audiences,
+		Limits: apitoken.Limits{APIKeysPerSubject: 20, GrantsPerSubject: 20},
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, svc.Close()) }()
+	a, err := newApp(ctx, svc, settings, *issuer)
+	if err != nil {
+		return err
+	}
+	srv := &http.Server{Handler: a, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(ln) }()
+	log.Info("serving", "url", *issuer)
+	if ready != nil {
+		ready("http://" + ln.Addr().String())
+	}
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	log.Info("stopping")
+	grace, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	return srv.Shutdown(grace)
+}
+
+// loopback is the address as a browser on this machine reaches it.
+func loopback(a net.Addr) string {
+	u := url.URL{Host: a.String()}
+	if ip := net.ParseIP(u.Hostname()); ip != nil && ip.IsUnspecified() {
+		return net.JoinHostPort("localhost", u.Port())
+	}
+	return u.Host
+}
