@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/apitoken-go/apitoken/store"
@@ -137,6 +138,7 @@ type auditLog struct {
 	tally tally
 	uses  useLog
 	sinks []*sinkFeed
+	fed   sync.Map // *sinkFeed: those of Feed, while it runs
 	kick  chan struct{}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/store"
+	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
 // counting counts reads.
@@ -270,6 +272,57 @@ func TestObserversSeeEachCallOnce(t *testing.T) {
 	delete(seen, "keys")
 	require.Equal(t, map[string]int{"issue": 1, "validate": 2, "refresh": 1, "revoke": 1}, seen)
 }
+
+func TestObservationsNameTheClassOfARefusal(t *testing.T) {
+	t.Parallel()
+	for err, want := range map[error]string{nil: "", apitoken.ErrExpired: "expired", apitoken.ErrRevoked: "revoked",
+		fmt.Errorf("wrapped: %w", apitoken.ErrUnavailable): "unavailable", errors.New("a host's own"): "other"} {
+		require.Equal(t, want, apitoken.Observation{Err: err}.Reason())
+	}
+}
+
+func TestBacklogTellsWhatIsNotWrittenYet(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := &faulty{Store: memstore.New()}
+	a := &auditor{hang: make(chan struct{})}
+	a.mode.Store("fail")
+	clk := &clock{}
+	svc := serviceOn(t, st, func(c *apitoken.Config) {
+		c.Sinks, c.Now = []apitoken.Sink{{Name: "siem", Auditor: a}}, clk.Now
+	})
+	i := issue(t, svc, aliceSession)
+	require.NoError(t, validate(svc, i.Access))
+	require.Error(t, validate(svc, apitoken.NewSecret("junk")))
+	b := svc.Backlog()
+	require.Equal(t, 1, b.Uses, "one grant was used")
+	require.Equal(t, 1, b.Refusals, "one kind of refusal")
+	require.Zero(t, b.Revocations)
+	clk.Advance(time.Minute)
+	require.GreaterOrEqual(t, svc.Backlog().Sinks["siem"], time.Minute, "a sink that fails falls behind")
+
+	st.onApply(func(context.Context, *store.Change) (error, error) { return errEngine, nil })
+	require.ErrorIs(t, svc.Revoke(ctx, apitoken.BySubject("alice"), "x"), apitoken.ErrUnavailable)
+	require.Equal(t, 1, svc.Backlog().Revocations, "in force here, unknown to others")
+	st.onApply(nil)
+	a.mode.Store("")
+
+	fctx, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	fed := make(chan struct{}, 100)
+	go func() {
+		done <- svc.Feed(fctx, apitoken.Sink{Name: "ledger", Auditor: auditFunc(func(apitoken.Event) { fed <- struct{}{} })})
+	}()
+	<-fed
+	require.Contains(t, svc.Backlog().Sinks, "ledger", "sinks that are attached later count too")
+	stop()
+	require.NoError(t, <-done)
+	require.NotContains(t, svc.Backlog().Sinks, "ledger")
+}
+
+type auditFunc func(apitoken.Event)
+
+func (f auditFunc) Audit(_ context.Context, e apitoken.Event) error { f(e); return nil }
 
 type observerFunc func(context.Context, apitoken.Observation)
 

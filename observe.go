@@ -28,6 +28,15 @@ type Observation struct {
 	Origin
 }
 
+// Reason is the class of Err, "" when there is none: "expired", "revoked", "proof", "nonce", "invalid", "none", "scope",
+// "client", "grant", "limited", "unavailable", "denied" or "other". There are no others, so that it may label a metric.
+func (o Observation) Reason() string {
+	if o.Err == nil {
+		return ""
+	}
+	return reasonOf(o.Err)
+}
+
 // observers is a list that is read on the hot path and seldom changed.
 type observers struct {
 	list atomic.Pointer[[]*Observer]
@@ -78,6 +87,41 @@ func (s *Service) observe(ctx context.Context, o Observation) {
 		o.Origin = originOf(ctx)
 		s.valid.observers.observe(ctx, o)
 	}
+}
+
+// Backlog is what one process has counted, decided or is to deliver, and has not got rid of yet: for metrics and health checks.
+type Backlog struct {
+	Refusals    int // distinct ones that were counted and are not in the log yet, at most 128
+	Uses        int // tokens and API keys whose uses were counted and are not stored yet
+	Revocations int // in force here and not in the store yet: other processes do not know them
+	// Sinks is how far each of Config.Sinks, and of those that Feed feeds, is behind at most, by name. In a process that
+	// does not feed it itself it is what the store says, up to 15 s too much.
+	Sinks map[string]time.Duration
+}
+
+// Backlog is the service's own now. It asks no store.
+func (s *Service) Backlog() Backlog {
+	a := s.audit
+	var b Backlog
+	a.tally.mu.Lock()
+	b.Refusals = len(a.tally.counts)
+	a.tally.mu.Unlock()
+	a.uses.mu.Lock()
+	b.Uses = len(a.uses.dirty)
+	a.uses.mu.Unlock()
+	s.retryMu.Lock()
+	b.Revocations = len(s.retries)
+	s.retryMu.Unlock()
+	now := s.now()
+	b.Sinks = make(map[string]time.Duration, len(a.sinks))
+	for _, f := range a.sinks {
+		b.Sinks[f.sink.Name] = max(f.lag(now), 0)
+	}
+	a.fed.Range(func(f, _ any) bool {
+		b.Sinks[f.(*sinkFeed).sink.Name] = max(f.(*sinkFeed).lag(now), 0)
+		return true
+	})
+	return b
 }
 
 // reasonOf is the class of a refusal, for counters and events.

@@ -38,7 +38,10 @@ func (s *Service) Feed(ctx context.Context, x Sink) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
-	newSinkFeed(s, x).run(ctx)
+	f := newSinkFeed(s, x)
+	s.audit.fed.Store(f, nil)
+	defer s.audit.fed.Delete(f)
+	f.run(ctx)
 	if s.ctx.Err() != nil {
 		return fail(ErrUnavailable, "the service is closed")
 	}
