@@ -1,0 +1,37 @@
+// Package misuse watches how the tokens of a service are used, and acts by the host's policy.
+//
+//	[Start]               attaches detectors to a service; each finding becomes an alert in its audit log
+//	[Config].Policy       a few lines of the host's that answer an alert: [Tell], [RevokeToken], [RevokeGrant], [RevokeSubject]
+//	[NewScannerHandler]   takes reports of leaked tokens from a secret scanner, in GitHub's signed format
+//	[NewPresentHandler]   lets whoever holds a token revoke it by presenting it
+//
+// # What is watched, and when it alerts
+//
+//	reuse             a spent refresh token or ticket came again (the service has revoked its grant by then)
+//	after-revocation  a revoked token is still used:                        10 times within Window
+//	addresses         one token from many networks (IPv4 /24, IPv6 /48):    6 within Window; of machines 32
+//	user-agents       one person's token by two programs at once:           3 changes back within Window
+//	scope-probing     a good token that asks for what it does not cover:    20 times within Window
+//	client-failures   a client's failed authentications:                    20 within Window
+//	unknown-tokens    unknown or malformed tokens from one source
+//	                  (IPv4 address, IPv6 /64):                             200 within Window
+//	rise              a client's calls in five minutes against its usual
+//	                  highest, of a day and of a week:                      8 times as many, and 1,000 at least
+//	canary            a token that is planted to be stolen is used:         once
+//
+// Window is ten minutes, kept as two halves, so that a count reaches over five to ten minutes. All figures are fields of
+// [Config]. What one detector says of one token, client or source it says once an hour (Config.Quiet).
+//
+// reuse comes from the event feed and covers the whole fleet; of several processes one gets it. All others see what their
+// own process validates: each process runs its own Watch.
+//
+// # What it costs
+//
+// A token that was seen before, at the same place, is two loads and a count. Nothing on the way of a request waits for a
+// lock, a store or the policy. Memory is bounded, whatever comes in: [Watch.Stats] tells it, [Config] states it.
+//
+// # What it never does
+//
+// It never revokes on evidence that can be made without an authentic credential, whatever the policy answers: anybody can
+// send a thousand wrong secrets in a client's name. [Alert].Authentic tells the two apart.
+package misuse
