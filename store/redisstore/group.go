@@ -1,0 +1,121 @@
+package redisstore
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Changes that wait while others are written go into the next script together, where each is decided by itself. That
+// saves round trips and system calls, which cost Redis more than the writes. Nobody waits for company: a change that
+// comes first goes at once.
+const (
+	flights    = 2         // scripts under way for a namespace
+	groupSize  = 64        // changes in one
+	groupBytes = 512 << 10 // of them together; also what keeps a script short, as nothing else runs beside it
+	maxWaiting = 8192      // changes that wait in a namespace
+)
+
+// pending is a change on its way.
+type pending struct {
+	args   []any
+	size   int
+	urgent bool // has a revocation: goes before others
+	begun  time.Time
+	done   chan result // never blocks
+}
+
+type result struct {
+	commit store.Commit
+	err    error
+}
+
+// flight is a sender of groups. Its slot names it to the server, the number its groups.
+type flight struct {
+	slot   int
+	number int64
+}
+
+// group is the queue of a namespace.
+type group struct {
+	mu      sync.Mutex // guards what follows
+	urgent  []*pending
+	waiting []*pending
+	idle    []*flight
+	flying  int
+}
+
+func (n *space) submit(p *pending) error {
+	g := &n.group
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.waiting)+len(g.urgent) >= maxWaiting {
+		return ErrBusy
+	}
+	if g.flying < flights {
+		var f *flight
+		if k := len(g.idle); k > 0 {
+			f, g.idle = g.idle[k-1], g.idle[:k-1]
+		} else {
+			f = &flight{slot: g.flying}
+		}
+		g.flying++
+		if err := n.s.background(func() { n.fly(f) }); err != nil {
+			g.flying--
+			g.idle = append(g.idle, f)
+			return err
+		}
+	}
+	if p.urgent {
+		g.urgent = append(g.urgent, p)
+	} else {
+		g.waiting = append(g.waiting, p)
+	}
+	return nil
+}
+
+// fly writes what waits until nothing does.
+func (n *space) fly(f *flight) {
+	for {
+		batch := n.take(f)
+		if batch == nil {
+			return
+		}
+		f.number++
+		n.write(f, batch)
+	}
+}
+
+// take removes what can be written together from the queue, in order; nil ends the flight.
+func (n *space) take(f *flight) []*pending {
+	g := &n.group
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var batch []*pending
+	size := 0
+	for _, queue := range [...]*[]*pending{&g.urgent, &g.waiting} {
+		q := *queue
+		for len(q) > 0 && len(batch) < groupSize {
+			p := q[0]
+			if time.Since(p.begun) >= n.s.o.Timeout {
+				p.done <- result{err: fmt.Errorf("redisstore: not begun within %s: %w", n.s.o.Timeout, context.DeadlineExceeded)}
+			} else {
+				if len(batch) > 0 && size+p.size > groupBytes {
+					break
+				}
+				batch, size = append(batch, p), size+p.size
+			}
+			q[0] = nil
+			q = q[1:]
+		}
+		*queue = q
+	}
+	if batch == nil {
+		g.flying--
+		g.idle = append(g.idle, f)
+	}
+	return batch
+}

@@ -1,0 +1,162 @@
+package redisstore
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+const listLimit = 1000
+
+// List implements [store.Store]. Limit 0 means 1000. A page may have fewer records than Limit and a Cursor: it has about
+// a megabyte at most, and looks at some thousands of records. Of several selectors one is looked up: the token, grant,
+// subject, client or type, in this order.
+//
+// Events lie in blocks of 4096, each with an index of hashes that a query by a selector goes through, about 60,000 events
+// a millisecond of the server; Since and Until leave out blocks. They are never late, and a cursor of them outlives a loss
+// of history: behind events that were lost it goes on with those that came in their place.
+func (n *space) List(ctx context.Context, q store.Query) (store.Page, error) {
+	if err := n.usable(ctx); err != nil {
+		return store.Page{}, err
+	}
+	if err := checkKind(q.Kind); err != nil {
+		return store.Page{}, err
+	}
+	if q.Limit <= 0 || q.Limit > listLimit {
+		q.Limit = listLimit
+	}
+	place, err := cursorPlace(&q)
+	if err != nil {
+		return store.Page{}, err
+	}
+	// What is asked may outlive the call.
+	for _, s := range [...]*string{(*string)(&q.Kind), &q.Subject, &q.Client, &q.Grant, &q.Token, &q.Type} {
+		*s = strings.Clone(*s)
+	}
+	if q.Kind == store.KindEvent {
+		return n.listEvents(ctx, &q, place)
+	}
+	return n.listRecords(ctx, &q, place)
+}
+
+func flag(b bool) string {
+	if b {
+		return "1"
+	}
+	return "0"
+}
+
+func (n *space) listRecords(ctx context.Context, q *store.Query, place string) (store.Page, error) {
+	term := ""
+	if field, s, ok := rarest(q); ok {
+		term = letters[field:field+1] + s
+	}
+	for {
+		from := "-"
+		switch {
+		case place != "":
+			from = "(" + place
+		case q.Newest:
+			from = "+"
+		}
+		r, l, err := n.ask(ctx, scriptRecords, string(q.Kind), term, flag(q.Newest), from, q.Limit, q.Since, q.Until,
+			q.Subject, q.Client, q.Grant, q.Token, q.Type)
+		if err != nil {
+			return store.Page{}, err
+		}
+		if len(r) < 1 || len(r)%2 != 1 {
+			return store.Page{}, errValue("the answer to List does not read")
+		}
+		var page store.Page
+		for i := 1; i < len(r); i += 2 {
+			rec, err := decodeRecord(q.Kind, str(r[i]), str(r[i+1]), l.id)
+			if err != nil {
+				return store.Page{}, err
+			}
+			page.Records = append(page.Records, rec)
+		}
+		if place = str(r[0]); place == "" {
+			return page, nil
+		}
+		if len(page.Records) > 0 {
+			page.Cursor = cursorText(q, place)
+			return page, nil
+		}
+	}
+}
+
+func (n *space) listEvents(ctx context.Context, q *store.Query, place string) (store.Page, error) {
+	history, at := "", "0"
+	if place != "" {
+		var ok bool
+		history, at, ok = strings.Cut(place, " ")
+		if _, err := strconv.ParseUint(history, 16, 64); err != nil || !ok || len(history) != 16 {
+			return store.Page{}, fmt.Errorf("%w: the cursor does not read", errInvalid)
+		}
+		if e, err := strconv.ParseInt(at, 10, 54); err != nil || e < 0 {
+			return store.Page{}, fmt.Errorf("%w: the cursor does not read", errInvalid)
+		}
+	}
+	var term any = ""
+	field, s, ok := rarest(q)
+	if ok {
+		term = hashTerm(field, s)
+	}
+	for {
+		r, l, err := n.ask(ctx, scriptEvents, history, at, flag(q.Newest), q.Limit, q.Since, q.Until,
+			q.Subject, q.Client, q.Grant, q.Token, q.Type, term, field)
+		if err != nil {
+			return store.Page{}, err
+		}
+		if str(r[0]) == "T" {
+			return store.Page{}, fmt.Errorf("%w: events behind it were purged, or it is of a history that is not known", store.ErrTrimmed)
+		}
+		var page store.Page
+		for _, v := range r[1:] {
+			rec, err := decodeEvent(str(v))
+			if err != nil {
+				return store.Page{}, err
+			}
+			page.Records = append(page.Records, rec)
+		}
+		last := str(r[0])
+		if last == "" {
+			return page, nil
+		}
+		history, at = l.text, last
+		if len(page.Records) > 0 {
+			page.Cursor = cursorText(q, history+" "+at)
+			return page, nil
+		}
+	}
+}
+
+// Cursors name their query's kind and direction, so that one of another query is refused, not misread.
+
+func cursorHead(q *store.Query) string {
+	dir := "o"
+	if q.Newest {
+		dir = "n"
+	}
+	return "1" + dir + string(q.Kind) + "\x00"
+}
+
+func cursorText(q *store.Query, place string) string {
+	return base64.RawURLEncoding.EncodeToString([]byte(cursorHead(q) + place))
+}
+
+func cursorPlace(q *store.Query) (string, error) {
+	if q.Cursor == "" {
+		return "", nil
+	}
+	b, err := base64.RawURLEncoding.Strict().DecodeString(q.Cursor)
+	place, ok := strings.CutPrefix(string(b), cursorHead(q))
+	if err != nil || !ok || place == "" {
+		return "", fmt.Errorf("%w: the cursor is of another query", errInvalid)
+	}
+	return place, nil
+}

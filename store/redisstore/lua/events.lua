@@ -1,0 +1,177 @@
+-- A page of events in their order. ARGV[4] history of the cursor or '', ARGV[5] its event, ARGV[6] '1' from the newest down,
+-- ARGV[7] limit, ARGV[8] since, ARGV[9] until, ARGV[10] to ARGV[14] selectors, ARGV[15] hash to look for or '',
+-- ARGV[16] its place in a row
+-- Answers: writes, event to go on behind or '', then events; {'T'}: the cursor is older than what is kept
+local newest, limit = ARGV[6] == '1', tonumber(ARGV[7])
+local since, till = tonumber(ARGV[8]), tonumber(ARGV[9])
+local blocks = base .. 'b'
+local from, to = 1, event
+if ARGV[4] ~= '' then
+  local cursor = tonumber(ARGV[5])
+  if ARGV[4] ~= history then
+    -- What came behind the end of a history that lost its tail is gone, and other events stand there now.
+    local finish = call('HGET', meta, 'end:' .. ARGV[4])
+    if not finish then
+      return {'T'}
+    end
+    finish = tonumber(finish)
+    cursor = math.min(cursor, newest and finish + 1 or finish)
+  end
+  if newest then
+    to = math.min(to, cursor - 1)
+  else
+    if cursor < trimmed then
+      return {'T'}
+    end
+    from = cursor + 1
+  end
+end
+
+-- Blocks of 4096 events that still exist stand in order with the time at which each began, which never goes back.
+local function began(rank)
+  local member = call('ZRANGE', blocks, rank, rank)[1]
+  local colon = find(member, ':', 1, true)
+  return tonumber(sub(member, 1, colon - 1)), tonumber(sub(member, colon + 1))
+end
+-- first tells the rank of the first block that began at a time or later.
+local function first(at)
+  local lo, hi = 0, call('ZCARD', blocks)
+  while lo < hi do
+    local mid = floor((lo + hi) / 2)
+    if began(mid) < at then
+      lo = mid + 1
+    else
+      hi = mid
+    end
+  end
+  return lo
+end
+if since ~= 0 then
+  local rank = first(since)
+  if rank > 0 then
+    local _, b = began(rank - 1)
+    from = math.max(from, b * 4096 + 1)
+  end
+end
+if till ~= 0 then
+  -- A clock that stepped back stamps events with less than their block's time; skew is by how much at most.
+  local rank = first(till + skew)
+  if rank < call('ZCARD', blocks) then
+    local _, b = began(rank)
+    to = math.min(to, b * 4096)
+  end
+end
+
+local out, found, seen, bytes, last = {'A', int(writes), ''}, 0, 0, 0, 0
+-- take looks at one event; true: the page ends before it.
+local function take(id, value)
+  if seen >= 4000 then
+    out[3] = int(last)
+    return true
+  end
+  seen = seen + 1
+  local written = unpack('>I6', value, 17)
+  local good = not (since ~= 0 and written < since or till ~= 0 and written >= till)
+  if good then
+    local have = {unpack('>I3c0I3c0I3c0I3c0I3c0', value, 35)}
+    for s = 1, 5 do
+      if ARGV[9 + s] ~= '' and ARGV[9 + s] ~= have[s] then
+        good = false
+      end
+    end
+  end
+  if good then
+    if found >= limit or bytes > 1048576 then
+      out[3] = int(last)
+      return true
+    end
+    found, bytes = found + 1, bytes + #value
+    out[#out + 1] = value
+  end
+  last = id
+  return false
+end
+
+if from > to then
+  return out
+end
+if ARGV[15] == '' then
+  while from <= to do
+    local entries
+    if newest then
+      entries = call('XREVRANGE', base .. 'e', int(to) .. '-0', int(from) .. '-0', 'COUNT', 128)
+    else
+      entries = call('XRANGE', base .. 'e', int(from) .. '-0', int(to) .. '-0', 'COUNT', 128)
+    end
+    local id
+    for _, entry in ipairs(entries) do
+      id = tonumber(string.match(entry[1], '^%d+'))
+      if take(id, entry[2][2]) then
+        return out
+      end
+    end
+    if #entries < 128 then
+      return out
+    end
+    if newest then
+      to = id - 1
+    else
+      from = id + 1
+    end
+  end
+  return out
+end
+
+local term, slot = ARGV[15], 6 + 6 * tonumber(ARGV[16])
+local looked = 0
+while true do
+  local list
+  if newest then
+    list = call('ZREVRANGEBYSCORE', blocks, floor((to - 1) / 4096), '-inf', 'LIMIT', 0, 1)
+  else
+    list = call('ZRANGEBYSCORE', blocks, floor((from - 1) / 4096), '+inf', 'LIMIT', 0, 1)
+  end
+  if #list == 0 then
+    return out
+  end
+  local b = tonumber(string.match(list[1], ':(%d+)$'))
+  local low_, high = math.max(from, b * 4096 + 1), math.min(to, b * 4096 + 4096)
+  if low_ > high then
+    return out
+  end
+  looked = looked + 1
+  if looked > 16 then
+    out[3] = int(last)
+    return out
+  end
+  local rows = call('GET', base .. 't:' .. int(b)) or ''
+  local hits, pos = {}, 1
+  while true do
+    local a = find(rows, term, pos, true)
+    if not a then
+      break
+    end
+    if (a - 1) % 36 == slot then
+      local e = b * 4096 + floor((a - 1) / 36) + 1
+      if e >= low_ and e <= high then
+        hits[#hits + 1] = e
+      end
+    end
+    pos = a + 1
+  end
+  for h = 1, #hits do
+    local e = newest and hits[#hits + 1 - h] or hits[h]
+    local entry = call('XRANGE', base .. 'e', int(e) .. '-0', int(e) .. '-0')[1]
+    if entry and take(e, entry[2][2]) then
+      return out
+    end
+  end
+  if newest then
+    to, last = b * 4096, b * 4096 + 1
+  else
+    from, last = b * 4096 + 4097, math.min(b * 4096 + 4096, event)
+  end
+  if from > to then
+    return out
+  end
+end

@@ -1,0 +1,2 @@
+-- Answers: writes, place of the newest state
+return {'A', int(writes), place()}

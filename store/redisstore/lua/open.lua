@@ -1,0 +1,40 @@
+-- Opens the namespace: begins a history where there is none, or where writes may have been lost since the last one. A
+-- server that was started again or promoted has a new replication id, whoever noticed; and a caller who has seen more
+-- writes than there are proves a loss.
+-- ARGV[1] the history it knew, or '', ARGV[4] a new history, ARGV[5] the layout's version, ARGV[6] '1' when a server that
+-- was started again lost nothing, ARGV[7] replid of the server whose configuration was found safe
+-- Answers: writes, history, why it began, writes that are known to be lost, replid; {'V'}: it is another server by now
+if m[11] and m[11] ~= ARGV[5] then
+  return {'X', 'its records by layout ' .. ARGV[5] .. ' but ' .. m[11]}
+end
+if replid ~= ARGV[7] then
+  return {'V'}
+end
+local why, lost = '', 0
+if not history then
+  why = 'new'
+elseif history == ARGV[1] and writes < tonumber(ARGV[2]) then
+  why, lost = 'lost', tonumber(ARGV[2]) - writes
+elseif m[2] ~= replid then
+  -- One that was promoted still knows the replication id that it had followed.
+  if ARGV[6] == '1' and string.match(info, 'master_replid2:(%w+)') ~= m[2] then
+    call('HSET', meta, 'replid', replid)
+  else
+    why = 'replid'
+  end
+end
+if why ~= '' then
+  if history then
+    -- Cursors of the feed that lead beyond what is left go on from here.
+    local fields = call('HGETALL', meta)
+    for i = 1, #fields, 2 do
+      if sub(fields[i], 1, 4) == 'end:' and tonumber(fields[i + 1]) > event then
+        call('HSET', meta, fields[i], int(event))
+      end
+    end
+    call('HSET', meta, 'end:' .. history, int(event))
+  end
+  history = ARGV[4]
+  call('HSET', meta, 'history', history, 'replid', replid, 'format', ARGV[5])
+end
+return {'A', int(writes), history, why, int(lost), replid}

@@ -1,0 +1,51 @@
+-- Removes events, of one block. ARGV[4] before, ARGV[5] how many, ARGV[6] the latest time to believe
+-- Answers: writes, how many were removed, '1' when there may be more
+if readonly then
+  return {'R'}
+end
+local most = tonumber(ARGV[5])
+local before = math.min(tonumber(ARGV[4]), now + 1, tonumber(ARGV[6]) + 1)
+local g = base .. 'g'
+local b = most > 0 and before > 0 and call('ZRANGEBYSCORE', g, '-inf', '(' .. int(before), 'LIMIT', 0, 1)[1]
+if not b then
+  return {'A', int(writes), 0, '0'}
+end
+local block = tonumber(b)
+local key = base .. 't:' .. b
+local rows = call('GET', key) or ''
+local zero, empty = string.rep('\0', 6), string.rep('\0', 36)
+local limit = pack('>I6', before)
+local removed, more, least, alive, parts, kept = 0, false, math.huge, false, {}, 1
+for o = 1, #rows, 36 do
+  local expires = sub(rows, o, o + 5)
+  if expires ~= zero and expires < limit and removed < most then
+    local e = block * 4096 + (o - 1) / 36 + 1
+    call('XDEL', base .. 'e', int(e) .. '-0')
+    parts[#parts + 1] = sub(rows, kept, o - 1)
+    parts[#parts + 1] = empty
+    kept = o + 36
+    trimmed = math.max(trimmed, e)
+    removed = removed + 1
+  elseif expires ~= zero then
+    least = math.min(least, (unpack('>I6', expires)))
+    alive = true
+  elseif not alive then
+    alive = sub(rows, o, o + 35) ~= empty
+  end
+end
+if removed > 0 then
+  call('HSET', meta, 'trimmed', int(trimmed))
+end
+if not alive and #rows == 4096 * 36 then
+  call('DEL', key)
+  call('ZREMRANGEBYSCORE', base .. 'b', block, block)
+elseif removed > 0 then
+  parts[#parts + 1] = sub(rows, kept)
+  call('SET', key, table.concat(parts))
+end
+if least < math.huge then
+  call('ZADD', g, int(least), b)
+else
+  call('ZREM', g, b)
+end
+return {'A', int(writes), removed, '1'}

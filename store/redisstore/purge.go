@@ -1,0 +1,46 @@
+package redisstore
+
+import (
+	"context"
+	"strings"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// believeAll is a time that leaves the server's own clock to decide.
+const believeAll = int64(1) << 52
+
+// Purge implements [store.Store]. It goes in steps of at most 256 records, or a block of 4096 events, between which the
+// server does other work.
+func (n *space) Purge(ctx context.Context, kind store.Kind, before int64, max int) (int, error) {
+	if err := n.usable(ctx); err != nil {
+		return 0, err
+	}
+	if err := checkKind(kind); err != nil {
+		return 0, err
+	}
+	kind = store.Kind(strings.Clone(string(kind)))
+	total := 0
+	for first := true; first || total < max; first = false {
+		sc, args := scriptPurge, []any{string(kind), before, max - total, believeAll}
+		if kind == store.KindEvent {
+			sc, args = scriptPurgeEvents, args[1:]
+		}
+		r, _, err := n.ask(ctx, sc, args...)
+		if err != nil {
+			return total, err
+		}
+		if str(r[0]) == "R" {
+			return total, store.ErrReadOnly
+		}
+		removed, ok := r[0].(int64)
+		if !ok || len(r) != 2 {
+			return total, errValue("the answer to Purge does not read")
+		}
+		total += int(removed)
+		if str(r[1]) != "1" {
+			break
+		}
+	}
+	return total, nil
+}

@@ -1,0 +1,202 @@
+// Package redistest gives tests a Redis of their own: a private server on a free port of the loopback interface, from the
+// installed binary, which is gone with the test.
+//
+//	server := redistest.Start(t)
+//	st, err := redisstore.New(ctx, server.Client(t), nil)
+package redistest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// What Start looks at in the environment.
+const (
+	// AddressVariable names a server that runs already, host:port, for tests that harm nobody.
+	AddressVariable = "APITOKEN_TEST_REDIS"
+	// RequireVariable, set to 1, makes tests fail that would be skipped for want of a server.
+	RequireVariable = "APITOKEN_TEST_REQUIRE"
+)
+
+// ErrNone: there is no redis-server to start.
+var ErrNone = errors.New("no Redis: apt-get install redis-server (or brew install redis), or set " + AddressVariable + " to host:port")
+
+// Server is a server for tests. What it has written stays until its directory goes, so that it can be killed and started
+// again.
+type Server struct {
+	// Addr is where it listens, host:port.
+	Addr string
+
+	bin  string
+	dir  string
+	args []string
+
+	mu    sync.Mutex // guards what follows
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when cmd is gone
+	log   *bytes.Buffer
+}
+
+// Start gives a server for the length of a test: the one that APITOKEN_TEST_REDIS names, which other tests may use
+// beside, or a private one. With neither the test is skipped, or fails where APITOKEN_TEST_REQUIRE is 1.
+func Start(tb testing.TB) *Server {
+	tb.Helper()
+	if addr := os.Getenv(AddressVariable); addr != "" {
+		return &Server{Addr: addr}
+	}
+	return Private(tb)
+}
+
+// Private gives a server of the test's own, which it may kill, stop and configure: args are options of redis-server
+// ("--appendfsync", "everysec"), which come after, and so override, those that make it keep all it acknowledges.
+func Private(tb testing.TB, args ...string) *Server {
+	tb.Helper()
+	s, err := New(tb.TempDir(), args...)
+	if errors.Is(err, ErrNone) && os.Getenv(RequireVariable) != "1" {
+		tb.Skip(err)
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(s.Kill)
+	return s
+}
+
+// New starts a private server whose data lie in dir, an existing directory. Kill ends it.
+func New(dir string, args ...string) (*Server, error) {
+	bin, err := exec.LookPath("redis-server")
+	if err != nil {
+		if bin, err = exec.LookPath("valkey-server"); err != nil {
+			return nil, ErrNone
+		}
+	}
+	s := &Server{bin: bin, dir: dir, args: args}
+	// Somebody else may take the port before the server does.
+	for range 5 {
+		port, err := freePort()
+		if err != nil {
+			return nil, err
+		}
+		s.Addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+		if err = s.Run(); err == nil {
+			return s, nil
+		}
+		if !bytes.Contains(s.log.Bytes(), []byte("Address already in use")) {
+			return nil, err
+		}
+	}
+	return nil, errors.New("redistest: no free port")
+}
+
+// freePort leaves room for the cluster's bus, 10,000 above.
+func freePort() (int, error) {
+	for range 100 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return 0, err
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		if err := l.Close(); err != nil {
+			return 0, err
+		}
+		if port < 55000 {
+			return port, nil
+		}
+	}
+	return 0, errors.New("redistest: no free port below 55000")
+}
+
+// Run starts a server that was killed, with what it had written, and waits until it answers.
+func (s *Server) Run() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bin == "" {
+		return errors.New("redistest: the server at " + s.Addr + " is not ours")
+	}
+	_, port, err := net.SplitHostPort(s.Addr)
+	if err != nil {
+		return err
+	}
+	args := append([]string{
+		"--port", port, "--bind", "127.0.0.1", "--dir", s.dir, "--daemonize", "no", "--save", "", "--appendonly", "yes",
+		"--appendfsync", "always", "--repl-diskless-sync-delay", "0", "--cluster-config-file", filepath.Join(s.dir, "nodes.conf"),
+	}, s.args...)
+	s.log = &bytes.Buffer{}
+	cmd := exec.Command(s.bin, args...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, s.log, s.log
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }()
+	c := redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1, DialTimeout: time.Second, ReadTimeout: time.Second})
+	defer c.Close()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		err := c.Ping(context.Background()).Err()
+		if err == nil {
+			s.cmd, s.ended = cmd, ended
+			return nil
+		}
+		t := time.NewTimer(5 * time.Millisecond)
+		select {
+		case <-ended:
+			t.Stop()
+			return fmt.Errorf("redistest: the server ended: %s", s.log.Bytes())
+		case <-t.C:
+		}
+		if time.Now().After(deadline) {
+			_ = cmd.Process.Kill()
+			<-ended
+			return fmt.Errorf("redistest: no answer from the server: %w: %s", err, s.log.Bytes())
+		}
+	}
+}
+
+// Kill ends the server as a crash does (SIGKILL), and waits until it is gone. It does nothing to one that is not ours.
+func (s *Server) Kill() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd == nil {
+		return
+	}
+	_ = s.cmd.Process.Signal(syscall.SIGCONT)
+	_ = s.cmd.Process.Kill()
+	<-s.ended
+	s.cmd = nil
+}
+
+// Pause stops the server in its tracks (SIGSTOP): connections stay, nothing answers. Resume lets it go on.
+func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
+
+// Resume ends a Pause.
+func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
+
+func (s *Server) signal(sig syscall.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd != nil {
+		_ = s.cmd.Process.Signal(sig)
+	}
+}
+
+// Client gives a client of the server, with the library's defaults, which is closed with the test.
+func (s *Server) Client(tb testing.TB) *redis.Client {
+	tb.Helper()
+	c := redis.NewClient(&redis.Options{Addr: s.Addr})
+	tb.Cleanup(func() { _ = c.Close() })
+	return c
+}
