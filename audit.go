@@ -405,6 +405,15 @@ func (s *Service) EventPage(ctx context.Context, q EventQuery, cursor string, li
 		}
 	}
 	sq := q.query()
+	copied := s.copied[1] != 0 && (sq.Since != 0 && sq.Since <= s.copied[1] || sq.Until != 0 && sq.Until <= s.copied[1])
+	if copied { // events from before carry the store's time of the copy: look at them all, and at their own time
+		if sq.Since != 0 {
+			sq.Since = min(sq.Since, s.copied[0])
+		}
+		if sq.Until != 0 {
+			sq.Until = max(sq.Until, s.copied[1]+1)
+		}
+	}
 	sq.Cursor, sq.Limit = cursor, min(limit, 1000)
 	page, err := s.st.List(ctx, sq)
 	switch {
@@ -418,6 +427,9 @@ func (s *Service) EventPage(ctx context.Context, q EventQuery, cursor string, li
 		e, err := readEvent(r)
 		if err != nil {
 			return nil, "", err
+		}
+		if copied && (!q.From.IsZero() && e.Time.Before(q.From) || !q.To.IsZero() && !e.Time.Before(q.To)) {
+			continue
 		}
 		list = append(list, e)
 	}

@@ -63,6 +63,9 @@ func (s *Service) commit(ctx context.Context, c *change) (store.Commit, error) {
 }
 
 func (s *Service) applyRetrying(ctx context.Context, c *change) (store.Commit, error) {
+	if s.state.gone.Load() {
+		return store.Commit{}, unavailable(errGone, "write")
+	}
 	wait := 5 * time.Millisecond
 	for try := 1; ; try++ {
 		done, err := s.st.Apply(ctx, &c.Change)

@@ -40,9 +40,10 @@ type grantRecord struct {
 	Chain     []string        `json:"chain,omitempty"`
 	Created   int64           `json:"created"` // Unix ms, as all times here
 	Expires   int64           `json:"expires"`
-	Idle      int64           `json:"idle,omitempty"` // ms; 0: no limit
-	Life      int64           `json:"life,omitempty"` // of access tokens, s
-	Refreshed int64           `json:"refreshed"`      // when it was opened or refreshed last
+	Idle      int64           `json:"idle,omitempty"`    // ms; 0: no limit
+	Life      int64           `json:"life,omitempty"`    // of access tokens, s
+	Refreshed int64           `json:"refreshed"`         // when it was opened or refreshed last
+	Rotated   int64           `json:"rotated,omitempty"` // the same by the clock of the store that it was copied from
 	Address   string          `json:"addr,omitempty"`
 	UserAgent string          `json:"ua,omitempty"`
 
@@ -68,6 +69,14 @@ func (g *grantRecord) record(id string) (store.Record, error) {
 		return store.Record{}, &Error{Code: ErrInvalidRequest, Detail: "grant", Cause: err}
 	}
 	return store.Record{Kind: kindGrant, ID: id, Subject: g.Subject, Client: g.Client, Expires: g.Expires + int64(grantSlack/time.Millisecond), Data: data}, nil
+}
+
+// written is when the refresh token rotated last, by the store's clock.
+func (g *grantRecord) written(r store.Record) int64 {
+	if g.Rotated != 0 {
+		return g.Rotated
+	}
+	return r.Written
 }
 
 func readGrant(r store.Record) (*grantRecord, error) {

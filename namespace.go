@@ -19,6 +19,8 @@ type metaRecord struct {
 	History   uint64 `json:"history"` // that the services have accepted
 	MaxAccess int64  `json:"access"`  // the longest lifetimes ever configured, ms: how long rules must be kept
 	MaxGrant  int64  `json:"grant"`
+	// Copied is when the namespace was filled by Copy, Unix ms: its events from before bear times of then in the store.
+	Copied [2]int64 `json:"copied,omitzero"`
 }
 
 const metaID = "service"
@@ -45,6 +47,9 @@ func (s *Service) openNamespace(ctx context.Context) error {
 			if err := decodeRecord(r, &m); err != nil {
 				return startError(ctx, err)
 			}
+			if _, err := s.st.Get(ctx, store.KindMeta, movedID); err == nil {
+				return wrong("Store", "the service has moved to another store")
+			}
 		}
 		if m.V != 1 || len(m.Namespace) != 32 {
 			return wrong("Store", "the namespace is damaged or of a newer version")
@@ -55,7 +60,7 @@ func (s *Service) openNamespace(ctx context.Context) error {
 		next := m
 		next.MaxAccess = max(m.MaxAccess, s.cfg.Lifetimes.MaxAccess.Milliseconds())
 		next.MaxGrant = max(m.MaxGrant, s.cfg.Lifetimes.Grant.Milliseconds())
-		s.ns, s.accepted = m.Namespace, m.History
+		s.ns, s.accepted, s.copied = m.Namespace, m.History, m.Copied
 		s.longest.Store(&lifespans{time.Duration(next.MaxAccess) * time.Millisecond, time.Duration(next.MaxGrant) * time.Millisecond})
 		if next == m {
 			return nil
@@ -72,6 +77,9 @@ func (s *Service) refuseForeign(ctx context.Context) error {
 	v, err := s.st.Follow(ctx, store.Position{}, nil, 1)
 	if err != nil {
 		return startError(ctx, unavailable(err, "read the store"))
+	}
+	if _, err := s.st.Get(ctx, kindCopy, copyID); err == nil {
+		return wrong("Store", "a Copy into it has not succeeded yet: repeat it")
 	}
 	if len(v.Records) > 0 && v.Records[0].Kind != store.KindMeta {
 		return wrong("Store", "it has records and no namespace: it is damaged, or not a store of this module")

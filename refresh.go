@@ -162,7 +162,7 @@ func (s *Service) refreshOnce(ctx context.Context, r RefreshRequest, t *opaque.R
 			s.alert(ctx, "refresh-hash", Event{Subject: g.Subject, Client: g.Client, Grant: id})
 			return nil, fail(ErrInvalidGrant, "its successor is not the record's: a key has leaked or the record was edited")
 		}
-		if s.state.since(rec.Written, g.Refreshed) < s.cfg.Refresh.Grace || !first && s.cfg.Refresh.Grace > 0 {
+		if s.state.since(g.written(rec), g.Refreshed) < s.cfg.Refresh.Grace || !first && s.cfg.Refresh.Grace > 0 {
 			return s.repeat(ctx, id, g, next)
 		}
 	}
@@ -243,7 +243,7 @@ func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.Refre
 		if err != nil {
 			return nil, err
 		}
-		next.Seq, next.Hash = n.Seq, s.hashRefresh(n)
+		next.Seq, next.Hash, next.Rotated = n.Seq, s.hashRefresh(n), 0
 		i.Refresh = NewSecret(text)
 	} else {
 		i.Refresh = NewSecret(r.Token)

@@ -38,6 +38,7 @@ type Service struct {
 	trust *trust // our own issuer, among valid's
 
 	accepted uint64                    // the store's history that the services accepted; set by New
+	copied   [2]int64                  // metaRecord.Copied
 	longest  atomic.Pointer[lifespans] // of tokens, as ever configured
 
 	injected bool          // Config.Now was given

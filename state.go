@@ -21,6 +21,7 @@ type state struct {
 	warm  bool                          // the snapshot was read; guarded by turn
 	lost  atomic.Uint64                 // times that the store's history changed under us
 	moved atomic.Pointer[chan struct{}] // closed when the position changes
+	gone  atomic.Bool // the service has moved to another store: this one's state is the past
 	// ahead is how far the store's clock is ahead of ours, ms: measured at each answer, to within its round trip.
 	ahead atomic.Int64
 }
@@ -53,6 +54,8 @@ var snapshotKinds = []store.Kind{store.KindMeta, store.KindKey, store.KindRole, 
 var followedKinds = append(snapshotKinds[:len(snapshotKinds):len(snapshotKinds)], store.KindAPIKey)
 
 const followPage = 1000
+
+var errGone = errors.New("the service has moved to another store")
 
 func newState(s *Service) *state {
 	st := &state{s: s, turn: make(chan struct{}, 1), kick: make(chan struct{}, 1)}
@@ -117,6 +120,9 @@ func (st *state) follow(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if st.gone.Load() {
+			return errGone // the view stays as old as it is, and gets older
+		}
 		st.warm = true
 		if old := st.view.Swap(&view{pos: next, sent: sent, wall: sent.UnixNano(), real: began}); old.pos != next {
 			moved := make(chan struct{})
@@ -175,11 +181,15 @@ func (st *state) dispatch(r store.Record) error {
 		return st.s.Clients.applyRecord(r)
 	case store.KindRole:
 		return st.s.roles.applyRecord(r)
+	case store.KindMeta:
+		if r.ID == movedID {
+			st.gone.Store(true)
+		}
 	case store.KindAPIKey:
 		st.s.feed.applyKey(st.s, r)
 		return st.s.APIKeys.applyRecord(r)
 	}
-	return nil // meta is read where it is needed
+	return nil // what else is meta is read where it is needed
 }
 
 // wake asks run to look at the store now.

@@ -1,0 +1,242 @@
+package apitoken_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/store"
+	"github.com/apitoken-go/apitoken/store/memstore"
+)
+
+// gathered is a sink's memory.
+type gathered struct {
+	mu  sync.Mutex
+	ids []string
+}
+
+func (g *gathered) Audit(_ context.Context, e apitoken.Event) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ids = append(g.ids, e.ID)
+	return nil
+}
+
+func (g *gathered) list() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.ids)
+}
+
+// A service under load moves from a file to another store. What was acknowledged before, during and after is there, in its
+// order; the old place refuses.
+func TestCopyMovesARunningService(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	from, to := tempStore(t), memstore.New()
+	sink := &gathered{}
+	configure := func(c *apitoken.Config) {
+		c.Validation.MaxStaleness = 300 * time.Millisecond
+		c.Sinks = []apitoken.Sink{{Name: "siem", Auditor: sink}}
+	}
+	old := serviceOn(t, from, configure)
+	client, _, err := old.Clients.Create(ctx, apitoken.Client{Name: "app", GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"a"}})
+	require.NoError(t, err)
+	var sessions []*apitoken.Issued
+	for i := range 300 {
+		sessions = append(sessions, issue(t, old, apitoken.Request{Subject: fmt.Sprint("user-", i), Refresh: true, Scopes: apitoken.Scopes{"a"}}))
+	}
+	key, secret, err := old.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice", Scopes: apitoken.Scopes{"a"}})
+	require.NoError(t, err)
+	rotated, err := refresh(old, sessions[0].Refresh)
+	require.NoError(t, err)
+	before := issue(t, old, apitoken.Request{Subject: "mallory", Refresh: true})
+	require.NoError(t, old.Revoke(ctx, apitoken.BySubject("mallory"), "fired"))
+	after := issue(t, old, apitoken.Request{Subject: "mallory", Refresh: true})
+
+	// Others go on while it moves.
+	var mu sync.Mutex
+	var acked []*apitoken.Issued
+	var revoked, tried []string
+	var refusedWrites atomic.Int64
+	stop := make(chan struct{})
+	var load sync.WaitGroup
+	for w := range 4 {
+		load.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				i, err := old.Issue(ctx, apitoken.Request{Subject: fmt.Sprintf("w%d-%d", w, n), Refresh: true})
+				if err != nil {
+					require.ErrorIs(t, err, apitoken.ErrUnavailable)
+					refusedWrites.Add(1)
+					continue
+				}
+				mu.Lock()
+				acked = append(acked, i)
+				mu.Unlock()
+				if n%5 == 0 {
+					mu.Lock()
+					tried = append(tried, i.Token.Grant())
+					mu.Unlock()
+					if old.Revoke(ctx, apitoken.ByGrant(i.Token.Grant()), "test") == nil {
+						mu.Lock()
+						revoked = append(revoked, i.Token.Grant())
+						mu.Unlock()
+					}
+				}
+			}
+		})
+	}
+	done, err := apitoken.Copy(ctx, from, to)
+	close(stop)
+	load.Wait()
+	require.NoError(t, err)
+	require.Greater(t, done.Records["grant"], 300)
+	require.Positive(t, refusedWrites.Load(), "there was a time in which nothing was written")
+
+	// The old place.
+	require.ErrorIs(t, old.Revoke(ctx, apitoken.BySubject("eve"), "too late"), apitoken.ErrUnavailable)
+	require.Eventually(t, func() bool {
+		return errors.Is(validate(old, sessions[5].Access), apitoken.ErrUnavailable)
+	}, 10*time.Second, 10*time.Millisecond, "its view is no longer fresh")
+	_, err = apitoken.New(config(from))
+	require.ErrorContains(t, err, "moved")
+
+	// The new one.
+	svc := serviceOn(t, to, configure)
+	for _, i := range append(sessions[1:], after, rotated) {
+		require.NoError(t, validate(svc, i.Access))
+	}
+	require.ErrorIs(t, validate(svc, before.Access), apitoken.ErrRevoked, "revoked before")
+	_, err = refresh(svc, before.Refresh)
+	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+	_, err = refresh(svc, after.Refresh)
+	require.NoError(t, err, "confirmed after the revocation, and good")
+	require.NoError(t, validate(svc, secret))
+	require.NoError(t, svc.APIKeys.Revoke(ctx, key.ID, "test"))
+	require.ErrorIs(t, validate(svc, secret), apitoken.ErrRevoked)
+	_, err = svc.Clients.Get(ctx, client.ID)
+	require.NoError(t, err)
+	for _, i := range acked {
+		if slices.Contains(revoked, i.Token.Grant()) {
+			require.ErrorIs(t, validate(svc, i.Access), apitoken.ErrRevoked)
+		}
+		found := false
+		for g, err := range svc.Grants(ctx, apitoken.ByGrant(i.Token.Grant()), apitoken.Page{}) {
+			require.NoError(t, err)
+			found = g.ID == i.Token.Grant()
+		}
+		// A revocation without an answer may have been written.
+		require.True(t, found || slices.Contains(tried, i.Token.Grant()), "an acknowledged session is lost")
+	}
+	// Rules of the new place reach what the old one issued, and nothing that comes later.
+	require.NoError(t, svc.Revoke(ctx, apitoken.BySubject("user-9"), "test"))
+	require.ErrorIs(t, validate(svc, sessions[9].Access), apitoken.ErrRevoked)
+	require.NoError(t, validate(svc, issue(t, svc, apitoken.Request{Subject: "user-9"}).Access))
+
+	// Events are in their order, once, and the sink got each; again only those whose delivery could not be noted.
+	var all []string
+	for _, e := range events(t, svc, apitoken.EventQuery{OldestFirst: true}) {
+		all = append(all, e.ID)
+	}
+	require.GreaterOrEqual(t, len(all), done.Events)
+	issue(t, svc, apitoken.Request{Subject: "last"})
+	require.Eventually(t, func() bool {
+		seen := map[string]bool{}
+		for _, id := range sink.list() {
+			seen[id] = true
+		}
+		return !slices.ContainsFunc(all, func(id string) bool { return !seen[id] })
+	}, 20*time.Second, 20*time.Millisecond, "an event that the sink never got")
+	// And found by their own time, not by that of the copy.
+	first := events(t, svc, apitoken.EventQuery{OldestFirst: true})[10]
+	list := events(t, svc, apitoken.EventQuery{OldestFirst: true, To: first.Time.Add(time.Nanosecond)})
+	require.NotEmpty(t, list)
+	require.Less(t, len(list), 100)
+	require.True(t, slices.ContainsFunc(list, func(e apitoken.Event) bool { return e.ID == first.ID }))
+}
+
+// The window in which a lost answer is repeated does not open again in the new place.
+func TestCopyOpensNoGraceWindow(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	k := &clock{}
+	from, to := memstore.NewWithClock(k.Now), memstore.NewWithClock(k.Now)
+	with := func(c *apitoken.Config) {
+		c.Now = k.Now
+		c.Refresh.Grace = 10 * time.Second
+	}
+	old := serviceOn(t, from, with)
+	i := issue(t, old, apitoken.Request{Subject: "alice", Refresh: true})
+	next, err := refresh(old, i.Refresh)
+	require.NoError(t, err)
+	k.Advance(time.Minute)
+	_, err = apitoken.Copy(ctx, from, to)
+	require.NoError(t, err)
+	svc := serviceOn(t, to, with)
+	_, err = refresh(svc, i.Refresh)
+	require.ErrorIs(t, err, apitoken.ErrInvalidGrant, "a stolen old token must not get the new one")
+	_, err = refresh(svc, next.Refresh)
+	require.ErrorIs(t, err, apitoken.ErrInvalidGrant, "and its use has ended the session")
+}
+
+// What breaks on the way leaves the source at work, and is repeated.
+func TestCopyThatFails(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	from, inner := tempStore(t), memstore.New()
+	old := serviceOn(t, from, nil)
+	for n := range 120 {
+		issue(t, old, apitoken.Request{Subject: fmt.Sprint("user-", n), Refresh: true})
+	}
+	to := &faulty{Store: inner}
+	for fail := int64(1); ; fail += 7 {
+		var calls atomic.Int64
+		to.onApply(func(context.Context, *store.Change) (error, error) {
+			n := calls.Add(1)
+			switch {
+			case n > fail:
+				return errEngine, nil
+			case n%2 == 0:
+				return nil, errEngine // done, and the answer got lost
+			}
+			return nil, nil
+		})
+		tctx, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+		done, err := apitoken.Copy(tctx, from, to)
+		cancel()
+		if err == nil {
+			require.Equal(t, 120, done.Records["grant"])
+			break
+		}
+		require.Less(t, fail, int64(1000))
+		if _, err := from.Get(ctx, store.KindMeta, "moved"); err == nil {
+			continue // past the point of no return: it is repeated
+		}
+		_, err = apitoken.New(config(inner))
+		require.Error(t, err, "half a copy is no service")
+		_, err = old.Issue(ctx, apitoken.Request{Subject: "meanwhile"})
+		require.NoError(t, err, "the source goes on")
+	}
+	svc := serviceOn(t, inner, nil)
+	require.Len(t, slices.DeleteFunc(events(t, svc, apitoken.EventQuery{Type: apitoken.EventIssued}), func(e apitoken.Event) bool { return e.Subject == "meanwhile" }), 120)
+
+	_, err := apitoken.Copy(ctx, from, inner)
+	require.ErrorIs(t, err, apitoken.ErrInvalidRequest, "there is a service already")
+	_, err = apitoken.Copy(ctx, memstore.New(), memstore.New())
+	require.ErrorIs(t, err, apitoken.ErrNotFound)
+	_, err = apitoken.Copy(ctx, to, memstore.New())
+	require.ErrorIs(t, err, apitoken.ErrInvalidRequest, "a source that can not refuse writes")
+}
