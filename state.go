@@ -21,7 +21,7 @@ type state struct {
 	warm  bool                          // the snapshot was read; guarded by turn
 	lost  atomic.Uint64                 // times that the store's history changed under us
 	moved atomic.Pointer[chan struct{}] // closed when the position changes
-	gone  atomic.Bool // the service has moved to another store: this one's state is the past
+	gone  atomic.Bool                   // the service has moved to another store: this one's state is the past
 	// ahead is how far the store's clock is ahead of ours, ms: measured at each answer, to within its round trip.
 	ahead atomic.Int64
 }
