@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"iter"
@@ -16,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -32,15 +34,42 @@ type Client struct {
 	Lifetimes      Lifetimes
 	Disabled       bool
 	Created        time.Time
+
+	// RedirectURIs are where the authorization endpoint may send its answers, compared byte for byte; for http on a
+	// loopback address any port is taken (RFC 8252 §7.3). At most 32.
+	RedirectURIs []string
+	// AuthMethod is how a confidential client proves who it is, by the name of RFC 8414's registry: client_secret_basic,
+	// client_secret_post, private_key_jwt, tls_client_auth, self_signed_tls_client_auth. Empty: by its secret, either way.
+	AuthMethod string
+	// Keys is the client's public JWK set (RFC 7517 §5), at most 6 KiB: for private_key_jwt, and with its certificates (x5c, or
+	// x5t#S256) for self_signed_tls_client_auth. A key without alg is for the usual one of its type.
+	Keys []byte
+	// TLSName is what the certificate of a tls_client_auth client says (RFC 8705 §2.1.2): "dn:" and its subject as RFC 2253
+	// writes it, or "dns:", "uri:", "ip:", "email:" and the value of a subject alternative name.
+	TLSName string
+	// BindDPoP and BindCertificate refuse this client tokens that are not bound to a DPoP key (RFC 9449 §5.2), or to its
+	// TLS certificate (RFC 8705 §3.4), at the token endpoint.
+	BindDPoP, BindCertificate bool
 }
 
-// ClientAuth is a client's credential: ID and Secret, or ID alone for a public client.
+// ClientAuth is a client's credential: ID and one of the others, or ID alone for a public client.
 type ClientAuth struct {
 	ID     string
 	Secret Secret
+	// Assertion is a JWT that the client signed (RFC 7523 §2.2), good once; ID may then be empty. It must be for this
+	// issuer, or for Endpoint, the URL at which it came.
+	Assertion, Endpoint string
+	// Certificate is what the client's TLS connection showed (RFC 8705 §2). CertificateVerified says that its chain was
+	// verified up to a CA that names clients.
+	Certificate         *x509.Certificate
+	CertificateVerified bool
+
+	confirmed *confirmation
 }
 
-func (a ClientAuth) isZero() bool { return a.ID == "" && a.Secret.IsZero() }
+func (a ClientAuth) isZero() bool {
+	return a.ID == "" && a.Secret.IsZero() && a.Assertion == "" && a.Certificate == nil
+}
 
 // Clients are the registered clients of a service. They are state: every process knows them all.
 type Clients struct {
@@ -56,6 +85,8 @@ type knownClient struct {
 	Client
 	rec     clientRecord
 	version store.Version
+	keys    []*jws.PublicKey             // verify its assertions
+	certs   [][32]byte                   // SHA-256 of its self-signed certificates
 	proved  atomic.Pointer[provedSecret] // the host-chosen secret that was right last: it need not be hashed slowly again
 }
 
@@ -74,6 +105,14 @@ type clientRecord struct {
 	Disabled       bool           `json:"disabled,omitempty"`
 	Created        int64          `json:"created"` // Unix ms
 	Secrets        []clientSecret `json:"secrets,omitempty"`
+
+	RedirectURIs    []string        `json:"redirect_uris,omitempty"`
+	AuthMethod      string          `json:"auth,omitempty"`
+	Keys            json.RawMessage `json:"jwks,omitempty"`
+	TLSName         string          `json:"tls_name,omitempty"`
+	BindDPoP        bool            `json:"bind_dpop,omitempty"`
+	BindCertificate bool            `json:"bind_cert,omitempty"`
+	Registration    *clientSecret   `json:"registration,omitempty"` // verifier of its registration token
 }
 
 // clientSecret is a verifier: of 256 random bits a plain hash is enough, what a host chose gets a slow one.
@@ -87,6 +126,7 @@ type clientSecret struct {
 
 const (
 	maxClientName   = 100
+	maxClientRecord = 15 << 10
 	maxLiveSecrets  = 2
 	slowRounds      = 600_000 // PBKDF2-HMAC-SHA256, OWASP 2023
 	minChosenSecret = 16      // bytes of a secret that a host chooses
@@ -117,18 +157,29 @@ func (cs *Clients) applyRecord(r store.Record) error {
 	if rec.V != 1 {
 		return fail(ErrUnavailable, "client %q is damaged or of a newer version", r.ID)
 	}
-	cs.known.Store(r.ID, &knownClient{Client: rec.public(r.ID), rec: rec, version: r.Version})
+	keys, certs, err := clientKeys(rec.Keys)
+	if err != nil {
+		return &Error{Code: ErrUnavailable, Detail: "the keys of client " + r.ID + " are damaged", Cause: err}
+	}
+	cs.known.Store(r.ID, &knownClient{Client: rec.public(r.ID), rec: rec, version: r.Version, keys: keys, certs: certs})
 	return nil
 }
 
 func (rec *clientRecord) public(id string) Client {
 	return Client{ID: id, Name: rec.Name, Public: rec.Public, GrantTypes: slices.Clone(rec.GrantTypes), Scopes: slices.Clone(rec.Scopes),
-		Audiences: slices.Clone(rec.Audiences), MayImpersonate: rec.MayImpersonate, Lifetimes: rec.Lifetimes, Disabled: rec.Disabled, Created: time.UnixMilli(rec.Created)}
+		Audiences: slices.Clone(rec.Audiences), MayImpersonate: rec.MayImpersonate, Lifetimes: rec.Lifetimes, Disabled: rec.Disabled, Created: time.UnixMilli(rec.Created),
+		RedirectURIs: slices.Clone(rec.RedirectURIs), AuthMethod: rec.AuthMethod, Keys: slices.Clone(rec.Keys), TLSName: rec.TLSName,
+		BindDPoP: rec.BindDPoP, BindCertificate: rec.BindCertificate}
 }
 
 func (rec *clientRecord) set(c Client) {
 	rec.V, rec.Name, rec.Public, rec.GrantTypes, rec.Scopes, rec.Audiences = 1, c.Name, c.Public, c.GrantTypes, c.Scopes, c.Audiences
 	rec.MayImpersonate, rec.Lifetimes, rec.Disabled = c.MayImpersonate, c.Lifetimes, c.Disabled
+	rec.RedirectURIs, rec.AuthMethod, rec.Keys, rec.TLSName = c.RedirectURIs, c.AuthMethod, c.Keys, c.TLSName
+	rec.BindDPoP, rec.BindCertificate = c.BindDPoP, c.BindCertificate
+	if !c.usesSecret() {
+		rec.Secrets = nil
+	}
 }
 
 // lookup is the client as this process knows it, nil if it knows none.
@@ -190,10 +241,10 @@ func (cs *Clients) check(c *Client) error {
 		return &Error{Code: ErrInvalidRequest, Detail: err.Error()}
 	}
 	c.Scopes = sortedScopes(c.Scopes)
-	return nil
+	return c.checkEndpoints()
 }
 
-// Create registers c and returns it with its ID and, unless it is public, its secret: shown now and
+// Create registers c and returns it with its ID and, if it proves itself by one, its secret: shown now and
 // never again. ErrInvalidRequest: the ID is taken, or c contradicts itself.
 func (cs *Clients) Create(ctx context.Context, c Client) (Client, Secret, error) {
 	now := cs.s.now()
@@ -209,7 +260,7 @@ func (cs *Clients) Create(ctx context.Context, c Client) (Client, Secret, error)
 	rec := clientRecord{Created: now.UnixMilli()}
 	rec.set(c)
 	var secret Secret
-	if !c.Public {
+	if c.usesSecret() {
 		var cl clientSecret
 		secret, cl = cs.newSecret(c.ID)
 		rec.Secrets = []clientSecret{cl}
@@ -243,6 +294,9 @@ func (cs *Clients) write(ctx context.Context, id string, rec *clientRecord, v st
 	data, err := json.Marshal(rec)
 	if err != nil {
 		return &Error{Code: ErrInvalidRequest, Detail: "client", Cause: err}
+	}
+	if len(data) > maxClientRecord {
+		return fail(ErrInvalidRequest, "client %q takes %d bytes, at most %d", id, len(data), maxClientRecord)
 	}
 	c := cs.s.newChange()
 	c.put(store.Record{Kind: store.KindClient, ID: id, Client: id, Data: data}, v)
@@ -376,8 +430,8 @@ func (cs *Clients) RotateSecret(ctx context.Context, id string, overlap time.Dur
 		if err != nil {
 			return Secret{}, err
 		}
-		if rec.Public {
-			return Secret{}, fail(ErrInvalidRequest, "a public client has no secret")
+		if c := rec.public(id); !c.usesSecret() {
+			return Secret{}, fail(ErrInvalidRequest, "client %q has no secret: it is public, or proves itself otherwise", id)
 		}
 		secret, fresh := cs.newSecret(id)
 		now := cs.s.now()
@@ -424,9 +478,9 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) err
 		return err
 	}
 	switch {
-	case c.Public && len(secrets) > 0:
-		return fail(ErrInvalidRequest, "a public client has no secret")
-	case !c.Public && len(secrets) == 0:
+	case !c.usesSecret() && len(secrets) > 0:
+		return fail(ErrInvalidRequest, "client %q has no secret: it is public, or proves itself otherwise", c.ID)
+	case c.usesSecret() && len(secrets) == 0:
 		return fail(ErrInvalidRequest, "client %q is confidential and has no secret", c.ID)
 	case len(secrets) > maxLiveSecrets:
 		return fail(ErrInvalidRequest, "%d secrets, at most %d", len(secrets), maxLiveSecrets)
@@ -547,6 +601,15 @@ func (cs *Clients) fits(id string, cl clientSecret, secret string) bool {
 // wrong; ErrLimited when too many failures came from one source for one client. A correct secret of
 // our making always passes, so that a stranger can not lock the client out.
 func (cs *Clients) Authenticate(ctx context.Context, a ClientAuth) (Client, error) {
+	if a.confirmed != nil { // earlier in the same request
+		if a.confirmed.of != cs || a.confirmed.id != a.ID {
+			return Client{}, fail(ErrInvalidClient, "confirmed by another service, or for another client")
+		}
+		return cs.enabled(a.ID)
+	}
+	if a.ID == "" && a.Assertion != "" {
+		a.ID = assertionSubject(a.Assertion)
+	}
 	began := time.Now()
 	c, err := cs.authenticate(ctx, a)
 	cs.s.observe(ctx, Observation{Op: "authenticate", Client: a.ID, Err: err, Took: time.Since(began)})
@@ -558,16 +621,24 @@ func (cs *Clients) Authenticate(ctx context.Context, a ClientAuth) (Client, erro
 }
 
 func (cs *Clients) authenticate(ctx context.Context, a ClientAuth) (Client, error) {
+	if !a.Secret.IsZero() && a.Assertion != "" {
+		return Client{}, fail(ErrInvalidRequest, "a secret and an assertion: one of them (RFC 6749 §2.3)")
+	}
 	k := cs.lookup(a.ID)
-	if a.Secret.IsZero() && k != nil && k.Public {
+	if a.Secret.IsZero() && a.Assertion == "" && k != nil && k.Public {
 		if k.Disabled {
 			return Client{}, fail(ErrDenied, "client %q is disabled", a.ID)
 		}
 		return k.Client, nil
 	}
 	source := originOf(ctx).Address.String()
-	secret := a.Secret.Reveal()
-	ok, err := cs.right(ctx, k, a.ID, secret, source)
+	var ok bool
+	var err error
+	if a.Secret.IsZero() && (a.Assertion != "" || a.Certificate != nil) {
+		ok, err = cs.prove(ctx, k, &a)
+	} else {
+		ok, err = cs.right(ctx, k, a.ID, a.Secret.Reveal(), source)
+	}
 	if err != nil {
 		return Client{}, err
 	}

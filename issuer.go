@@ -60,7 +60,9 @@ type ExchangeRequest struct {
 	Scopes    Scopes     // empty: what Token and the client both hold
 	Audiences []string   // of those the client may ask for; empty: Token's
 	Lifetime  time.Duration
-	Binding   string // of the new token; empty: as Token is bound
+	// Binding is what the new token is bound to; empty: as Token is. The caller has proved to hold it (Service.Prove), so that
+	// a Token or Actor with the same binding needs no other proof.
+	Binding string
 }
 
 // Issued is a fresh set of tokens.
@@ -620,7 +622,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 	if !slices.Contains(c.GrantTypes, GrantTokenExchange) {
 		return nil, fail(ErrDenied, "client %q has no grant type token-exchange", c.ID)
 	}
-	parent, err := s.Validate(ctx, r.Token)
+	parent, err := s.validateHeld(ctx, r.Token, r.Binding)
 	if err != nil {
 		return nil, err
 	}
@@ -639,7 +641,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 			return nil, fail(ErrDenied, "client %q may exchange only with an actor's token", c.ID)
 		}
 	} else {
-		actor, err := s.Validate(ctx, r.Actor)
+		actor, err := s.validateHeld(ctx, r.Actor, r.Binding)
 		if err != nil {
 			return nil, err
 		}
@@ -690,6 +692,22 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 		t.exp = end
 	}
 	return s.record(ctx, p, t)
+}
+
+// validateHeld validates c for a caller who has proved to hold the key of binding already.
+func (s *Service) validateHeld(ctx context.Context, c Credential, binding string) (Token, error) {
+	if binding == "" || c.DPoP != "" {
+		return s.Validate(ctx, c)
+	}
+	c.unproved = true
+	t, err := s.Validate(ctx, c)
+	if err != nil {
+		return t, err
+	}
+	if b := t.d.Binding; b != "" && b != binding && (c.CertSHA256 == [32]byte{} || b != BindCertificate(c.CertSHA256)) {
+		return Token{}, fail(ErrInvalidToken, "bound to a key that was not proved")
+	}
+	return t, nil
 }
 
 // lineage is what must end a token that is exchanged from x.

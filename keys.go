@@ -337,9 +337,12 @@ func (k *SigningKeys) active(string) (signingKey, error) {
 // a slow one holds up nobody else.
 func (x *signingKey) sign(ctx context.Context, c *jws.Claims, private []byte) (string, error) {
 	var buf [1024]byte
-	payload := jws.AppendClaims(buf[:0], c, private)
+	return x.signText(ctx, "at+jwt", jws.AppendClaims(buf[:0], c, private))
+}
+
+func (x *signingKey) signText(ctx context.Context, typ string, payload []byte) (string, error) {
 	if !x.slow {
-		text, err := x.signer.Sign(ctx, "at+jwt", payload)
+		text, err := x.signer.Sign(ctx, typ, payload)
 		if err != nil {
 			return "", unavailable(err, "sign")
 		}
@@ -353,7 +356,7 @@ func (x *signingKey) sign(ctx context.Context, c *jws.Claims, private []byte) (s
 	case <-ctx.Done():
 		return "", unavailable(ctx.Err(), "too many wait for the signing key outside")
 	}
-	text, err := x.signer.Sign(ctx, "at+jwt", slices.Clone(payload))
+	text, err := x.signer.Sign(ctx, typ, slices.Clone(payload))
 	if err != nil {
 		return "", unavailable(err, "sign with the key outside")
 	}

@@ -1,0 +1,343 @@
+package apitoken
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/redirect"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// How clients prove who they are without a secret: by a JWT that they sign (RFC 7523), or by the certificate of their
+// TLS connection (RFC 8705).
+
+// Methods of client authentication, by the names of RFC 8414's registry.
+const (
+	authBasic      = "client_secret_basic"
+	authPost       = "client_secret_post"
+	authAssertion  = "private_key_jwt"
+	authTLS        = "tls_client_auth"
+	authSelfSigned = "self_signed_tls_client_auth"
+)
+
+const (
+	maxAssertionBytes = 8 << 10
+	maxAssertionLife  = time.Hour
+	assertionAhead    = 30 * time.Second // of iat and nbf, for a client whose clock is ahead
+	maxRedirects      = 32
+	maxClientKeys     = 6 << 10
+)
+
+// usesSecret reports whether a secret is what proves the client.
+func (c *Client) usesSecret() bool {
+	return !c.Public && (c.AuthMethod == "" || c.AuthMethod == authBasic || c.AuthMethod == authPost)
+}
+
+// checkEndpoints refuses what contradicts itself in the fields that the standard endpoints read.
+func (c *Client) checkEndpoints() error {
+	if len(c.RedirectURIs) > maxRedirects {
+		return fail(ErrInvalidRequest, "%d redirect URIs, at most %d", len(c.RedirectURIs), maxRedirects)
+	}
+	for _, uri := range c.RedirectURIs {
+		if err := redirect.Check(uri); err != nil {
+			return fail(ErrInvalidRequest, "redirect URI %q %s", uri, err)
+		}
+	}
+	if c.BindDPoP && c.BindCertificate {
+		return fail(ErrInvalidRequest, "BindDPoP and BindCertificate: a token is bound to one thing")
+	}
+	if c.Public && c.AuthMethod != "" {
+		return fail(ErrInvalidRequest, "a public client has no AuthMethod")
+	}
+	keys, certs, err := clientKeys(c.Keys)
+	if err != nil {
+		return err
+	}
+	switch c.AuthMethod {
+	case "", authBasic, authPost:
+	case authAssertion:
+		if len(keys) == 0 {
+			return fail(ErrInvalidRequest, "private_key_jwt needs Keys with a public key that can be used")
+		}
+	case authTLS:
+		if err := checkTLSName(c.TLSName); err != nil {
+			return err
+		}
+	case authSelfSigned:
+		if len(certs) == 0 {
+			return fail(ErrInvalidRequest, "self_signed_tls_client_auth needs Keys with a certificate, x5c or x5t#S256 (RFC 8705 §2.2.2)")
+		}
+	default:
+		return fail(ErrInvalidRequest, "AuthMethod %q is unknown", c.AuthMethod)
+	}
+	if c.TLSName != "" && c.AuthMethod != authTLS {
+		return fail(ErrInvalidRequest, "TLSName is for tls_client_auth")
+	}
+	return nil
+}
+
+// clientKeys reads a client's key set: the keys that verify its assertions, and the hashes of its certificates.
+func clientKeys(set []byte) (keys []*jws.PublicKey, certs [][32]byte, err error) {
+	if len(set) == 0 {
+		return nil, nil, nil
+	}
+	if len(set) > maxClientKeys {
+		return nil, nil, fail(ErrInvalidRequest, "a client's Keys have at most %d bytes", maxClientKeys)
+	}
+	keys, _, err = jws.ParseJWKS(set)
+	if err != nil {
+		return nil, nil, &Error{Code: ErrInvalidRequest, Detail: "a client's Keys are no JWK set (RFC 7517 §5)", Cause: err}
+	}
+	var doc struct {
+		Keys []struct {
+			Chain  []string `json:"x5c"`
+			Print  string   `json:"x5t#S256"`
+			D      string   `json:"d"`
+			Secret string   `json:"k"`
+		} `json:"keys"`
+	}
+	if err := json.Unmarshal(set, &doc); err != nil {
+		return nil, nil, &Error{Code: ErrInvalidRequest, Detail: "a client's Keys", Cause: err}
+	}
+	for _, k := range doc.Keys {
+		if k.D != "" || k.Secret != "" {
+			return nil, nil, fail(ErrInvalidRequest, "a client's Keys hold a private key")
+		}
+		if len(k.Chain) > 0 {
+			if der, err := base64.StdEncoding.DecodeString(k.Chain[0]); err == nil {
+				certs = append(certs, sha256.Sum256(der))
+			}
+		} else if sum, err := base64.RawURLEncoding.DecodeString(k.Print); err == nil && len(sum) == sha256.Size {
+			certs = append(certs, [32]byte(sum))
+		}
+	}
+	return keys, certs, nil
+}
+
+func checkTLSName(name string) error {
+	kind, v, ok := strings.Cut(name, ":")
+	if ok && v != "" && len(v) <= 1024 {
+		switch kind {
+		case "dn", "dns", "uri", "email":
+			return nil
+		case "ip":
+			if _, err := netip.ParseAddr(v); err == nil {
+				return nil
+			}
+		}
+	}
+	return fail(ErrInvalidRequest, "TLSName %q is not dn:, dns:, uri:, ip: or email: and a name (RFC 8705 §2.1.2)", name)
+}
+
+// isNamed reports whether cert bears a name in the form of Client.TLSName.
+func isNamed(cert *x509.Certificate, name string) bool {
+	kind, v, _ := strings.Cut(name, ":")
+	switch kind {
+	case "dn":
+		var rdn pkix.RDNSequence
+		rest, err := asn1.Unmarshal(cert.RawSubject, &rdn)
+		return err == nil && len(rest) == 0 && rdn.String() == v
+	case "dns":
+		return slices.ContainsFunc(cert.DNSNames, func(n string) bool { return strings.EqualFold(n, v) })
+	case "uri":
+		for _, u := range cert.URIs {
+			if u.String() == v {
+				return true
+			}
+		}
+	case "ip":
+		want, err := netip.ParseAddr(v)
+		for _, ip := range cert.IPAddresses {
+			if got, ok := netip.AddrFromSlice(ip); err == nil && ok && got.Unmap() == want.Unmap() {
+				return true
+			}
+		}
+	case "email":
+		return slices.Contains(cert.EmailAddresses, v)
+	}
+	return false
+}
+
+// confirmation is the outcome of an authentication, carried on to the calls that follow it in one request.
+type confirmation struct {
+	of *Clients
+	id string
+}
+
+// Confirm is Authenticate for adapters that have more than one call to make: the ClientAuth that it returns carries the
+// outcome, so that an assertion, which is good once, is not used twice. Keep it no longer than the request.
+func (cs *Clients) Confirm(ctx context.Context, a ClientAuth) (Client, ClientAuth, error) {
+	c, err := cs.Authenticate(ctx, a)
+	if err != nil {
+		return Client{}, ClientAuth{}, err
+	}
+	return c, ClientAuth{ID: c.ID, confirmed: &confirmation{cs, c.ID}}, nil
+}
+
+// prove checks an assertion or a certificate. nil error and false: it is not the client's.
+func (cs *Clients) prove(ctx context.Context, k *knownClient, a *ClientAuth) (bool, error) {
+	if k == nil {
+		k = nobody
+	}
+	switch {
+	case a.Assertion != "":
+		if k.AuthMethod != authAssertion {
+			return false, nil
+		}
+		return cs.assertion(ctx, k, a)
+	case k.AuthMethod == authTLS:
+		return a.CertificateVerified && isNamed(a.Certificate, k.TLSName), nil
+	case k.AuthMethod == authSelfSigned:
+		now := cs.s.now()
+		sum := sha256.Sum256(a.Certificate.Raw)
+		return slices.Contains(k.certs, sum) && !now.Before(a.Certificate.NotBefore) && !now.After(a.Certificate.NotAfter), nil
+	}
+	return false, nil
+}
+
+// assertionSubject is who an assertion says it is of, before anything of it is believed.
+func assertionSubject(assertion string) string {
+	var t jws.Token
+	if jws.Parse(assertion, maxAssertionBytes, &t) != nil {
+		return ""
+	}
+	return t.Claims.Subject
+}
+
+// assertion checks a JWT of RFC 7523 §3, and takes its jti once in all processes on the store.
+func (cs *Clients) assertion(ctx context.Context, k *knownClient, a *ClientAuth) (bool, error) {
+	var t jws.Token
+	if jws.Parse(a.Assertion, maxAssertionBytes, &t) != nil {
+		return false, nil
+	}
+	// Another kind of JWT, such as a proof or a token of ours, is none (RFC 8725 §3.11).
+	if t.Header.Typ != "" && !jws.IsType(t.Header.Typ, "jwt") && !jws.IsType(t.Header.Typ, "client-authentication+jwt") {
+		return false, nil
+	}
+	cl := &t.Claims
+	if cl.Issuer != k.ID || cl.Subject != k.ID || cl.ID == "" || len(cl.ID) > 255 || len(cl.Audience) == 0 {
+		return false, nil
+	}
+	for _, aud := range cl.Audience { // one for somebody else besides may have been made for him
+		if aud != cs.s.cfg.Issuer && (a.Endpoint == "" || aud != a.Endpoint) {
+			return false, nil
+		}
+	}
+	now := cs.s.now().Unix()
+	ahead := int64(assertionAhead / time.Second)
+	if cl.Expires <= now || cl.Expires-now > int64(maxAssertionLife/time.Second) || cl.IssuedAt > now+ahead || cl.NotBefore > now+ahead {
+		return false, nil
+	}
+	if !slices.ContainsFunc(k.keys, func(key *jws.PublicKey) bool {
+		return (t.Header.KID == "" || t.Header.KID == key.KID) && key.Allows(t.Header.Alg) && key.Verify(t.SigningInput, t.Signature) == nil
+	}) {
+		return false, nil
+	}
+	err := cs.s.Once(ctx, "assertion\x00"+k.ID+"\x00"+cl.ID, time.Unix(cl.Expires, 0))
+	if errors.Is(err, ErrInvalidRequest) {
+		return false, nil // used before
+	}
+	return err == nil, err
+}
+
+// RegistrationToken makes the credential with which a client manages its own registration (RFC 7592), in place of one
+// that it had before: shown now and never again.
+func (cs *Clients) RegistrationToken(ctx context.Context, id string) (Secret, error) {
+	if err := cs.s.audit.ready(); err != nil {
+		return Secret{}, err
+	}
+	for try := 0; try < refreshTries; try++ {
+		rec, v, err := cs.read(ctx, id)
+		if err != nil {
+			return Secret{}, err
+		}
+		secret, own := cs.newSecret(registrationOf(id))
+		rec.Registration = &own
+		if err = cs.write(ctx, id, &rec, v, "registration token made", nil); errors.Is(err, store.ErrConflict) {
+			continue
+		}
+		if err != nil {
+			return Secret{}, err
+		}
+		return secret, nil
+	}
+	return Secret{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel updates of client " + id}
+}
+
+// registrationOf is a name that no client has, under which the hash of a registration token is made: it never passes
+// for the client's secret, nor the other way round.
+func registrationOf(id string) string { return "registration\x00" + id }
+
+// Registered returns the client whose registration token this is. ErrInvalidToken: it is not id's, or the client is
+// disabled.
+func (cs *Clients) Registered(ctx context.Context, id string, token Secret) (Client, error) {
+	rec, _, err := cs.read(ctx, id)
+	if err != nil && !isNotFound(err) {
+		return Client{}, err
+	}
+	var want clientSecret
+	if err == nil && rec.Registration != nil && !rec.Disabled {
+		want = *rec.Registration
+	}
+	k, derr := opaque.DecodeKey(token.Reveal(), cs.s.cfg.Prefix, opaque.ClientSecret)
+	if derr != nil {
+		return Client{}, fail(ErrInvalidToken, "not a registration token")
+	}
+	got := cs.hash(registrationOf(id), k)
+	if subtle.ConstantTimeCompare(got[:], want.Hash[:]) != 1 {
+		return Client{}, fail(ErrInvalidToken, "not the registration token of client %q", id)
+	}
+	return rec.public(id), nil
+}
+
+// Check says whether Issue or Prepare would take r now, so that an adapter can refuse it before it asks a user. An empty
+// Subject stands for any.
+func (s *Service) Check(ctx context.Context, r Request) error {
+	if r.Subject == "" {
+		r.Subject = "?"
+	}
+	if r.Grant != "" {
+		return fail(ErrInvalidRequest, "a request under a grant is not checked ahead")
+	}
+	_, err := s.planFor(ctx, r)
+	return err
+}
+
+// SignIntrospection signs an introspection response for the resource server that audience names (RFC 9701 §5). response
+// is a JSON object. ErrInvalidRequest: the active signing key is a secret, which nobody else could verify with.
+func (s *Service) SignIntrospection(ctx context.Context, audience string, response []byte) (string, error) {
+	if err := jws.CheckJSON(response); err != nil || !bytes.HasPrefix(response, []byte("{")) {
+		return "", &Error{Code: ErrInvalidRequest, Detail: "not a JSON object", Cause: err}
+	}
+	key, err := s.SigningKeys.active(s.cfg.Audience)
+	if err != nil {
+		return "", err
+	}
+	if strings.HasPrefix(key.signer.Public.Alg, "HS") {
+		return "", fail(ErrInvalidRequest, "the active signing key is symmetric")
+	}
+	payload, err := json.Marshal(struct {
+		Issuer   string          `json:"iss"`
+		Audience string          `json:"aud"`
+		IssuedAt int64           `json:"iat"`
+		Response json.RawMessage `json:"token_introspection"`
+	}{s.cfg.Issuer, audience, s.now().Unix(), response})
+	if err != nil {
+		return "", &Error{Code: ErrInvalidRequest, Detail: "introspection response", Cause: err}
+	}
+	return key.signText(ctx, "token-introspection+jwt", payload)
+}
