@@ -1,0 +1,191 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// Publisher takes signed checkpoints to where who could alter the log can not alter them. The promise of the log begins there.
+type Publisher interface {
+	// Publish gets the newest checkpoint. While a call is under way newer ones replace each other, so that a slow publisher gets
+	// fewer and never old ones; after an error, and after a restart, it gets the same one again.
+	Publish(ctx context.Context, signed []byte) error
+}
+
+// PublisherFunc is a function that is a Publisher.
+type PublisherFunc func(ctx context.Context, signed []byte) error
+
+// Publish implements [Publisher].
+func (f PublisherFunc) Publish(ctx context.Context, signed []byte) error { return f(ctx, signed) }
+
+// FilePublisher appends checkpoints to a file and syncs it: one on a disk or mount that this host can only append to, best. What a
+// crash cut off at its end is written over. [SplitCheckpoints] reads the file.
+func FilePublisher(path string) Publisher { return &filePublisher{path: path} }
+
+type filePublisher struct {
+	path string
+	mu   sync.Mutex // one write at a time
+}
+
+func (p *filePublisher) Publish(_ context.Context, signed []byte) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old, err := os.ReadFile(p.path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("ledger: %w", err)
+	}
+	whole := wholeCheckpoints(old)
+	if n := len(signed); whole >= n && string(old[whole-n:whole]) == string(signed) {
+		return nil // it came again
+	}
+	f, err := os.OpenFile(p.path, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("ledger: %w", err)
+	}
+	if whole < len(old) {
+		err = f.Truncate(int64(whole))
+	}
+	if err == nil {
+		_, err = f.WriteAt(signed, int64(whole))
+	}
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil && len(old) == 0 {
+		err = syncDir(filepath.Dir(p.path))
+	}
+	return err
+}
+
+const (
+	publishTimeout  = 30 * time.Second
+	publishRetry    = time.Second // doubles up to publishRetryMax
+	publishRetryMax = time.Minute
+)
+
+// outlet is one publisher with the checkpoint it has yet to get.
+type outlet struct {
+	p    Publisher
+	name string
+	log  *slog.Logger
+
+	mu   sync.Mutex // guards next, done and err
+	next []byte
+	done int64 // size of the last checkpoint that it took
+	size int64 // of next
+	err  error
+	kick chan struct{}
+	busy chan struct{} // holds the one call that may be under way
+}
+
+func newOutlet(p Publisher, name string, log *slog.Logger) *outlet {
+	return &outlet{p: p, name: name, log: log, kick: make(chan struct{}, 1), busy: make(chan struct{}, 1)}
+}
+
+// offer never waits.
+func (o *outlet) offer(size int64, signed []byte) {
+	o.mu.Lock()
+	o.next, o.size = signed, size
+	o.mu.Unlock()
+	select {
+	case o.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (o *outlet) run(ctx context.Context) {
+	retry := publishRetry
+	var again <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-o.kick:
+		case <-again:
+		}
+		again = nil
+		if err := o.publish(ctx); err != nil && ctx.Err() == nil {
+			o.log.Warn("ledger: a checkpoint is not published", "publisher", o.name, "error", err)
+			again = time.After(retry)
+			retry = min(2*retry, publishRetryMax)
+			continue
+		}
+		retry = publishRetry
+	}
+}
+
+// publish gives the newest checkpoint to the publisher, if it has not got it. One that hangs is left behind with its
+// context ended, and until it comes back is not called again.
+func (o *outlet) publish(ctx context.Context) error {
+	o.mu.Lock()
+	signed, size := o.next, o.size
+	o.mu.Unlock()
+	if signed == nil {
+		return nil
+	}
+	select {
+	case o.busy <- struct{}{}:
+	default:
+		return errors.New("the publisher has not come back from an earlier call")
+	}
+	cctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		defer func() { <-o.busy }()
+		defer func() {
+			if p := recover(); p != nil {
+				done <- fmt.Errorf("the publisher panicked: %v", p)
+			}
+		}()
+		done <- o.p.Publish(cctx, append([]byte(nil), signed...))
+	}()
+	var err error
+	select {
+	case err = <-done:
+	case <-cctx.Done():
+		err = fmt.Errorf("the publisher took longer than %s", publishTimeout)
+	}
+	o.note(err, size)
+	if err == nil {
+		o.mu.Lock()
+		if o.size == size {
+			o.next = nil
+		}
+		o.mu.Unlock()
+	}
+	return err
+}
+
+func (o *outlet) note(err error, size int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.err = err; err == nil {
+		o.done = size
+	}
+}
+
+// last makes one more attempt at Close, if something is left to publish.
+func (o *outlet) last(ctx context.Context) {
+	if err := o.publish(ctx); err != nil {
+		o.log.Warn("ledger: the last checkpoint is not published", "publisher", o.name, "error", err)
+	}
+}
+
+// wholeCheckpoints is how many bytes of a file are whole checkpoints.
+func wholeCheckpoints(file []byte) int {
+	n := len(file)
+	for n > 0 {
+		if _, err := SplitCheckpoints(file[:n]); err == nil && file[n-1] == '\n' {
+			return n
+		}
+		// Back to the end of an earlier line.
+		for n--; n > 0 && file[n-1] != '\n'; n-- {
+		}
+	}
+	return 0
+}
