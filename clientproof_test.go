@@ -315,3 +315,35 @@ func TestANoteIsChangedByOneAtATime(t *testing.T) {
 		require.ErrorIs(t, svc.ChangeNote(ctx, "y", f), apitoken.ErrInvalidRequest, name)
 	}
 }
+
+// A grant may be for several resources, and each access token for one of them (RFC 8707 §2.2).
+func TestAnAccessTokenIsForFewerResourcesThanItsGrant(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	const a, b = "https://a.example.com", "https://b.example.com"
+	svc := service(t, func(c *apitoken.Config) { c.Audiences = []string{a, b} })
+	prepare := func() string {
+		code, err := svc.Prepare(ctx, apitoken.Request{Subject: "alice", Audiences: []string{a, b}, Refresh: true}, apitoken.Ticket{Lifetime: time.Minute})
+		require.NoError(t, err)
+		return code.Reveal()
+	}
+	code := prepare()
+	_, err := svc.Redeem(ctx, apitoken.Redemption{Ticket: code, Audiences: []string{testAudience}})
+	require.ErrorIs(t, err, apitoken.ErrInvalidTarget, "not what was granted")
+	i, err := svc.Redeem(ctx, apitoken.Redemption{Ticket: code, Audiences: []string{b}})
+	require.NoError(t, err, "a refused redemption spends nothing")
+	require.Equal(t, []string{b}, i.Token.Audiences())
+	next, err := svc.Refresh(ctx, apitoken.RefreshRequest{Token: i.Refresh.Reveal(), Audiences: []string{a}})
+	require.NoError(t, err)
+	require.Equal(t, []string{a}, next.Token.Audiences())
+	again, err := svc.Refresh(ctx, apitoken.RefreshRequest{Token: i.Refresh.Reveal()})
+	require.NoError(t, err)
+	require.Equal(t, []string{a}, again.Token.Audiences(), "a repeated request gets the same answer")
+	all, err := svc.Refresh(ctx, apitoken.RefreshRequest{Token: next.Refresh.Reveal(), Audiences: []string{}})
+	require.NoError(t, err)
+	require.Equal(t, []string{a, b}, all.Token.Audiences(), "the grant still has both")
+	_, err = svc.Refresh(ctx, apitoken.RefreshRequest{Token: all.Refresh.Reveal(), Audiences: []string{testAudience}})
+	require.ErrorIs(t, err, apitoken.ErrInvalidTarget)
+	_, err = svc.Refresh(ctx, apitoken.RefreshRequest{Token: all.Refresh.Reveal(), Audiences: []string{a, a}})
+	require.ErrorIs(t, err, apitoken.ErrInvalidTarget)
+}

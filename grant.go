@@ -54,10 +54,11 @@ type grantRecord struct {
 	TagKID  [4]byte  `json:"tag"`   // the key of its tag
 
 	// The access token that came with Seq, so that a repeated answer is the same.
-	JTI    string `json:"jti"`
-	IAT    int64  `json:"iat"` // Unix ms
-	EXP    int64  `json:"exp"`
-	Narrow Scopes `json:"narrow,omitempty"`
+	JTI    string   `json:"jti"`
+	IAT    int64    `json:"iat"` // Unix ms
+	EXP    int64    `json:"exp"`
+	Narrow Scopes   `json:"narrow,omitempty"`
+	For    []string `json:"for,omitempty"` // its audiences, where they are fewer than the grant's
 }
 
 // grantSlack keeps a grant's record for a while behind its end, so that what comes late is told from junk.
@@ -91,8 +92,9 @@ func readGrant(r store.Record) (*grantRecord, error) {
 }
 
 // last notes the access token that goes out with this state of the grant.
-func (g *grantRecord) last(t stamp, scopes Scopes) {
-	g.JTI, g.IAT, g.EXP, g.Narrow = t.jti, t.iat.UnixMilli(), t.exp.UnixMilli(), scopes
+func (g *grantRecord) last(t stamp, p *plan) {
+	g.JTI, g.IAT, g.EXP, g.Narrow = t.jti, t.iat.UnixMilli(), t.exp.UnixMilli(), p.scopes
+	g.For = p.narrow
 	g.Refreshed = t.iat.UnixMilli()
 }
 

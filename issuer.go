@@ -42,14 +42,18 @@ type Request struct {
 	// Grant opens no new grant but issues under this one, which must live, have a refresh token, and cover
 	// the request: a job that goes on for a user, a token for one call to another service.
 	Grant string
+
+	narrow []string // of the audiences, those of the first token
 }
 
 // RefreshRequest asks for the next tokens of a grant.
 type RefreshRequest struct {
-	Token   string
-	Auth    ClientAuth // required when the grant's client is confidential
-	Scopes  Scopes     // narrower for this access token; empty: all the grant has
-	Binding string     // must match a bound public client's grant
+	Token  string
+	Auth   ClientAuth // required when the grant's client is confidential
+	Scopes Scopes     // narrower for this access token; empty: all the grant has
+	// Audiences are narrower for this access token (RFC 8707 §2.2); empty: all of the grant's.
+	Audiences []string
+	Binding   string // must match a bound public client's grant
 }
 
 // ExchangeRequest asks for a narrower token in place of Token (RFC 8693).
@@ -118,6 +122,7 @@ type plan struct {
 	scopes    Scopes
 	roles     []string
 	audiences []string
+	narrow    []string // of the audiences, those of this token; nil: all
 	life      time.Duration
 	binding   string
 	claims    []byte
@@ -207,7 +212,7 @@ func (s *Service) open(ctx context.Context, p *plan, refresh bool, with func(*ch
 			return nil, err
 		}
 		i.Refresh = NewSecret(text)
-		g.last(t, p.scopes)
+		g.last(t, p)
 		rec, err := g.record(grant)
 		if err != nil {
 			return nil, err
@@ -251,7 +256,11 @@ type stamp struct {
 
 // sign makes the access token, and what rules will see of it.
 func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSubject, error) {
-	key, err := s.SigningKeys.active(p.audiences[0])
+	aud := p.audiences
+	if p.narrow != nil {
+		aud = p.narrow
+	}
+	key, err := s.SigningKeys.active(aud[0])
 	if err != nil {
 		return nil, nil, err
 	}
@@ -260,7 +269,7 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 		exp = iat + 1
 	}
 	cl := jws.Claims{
-		Issuer: s.cfg.Issuer, Subject: p.subject, Audience: p.audiences, Expires: exp, IssuedAt: iat, NotBefore: iat,
+		Issuer: s.cfg.Issuer, Subject: p.subject, Audience: aud, Expires: exp, IssuedAt: iat, NotBefore: iat,
 		ID: t.jti, ClientID: p.client.ID, Scope: p.scopes.String(), Roles: p.roles, SessionID: t.grant,
 		Position: t.pos.String(), Chain: p.chain, Actors: p.actors, Binding: p.binding,
 	}
@@ -273,7 +282,7 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 	}
 	spec := TokenSpec{
 		Kind: KindAccess, ID: t.jti, Issuer: s.cfg.Issuer, Subject: p.subject, Client: p.client.ID, Grant: t.grant,
-		Audiences: p.audiences, Scopes: p.scopes, Roles: p.roles, IssuedAt: time.Unix(iat, 0), ExpiresAt: time.Unix(exp, 0), Binding: p.binding,
+		Audiences: aud, Scopes: p.scopes, Roles: p.roles, IssuedAt: time.Unix(iat, 0), ExpiresAt: time.Unix(exp, 0), Binding: p.binding,
 	}
 	rs := &ruleSubject{subject: p.subject, client: p.client.ID, id: t.jti, kid: key.kid, grant: t.grant, chain: p.chain, roles: p.roles, pos: t.pos, iat: spec.IssuedAt}
 	for _, a := range p.actors {
@@ -318,8 +327,24 @@ func (s *Service) planFor(ctx context.Context, r Request) (*plan, error) {
 	if p.life, err = s.lifeFor(&p.client, r.Lifetime); err != nil {
 		return nil, err
 	}
+	if err := p.narrowTo(r.narrow); err != nil {
+		return nil, err
+	}
 	p.claims, err = marshalClaims(r.Claims)
 	return p, err
+}
+
+// narrowTo makes this token be for some of the audiences only.
+func (p *plan) narrowTo(audiences []string) error {
+	for i, a := range audiences {
+		if !slices.Contains(p.audiences, a) || slices.Contains(audiences[:i], a) {
+			return fail(ErrInvalidTarget, "audience %q was not granted, or is named twice", a)
+		}
+	}
+	if len(audiences) > 0 {
+		p.narrow = slices.Clone(audiences)
+	}
+	return nil
 }
 
 // planClient decides who asks: the host itself, a client for a subject that the host vouches for, or a client for

@@ -216,6 +216,9 @@ func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.Refre
 	if err != nil {
 		return nil, err
 	}
+	if err := p.narrowTo(r.Audiences); err != nil {
+		return nil, err
+	}
 	p.event = EventRefreshed
 	if r.Binding != "" && r.Binding != g.Binding {
 		if err := checkBinding(r.Binding); err != nil {
@@ -249,7 +252,7 @@ func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.Refre
 		i.Refresh = NewSecret(r.Token)
 	}
 	if next.Seq != g.Seq || g.Idle > 0 {
-		next.last(st, p.scopes)
+		next.last(st, p)
 		rec, err := next.record(id)
 		if err != nil {
 			return nil, err
@@ -273,7 +276,7 @@ func (s *Service) repeat(ctx context.Context, id string, g *grantRecord, next *o
 	if err != nil {
 		return nil, err
 	}
-	p.scopes = intersectScopes(g.Narrow, p.scopes)
+	p.scopes, p.narrow = intersectScopes(g.Narrow, p.scopes), g.For
 	st := stamp{jti: g.JTI, grant: id, iat: time.UnixMilli(g.IAT), exp: time.UnixMilli(g.EXP), pos: positions{birth: g.Birth, view: s.state.position()}}
 	i, rs, err := s.sign(ctx, p, st)
 	if err != nil {

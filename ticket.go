@@ -33,7 +33,8 @@ type Redemption struct {
 	Auth        ClientAuth // required when the ticket's client is confidential; its ID otherwise
 	Verifier    string     // PKCE, where the ticket has a challenge
 	RedirectURI string
-	Binding     string // binds what is issued; must equal the prepared request's, where that has one
+	Audiences   []string // of those that were prepared, for this first token (RFC 8707 §2.2); empty: all
+	Binding     string   // binds what is issued; must equal the prepared request's, where that has one
 }
 
 const (
@@ -236,7 +237,7 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 		return nil, fail(ErrInvalidGrant, "a rule on its %s", rule)
 	}
 	req := Request{Subject: t.Subject, Client: t.For, Scopes: t.Scopes, Roles: t.Roles, Audiences: t.Audiences,
-		Lifetime: time.Duration(t.Lifetime), Refresh: t.Refresh, Binding: r.Binding}
+		Lifetime: time.Duration(t.Lifetime), Refresh: t.Refresh, Binding: r.Binding, narrow: r.Audiences}
 	if len(t.Claims) > 0 {
 		req.Claims = t.Claims
 	}
