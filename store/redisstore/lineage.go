@@ -115,6 +115,7 @@ func str(v any) string {
 
 // retried runs one question until the server answers it, the answer is no passing one, or ctx ends.
 func (s *Store) retried(ctx context.Context, question func(context.Context) ([]any, error)) ([]any, error) {
+	var why error // the last failure that says more than that time is over
 	for wait := firstWait; ; {
 		r, err := question(ctx)
 		if err == nil {
@@ -139,10 +140,16 @@ func (s *Store) retried(ctx context.Context, question func(context.Context) ([]a
 			return nil, ErrClosed
 		}
 		if ctx.Err() != nil || !pause(ctx, s.ctx, &wait) {
+			if why != nil && errors.Is(err, context.DeadlineExceeded) {
+				err = fmt.Errorf("%w: %w", err, why)
+			}
 			if errors.Is(err, errAway) {
 				return nil, err
 			}
 			return nil, named(err)
+		}
+		if !errors.Is(err, context.DeadlineExceeded) {
+			why = err
 		}
 	}
 }

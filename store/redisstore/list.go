@@ -90,16 +90,13 @@ func (n *space) listRecords(ctx context.Context, q *store.Query, place string) (
 }
 
 func (n *space) listEvents(ctx context.Context, q *store.Query, place string) (store.Page, error) {
-	history, at := "", "0"
+	history, at, purges := "", "0", "0"
 	if place != "" {
-		var ok bool
-		history, at, ok = strings.Cut(place, " ")
-		if _, err := strconv.ParseUint(history, 16, 64); err != nil || !ok || len(history) != 16 {
+		part := strings.Split(place, " ")
+		if len(part) != 3 || !isHistory(part[0]) || !isCount(part[1]) || !isCount(part[2]) {
 			return store.Page{}, fmt.Errorf("%w: the cursor does not read", errInvalid)
 		}
-		if e, err := strconv.ParseInt(at, 10, 54); err != nil || e < 0 {
-			return store.Page{}, fmt.Errorf("%w: the cursor does not read", errInvalid)
-		}
+		history, at, purges = part[0], part[1], part[2]
 	}
 	var term any = ""
 	field, s, ok := rarest(q)
@@ -108,15 +105,18 @@ func (n *space) listEvents(ctx context.Context, q *store.Query, place string) (s
 	}
 	for {
 		r, l, err := n.ask(ctx, scriptEvents, history, at, flag(q.Newest), q.Limit, q.Since, q.Until,
-			q.Subject, q.Client, q.Grant, q.Token, q.Type, term, field)
+			q.Subject, q.Client, q.Grant, q.Token, q.Type, term, field, purges)
 		if err != nil {
 			return store.Page{}, err
 		}
 		if str(r[0]) == "T" {
 			return store.Page{}, fmt.Errorf("%w: events behind it were purged, or it is of a history that is not known", store.ErrTrimmed)
 		}
+		if len(r) < 2 {
+			return store.Page{}, errValue("the answer to List does not read")
+		}
 		var page store.Page
-		for _, v := range r[1:] {
+		for _, v := range r[2:] {
 			rec, err := decodeEvent(str(v))
 			if err != nil {
 				return store.Page{}, err
@@ -127,12 +127,22 @@ func (n *space) listEvents(ctx context.Context, q *store.Query, place string) (s
 		if last == "" {
 			return page, nil
 		}
-		history, at = l.text, last
+		history, at, purges = l.text, last, str(r[1])
 		if len(page.Records) > 0 {
-			page.Cursor = cursorText(q, history+" "+at)
+			page.Cursor = cursorText(q, history+" "+at+" "+purges)
 			return page, nil
 		}
 	}
+}
+
+func isHistory(s string) bool {
+	_, err := strconv.ParseUint(s, 16, 64)
+	return err == nil && len(s) == 16
+}
+
+func isCount(s string) bool {
+	n, err := strconv.ParseInt(s, 10, 54)
+	return err == nil && n >= 0
 }
 
 // Cursors name their query's kind and direction, so that one of another query is refused, not misread.

@@ -136,8 +136,10 @@ func (s *Store) runAndWait(ctx context.Context, sc *script, key string, args []a
 			wait = redis.NewCmd(ctx, "wait", s.o.WaitReplicas, ms)
 		}
 		_ = pipe.Process(ctx, wait)
-		_, _ = pipe.Exec(ctx) // each command has its own error
-		err := cmd.Err()
+		_, err := pipe.Exec(ctx)
+		if err == nil || isServerError(err) {
+			err = cmd.Err() // each command has its own; that of the wait is judged below
+		}
 		if err != nil && hasCode(err, "NOSCRIPT") && !whole {
 			continue
 		}

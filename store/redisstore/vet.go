@@ -26,13 +26,11 @@ func (s *Store) vet(ctx context.Context, key string) (string, error) {
 	}
 	pipe := node.Pipeline()
 	replication := pipe.Info(ctx, "replication")
-	_, _ = pipe.Exec(ctx)
-	text, err := replication.Result()
-	if err != nil {
+	if _, err := pipe.Exec(ctx); err != nil {
 		return "", err
 	}
-	replid := infoField(text, "master_replid")
-	if role := infoField(text, "role"); role != "master" {
+	replid := infoField(replication.Val(), "master_replid")
+	if role := infoField(replication.Val(), "role"); role != "master" {
 		return "", fmt.Errorf("%w: the server is a %q", errAway, role)
 	}
 	s.mu.Lock()
@@ -49,7 +47,9 @@ func (s *Store) vet(ctx context.Context, key string) (string, error) {
 	for _, name := range [...]string{configPolicy, configAppend, configFsync} {
 		config[name] = pipe.ConfigGet(ctx, name)
 	}
-	_, _ = pipe.Exec(ctx) // each command has its own error
+	if _, err := pipe.Exec(ctx); err != nil && !isServerError(err) {
+		return "", err
+	}
 	for _, cmd := range [...]*redis.StringCmd{replication, server, memory, persistence} {
 		if err := cmd.Err(); err != nil {
 			return "", err

@@ -1,7 +1,7 @@
 -- A page of events in their order. ARGV[4] history of the cursor or '', ARGV[5] its event, ARGV[6] '1' from the newest down,
 -- ARGV[7] limit, ARGV[8] since, ARGV[9] until, ARGV[10] to ARGV[14] selectors, ARGV[15] hash to look for or '',
--- ARGV[16] its place in a row
--- Answers: writes, event to go on behind or '', then events; {'T'}: the cursor is older than what is kept
+-- ARGV[16] its place in a row, ARGV[17] purges that there had been when the cursor was made
+-- Answers: writes, event to go on behind or '', purges so far, then events; {'T'}: the cursor is older than what is kept
 local newest, limit = ARGV[6] == '1', tonumber(ARGV[7])
 local since, till = tonumber(ARGV[8]), tonumber(ARGV[9])
 local blocks = base .. 'b'
@@ -20,8 +20,16 @@ if ARGV[4] ~= '' then
   if newest then
     to = math.min(to, cursor - 1)
   else
-    if cursor < trimmed then
-      return {'T'}
+    if cursor < trimmed and purges > tonumber(ARGV[17]) then
+      local later = call('ZRANGEBYSCORE', base .. 'p', tonumber(ARGV[17]) + 1, '+inf')
+      if #later < purges - tonumber(ARGV[17]) then
+        return {'T'} -- too many to tell
+      end
+      for _, purge in ipairs(later) do
+        if tonumber(string.match(purge, ':(%d+)$')) > cursor then
+          return {'T'}
+        end
+      end
     end
     from = cursor + 1
   end
@@ -62,7 +70,7 @@ if till ~= 0 then
   end
 end
 
-local out, found, seen, bytes, last = {'A', int(writes), ''}, 0, 0, 0, 0
+local out, found, seen, bytes, last = {'A', int(writes), '', int(purges)}, 0, 0, 0, 0
 -- take looks at one event; true: the page ends before it.
 local function take(id, value)
   if seen >= 4000 then

@@ -15,7 +15,7 @@ local key = base .. 't:' .. b
 local rows = call('GET', key) or ''
 local zero, empty = string.rep('\0', 6), string.rep('\0', 36)
 local limit = pack('>I6', before)
-local removed, more, least, alive, parts, kept = 0, false, math.huge, false, {}, 1
+local removed, highest, least, alive, parts, kept = 0, 0, math.huge, false, {}, 1
 for o = 1, #rows, 36 do
   local expires = sub(rows, o, o + 5)
   if expires ~= zero and expires < limit and removed < most then
@@ -24,7 +24,7 @@ for o = 1, #rows, 36 do
     parts[#parts + 1] = sub(rows, kept, o - 1)
     parts[#parts + 1] = empty
     kept = o + 36
-    trimmed = math.max(trimmed, e)
+    highest = e
     removed = removed + 1
   elseif expires ~= zero then
     least = math.min(least, (unpack('>I6', expires)))
@@ -34,7 +34,12 @@ for o = 1, #rows, 36 do
   end
 end
 if removed > 0 then
-  call('HSET', meta, 'trimmed', int(trimmed))
+  -- Cursors before the highest must know. The last purges are kept one by one, so that a reader who began after one is
+  -- not told of it.
+  purges = purges + 1
+  call('HSET', meta, 'trimmed', int(math.max(trimmed, highest)), 'purges', int(purges))
+  call('ZADD', base .. 'p', int(purges), int(purges) .. ':' .. int(highest))
+  call('ZREMRANGEBYRANK', base .. 'p', 0, -257)
 end
 if not alive and #rows == 4096 * 36 then
   call('DEL', key)
