@@ -270,8 +270,12 @@ func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.Refre
 }
 
 // repeat answers a repeated request with what the first one got: the same refresh token, and an access token with
-// the same jti and times. There is nothing new, so there is nothing to write, and racers do not conflict.
+// the same jti and times. There is nothing new, so there is nothing to write, and racers do not conflict. As no write
+// tells how far the state has come, it is asked: what another process has revoked is not handed out again.
 func (s *Service) repeat(ctx context.Context, id string, g *grantRecord, next *opaque.RefreshToken) (*Issued, error) {
+	if err := s.state.refresh(ctx); err != nil {
+		return nil, unavailable(err, "look for revocations")
+	}
 	p, err := s.planUnder(ctx, id, g, nil)
 	if err != nil {
 		return nil, err
