@@ -46,6 +46,7 @@ const (
 	minInterval     = time.Second
 	defaultPoll     = 500 * time.Millisecond
 	batchEvents     = 1000
+	batchPages      = 8
 	recentIDs       = 4096
 	gapAfter        = time.Hour // apitoken.Config.KeepEvents is no shorter
 	keepRead        = 10 * time.Minute
@@ -123,6 +124,8 @@ func Open(c Config) (*Ledger, error) {
 		return nil, errors.New("ledger: Config.Poll must not be negative")
 	case slices.ContainsFunc(c.Witnesses, func(w Witness) bool { return w.Key == nil || w.Client == nil }):
 		return nil, errors.New("ledger: each of Config.Witnesses needs a Key and a Client")
+	case sameKey(c.Witnesses):
+		return nil, errors.New("ledger: two of Config.Witnesses have one key")
 	case c.Quorum < 0 || c.Quorum > len(c.Witnesses):
 		return nil, fmt.Errorf("ledger: Config.Quorum is %d of %d witnesses", c.Quorum, len(c.Witnesses))
 	}
@@ -404,31 +407,40 @@ func (l *Ledger) drain(ctx context.Context) error {
 	return nil
 }
 
-// drainPage appends one page of the feed and tells whether there may be more.
+// drainPage appends what the feed has, up to batchPages pages at once, and tells whether there may be more.
 func (l *Ledger) drainPage(ctx context.Context) (more bool, err error) {
 	src := l.source()
 	if src == nil {
 		return false, nil
 	}
 	asked := l.cfg.Now()
-	list, next, err := export.Next(ctx, src, apitoken.EventQuery{}, l.place, batchEvents)
-	switch {
-	case errors.Is(err, export.ErrTrimmed):
-		return true, l.gap(ctx, asked)
-	case err != nil:
-		return false, err
-	case len(list) == 0:
+	var list []apitoken.Event
+	place, read := l.place, l.read
+	for range batchPages { // of a backlog: the syncs are what an append costs
+		page, next, err := export.Next(ctx, src, apitoken.EventQuery{}, place, batchEvents)
+		if err != nil && len(list) > 0 {
+			break // it comes again, after what is at hand
+		}
+		if errors.Is(err, export.ErrTrimmed) {
+			return true, l.gap(ctx, asked)
+		}
+		if err != nil {
+			return false, err
+		}
+		list, place = append(list, page...), next
+		if len(page) < batchEvents-1 { // a page with a place that ends in a known event has one less
+			read = asked
+			break
+		}
+	}
+	if len(list) == 0 {
 		l.read = asked
 		if asked.Sub(l.kept) < keepRead {
 			return false, nil
 		}
-		return false, l.append(ctx, nil, l.place, asked)
+		return false, l.append(ctx, nil, place, asked)
 	}
-	read := l.read
-	if len(list) < batchEvents {
-		read = asked
-	}
-	return true, l.append(ctx, list, next, read)
+	return true, l.append(ctx, list, place, read)
 }
 
 // gap goes on from the oldest event that the feed still has. Where it was read to its end less than an hour ago nothing was

@@ -41,7 +41,8 @@ type Vault struct {
 	mac   []byte                     // key of the MAC over names
 	slots map[[personMAC]byte]uint32 // about 40 bytes in memory for a person
 	free  []uint32
-	count uint32 // slots in the file
+	count uint32            // slots in the file
+	known map[string]person // opened lately, at most knownPersons
 	dirty bool
 	bad   int
 }
@@ -50,6 +51,8 @@ const (
 	slotSize  = 128
 	personMAC = 16
 	dataKey   = 32
+
+	knownPersons = 4096
 )
 
 // vaultKeys is keys.json.
@@ -111,7 +114,7 @@ func OpenVault(ctx context.Context, path string, seal apitoken.Sealer) (*Vault, 
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("ledger: %w", err)
 	}
-	v := &Vault{path: path, seal: seal, keks: map[uint32]cipher.AEAD{}, slots: map[[personMAC]byte]uint32{}}
+	v := &Vault{path: path, seal: seal, keks: map[uint32]cipher.AEAD{}, slots: map[[personMAC]byte]uint32{}, known: map[string]person{}}
 	if err := v.open(ctx); err != nil {
 		_ = v.Close()
 		return nil, err
@@ -324,6 +327,20 @@ func (v *Vault) openSlot(at uint32, s *slot) (person, error) {
 
 // person returns the key of a name; a new one is durable after sync. The caller holds mu.
 func (v *Vault) person(name string) (person, error) {
+	if p, ok := v.known[name]; ok {
+		return p, nil
+	}
+	p, err := v.findOrMake(name)
+	if err == nil {
+		if len(v.known) >= knownPersons {
+			clear(v.known)
+		}
+		v.known[name] = p
+	}
+	return p, err
+}
+
+func (v *Vault) findOrMake(name string) (person, error) {
 	mac := v.find(name)
 	if at, ok := v.slots[mac]; ok {
 		s, used, err := v.readAt(at)
@@ -407,6 +424,7 @@ func (v *Vault) erase(ctx context.Context, name string) (bool, error) {
 		return false, fmt.Errorf("ledger: %w", err)
 	}
 	delete(v.slots, mac)
+	delete(v.known, name)
 	v.free = append(v.free, at)
 	return true, nil
 }

@@ -47,6 +47,18 @@ func (e *WitnessConflict) Error() string {
 	return fmt.Sprintf("ledger: the witness has seen %d records of this log", e.Size)
 }
 
+// sameKey reports whether two witnesses are one.
+func sameKey(list []Witness) bool {
+	for i, a := range list {
+		for _, b := range list[:i] {
+			if a.Key.Name() == b.Key.Name() && a.Key.KeyHash() == b.Key.KeyHash() {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 const cosignTimeout = 10 * time.Second
 
 // cosigned reports whether a stored checkpoint has the co-signatures that it needs.
@@ -109,9 +121,9 @@ func (l *Ledger) cosign(ctx context.Context, c Checkpoint, signed []byte) ([]byt
 	if err != nil {
 		return nil, err
 	}
-	if len(list) == 1 && !bytes.Equal(list[0], signed) {
+	if len(list) == 1 {
 		if own, err := l.parseOwn(list[0]); err == nil && own == c && l.cosigned(list[0]) {
-			return list[0], nil // another caller was first
+			return list[0], nil // done before, or another caller was first
 		}
 	}
 	actx, cancel := context.WithTimeout(ctx, cosignTimeout)

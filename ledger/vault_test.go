@@ -1,0 +1,198 @@
+package ledger_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/ledger"
+)
+
+func sealer(t testing.TB) apitoken.Sealer {
+	t.Helper()
+	key := make([]byte, 32)
+	rand.Read(key)
+	s, err := apitoken.NewSealer(key)
+	require.NoError(t, err)
+	return s
+}
+
+func openVault(t testing.TB, path string) *ledger.Vault {
+	t.Helper()
+	return openVaultAs(t, path, sealer(t))
+}
+
+func openVaultAs(t testing.TB, path string, s apitoken.Sealer) *ledger.Vault {
+	t.Helper()
+	v, err := ledger.OpenVault(context.Background(), path, s)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = v.Close() })
+	return v
+}
+
+func leaves(t testing.TB, l *log) (list []ledger.Leaf) {
+	t.Helper()
+	require.NoError(t, l.Leaves(context.Background(), 0, -1, func(x ledger.Leaf) error {
+		list = append(list, x)
+		return nil
+	}))
+	return list
+}
+
+func TestErasedPersonIsGoneAndTheLogVerifies(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	dir := t.TempDir()
+	seals := sealer(t)
+	vault := openVaultAs(t, dir, seals)
+	l := open(t, ledgerPath(t), func(c *ledger.Config) { c.Vault = vault })
+	from := apitoken.Origin{Address: netip.MustParseAddr("198.51.100.7"), UserAgent: "Mozilla/5.0 (alice's)", RequestID: "r-1"}
+	f := &feed{events: []apitoken.Event{
+		{ID: "01a", Time: eventTime, Type: apitoken.EventIssued, OK: true, Actor: "alice", Subject: "alice", Client: "web", TokenID: "t1", Scopes: apitoken.Scopes{"a"}, Origin: from},
+		{ID: "01b", Time: eventTime, Type: apitoken.EventRevoked, OK: true, Actor: "operator-bob", Subject: "alice", Target: apitoken.BySubject("alice"), Reason: "alice left", Origin: from, Extra: map[string]string{"note": "alice"}},
+		{ID: "01c", Time: eventTime, Type: apitoken.EventIssued, OK: true, Actor: "operator-bob", Subject: "carol", Origin: from},
+		{ID: "01d", Time: eventTime, Type: apitoken.EventRefused, Reason: "unknown", Count: 3, Origin: from},
+		{ID: "01e", Time: eventTime, Type: apitoken.EventRefused, Reason: "malformed", Count: 2, Extra: map[string]string{"addresses": "198.51.100.7"}},
+		{ID: "01f", Time: eventTime, Type: apitoken.EventKeyChanged, OK: true, Reason: "rotated", Extra: map[string]string{"kid": "k1"}},
+	}}
+	require.NoError(t, l.Follow(f))
+	before := seal(t, l)
+	export := exported(t, l, 0, -1)
+	for _, secret := range []string{"alice", "bob", "carol", "198.51.100.7", "Mozilla", "r-1"} {
+		require.NotContains(t, string(export), secret, "what concerns a person does not stand in the log")
+	}
+	require.Contains(t, string(export), `"reason":"unknown"`, "what concerns nobody does")
+	require.Contains(t, string(export), `"kid":"k1"`)
+
+	list := leaves(t, l)
+	for i, x := range list {
+		e, erased, err := vault.Reveal(x)
+		require.NoError(t, err)
+		require.False(t, erased)
+		require.Equal(t, f.events[i], e, "nothing is lost")
+	}
+	require.Equal(t, list[0].SubjectRef, list[1].SubjectRef, "one person has one pseudonym")
+	require.NotEqual(t, list[0].SubjectRef, list[2].SubjectRef)
+
+	erased, err := vault.Erase(ctx, "alice")
+	require.NoError(t, err)
+	require.True(t, erased)
+	again, err := vault.Erase(ctx, "alice")
+	require.NoError(t, err)
+	require.False(t, again)
+
+	check := func(vault *ledger.Vault) {
+		e, erased, err := vault.Reveal(list[0])
+		require.NoError(t, err)
+		require.True(t, erased)
+		require.Equal(t, apitoken.Event{ID: "01a", Time: eventTime, Type: apitoken.EventIssued, OK: true, Client: "web", TokenID: "t1", Scopes: apitoken.Scopes{"a"}}, e)
+		e, erased, err = vault.Reveal(list[1])
+		require.NoError(t, err)
+		require.True(t, erased)
+		require.Equal(t, apitoken.Event{ID: "01b", Time: eventTime, Type: apitoken.EventRevoked, OK: true, Actor: "operator-bob"}, e,
+			"what was said of both is gone with either; the other one's part stays")
+		e, erased, err = vault.Reveal(list[2])
+		require.NoError(t, err)
+		require.False(t, erased)
+		require.Equal(t, f.events[2], e)
+	}
+	check(vault)
+
+	f.events = append(f.events, apitoken.Event{ID: "01g", Time: eventTime, Type: apitoken.EventIssued, OK: true, Subject: "alice"})
+	last := seal(t, l)
+	_, err = verify(l, exported(t, l, 0, -1), last, before)
+	require.NoError(t, err, "the log verifies as before")
+	require.True(t, bytes.HasPrefix(exported(t, l, 0, -1), export))
+	require.NotEqual(t, list[0].SubjectRef, leaves(t, l)[6].SubjectRef, "a new pseudonym, which tells nothing of the old one")
+	check(vault)
+
+	did, err := vault.EraseAddress(ctx, from.Address)
+	require.NoError(t, err)
+	require.True(t, did)
+	_, erased, err = vault.Reveal(list[3])
+	require.NoError(t, err)
+	require.True(t, erased)
+	did, err = vault.EraseAddress(ctx, netip.Addr{})
+	require.NoError(t, err)
+	require.True(t, did, "refusals that were summed up")
+
+	// Also after a restart, and with another key-encryption key.
+	require.NoError(t, vault.Rotate(ctx))
+	check(vault)
+	l.shut()
+	require.NoError(t, vault.Close())
+	vault = openVaultAs(t, dir, seals)
+	check(vault)
+	require.Zero(t, vault.Damaged())
+	require.Equal(t, 3, vault.Persons()) // bob, carol, alice anew
+}
+
+func TestVaultFilesHoldNoNames(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	vault := openVault(t, dir)
+	l := open(t, ledgerPath(t), func(c *ledger.Config) { c.Vault = vault })
+	f := &feed{}
+	f.add(200)
+	require.NoError(t, l.Follow(f))
+	seal(t, l)
+	require.Equal(t, 51, vault.Persons())
+	for _, name := range []string{"keys.json", "persons"} {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		require.NoError(t, err)
+		require.NotContains(t, string(data), "user-")
+	}
+	_, err := ledger.OpenVault(context.Background(), dir, sealer(t))
+	require.Error(t, err, "another sealer does not open it")
+	_, err = ledger.OpenVault(context.Background(), dir, nil)
+	require.Error(t, err)
+	l.shut()
+	require.NoError(t, vault.Close())
+	_, _, err = vault.Reveal(ledger.Leaf{})
+	require.Error(t, err, "closed")
+	_, err = vault.Erase(context.Background(), "user-1")
+	require.Error(t, err, "an erasure that was not done is not acknowledged")
+	require.NoError(t, os.Remove(filepath.Join(dir, "keys.json")))
+	_, err = ledger.OpenVault(context.Background(), dir, sealer(t))
+	require.ErrorContains(t, err, "backup", "a vault without its keys is not begun anew")
+}
+
+func TestVaultSurvivesATornSlot(t *testing.T) {
+	t.Parallel()
+	dir, seals := t.TempDir(), sealer(t)
+	vault := openVaultAs(t, dir, seals)
+	l := open(t, ledgerPath(t), func(c *ledger.Config) { c.Vault = vault })
+	f := &feed{}
+	f.add(10)
+	require.NoError(t, l.Follow(f))
+	seal(t, l)
+	l.shut()
+	require.NoError(t, vault.Close())
+	file, err := os.OpenFile(filepath.Join(dir, "persons"), os.O_APPEND|os.O_WRONLY, 0)
+	require.NoError(t, err)
+	_, err = file.Write(append(bytes.Repeat([]byte{1}, 128), 1, 2, 3))
+	require.NoError(t, err)
+	require.NoError(t, file.Close())
+	vault = openVaultAs(t, dir, seals)
+	require.Equal(t, 1, vault.Damaged())
+	require.Equal(t, 11, vault.Persons())
+	l = l.reopen(t, func(c *ledger.Config) { c.Vault = vault })
+	f.add(50)
+	require.NoError(t, l.Follow(f))
+	last := seal(t, l)
+	_, err = verify(l, exported(t, l, 0, -1), last)
+	require.NoError(t, err)
+	for i, x := range leaves(t, l) {
+		e, erased, err := vault.Reveal(x)
+		require.NoError(t, err)
+		require.False(t, erased)
+		require.Equal(t, event(i).Subject, e.Subject)
+	}
+}
