@@ -11,8 +11,8 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// Apply implements [store.Store]. After a loss of history it answers, once to each process, an error that wraps
-// store.ErrDiverged: nothing was written, as the change was decided on what may be gone.
+// Apply implements [store.Store]. When the history ended since this process last heard of it, the answer is an error
+// that wraps store.ErrDiverged, and nothing was written: the change was decided on what may be gone.
 func (n *space) Apply(ctx context.Context, c *store.Change) (store.Commit, error) {
 	if err := n.usable(ctx); err != nil {
 		return store.Commit{}, err
@@ -20,7 +20,7 @@ func (n *space) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	if err := checkChange(c); err != nil {
 		return store.Commit{}, err
 	}
-	p := &pending{args: encodeChange(c), begun: time.Now(), done: make(chan result, 1)}
+	p := &pending{args: encodeChange(c), begun: time.Now(), basis: n.lineage.Load(), done: make(chan result, 1)}
 	for i := range c.Puts {
 		p.urgent = p.urgent || c.Puts[i].Kind == store.KindRule
 	}
@@ -86,11 +86,13 @@ func (n *space) write(f *flight, batch []*pending) {
 			p.done <- result{err: err}
 		}
 	}
-	known := n.lineage.Load() != nil
 	for {
 		l, err := n.opened(ctx)
 		if err != nil {
 			fail(err)
+			return
+		}
+		if batch = ofHistory(l, batch); len(batch) == 0 {
 			return
 		}
 		r, err := n.send(ctx, f, l, batch)
@@ -107,17 +109,26 @@ func (n *space) write(f *flight, batch []*pending) {
 				fail(err)
 				return
 			}
-			if now := n.lineage.Load(); known && now.id != l.id {
-				// The group's name must not be that of one which the old history may have.
-				f.number++
-				fail(fmt.Errorf("%w: history %x ended; nothing of this change was written under the new one, %x", store.ErrDiverged, l.id, now.id))
-				return
-			}
+			f.number++ // the group may have fewer changes now
 		default:
 			fail(errValue(fmt.Sprintf("a script answered %q", r)))
 			return
 		}
 	}
+}
+
+// ofHistory answers those that were decided on another history than l, and returns the rest.
+func ofHistory(l *lineage, batch []*pending) []*pending {
+	rest := batch[:0]
+	for _, p := range batch {
+		if p.basis != nil && p.basis.id != l.id {
+			p.done <- result{err: fmt.Errorf("%w: history %x ended; nothing of this change was written under the new one, %x",
+				store.ErrDiverged, p.basis.id, l.id)}
+			continue
+		}
+		rest = append(rest, p)
+	}
+	return rest
 }
 
 // send runs the script until there is an answer. The group keeps its number, by which the server knows it again.

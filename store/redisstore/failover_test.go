@@ -4,10 +4,10 @@ import (
 	"context"
 	"strings"
 	"testing"
-
-	"github.com/stretchr/testify/require"
+	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/redisstore"
@@ -151,7 +151,7 @@ func TestOldPrimaryComesBack(t *testing.T) {
 	cancel()
 	_, err := s.Get(short, store.KindRule, "1")
 	require.Error(t, err)
-	quick, err := redisstore.New(ctx, primary.Client(t), &redisstore.Options{Timeout: 100_000_000})
+	quick, err := redisstore.New(ctx, primary.Client(t), &redisstore.Options{Timeout: 100 * time.Millisecond})
 	require.Nil(t, quick)
 	require.ErrorContains(t, err, "slave", "a replica is refused")
 
@@ -256,7 +256,8 @@ func TestWaitReplicas(t *testing.T) {
 	// Neither disk is needed then.
 	primary, replica := pair(t, "--appendonly", "no")
 	door := newProxy(t, primary.Addr)
-	o := &redisstore.Options{WaitReplicas: 1, Timeout: 1_000_000_000}
+	o := &redisstore.Options{WaitReplicas: 1, Timeout: 2 * time.Second}
+	inStep(t, primary)
 	s := openAt(t, door.client(t, nil), o)
 	v := must(t, s, []store.Put{put(store.KindRule, "kept", store.Version{})})
 

@@ -25,6 +25,7 @@ type pending struct {
 	size   int
 	urgent bool // has a revocation: goes before others
 	begun  time.Time
+	basis  *lineage    // the history on which it was decided, as far as this process knew one
 	done   chan result // never blocks
 }
 

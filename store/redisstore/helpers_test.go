@@ -196,3 +196,10 @@ func eventually(tb testing.TB, f func() bool, rule string) {
 	tb.Helper()
 	require.Eventually(tb, f, 20*time.Second, 2*time.Millisecond, rule)
 }
+
+func splitAddr(tb testing.TB, addr string) (host, port string) {
+	tb.Helper()
+	host, port, err := net.SplitHostPort(addr)
+	require.NoError(tb, err)
+	return host, port
+}

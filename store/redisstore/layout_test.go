@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
@@ -53,7 +54,7 @@ func TestCluster(t *testing.T) {
 	require.NotEqual(t, slots["{apitoken:a"], slots["{apitoken:b"])
 
 	// Waiting for replicas goes to the node of the namespace: there are none, so nothing is answered.
-	_, err = redisstore.New(ctx, c, &redisstore.Options{WaitReplicas: 1, Timeout: 50_000_000})
+	_, err = redisstore.New(ctx, c, &redisstore.Options{WaitReplicas: 1, Timeout: 50 * time.Millisecond})
 	require.ErrorContains(t, err, "0 of 1 replicas")
 }
 

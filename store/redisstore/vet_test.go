@@ -3,6 +3,7 @@ package redisstore_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
@@ -140,7 +141,7 @@ func TestOptions(t *testing.T) {
 	defer ring.Close()
 	_, err = redisstore.New(ctx, ring, nil)
 	require.ErrorContains(t, err, "Ring")
-	_, err = redisstore.New(ctx, c, &redisstore.Options{Timeout: 1_000_000_000})
+	_, err = redisstore.New(ctx, c, &redisstore.Options{Timeout: time.Second})
 	require.ErrorContains(t, err, "refused", "nobody listens: an error, soon")
 
 	s := open(t, nil)
