@@ -22,6 +22,7 @@ type APIKey struct {
 	Created, Expires  time.Time // Expires zero: never
 	LastUsed          time.Time // to within a minute
 	LastAddress       string
+	UsedScopes        Scopes // as Usage.Scopes; in what is listed and got only
 	Uses, MaxUses     uint64
 	Rate              Rate
 	Replaced          time.Time // when a rotated key stops working; zero: not rotated
@@ -101,6 +102,7 @@ func (k *APIKeys) applyRecord(r store.Record) error {
 		return err
 	}
 	e.meter, e.use = old.meter, old.use
+	e.d.use = e.use
 	k.keys.replace(raw, e)
 	return nil
 }
@@ -360,7 +362,10 @@ func (k *APIKeys) Get(ctx context.Context, id string) (APIKey, error) {
 
 func (k *APIKeys) used(ctx context.Context, x APIKey) APIKey {
 	if u, err := k.s.audit.usage(ctx, useAPIKey, x.ID); err == nil {
-		x.Uses, x.LastUsed, x.LastAddress = u.count, u.last, u.address
+		x.Uses, x.LastUsed, x.UsedScopes = u.Count, u.Last, u.Scopes
+		if len(u.Addresses) > 0 {
+			x.LastAddress = u.Addresses[0]
+		}
 	}
 	return x
 }
@@ -557,6 +562,7 @@ func (k *APIKeys) entry(r store.Record) (*knownKey, error) {
 	e.d = makeToken(spec, rec.Claims).d
 	e.d.from = e.rule
 	e.use = k.s.audit.counter(useAPIKey, r.ID)
+	e.d.use = e.use
 	return e, nil
 }
 
@@ -614,7 +620,9 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 	if tr != nil {
 		tr.ok("freshness", f.Age.String())
 	}
-	e.use.hit(now, addressOf(ctx))
+	if tr == nil {
+		e.use.hit(now, addressOf(ctx))
+	}
 	return Token{d: e.d, fresh: f}, nil
 }
 

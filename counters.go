@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -122,6 +123,8 @@ const (
 
 	maxUses  = 1 << 16 // counters with something to write, between two flushes; uses beyond are not counted
 	useSlack = 400 * 24 * time.Hour
+
+	maxUsedScopes = 32 // kept of one grant or API key
 )
 
 // useLog collects counters that have something to write.
@@ -137,15 +140,20 @@ type useCounter struct {
 	log  *useLog
 	id   string
 	n    atomic.Uint64
-	last atomic.Int64 // Unix ms
-	from atomic.Pointer[netip.Addr]
+	last atomic.Int64                 // Unix ms
+	from atomic.Pointer[[]netip.Addr] // the latest first, at most maxAddresses; never changed, only replaced
+	// The scopes that were asked of it and that it held, at most maxUsedScopes; never changed, only replaced. Their strings are
+	// those of the host's requirements.
+	scopes atomic.Pointer[Scopes]
+	more   atomic.Bool // scopes holds some that were not taken yet
 }
 
 type useRecord struct {
-	V       int    `json:"v"`
-	Count   uint64 `json:"n"`
-	Last    int64  `json:"last"` // Unix ms
-	Address string `json:"addr,omitempty"`
+	V      int      `json:"v"`
+	Count  uint64   `json:"n"`
+	Last   int64    `json:"last"` // Unix ms
+	From   []string `json:"from,omitempty"`
+	Scopes Scopes   `json:"scopes,omitempty"`
 }
 
 type storedUse struct {
@@ -153,11 +161,27 @@ type storedUse struct {
 	version store.Version
 }
 
-// usage is what is known of the use of a grant or API key.
-type usage struct {
-	count   uint64
-	last    time.Time
-	address string
+// Usage is how a grant or an API key was used: in processes with a store, where every validation counts, up to half a
+// minute ago in the others. A process that ends by a crash loses as much.
+type Usage struct {
+	Count     uint64
+	Last      time.Time // to within a second; zero: never
+	Addresses []string  // by Origin, the latest first, at most 8
+	// Scopes are those that [Authorize] asked of it and that it held: as they were asked for, which may be narrower than what
+	// it holds. At most 32 are kept; 32 may not be all. A program that looks at Token.Scopes by itself leaves no trace here.
+	Scopes Scopes
+}
+
+// Usage tells how the grant of ByGrant, or the API key of ByToken, was used: the zero Usage if it was not, and for IDs that
+// nothing has. ErrInvalidRequest: another target, or a narrowed one.
+func (s *Service) Usage(ctx context.Context, t Target) (Usage, error) {
+	switch t {
+	case ByGrant(t.id):
+		return s.audit.usage(ctx, useGrant, t.id)
+	case ByToken(t.id):
+		return s.audit.usage(ctx, useAPIKey, t.id)
+	}
+	return Usage{}, fail(ErrInvalidRequest, "use is counted of one grant or one API key")
 }
 
 func (l *useLog) init() { l.stored = map[string]storedUse{} }
@@ -172,33 +196,119 @@ func (c *useCounter) hit(now time.Time, from *netip.Addr) {
 		c.last.Store(ms)
 	}
 	if from != nil && from.IsValid() {
-		if old := c.from.Load(); old == nil || *old != *from {
-			kept := *from // the context's own belongs to a request
-			c.from.Store(&kept)
+		if old := c.from.Load(); old == nil || (*old)[0] != *from {
+			c.moved(*from, old)
 		}
 	}
-	if c.n.Add(1) == 1 {
-		c.log.mu.Lock()
-		if len(c.log.dirty) < maxUses {
-			c.log.dirty = append(c.log.dirty, c)
-		} else {
-			c.n.Store(0)
-		}
-		c.log.mu.Unlock()
+	if c.n.Add(1) == 1 && !c.log.enlist(c) {
+		c.n.Store(0)
 	}
+}
+
+// moved notes an address that is not the one before.
+func (c *useCounter) moved(from netip.Addr, old *[]netip.Addr) {
+	list := make([]netip.Addr, 1, 2)
+	list[0] = from
+	if old != nil {
+		for _, a := range *old {
+			if a != from && len(list) < maxAddresses {
+				list = append(list, a)
+			}
+		}
+	}
+	c.from.Store(&list)
+}
+
+// met notes which scopes a request needed that was let through. Of several of which any is enough it notes one. It is on the
+// path of every request: one that asks for nothing new costs a look through a short list.
+func (c *useCounter) met(held heldScopes, r *Requirement) {
+	list := c.scopes.Load()
+	for _, s := range r.scopes {
+		if list != nil && slices.Contains(*list, s) {
+			if r.kind == requireAny {
+				return
+			}
+			continue
+		}
+		if r.kind == requireAny {
+			if !held.allows(s) {
+				continue
+			}
+			c.asked(s)
+			return
+		}
+		c.asked(s)
+	}
+}
+
+// asked adds a scope, unless there are as many as are kept.
+func (c *useCounter) asked(s Scope) {
+	for {
+		old := c.scopes.Load()
+		var list Scopes
+		if old != nil {
+			if len(*old) == maxUsedScopes || slices.Contains(*old, s) {
+				return
+			}
+			list = *old
+		}
+		list = append(list[:len(list):len(list)], s)
+		if c.scopes.CompareAndSwap(old, &list) {
+			c.more.Store(true)
+			c.log.enlist(c) // a flush may have taken the count of this use already
+			return
+		}
+	}
+}
+
+// enlist has c written at the next flush, if there is room.
+func (l *useLog) enlist(c *useCounter) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.dirty) >= maxUses {
+		return false
+	}
+	l.dirty = append(l.dirty, c)
+	return true
 }
 
 // take empties the counter into u.
 func (c *useCounter) take(u *useRecord) {
 	u.Count += c.n.Swap(0)
-	c.peek(u)
+	scopes := c.more.Swap(false)
+	c.peek(u, scopes)
 }
 
-func (c *useCounter) peek(u *useRecord) {
-	if last := c.last.Load(); last > u.Last {
-		u.Last = last
-		if a := c.from.Load(); a != nil {
-			u.Address = a.WithZone("").String()
+// peek adds what the counter says of when, from where and, if they are asked for, with which scopes.
+func (c *useCounter) peek(u *useRecord, scopes bool) {
+	var from []string
+	if list := c.from.Load(); list != nil {
+		for _, a := range *list {
+			from = append(from, a.WithZone("").String())
+		}
+	}
+	var s Scopes
+	if list := c.scopes.Load(); list != nil && scopes {
+		s = *list
+	}
+	u.add(c.last.Load(), from, s)
+}
+
+// add merges what was seen until last into u.
+func (u *useRecord) add(last int64, from []string, scopes Scopes) {
+	first, then := u.From, from
+	if last > u.Last {
+		u.Last, first, then = last, from, u.From
+	}
+	u.From = slices.Clone(first)
+	for _, a := range then {
+		if len(u.From) < maxAddresses && !slices.Contains(u.From, a) {
+			u.From = append(u.From, a)
+		}
+	}
+	for _, s := range scopes {
+		if i, ok := slices.BinarySearch(u.Scopes, s); !ok && len(u.Scopes) < maxUsedScopes {
+			u.Scopes = slices.Insert(slices.Clone(u.Scopes), i, s)
 		}
 	}
 }
@@ -223,7 +333,7 @@ func (l *useLog) flush(ctx context.Context, s *Service) error {
 	batch := make(map[string]*useRecord, 16)
 	var failed error
 	for id, u := range sums {
-		if u.Count == 0 {
+		if u.Count == 0 && len(u.Scopes) == 0 {
 			continue
 		}
 		if failed != nil {
@@ -247,14 +357,20 @@ func (l *useLog) giveBack(id string, u *useRecord) {
 	c := &useCounter{log: l, id: id}
 	c.n.Store(u.Count)
 	c.last.Store(u.Last)
-	if a, err := netip.ParseAddr(u.Address); err == nil {
-		c.from.Store(&a)
+	var from []netip.Addr
+	for _, text := range u.From {
+		if a, err := netip.ParseAddr(text); err == nil {
+			from = append(from, a)
+		}
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.dirty) < maxUses {
-		l.dirty = append(l.dirty, c)
+	if len(from) > 0 {
+		c.from.Store(&from)
 	}
+	if len(u.Scopes) > 0 {
+		c.scopes.Store(&u.Scopes)
+		c.more.Store(true)
+	}
+	l.enlist(c)
 }
 
 func (l *useLog) write(ctx context.Context, s *Service, batch map[string]*useRecord) error {
@@ -270,12 +386,7 @@ func (l *useLog) write(ctx context.Context, s *Service, batch map[string]*useRec
 			sum := old.useRecord
 			sum.V = 1
 			sum.Count += u.Count
-			if u.Last > sum.Last {
-				sum.Last = u.Last
-				if u.Address != "" {
-					sum.Address = u.Address
-				}
-			}
+			sum.add(u.Last, u.From, u.Scopes)
 			data, err := json.Marshal(sum)
 			if err != nil {
 				l.keep(batch)
@@ -339,23 +450,27 @@ func (l *useLog) read(ctx context.Context, s *Service, id string, fresh bool) (s
 }
 
 // usage is what is stored of a grant's or API key's use, and what this process has counted since.
-func (a *auditLog) usage(ctx context.Context, kind, id string) (usage, error) {
+func (a *auditLog) usage(ctx context.Context, kind, id string) (Usage, error) {
 	u, err := a.uses.read(ctx, a.s, kind+id, true)
 	if err != nil {
-		return usage{}, err
+		return Usage{}, err
 	}
 	sum := u.useRecord
+	var counted []*useCounter
 	a.uses.mu.Lock()
 	for _, c := range a.uses.dirty {
 		if c.id == kind+id {
-			sum.Count += c.n.Load()
-			c.peek(&sum)
+			if !slices.Contains(counted, c) { // one with a new scope may be there twice
+				sum.Count += c.n.Load()
+				c.peek(&sum, true)
+				counted = append(counted, c)
+			}
 		}
 	}
 	a.uses.mu.Unlock()
-	out := usage{count: sum.Count, address: sum.Address}
+	out := Usage{Count: sum.Count, Addresses: sum.From, Scopes: sum.Scopes}
 	if sum.Last > 0 {
-		out.last = time.UnixMilli(sum.Last)
+		out.Last = time.UnixMilli(sum.Last)
 	}
 	return out, nil
 }

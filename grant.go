@@ -20,6 +20,7 @@ type Grant struct {
 	LastAddress         string
 	Address, UserAgent  string // where it was opened from
 	Uses                uint64
+	UsedScopes          Scopes // as Usage.Scopes; in what is listed only
 }
 
 // kindGrant records are one for each grant, however often it refreshes.
@@ -208,12 +209,12 @@ func (s *Service) used(ctx context.Context, g Grant) Grant {
 	if err != nil {
 		return g // how often it was used is no reason to hide it
 	}
-	g.Uses = u.count
-	if u.last.After(g.LastUsed) {
-		g.LastUsed = u.last
+	g.Uses, g.UsedScopes = u.Count, u.Scopes
+	if u.Last.After(g.LastUsed) {
+		g.LastUsed = u.Last
 	}
-	if u.address != "" {
-		g.LastAddress = u.address
+	if len(u.Addresses) > 0 {
+		g.LastAddress = u.Addresses[0]
 	}
 	return g
 }

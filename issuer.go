@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/jws"
@@ -241,8 +242,14 @@ func (p *plan) eventOf(t stamp) Event {
 	if e.Type == "" {
 		e.Type = EventIssued
 	}
+	if len(p.chain) > 0 { // what it descends from: a report follows it forward, from a stolen token to what was made of it
+		e.Extra = map[string]string{"chain": strings.Join(p.chain, " ")}
+	}
 	if len(p.actors) > 0 {
-		e.Extra = map[string]string{"actor": p.actors[0].Subject}
+		if e.Extra == nil {
+			e.Extra = map[string]string{}
+		}
+		e.Extra["actor"] = p.actors[0].Subject
 	}
 	return e
 }

@@ -38,6 +38,7 @@ type tokenData struct {
 	held  heldScopes
 	claim []byte       // the host's own claims, a JSON object, or nil
 	from  *ruleSubject // what rules see of it: set by our validator, for Exchange
+	use   *useCounter  // set by a service's validator
 }
 
 // TokenSpec is the content of a Token, for those who make Tokens: validators of other formats, and tests.

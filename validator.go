@@ -54,6 +54,9 @@ func Authorize(ctx context.Context, v Validator, c Credential, r Requirement) (c
 			}
 		}
 	}
+	if t.d.use != nil {
+		t.d.use.met(t.d.held, &r)
+	}
 	return NewContext(ctx, t), nil
 }
 
@@ -348,7 +351,7 @@ func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, tr *
 	if tr != nil {
 		tr.ok("freshness", f.Age.String())
 	}
-	if e.use != nil {
+	if e.use != nil && tr == nil {
 		e.use.hit(now, addressOf(ctx))
 	}
 	return Token{d: e.d, fresh: f}, nil
@@ -414,6 +417,7 @@ func (v *JWTValidator) claims(iss *trust, p *jws.Token) (*entry, *Error) {
 	e.d.from = r
 	if v.audit != nil && iss.own && spec.Grant != "" {
 		e.use = v.audit.counter(useGrant, spec.Grant)
+		e.d.use = e.use
 	}
 	return e, nil
 }

@@ -1,0 +1,115 @@
+package apitoken
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// What is to be done once by whichever process comes first: a deed has a record in the store that says who is at it,
+// and then that it is done.
+
+const (
+	deedLease = time.Minute      // of the process that is at it
+	deedTime  = 45 * time.Second // what it has for it: the rest is for writing that it is done
+)
+
+type deedRecord struct {
+	V     int    `json:"v"`
+	Done  bool   `json:"done,omitempty"`
+	Owner string `json:"owner,omitempty"` // a name for one try
+	Lease int64  `json:"lease,omitempty"` // Unix ms by the owner's clock
+}
+
+// DoOnce calls f unless it was done before under this name, by any process on this store; that it was done is
+// remembered until then, across restarts. did is true where this call did it. f has 45 s by its context. When it fails, its
+// error is returned and whoever comes next tries again; so it is, after a minute, with a process that ended within f, or that could not
+// write that it was done: then f may be called a second time for the same name, which it must bear.
+// ErrLimited: somebody is at it now. ErrUnavailable: the store did not answer; where did is true, f was called.
+func (s *Service) DoOnce(ctx context.Context, name string, until time.Time, f func(context.Context) error) (did bool, err error) {
+	if name == "" || f == nil {
+		return false, fail(ErrInvalidRequest, "a deed without a name or a function")
+	}
+	h := opaque.Hash("deed1", []byte(s.ns), []byte(name))
+	d := deed{s: s, id: hex.EncodeToString(h[:]), until: until}
+	if free, err := d.begin(ctx); !free {
+		return false, err
+	}
+	err = d.do(ctx, f)
+	// What follows is written also when the caller has gone meanwhile.
+	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	if err != nil {
+		if werr := d.write(wctx, deedRecord{V: 1}); werr != nil {
+			s.log.Debug("apitoken: a lease runs out by itself", "name", name, "error", werr)
+		}
+		return false, err
+	}
+	err = d.write(wctx, deedRecord{V: 1, Done: true})
+	if errors.Is(err, store.ErrConflict) {
+		return true, fail(ErrUnavailable, "it took longer than its lease: another process was at it too")
+	}
+	return true, err
+}
+
+// deed is one try.
+type deed struct {
+	s       *Service
+	id      string
+	until   time.Time
+	version store.Version
+}
+
+// begin takes the lease. Neither free nor an error: it was done before.
+func (d *deed) begin(ctx context.Context) (free bool, err error) {
+	now := d.s.now()
+	r, err := d.s.get(ctx, kindOnce, d.id)
+	switch {
+	case err == nil:
+		var rec deedRecord
+		if err := decodeRecord(r, &rec); err != nil {
+			return false, err
+		}
+		if rec.Done {
+			return false, nil
+		}
+		// A lease from further ahead than any is given was written under a clock that was wrong.
+		if lease := time.UnixMilli(rec.Lease); now.Before(lease) && lease.Sub(now) <= 2*deedLease {
+			return false, &Error{Code: ErrLimited, RetryAfter: lease.Sub(now), Detail: "another process is at it"}
+		}
+		d.version = r.Version
+	case !isNotFound(err):
+		return false, err
+	}
+	err = d.write(ctx, deedRecord{V: 1, Owner: newID(now), Lease: now.Add(deedLease).UnixMilli()})
+	if errors.Is(err, store.ErrConflict) {
+		return false, &Error{Code: ErrLimited, RetryAfter: deedLease, Detail: "another process was first"}
+	}
+	return err == nil, err
+}
+
+// do calls f. One that panics leaves its lease to whoever comes next.
+func (d *deed) do(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, deedTime)
+	defer cancel()
+	return f(ctx)
+}
+
+func (d *deed) write(ctx context.Context, rec deedRecord) error {
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	c := d.s.newChange()
+	c.put(store.Record{Kind: kindOnce, ID: d.id, Data: data, Expires: max(d.until.UnixMilli(), d.s.now().Add(deedLease).UnixMilli()) + int64(ruleSlack/time.Millisecond)}, d.version)
+	if _, err := d.s.commit(ctx, c); err != nil {
+		return err
+	}
+	d.version = c.ID
+	return nil
+}
