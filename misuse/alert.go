@@ -162,9 +162,7 @@ const actor = "misuse"
 // act asks the policy and revokes, before anything is recorded. Close does not interrupt it.
 func (w *Watch) act(a Alert) *told {
 	t := &told{alert: a}
-	ctx, cancel := context.WithTimeout(apitoken.WithActor(context.Background(), actor), actTimeout)
-	defer cancel()
-	ctx = apitoken.WithOrigin(ctx, t.origin())
+	ctx := apitoken.WithOrigin(apitoken.WithActor(context.Background(), actor), t.origin())
 	t.action, t.outcome = w.ask(ctx, a)
 	switch {
 	case t.action <= Tell || int(t.action) >= len(actionNames):
@@ -182,6 +180,8 @@ func (w *Watch) act(a Alert) *told {
 		return t
 	}
 	t.target, t.outcome = target, "done"
+	ctx, cancel := context.WithTimeout(ctx, actTimeout)
+	defer cancel()
 	if err := w.svc.Revoke(ctx, target, "misuse: "+string(a.Detector)); err != nil {
 		t.outcome = "in force in one process, not known to be in the store"
 		w.log.Error("misuse: a revocation is not in the store yet", "detector", string(a.Detector), "target", target, "error", err)
@@ -200,5 +200,7 @@ func (w *Watch) ask(ctx context.Context, a Alert) (action Action, outcome string
 			action, outcome = Tell, "the policy panicked"
 		}
 	}()
+	ctx, cancel := context.WithTimeout(ctx, actTimeout)
+	defer cancel()
 	return w.c.Policy(ctx, a), ""
 }

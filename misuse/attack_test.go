@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -174,6 +175,29 @@ func TestReuseTellsOfASpentRefreshToken(t *testing.T) {
 	assert.ErrorIs(t, err, apitoken.ErrRevoked, "the policy ended the subject's other sessions too")
 }
 
+func TestARefreshThatIsRepeatedIsNoReuse(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, Config{}, RevokeSubject)
+	i := h.issue(t, apitoken.Request{Refresh: true})
+	for range 3 { // the answer was lost: the client asks again with what it has
+		_, err := h.svc.Refresh(t.Context(), apitoken.RefreshRequest{Token: i.Refresh.Reveal()})
+		require.NoError(t, err)
+	}
+	_, err := h.svc.Refresh(t.Context(), apitoken.RefreshRequest{Token: "at_unknown"})
+	require.Error(t, err)
+	// The feed is in order: when a later reuse was told of, the repetitions were looked at.
+	spent := h.issue(t, apitoken.Request{Refresh: true, Subject: "carol"})
+	first := spent.Refresh.Reveal()
+	for range 2 {
+		spent, err = h.svc.Refresh(t.Context(), apitoken.RefreshRequest{Token: spent.Refresh.Reveal()})
+		require.NoError(t, err)
+	}
+	_, err = h.svc.Refresh(t.Context(), apitoken.RefreshRequest{Token: first})
+	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+	assert.Equal(t, "carol", h.alert(t).Subject, "only the spent token is an alert")
+	require.Len(t, h.told(t), 1)
+}
+
 func TestAfterRevocationFindsWhoDoesNotStop(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, Config{}, RevokeSubject)
@@ -188,6 +212,28 @@ func TestAfterRevocationFindsWhoDoesNotStop(t *testing.T) {
 	assert.True(t, a.Authentic)
 	assert.Equal(t, i.Token.ID(), a.TokenID)
 	assert.Equal(t, 10, a.Evidence.Count)
+}
+
+func TestAPIKeysAreWatchedAsAccessTokensAre(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, Config{Unknown: 30}, Tell)
+	k, secret, err := h.svc.APIKeys.Create(t.Context(), apitoken.APIKeyRequest{Subject: "ci", Name: "old", Scopes: apitoken.Scopes{"orders:read"}})
+	require.NoError(t, err)
+	require.NoError(t, h.svc.APIKeys.Revoke(t.Context(), k.ID, "rotated"))
+	for range 10 {
+		_, err := h.svc.Validate(from(t.Context(), "192.0.2.8", "curl/8"), apitoken.Bearer(secret.Reveal()))
+		require.ErrorIs(t, err, apitoken.ErrInvalidToken)
+	}
+	a := h.alert(t)
+	assert.Equal(t, AfterRevocation, a.Detector)
+	assert.Equal(t, k.ID, a.TokenID)
+	for range 30 {
+		_, err := h.svc.Validate(from(t.Context(), "192.0.2.9", "curl/8"), apitoken.Bearer("not a token"))
+		require.ErrorIs(t, err, apitoken.ErrInvalidToken)
+	}
+	a = h.alert(t)
+	assert.Equal(t, UnknownTokens, a.Detector)
+	assert.Equal(t, []netip.Addr{netip.MustParseAddr("192.0.2.9")}, a.Evidence.Addresses)
 }
 
 func TestScopeProbing(t *testing.T) {
@@ -228,8 +274,10 @@ func TestClientFailuresNeverRevoke(t *testing.T) {
 	_, secret, err := h.svc.Clients.Create(t.Context(), apitoken.Client{ID: "shop", GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{"orders:read"}})
 	require.NoError(t, err)
 	i := h.issue(t, apitoken.Request{Auth: apitoken.ClientAuth{ID: "shop", Secret: secret}})
+	_, wrong, err := h.svc.Clients.Create(t.Context(), apitoken.Client{ID: "other"})
+	require.NoError(t, err)
 	for n := range 20 {
-		_, err := h.svc.Clients.Authenticate(from(t.Context(), fmt.Sprintf("203.0.113.%d", n), "x"), apitoken.ClientAuth{ID: "shop", Secret: apitoken.NewSecret("guess")})
+		_, err := h.svc.Clients.Authenticate(from(t.Context(), fmt.Sprintf("203.0.113.%d", n), "x"), apitoken.ClientAuth{ID: "shop", Secret: wrong})
 		require.Error(t, err)
 	}
 	a := h.alert(t)
@@ -355,14 +403,16 @@ func TestRiseOverTheClientsOwnUsualRate(t *testing.T) {
 	}
 	require.Empty(t, r.told, "three times the usual is busy, not a rise")
 	for range 5 {
-		minute(400, 400)
+		minute(900, 400)
 	}
-	require.Len(t, r.told, 1, "thirteen times a client's own usual is a rise, although others call as often every day")
+	require.Len(t, r.told, 1, "thirty times a client's own usual is a rise")
 	assert.Equal(t, "rise", r.told[0].Reason)
 	assert.Equal(t, "reports", r.told[0].Client)
-	assert.Equal(t, "150", r.told[0].Extra["usual"])
+	usual, err := strconv.Atoi(r.told[0].Extra["usual"])
+	require.NoError(t, err)
+	assert.InDelta(t, 200, usual, 120, "the highest of a day's samples of 150 calls")
 	for range 50 {
-		minute(400, 400)
+		minute(900, 400)
 	}
 	assert.Len(t, r.told, 1, "and it is told once")
 }

@@ -1,8 +1,6 @@
 package misuse
 
-import (
-	"sync"
-)
+import "sync"
 
 // A countTable counts by key (a token, a client, a source) within the window, in a fixed number of places. A count is
 // never too high: where places run out, the smallest and oldest count is forgotten. It is asked about refusals only,
@@ -30,8 +28,12 @@ type count struct {
 	raised      uint16 // half in which the threshold was passed, plus one
 }
 
-func newCountTable() *countTable {
+// newCountTable makes a table, or none for a detector that is off.
+func newCountTable(on bool) *countTable {
 	t := &countTable{}
+	if !on {
+		return t
+	}
 	for i := range t.shards {
 		t.shards[i].buckets = make([][countPlaces]count, countTokens/countShards/countPlaces)
 	}
@@ -39,7 +41,12 @@ func newCountTable() *countTable {
 }
 
 // bytes is the memory that the table holds.
-func (t *countTable) bytes() int64 { return countTokens * countBytes }
+func (t *countTable) bytes() int64 {
+	if t.shards[0].buckets == nil {
+		return 0
+	}
+	return countTokens * countBytes
+}
 
 // add counts once for h and returns the count within the window; passed says that it has reached limit, once in each half.
 func (t *countTable) add(h uint64, half uint32, limit int) (n int, passed bool) {

@@ -27,8 +27,12 @@
 //
 // # What it costs
 //
-// A token that was seen before, at the same place, is two loads and a count. Nothing on the way of a request waits for a
-// lock, a store or the policy. Memory is bounded, whatever comes in: [Watch.Stats] tells it, [Config] states it.
+// A token that was seen before, at the same place, is a hash, two loads, and one in eight times a count: about 40 ns
+// beside the 20 of a bare shared counter. Nothing on the way of a request waits for a lock, a store or the policy.
+//
+// Memory is bounded, whatever comes in; [Watch.Stats] tells what is held. With a million tokens the detectors of addresses and
+// user agents hold 48 MiB together (48 bytes a token), those that count refusals 1 MiB each, rise 6 MiB, reuse 2 MiB, canary less than
+// one: the tests measure it.
 //
 // # What it never does
 //

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"hash/maphash"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -37,7 +38,8 @@ type Config struct {
 
 	// Tokens is for how many tokens their places are remembered, at 48 bytes each: the memory grows with use up to
 	// that. Of more than that, those that moved least of late are forgotten. [1 << 20, which is 48 MiB]; at most 1 << 26.
-	// All else takes at most 12 MiB: 5 for the counts of tokens, sources and clients, 7 for the rates of clients.
+	// All else takes 16 MiB at most, however many tokens there are: 5 for counts by token, source and client, 6 for the rates of
+	// 16,384 clients, 5 for evidence in clear and for what was said of late.
 	Tokens int
 
 	Name   string           // of the sink under which the event feed is followed; empty: "misuse"
@@ -46,7 +48,8 @@ type Config struct {
 }
 
 const (
-	actTimeout   = 5 * time.Second
+	actTimeout   = 5 * time.Second // of the policy, and of a revocation
+	tellTimeout  = 2 * time.Second // of writing one alert
 	feedTimeout  = 2 * actTimeout
 	feedMaxAge   = time.Hour // of events that are still acted on, when a Watch finds old ones
 	foundQueue   = 1024      // findings that wait for the policy
@@ -128,18 +131,21 @@ type Watch struct {
 	canaryBits   [64]uint64 // a filter before canaries, by hash
 	tokens       *tokenTable
 	calls        *callTable
-	revoked      *countTable // by token
-	forbidden    *countTable // by token, and by token and requirement
-	failures     *countTable // by client
-	unknown      *countTable // by source
-	found        chan Alert
+	revoked      *countTable   // by token
+	forbidden    *countTable   // by token, and by token and requirement
+	failures     *countTable   // by client
+	unknown      *countTable   // by source
+	planted      *countTable   // by canary
+	found        chan Alert    // on authentic evidence
+	strange      chan Alert    // on evidence that anybody can make: it must not crowd out the other
 	unlooked     atomic.Uint64 // findings that found the queue full
 	alerts, held atomic.Uint64
 
 	// What only the goroutine of run touches.
-	quiet    map[quietKey]time.Time
+	quiet    map[uint64]int64 // when it was said last, in Unix ns, by the hash of Alert.about
 	unproved map[Detector]*unproved
 	untold   []*told
+	stuck    bool // the store did not take the last alert
 
 	events chan fed
 	ctx    context.Context // ends at Close
@@ -147,12 +153,6 @@ type Watch struct {
 	detach func()
 	wg     sync.WaitGroup
 	once   sync.Once
-}
-
-// quietKey is what an alert is about.
-type quietKey struct {
-	detector Detector
-	about    string
 }
 
 // unproved counts, within an hour, the alerts of one detector that anybody can cause.
@@ -189,10 +189,11 @@ func Start(svc *apitoken.Service, c Config) (*Watch, error) {
 func newWatch(c Config, svc service) *Watch {
 	w := &Watch{
 		c: c, svc: svc, log: c.Logger, half: c.Window / 2, seed: maphash.MakeSeed(), own: svc.Issuer(),
-		tokens: &tokenTable{}, calls: newCallTable(),
-		revoked: newCountTable(), forbidden: newCountTable(), failures: newCountTable(), unknown: newCountTable(),
-		found: make(chan Alert, foundQueue), events: make(chan fed),
-		quiet: map[quietKey]time.Time{}, unproved: map[Detector]*unproved{},
+		tokens: &tokenTable{}, calls: newCallTable(c.Rise > 0), revoked: newCountTable(c.RevokedUses > 0),
+		forbidden: newCountTable(c.Forbidden > 0 || c.ForbiddenScopes > 0), failures: newCountTable(c.FailedClients > 0), unknown: newCountTable(c.Unknown > 0),
+		planted: newCountTable(len(c.Canaries) > 0),
+		found:   make(chan Alert, foundQueue), strange: make(chan Alert, foundQueue), events: make(chan fed),
+		quiet: map[uint64]int64{}, unproved: map[Detector]*unproved{},
 		detach: func() {},
 	}
 	w.tokens.init(w.seed, c.Tokens)
@@ -235,7 +236,7 @@ type Stats struct {
 // Stats may be called at any time, for metrics.
 func (w *Watch) Stats() Stats {
 	return Stats{Alerts: w.alerts.Load(), Suppressed: w.held.Load(), Unlooked: w.unlooked.Load() + w.tokens.missed.Load(),
-		Bytes: w.tokens.bytes() + w.calls.bytes() + w.revoked.bytes() + w.forbidden.bytes() + w.failures.bytes() + w.unknown.bytes()}
+		Bytes: w.tokens.bytes() + w.calls.bytes() + w.revoked.bytes() + w.forbidden.bytes() + w.failures.bytes() + w.unknown.bytes() + w.planted.bytes()}
 }
 
 // Observe implements [apitoken.Observer]. It never blocks.
@@ -268,7 +269,7 @@ func (w *Watch) used(o *apitoken.Observation) {
 		return
 	}
 	h := w.hash(&o.Token)
-	if w.c.Rise > 0 {
+	if w.c.Rise > 0 && rand.Uint32()%callSample == 0 {
 		if client := o.Token.Client(); client != "" {
 			w.calls.hit(max(maphash.String(w.seed, client), 1), &o.Token)
 		} else if o.Token.Kind() == apitoken.KindAPIKey {
@@ -318,10 +319,7 @@ func (w *Watch) canary(o *apitoken.Observation) {
 		if h := maphash.String(w.seed, id); w.canaryBits[h>>6&63]&(1<<(h&63)) == 0 || !w.canaries[id] {
 			continue
 		}
-		a := about(o, w.c.Now())
-		a.Detector, a.Authentic = Canary, true
-		a.Evidence.Count, a.Evidence.Limit = 1, 1
-		w.report(a)
+		w.count(w.planted, maphash.String(w.seed, id), 1, Canary, true, o)
 		return
 	}
 }
@@ -407,8 +405,12 @@ func (e *Evidence) place(o apitoken.Origin) {
 
 // report hands a finding to the goroutine that acts. It never blocks: what does not fit is found again.
 func (w *Watch) report(a Alert) {
+	queue := w.found
+	if !a.Authentic {
+		queue = w.strange
+	}
 	select {
-	case w.found <- a:
+	case queue <- a:
 	default:
 		w.unlooked.Add(1)
 	}

@@ -7,14 +7,17 @@ import (
 	"github.com/apitoken-go/apitoken"
 )
 
-// A callTable counts the calls of each client, and once a minute compares the last five minutes with the highest five
+// A callTable counts the calls of each client, by one in eight, and once a minute compares the last five minutes with the highest five
 // minutes of the client's last day and week. Counting is an addition; all else is done by the Watch's goroutine.
 
 const (
-	callPlaces = 8        // of a bucket
-	callKeys   = 1 << 14  // clients and API keys that are told apart; calls of more are not judged
-	callBytes  = 64 + 256 // of a place with what is learned, and with a name of 32 bytes
-	riseSpan   = 5        // minutes that are compared
+	// callSample is how many calls one count stands for: requests of one client on many cores do not meet at one
+	// counter. At the floor of a thousand calls it is exact to a tenth.
+	callSample = 8
+	callPlaces = 8       // of a bucket
+	callKeys   = 1 << 14 // clients and API keys that are told apart; calls of more are not judged
+	callBytes  = 256     // of what is learned about one, with a name of 32 bytes
+	riseSpan   = 5       // minutes that are compared
 	hoursKept  = 24
 	daysKept   = 7
 	// usualAfter is the history, in minutes, that a client must have before it is judged: a whole day, because the
@@ -28,6 +31,7 @@ type callTable struct {
 	usual  []*usual // of places, by index; only the Watch's goroutine touches it
 	minute int64    // the last one that was looked at
 	full   atomic.Uint64
+	known  atomic.Int64 // of usual that are not nil
 }
 
 // calls is a place, on a cache line of its own.
@@ -51,16 +55,20 @@ type usual struct {
 	idle    int
 }
 
-func newCallTable() *callTable {
+// newCallTable makes a table, or none if the detector is off.
+func newCallTable(on bool) *callTable {
+	if !on {
+		return &callTable{}
+	}
 	return &callTable{places: make([]calls, callKeys), usual: make([]*usual, callKeys)}
 }
 
-// hit counts one call of the token's client.
+// hit counts callSample calls of the token's client.
 func (t *callTable) hit(h uint64, token *apitoken.Token) {
 	b := t.places[h&(callKeys-callPlaces):][:callPlaces]
 	for i := range b {
 		if b[i].key.Load() == h {
-			b[i].n.Add(1)
+			b[i].n.Add(callSample)
 			return
 		}
 	}
@@ -74,11 +82,11 @@ func (t *callTable) hit(h uint64, token *apitoken.Token) {
 				name.apikey, name.subject = strings.Clone(token.ID()), strings.Clone(token.Subject())
 			}
 			b[i].name.Store(name)
-			b[i].n.Add(1)
+			b[i].n.Add(callSample)
 			return
 		}
 		if b[i].key.Load() == h { // another goroutine was first
-			b[i].n.Add(1)
+			b[i].n.Add(callSample)
 			return
 		}
 	}
@@ -87,13 +95,7 @@ func (t *callTable) hit(h uint64, token *apitoken.Token) {
 
 // bytes is the memory that the table holds now.
 func (t *callTable) bytes() int64 {
-	n := int64(len(t.places)) * (64 + 8)
-	for _, u := range t.usual {
-		if u != nil {
-			n += callBytes - 64
-		}
-	}
-	return n
+	return int64(len(t.places))*(64+8) + t.known.Load()*callBytes
 }
 
 // rise is a client that calls far more often than it used to.
@@ -130,6 +132,7 @@ func (t *callTable) one(p int, minute int64, crowded bool, factor, floor int, fo
 	if u == nil {
 		u = &usual{}
 		t.usual[p] = u
+		t.known.Add(1)
 	}
 	u.age++
 	u.idle++
@@ -138,6 +141,7 @@ func (t *callTable) one(p int, minute int64, crowded bool, factor, floor int, fo
 	}
 	if u.idle > idleMax || crowded && u.idle > 60 {
 		t.usual[p] = nil
+		t.known.Add(-1)
 		c.name.Store(nil)
 		c.key.Store(0)
 		return

@@ -95,14 +95,26 @@ func (t *tokenTable) bytes() int64 {
 // at is the bucket of h.
 func (b tokenBuckets) at(h uint64) *tokenBucket { return &b[h&uint64(len(b)-1)] }
 
-// place mixes where and by what a token is used into one number, never 0.
+// place mixes where and by what a token is used into one number, never 0. Of a user agent it takes the length and what
+// stands in the middle and at the end: two that differ elsewhere alone are of one program.
 func (t *tokenTable) place(o *apitoken.Origin) uint64 {
-	h := maphash.String(t.seed, o.UserAgent)
+	h := uint64(0)
+	if s := o.UserAgent; len(s) >= 8 {
+		h = (uint64(len(s)) ^ text64(s[len(s)/2-4:])) * 0x9e3779b97f4a7c15
+		h ^= text64(s[len(s)-8:])
+	} else if s != "" {
+		h = maphash.String(t.seed, s)
+	}
 	if o.Address.IsValid() {
-		a := o.Address.As16()
-		h ^= mix(be64(a[:8]))*3 + mix(be64(a[8:]))
+		h = h*0xff51afd7ed558ccd ^ maphash.Comparable(t.seed, o.Address)
 	}
 	return h | 1
+}
+
+// text64 is the first eight bytes of s.
+func text64(s string) uint64 {
+	_ = s[7]
+	return uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 | uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
 }
 
 // settled reports that the token was seen before and is where it was.

@@ -2,6 +2,7 @@ package misuse
 
 import (
 	"context"
+	"hash/maphash"
 	"strconv"
 	"time"
 
@@ -20,6 +21,8 @@ func (w *Watch) run() {
 		case <-w.ctx.Done():
 			return
 		case a := <-w.found:
+			w.raise(a)
+		case a := <-w.strange:
 			w.raise(a)
 		case x := <-w.events:
 			w.event(x.e)
@@ -53,51 +56,58 @@ func (w *Watch) drain() {
 		select {
 		case a := <-w.found:
 			w.raise(a)
+		case a := <-w.strange:
+			w.raise(a)
 		default:
 			return
 		}
 	}
 }
 
-// key is what an alert is about: one detector says it once in a while.
-func (a *Alert) key() quietKey {
-	k := quietKey{detector: a.Detector}
+// about is what an alert is about: one detector says it once in a while.
+func (a *Alert) about() string {
 	switch {
 	case a.Grant != "" && (a.TokenID == "" || a.Detector == Reuse || a.Detector == Canary):
-		k.about = "grant " + a.Grant // its tokens come and go
+		return string(a.Detector) + " grant " + a.Grant // its tokens come and go
 	case a.TokenID != "":
-		k.about = "token " + a.TokenID
+		return string(a.Detector) + " token " + a.TokenID
 	case a.Client != "":
-		k.about = "client " + a.Client
+		return string(a.Detector) + " client " + a.Client
 	case len(a.Evidence.Addresses) > 0:
-		x := a.Evidence.Addresses[0]
-		k.about = "source " + strconv.FormatUint(network(x, 32, 64), 16)
+		return string(a.Detector) + " source " + strconv.FormatUint(network(a.Evidence.Addresses[0], 32, 64), 16)
 	}
-	return k
+	return string(a.Detector)
 }
 
 // raise acts on an alert, unless the same was said of late.
 func (w *Watch) raise(a Alert) {
-	k := a.key()
-	if last, ok := w.quiet[k]; ok && a.Time.Sub(last) < w.c.Quiet && !a.Time.Before(last) {
+	k, now := maphash.String(w.seed, a.about()), a.Time.UnixNano()
+	if last, ok := w.quiet[k]; ok && w.isQuiet(last, now) {
 		return
 	}
 	if !a.Authentic && !w.allow(&a) {
 		return
 	}
 	if len(w.quiet) >= maxQuiet {
-		w.forget(a.Time)
+		w.forget(now)
 	}
-	w.quiet[k] = a.Time
+	w.quiet[k] = now
 	w.alerts.Add(1)
 	w.put(w.act(a))
-	w.tell()
+	if !w.stuck { // what is to be revoked next does not wait for a store that fails
+		w.tell()
+	}
+}
+
+// isQuiet says that what was said last is not to be said again now. A clock that was put back ends the quiet.
+func (w *Watch) isQuiet(last, now int64) bool {
+	return now >= last && now-last < int64(w.c.Quiet)
 }
 
 // forget makes room among the keys that are quiet: those whose time is over go, or else any half.
-func (w *Watch) forget(now time.Time) {
+func (w *Watch) forget(now int64) {
 	for k, last := range w.quiet {
-		if now.Sub(last) >= w.c.Quiet || now.Before(last) {
+		if !w.isQuiet(last, now) {
 			delete(w.quiet, k)
 		}
 	}
@@ -152,10 +162,10 @@ func (w *Watch) put(t *told) {
 func (w *Watch) tell() {
 	for len(w.untold) > 0 {
 		t := w.untold[0]
-		ctx, cancel := context.WithTimeout(context.Background(), actTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), tellTimeout)
 		err := w.svc.Alert(apitoken.WithOrigin(ctx, t.origin()), t.event())
 		cancel()
-		if err != nil {
+		if w.stuck = err != nil; w.stuck {
 			w.log.Warn("misuse: an alert is not in the log yet", "detector", string(t.alert.Detector), "error", err)
 			return
 		}

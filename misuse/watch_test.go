@@ -2,8 +2,14 @@ package misuse
 
 import (
 	"context"
+	"fmt"
+	"hash/maphash"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
@@ -23,4 +29,83 @@ func quietWatch(t testing.TB, c Config) *Watch {
 	t.Helper()
 	require.NoError(t, c.check())
 	return newWatch(c, nowhere{})
+}
+
+// TestObserveFromEverywhere is for the race detector: requests, the owner and metrics at once.
+func TestObserveFromEverywhere(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, Config{Tokens: 1 << 12, Unknown: 10, Canaries: []string{"t7"}}, Tell)
+	go func() {
+		for range h.alerts { //nolint:revive // they are not what is tested
+		}
+	}()
+	var wg sync.WaitGroup
+	for g := range 8 {
+		wg.Go(func() {
+			for n := range 4000 {
+				token := clientToken(t, fmt.Sprint("client", n%40), n%600)
+				o := apitoken.Observation{Op: "validate", Token: token, Origin: apitoken.Origin{
+					Address: netip.AddrFrom4([4]byte{10, byte(n), byte(g), 1}), UserAgent: fmt.Sprint("agent", 'a'+g)}}
+				switch n % 5 {
+				case 1:
+					o.Err = refusal(apitoken.ErrRevoked)
+				case 2:
+					o.Token, o.Err = apitoken.Token{}, refusal(apitoken.ErrInvalidToken)
+				case 3:
+					o.Op, o.Err = "authorize", refusal(apitoken.ErrInsufficientScope)
+				case 4:
+					o.Op, o.Client, o.Err = "authenticate", "shop", refusal(apitoken.ErrInvalidClient)
+				}
+				h.watch.Observe(t.Context(), o)
+			}
+		})
+	}
+	for range 100 {
+		assert.Positive(t, h.watch.Stats().Bytes)
+	}
+	wg.Wait()
+	require.NoError(t, h.watch.Close())
+	require.NoError(t, h.watch.Close(), "twice is once")
+	close(h.alerts)
+	assert.Positive(t, h.watch.Stats().Alerts)
+	h.watch.Observe(t.Context(), apitoken.Observation{Op: "validate", Token: clientToken(t, "late", 7)})
+}
+
+func TestATableOfFewPlacesKeepsTheHighestCounts(t *testing.T) {
+	t.Parallel()
+	c := newCountTable(true)
+	rng := rand.New(rand.NewPCG(1, 2))
+	passed := 0
+	for range 1_000_000 { // strangers, each of them once, and one that comes again and again
+		c.add(rng.Uint64()|1, 1, 1000)
+		if rng.IntN(500) == 0 {
+			if _, ok := c.add(42<<32, 1, 1000); ok {
+				passed++
+			}
+		}
+	}
+	assert.Equal(t, 1, passed, "whoever asks often is not forgotten for those who ask once")
+}
+
+func TestNetworksAreEstimated(t *testing.T) {
+	t.Parallel()
+	tokens := &tokenTable{}
+	tokens.init(maphash.MakeSeed(), 1<<12)
+	for _, n := range []int{1, 2, 4, 6, 10, 20, 40, 80} {
+		var f moveFound
+		for i := range n {
+			o := apitoken.Origin{Address: netip.AddrFrom4([4]byte{byte(n), byte(i), 7, 1})}
+			f = tokens.moved(uint64(n)<<20, uint64(i)+1, &o, 9, moveLimits{networks: 100})
+		}
+		assert.InDelta(t, n, f.networks, 1+float64(n)*0.3, "of %d networks", n)
+	}
+	o := apitoken.Origin{Address: netip.MustParseAddr("2001:db8:1:1::1")}
+	var f moveFound
+	for i := range 50 { // one home: its addresses and networks change, its provider's assignment stays
+		a := o.Address.As16()
+		a[7], a[15] = byte(i), byte(i)
+		o.Address = netip.AddrFrom16(a)
+		f = tokens.moved(77, uint64(i)+1, &o, 9, moveLimits{networks: 100})
+	}
+	assert.Equal(t, 1, f.networks)
 }
