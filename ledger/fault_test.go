@@ -298,10 +298,9 @@ func TestPublishersThatHangPanicAndFail(t *testing.T) {
 		keys = l.keys
 		mu.Unlock()
 		require.NoError(t, l.Follow(f))
-		svc := &l.Ledger
 		for range 10 {
 			f.add(5)
-			_, err := (*svc).Seal(context.Background())
+			_, err := l.Seal(context.Background())
 			require.NoError(t, err, "sealing waits for no publisher")
 			time.Sleep(10 * time.Second)
 		}

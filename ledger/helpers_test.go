@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -132,11 +133,14 @@ func (l *log) reopen(t testing.TB, change func(*ledger.Config)) *log {
 
 // feed is a Source that a test fills. Like a store's, it gives no cursor at its end.
 type feed struct {
+	mu     sync.Mutex // guards both, where a ledger reads by itself
 	events []apitoken.Event
 	gone   int // the first that is kept
 }
 
 func (f *feed) EventPage(_ context.Context, _ apitoken.EventQuery, cursor string, limit int) ([]apitoken.Event, string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	from := f.gone
 	if cursor != "" {
 		if _, err := fmt.Sscan(cursor, &from); err != nil {
@@ -154,6 +158,8 @@ func (f *feed) EventPage(_ context.Context, _ apitoken.EventQuery, cursor string
 }
 
 func (f *feed) add(n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for range n {
 		f.events = append(f.events, event(len(f.events)))
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -239,12 +240,20 @@ func TestSealsAtItsInterval(t *testing.T) {
 	t.Parallel()
 	dir := ledgerPath(t)
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		var got [][]byte
+		published := func() [][]byte {
+			mu.Lock()
+			defer mu.Unlock()
+			return got
+		}
 		f := &feed{}
 		f.add(3)
 		l := open(t, dir, func(c *ledger.Config) {
 			c.Interval, c.Poll = time.Minute, time.Second
 			c.Publish = []ledger.Publisher{ledger.PublisherFunc(func(_ context.Context, signed []byte) error {
+				mu.Lock()
+				defer mu.Unlock()
 				got = append(got, signed)
 				return nil
 			})}
@@ -252,16 +261,16 @@ func TestSealsAtItsInterval(t *testing.T) {
 		require.NoError(t, l.Follow(f))
 		time.Sleep(59 * time.Second) // the bubble's clock
 		synctest.Wait()
-		require.Empty(t, got)
+		require.Empty(t, published())
 		time.Sleep(3 * time.Second)
 		synctest.Wait()
-		require.Len(t, got, 1)
-		c, err := l.keys.Open(got[0])
+		require.Len(t, published(), 1)
+		c, err := l.keys.Open(published()[0])
 		require.NoError(t, err)
 		require.Equal(t, int64(3), c.Size)
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
-		require.Len(t, got, 1, "without new events there is no new checkpoint")
+		require.Len(t, published(), 1, "without new events there is no new checkpoint")
 		l.shut()
 	})
 }
