@@ -11,9 +11,9 @@ import (
 	"crypto/sha512"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"unsafe"
 
 	"github.com/go-jose/go-jose/v4"
@@ -48,8 +48,11 @@ func NewPublicKey(kid, alg string, key any) (*PublicKey, error) {
 	switch key := key.(type) {
 	case *ecdsa.PublicKey:
 		curve, ok := curves[alg]
-		if !ok || key.Curve != curve {
+		if !ok || key == nil || key.Curve != curve {
 			return nil, fmt.Errorf("jws: %q is not the algorithm of a key on this curve", alg)
+		}
+		if key.X == nil || key.Y == nil {
+			return nil, errors.New("jws: the EC key has no point")
 		}
 		if _, err := key.ECDH(); err != nil { // off the curve, or the point at infinity
 			return nil, errors.New("jws: the EC point is not on its curve")
@@ -61,6 +64,9 @@ func NewPublicKey(kid, alg string, key any) (*PublicKey, error) {
 		case "RS256", "RS384", "RS512", "PS256", "PS384", "PS512":
 		default:
 			return nil, fmt.Errorf("jws: %q is not an algorithm of RSA keys", alg)
+		}
+		if key == nil || key.N == nil {
+			return nil, errors.New("jws: the RSA key has no modulus")
 		}
 		switch n := key.N.BitLen(); {
 		case n < minRSA:
@@ -243,7 +249,7 @@ func MarshalJWK(k *PublicKey) ([]byte, error) {
 
 const (
 	maxSetBytes = 256 << 10
-	maxSetKeys  = 100
+	maxSetKeys  = 1000
 )
 
 // ParseJWK reads one public key. Without alg it is the usual one of its type.
@@ -272,6 +278,13 @@ func parseJWK(doc []byte, usual string) (*PublicKey, error) {
 	if j.Use != "" && j.Use != "sig" {
 		return nil, errors.New("jws: not for signatures")
 	}
+	if len(j.KeyID) > maxKID {
+		return nil, errSize
+	}
+	_, isRSA := j.Key.(*rsa.PublicKey)
+	if err := checkMembers(string(doc), isRSA); err != nil {
+		return nil, err
+	}
 	alg := j.Algorithm
 	if alg == "" {
 		alg = usual
@@ -293,27 +306,46 @@ func parseJWK(doc []byte, usual string) (*PublicKey, error) {
 	return NewPublicKey(j.KeyID, alg, j.Key)
 }
 
+// checkMembers looks at what go-jose passes over: key_ops without "verify" (RFC 7517 §4.3), and an RSA exponent of more
+// than 32 bits, of which it would keep the low ones and so read another key than other readers do.
+func checkMembers(doc string, isRSA bool) error {
+	p := scanner{s: doc}
+	return p.object(func(name string) error {
+		switch {
+		case name == "key_ops":
+			ops, err := p.texts(maxStrings)
+			if err == nil && !slices.Contains(ops, "verify") {
+				err = errors.New("jws: not for verifying signatures")
+			}
+			return err
+		case name == "e" && isRSA:
+			text, err := p.text()
+			if err != nil {
+				return err
+			}
+			e, err := base64.RawURLEncoding.DecodeString(text)
+			if err != nil || len(bytes.TrimLeft(e, "\x00")) > 4 {
+				return errors.New("jws: the RSA exponent has more than 32 bits")
+			}
+			return nil
+		}
+		return p.skip(1)
+	})
+}
+
 // ParseJWKS reads a key set. Keys that are of no use here (other types, weak, private, for encryption) are left out, each
 // with its reason; of keys with the same kid none is taken, because nobody can say which is meant.
 func ParseJWKS(doc []byte) (keys []*PublicKey, left []error, err error) {
 	if len(doc) > maxSetBytes {
 		return nil, nil, errSize
 	}
-	if err := CheckJSON(doc); err != nil {
+	raws, err := setMembers(string(doc))
+	if err != nil {
 		return nil, nil, err
 	}
-	var set struct {
-		Keys []json.RawMessage `json:"keys"`
-	}
-	if err := json.Unmarshal(doc, &set); err != nil || set.Keys == nil {
-		return nil, nil, errors.New("jws: not a key set")
-	}
-	if len(set.Keys) > maxSetKeys {
-		return nil, nil, errMembers
-	}
 	count := map[string]int{}
-	for _, raw := range set.Keys {
-		k, err := ParseJWK(raw)
+	for _, raw := range raws {
+		k, err := ParseJWK([]byte(raw))
 		if err != nil {
 			left = append(left, err)
 			continue
@@ -330,4 +362,44 @@ func ParseJWKS(doc []byte) (keys []*PublicKey, left []error, err error) {
 		out = append(out, k)
 	}
 	return out, left, nil
+}
+
+// setMembers cuts the keys out of a set, each as its text.
+func setMembers(doc string) (raws []string, err error) {
+	p := scanner{s: doc}
+	found := false
+	err = p.object(func(name string) error {
+		if name != "keys" {
+			if sameName(name, "keys") {
+				return errCase
+			}
+			return p.skip(1)
+		}
+		found = true
+		if !p.next('[') {
+			return errType
+		}
+		for !p.next(']') {
+			if len(raws) > 0 && !p.next(',') {
+				return errSyntax
+			}
+			if len(raws) == maxSetKeys {
+				return errMembers
+			}
+			p.space()
+			from := p.i
+			if err := p.skip(2); err != nil {
+				return err
+			}
+			raws = append(raws, p.s[from:p.i])
+		}
+		return nil
+	})
+	if err == nil {
+		err = p.end()
+	}
+	if err == nil && !found {
+		err = errors.New("jws: not a key set")
+	}
+	return raws, err
 }

@@ -44,7 +44,7 @@ func NewSigner(kid, alg string, key any, remote bool) (*Signer, error) {
 	case crypto.Signer:
 		s.signer = key
 		pub := key.Public()
-		if p, ok := pub.(*ed25519.PublicKey); ok { // some agents answer a pointer
+		if p, ok := pub.(*ed25519.PublicKey); ok && p != nil { // some agents answer a pointer
 			pub = *p
 		}
 		if kid == "" {
@@ -59,10 +59,14 @@ func NewSigner(kid, alg string, key any, remote bool) (*Signer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(kid) > maxKID || !utf8.ValidString(kid) {
+		return nil, errors.New("jws: a kid that Parse would not take")
+	}
 	s.prefix = map[string]string{}
 	for _, typ := range []string{"at+jwt", "token-introspection+jwt"} {
-		h := `{"alg":"` + s.Public.Alg + `","kid":"` + kid + `","typ":"` + typ + `"}`
-		s.prefix[typ] = base64.RawURLEncoding.EncodeToString([]byte(h)) + "."
+		h := append([]byte(`{"alg":"`+s.Public.Alg+`","kid":`), appendText(nil, kid)...)
+		h = append(h, `,"typ":"`+typ+`"}`...)
+		s.prefix[typ] = base64.RawURLEncoding.EncodeToString(h) + "."
 	}
 	return s, nil
 }
@@ -193,7 +197,7 @@ func fixedWidth(der []byte, half int) ([]byte, error) {
 	return out, nil
 }
 
-// AppendClaims appends the JSON of c and the members of the object private to dst.
+// AppendClaims appends the JSON of c and the members of private, a compact JSON object or nothing, to dst.
 func AppendClaims(dst []byte, c *Claims, private []byte) []byte {
 	dst = append(dst, '{')
 	text := func(name, v string) {
@@ -268,8 +272,10 @@ func AppendClaims(dst []byte, c *Claims, private []byte) []byte {
 	if len(private) > 2 {
 		return append(dst, private[1:]...)
 	}
-	dst[len(dst)-1] = '}'
-	return dst
+	if dst[len(dst)-1] == ',' {
+		dst = dst[:len(dst)-1]
+	}
+	return append(dst, '}')
 }
 
 func cutBinding(b string) (kind, print string, ok bool) {
