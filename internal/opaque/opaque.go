@@ -1,6 +1,7 @@
 // Package opaque is the text of tokens that are not JWTs: refresh tokens, API keys, tickets and client secrets. A
 // token is prefix_kind_body, the body a fixed-width base62 of a payload and a checksum, so that a scanner's expression
-// finds it, and one that was cut, extended or mistyped never passes. Nothing here knows what a token is good for.
+// finds it. One that was cut or extended never passes, a mistyped one once in four billion times, and then the tag, which
+// is checked by whoever holds the key, stops it. Nothing here knows what a token is good for.
 package opaque
 
 import (
@@ -88,7 +89,7 @@ func appendBase62(dst []byte, b []byte) []byte {
 }
 
 // decodeBase62 fills dst, whose length says how many bytes s must hold.
-func decodeBase62(dst []byte, s string) bool {
+func decodeBase62[text string | []byte](dst []byte, s text) bool {
 	if len(s) != textSize(len(dst)) {
 		return false
 	}
@@ -123,9 +124,15 @@ func decodeBase62(dst []byte, s string) bool {
 	return true
 }
 
-// sum is over everything that stands before the checksum, the prefix included, so that no part can be swapped.
-func sum(prefix string, k Kind, payload []byte) uint32 {
-	var head [maxPrefix + 8]byte
+// scratch is the working memory of one decoding. It is made whole, because crc32 keeps its argument from the stack.
+type scratch struct {
+	body [refreshSize + sumSize]byte // payload and checksum
+	head [maxPrefix + 8]byte
+}
+
+// sum is over everything that stands before the checksum, the prefix included, so that no part can be swapped. head is
+// room for the prefix.
+func sum[text string | []byte](head []byte, prefix text, k Kind, payload []byte) uint32 {
 	b := append(head[:0], "ap1:"...)
 	b = append(b, prefix...)
 	b = append(b, '_')
@@ -136,9 +143,9 @@ func sum(prefix string, k Kind, payload []byte) uint32 {
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func encode(prefix string, k Kind, payload []byte) string {
-	var buf [refreshSize + sumSize]byte
-	b := append(buf[:0], payload...)
-	b = binary.BigEndian.AppendUint32(b, sum(prefix, k, payload))
+	var w scratch
+	b := append(w.body[:0], payload...)
+	b = binary.BigEndian.AppendUint32(b, sum(w.head[:], prefix, k, b))
 	out := make([]byte, 0, len(prefix)+4+textSize(len(b)))
 	out = append(out, prefix...)
 	out = append(out, '_')
@@ -154,19 +161,19 @@ func payloadSize(k Kind) int {
 	return keySize
 }
 
-// decode checks shape, size and checksum and returns the payload in buf.
-func decode(buf *[refreshSize + sumSize]byte, token, prefix string, k Kind) ([]byte, error) {
+// decode checks shape, size and checksum and returns the payload, in w.
+func decode(w *scratch, token, prefix string, k Kind) ([]byte, error) {
 	n := payloadSize(k)
 	body := len(prefix) + 4
 	if len(token) != body+textSize(n+sumSize) || token[:len(prefix)] != prefix || token[len(prefix)] != '_' ||
 		token[len(prefix)+1:body-1] != kindNames[k] || token[body-1] != '_' {
 		return nil, ErrShape
 	}
-	b := buf[:n+sumSize]
+	b := w.body[:n+sumSize]
 	if !decodeBase62(b, token[body:]) {
 		return nil, ErrShape
 	}
-	if sum(prefix, k, b[:n]) != binary.BigEndian.Uint32(b[n:]) {
+	if sum(w.head[:], prefix, k, b[:n]) != binary.BigEndian.Uint32(b[n:]) {
 		return nil, ErrChecksum
 	}
 	if b[0] != version {
@@ -196,7 +203,7 @@ func KindOf(token string) Kind {
 	return None
 }
 
-func prefixed(s string) bool {
+func prefixed[text string | []byte](s text) bool {
 	for i := range len(s) {
 		if c := s[i]; !(c >= 'a' && c <= 'z' || i > 0 && c >= '0' && c <= '9') {
 			return false
@@ -217,6 +224,7 @@ func Start(token string) string {
 // other letters or digits adjoin is found too. The time is linear in the text.
 func Find(text []byte) iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
+		var w scratch
 		done := 0 // nothing before it is looked at again
 		for at := 0; at < len(text); {
 			i := bytes.IndexByte(text[at:], '_')
@@ -238,7 +246,7 @@ func Find(text []byte) iter.Seq[[]byte] {
 			if k == None || end > len(text) {
 				continue
 			}
-			if from := findFrom(text, done, i, end, k); from >= 0 {
+			if from := findFrom(&w, text, done, i, end, k); from >= 0 {
 				if !yield(text[from:end]) {
 					return
 				}
@@ -249,7 +257,7 @@ func Find(text []byte) iter.Seq[[]byte] {
 }
 
 // findFrom tries each prefix that may end at i, the longest first: letters that merely adjoin a token are in it too.
-func findFrom(text []byte, done, i, end int, k Kind) int {
+func findFrom(w *scratch, text []byte, done, i, end int, k Kind) int {
 	low := i
 	for low > done && low > i-maxPrefix {
 		if c := text[low-1]; !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9') {
@@ -257,14 +265,13 @@ func findFrom(text []byte, done, i, end int, k Kind) int {
 		}
 		low--
 	}
-	var buf [refreshSize + sumSize]byte
 	n := payloadSize(k)
-	if i-low < 2 || !decodeBase62(buf[:n+sumSize], string(text[i+4:end])) || buf[0] != version {
+	buf := w.body[:n+sumSize]
+	if i-low < 2 || !decodeBase62(buf, text[i+4:end]) || buf[0] != version {
 		return -1
 	}
 	for from := low; i-from >= 2; from++ {
-		prefix := string(text[from:i])
-		if prefixed(prefix) && sum(prefix, k, buf[:n]) == binary.BigEndian.Uint32(buf[n:n+sumSize]) {
+		if prefix := text[from:i]; prefixed(prefix) && sum(w.head[:], prefix, k, buf[:n]) == binary.BigEndian.Uint32(buf[n:]) {
 			return from
 		}
 	}
@@ -349,10 +356,10 @@ func DecodeKey(token, prefix string, kind Kind) (*Key, error) {
 	return k, DecodeKeyInto(k, token, prefix, kind)
 }
 
-// DecodeKeyInto is DecodeKey without an allocation.
+// DecodeKeyInto is DecodeKey into memory that the caller has.
 func DecodeKeyInto(k *Key, token, prefix string, kind Kind) error {
-	var buf [refreshSize + sumSize]byte
-	b, err := decode(&buf, token, prefix, kind)
+	var w scratch
+	b, err := decode(&w, token, prefix, kind)
 	if err != nil {
 		return err
 	}
@@ -386,8 +393,8 @@ func EncodeRefresh(prefix string, t *RefreshToken) string {
 
 // DecodeRefresh reads a refresh token, which must have our prefix. ErrShape, ErrChecksum.
 func DecodeRefresh(token, prefix string) (*RefreshToken, error) {
-	var buf [refreshSize + sumSize]byte
-	b, err := decode(&buf, token, prefix, Refresh)
+	var w scratch
+	b, err := decode(&w, token, prefix, Refresh)
 	if err != nil {
 		return nil, err
 	}
