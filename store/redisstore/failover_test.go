@@ -158,10 +158,10 @@ func TestOldPrimaryComesBack(t *testing.T) {
 	door.point(replica.Addr)
 	_, err = s.Follow(ctx, first, nil, 10)
 	require.ErrorIs(t, err, store.ErrDiverged)
-	rs, second := snapshotOf(t, s)
+	rs, _ := snapshotOf(t, s)
 	require.Equal(t, []string{"1"}, ids(rs))
 	must(t, s, []store.Put{put(store.KindRule, "2", store.Version{})})
-	_, second = snapshotOf(t, s)
+	_, second := snapshotOf(t, s)
 	eventually(t, func() bool {
 		info, err := primary.Client(t).Info(ctx, "replication").Result()
 		return err == nil && strings.Contains(info, "master_link_status:up")

@@ -7,10 +7,7 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// believeAll is a time that leaves the server's own clock to decide.
-const believeAll = int64(1) << 52
-
-// Purge implements [store.Store]. It goes in steps of at most 256 records, or a block of 4096 events, between which the
+// Purge implements [store.Store]. A time that the server's clock jumped to is believed once it has stood for an hour. It goes in steps of at most 256 records, or a block of 4096 events, between which the
 // server does other work.
 func (n *space) Purge(ctx context.Context, kind store.Kind, before int64, max int) (int, error) {
 	if err := n.usable(ctx); err != nil {
@@ -19,10 +16,14 @@ func (n *space) Purge(ctx context.Context, kind store.Kind, before int64, max in
 	if err := checkKind(kind); err != nil {
 		return 0, err
 	}
+	latest, err := n.believed(ctx)
+	if err != nil {
+		return 0, err
+	}
 	kind = store.Kind(strings.Clone(string(kind)))
 	total := 0
 	for first := true; first || total < max; first = false {
-		sc, args := scriptPurge, []any{string(kind), before, max - total, believeAll}
+		sc, args := scriptPurge, []any{string(kind), before, max - total, latest}
 		if kind == store.KindEvent {
 			sc, args = scriptPurgeEvents, args[1:]
 		}

@@ -241,6 +241,7 @@ type space struct {
 	meta string // the key of its counters; the others have the same hash tag
 
 	group group
+	clock *clock
 
 	opening chan struct{} // holds a token while the namespace is opened
 	lineage lineageValue
@@ -256,7 +257,7 @@ var (
 func newSpace(s *Store, name string, err error) *space {
 	return &space{
 		s: s, name: name, err: err, meta: "{" + s.o.Prefix + ":" + name + "}m",
-		opening: make(chan struct{}, 1),
+		clock: newClock(), opening: make(chan struct{}, 1),
 	}
 }
 

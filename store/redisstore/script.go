@@ -34,6 +34,9 @@ var luaHead string
 //go:embed lua/readonly.lua
 var luaReadOnly string
 
+//go:embed lua/clock.lua
+var luaClock string
+
 //go:embed lua/follow.lua
 var luaFollow string
 
@@ -64,6 +67,7 @@ var (
 	scriptGet         = newScript(luaPrologue, luaKnown, luaGet)
 	scriptHead        = newScript(luaPrologue, luaKnown, luaHead)
 	scriptReadOnly    = newScript(luaPrologue, luaKnown, luaReadOnly)
+	scriptClock       = newScript(luaPrologue, luaKnown, luaClock)
 	scriptFollow      = newScript(luaPrologue, luaKnown, luaFollow)
 	scriptRecords     = newScript(luaPrologue, luaKnown, luaRecords)
 	scriptEvents      = newScript(luaPrologue, luaKnown, luaEvents)
@@ -153,17 +157,17 @@ func (s *Store) runAndWait(ctx context.Context, sc *script, key string, args []a
 		if err != nil || list[0] != "A" {
 			return list, err
 		}
-		return list, s.confirmed(wait)
+		if err := wait.Err(); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrNotReplicated, err)
+		}
+		return list, s.confirmed(wait.Val())
 	}
 	return nil, errors.New("redisstore: unreachable")
 }
 
 // confirmed judges the answer of WAIT or WAITAOF.
-func (s *Store) confirmed(wait *redis.Cmd) error {
-	if err := wait.Err(); err != nil {
-		return fmt.Errorf("%w: %w", ErrNotReplicated, err)
-	}
-	switch v := wait.Val().(type) {
+func (s *Store) confirmed(answer any) error {
+	switch v := answer.(type) {
 	case int64:
 		if v >= int64(s.o.WaitReplicas) {
 			return nil
@@ -179,5 +183,5 @@ func (s *Store) confirmed(wait *redis.Cmd) error {
 			return fmt.Errorf("%w: on %d of 1 disk, by %d of %d replicas", ErrNotReplicated, local, replicas, s.o.WaitReplicas)
 		}
 	}
-	return fmt.Errorf("%w: WAIT answered %v", ErrNotReplicated, wait.Val())
+	return fmt.Errorf("%w: WAIT answered %v", ErrNotReplicated, answer)
 }
