@@ -23,8 +23,8 @@ type Observation struct {
 	Token  Token  // zero when there is none; of one that is refused, what its issuer's signature vouches for
 	Client string // with "authenticate": who the caller claims to be, proved only when Err is nil
 	Err    error
-	Hit    bool // answered from the cache
-	Took   time.Duration
+	Hit    bool          // answered from the cache
+	Took   time.Duration // zero for a hit that took less than a clock's reading
 	Origin
 }
 
