@@ -284,3 +284,19 @@ func TestWaitReplicas(t *testing.T) {
 	rs, _ := snapshotOf(t, lone)
 	require.Equal(t, []string{"kept", "unknown"}, ids(rs), "what was acknowledged is on the replica")
 }
+
+// TestWaitAOF acknowledges what is on the primary's disk although the server syncs once a second only.
+func TestWaitAOF(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	server := redistest.Private(t, "--appendfsync", "everysec")
+	if server.Client(t).Command(ctx).Val()["waitaof"] == nil {
+		t.Skip("WAITAOF is of Redis 7.2; the installed server does not have it")
+	}
+	s := openAt(t, server.Client(t), &redisstore.Options{WaitAOF: true, RestartLosesNothing: true, Timeout: 10 * time.Second})
+	must(t, s, []store.Put{put(store.KindRule, "a", store.Version{})})
+	server.Kill()
+	require.NoError(t, server.Run())
+	rs, _ := snapshotOf(t, s)
+	require.Equal(t, []string{"a"}, ids(rs))
+}

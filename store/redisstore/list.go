@@ -16,9 +16,10 @@ const listLimit = 1000
 // a megabyte at most, and looks at some thousands of records. Of several selectors one is looked up: the token, grant,
 // subject, client or type, in this order.
 //
-// Events lie in blocks of 4096, each with an index of hashes that a query by a selector goes through, about 60,000 events
-// a millisecond of the server; Since and Until leave out blocks. They are never late, and a cursor of them outlives a loss
-// of history: behind events that were lost it goes on with those that came in their place.
+// Events lie in blocks of 4096, each with an index of hashes that a query by a selector goes through, some 70,000 events
+// in a millisecond of the server, and for two milliseconds at a time; Since and Until leave out blocks. They are never
+// late, and a cursor of them outlives a loss of history: behind events that were lost it goes on with those that came
+// in their place.
 func (n *space) List(ctx context.Context, q store.Query) (store.Page, error) {
 	if err := n.usable(ctx); err != nil {
 		return store.Page{}, err
@@ -105,7 +106,7 @@ func (n *space) listEvents(ctx context.Context, q *store.Query, place string) (s
 	}
 	for {
 		r, l, err := n.ask(ctx, scriptEvents, history, at, flag(q.Newest), q.Limit, q.Since, q.Until,
-			q.Subject, q.Client, q.Grant, q.Token, q.Type, term, field, purges)
+			q.Subject, q.Client, q.Grant, q.Token, q.Type, term, field+1, purges)
 		if err != nil {
 			return store.Page{}, err
 		}

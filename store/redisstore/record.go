@@ -249,12 +249,13 @@ func terms(r *store.Record) []string {
 	return out
 }
 
-// sizeRow is the length of an event's row in the index of its block: when it expires, and a hash of each selector.
+// sizeRow is the length of an event's row in the index of its block: when it expires, and a hash of each selector, six
+// bytes each. A time of all ones marks an event that was purged.
 const sizeRow = 36
 
 func row(r *store.Record) []byte {
 	b := make([]byte, 0, sizeRow)
-	b = append48(b, uint64(min(r.Expires, 1<<48-1)))
+	b = append48(b, uint64(min(r.Expires, 1<<48-2)))
 	for i, s := range [...]string{r.Subject, r.Client, r.Grant, r.Token, r.Type} {
 		b = append(b, hashTerm(i, s)...)
 	}
@@ -265,8 +266,8 @@ func append48(b []byte, n uint64) []byte {
 	return append(b, byte(n>>40), byte(n>>32), byte(n>>24), byte(n>>16), byte(n>>8), byte(n))
 }
 
-// hashTerm is FNV-1a in 48 bits, never zero; all zero where there is no selector. Two selectors may share a hash:
-// whoever finds one compares the event.
+// hashTerm is FNV-1a in 48 bits; all zero where there is no selector. Two selectors may share a hash: whoever finds one
+// compares the event.
 func hashTerm(field int, s string) []byte {
 	if s == "" {
 		return make([]byte, 6)
@@ -276,7 +277,7 @@ func hashTerm(field int, s string) []byte {
 	for i := range len(s) {
 		h = (h ^ uint64(s[i])) * 1099511628211
 	}
-	return append48(nil, (h>>48^h)|1)
+	return append48(nil, (h>>48^h)|1<<47) // never zero
 }
 
 // rarest tells which selector of a query most likely selects least; false if it has none.

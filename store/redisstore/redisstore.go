@@ -6,7 +6,7 @@
 //	defer st.Close()
 //
 // Every write is one script, for each namespace one after the other, so that all order is final when it is made. Each
-// namespace lies in one hash slot: on one node, in its memory. A grant takes about 700 bytes, an event about 400. What
+// namespace lies in one hash slot: on one node, in its memory. A grant takes about a kilobyte, an event 400 bytes. What
 // limits a namespace is one core of that node and its fsync; namespaces of a cluster spread over its nodes.
 //
 // # What must be so on the server

@@ -29,11 +29,18 @@ local w6 = pack('>I6', now)
 local results, wrote, moved = {}, false, false
 local block, rows, least = -1, {}, math.huge
 
+-- The index of a block of events has a string for each column: when its events expire, and the hashes of each selector.
 local function flush()
   if block < 0 then
     return
   end
-  call('APPEND', base .. 't:' .. int(block), table.concat(rows))
+  for column = 0, 5 do
+    local part = {}
+    for r = 1, #rows do
+      part[r] = sub(rows[r], column * 6 + 1, column * 6 + 6)
+    end
+    call('APPEND', base .. 't:' .. int(block) .. ':' .. column, table.concat(part))
+  end
   if least < math.huge then
     local score = call('ZSCORE', base .. 'g', int(block))
     if not score or tonumber(score) > least then

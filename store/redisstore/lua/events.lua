@@ -1,6 +1,6 @@
 -- A page of events in their order. ARGV[4] history of the cursor or '', ARGV[5] its event, ARGV[6] '1' from the newest down,
 -- ARGV[7] limit, ARGV[8] since, ARGV[9] until, ARGV[10] to ARGV[14] selectors, ARGV[15] hash to look for or '',
--- ARGV[16] its place in a row, ARGV[17] purges that there had been when the cursor was made
+-- ARGV[16] its column in the index, ARGV[17] purges that there had been when the cursor was made
 -- Answers: writes, event to go on behind or '', purges so far, then events; {'T'}: the cursor is older than what is kept
 local newest, limit = ARGV[6] == '1', tonumber(ARGV[7])
 local since, till = tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -130,7 +130,7 @@ if ARGV[15] == '' then
   return out
 end
 
-local term, slot = ARGV[15], 6 + 6 * tonumber(ARGV[16])
+local term, column = ARGV[15], ':' .. ARGV[16]
 local looked = 0
 while true do
   local list
@@ -148,19 +148,19 @@ while true do
     return out
   end
   looked = looked + 1
-  if looked > 16 then
+  if looked > 32 then
     out[3] = int(last)
     return out
   end
-  local rows = call('GET', base .. 't:' .. int(b)) or ''
+  local rows = call('GET', base .. 't:' .. int(b) .. column) or ''
   local hits, pos = {}, 1
   while true do
     local a = find(rows, term, pos, true)
     if not a then
       break
     end
-    if (a - 1) % 36 == slot then
-      local e = b * 4096 + floor((a - 1) / 36) + 1
+    if (a - 1) % 6 == 0 then
+      local e = b * 4096 + (a - 1) / 6 + 1
       if e >= low_ and e <= high then
         hits[#hits + 1] = e
       end

@@ -12,25 +12,25 @@ if not b then
 end
 local block = tonumber(b)
 local key = base .. 't:' .. b
-local rows = call('GET', key) or ''
-local zero, empty = string.rep('\0', 6), string.rep('\0', 36)
-local limit = pack('>I6', before)
+local rows = call('GET', key .. ':0') or ''
+local zero, gone = string.rep('\0', 6), string.rep('\255', 6)
+local limit = pack('>I6', math.min(before, 281474976710655))
 local removed, highest, least, alive, parts, kept = 0, 0, math.huge, false, {}, 1
-for o = 1, #rows, 36 do
+for o = 1, #rows, 6 do
   local expires = sub(rows, o, o + 5)
-  if expires ~= zero and expires < limit and removed < most then
-    local e = block * 4096 + (o - 1) / 36 + 1
+  if expires == zero then
+    alive = true
+  elseif expires < limit and removed < most then
+    local e = block * 4096 + (o - 1) / 6 + 1
     call('XDEL', base .. 'e', int(e) .. '-0')
     parts[#parts + 1] = sub(rows, kept, o - 1)
-    parts[#parts + 1] = empty
-    kept = o + 36
+    parts[#parts + 1] = gone
+    kept = o + 6
     highest = e
     removed = removed + 1
-  elseif expires ~= zero then
+  elseif expires ~= gone then
     least = math.min(least, (unpack('>I6', expires)))
     alive = true
-  elseif not alive then
-    alive = sub(rows, o, o + 35) ~= empty
   end
 end
 if removed > 0 then
@@ -41,12 +41,14 @@ if removed > 0 then
   call('ZADD', base .. 'p', int(purges), int(purges) .. ':' .. int(highest))
   call('ZREMRANGEBYRANK', base .. 'p', 0, -257)
 end
-if not alive and #rows == 4096 * 36 then
-  call('DEL', key)
+if not alive and #rows == 4096 * 6 then
+  for column = 0, 5 do
+    call('DEL', key .. ':' .. column)
+  end
   call('ZREMRANGEBYSCORE', base .. 'b', block, block)
 elseif removed > 0 then
   parts[#parts + 1] = sub(rows, kept)
-  call('SET', key, table.concat(parts))
+  call('SET', key .. ':0', table.concat(parts))
 end
 if least < math.huge then
   call('ZADD', g, int(least), b)
