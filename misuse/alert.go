@@ -175,8 +175,12 @@ func (w *Watch) act(a Alert) *told {
 		return t
 	}
 	target := a.target(t.action, w.own)
-	if target.IsZero() {
+	switch {
+	case target.IsZero():
 		t.outcome = "there is nothing to revoke"
+		return t
+	case a.Detector == Reuse && target == apitoken.ByGrant(a.Grant):
+		t.outcome = "the service has revoked it"
 		return t
 	}
 	t.target, t.outcome = target, "done"

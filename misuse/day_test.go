@@ -1,6 +1,7 @@
 package misuse
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -50,7 +51,6 @@ type machine struct {
 	token    apitoken.Token
 	places   []netip.Addr
 	agent    string
-	release  int
 	calls    float64 // a minute at the peak
 	nightly  int     // hour of its job; -1: it is a service
 	ignorant bool    // its token was deleted; nobody has noticed
@@ -140,7 +140,7 @@ func busy(minute int) float64 {
 
 func (d *day) see(op string, token apitoken.Token, err error, at netip.Addr, agent string) {
 	d.calls++
-	d.w.Observe(nil, apitoken.Observation{Op: op, Token: token, Err: err, Hit: true, Origin: apitoken.Origin{Address: at, UserAgent: agent}}) //nolint:staticcheck // it is not looked at
+	d.w.Observe(context.Background(), apitoken.Observation{Op: op, Token: token, Err: err, Hit: true, Origin: apitoken.Origin{Address: at, UserAgent: agent}})
 }
 
 // minute plays one minute.
@@ -187,7 +187,7 @@ func (d *day) minute(t testing.TB, m int) {
 		}
 	}
 	if m >= 9*60 && m < 9*60+8 { // a secret that was rotated before its service was
-		d.w.Observe(nil, apitoken.Observation{Op: "authenticate", Client: "service-3", Err: refusal(apitoken.ErrInvalidClient)}) //nolint:staticcheck // as above
+		d.w.Observe(context.Background(), apitoken.Observation{Op: "authenticate", Client: "service-3", Err: refusal(apitoken.ErrInvalidClient)})
 	}
 }
 

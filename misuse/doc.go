@@ -19,7 +19,8 @@
 //	                  highest, of a day and of a week:                      8 times as many, and 1,000 at least
 //	canary            a token that is planted to be stolen is used:         once
 //
-// Window is ten minutes, kept as two halves, so that a count reaches over five to ten minutes. All figures are fields of
+// Addresses and user agents are those of [apitoken.WithOrigin], which httpauth sets: where nothing does, their detectors see
+// nothing. Window is ten minutes, kept as two halves, so that a count reaches over five to ten minutes. All figures are fields of
 // [Config]. What one detector says of one token, client or source it says once an hour (Config.Quiet).
 //
 // reuse comes from the event feed and covers the whole fleet; of several processes one gets it. All others see what their

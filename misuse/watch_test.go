@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
 const issuer = "https://auth.example.com"
@@ -29,6 +30,87 @@ func quietWatch(t testing.TB, c Config) *Watch {
 	t.Helper()
 	require.NoError(t, c.check())
 	return newWatch(c, nowhere{})
+}
+
+func TestTargets(t *testing.T) {
+	t.Parallel()
+	token := func(spec apitoken.TokenSpec) apitoken.Token {
+		x, err := apitoken.NewToken(spec)
+		require.NoError(t, err)
+		return x
+	}
+	session := Alert{Subject: "alice", Grant: "g", TokenID: "t", Token: token(apitoken.TokenSpec{Issuer: issuer, ID: "t"})}
+	key := Alert{Subject: "ci", TokenID: "k"}
+	reused := Alert{Subject: "alice", Grant: "g"}
+	foreign := Alert{Subject: "bob", Grant: "g", TokenID: "t", Token: token(apitoken.TokenSpec{Issuer: "https://other.example", ID: "t"})}
+	client := Alert{Client: "web"}
+	for _, x := range []struct {
+		name   string
+		alert  Alert
+		action Action
+		want   string
+	}{
+		{"session", session, RevokeToken, "token:t"},
+		{"session", session, RevokeGrant, "grant:g"},
+		{"session", session, RevokeSubject, "subject:alice"},
+		{"session", session, Tell, ""},
+		{"API key", key, RevokeGrant, "token:k"},
+		{"API key", key, RevokeSubject, "subject:ci"},
+		{"reuse", reused, RevokeToken, "grant:g"},
+		{"another issuer's", foreign, RevokeGrant, "token:t;issuer=https://other.example"},
+		{"another issuer's", foreign, RevokeSubject, "subject:bob;issuer=https://other.example"},
+		{"a client", client, RevokeSubject, ""},
+	} {
+		assert.Equal(t, x.want, x.alert.target(x.action, issuer).String(), "%s, %s", x.name, x.action)
+	}
+}
+
+func TestOfSeveralProcessesOneTellsOfAReuse(t *testing.T) {
+	t.Parallel()
+	st := memstore.New()
+	alerts := make(chan Alert, 16)
+	var svcs []*apitoken.Service
+	var watches []*Watch
+	for range 3 {
+		svc, err := apitoken.New(apitoken.Config{Issuer: issuer, Audience: "https://api.example.com", Store: st, InsecureKeysInStore: true})
+		require.NoError(t, err)
+		w, err := Start(svc, Config{Policy: func(_ context.Context, a Alert) Action { alerts <- a; return RevokeGrant }})
+		require.NoError(t, err)
+		svcs, watches = append(svcs, svc), append(watches, w)
+	}
+	t.Cleanup(func() {
+		for _, s := range svcs {
+			assert.NoError(t, s.Close())
+		}
+	})
+	h := &house{svc: svcs[0], alerts: alerts}
+	for n, svc := range svcs {
+		i, err := svc.Issue(t.Context(), apitoken.Request{Subject: fmt.Sprint("user", n), Scopes: apitoken.Scopes{"orders:read"}, Refresh: true})
+		require.NoError(t, err)
+		spent := i.Refresh.Reveal()
+		for range 2 {
+			i, err = svc.Refresh(t.Context(), apitoken.RefreshRequest{Token: i.Refresh.Reveal()})
+			require.NoError(t, err)
+		}
+		_, err = svc.Refresh(t.Context(), apitoken.RefreshRequest{Token: spent})
+		require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+	}
+	seen := map[string]bool{}
+	for range svcs {
+		seen[h.alert(t).Subject] = true
+	}
+	assert.Len(t, seen, 3, "what any process recorded is seen")
+	for _, w := range watches {
+		require.NoError(t, w.Close())
+	}
+	assert.Empty(t, alerts, "and once")
+	n := 0
+	for e, err := range svcs[1].Events(t.Context(), apitoken.EventQuery{Type: apitoken.EventAlert}) {
+		require.NoError(t, err)
+		assert.Equal(t, "the service has revoked it", e.Extra["outcome"])
+		n++
+	}
+	assert.Equal(t, 3, n)
 }
 
 // TestObserveFromEverywhere is for the race detector: requests, the owner and metrics at once.
