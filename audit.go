@@ -171,7 +171,11 @@ func (a *auditLog) record(ctx context.Context, e Event) store.Record {
 	}
 	r.Data = e.append(make([]byte, 0, 384))
 	if len(r.Data) > maxEventBytes {
-		e.Extra, e.Scopes = map[string]string{"cut": "this event was too large"}, nil
+		kept := map[string]string{"cut": "this event was too large"}
+		if chain := e.Extra["chain"]; chain != "" { // short, and what a report follows
+			kept["chain"] = chain
+		}
+		e.Extra, e.Scopes = kept, nil
 		e.Reason, e.Target = cleanText(e.Reason), Target{}
 		r.Data = e.append(r.Data[:0])
 	}

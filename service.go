@@ -462,6 +462,9 @@ func (s *Service) Sync(ctx context.Context) error {
 	return nil
 }
 
+// Now is the service's clock, Config.Now: for whatever compares times with its records.
+func (s *Service) Now() time.Time { return s.now() }
+
 // Freshness is the service's view of revocations now, for health checks and metrics.
 func (s *Service) Freshness() Freshness { return s.trust.freshness(s.now()) }
 
