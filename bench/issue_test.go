@@ -29,9 +29,6 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/apitoken-go/apitoken"
-	"github.com/apitoken-go/apitoken/store"
-	"github.com/apitoken-go/apitoken/store/boltstore"
-	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
 func BenchmarkIssue(b *testing.B) {
@@ -120,9 +117,9 @@ func callers(b *testing.B, n int, f func(caller int) error) {
 func BenchmarkRefresh(b *testing.B) {
 	ctx := context.Background()
 	for _, n := range []int{1, 64} {
-		for _, engine := range []string{"memory", "bbolt"} {
+		for _, engine := range engines {
 			b.Run(fmt.Sprintf("%s/apitoken/%d", engine, n), func(b *testing.B) {
-				svc := newService(b, "EdDSA", func(c *apitoken.Config) { c.Store = openStore(b, engine) })
+				svc := newService(b, "EdDSA", func(c *apitoken.Config) { c.Store = startEngine(b, engine)() })
 				tokens := make([]string, n)
 				for i := range tokens {
 					issued, err := svc.Issue(ctx, apitoken.Request{Subject: fmt.Sprint("u", i), Refresh: true})
@@ -172,26 +169,13 @@ func BenchmarkIssueDurable(b *testing.B) {
 	ctx := context.Background()
 	for _, n := range []int{1, 64} {
 		b.Run(fmt.Sprintf("bbolt/apitoken/%d", n), func(b *testing.B) {
-			svc := newService(b, "EdDSA", func(c *apitoken.Config) { c.Store = openStore(b, "bbolt") })
+			svc := newService(b, "EdDSA", func(c *apitoken.Config) { c.Store = startEngine(b, "bbolt")() })
 			callers(b, n, func(int) error {
 				_, err := svc.Issue(ctx, apitoken.Request{Subject: "alice"})
 				return err
 			})
 		})
 	}
-}
-
-func openStore(b *testing.B, engine string) store.Store {
-	b.Helper()
-	if engine == "memory" {
-		return memstore.New()
-	}
-	st, err := boltstore.Open(filepath.Join(b.TempDir(), "tokens.db"), nil)
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { st.Close() })
-	return st
 }
 
 func BenchmarkAPIKey(b *testing.B) {
@@ -283,41 +267,4 @@ func BenchmarkScope(b *testing.B) {
 			}
 		}
 	})
-}
-
-// BenchmarkRevokeToRefuse is the time from the acknowledgement of a revocation in one service to the refusal in another
-// on the same store.
-func BenchmarkRevokeToRefuse(b *testing.B) {
-	ctx := context.Background()
-	for _, engine := range []string{"memory", "bbolt"} {
-		b.Run(engine, func(b *testing.B) {
-			st := openStore(b, engine)
-			with := func(c *apitoken.Config) { c.Store = st }
-			one, two := newService(b, "EdDSA", with), newService(b, "EdDSA", with)
-			var total time.Duration
-			for b.Loop() {
-				b.StopTimer()
-				issued, err := one.Issue(ctx, apitoken.Request{Subject: "alice"})
-				if err != nil {
-					b.Fatal(err)
-				}
-				c := apitoken.Bearer(issued.Access.Reveal())
-				if _, err := two.Validate(ctx, c); err != nil {
-					b.Fatal(err)
-				}
-				if err := one.Revoke(ctx, apitoken.BySubject("alice"), "bench"); err != nil {
-					b.Fatal(err)
-				}
-				b.StartTimer()
-				began := time.Now()
-				for {
-					if _, err := two.Validate(ctx, c); err != nil {
-						break
-					}
-				}
-				total += time.Since(began)
-			}
-			b.ReportMetric(float64(total.Microseconds())/float64(b.N), "µs/revocation")
-		})
-	}
 }
