@@ -1,0 +1,208 @@
+package oauthhttp
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/jws"
+)
+
+// AssertionIssuer is an issuer whose JWTs vouch for identities (RFC 7523 §2.1): a company's login, a CI system, a
+// cluster.
+type AssertionIssuer struct {
+	Issuer string             // required: compared byte for byte with iss
+	Keys   apitoken.KeySource // required: such as remote.Keys
+	// Subject says whose tokens to issue, and what they may hold; required. A subject of another issuer is nobody here
+	// until it does. An error refuses, unless it is apitoken.ErrUnavailable.
+	Subject func(ctx context.Context, a Assertion) (Identity, error)
+	// MaxLifetime refuses assertions that live longer. Zero: 1 h.
+	MaxLifetime time.Duration
+	// Reusable takes an assertion until it expires, for issuers whose JWTs are made to be used again, such as a
+	// workload's. Without it each is good once, in all processes on the store.
+	Reusable bool
+}
+
+// Assertion is a JWT that was verified.
+type Assertion struct {
+	Issuer, Subject, ID string
+	Client              string // who presents it
+	IssuedAt, ExpiresAt time.Time
+	Claims              json.RawMessage // the members that no RFC names; nil: none
+}
+
+// Identity is who an assertion stands for here.
+type Identity struct {
+	Subject string          // required; not a client ID
+	Scopes  apitoken.Scopes // the most it may have, whatever the client asks; nil: what the client may hold
+	Roles   []string        // as in apitoken.Request
+	Claims  any             // as in apitoken.Request
+}
+
+const (
+	maxAssertion  = 16 << 10
+	assertionSkew = 30 * time.Second // of iat and nbf, for an issuer whose clock is ahead
+	keysFresh     = 5 * time.Minute
+	keysMissing   = 10 * time.Second // between two questions for a kid that is not there
+	keysTimeout   = 10 * time.Second
+)
+
+// assertionIssuer is an AssertionIssuer with its keys.
+type assertionIssuer struct {
+	AssertionIssuer
+	now func() time.Time
+
+	mu   sync.Mutex // guards what follows; makes one fetch at a time
+	keys []*jws.PublicKey
+	read time.Time
+}
+
+// key is the issuer's key of that kid, fetched where it is not known.
+func (a *assertionIssuer) key(ctx context.Context, kid string) (*jws.PublicKey, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	find := func() *jws.PublicKey {
+		for _, k := range a.keys {
+			if k.KID == kid || kid == "" && len(a.keys) == 1 {
+				return k
+			}
+		}
+		return nil
+	}
+	age := a.now().Sub(a.read)
+	k := find()
+	if k != nil && age < keysFresh || k == nil && a.keys != nil && age < keysMissing && age >= 0 {
+		return k, nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keysTimeout)
+	defer cancel()
+	doc, err := a.Keys.JWKS(ctx, kid)
+	var keys []*jws.PublicKey
+	if err == nil {
+		keys, _, err = jws.ParseJWKS(doc)
+	}
+	if err != nil {
+		if k != nil && age < 24*time.Hour {
+			return k, nil // the last good ones
+		}
+		return nil, &apitoken.Error{Code: apitoken.ErrUnavailable, Detail: "the keys of " + a.Issuer, Cause: err, RetryAfter: time.Second}
+	}
+	a.keys, a.read = keys, a.now()
+	if a.keys == nil {
+		a.keys = []*jws.PublicKey{}
+	}
+	return find(), nil
+}
+
+func badAssertion(detail string) error {
+	return &apitoken.Error{Code: apitoken.ErrInvalidGrant, Detail: "assertion: " + detail} // RFC 7523 §3.1
+}
+
+// jwtBearer is RFC 7523 §2.1. There is no refresh token: the issuer vouches anew (RFC 7521 §4.1).
+func (h *Handler) jwtBearer(r *http.Request, t *tokenRequest) (*apitoken.Issued, error) {
+	if !t.has("assertion") {
+		return nil, invalid("The assertion is missing.")
+	}
+	req, details, err := h.ask(r, t)
+	if err != nil {
+		return nil, err
+	}
+	a, from, err := h.verifyAssertion(r.Context(), t)
+	if err != nil {
+		return nil, err
+	}
+	who, err := from.Subject(r.Context(), a)
+	switch {
+	case isUnavailable(err):
+		return nil, &apitoken.Error{Code: apitoken.ErrUnavailable, Detail: "AssertionIssuer.Subject", Cause: err}
+	case err != nil:
+		return nil, &apitoken.Error{Code: apitoken.ErrInvalidGrant, Detail: "AssertionIssuer.Subject refused", Cause: err}
+	case who.Subject == "":
+		return nil, badAssertion("it stands for nobody here")
+	}
+	req.Subject, req.Roles = who.Subject, who.Roles
+	switch {
+	case who.Scopes != nil && !t.has("scope"):
+		req.Scopes = who.Scopes
+	case who.Scopes != nil && !who.Scopes.Cover(req.Scopes):
+		return nil, errScope
+	}
+	if who.Claims != nil {
+		if req.Claims, err = withDetails(who.Claims, details); err != nil {
+			return nil, err
+		}
+	}
+	return h.svc.Issue(r.Context(), req)
+}
+
+// verifyAssertion checks all of RFC 7523 §3, single use last.
+func (h *Handler) verifyAssertion(ctx context.Context, t *tokenRequest) (a Assertion, from *assertionIssuer, err error) {
+	text := t.get("assertion")
+	var p jws.Token
+	if err := jws.Parse(text, maxAssertion, &p); err != nil {
+		return a, nil, &apitoken.Error{Code: apitoken.ErrInvalidGrant, Detail: "assertion: malformed", Cause: err}
+	}
+	at := slices.IndexFunc(h.issues, func(x *assertionIssuer) bool { return x.Issuer == p.Claims.Issuer })
+	if at < 0 {
+		return a, nil, badAssertion("its issuer is not trusted")
+	}
+	from = h.issues[at]
+	// Tokens, proofs and other kinds of JWT do not vouch for anybody (RFC 8725 §3.11).
+	if typ := p.Header.Typ; typ != "" && !jws.IsType(typ, "jwt") && !jws.IsType(typ, "authorization-grant+jwt") {
+		return a, nil, badAssertion("another kind of JWT")
+	}
+	key, err := from.key(ctx, p.Header.KID)
+	if err != nil {
+		return a, nil, err
+	}
+	if key == nil || !key.Allows(p.Header.Alg) || key.Verify(p.SigningInput, p.Signature) != nil {
+		return a, nil, badAssertion("signature")
+	}
+	c, now := &p.Claims, h.now()
+	most := from.MaxLifetime
+	if most == 0 {
+		most = time.Hour
+	}
+	end := time.Unix(c.Expires, 0)
+	ahead := now.Add(assertionSkew).Unix()
+	switch {
+	case c.Subject == "" || len(c.Subject) > 255:
+		return a, nil, badAssertion("sub is missing or too long")
+	case !slices.Contains(c.Audience, h.svc.Issuer()) && !slices.Contains(c.Audience, h.base+tokenPath):
+		return a, nil, badAssertion("it is not for this issuer")
+	case c.Expires == 0 || !now.Before(end):
+		return a, nil, badAssertion("it has expired")
+	case end.Sub(now) > most || c.IssuedAt != 0 && end.Sub(time.Unix(c.IssuedAt, 0)) > most:
+		return a, nil, badAssertion("it lives too long")
+	case c.IssuedAt > ahead || c.NotBefore > ahead:
+		return a, nil, badAssertion("it is not valid yet")
+	case c.Binding != "":
+		return a, nil, badAssertion("it is bound to a key that is not proved here")
+	}
+	if !from.Reusable {
+		id := c.ID
+		if id == "" {
+			sum := sha256.Sum256([]byte(p.SigningInput)) // a signature may be spelled in two ways, what it signs may not
+			id = "sha256:" + hex.EncodeToString(sum[:])
+		}
+		err := h.svc.Once(ctx, "jwt-bearer\x00"+c.Issuer+"\x00"+id, end)
+		if errors.Is(err, apitoken.ErrInvalidRequest) {
+			return a, nil, badAssertion("it was used before")
+		}
+		if err != nil {
+			return a, nil, err
+		}
+	}
+	a = Assertion{Issuer: c.Issuer, Subject: c.Subject, ID: c.ID, Client: t.ID, ExpiresAt: end, Claims: slices.Clone(p.PrivateClaims())}
+	if c.IssuedAt != 0 {
+		a.IssuedAt = time.Unix(c.IssuedAt, 0)
+	}
+	return a, from, nil
+}

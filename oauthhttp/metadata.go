@@ -1,0 +1,191 @@
+package oauthhttp
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/remote"
+)
+
+var (
+	authMethods = []string{"client_secret_basic", "client_secret_post", "private_key_jwt", "tls_client_auth", "self_signed_tls_client_auth"}
+	// signAlgs are those of client assertions and DPoP proofs.
+	signAlgs = []string{"ES256", "ES384", "ES512", "EdDSA", "Ed25519", "RS256", "PS256"}
+)
+
+// serverMetadata is RFC 8414 §2 and what other RFCs add to it.
+type serverMetadata struct {
+	Issuer            string          `json:"issuer"`
+	Authorization     string          `json:"authorization_endpoint,omitempty"`
+	Token             string          `json:"token_endpoint"`
+	JWKS              string          `json:"jwks_uri"`
+	Registration      string          `json:"registration_endpoint,omitempty"`
+	Scopes            apitoken.Scopes `json:"scopes_supported,omitempty"`
+	ResponseTypes     []string        `json:"response_types_supported"`
+	ResponseModes     []string        `json:"response_modes_supported,omitempty"`
+	GrantTypes        []string        `json:"grant_types_supported"`
+	TokenAuth         []string        `json:"token_endpoint_auth_methods_supported"`
+	TokenAuthAlgs     []string        `json:"token_endpoint_auth_signing_alg_values_supported"`
+	Revocation        string          `json:"revocation_endpoint"`
+	RevocationAuth    []string        `json:"revocation_endpoint_auth_methods_supported"`
+	RevocationAlgs    []string        `json:"revocation_endpoint_auth_signing_alg_values_supported"`
+	Introspection     string          `json:"introspection_endpoint"`
+	IntrospectionAuth []string        `json:"introspection_endpoint_auth_methods_supported"`
+	IntrospectionAlgs []string        `json:"introspection_endpoint_auth_signing_alg_values_supported"`
+	Challenges        []string        `json:"code_challenge_methods_supported,omitempty"`
+	Pushed            string          `json:"pushed_authorization_request_endpoint,omitempty"`
+	RequirePushed     bool            `json:"require_pushed_authorization_requests,omitempty"`
+	ResponseIssuer    bool            `json:"authorization_response_iss_parameter_supported,omitempty"` // RFC 9207 §3
+	Device            string          `json:"device_authorization_endpoint,omitempty"`
+	DPoPAlgs          []string        `json:"dpop_signing_alg_values_supported"`
+	CertificateBound  bool            `json:"tls_client_certificate_bound_access_tokens"`
+	Aliases           *mtlsAliases    `json:"mtls_endpoint_aliases,omitempty"`
+	DetailTypes       []string        `json:"authorization_details_types_supported,omitempty"`
+	Resources         []string        `json:"protected_resources,omitempty"` // RFC 9728 §4
+	Revocations       string          `json:"apitoken_revocations_endpoint"` // package remote's feed
+	Description       string          `json:"service_documentation,omitempty"`
+}
+
+// mtlsAliases is RFC 8705 §5.
+type mtlsAliases struct {
+	Token         string `json:"token_endpoint"`
+	Revocation    string `json:"revocation_endpoint"`
+	Introspection string `json:"introspection_endpoint"`
+	Pushed        string `json:"pushed_authorization_request_endpoint,omitempty"`
+	Device        string `json:"device_authorization_endpoint,omitempty"`
+}
+
+func (h *Handler) metadata() *serverMetadata {
+	m := &serverMetadata{
+		Issuer: h.svc.Issuer(), Token: h.base + tokenPath, JWKS: h.base + jwksPath, Scopes: h.o.Scopes, ResponseTypes: []string{},
+		GrantTypes: []string{apitoken.GrantClientCredentials, apitoken.GrantRefreshToken, apitoken.GrantTokenExchange},
+		TokenAuth:  append(slices.Clone(authMethods), "none"), TokenAuthAlgs: signAlgs,
+		Revocation: h.base + revokePath, RevocationAuth: append(slices.Clone(authMethods), "none"), RevocationAlgs: signAlgs,
+		Introspection: h.base + introspectPath, IntrospectionAuth: authMethods, IntrospectionAlgs: signAlgs,
+		DPoPAlgs: signAlgs, CertificateBound: true, Revocations: remote.FeedURL(h.base), Description: h.base + openAPIPath,
+	}
+	if h.o.MutualTLS != "" {
+		m.Aliases = &mtlsAliases{Token: h.o.MutualTLS + tokenPath, Revocation: h.o.MutualTLS + revokePath, Introspection: h.o.MutualTLS + introspectPath}
+	}
+	if h.o.Consent != nil {
+		m.Authorization, m.Pushed, m.RequirePushed, m.ResponseIssuer = h.base+authorizePath, h.base+parPath, h.o.RequirePushed, true
+		m.ResponseTypes, m.ResponseModes, m.Challenges = []string{"code"}, []string{"query"}, []string{"S256"}
+		m.GrantTypes = append(m.GrantTypes, apitoken.GrantAuthorizationCode)
+		if m.Aliases != nil {
+			m.Aliases.Pushed = h.o.MutualTLS + parPath
+		}
+	}
+	if len(h.o.Assertions) > 0 {
+		m.GrantTypes = append(m.GrantTypes, apitoken.GrantJWTBearer)
+	}
+	if h.o.DevicePage != "" {
+		m.Device = h.base + devicePath
+		m.GrantTypes = append(m.GrantTypes, apitoken.GrantDeviceCode)
+		if m.Aliases != nil {
+			m.Aliases.Device = h.o.MutualTLS + devicePath
+		}
+	}
+	if h.o.Registration != nil {
+		m.Registration = h.base + registerPath
+	}
+	if h.o.Details != nil {
+		m.DetailTypes = h.o.Details.Types
+	}
+	for _, r := range h.o.Resources {
+		m.Resources = append(m.Resources, r.Resource)
+	}
+	return m
+}
+
+// Metadata serves the issuer's metadata (RFC 8414): mounted alone, at the well-known path between its host and path.
+func (h *Handler) Metadata() http.Handler { return h.document("application/json", h.meta) }
+
+// OpenAPI serves a description of the endpoints, OpenAPI 3.1.
+func (h *Handler) OpenAPI() http.Handler { return h.document("application/openapi+json", h.spec) }
+
+// document serves what does not change, to everybody.
+func (h *Handler) document(media string, doc []byte) http.Handler {
+	return h.endpoint(true, "GET HEAD", func(w http.ResponseWriter, r *http.Request) error {
+		return public(w, r, media, doc)
+	})
+}
+
+func public(w http.ResponseWriter, r *http.Request, media string, doc []byte) error {
+	head := w.Header()
+	head.Del("Pragma")
+	head.Set("Cache-Control", "public, max-age=300")
+	head.Set("Content-Type", media)
+	send(w, r, http.StatusOK, doc)
+	return nil
+}
+
+// Resource describes a protected resource for clients that know only its URL (RFC 9728).
+type Resource struct {
+	Resource string          // required: its https URL, which is also what tokens name in aud
+	Name     string          // shown to people; empty: none
+	Issuers  []string        // that it takes tokens of; empty, in Options: the service's own
+	Scopes   apitoken.Scopes // that its requests need; nil: not said
+	Details  []string        // types of authorization_details that it knows
+	// DPoP and Certificates say that it takes only tokens that are bound so.
+	DPoP, Certificates bool
+	Documentation      string // URL for developers; empty: none
+}
+
+func (x *Resource) check() error {
+	u, err := url.Parse(x.Resource)
+	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || strings.Contains(x.Resource, "#") || u.User != nil || u.RawQuery != "" {
+		return wrong("Resources", "a resource is a URL without query and fragment (RFC 9728 §1.2)")
+	}
+	return nil
+}
+
+// ResourceMetadataURL is where a resource's metadata are (RFC 9728 §3.1), for [httpauth.Options].Metadata.
+func ResourceMetadataURL(resource string) string {
+	u, err := url.Parse(resource)
+	if err != nil {
+		return ""
+	}
+	u.Path, u.RawPath = "/.well-known/oauth-protected-resource"+strings.TrimSuffix(u.Path, "/"), ""
+	return u.String()
+}
+
+// ResourceMetadata serves a resource's metadata (RFC 9728 §3.2), in whatever process the resource is: mount it at the path of
+// ResourceMetadataURL. issuer is for a resource that names no Issuers. It panics on a Resource that is no URL.
+func ResourceMetadata(x Resource, issuer string) http.Handler {
+	if err := x.check(); err != nil {
+		panic(err)
+	}
+	if len(x.Issuers) == 0 && issuer != "" {
+		x.Issuers = []string{issuer}
+	}
+	m := struct {
+		Resource      string          `json:"resource"`
+		Name          string          `json:"resource_name,omitempty"`
+		Servers       []string        `json:"authorization_servers,omitempty"`
+		Scopes        apitoken.Scopes `json:"scopes_supported,omitempty"`
+		Methods       []string        `json:"bearer_methods_supported"`
+		DPoPAlgs      []string        `json:"dpop_signing_alg_values_supported"`
+		DPoP          bool            `json:"dpop_bound_access_tokens_required,omitempty"`
+		Certificates  bool            `json:"tls_client_certificate_bound_access_tokens,omitempty"`
+		Details       []string        `json:"authorization_details_types_supported,omitempty"`
+		Documentation string          `json:"resource_documentation,omitempty"`
+	}{x.Resource, x.Name, x.Issuers, x.Scopes, []string{"header"}, signAlgs, x.DPoP, x.Certificates, x.Details, x.Documentation}
+	doc, err := json.Marshal(m)
+	if err != nil {
+		panic(err)
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("Access-Control-Allow-Origin", "*")
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			w.Header().Set("Allow", "GET, HEAD")
+			w.WriteHeader(http.StatusMethodNotAllowed)
+			return
+		}
+		_ = public(w, r, "application/json", doc)
+	})
+}

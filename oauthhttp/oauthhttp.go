@@ -1,0 +1,368 @@
+// Package oauthhttp is the standard OAuth 2.0 endpoints over an [apitoken.Service], so that clients of every language
+// get, exchange, inspect and revoke tokens. A handler parses a request strictly, confirms the client, calls the
+// service and answers; what may be issued is decided by the service.
+//
+//	oauth, err := oauthhttp.New(svc, nil)
+//	mux.Handle("/", oauth)
+//
+// That serves client credentials, refresh, token exchange, revocation, introspection, keys and metadata. The
+// authorization code flow needs the host's login page ([Options.Consent]), the device flow its page for codes
+// ([Options.DevicePage]); both are off without. Dynamic registration is off without [Options.Registration].
+//
+// Paths lie below the issuer's URL, which is the only source of every URL in an answer: a request's Host header is
+// never believed.
+package oauthhttp
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/httpauth"
+	"github.com/apitoken-go/apitoken/remote"
+)
+
+// Paths below the issuer's own.
+const (
+	authorizePath  = "/authorize"
+	parPath        = "/par"
+	tokenPath      = "/token"
+	devicePath     = "/device_authorization"
+	revokePath     = "/revoke"
+	introspectPath = "/introspect"
+	registerPath   = "/register"
+	jwksPath       = "/.well-known/jwks.json"
+	openAPIPath    = "/openapi.json"
+
+	metadataPath = "/.well-known/oauth-authorization-server" // between host and path of the issuer (RFC 8414 §3.1)
+)
+
+// Options change what New does; nil means all defaults.
+type Options struct {
+	// Consent logs the user in and asks for his consent; nil: there is no authorization endpoint.
+	Consent Consent
+	// DevicePage is the URL of the host's page where users type a device's code (RFC 8628 §3.3); empty: there is no device
+	// grant. The page calls Handler.Device, ApproveDevice and DenyDevice.
+	DevicePage string
+	// Assertions are the issuers that may vouch for identities (RFC 7523); none: there is no jwt-bearer grant.
+	Assertions []AssertionIssuer
+	// Details checks authorization_details (RFC 9396); nil: requests with them are refused.
+	Details *Details
+	// Registration lets programs register clients (RFC 7591); nil: they can not.
+	Registration *Registration
+	// Resources are protected resources whose metadata are served beside the issuer's (RFC 9728): those on its host.
+	Resources []Resource
+	// Scopes are named in the metadata; nil: none are.
+	Scopes apitoken.Scopes
+
+	RequirePushed bool // refuse authorization requests that were not pushed (RFC 9126 §5)
+	RequireNonce  bool // refuse DPoP proofs without a nonce of the service (RFC 9449 §8)
+
+	CodeLifetime   time.Duration // of authorization codes; zero: 1 min, at most 10 min
+	PushedLifetime time.Duration // of pushed requests, from the push to the code; zero: 10 min, at most 1 h
+	DeviceLifetime time.Duration // of device codes; zero: 10 min, at most 1 h
+
+	// MutualTLS is the base URL of the same endpoints on a host where clients show certificates (RFC 8705 §5); empty: they
+	// do so on the issuer's.
+	MutualTLS string
+	// ClientCAs name the clients of tls_client_auth where the TLS listener asks for certificates without verifying them,
+	// as it must for self-signed ones. nil: only what the listener has verified counts.
+	ClientCAs *x509.CertPool
+	// Certificate is the certificate that the client showed, and whether its chain was verified; nil: the connection's. Behind
+	// a proxy that ends TLS, read the header that it writes.
+	Certificate func(*http.Request) (cert *x509.Certificate, verified bool)
+	// Address is where the caller is, for audit and throttling; nil: RemoteAddr. Behind proxies, see
+	// [httpauth.BehindProxies].
+	Address func(*http.Request) netip.Addr
+	// Origins are those of web pages that may call the endpoints which browsers call; nil: all of them, which is safe
+	// because no cookie counts here.
+	Origins []string
+
+	Logger *slog.Logger     // of failures that are ours; nil: silent
+	Now    func() time.Time // the service's Config.Now; nil: time.Now
+}
+
+// Handler is all endpoints as one http.Handler; each is also to be had alone.
+type Handler struct {
+	svc  *apitoken.Service
+	o    Options
+	base string // the issuer without a slash at its end
+	path string // of base
+	root string // scheme and host of base
+	mtls *url.URL
+	auth *httpauth.Auth
+	log  *slog.Logger
+	now  func() time.Time
+	mux  *http.ServeMux
+
+	readTime time.Duration // for a whole body
+
+	tries  throttle // of user codes
+	issues []*assertionIssuer
+	spec   []byte // the OpenAPI document
+	meta   []byte // the metadata
+}
+
+const (
+	defaultCode   = time.Minute
+	defaultPushed = 10 * time.Minute
+	defaultDevice = 10 * time.Minute
+)
+
+// New returns the endpoints of svc. It fails, naming the field in an [*apitoken.ConfigError], when o contradicts itself.
+func New(svc *apitoken.Service, o *Options) (*Handler, error) {
+	h := &Handler{svc: svc, readTime: readTime}
+	if o != nil {
+		h.o = *o
+	}
+	h.base = strings.TrimSuffix(svc.Issuer(), "/")
+	u, err := url.Parse(h.base)
+	if err != nil {
+		return nil, wrong("Issuer", "is no URL")
+	}
+	h.path, h.root = u.EscapedPath(), u.Scheme+"://"+u.Host
+	if err := h.o.check(u); err != nil {
+		return nil, err
+	}
+	if h.o.MutualTLS != "" {
+		h.o.MutualTLS = strings.TrimSuffix(h.o.MutualTLS, "/")
+		h.mtls, _ = url.Parse(h.o.MutualTLS)
+	}
+	if h.log = h.o.Logger; h.log == nil {
+		h.log = slog.New(slog.DiscardHandler)
+	}
+	if h.now = h.o.Now; h.now == nil {
+		h.now = time.Now
+	}
+	for _, a := range h.o.Assertions {
+		h.issues = append(h.issues, &assertionIssuer{AssertionIssuer: a, now: h.now})
+	}
+	h.auth = httpauth.New(svc, &httpauth.Options{Realm: "oauth", BaseURL: h.root, Address: h.o.Address})
+	if h.meta, err = json.Marshal(h.metadata()); err != nil {
+		return nil, wrong("Options", "do not make metadata")
+	}
+	if h.spec, err = json.Marshal(h.openAPI()); err != nil {
+		return nil, wrong("Options", "do not make a description")
+	}
+	h.mount()
+	return h, nil
+}
+
+func wrong(field, why string) error {
+	return &apitoken.ConfigError{Field: field, Err: &apitoken.Error{Code: apitoken.ErrInvalidRequest, Detail: "oauthhttp: Options." + field + ": " + why}}
+}
+
+func (o *Options) check(issuer *url.URL) error {
+	for _, d := range []struct {
+		field      string
+		d          *time.Duration
+		zero, most time.Duration
+	}{
+		{"CodeLifetime", &o.CodeLifetime, defaultCode, 10 * time.Minute},
+		{"PushedLifetime", &o.PushedLifetime, defaultPushed, time.Hour},
+		{"DeviceLifetime", &o.DeviceLifetime, defaultDevice, time.Hour},
+	} {
+		if *d.d == 0 {
+			*d.d = d.zero
+		}
+		if *d.d < time.Second || *d.d > d.most {
+			return wrong(d.field, "is not between 1 s and "+d.most.String())
+		}
+	}
+	for field, raw := range map[string]string{"DevicePage": o.DevicePage, "MutualTLS": o.MutualTLS} {
+		if raw == "" {
+			continue
+		}
+		u, err := url.Parse(raw)
+		if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Scheme != "https" && u.Scheme != issuer.Scheme {
+			return wrong(field, "is no URL of the issuer's scheme, without query and fragment")
+		}
+	}
+	if o.RequirePushed && o.Consent == nil {
+		return wrong("RequirePushed", "there is no authorization endpoint without Consent")
+	}
+	for _, origin := range o.Origins {
+		u, err := url.Parse(origin)
+		if err != nil || u.Scheme == "" || u.Host == "" || origin != u.Scheme+"://"+u.Host {
+			return wrong("Origins", "an origin is scheme, host and port")
+		}
+	}
+	seen := map[string]bool{}
+	for _, a := range o.Assertions {
+		switch {
+		case a.Issuer == "" || seen[a.Issuer]:
+			return wrong("Assertions", "an issuer without a name, or one named twice")
+		case a.Keys == nil || a.Subject == nil:
+			return wrong("Assertions", "an issuer without Keys or Subject")
+		}
+		seen[a.Issuer] = true
+	}
+	if d := o.Details; d != nil && (len(d.Types) == 0 || d.Check == nil) {
+		return wrong("Details", "needs Types and Check")
+	}
+	if r := o.Registration; r != nil {
+		if err := r.check(); err != nil {
+			return err
+		}
+	}
+	for i := range o.Resources {
+		if err := o.Resources[i].check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *Handler) mount() {
+	h.mux = http.NewServeMux()
+	h.mux.Handle(metadataPath+h.path, h.Metadata())
+	h.mux.Handle(h.path+jwksPath, h.JWKS())
+	h.mux.Handle(h.path+openAPIPath, h.OpenAPI())
+	h.mux.Handle(h.path+tokenPath, h.Token())
+	h.mux.Handle(h.path+revokePath, h.Revocation())
+	h.mux.Handle(h.path+introspectPath, h.Introspection())
+	if feed, err := url.Parse(remote.FeedURL(h.base)); err == nil {
+		h.mux.Handle("GET "+feed.EscapedPath(), remote.Feed(h.svc))
+	}
+	if h.o.Consent != nil {
+		h.mux.Handle(h.path+authorizePath, h.Authorize())
+		h.mux.Handle(h.path+parPath, h.Pushed())
+	}
+	if h.o.DevicePage != "" {
+		h.mux.Handle(h.path+devicePath, h.DeviceAuthorization())
+	}
+	if h.o.Registration != nil {
+		h.mux.Handle(h.path+registerPath, h.Register())
+		h.mux.Handle(h.path+registerPath+"/{client}", h.Register())
+	}
+	for _, r := range h.o.Resources {
+		u, err := url.Parse(ResourceMetadataURL(r.Resource))
+		if err == nil && u.Scheme+"://"+u.Host == h.root {
+			h.mux.Handle(u.EscapedPath(), ResourceMetadata(r, h.base))
+		}
+	}
+}
+
+// ServeHTTP answers at the paths that the issuer's URL implies; mount it at the root of the issuer's host.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
+
+// urlOf is where clients send requests for path: the issuer's URL, or its alias for clients with certificates. The Host
+// header only chooses between these two, both of which are ours.
+func (h *Handler) urlOf(r *http.Request, path string) string {
+	if h.mtls != nil && strings.EqualFold(r.Host, h.mtls.Host) {
+		return h.o.MutualTLS + path
+	}
+	return h.base + path
+}
+
+// endpoint frames a handler: methods, caching, CORS, where the caller is, and the answer to its error.
+func (h *Handler) endpoint(browsers bool, methods string, serve func(http.ResponseWriter, *http.Request) error) http.Handler {
+	return h.auth.Origin(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		head := w.Header()
+		head.Set("Cache-Control", "no-store") // RFC 6749 §5.1
+		head.Set("Pragma", "no-cache")
+		head.Set("X-Content-Type-Options", "nosniff")
+		if browsers && h.cors(w, r, methods) {
+			return
+		}
+		if !strings.Contains(" "+methods+" ", " "+r.Method+" ") {
+			head.Set("Allow", strings.ReplaceAll(methods, " ", ", "))
+			h.refuse(w, r, &refusal{status: http.StatusMethodNotAllowed, code: "invalid_request", text: "Another method is needed."})
+			return
+		}
+		if err := serve(w, r); err != nil {
+			h.refuse(w, r, err)
+		}
+	}))
+}
+
+// cors answers a preflight, and lets pages read the answer. It reports whether all is said.
+func (h *Handler) cors(w http.ResponseWriter, r *http.Request, methods string) bool {
+	head := w.Header()
+	origin := r.Header.Get("Origin")
+	preflight := r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != ""
+	if h.o.Origins != nil {
+		head.Add("Vary", "Origin")
+	}
+	if origin != "" {
+		allowed := "*"
+		if h.o.Origins != nil {
+			allowed = ""
+			for _, o := range h.o.Origins {
+				if o == origin {
+					allowed = o
+				}
+			}
+		}
+		if allowed != "" {
+			head.Set("Access-Control-Allow-Origin", allowed)
+			head.Set("Access-Control-Expose-Headers", "WWW-Authenticate, DPoP-Nonce, Retry-After")
+			if preflight {
+				head.Set("Access-Control-Allow-Methods", strings.ReplaceAll(methods, " ", ", "))
+				head.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, DPoP")
+				head.Set("Access-Control-Max-Age", "600")
+			}
+		}
+	}
+	if preflight {
+		w.WriteHeader(http.StatusNoContent)
+	}
+	return preflight
+}
+
+// JWKS serves the published keys (RFC 7517).
+func (h *Handler) JWKS() http.Handler { return remote.JWKS(h.svc) }
+
+// certificate is what the client showed in TLS, and whether its chain was verified.
+func (h *Handler) certificate(r *http.Request) (*x509.Certificate, bool) {
+	if h.o.Certificate != nil {
+		return h.o.Certificate(r)
+	}
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return nil, false
+	}
+	cert := r.TLS.PeerCertificates[0]
+	if len(r.TLS.VerifiedChains) > 0 {
+		return cert, true
+	}
+	if h.o.ClientCAs == nil {
+		return cert, false
+	}
+	between := x509.NewCertPool()
+	for _, c := range r.TLS.PeerCertificates[1:] {
+		between.AddCert(c)
+	}
+	_, err := cert.Verify(x509.VerifyOptions{Roots: h.o.ClientCAs, Intermediates: between, CurrentTime: h.now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	return cert, err == nil
+}
+
+func sumOf(cert *x509.Certificate) [32]byte {
+	if cert == nil {
+		return [32]byte{}
+	}
+	return sha256.Sum256(cert.Raw)
+}
+
+// answer sends a JSON body.
+func (h *Handler) answer(w http.ResponseWriter, r *http.Request, status int, body any) error {
+	raw, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	send(w, r, status, raw)
+	return nil
+}
+
+func isUnavailable(err error) bool {
+	return errors.Is(err, apitoken.ErrUnavailable) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}

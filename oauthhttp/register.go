@@ -1,0 +1,360 @@
+package oauthhttp
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/redirect"
+)
+
+// RegisterScope is what an initial access token must hold (RFC 7591 §3). An API key with it and with MaxUses is a
+// good one; where Config.Scopes names the known scopes, this must be among them.
+const RegisterScope apitoken.Scope = "apitoken:register"
+
+// Registration says what clients may be registered by programs (RFC 7591), and change themselves (RFC 7592).
+type Registration struct {
+	// GrantTypes are those that a client may ask for; nil: authorization_code and refresh_token.
+	GrantTypes []string
+	// Scopes are the most that a client may ask for, and what it gets when it asks for none; nil: none.
+	Scopes apitoken.Scopes
+	// Check is asked before a client is made or changed, with the token that was presented (zero at a change), and may
+	// narrow it. An error refuses, unless it is apitoken.ErrUnavailable. nil: it is taken.
+	Check func(ctx context.Context, by apitoken.Token, c *apitoken.Client) error
+}
+
+func (x *Registration) check() error {
+	all := []string{apitoken.GrantClientCredentials, apitoken.GrantRefreshToken, apitoken.GrantAuthorizationCode, apitoken.GrantTokenExchange, apitoken.GrantJWTBearer, apitoken.GrantDeviceCode}
+	for _, g := range x.GrantTypes {
+		if !slices.Contains(all, g) {
+			return wrong("Registration", "a grant type that is unknown")
+		}
+	}
+	return nil
+}
+
+func (x *Registration) grantTypes() []string {
+	if x.GrantTypes == nil {
+		return []string{apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken}
+	}
+	return x.GrantTypes
+}
+
+// clientMetadata is what is read of RFC 7591 §2 and of the RFCs that add to it; other members are ignored, as §2 says.
+type clientMetadata struct {
+	RedirectURIs []string        `json:"redirect_uris,omitempty"`
+	AuthMethod   string          `json:"token_endpoint_auth_method,omitempty"`
+	GrantTypes   []string        `json:"grant_types,omitempty"`
+	Responses    []string        `json:"response_types,omitempty"`
+	Name         string          `json:"client_name,omitempty"`
+	Scope        *string         `json:"scope,omitempty"`
+	JWKS         json.RawMessage `json:"jwks,omitempty"`
+	JWKSURI      string          `json:"jwks_uri,omitempty"`
+	DPoP         bool            `json:"dpop_bound_access_tokens,omitempty"`
+	Certificates bool            `json:"tls_client_certificate_bound_access_tokens,omitempty"`
+	SubjectDN    string          `json:"tls_client_auth_subject_dn,omitempty"`
+	SANDNS       string          `json:"tls_client_auth_san_dns,omitempty"`
+	SANURI       string          `json:"tls_client_auth_san_uri,omitempty"`
+	SANIP        string          `json:"tls_client_auth_san_ip,omitempty"`
+	SANEmail     string          `json:"tls_client_auth_san_email,omitempty"`
+	Statement    string          `json:"software_statement,omitempty"`
+
+	// Of an update (RFC 7592 §2.2).
+	ID     string `json:"client_id,omitempty"`
+	Secret string `json:"client_secret,omitempty"`
+}
+
+// clientInformation is RFC 7591 §3.2.1 and RFC 7592 §3.
+type clientInformation struct {
+	ID            string   `json:"client_id"`
+	Secret        string   `json:"client_secret,omitempty"`
+	IssuedAt      int64    `json:"client_id_issued_at"`
+	SecretExpires *int64   `json:"client_secret_expires_at,omitempty"`
+	Token         string   `json:"registration_access_token,omitempty"`
+	URI           string   `json:"registration_client_uri"`
+	Scope         string   `json:"scope"`
+	Name          string   `json:"client_name,omitempty"`
+	AuthMethod    string   `json:"token_endpoint_auth_method"`
+	RedirectURIs  []string `json:"redirect_uris,omitempty"`
+	GrantTypes    []string `json:"grant_types"`
+	Responses     []string `json:"response_types"`
+
+	JWKS         json.RawMessage `json:"jwks,omitempty"`
+	DPoP         bool            `json:"dpop_bound_access_tokens,omitempty"`
+	Certificates bool            `json:"tls_client_certificate_bound_access_tokens,omitempty"`
+	SubjectDN    string          `json:"tls_client_auth_subject_dn,omitempty"`
+	SANDNS       string          `json:"tls_client_auth_san_dns,omitempty"`
+	SANURI       string          `json:"tls_client_auth_san_uri,omitempty"`
+	SANIP        string          `json:"tls_client_auth_san_ip,omitempty"`
+	SANEmail     string          `json:"tls_client_auth_san_email,omitempty"`
+}
+
+var errMetadata = bad("invalid_client_metadata", "The client metadata contradict themselves, or ask for more than may be had.")
+
+func badMetadata(text string) error { return bad("invalid_client_metadata", text) }
+
+// Register is the client registration endpoint (RFC 7591 §3), and with a client's ID behind its path the client
+// configuration endpoint (RFC 7592 §2).
+func (h *Handler) Register() http.Handler {
+	if h.o.Registration == nil {
+		return http.NotFoundHandler()
+	}
+	create := h.endpoint(true, "POST", h.registerClient)
+	manage := h.endpoint(true, "GET PUT DELETE", h.manageClient)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.EscapedPath(), registerPath) {
+			create.ServeHTTP(w, r)
+			return
+		}
+		manage.ServeHTTP(w, r)
+	})
+}
+
+func (h *Handler) registerClient(w http.ResponseWriter, r *http.Request) error {
+	by, err := h.auth.Check(r, apitoken.AllOf(RegisterScope))
+	if err != nil {
+		return h.tokenError(w, err)
+	}
+	m, err := h.readMetadata(w, r)
+	if err != nil {
+		return err
+	}
+	if m.ID != "" || m.Secret != "" {
+		return badMetadata("The client_id and the client_secret are the server's to choose.")
+	}
+	c := apitoken.Client{}
+	if err := h.apply(r.Context(), &c, m, by); err != nil {
+		return err
+	}
+	ctx := apitoken.NewContext(r.Context(), by)
+	c, secret, err := h.svc.Clients.Create(ctx, c)
+	if err != nil {
+		return metadataError(err)
+	}
+	token, err := h.svc.Clients.RegistrationToken(ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	return h.answer(w, r, http.StatusCreated, h.information(c, secret, token))
+}
+
+// tokenError answers for the initial access token and the registration access token, as RFC 6750 §3 says.
+func (h *Handler) tokenError(w http.ResponseWriter, err error) error {
+	challenge := func(code string) { w.Header().Set("WWW-Authenticate", `Bearer realm="oauth", error="`+code+`"`) }
+	switch {
+	case errors.Is(err, apitoken.ErrNoToken):
+		w.Header().Set("WWW-Authenticate", `Bearer realm="oauth"`)
+		return &refusal{status: http.StatusUnauthorized, code: "invalid_token", text: "A token is needed.", cause: err}
+	case errors.Is(err, apitoken.ErrInsufficientScope):
+		w.Header().Set("WWW-Authenticate", `Bearer realm="oauth", error="insufficient_scope", scope="`+string(RegisterScope)+`"`)
+		return &refusal{status: http.StatusForbidden, code: "insufficient_scope", text: "The token may not register clients.", cause: err}
+	case errors.Is(err, apitoken.ErrInvalidToken):
+		challenge("invalid_token")
+		return &refusal{status: http.StatusUnauthorized, code: "invalid_token", text: "The token is not valid.", cause: err}
+	}
+	return err
+}
+
+func (h *Handler) readMetadata(w http.ResponseWriter, r *http.Request) (*clientMetadata, error) {
+	body, err := h.readBody(w, r, "application/json")
+	if err != nil {
+		return nil, err
+	}
+	if err := jws.CheckJSON(body); err != nil {
+		return nil, badMetadata("The body is no strict JSON.")
+	}
+	m := new(clientMetadata)
+	if err := json.Unmarshal(body, m); err != nil {
+		return nil, badMetadata("A member has the wrong type.")
+	}
+	return m, nil
+}
+
+// apply makes c what m asks for, within what a registration may have.
+func (h *Handler) apply(ctx context.Context, c *apitoken.Client, m *clientMetadata, by apitoken.Token) error {
+	x := h.o.Registration
+	switch {
+	case m.Statement != "":
+		return bad("unapproved_software_statement", "Software statements are not taken.")
+	case m.JWKSURI != "":
+		return badMetadata("jwks_uri is not supported: give jwks.")
+	}
+	for _, uri := range m.RedirectURIs {
+		if err := redirect.Check(uri); err != nil {
+			return &refusal{status: http.StatusBadRequest, code: "invalid_redirect_uri", text: "A redirect URI is not acceptable.", cause: err}
+		}
+	}
+	for _, t := range m.Responses {
+		if t != "code" {
+			return badMetadata("A response type is not supported.")
+		}
+	}
+	c.Name, c.RedirectURIs, c.Keys, c.BindDPoP, c.BindCertificate = m.Name, m.RedirectURIs, m.JWKS, m.DPoP, m.Certificates
+	c.Public = m.AuthMethod == "none"
+	if c.AuthMethod = m.AuthMethod; c.Public {
+		c.AuthMethod = ""
+	} else if c.AuthMethod == "" {
+		c.AuthMethod = "client_secret_basic" // RFC 7591 §2
+	}
+	c.TLSName = ""
+	for kind, v := range map[string]string{"dn:": m.SubjectDN, "dns:": m.SANDNS, "uri:": m.SANURI, "ip:": m.SANIP, "email:": m.SANEmail} {
+		switch {
+		case v == "":
+		case c.TLSName != "":
+			return badMetadata("More than one tls_client_auth name (RFC 8705 §2.1.2).")
+		default:
+			c.TLSName = kind + v
+		}
+	}
+	if c.GrantTypes = m.GrantTypes; c.GrantTypes == nil {
+		c.GrantTypes = []string{apitoken.GrantAuthorizationCode} // RFC 7591 §2
+	}
+	for _, g := range c.GrantTypes {
+		if !slices.Contains(x.grantTypes(), g) {
+			return badMetadata("A grant type is not to be had.")
+		}
+	}
+	if slices.Contains(c.GrantTypes, apitoken.GrantAuthorizationCode) && len(c.RedirectURIs) == 0 {
+		return bad("invalid_redirect_uri", "The authorization code grant needs redirect_uris.")
+	}
+	if c.Scopes = slices.Clone(x.Scopes); m.Scope != nil {
+		asked, err := apitoken.ParseScopes(*m.Scope)
+		if err != nil || !x.Scopes.Cover(asked) {
+			return badMetadata("The scope is malformed, or more than may be had.")
+		}
+		c.Scopes = asked
+	}
+	if x.Check != nil {
+		if err := x.Check(ctx, by, c); err != nil {
+			if isUnavailable(err) {
+				return &apitoken.Error{Code: apitoken.ErrUnavailable, Detail: "Registration.Check", Cause: err}
+			}
+			no := *errMetadata
+			no.cause = err
+			return &no
+		}
+	}
+	return nil
+}
+
+// metadataError tells what the service refused.
+func metadataError(err error) error {
+	if errors.Is(err, apitoken.ErrInvalidRequest) || errors.Is(err, apitoken.ErrInvalidScope) || errors.Is(err, apitoken.ErrInvalidTarget) {
+		no := *errMetadata
+		no.cause = err
+		return &no
+	}
+	return err
+}
+
+// information describes c. Secrets are in it when they were just made.
+func (h *Handler) information(c apitoken.Client, secret, token apitoken.Secret) clientInformation {
+	i := clientInformation{ID: c.ID, Secret: secret.Reveal(), IssuedAt: c.Created.Unix(), Token: token.Reveal(), URI: h.base + registerPath + "/" + url.PathEscape(c.ID),
+		Scope: c.Scopes.String(), Name: c.Name, AuthMethod: c.AuthMethod, RedirectURIs: c.RedirectURIs, GrantTypes: c.GrantTypes, Responses: []string{},
+		JWKS: c.Keys, DPoP: c.BindDPoP, Certificates: c.BindCertificate}
+	if !secret.IsZero() {
+		i.SecretExpires = new(int64) // 0: never (RFC 7591 §3.2.1)
+	}
+	if c.Public {
+		i.AuthMethod = "none"
+	}
+	if slices.Contains(c.GrantTypes, apitoken.GrantAuthorizationCode) {
+		i.Responses = []string{"code"}
+	}
+	if kind, v, ok := strings.Cut(c.TLSName, ":"); ok {
+		switch kind {
+		case "dn":
+			i.SubjectDN = v
+		case "dns":
+			i.SANDNS = v
+		case "uri":
+			i.SANURI = v
+		case "ip":
+			i.SANIP = v
+		case "email":
+			i.SANEmail = v
+		}
+	}
+	return i
+}
+
+// manageClient is the client configuration endpoint, for whoever holds the client's registration access token.
+func (h *Handler) manageClient(w http.ResponseWriter, r *http.Request) error {
+	id, err := url.PathUnescape(r.URL.EscapedPath()[strings.LastIndex(r.URL.EscapedPath(), "/")+1:])
+	if err != nil {
+		return errNotFound
+	}
+	ctx := r.Context()
+	header := r.Header.Values("Authorization")
+	if len(header) == 0 {
+		return h.tokenError(w, apitoken.ErrNoToken)
+	}
+	scheme, token, _ := strings.Cut(header[0], " ")
+	if len(header) > 1 || !strings.EqualFold(scheme, "Bearer") {
+		return h.tokenError(w, apitoken.ErrInvalidToken)
+	}
+	// An unknown client and a wrong token are one answer: nobody learns which clients there are.
+	c, err := h.svc.Clients.Registered(ctx, id, apitoken.NewSecret(strings.TrimLeft(token, " ")))
+	if err != nil {
+		return h.tokenError(w, err)
+	}
+	ctx = apitoken.WithActor(ctx, c.ID)
+	switch r.Method {
+	case http.MethodGet:
+		return h.answer(w, r, http.StatusOK, h.information(c, apitoken.Secret{}, apitoken.Secret{}))
+	case http.MethodDelete:
+		// A client that has gone is one that is disabled: all that it holds ends with it.
+		if _, err := h.svc.Clients.Update(ctx, id, func(c *apitoken.Client) error { c.Disabled = true; return nil }); err != nil {
+			return err
+		}
+		w.WriteHeader(http.StatusNoContent)
+		return nil
+	}
+	m, err := h.readMetadata(w, r)
+	if err != nil {
+		return err
+	}
+	if m.ID != id {
+		return badMetadata("The client_id must be the client's own (RFC 7592 §2.2).")
+	}
+	if m.Secret != "" {
+		if _, err := h.svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: id, Secret: apitoken.NewSecret(m.Secret)}); err != nil {
+			if errors.Is(err, apitoken.ErrInvalidClient) {
+				return badMetadata("The client_secret is not the client's: it can not be chosen (RFC 7592 §2.2).")
+			}
+			return err
+		}
+	}
+	needsSecret := false
+	c, err = h.svc.Clients.Update(ctx, id, func(c *apitoken.Client) error {
+		was := *c
+		if err := h.apply(ctx, c, m, apitoken.Token{}); err != nil {
+			return err
+		}
+		if c.Public != was.Public {
+			return badMetadata("A client does not change between public and confidential.")
+		}
+		needsSecret = usesSecret(c) && !usesSecret(&was)
+		return nil
+	})
+	if err != nil {
+		return metadataError(err)
+	}
+	var secret apitoken.Secret
+	if needsSecret {
+		if secret, err = h.svc.Clients.RotateSecret(ctx, id, 0); err != nil {
+			return err
+		}
+	}
+	return h.answer(w, r, http.StatusOK, h.information(c, secret, apitoken.Secret{}))
+}
+
+func usesSecret(c *apitoken.Client) bool {
+	return !c.Public && (c.AuthMethod == "" || strings.HasPrefix(c.AuthMethod, "client_secret_"))
+}

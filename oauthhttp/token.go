@@ -1,0 +1,194 @@
+package oauthhttp
+
+import (
+	"encoding/json"
+	"net/http"
+	"slices"
+
+	"github.com/apitoken-go/apitoken"
+)
+
+const (
+	typeAccess = "urn:ietf:params:oauth:token-type:access_token"
+	typeJWT    = "urn:ietf:params:oauth:token-type:jwt"
+)
+
+// tokenResponse is RFC 6749 §5.1 with what RFC 8693 §2.2.1 and RFC 9396 §7 add.
+type tokenResponse struct {
+	apitoken.TokenResponse
+	Type    string          `json:"issued_token_type,omitempty"`
+	Details json.RawMessage `json:"authorization_details,omitempty"`
+}
+
+// tokenRequest is a request at the token endpoint by a client that was confirmed.
+type tokenRequest struct {
+	form
+	*caller
+	binding string
+}
+
+// Token is the token endpoint (RFC 6749 §3.2).
+func (h *Handler) Token() http.Handler {
+	grants := map[string]func(*http.Request, *tokenRequest) (*apitoken.Issued, error){
+		apitoken.GrantClientCredentials: h.clientCredentials,
+		apitoken.GrantRefreshToken:      h.refresh,
+		apitoken.GrantTokenExchange:     h.exchange,
+	}
+	if h.o.Consent != nil {
+		grants[apitoken.GrantAuthorizationCode] = h.code
+	}
+	if len(h.issues) > 0 {
+		grants[apitoken.GrantJWTBearer] = h.jwtBearer
+	}
+	if h.o.DevicePage != "" {
+		grants[apitoken.GrantDeviceCode] = h.deviceCode
+	}
+	return h.endpoint(true, "POST", func(w http.ResponseWriter, r *http.Request) error {
+		f, err := h.readForm(w, r)
+		if err != nil {
+			return err
+		}
+		name := f.get("grant_type")
+		if name == "" {
+			return invalid("The grant_type is missing.")
+		}
+		c, err := h.client(r, f, tokenPath)
+		if err != nil {
+			return err
+		}
+		grant, ok := grants[name]
+		if !ok {
+			return bad("unsupported_grant_type", "The grant_type is not supported.")
+		}
+		if err := c.may(name); err != nil {
+			return err
+		}
+		t := &tokenRequest{form: f, caller: c}
+		if t.binding, err = h.binding(r, c, tokenPath); err != nil {
+			return err
+		}
+		issued, err := grant(r, t)
+		if err != nil {
+			return err
+		}
+		out := tokenResponse{TokenResponse: issued.Response()}
+		var own json.RawMessage
+		if err := issued.Token.Claims(&own); err != nil {
+			return err
+		}
+		out.Details = detailsOf(own)
+		if name == apitoken.GrantTokenExchange {
+			out.Type = typeAccess
+			if f.get("requested_token_type") == typeJWT {
+				out.Type = typeJWT
+			}
+		}
+		if h.o.RequireNonce && r.Header.Get("DPoP") != "" {
+			w.Header().Set("DPoP-Nonce", h.svc.ProofNonce()) // the next one (RFC 9449 §8.2)
+		}
+		return h.answer(w, r, http.StatusOK, out)
+	})
+}
+
+// ask reads what every grant that opens something may ask for.
+func (h *Handler) ask(r *http.Request, t *tokenRequest) (req apitoken.Request, details []Detail, err error) {
+	req = apitoken.Request{Client: t.ID, Binding: t.binding}
+	if req.Scopes, err = t.scopes(); err != nil {
+		return req, nil, err
+	}
+	if req.Audiences, err = t.resources(); err != nil {
+		return req, nil, err
+	}
+	if details, err = t.details(); err != nil {
+		return req, nil, err
+	}
+	if details, err = h.checkDetails(r.Context(), t.Client, details); err != nil {
+		return req, nil, err
+	}
+	req.Claims, err = withDetails(nil, details)
+	return req, details, err
+}
+
+// clientCredentials is RFC 6749 §4.4. Without scope it gives all that the client has (§3.3).
+func (h *Handler) clientCredentials(r *http.Request, t *tokenRequest) (*apitoken.Issued, error) {
+	req, _, err := h.ask(r, t)
+	if err != nil {
+		return nil, err
+	}
+	req.Auth = t.auth
+	if !t.has("scope") {
+		req.Scopes = t.Scopes
+	}
+	return h.svc.Issue(r.Context(), req)
+}
+
+// refresh is RFC 6749 §6.
+func (h *Handler) refresh(r *http.Request, t *tokenRequest) (*apitoken.Issued, error) {
+	if !t.has("refresh_token") {
+		return nil, invalid("The refresh_token is missing.")
+	}
+	if t.has(detailsMember) {
+		return nil, errDetails // what was granted goes on as it is
+	}
+	scopes, err := t.scopes()
+	if err != nil {
+		return nil, err
+	}
+	audiences, err := t.resources()
+	if err != nil {
+		return nil, err
+	}
+	return h.svc.Refresh(r.Context(), apitoken.RefreshRequest{Token: t.get("refresh_token"), Auth: t.auth, Scopes: scopes, Audiences: audiences, Binding: t.binding})
+}
+
+// code is RFC 6749 §4.1.3 with the verifier of RFC 7636 §4.5.
+func (h *Handler) code(r *http.Request, t *tokenRequest) (*apitoken.Issued, error) {
+	if !t.has("code") {
+		return nil, invalid("The code is missing.")
+	}
+	if !t.has("code_verifier") {
+		return nil, invalid("The code_verifier is missing.")
+	}
+	audiences, err := t.resources()
+	if err != nil {
+		return nil, err
+	}
+	return h.svc.Redeem(r.Context(), apitoken.Redemption{Ticket: t.get("code"), Auth: t.auth, Verifier: t.get("code_verifier"), RedirectURI: t.get("redirect_uri"), Audiences: audiences, Binding: t.binding})
+}
+
+// exchange is RFC 8693 §2.1. The tokens may be bound to the key that this request proves, or to its certificate.
+func (h *Handler) exchange(r *http.Request, t *tokenRequest) (*apitoken.Issued, error) {
+	if !t.has("subject_token") || !t.has("subject_token_type") {
+		return nil, invalid("The subject_token or its type is missing.")
+	}
+	if t.has("actor_token") != t.has("actor_token_type") {
+		return nil, invalid("The actor_token and its type go together.")
+	}
+	for _, name := range []string{"subject_token_type", "actor_token_type", "requested_token_type"} {
+		if v := t.get(name); v != "" && v != typeAccess && v != typeJWT {
+			return nil, invalid("A token type is not supported.")
+		}
+	}
+	if t.has(detailsMember) {
+		return nil, errDetails
+	}
+	scopes, err := t.scopes()
+	if err != nil {
+		return nil, err
+	}
+	audiences, err := t.resources()
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range t.form["audience"] {
+		if !slices.Contains(audiences, a) { // both may name the same service (RFC 8693 §2.1)
+			audiences = append(audiences, a)
+		}
+	}
+	req := apitoken.ExchangeRequest{Auth: t.auth, Scopes: scopes, Audiences: audiences, Binding: t.binding,
+		Token: apitoken.Credential{Token: t.get("subject_token"), CertSHA256: t.cert}}
+	if t.has("actor_token") {
+		req.Actor = apitoken.Credential{Token: t.get("actor_token"), CertSHA256: t.cert}
+	}
+	return h.svc.Exchange(r.Context(), req)
+}
