@@ -13,6 +13,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/big"
 	"slices"
 	"unsafe"
 
@@ -30,7 +31,7 @@ type PublicKey struct {
 
 const (
 	minRSA      = 2048
-	maxRSA      = 8192
+	maxRSA      = 4096 // what go-jose reads in a JWK: a longer key could be stored and never be read again
 	minHMAC     = 32
 	maxExponent = 1<<31 - 1
 )
@@ -77,6 +78,9 @@ func NewPublicKey(kid, alg string, key any) (*PublicKey, error) {
 			return nil, errors.New("jws: the RSA modulus is even")
 		case key.E < 3 || key.E&1 == 0 || key.E > maxExponent:
 			return nil, fmt.Errorf("jws: the RSA exponent %d is not odd and between 3 and 2^31", key.E)
+		}
+		if roca(key.N) {
+			return nil, errors.New("jws: the RSA modulus is of the kind that can be factored (CVE-2017-15361)")
 		}
 		k.sigSize = key.Size()
 		k.method = jwt.GetSigningMethod(alg)
@@ -133,6 +137,26 @@ func smallOrder(key []byte) bool {
 		}
 	}
 	return false
+}
+
+// rocaPrimes are the small primes modulo which the moduli of Infineon's library are powers of 65537 (Nemec and others,
+// "The Return of Coppersmith's Attack", §3.3). Of sound keys one in 2^28 is so too, and is refused with them.
+var rocaPrimes = [...]uint64{11, 13, 17, 19, 37, 53, 61, 71, 73, 79, 97, 103, 107, 109, 127, 151, 157}
+
+// roca reports whether n has that fingerprint.
+func roca(n *big.Int) bool {
+	var rest, modulus big.Int
+	for _, p := range rocaPrimes {
+		want := rest.Mod(n, modulus.SetUint64(p)).Uint64()
+		power, found := uint64(1), want == 1
+		for power = power * 65537 % p; power != 1; power = power * 65537 % p {
+			found = found || power == want
+		}
+		if !found {
+			return false
+		}
+	}
+	return true
 }
 
 // Allows reports whether a header's alg is the key's own.

@@ -293,3 +293,28 @@ func TestSameKey(t *testing.T) {
 	b.Key = bytes.Repeat([]byte{1}, minHMAC)
 	require.False(t, a.Equal(&b))
 }
+
+// Whatever is taken can be stored as a JWK and read again: a key that cannot would stop the view of every process.
+func TestLongestKeysReadBack(t *testing.T) {
+	t.Parallel()
+	n := new(big.Int).SetBit(big.NewInt(1), maxRSA-1, 1)
+	k, err := NewPublicKey("k", "RS256", &rsa.PublicKey{N: n, E: maxExponent})
+	require.NoError(t, err)
+	sameKey(t, k)
+	_, err = NewPublicKey("k", "RS256", &rsa.PublicKey{N: new(big.Int).SetBit(n, maxRSA, 1), E: 65537})
+	require.Error(t, err)
+}
+
+func TestModuliThatCanBeFactored(t *testing.T) {
+	t.Parallel()
+	m := big.NewInt(2) // odd moduli
+	for _, p := range rocaPrimes {
+		m.Mul(m, new(big.Int).SetUint64(p))
+	}
+	n := new(big.Int).Exp(big.NewInt(65537), big.NewInt(12345), m)
+	n.Add(n, new(big.Int).Mul(m, new(big.Int).Lsh(big.NewInt(1), uint(minRSA-m.BitLen()))))
+	_, err := NewPublicKey("k", "RS256", &rsa.PublicKey{N: n, E: 65537})
+	require.ErrorContains(t, err, "CVE-2017-15361")
+	_, err = NewPublicKey("k", "RS256", &rsa.PublicKey{N: n.Add(n, big.NewInt(2)), E: 65537})
+	require.NoError(t, err)
+}
