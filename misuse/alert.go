@@ -16,7 +16,7 @@ type Detector string
 // The detectors. The package comment says when each alerts.
 const (
 	Reuse           Detector = "reuse"
-	AfterRevocation Detector = "after-revocation"
+	AfterRevocation Detector = "after-revocation" // whoever kept a copy of a revoked token can cause it: mind what a policy revokes for it
 	Addresses       Detector = "addresses"
 	UserAgents      Detector = "user-agents"
 	ScopeProbing    Detector = "scope-probing"

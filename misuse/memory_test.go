@@ -34,7 +34,9 @@ func TestMemoryAtAMillionTokens(t *testing.T) {
 			s.Client = ""
 		}
 		x, err := apitoken.NewToken(s)
-		require.NoError(t, err)
+		if err != nil {
+			t.Fatal(err)
+		}
 		return x
 	}
 	address := func(n int) apitoken.Origin {
@@ -78,7 +80,7 @@ func TestMemoryAtAMillionTokens(t *testing.T) {
 			}
 		}, func(w *Watch, n int) {
 			w.Observe(t.Context(), apitoken.Observation{Op: "validate", Token: token(n, apitoken.KindAccess)})
-		}, 1},
+		}, 2},
 		{"reuse", func(*Config) {}, func(w *Watch, n int) {
 			w.event(apitoken.Event{Type: apitoken.EventReused, Time: now, Grant: "01jd9x000000000000" + strconv.Itoa(10_000_000+n), Subject: "user"})
 		}, 4},

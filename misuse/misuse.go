@@ -38,8 +38,8 @@ type Config struct {
 
 	// Tokens is for how many tokens their places are remembered, at 48 bytes each: the memory grows with use up to
 	// that. Of more than that, those that moved least of late are forgotten. [1 << 20, which is 48 MiB]; at most 1 << 26.
-	// All else takes 16 MiB at most, however many tokens there are: 5 for counts by token, source and client, 6 for the rates of
-	// 16,384 clients, 5 for evidence in clear and for what was said of late.
+	// All else takes 16 MiB at most, however many tokens there are: 5 for counts by token, source, client and canary, 6 for
+	// the rates of 16,384 clients, 5 for evidence in clear and for what was said of late.
 	Tokens int
 
 	Name   string           // of the sink under which the event feed is followed; empty: "misuse"

@@ -165,7 +165,7 @@ func (t *callTable) one(p int, minute int64, crowded bool, factor, floor int, fo
 	// What is learned from a rise is its threshold: one attack must not hide the next one, and growth that lasts is
 	// told of once or twice.
 	learn := u.delayed[minute%riseSpan]
-	u.delayed[minute%riseSpan] = min(sum, uint32(limit))
+	u.delayed[minute%riseSpan] = uint32(min(int(sum), limit))
 	hour, day := &u.hours[minute/60%hoursKept], &u.days[minute/60/hoursKept%daysKept]
 	*hour, *day = max(*hour, learn), max(*day, learn)
 }
