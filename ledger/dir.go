@@ -614,22 +614,24 @@ func (d *Dir) Drop(ctx context.Context, before int64) error {
 		return nil
 	}
 	var gone, keep []segment
+	next := d.state
+	next.First = before
 	for i, s := range d.segments {
 		switch {
 		case d.end(i) <= before:
 			gone = append(gone, s)
+			next.Dropped = max(next.Dropped, s.MaxID)
 		case s.first < before:
-			cut, err := d.cutFront(ctx, s, before)
+			cut, id, err := d.cutFront(ctx, s, before)
 			if err != nil {
 				return err
 			}
 			gone, keep = append(gone, s), append(keep, cut)
+			next.Dropped = max(next.Dropped, id)
 		default:
 			keep = append(keep, s)
 		}
 	}
-	next := d.state
-	next.First = before
 	data, err := json.Marshal(next)
 	if err != nil {
 		return err
@@ -669,13 +671,14 @@ func (d *Dir) Drop(ctx context.Context, before int64) error {
 	return syncDir(d.path)
 }
 
-// cutFront writes the lines of s from before on into a file of their own.
-func (d *Dir) cutFront(ctx context.Context, s segment, before int64) (segment, error) {
+// cutFront writes the lines of s from before on into a file of their own, and tells the greatest ID of the others.
+func (d *Dir) cutFront(ctx context.Context, s segment, before int64) (segment, string, error) {
+	id := ""
 	out := segment{first: before, MinID: s.MinID, MaxID: s.MaxID}
 	path := d.segmentPath(before)
 	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return out, fmt.Errorf("ledger: %w", err)
+		return out, id, fmt.Errorf("ledger: %w", err)
 	}
 	w := bufio.NewWriter(f)
 	pos := s.first
@@ -685,6 +688,11 @@ func (d *Dir) cutFront(ctx context.Context, s segment, before int64) (segment, e
 			out.Bytes += int64(len(line)) + 1
 			return err
 		}
+		leaf, err := readLeaf(string(line))
+		if err != nil {
+			return &TamperError{Kind: ErrAltered, From: pos - 1, To: pos, Detail: err.Error()}
+		}
+		id = max(id, leaf.Event.ID)
 		return ctx.Err()
 	})
 	err = errors.Join(err, w.Flush(), f.Sync(), f.Close())
@@ -696,9 +704,9 @@ func (d *Dir) cutFront(ctx context.Context, s segment, before int64) (segment, e
 	}
 	if err != nil {
 		_ = os.Remove(path + ".tmp")
-		return out, fmt.Errorf("ledger: %w", err)
+		return out, id, fmt.Errorf("ledger: %w", err)
 	}
-	return out, nil
+	return out, id, nil
 }
 
 // Close implements [Storage].

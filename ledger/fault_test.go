@@ -251,6 +251,33 @@ func TestFullDiskLosesNothing(t *testing.T) {
 	require.Equal(t, int64(20), rep.Records)
 }
 
+// TestDirGoesOnAfterAFailedWrite: half of a batch is written when the next file can not be made.
+func TestDirGoesOnAfterAFailedWrite(t *testing.T) {
+	t.Parallel()
+	l := open(t, ledgerPath(t), nil)
+	f := &feed{}
+	f.add(50)
+	require.NoError(t, l.Follow(f))
+	first := seal(t, l)
+	obstacle := filepath.Join(l.path, "00000000000000000064.jsonl")
+	require.NoError(t, os.Mkdir(obstacle, 0o700))
+	f.add(50)
+	for range 3 {
+		_, err := l.Seal(context.Background())
+		require.Error(t, err)
+		require.Equal(t, int64(50), l.Status().Size)
+		require.Equal(t, exported(t, l, 0, -1), exported(t, l, 0, 50))
+	}
+	require.NoError(t, os.Remove(obstacle))
+	last := seal(t, l)
+	_, err := verify(l, exported(t, l, 0, -1), last, first)
+	require.NoError(t, err)
+	require.Equal(t, int64(100), l.Status().Size)
+	l = l.reopen(t, nil)
+	require.Zero(t, l.dir.Torn())
+	require.NoError(t, l.Check(context.Background()))
+}
+
 // TestPublishersThatHangPanicAndFail: each holds up itself alone, and gets the newest checkpoint when it comes back.
 func TestPublishersThatHangPanicAndFail(t *testing.T) {
 	t.Parallel()

@@ -69,6 +69,7 @@ type Ledger struct {
 	oldest int
 	signed Checkpoint // the newest
 	kept   time.Time  // the read that is durable
+	again  bool       // the feed is read from its beginning, after a gap
 	since  time.Time  // when the oldest record without a checkpoint came; zero: there is none
 
 	mu    sync.Mutex // guards moved, src and status
@@ -434,7 +435,7 @@ func (l *Ledger) drainPage(ctx context.Context) (more bool, err error) {
 		}
 	}
 	if len(list) == 0 {
-		l.read = asked
+		l.read, l.again = asked, false
 		if asked.Sub(l.kept) < keepRead {
 			return false, nil
 		}
@@ -455,6 +456,7 @@ func (l *Ledger) gap(ctx context.Context, now time.Time) error {
 		}
 		list = append(list, e)
 	}
+	l.again = true
 	return l.append(ctx, list, export.Place{}, l.read)
 }
 
@@ -463,6 +465,10 @@ func (l *Ledger) append(ctx context.Context, list []apitoken.Event, next export.
 	b := Batch{Lines: make([][]byte, 0, len(list)), IDs: make([]string, 0, len(list)), Hashes: make([]tlog.Hash, 0, 2*len(list))}
 	tree := l.tree.clone()
 	inBatch := make(map[string]bool, len(list))
+	dropped := ""
+	if l.again {
+		dropped = l.cfg.Storage.State().Dropped
+	}
 	for _, e := range list {
 		if inBatch[e.ID] {
 			continue
@@ -471,7 +477,7 @@ func (l *Ledger) append(ctx context.Context, list []apitoken.Event, next export.
 		if err != nil {
 			return err
 		}
-		if pos >= 0 {
+		if pos >= 0 || e.ID <= dropped {
 			continue // the feed gave it again
 		}
 		leaf := Leaf{Pos: tree.size, Event: e}
@@ -558,8 +564,8 @@ func (l *Ledger) Audit(ctx context.Context, e apitoken.Event) error {
 			l.note(ctx, err)
 		}
 		l.give()
-		if err != nil || pos >= 0 {
-			return err
+		if err != nil || pos >= 0 || following && e.ID <= l.cfg.Storage.State().Dropped {
+			return err // what was archived and dropped was in the log
 		}
 		l.wake()
 		select {

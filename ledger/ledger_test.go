@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -234,6 +235,35 @@ func TestArchiveAndDrop(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join(l.path, "*.jsonl"))
 	require.NoError(t, err)
 	require.Equal(t, "00000000000000000350.jsonl", filepath.Base(files[0]))
+}
+
+func TestWhatWasDroppedDoesNotComeAgain(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	f := &feed{}
+	f.add(100)
+	l := open(t, ledgerPath(t), nil)
+	require.NoError(t, l.Follow(f))
+	first := seal(t, l)
+	f.add(30)
+	last := seal(t, l)
+	require.NoError(t, l.Archive(ctx, io.Discard, 130, func() error { return nil }), "all of it")
+	l = l.reopen(t, nil)
+	require.NoError(t, l.Follow(f))
+	require.NoError(t, l.Audit(ctx, f.events[20]), "a sink that begins anew is told that the log had it")
+	require.NoError(t, l.Audit(ctx, f.events[129]))
+	f.gone = 129 // the feed forgets the ledger's place, and has its last event still
+	require.Equal(t, last, seal(t, l))
+	f.add(5)
+	last = seal(t, l)
+	rep, err := verify(l, exported(t, l, 130, -1), last)
+	require.NoError(t, err)
+	require.Equal(t, int64(5), rep.Records)
+	p, err := l.ProveConsistency(ctx, 100, 135)
+	require.NoError(t, err)
+	require.NoError(t, p.Check(first, last, l.keys))
+	_, _, err = l.ProveInclusion(ctx, f.events[3].ID)
+	require.ErrorIs(t, err, apitoken.ErrNotFound)
 }
 
 func TestSealsAtItsInterval(t *testing.T) {

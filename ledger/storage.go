@@ -41,6 +41,8 @@ type State struct {
 	Size  int64     `json:"size"`
 	Root  tlog.Hash `json:"root"`
 	Place []byte    `json:"place"` // opaque: how far the feed was read
+	// Dropped is the greatest ID, as strings compare, of the events that Drop forgot.
+	Dropped string `json:"dropped,omitempty"`
 }
 
 // Batch is one step of a log.
