@@ -361,3 +361,22 @@ func BenchmarkObserve(b *testing.B) {
 		x.Observe(context.Background(), o)
 	}
 }
+
+// BenchmarkValidateObserved is what a validation that the cache answers costs with and without a Collector.
+func BenchmarkValidateObserved(b *testing.B) {
+	svc := service(b, nil)
+	c := apitoken.Bearer(login(b, svc).Access.Reveal())
+	run := func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := svc.Validate(context.Background(), c); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.Run("bare", run)
+	x, err := promapitoken.New(svc, promapitoken.Config{})
+	require.NoError(b, err)
+	defer x.Close()
+	b.Run("observed", run)
+}

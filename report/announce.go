@@ -73,7 +73,7 @@ type AnnouncerConfig struct {
 	// is not announced at it, and what has crossed several since the last round is announced at the nearest only.
 	At     []time.Duration
 	Grants bool          // sessions too. There are many, and most end otherwise
-	Every  time.Duration // between rounds; zero: 1 h, at least 1 s. Rounds of many processes spread by themselves
+	Every  time.Duration // between rounds; zero: 1 h; at least 1 s, at most the nearest of At. Negative: only Round
 	Logger *slog.Logger  // nil: silent
 }
 
@@ -92,12 +92,13 @@ type Announcer struct {
 // maxTold bounds the memory of what was told, about 100 bytes each. Behind it the store is asked again.
 const maxTold = 1 << 16
 
-// Announce starts telling, the first round within a tenth of Every, until Close. It fails when c is contradictory.
+// Announce starts telling, the first round within a tenth of Every, until Close. Rounds of many processes spread by themselves. It
+// fails when c is contradictory.
 func Announce(s *apitoken.Service, c AnnouncerConfig) (*Announcer, error) {
 	switch {
 	case s == nil || c.Tell == nil:
 		return nil, errors.New("report: Announce needs a service and AnnouncerConfig.Tell")
-	case c.Every != 0 && c.Every < time.Second:
+	case c.Every > 0 && c.Every < time.Second:
 		return nil, fmt.Errorf("report: AnnouncerConfig.Every: %s is under a second", c.Every)
 	}
 	if c.Every == 0 {
@@ -110,11 +111,18 @@ func Announce(s *apitoken.Service, c AnnouncerConfig) (*Announcer, error) {
 	if len(c.At) == 0 || c.At[0] <= 0 {
 		return nil, errors.New("report: AnnouncerConfig.At must hold distances over zero")
 	}
+	if c.Every > c.At[0] {
+		return nil, fmt.Errorf("report: AnnouncerConfig.Every: what ends in %s could be gone before the next round, in %s", c.At[0], c.Every)
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	a := &Announcer{s: s, c: c, stop: stop, done: make(chan struct{}), told: map[string]bool{}}
+	if c.Every < 0 {
+		close(a.done)
+		return a, nil
+	}
 	go a.run(ctx)
 	return a, nil
 }

@@ -57,7 +57,7 @@ func (l *letters) take() []string {
 // announcer never begins a round by itself within a test.
 func announcer(t testing.TB, svc *apitoken.Service, c report.AnnouncerConfig) *report.Announcer {
 	t.Helper()
-	c.Every = 100000 * time.Hour
+	c.Every = -1
 	a, err := report.Announce(svc, c)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, a.Close()) })
@@ -134,7 +134,7 @@ func TestAnnouncementsAreRememberedAcrossRestarts(t *testing.T) {
 		require.NoError(t, err)
 		svc, err := apitoken.New(apitoken.Config{Issuer: "https://auth.example.com", Audience: "https://api.example.com", Store: st, InsecureKeysInStore: true, Now: clk.Now})
 		require.NoError(t, err)
-		a, err := report.Announce(svc, report.AnnouncerConfig{Tell: l.tell, Every: 100000 * time.Hour})
+		a, err := report.Announce(svc, report.AnnouncerConfig{Tell: l.tell, Every: -1})
 		require.NoError(t, err)
 		f(svc, a)
 		require.NoError(t, a.Close())
@@ -269,6 +269,7 @@ func TestWhatAnnounceRefuses(t *testing.T) {
 	for why, c := range map[string]report.AnnouncerConfig{
 		"nobody to tell":       {},
 		"rounds without pause": {Tell: tell, Every: time.Millisecond},
+		"rounds too far apart": {Tell: tell, At: []time.Duration{time.Minute}},
 		"no distances":         {Tell: tell, At: []time.Duration{}},
 		"a distance behind":    {Tell: tell, At: []time.Duration{-day, day}},
 	} {
