@@ -1,0 +1,110 @@
+package proofs
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/apitoken-go/apitoken"
+)
+
+// TestKeysRotateUnderLoad: the ring of three processes rotates every two seconds while each issues and all validate. Nothing good
+// is ever refused; at the end a key is declared compromised, and past the bound nothing that it signed is accepted. It takes
+// five seconds, or as long as APITOKEN_TEST_LONG says, such as 1m.
+func TestKeysRotateUnderLoad(t *testing.T) {
+	t.Parallel()
+	const bound = 2 * time.Second
+	long, err := time.ParseDuration(os.Getenv("APITOKEN_TEST_LONG"))
+	if err != nil {
+		long = 5 * time.Second
+	}
+	each(t, func(t *testing.T, e engine) {
+		ctx := context.Background()
+		var fleet []process
+		for range 3 {
+			fleet = append(fleet, e.process(t, func(c *apitoken.Config) {
+				c.KeyRotation = 2 * time.Second
+				c.Validation.MaxStaleness = bound
+			}))
+		}
+		var stop atomic.Bool
+		var issued atomic.Int64
+		var kids sync.Map
+		var wg sync.WaitGroup
+		for n := range fleet {
+			wg.Go(func() {
+				for k := 0; !stop.Load(); k++ {
+					i, err := fleet[n].Issue(ctx, apitoken.Request{Subject: "alice"})
+					if errors.Is(err, apitoken.ErrUnavailable) {
+						continue
+					}
+					require.NoError(t, err)
+					issued.Add(1)
+					header, _, _ := strings.Cut(i.Access.Reveal(), ".")
+					kids.LoadOrStore(header, i)
+					for _, p := range fleet {
+						if _, err := p.Validate(ctx, apitoken.Bearer(i.Access.Reveal())); err != nil {
+							require.ErrorIs(t, err, apitoken.ErrUnavailable, "a good token was refused")
+						}
+					}
+				}
+			})
+		}
+		for began := time.Now(); time.Since(began) < long; {
+			time.Sleep(50 * time.Millisecond) // the load is what runs
+		}
+		stop.Store(true)
+		wg.Wait()
+		count := 0
+		kids.Range(func(_, v any) bool {
+			count++
+			_, err := fleet[count%3].Validate(ctx, apitoken.Bearer(v.(*apitoken.Issued).Access.Reveal()))
+			require.NoError(t, err, "what a retired key signed is good until it expires")
+			return true
+		})
+		require.GreaterOrEqual(t, count, int(long/(2*time.Second)), "it rotated by itself")
+
+		last, err := fleet[0].Issue(ctx, apitoken.Request{Subject: "alice"})
+		require.NoError(t, err)
+		require.NoError(t, fleet[0].SigningKeys.Compromise(ctx, keyOf(t, last), "test"))
+		acked := time.Now()
+		for _, p := range fleet {
+			for {
+				asked := time.Now()
+				if _, err := p.Validate(ctx, apitoken.Bearer(last.Access.Reveal())); err != nil {
+					break
+				}
+				if asked.Sub(acked) > bound {
+					t.Fatal("accepted past the bound of a key declared compromised")
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}
+		next, err := fleet[1].Issue(ctx, apitoken.Request{Subject: "alice"})
+		require.NoError(t, err)
+		for _, p := range fleet {
+			_, err := p.Validate(ctx, apitoken.Bearer(next.Access.Reveal()))
+			require.NoError(t, err, "a new key is active at once")
+		}
+	})
+}
+
+// keyOf is the kid of a token.
+func keyOf(t *testing.T, i *apitoken.Issued) string {
+	t.Helper()
+	part, _, _ := strings.Cut(i.Access.Reveal(), ".")
+	raw, err := base64.RawURLEncoding.DecodeString(part)
+	require.NoError(t, err)
+	var header struct{ KID string }
+	require.NoError(t, json.Unmarshal(raw, &header))
+	return header.KID
+}
