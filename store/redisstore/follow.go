@@ -11,25 +11,6 @@ import (
 
 const followDefault = 1000 // records in a View when max is not positive
 
-// Get implements [store.Store].
-func (n *space) Get(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
-	if err := n.usable(ctx); err != nil {
-		return store.Record{}, err
-	}
-	if checkKey(kind, id) != nil || kind == store.KindEvent {
-		return store.Record{}, fmt.Errorf("%w: %s/%q", store.ErrNotFound, kind, id)
-	}
-	kind, id = store.Kind(strings.Clone(string(kind))), strings.Clone(id) // what is asked may outlive the call
-	r, l, err := n.ask(ctx, scriptGet, string(kind), id)
-	if err != nil {
-		return store.Record{}, err
-	}
-	if len(r) != 1 || r[0] == nil {
-		return store.Record{}, fmt.Errorf("%w: %s/%q", store.ErrNotFound, kind, id)
-	}
-	return decodeRecord(kind, id, str(r[0]), l.id)
-}
-
 // Follow implements [store.Store]. A View has at most a megabyte or so, whatever max says.
 func (n *space) Follow(ctx context.Context, after store.Position, kinds []store.Kind, max int) (store.View, error) {
 	if err := n.usable(ctx); err != nil {

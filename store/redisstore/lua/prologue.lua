@@ -10,6 +10,7 @@
 -- replicas, {'X', what} the server does not tell what is needed
 local meta = KEYS[1]
 local base = string.sub(meta, 1, -2)
+local lua_unpack = unpack
 local call, sub, pack, unpack = redis.call, string.sub, struct.pack, struct.unpack
 local fmt, floor, find = string.format, math.floor, string.find
 

@@ -27,13 +27,14 @@ while true do
   else
     ids = call('ZRANGEBYLEX', index, from, '+', 'LIMIT', 0, 128)
   end
-  for _, id in ipairs(ids) do
+  local records = #ids > 0 and call('HMGET', base .. 'r:' .. ARGV[4], lua_unpack(ids))
+  for r, id in ipairs(ids) do
     if seen >= 4000 then
       out[3] = last
       return out
     end
     seen = seen + 1
-    local record = call('HGET', base .. 'r:' .. ARGV[4], id)
+    local record = records[r]
     if record and wants(record) then
       if found >= limit or bytes > 1048576 then
         out[3] = last
