@@ -333,6 +333,9 @@ func (d *Dir) Append(ctx context.Context, b Batch) error {
 	}
 	next := d.state
 	next.Size, next.Root, next.Place = next.Size+int64(len(b.Lines)), b.Root, bytes.Clone(b.Place)
+	for _, id := range b.IDs {
+		next.MaxID = max(next.MaxID, id)
+	}
 	segments := slices.Clone(d.segments)
 	from := max(len(segments)-1, 0) // the first one that changes
 	if err := d.writeLines(b, &segments); err != nil {

@@ -66,6 +66,7 @@ type Ledger struct {
 	read   time.Time // when the feed was last read to its end
 	recent map[string]int64
 	order  []string // of recent, a ring
+	floor  string   // what has a greater ID is in recent, or not in the log
 	oldest int
 	signed Checkpoint // the newest
 	kept   time.Time  // the read that is durable
@@ -182,6 +183,7 @@ func (l *Ledger) load() error {
 	if err := l.readPlace(st.Place); err != nil {
 		return err
 	}
+	l.floor = st.MaxID
 	from := int64(0)
 	for {
 		list, err := l.cfg.Storage.Checkpoints(l.ctx, from, 256)
@@ -450,7 +452,8 @@ func (l *Ledger) gap(ctx context.Context, now time.Time) error {
 	var list []apitoken.Event
 	if since := now.Sub(l.read); since >= gapAfter || since < 0 {
 		l.log.Error("ledger: the feed may have removed events before they were sealed", "read", l.read)
-		e := apitoken.Event{ID: "gap-" + strconv.FormatInt(l.tree.size, 10), Time: now, Type: EventGap, Reason: "events may have been removed before they were sealed"}
+		// Its ID sorts before those of events, which are times.
+		e := apitoken.Event{ID: "-gap-" + strconv.FormatInt(l.tree.size, 10), Time: now, Type: EventGap, Reason: "events may have been removed before they were sealed"}
 		if !l.read.IsZero() {
 			e.Extra = map[string]string{"read": l.read.UTC().Format(time.RFC3339)}
 		}
@@ -531,6 +534,7 @@ func (l *Ledger) remember(id string, pos int64) {
 	if len(l.order) < recentIDs {
 		l.order = append(l.order, id)
 	} else {
+		l.floor = max(l.floor, l.order[l.oldest])
 		delete(l.recent, l.order[l.oldest])
 		l.order[l.oldest] = id
 		l.oldest = (l.oldest + 1) % recentIDs
@@ -542,6 +546,9 @@ func (l *Ledger) remember(id string, pos int64) {
 func (l *Ledger) find(ctx context.Context, id string) (int64, error) {
 	if pos, ok := l.recent[id]; ok {
 		return pos, nil
+	}
+	if id > l.floor {
+		return -1, nil
 	}
 	return l.cfg.Storage.Find(ctx, id)
 }

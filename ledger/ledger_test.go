@@ -120,6 +120,31 @@ func TestFeedThatStartsAgainAddsNothing(t *testing.T) {
 	require.Equal(t, int64(500), l.Status().Size)
 }
 
+// TestEventsOfParallelCallers: their IDs are not in the order of the feed.
+func TestEventsOfParallelCallers(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	f := &feed{}
+	l := open(t, ledgerPath(t), nil)
+	require.NoError(t, l.Follow(f))
+	for range 3 {
+		f.add(3000)
+		for i := len(f.events) - 3000; i < len(f.events); i += 10 {
+			f.events[i], f.events[i+9] = f.events[i+9], f.events[i]
+		}
+		seal(t, l)
+	}
+	for range 2 {
+		require.Equal(t, int64(9000), l.Status().Size)
+		for i := 0; i < 9000; i += 601 {
+			require.NoError(t, l.Audit(ctx, f.events[i]), "known, whether remembered or found")
+		}
+		require.NoError(t, l.CheckSource(ctx, f))
+		l = l.reopen(t, nil)
+		require.NoError(t, l.Follow(f))
+	}
+}
+
 func TestGapIsRecorded(t *testing.T) {
 	t.Parallel()
 	now := eventTime.Add(time.Minute)

@@ -40,8 +40,9 @@ type State struct {
 	First int64     `json:"first"` // the oldest line that is kept
 	Size  int64     `json:"size"`
 	Root  tlog.Hash `json:"root"`
-	Place []byte    `json:"place"` // opaque: how far the feed was read
-	// Dropped is the greatest ID, as strings compare, of the events that Drop forgot.
+	Place []byte    `json:"place"`  // opaque: how far the feed was read
+	MaxID string    `json:"max_id"` // the greatest ID, as strings compare, of all events ever appended
+	// Dropped is the greatest ID of the events that Drop forgot.
 	Dropped string `json:"dropped,omitempty"`
 }
 

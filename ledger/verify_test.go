@@ -118,8 +118,10 @@ func TestEveryMutationIsFound(t *testing.T) {
 		if i+1 < n {
 			next := export[starts[i+1]:starts[i+2]]
 			rest := export[starts[i+2]:]
-			out = append(out, mutant{"swap", parts(a, next, b, rest), last},
-				mutant{"swap and renumber", parts(a, append(lineOf(t, i, event(i+1)), '\n'), append(lineOf(t, i+1, event(i)), '\n'), rest), last})
+			out = append(out, mutant{"swap", parts(a, next, b, rest), last})
+			if i%2 == 1 {
+				out = append(out, mutant{"swap and renumber", parts(a, append(lineOf(t, i, event(i+1)), '\n'), append(lineOf(t, i+1, event(i)), '\n'), rest), last})
+			}
 		}
 		if far := i + n/2; far < n {
 			lo, hi := i, far
