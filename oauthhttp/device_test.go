@@ -1,0 +1,157 @@
+package oauthhttp_test
+
+import (
+	"context"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/oauthhttp"
+)
+
+func TestADeviceGetsTokens(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	s := newSite(t, nil)
+	s.public("tv", nil)
+	s.public("other", nil)
+	s.client("service", func(c *apitoken.Client) {
+		c.GrantTypes, c.MayImpersonate = []string{apitoken.GrantClientCredentials}, false
+	})
+	start := func() *answer {
+		return s.post("/device_authorization", params("client_id", "tv", "scope", "orders:read")).ok()
+	}
+	a := start()
+	require.Equal(t, testIssuer+"/device", a.text("verification_uri"))
+	require.Equal(t, testIssuer+"/device?user_code="+a.text("user_code"), a.text("verification_uri_complete"))
+	require.EqualValues(t, 600, a.body["expires_in"])
+	require.EqualValues(t, 5, a.body["interval"])
+	require.Regexp(t, `^[B-Z]{4}-[B-Z]{4}$`, a.text("user_code"))
+	poll := func(a *answer, pairs ...string) *answer {
+		return s.token(merge(params("grant_type", apitoken.GrantDeviceCode, "client_id", "tv", "device_code", a.text("device_code")), pairs...))
+	}
+	poll(a).refused(400, "authorization_pending")
+	poll(a).refused(400, "slow_down", "RFC 8628 §3.5")
+	s.at.Advance(6 * time.Second)
+	poll(a).refused(400, "slow_down", "5 s more than before")
+	s.at.Advance(16 * time.Second)
+	poll(a).refused(400, "authorization_pending")
+	poll(a, "client_id", "other").refused(400, "invalid_grant", "another client's")
+	poll(a, "device_code", "unknown").refused(400, "invalid_grant")
+	poll(a, "device_code", "").refused(400, "invalid_request")
+
+	d, err := s.h.Device(ctx, strings.ToLower(strings.ReplaceAll(a.text("user_code"), "-", " ")))
+	require.NoError(t, err, "however people type it")
+	require.Equal(t, "tv", d.Client.ID)
+	require.Equal(t, apitoken.Scopes{"orders:read"}, d.Scopes)
+	require.Equal(t, a.text("user_code"), d.UserCode)
+	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"}))
+	require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "mallory"}), apitoken.ErrInvalidRequest, "decided")
+	require.ErrorIs(t, s.h.DenyDevice(ctx, d), apitoken.ErrInvalidRequest)
+	_, err = s.h.Device(ctx, a.text("user_code"))
+	require.ErrorIs(t, err, apitoken.ErrNotFound, "nobody waits for it any more")
+	pair := poll(a).ok()
+	require.Equal(t, "alice", claims(t, pair.text("access_token"))["sub"])
+	require.NotEmpty(t, pair.text("refresh_token"))
+	poll(a).refused(400, "invalid_grant", "used again")
+	_, err = s.svc.Validate(ctx, apitoken.Bearer(pair.text("access_token")))
+	require.ErrorIs(t, err, apitoken.ErrRevoked, "which ends what the first use got")
+
+	b := start()
+	d, err = s.h.Device(ctx, b.text("user_code"))
+	require.NoError(t, err)
+	require.NoError(t, s.h.DenyDevice(ctx, d))
+	poll(b).refused(400, "access_denied")
+
+	c := start()
+	d, err = s.h.Device(ctx, c.text("user_code"))
+	require.NoError(t, err)
+	s.at.Advance(11 * time.Minute)
+	poll(c).refused(400, "expired_token")
+	_, err = s.h.Device(ctx, c.text("user_code"))
+	require.ErrorIs(t, err, apitoken.ErrNotFound)
+	require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"}), apitoken.ErrNotFound)
+
+	s.post("/device_authorization", params("client_id", "tv", "scope", "admin")).refused(400, "invalid_scope")
+	s.post("/device_authorization", params("client_id", "tv", "resource", "https://x.example.com")).refused(400, "invalid_target")
+	s.post("/device_authorization", nil).refused(401, "invalid_client")
+	s.post("/device_authorization", nil, s.as("service")).refused(400, "unauthorized_client")
+
+	k := newSigner(t)
+	e := start()
+	d, err = s.h.Device(ctx, e.text("user_code"))
+	require.NoError(t, err)
+	require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice", Scopes: apitoken.Scopes{"orders:write"}}), apitoken.ErrInvalidScope, "more than was asked for")
+	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"}), "a refused approval decides nothing")
+	bound := s.token(params("grant_type", apitoken.GrantDeviceCode, "client_id", "tv", "device_code", e.text("device_code")), s.dpop(k, nil)).ok()
+	require.Equal(t, "DPoP", bound.text("token_type"))
+	require.ErrorIs(t, s.h.DenyDevice(ctx, nil), apitoken.ErrInvalidRequest)
+}
+
+func TestOneDeviceCodeWins(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	s := newSite(t, nil)
+	s.public("tv", nil)
+	sites := []*site{s, s.second(nil)}
+	a := s.post("/device_authorization", params("client_id", "tv")).ok()
+	d, err := s.h.Device(ctx, a.text("user_code"))
+	require.NoError(t, err)
+	subjects := []string{"alice", "mallory"}
+	require.LessOrEqual(t, race(func(i int) bool {
+		return sites[i%2].h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: subjects[i%2]}) == nil
+	}), 32, "one subject's approvals, never another's")
+	v := params("grant_type", apitoken.GrantDeviceCode, "client_id", "tv", "device_code", a.text("device_code"))
+	require.LessOrEqual(t, race(func(i int) bool { return sites[i%2].token(v).StatusCode == 200 }), 1)
+}
+
+// A failing store in the middle of an approval leaves it to be done again by the same person.
+func TestAnApprovalThatIsRepeated(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	s := newSite(t, nil)
+	s.public("tv", nil)
+	a := s.post("/device_authorization", params("client_id", "tv")).ok()
+	d, err := s.h.Device(ctx, a.text("user_code"))
+	require.NoError(t, err)
+	s.st.writes.Store(true)
+	require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"}), apitoken.ErrUnavailable)
+	s.st.writes.Store(false)
+	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"}))
+	s.token(params("grant_type", apitoken.GrantDeviceCode, "client_id", "tv", "device_code", a.text("device_code"))).ok()
+}
+
+func TestUserCodesCanNotBeGuessed(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, nil)
+	s.public("tv", nil)
+	a := s.post("/device_authorization", params("client_id", "tv")).ok()
+	ctx := apitoken.WithOrigin(context.Background(), apitoken.Origin{Address: netip.MustParseAddr("192.0.2.1")})
+	for _, junk := range []string{"", "AAAA-AAAA", "BBBB", "BBBB-BBBB-BBBB", strings.Repeat("B", 100), "ÄÖÜß"} {
+		_, err := s.h.Device(ctx, junk)
+		require.ErrorIs(t, err, apitoken.ErrNotFound, junk)
+	}
+	var err error
+	for range 20 {
+		_, err = s.h.Device(ctx, "BBBB-BBBB")
+	}
+	require.ErrorIs(t, err, apitoken.ErrLimited)
+	_, err = s.h.Device(ctx, a.text("user_code"))
+	require.ErrorIs(t, err, apitoken.ErrLimited, "whoever guesses learns nothing any more")
+	_, err = s.h.Device(apitoken.WithOrigin(ctx, apitoken.Origin{Address: netip.MustParseAddr("192.0.2.2")}), a.text("user_code"))
+	require.NoError(t, err)
+	s.at.Advance(time.Minute)
+	_, err = s.h.Device(ctx, a.text("user_code"))
+	require.NoError(t, err)
+	seen := map[rune]int{}
+	for range 200 {
+		for _, c := range s.post("/device_authorization", params("client_id", "tv")).ok().text("user_code") {
+			seen[c]++
+		}
+	}
+	require.Len(t, seen, 21, "20 letters and a hyphen")
+}
