@@ -1,0 +1,196 @@
+package oauthhttp_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/oauthhttp"
+)
+
+type metadata = map[string]any
+
+func bearer(token string) option { return header("Authorization", "Bearer "+token) }
+
+// registrar is a site that registers clients, and an initial access token for it.
+func registrar(t testing.TB, change func(*oauthhttp.Registration)) (*site, string) {
+	t.Helper()
+	reg := &oauthhttp.Registration{Scopes: apitoken.Scopes{"orders:read", "orders:write"}}
+	if change != nil {
+		change(reg)
+	}
+	s := newSite(t, func(_ *apitoken.Config, o *oauthhttp.Options) { o.Registration = reg })
+	_, key, err := s.svc.APIKeys.Create(context.Background(), apitoken.APIKeyRequest{Subject: "ops", Scopes: apitoken.Scopes{oauthhttp.RegisterScope}})
+	require.NoError(t, err)
+	return s, key.Reveal()
+}
+
+func (s *site) register(m metadata, o ...option) *answer {
+	s.t.Helper()
+	return s.do(jsonRequest(s.t, "POST", "/register", m), o...)
+}
+
+func TestAProgramRegistersAClient(t *testing.T) {
+	t.Parallel()
+	s, initial := registrar(t, nil)
+	a := s.register(metadata{"client_name": "The App", "redirect_uris": []string{callback}, "grant_types": []string{"authorization_code", "refresh_token"}, "scope": "orders:read", "logo_uri": "https://app.example.com/logo.png"}, bearer(initial))
+	require.Equal(t, 201, a.StatusCode, string(a.raw))
+	id, secret, token := a.text("client_id"), a.text("client_secret"), a.text("registration_access_token")
+	require.Equal(t, "client_secret_basic", a.text("token_endpoint_auth_method"), "the default of RFC 7591 §2")
+	require.EqualValues(t, 0, a.body["client_secret_expires_at"])
+	require.Equal(t, []any{"code"}, a.body["response_types"])
+	require.Equal(t, "orders:read", a.text("scope"))
+	require.Equal(t, testIssuer+"/register/"+id, a.text("registration_client_uri"))
+	s.secrets[id] = secret
+	s.token(redemption(s.code(id)), s.as(id)).ok("it works")
+
+	at := "/register/" + url.PathEscape(id)
+	got := s.get(at, bearer(token)).ok()
+	require.Equal(t, "The App", got.text("client_name"))
+	require.NotContains(t, got.body, "client_secret", "shown once")
+	put := func(m metadata, o ...option) *answer {
+		return s.do(jsonRequest(t, "PUT", at, m), o...)
+	}
+	m := metadata{"client_id": id, "redirect_uris": []string{callback + "2"}, "grant_types": []string{"authorization_code"}, "client_name": "Renamed"}
+	b := put(m, bearer(token)).ok()
+	require.Equal(t, "Renamed", b.text("client_name"))
+	require.Equal(t, []any{callback + "2"}, b.body["redirect_uris"])
+	m["client_secret"] = secret
+	put(m, bearer(token)).ok()
+	for name, x := range map[string]metadata{
+		"another ID":      {"client_id": "other", "redirect_uris": []string{callback}},
+		"no ID":           {"redirect_uris": []string{callback}},
+		"a chosen secret": {"client_id": id, "client_secret": "chosen-by-myself", "redirect_uris": []string{callback}},
+		"made public":     {"client_id": id, "redirect_uris": []string{callback}, "token_endpoint_auth_method": "none"},
+	} {
+		put(x, bearer(token)).refused(400, "invalid_client_metadata", name)
+	}
+	k := newSigner(t)
+	b = put(metadata{"client_id": id, "redirect_uris": []string{callback}, "token_endpoint_auth_method": "private_key_jwt", "jwks": metadata{"keys": []any{k.jwk}}}, bearer(token)).ok()
+	require.Equal(t, "private_key_jwt", b.text("token_endpoint_auth_method"))
+	s.token(redemption("x"), s.as(id)).refused(401, "invalid_client", "its secret is gone")
+	s.token(merge(redemption("x"), pairsOf(s.assertion(k, id, nil))...)).refused(400, "invalid_grant", "its key counts")
+	b = put(metadata{"client_id": id, "redirect_uris": []string{callback}}, bearer(token)).ok()
+	require.NotEmpty(t, b.text("client_secret"), "back to a secret: a fresh one")
+	s.secrets[id] = b.text("client_secret")
+	pair := s.token(redemption(s.code(id)), s.as(id)).ok()
+
+	for _, method := range []string{"GET", "DELETE"} {
+		for name, o := range map[string][]option{
+			"no token":        nil,
+			"another token":   {bearer("x")},
+			"the initial one": {bearer(initial)},
+			"the secret":      {bearer(s.secrets[id])},
+			"another scheme":  {s.as(id)},
+			"two headers":     {bearer(token), bearer(token)},
+		} {
+			a := s.do(httptest.NewRequest(method, testIssuer+at, nil), o...).refused(401, "invalid_token", name)
+			require.Contains(t, a.Header.Get("WWW-Authenticate"), "Bearer ", name)
+		}
+	}
+	s.get("/register/nobody", bearer(token)).refused(401, "invalid_token", "nobody learns which clients there are")
+	d := s.do(httptest.NewRequest(http.MethodDelete, testIssuer+at, nil), bearer(token))
+	require.Equal(t, 204, d.StatusCode)
+	s.get(at, bearer(token)).refused(401, "invalid_token", "RFC 7592 §2.3")
+	_, err := s.svc.Validate(t.Context(), apitoken.Bearer(pair.text("access_token")))
+	require.ErrorIs(t, err, apitoken.ErrRevoked, "all that it held ends")
+	require.Equal(t, 400, s.get("/authorize?"+authorization(id).Encode()).StatusCode)
+}
+
+func TestARegistrationNeedsItsToken(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	s, initial := registrar(t, nil)
+	m := metadata{"redirect_uris": []string{callback}}
+	a := s.register(m).refused(401, "invalid_token")
+	require.Equal(t, `Bearer realm="oauth"`, a.Header.Get("WWW-Authenticate"), "a bare challenge (RFC 6750 §3.1)")
+	s.register(m, bearer("x")).refused(401, "invalid_token")
+	i, err := s.svc.Issue(ctx, apitoken.Request{Subject: "alice", Scopes: apitoken.Scopes{"orders:read"}})
+	require.NoError(t, err)
+	a = s.register(m, bearer(i.Access.Reveal())).refused(403, "insufficient_scope")
+	require.Contains(t, a.Header.Get("WWW-Authenticate"), `scope="apitoken:register"`)
+	_, once, err := s.svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "ops", Scopes: apitoken.Scopes{oauthhttp.RegisterScope}, MaxUses: 1})
+	require.NoError(t, err)
+	s.register(m, bearer(once.Reveal())).ok()
+	s.register(m, bearer(once.Reveal())).refused(429, "rate_limited", "an initial token that is good for one client")
+	s.register(m, bearer(initial)).ok()
+	var made apitoken.Event
+	for e, err := range s.svc.Events(ctx, apitoken.EventQuery{Type: apitoken.EventClientChanged}) {
+		require.NoError(t, err)
+		made = e
+		break
+	}
+	require.Equal(t, "ops", made.Actor, "the audit says who registered it")
+}
+
+func TestWhatCanNotBeRegistered(t *testing.T) {
+	t.Parallel()
+	s, initial := registrar(t, func(r *oauthhttp.Registration) {
+		r.GrantTypes = []string{apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken, apitoken.GrantDeviceCode}
+		r.Check = func(_ context.Context, by apitoken.Token, c *apitoken.Client) error {
+			switch c.Name {
+			case "evil":
+				return errors.New("no")
+			case "later":
+				return apitoken.ErrUnavailable
+			case "cut":
+				c.Scopes = nil
+			}
+			if by.IsZero() || by.Subject() != "ops" {
+				return errors.New("by nobody")
+			}
+			return nil
+		}
+	})
+	uris := []string{callback}
+	for name, x := range map[string]struct {
+		m    metadata
+		code string
+	}{
+		"no redirect URI":          {metadata{}, "invalid_redirect_uri"},
+		"an http URI":              {metadata{"redirect_uris": []string{"http://app.example.com/"}}, "invalid_redirect_uri"},
+		"a script":                 {metadata{"redirect_uris": []string{"javascript:alert(1)"}}, "invalid_redirect_uri"},
+		"a fragment":               {metadata{"redirect_uris": []string{callback + "#x"}}, "invalid_redirect_uri"},
+		"a grant type too many":    {metadata{"redirect_uris": uris, "grant_types": []string{"client_credentials"}}, "invalid_client_metadata"},
+		"an unknown grant type":    {metadata{"redirect_uris": uris, "grant_types": []string{"password"}}, "invalid_client_metadata"},
+		"implicit":                 {metadata{"redirect_uris": uris, "response_types": []string{"token"}}, "invalid_client_metadata"},
+		"an unknown method":        {metadata{"redirect_uris": uris, "token_endpoint_auth_method": "client_secret_jwt"}, "invalid_client_metadata"},
+		"a key method without key": {metadata{"redirect_uris": uris, "token_endpoint_auth_method": "private_key_jwt"}, "invalid_client_metadata"},
+		"jwks_uri":                 {metadata{"redirect_uris": uris, "token_endpoint_auth_method": "private_key_jwt", "jwks_uri": "https://app.example.com/jwks"}, "invalid_client_metadata"},
+		"a name for nothing":       {metadata{"redirect_uris": uris, "tls_client_auth_san_dns": "a"}, "invalid_client_metadata"},
+		"two names":                {metadata{"redirect_uris": uris, "token_endpoint_auth_method": "tls_client_auth", "tls_client_auth_san_dns": "a", "tls_client_auth_san_ip": "10.0.0.1"}, "invalid_client_metadata"},
+		"more scope":               {metadata{"redirect_uris": uris, "scope": "admin"}, "invalid_client_metadata"},
+		"a malformed scope":        {metadata{"redirect_uris": uris, "scope": "a  b"}, "invalid_client_metadata"},
+		"a chosen ID":              {metadata{"redirect_uris": uris, "client_id": "app"}, "invalid_client_metadata"},
+		"a chosen secret":          {metadata{"redirect_uris": uris, "client_secret": "app"}, "invalid_client_metadata"},
+		"a statement":              {metadata{"redirect_uris": uris, "software_statement": "x.y.z"}, "unapproved_software_statement"},
+		"a wrong type":             {metadata{"redirect_uris": callback}, "invalid_client_metadata"},
+		"a long name":              {metadata{"redirect_uris": uris, "client_name": string(make([]byte, 200))}, "invalid_client_metadata"},
+		"what the host refuses":    {metadata{"redirect_uris": uris, "client_name": "evil"}, "invalid_client_metadata"},
+	} {
+		s.register(x.m, bearer(initial)).refused(400, x.code, name)
+	}
+	s.register(metadata{"redirect_uris": uris, "client_name": "later"}, bearer(initial)).refused(503, "temporarily_unavailable")
+	require.Empty(t, s.register(metadata{"redirect_uris": uris, "client_name": "cut"}, bearer(initial)).ok().text("scope"))
+	r := httptest.NewRequest(http.MethodPost, testIssuer+"/register", nil)
+	s.do(r, bearer(initial)).refused(400, "invalid_request", "no JSON")
+	for _, body := range []string{"", "[]", "{", `{"client_name":"a","client_name":"b"}`} {
+		r := formRequest("/register", body)
+		r.Header.Set("Content-Type", "application/json")
+		s.do(r, bearer(initial)).refused(400, "invalid_client_metadata", body)
+	}
+	a := s.register(metadata{"token_endpoint_auth_method": "none", "grant_types": []string{apitoken.GrantDeviceCode}, "dpop_bound_access_tokens": true}, bearer(initial)).ok()
+	require.NotContains(t, a.body, "client_secret", "a public client")
+	require.Equal(t, "none", a.text("token_endpoint_auth_method"))
+	require.Equal(t, true, a.body["dpop_bound_access_tokens"])
+	require.Equal(t, []any{}, a.body["response_types"])
+	a = s.register(metadata{"redirect_uris": uris, "token_endpoint_auth_method": "tls_client_auth", "tls_client_auth_subject_dn": "CN=app", "tls_client_certificate_bound_access_tokens": true}, bearer(initial)).ok()
+	require.Equal(t, "CN=app", a.text("tls_client_auth_subject_dn"))
+	require.NotContains(t, a.body, "client_secret")
+}
