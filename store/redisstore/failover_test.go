@@ -206,6 +206,11 @@ func TestRestart(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{"a", "b"}, ids(view.Records))
 	require.Equal(t, two.History, view.Next.History)
+
+	// Whoever restores a backup says so.
+	require.NoError(t, server.Client(t).HSet(ctx, "{trusting:}m", "replid", "restored").Err())
+	_, err = trusting.Follow(ctx, two, nil, 10)
+	require.ErrorIs(t, err, store.ErrDiverged)
 }
 
 // TestOlderCopy starts the server again with less than a living process has seen: even a host who vouched for restarts is

@@ -81,6 +81,14 @@ func TestSlotMoves(t *testing.T) {
 	idA, idB := a.ClusterMyID(ctx).Val(), b.ClusterMyID(ctx).Val()
 	require.NoError(t, b.Do(ctx, "cluster", "setslot", slot, "importing", idA).Err())
 	require.NoError(t, a.Do(ctx, "cluster", "setslot", slot, "migrating", idB).Err())
+	// From here on the node refuses new keys, and so would a write half way: nothing of it is done.
+	short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	p := put(store.KindRule, "half", store.Version{})
+	p.Subject = "new"
+	_, err = s.Apply(short, change([]store.Put{p}, event("half")))
+	definite(t, err)
+	require.False(t, a.HExists(ctx, "{apitoken:}r:rule", "half").Val())
 	keys, err := a.ClusterGetKeysInSlot(ctx, int(slot), 1000).Result()
 	require.NoError(t, err)
 	args := []any{"migrate", host, port, "", 0, 5000, "keys"}

@@ -124,6 +124,8 @@ func (s *Store) retried(ctx context.Context, question func(context.Context) ([]a
 				err = fmt.Errorf("%w: the server is a %v", errAway, r[1])
 			case "L":
 				err = fmt.Errorf("%w: %v of %d replicas are connected", errAway, r[1], s.o.WaitReplicas)
+			case "M":
+				err = fmt.Errorf("%w: %v", errAway, r[1])
 			case "V":
 				err = fmt.Errorf("%w: the server changed while it was looked at", errAway)
 			case "X":

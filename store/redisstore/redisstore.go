@@ -26,7 +26,7 @@
 // A server that is configured anew while it runs is not looked at again. Its user needs keys that begin with "{" and the
 // prefix and ":", the channel of the prefix and ":wake", and these commands:
 //
-//	eval evalsha info config|get publish subscribe unsubscribe ping time wait waitaof
+//	eval evalsha info config|get publish subscribe unsubscribe ping time exists wait waitaof
 //	hget hset hdel hmget hgetall get set del append xadd xdel xrange xrevrange
 //	zadd zrem zscore zcard zrange zrangebylex zrevrangebylex zrangebyscore zrevrangebyscore zremrangebyscore zremrangebyrank
 //
@@ -48,8 +48,8 @@
 // another was promoted, and still answers those on its side; then, with Options.WaitReplicas, it refuses. The host's
 // bound on staleness can be no less than that. Without WaitReplicas set min-replicas-to-write in the server.
 //
-// Whoever restores a backup tells the namespaces so before they are used: HSET {prefix:namespace}m replid restored, and
-// leaves Options.RestartLosesNothing unset for the first start.
+// Whoever restores a backup below a store with Options.RestartLosesNothing tells each namespace so before it is used:
+// HSET {prefix:namespace}m replid restored
 package redisstore
 
 import (

@@ -71,7 +71,7 @@ func TestConfigForbidden(t *testing.T) {
 	server := redistest.Private(t)
 	admin := server.Client(t)
 	require.NoError(t, admin.Do(ctx, "acl", "setuser", "app", "on", ">secret", "~{apitoken:*", "&apitoken:*",
-		"+eval", "+evalsha", "+info", "+publish", "+subscribe", "+unsubscribe", "+ping", "+time",
+		"+eval", "+evalsha", "+info", "+publish", "+subscribe", "+unsubscribe", "+ping", "+time", "+exists",
 		"+hget", "+hset", "+hdel", "+hmget", "+hgetall", "+get", "+set", "+del", "+append",
 		"+zadd", "+zrem", "+zscore", "+zcard", "+zrange", "+zrangebylex", "+zrevrangebylex", "+zrangebyscore", "+zrevrangebyscore", "+zremrangebyscore", "+zremrangebyrank",
 		"+xadd", "+xdel", "+xrange", "+xrevrange").Err())

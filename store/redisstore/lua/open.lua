@@ -16,8 +16,8 @@ if not history then
 elseif history == ARGV[1] and writes < tonumber(ARGV[2]) then
   why, lost = 'lost', tonumber(ARGV[2]) - writes
 elseif m[2] ~= replid then
-  -- One that was promoted still knows the replication id that it had followed.
-  if ARGV[6] == '1' and string.match(info, 'master_replid2:(%w+)') ~= m[2] then
+  -- One that was promoted still knows the replication id that it had followed; whoever restored a backup says so.
+  if ARGV[6] == '1' and m[2] ~= 'restored' and string.match(info, 'master_replid2:(%w+)') ~= m[2] then
     call('HSET', meta, 'replid', replid)
   else
     why = 'replid'

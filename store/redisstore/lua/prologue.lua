@@ -7,7 +7,7 @@
 -- ARGV[1] history the caller knows, ARGV[2] writes it has seen, ARGV[3] replicas the host wants
 --
 -- Answers: {'A', ...} done, {'H'} another history or fewer writes than seen, {'S', role} not a primary, {'L', n} only n
--- replicas, {'X', what} the server does not tell what is needed
+-- replicas, {'M', why} the slot moves to another node, {'X', what} the server does not tell what is needed
 local meta = KEYS[1]
 local base = string.sub(meta, 1, -2)
 local lua_unpack = unpack
@@ -34,6 +34,12 @@ if wanted > 0 then
   if n < wanted then
     return {'L', n}
   end
+end
+-- While a slot moves to another node of a cluster, keys that are not here may be there: a new one would be refused, in the
+-- middle of a write. There is no key of this name, so it is refused now.
+local probe = redis.pcall('EXISTS', base .. 'none')
+if type(probe) == 'table' and probe.err then
+  return {'M', probe.err}
 end
 local time = call('TIME')
 local now = time[1] * 1000 + floor(time[2] / 1000)
