@@ -109,7 +109,6 @@ func (n *space) write(f *flight, batch []*pending) {
 				fail(err)
 				return
 			}
-			f.number++ // the group may have fewer changes now
 		default:
 			fail(errValue(fmt.Sprintf("a script answered %q", r)))
 			return
@@ -117,7 +116,7 @@ func (n *space) write(f *flight, batch []*pending) {
 	}
 }
 
-// ofHistory answers those that were decided on another history than l, and returns the rest.
+// ofHistory answers those that were decided on another history than l, or sent under one, and returns the rest.
 func ofHistory(l *lineage, batch []*pending) []*pending {
 	rest := batch[:0]
 	for _, p := range batch {
@@ -126,12 +125,14 @@ func ofHistory(l *lineage, batch []*pending) []*pending {
 				store.ErrDiverged, p.basis.id, l.id)}
 			continue
 		}
+		p.basis = l
 		rest = append(rest, p)
 	}
 	return rest
 }
 
-// send runs the script until there is an answer. The group keeps its number, by which the server knows it again.
+// send runs the script until there is an answer. The group keeps its number, by which the server knows it again, after a
+// restart too: whatever is sent again is the same group.
 func (n *space) send(ctx context.Context, f *flight, l *lineage, batch []*pending) ([]any, error) {
 	args := n.common(l, 5+8*len(batch))
 	wait := "0"

@@ -250,3 +250,72 @@ func TestWokenSoon(t *testing.T) {
 	slices.Sort(took)
 	require.Less(t, took[10], 200*time.Millisecond, "half of %v", took)
 }
+
+// TestKilledUnderLoad kills the server three times while many write, and starts it again. Whatever was acknowledged is
+// there, and everything once: a change that was under way is recognised by the server that comes back.
+func TestKilledUnderLoad(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	server := redistest.Private(t)
+	s := openAt(t, server.Client(t), &redisstore.Options{RestartLosesNothing: true, Timeout: 20 * time.Second})
+	_, at := snapshotOf(t, s)
+	const writers = 16
+	var acked [writers][]string
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	var total atomic.Int64
+	for w := range writers {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				id := fmt.Sprintf("%02d-%05d", w, i)
+				c := change(nil, event(id))
+				if w%2 == 0 {
+					c.Puts = []store.Put{put(store.KindRule, id, store.Version{})}
+				}
+				if _, err := s.Apply(ctx, c); err != nil {
+					t.Errorf("a server that comes back in time is no failure: %v", err)
+					return
+				}
+				acked[w] = append(acked[w], id)
+				total.Add(1)
+			}
+		}()
+	}
+	for i := range int64(3) {
+		eventually(t, func() bool { return total.Load() > (i+1)*300 || t.Failed() }, "they write")
+		server.Kill()
+		require.NoError(t, server.Run())
+	}
+	goal := total.Load() + 300
+	eventually(t, func() bool { return total.Load() > goal || t.Failed() }, "they go on")
+	close(stop)
+	wg.Wait()
+	seen := map[string]int{}
+	for _, e := range all(t, s, store.Query{Kind: store.KindEvent}) {
+		seen[e.ID]++
+	}
+	view, err := s.Follow(ctx, at, nil, 1)
+	require.NoError(t, err)
+	require.Equal(t, at.History, view.Next.History)
+	rules, _ := snapshotOf(t, s)
+	known := map[string]bool{}
+	for _, r := range rules {
+		known[r.ID] = true
+	}
+	n := 0
+	for w := range acked {
+		for _, id := range acked[w] {
+			n++
+			require.Equal(t, 1, seen[id], "event %s", id)
+			require.Equal(t, w%2 == 0, known[id], "rule %s", id)
+		}
+	}
+	require.Len(t, seen, n)
+}
