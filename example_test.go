@@ -1,0 +1,361 @@
+package apitoken_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/store/boltstore"
+	"github.com/apitoken-go/apitoken/store/memstore"
+)
+
+// The whole life of a token, on one file.
+func ExampleNew() {
+	dir, err := os.MkdirTemp("", "example")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+
+	st, err := boltstore.Open(filepath.Join(dir, "tokens.db"), nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer st.Close()
+	seal, err := apitoken.KeyFile(filepath.Join(dir, "tokens.key"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	svc, err := apitoken.New(apitoken.Config{Issuer: "https://auth.example.com", Audience: "https://api.example.com", Store: st, Seal: seal})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer svc.Close()
+
+	ctx := context.Background()
+	issued, err := svc.Issue(ctx, apitoken.Request{Subject: "alice", Scopes: apitoken.Scopes{"orders:read"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	token, err := svc.Validate(ctx, apitoken.Bearer(issued.Access.Reveal()))
+	fmt.Println(token.Subject(), token.Scopes(), err)
+
+	if err := svc.Revoke(ctx, apitoken.BySubject("alice"), "left the company"); err != nil {
+		log.Fatal(err)
+	}
+	_, err = svc.Validate(ctx, apitoken.Bearer(issued.Access.Reveal()))
+	fmt.Println("revoked:", errors.Is(err, apitoken.ErrRevoked))
+	// Output:
+	// alice orders:read <nil>
+	// revoked: true
+}
+
+// What is dangerous or contradictory is refused before anything starts, by the name of the field.
+func ExampleNew_refused() {
+	_, err := apitoken.New(apitoken.Config{Issuer: "https://auth.example.com", Audience: "https://api.example.com", Store: memstore.New()})
+	var wrong *apitoken.ConfigError
+	if errors.As(err, &wrong) {
+		fmt.Println(wrong.Field)
+	}
+	// Output: Seal
+}
+
+// exampleService is a service in memory, for the examples that are about something else.
+func exampleService() *apitoken.Service {
+	svc, err := apitoken.New(apitoken.Config{
+		Issuer: "https://auth.example.com", Audience: "https://api.example.com", Store: memstore.New(), InsecureKeysInStore: true,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	return svc
+}
+
+// A key-encryption key is exchanged in three steps, and nothing stops meanwhile.
+func ExampleNewSealer() {
+	ctx := context.Background()
+	st := memstore.New()
+	start := func(keys ...[]byte) *apitoken.Service {
+		seal, err := apitoken.NewSealer(keys...)
+		if err != nil {
+			log.Fatal(err)
+		}
+		svc, err := apitoken.New(apitoken.Config{Issuer: "https://auth.example.com", Audience: "https://api.example.com", Store: st, Seal: seal})
+		if err != nil {
+			log.Fatal(err)
+		}
+		return svc
+	}
+	before, after := make([]byte, 32), make([]byte, 32) // from your secret manager
+	rand.Read(before)
+	rand.Read(after)
+
+	svc := start(before)
+	if err := svc.Close(); err != nil {
+		log.Fatal(err)
+	}
+	svc = start(after, before) // 1. the new one in front of the old one, in every process
+	n, err := svc.SigningKeys.Rewrap(ctx)
+	fmt.Println("sealed again:", n, err) // 2.
+	if err := svc.Close(); err != nil {
+		log.Fatal(err)
+	}
+	svc = start(after) // 3. without the old one
+	defer svc.Close()
+	_, err = svc.Issue(ctx, apitoken.Request{Subject: "alice"})
+	fmt.Println(err)
+	// Output:
+	// sealed again: 1 <nil>
+	// <nil>
+}
+
+// The file is made when the first key is sealed. Back it up, apart from the database: neither is worth anything alone.
+func ExampleKeyFile() {
+	dir, err := os.MkdirTemp("", "example")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "tokens.key")
+	seal, err := apitoken.KeyFile(path)
+	if err != nil {
+		log.Fatal(err)
+	}
+	svc, err := apitoken.New(apitoken.Config{Issuer: "https://auth.example.com", Audience: "https://api.example.com", Store: memstore.New(), Seal: seal})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer svc.Close()
+	file, err := os.Stat(path)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(file.Mode())
+	// Output: -rw-------
+}
+
+// A second audience in the issuer's own process. In a process without a store the sources are remote.NewValidator's.
+func ExampleNewValidator() {
+	svc, err := apitoken.New(apitoken.Config{
+		Issuer: "https://auth.example.com", Audience: "https://api.example.com", Audiences: []string{"https://reports.example.com"},
+		Store: memstore.New(), InsecureKeysInStore: true,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer svc.Close()
+	reports, err := apitoken.NewValidator(apitoken.ValidatorConfig{
+		Audience: "https://reports.example.com",
+		Trust:    []apitoken.Trusted{{Issuer: "https://auth.example.com", Keys: svc.SigningKeys, Revocations: svc, Own: true}},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer reports.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := reports.Ready(ctx); err != nil {
+		log.Fatal(err)
+	}
+
+	for _, audience := range []string{"https://reports.example.com", "https://api.example.com"} {
+		issued, err := svc.Issue(ctx, apitoken.Request{Subject: "alice", Audiences: []string{audience}})
+		if err != nil {
+			log.Fatal(err)
+		}
+		_, err = reports.Validate(ctx, apitoken.Bearer(issued.Access.Reveal()))
+		fmt.Println(audience, err == nil)
+	}
+	// Output:
+	// https://reports.example.com true
+	// https://api.example.com false
+}
+
+// Services that share a process share one bound on memory. Neither takes what the other has verified.
+func ExampleNewCache() {
+	cache := apitoken.NewCache(64 << 20)
+	start := func(tenant string) *apitoken.Service {
+		svc, err := apitoken.New(apitoken.Config{
+			Issuer: "https://" + tenant + ".example.com", Audience: "https://api.example.com", Store: memstore.New(), InsecureKeysInStore: true,
+			Validation: apitoken.Validation{Cache: cache},
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+		return svc
+	}
+	red, blue := start("red"), start("blue")
+	defer red.Close()
+	defer blue.Close()
+
+	ctx := context.Background()
+	issued, err := red.Issue(ctx, apitoken.Request{Subject: "alice"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	_, err = red.Validate(ctx, apitoken.Bearer(issued.Access.Reveal())) // and again, from the cache
+	fmt.Println(err)
+	_, err = blue.Validate(ctx, apitoken.Bearer(issued.Access.Reveal()))
+	fmt.Println(errors.Is(err, apitoken.ErrInvalidToken))
+	// Output:
+	// <nil>
+	// true
+}
+
+// As a sink it gets each event once it is durable, in the final order of the log, also across restarts.
+func ExampleNewSlogAuditor() {
+	handler := slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}})
+	auditor := apitoken.NewSlogAuditor(slog.New(handler))
+
+	svc, err := apitoken.New(apitoken.Config{
+		Issuer: "https://auth.example.com", Audience: "https://api.example.com", Store: memstore.New(), InsecureKeysInStore: true,
+		Sinks: []apitoken.Sink{{Name: "log", Auditor: apitoken.NewSlogAuditor(slog.New(slog.DiscardHandler))}},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer svc.Close()
+
+	// What one event looks like.
+	err = auditor.Audit(context.Background(), apitoken.Event{ID: "01jexample", Type: apitoken.EventIssued, OK: true, Subject: "alice"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	// Output: level=INFO msg=audit event.id=01jexample event.type=token.issued event.ok=true event.subject=alice
+}
+
+// A Validator of another format hands out Tokens too, and every adapter takes them.
+func ExampleNewToken() {
+	token, err := apitoken.NewToken(apitoken.TokenSpec{
+		Kind: apitoken.KindAccess, Subject: "alice", Scopes: apitoken.Scopes{"orders"},
+		ExpiresAt: time.Now().Add(time.Minute),
+		Claims:    map[string]any{"tenant": "red"},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	var own struct{ Tenant string }
+	if err := token.Claims(&own); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(token.Subject(), token.Allows("orders:read"), own.Tenant)
+
+	_, err = apitoken.NewToken(apitoken.TokenSpec{Subject: "alice", Claims: map[string]any{"Scope": "admin"}})
+	fmt.Println(errors.Is(err, apitoken.ErrInvalidRequest))
+	// Output:
+	// alice true red
+	// true
+}
+
+func ExampleParseScopes() {
+	scopes, err := apitoken.ParseScopes("orders:* reports:read")
+	fmt.Println(len(scopes), scopes, err)
+	fmt.Println(scopes.Cover(apitoken.Scopes{"orders:read"}), scopes.Cover(apitoken.Scopes{"orders"}))
+	_, err = apitoken.ParseScopes("orders:read  orders:write") // two spaces
+	fmt.Println(errors.Is(err, apitoken.ErrInvalidScope))
+	// Output:
+	// 2 orders:* reports:read <nil>
+	// true false
+	// true
+}
+
+// For log shippers and commit hooks. What is to be revoked as well goes to Service.RevokeLeaked.
+func ExampleFind() {
+	svc := exampleService()
+	defer svc.Close()
+	_, key, err := svc.APIKeys.Create(context.Background(), apitoken.APIKeyRequest{Subject: "alice", Name: "ci", Scopes: apitoken.Scopes{"builds"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	line := []byte("curl -u ci:" + key.Reveal() + " https://api.example.com/builds")
+	for found := range apitoken.Find(line) {
+		line = bytes.ReplaceAll(line, []byte(found.Reveal()), []byte("[redacted]"))
+	}
+	fmt.Printf("%s\n", line)
+	// Output: curl -u ci:[redacted] https://api.example.com/builds
+}
+
+func ExampleAllOf() {
+	token, err := apitoken.NewToken(apitoken.TokenSpec{Subject: "alice", Scopes: apitoken.Scopes{"orders:read", "invoices"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(token.Check(apitoken.AllOf("orders:read", "invoices:read")))
+	fmt.Println(errors.Is(token.Check(apitoken.AllOf("orders:read", "orders:write")), apitoken.ErrInsufficientScope))
+	// Output:
+	// <nil>
+	// true
+}
+
+func ExampleAnyOf() {
+	token, err := apitoken.NewToken(apitoken.TokenSpec{Subject: "alice", Scopes: apitoken.Scopes{"orders:read"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(token.Check(apitoken.AnyOf("orders:read", "orders:admin")))
+	fmt.Println(token.Check(apitoken.Requirement{}) == nil) // the zero Requirement lets nobody in
+	// Output:
+	// <nil>
+	// false
+}
+
+// A Secret shows itself only where Reveal is written, which is easy to search for.
+func ExampleNewSecret() {
+	settings := struct {
+		ID     string
+		Secret apitoken.Secret
+	}{"web", apitoken.NewSecret("correct horse battery staple")}
+	fmt.Println(settings)
+	fmt.Printf("%q %#v\n", settings.Secret, settings.Secret)
+	fmt.Println(settings.Secret.Reveal())
+	// Output:
+	// {web [redacted]}
+	// [redacted] [redacted]
+	// correct horse battery staple
+}
+
+// Every adapter, for whatever protocol, is this call and a table from errors to answers.
+func ExampleAuthorize() {
+	svc := exampleService()
+	defer svc.Close()
+	ctx := context.Background()
+	issued, err := svc.Issue(ctx, apitoken.Request{Subject: "alice", Scopes: apitoken.Scopes{"orders:read"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	call := func(c apitoken.Credential, needs apitoken.Requirement) {
+		ctx, err := apitoken.Authorize(ctx, svc, c, needs)
+		switch {
+		case errors.Is(err, apitoken.ErrNoToken), errors.Is(err, apitoken.ErrInvalidToken):
+			fmt.Println("unauthenticated")
+		case errors.Is(err, apitoken.ErrInsufficientScope):
+			fmt.Println("permission denied")
+		case err != nil:
+			fmt.Println("unavailable")
+		default:
+			fmt.Println("hello", apitoken.FromContext(ctx).Subject())
+		}
+	}
+	call(apitoken.Credential{}, apitoken.AllOf("orders:read"))
+	call(apitoken.Bearer("junk"), apitoken.AllOf("orders:read"))
+	call(apitoken.Bearer(issued.Access.Reveal()), apitoken.AllOf("orders:write"))
+	call(apitoken.Bearer(issued.Access.Reveal()), apitoken.AllOf("orders:read"))
+	// Output:
+	// unauthenticated
+	// unauthenticated
+	// permission denied
+	// hello alice
+}
