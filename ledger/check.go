@@ -75,6 +75,9 @@ func (l *Ledger) CheckSource(ctx context.Context, src Source) error {
 	if err != nil {
 		return err
 	}
+	if c.Size == 0 {
+		return nil
+	}
 	pos := int64(-1)
 	st := l.cfg.Storage.State()
 	var place export.Place

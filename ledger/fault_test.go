@@ -196,7 +196,7 @@ func TestStoreThatWasEditedIsFound(t *testing.T) {
 		require.NoError(t, l.Follow(f))
 		seal(t, l)
 		require.NoError(t, l.CheckSource(ctx, f))
-		f.gone = 40
+		f.change(func(f *feed) { f.gone = 40 })
 		require.NoError(t, l.CheckSource(ctx, f), "what was purged by its age is no edit")
 		for what, change := range map[string]func(list []apitoken.Event) []apitoken.Event{
 			"edit": func(list []apitoken.Event) []apitoken.Event { list[150].Subject = "mallory"; return list },

@@ -157,6 +157,13 @@ func (f *feed) EventPage(_ context.Context, _ apitoken.EventQuery, cursor string
 	return append([]apitoken.Event(nil), list[:limit]...), fmt.Sprint(from + limit), nil
 }
 
+// change lets a test do something to the feed while a ledger reads it.
+func (f *feed) change(do func(*feed)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	do(f)
+}
+
 func (f *feed) add(n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

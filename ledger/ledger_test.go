@@ -128,10 +128,14 @@ func TestEventsOfParallelCallers(t *testing.T) {
 	l := open(t, ledgerPath(t), nil)
 	require.NoError(t, l.Follow(f))
 	for range 3 {
-		f.add(3000)
-		for i := len(f.events) - 3000; i < len(f.events); i += 10 {
-			f.events[i], f.events[i+9] = f.events[i+9], f.events[i]
-		}
+		f.change(func(f *feed) {
+			for range 3000 {
+				f.events = append(f.events, event(len(f.events)))
+			}
+			for i := len(f.events) - 3000; i < len(f.events); i += 10 {
+				f.events[i], f.events[i+9] = f.events[i+9], f.events[i]
+			}
+		})
 		seal(t, l)
 	}
 	for range 2 {
@@ -147,34 +151,36 @@ func TestEventsOfParallelCallers(t *testing.T) {
 
 func TestGapIsRecorded(t *testing.T) {
 	t.Parallel()
-	now := eventTime.Add(time.Minute)
-	set := func(c *ledger.Config) { c.Now = func() time.Time { return now } }
-	f := &feed{}
-	f.add(10)
-	l := open(t, ledgerPath(t), set)
-	require.NoError(t, l.Follow(f))
-	seal(t, l)
-	f.gone = 10 // what was read already is purged: nothing is missing
-	f.add(1)
-	seal(t, l)
-	require.Equal(t, int64(11), l.Status().Size)
+	dir := ledgerPath(t)
+	synctest.Test(t, func(t *testing.T) {
+		f := &feed{}
+		f.add(10)
+		l := open(t, dir, func(c *ledger.Config) { c.Poll = 100 * time.Hour })
+		require.NoError(t, l.Follow(f))
+		synctest.Wait() // until it has looked at the feed by itself
+		seal(t, l)
+		f.change(func(f *feed) { f.gone = 10 }) // what was read already is purged: nothing is missing
+		f.add(1)
+		seal(t, l)
+		require.Equal(t, int64(11), l.Status().Size)
 
-	f.add(10)
-	f.gone = 15
-	now = now.Add(2 * time.Hour)
-	last := seal(t, l)
-	var gaps int
-	require.NoError(t, l.Leaves(context.Background(), 0, -1, func(x ledger.Leaf) error {
-		if x.Event.Type == ledger.EventGap {
-			gaps++
-			require.Equal(t, int64(11), x.Pos)
+		time.Sleep(2 * time.Hour) // the bubble's clock
+		f.add(10)
+		f.change(func(f *feed) { f.gone = 15 })
+		last := seal(t, l)
+		var gaps int
+		for _, x := range leaves(t, l) {
+			if x.Event.Type == ledger.EventGap {
+				gaps++
+				require.Equal(t, int64(11), x.Pos)
+			}
 		}
-		return nil
-	}))
-	require.Equal(t, 1, gaps, "events that were removed before the ledger read them leave a record of it")
-	require.Equal(t, int64(11+1+6), l.Status().Size)
-	_, err := verify(l, exported(t, l, 0, -1), last)
-	require.NoError(t, err)
+		require.Equal(t, 1, gaps, "events that were removed before the ledger read them leave a record of it")
+		require.Equal(t, int64(11+1+6), l.Status().Size)
+		_, err := verify(l, exported(t, l, 0, -1), last)
+		require.NoError(t, err)
+		l.shut()
+	})
 }
 
 func TestSinkWaitsForTheLog(t *testing.T) {
@@ -277,7 +283,7 @@ func TestWhatWasDroppedDoesNotComeAgain(t *testing.T) {
 	require.NoError(t, l.Follow(f))
 	require.NoError(t, l.Audit(ctx, f.events[20]), "a sink that begins anew is told that the log had it")
 	require.NoError(t, l.Audit(ctx, f.events[129]))
-	f.gone = 129 // the feed forgets the ledger's place, and has its last event still
+	f.change(func(f *feed) { f.gone = 129 }) // the feed forgets the ledger's place, and has its last event still
 	require.Equal(t, last, seal(t, l))
 	f.add(5)
 	last = seal(t, l)

@@ -105,7 +105,9 @@ func TestErasedPersonIsGoneAndTheLogVerifies(t *testing.T) {
 	}
 	check(vault)
 
-	f.events = append(f.events, apitoken.Event{ID: "01g", Time: eventTime, Type: apitoken.EventIssued, OK: true, Subject: "alice"})
+	f.change(func(f *feed) {
+		f.events = append(f.events, apitoken.Event{ID: "01g", Time: eventTime, Type: apitoken.EventIssued, OK: true, Subject: "alice"})
+	})
 	last := seal(t, l)
 	_, err = verify(l, exported(t, l, 0, -1), last, before)
 	require.NoError(t, err, "the log verifies as before")
