@@ -2,6 +2,7 @@ package redisstore_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -86,17 +87,17 @@ func TestFailoverLosesTail(t *testing.T) {
 			promote(t, replica)
 			door.point(replica.Addr)
 
-			// The one who wrote, and knows more than there is.
-			for range 2 {
-				_, err = writer.Follow(ctx, after, nil, 10)
-				require.ErrorIs(t, err, store.ErrDiverged)
-			}
-			// The one whose position the promoted replica has, too: it can't know what it missed.
+			// First the one whose position the promoted replica has, too: it can't know what it missed.
 			_, err = reader.Apply(ctx, change([]store.Put{put("grant", "g", g)}))
 			require.ErrorIs(t, err, store.ErrDiverged, "nothing is written on a view that may miss a rule")
 			definite(t, err)
 			_, err = reader.Follow(ctx, before, nil, 10)
 			require.ErrorIs(t, err, store.ErrDiverged)
+			// The one who wrote, and had seen more than there is.
+			for range 2 {
+				_, err = writer.Follow(ctx, after, nil, 10)
+				require.ErrorIs(t, err, store.ErrDiverged)
+			}
 			r, err := reader.Get(ctx, "grant", "g")
 			require.NoError(t, err)
 			require.Equal(t, g, r.Version)
@@ -304,4 +305,39 @@ func TestWaitAOF(t *testing.T) {
 	require.NoError(t, server.Run())
 	rs, _ := snapshotOf(t, s)
 	require.Equal(t, []string{"a"}, ids(rs))
+}
+
+// TestSentinel lets a real Sentinel fail over, and the library's client for it follow.
+func TestSentinel(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	primary, replica := pair(t)
+	host, port := splitAddr(t, primary.Addr)
+	watch := redistest.Private(t, "--sentinel", "--appendonly", "no")
+	c := redis.NewSentinelClient(&redis.Options{Addr: watch.Addr})
+	defer c.Close()
+	require.NoError(t, c.Monitor(ctx, "tokens", host, port, "1").Err())
+	for name, value := range map[string]string{"down-after-milliseconds": "500", "failover-timeout": "3000"} {
+		require.NoError(t, c.Set(ctx, "tokens", name, value).Err())
+	}
+	eventually(t, func() bool { return len(c.Replicas(ctx, "tokens").Val()) == 1 }, "the sentinel finds the replica")
+
+	client := redis.NewFailoverClient(&redis.FailoverOptions{MasterName: "tokens", SentinelAddrs: []string{watch.Addr}})
+	defer client.Close()
+	s := openAt(t, client, &redisstore.Options{Timeout: 2 * time.Second})
+	must(t, s, []store.Put{put(store.KindRule, "a", store.Version{})})
+	_, at := snapshotOf(t, s)
+	inStep(t, primary)
+	primary.Kill()
+	eventually(t, func() bool {
+		_, err := s.Follow(ctx, at, nil, 10)
+		return errors.Is(err, store.ErrDiverged)
+	}, "the client finds the new primary, and the store what that means")
+	_, port = splitAddr(t, replica.Addr)
+	where, err := c.GetMasterAddrByName(ctx, "tokens").Result()
+	require.NoError(t, err)
+	require.Equal(t, port, where[1])
+	rs, _ := snapshotOf(t, s)
+	require.Equal(t, []string{"a"}, ids(rs))
+	must(t, s, []store.Put{put(store.KindRule, "b", store.Version{})})
 }

@@ -130,8 +130,16 @@ func (s *Server) Run() error {
 	if err != nil {
 		return err
 	}
+	// An empty file for what the server itself wants to write down: CONFIG REWRITE, and a Sentinel's state.
+	file, err := os.OpenFile(filepath.Join(s.dir, "redis.conf"), os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := file.Close(); err != nil {
+		return err
+	}
 	args := append([]string{
-		"--port", port, "--bind", "127.0.0.1", "--dir", s.dir, "--daemonize", "no", "--save", "", "--appendonly", "yes",
+		file.Name(), "--port", port, "--bind", "127.0.0.1", "--dir", s.dir, "--daemonize", "no", "--save", "", "--appendonly", "yes",
 		"--appendfsync", "always", "--repl-diskless-sync-delay", "0", "--cluster-config-file", filepath.Join(s.dir, "nodes.conf"),
 	}, s.args...)
 	s.log = &bytes.Buffer{}
