@@ -13,6 +13,13 @@
 // earlier checkpoint too, they also find what only who holds the log's key can make: a history signed again, one that was cut
 // back, and two histories told to two readers.
 //
+// One process of a fleet has the ledger's directory; the others write events to the store that it follows. As a sink with
+// apitoken.Sink.MaxLag the ledger becomes a condition of issuing; revoking and validating never wait for it.
+//
+// After a crash [OpenDir] cuts off what was not committed, says so in [Dir.Torn], and the ledger reads it from the feed again.
+// What was committed can not be damaged by a crash of the process, and OpenDir, [Open] and [Ledger.Check] answer a
+// [TamperError] for it. [Ledger.CheckSource] holds the service's own store against the log.
+//
 // # Personal data
 //
 // With a [Vault], what concerns a person stands in the log as a random pseudonym and as ciphertext under that person's own key.
