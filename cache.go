@@ -36,7 +36,8 @@ type bucket struct {
 type entry struct {
 	hash    uint64
 	token   string
-	d       *tokenData
+	d       *tokenData // &data: the Tokens that were handed out share it
+	data    tokenData
 	iss     *trust
 	v       *JWTValidator // whose verdict it is: one cache may serve many tenants
 	rule    ruleSubject
@@ -178,7 +179,7 @@ func (b *bucket) drop(i int) {
 // are at most three quarters of the token), and the structures around them.
 func (e *entry) weight() int64 {
 	const perScope = int64(unsafe.Sizeof(Scope("")) * 4)
-	return int64(unsafe.Sizeof(*e)) + int64(unsafe.Sizeof(*e.d)) + int64(2*len(e.token)) + 128 +
+	return int64(unsafe.Sizeof(*e)) + int64(2*len(e.token)) + 128 +
 		perScope*int64(len(e.d.Scopes)) +
 		int64(unsafe.Sizeof(""))*int64(len(e.d.Audiences)+len(e.d.Roles)+len(e.d.Actors)+len(e.rule.chain)) +
 		int64(unsafe.Sizeof(principal{}))*int64(len(e.rule.actors))

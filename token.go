@@ -76,7 +76,12 @@ func NewToken(s TokenSpec) (Token, error) {
 
 // makeToken takes over all that s and claims refer to.
 func makeToken(s TokenSpec, claims []byte) Token {
-	return Token{d: &tokenData{TokenSpec: s, held: prepareScopes(s.Scopes), claim: claims}}
+	d := tokenOf(s, claims)
+	return Token{d: &d}
+}
+
+func tokenOf(s TokenSpec, claims []byte) tokenData {
+	return tokenData{TokenSpec: s, held: prepareScopes(s.Scopes), claim: claims}
 }
 
 // maxClaimBytes bounds the host's own claims: a token travels with each request.

@@ -422,7 +422,8 @@ func (v *JWTValidator) claims(iss *trust, p *jws.Token) (*entry, *Error) {
 		}
 		r.actors = append(r.actors, actor)
 	}
-	e.d = makeToken(spec, p.PrivateClaims()).d
+	e.data = tokenOf(spec, p.PrivateClaims())
+	e.d = &e.data
 	e.d.from = r
 	if v.audit != nil && iss.own && spec.Grant != "" {
 		e.use = v.audit.counter(useGrant, spec.Grant)
