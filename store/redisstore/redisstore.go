@@ -1,4 +1,4 @@
-// Package redisstore keeps an apitoken service in Redis (7.0 or later; Valkey too), through the host's own client, cluster
+// Package redisstore keeps an apitoken service in Redis (7.0 or later), through the host's own client, cluster
 // and Sentinel clients included:
 //
 //	st, err := redisstore.New(ctx, client, nil)
