@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 )
@@ -77,6 +79,31 @@ func TestJSONIsStrict(t *testing.T) {
 			sameAsReference(t, c.doc)
 		})
 	}
+}
+
+// Names beyond the first few are looked up by their folded form: it must tell apart what strings.EqualFold does.
+func TestFoldedNames(t *testing.T) {
+	t.Parallel()
+	for r := rune(0); r <= unicode.MaxRune; r++ {
+		if !utf8.ValidRune(r) {
+			continue
+		}
+		want := folded(string(r))
+		for o := unicode.SimpleFold(r); o != r; o = unicode.SimpleFold(o) {
+			if folded(string(o)) != want {
+				t.Fatalf("%q and %q are one letter", r, o)
+			}
+		}
+		if !strings.EqualFold(want, string(r)) {
+			t.Fatalf("%q is folded to another letter, %q", r, want)
+		}
+	}
+	first := members(maxMembers - 10)
+	for _, pair := range [][2]string{{"late", "LATE"}, {"n3", "N3"}, {"k", "\u212a"}, {"s", "\u017f"}, {"ß", "ẞ"}, {"x", "\u0058"}} {
+		doc := first[:len(first)-1] + `,"` + pair[0] + `":1,"` + pair[1] + `":1}`
+		require.ErrorIs(t, CheckJSON([]byte(doc)), errDouble, pair)
+	}
+	require.NoError(t, CheckJSON([]byte(first[:len(first)-1]+`,"ss":1,"ß":1,"i":1,"ı":1}`)), "these are different names")
 }
 
 func TestTokenHasOneText(t *testing.T) {
@@ -205,6 +232,7 @@ func TestReadingCostsInProportion(t *testing.T) { // not parallel: it counts the
 		"actors":           fill(`{"act":`, `{"sub":"a","act":`, ``),
 		"numbers":          fill(`{"x":[`, `1,`, `1]}`),
 		"members":          wrap(members(200)),
+		"a few members":    fill(`{"x":[`, members(17)+",", `0]}`),
 	} {
 		t.Run(name, func(t *testing.T) {
 			const rounds = 50
@@ -216,7 +244,7 @@ func TestReadingCostsInProportion(t *testing.T) { // not parallel: it counts the
 				_ = Parse(token, fuzzLimit, &tok)
 			}
 			runtime.ReadMemStats(&after)
-			if each := (after.TotalAlloc - before.TotalAlloc) / rounds; each > uint64(8*len(token)+4096) {
+			if each := (after.TotalAlloc - before.TotalAlloc) / rounds; each > uint64(12*len(token)+4096) {
 				t.Fatalf("%d bytes of token take %d bytes of memory", len(token), each)
 			}
 		})

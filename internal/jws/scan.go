@@ -3,6 +3,7 @@ package jws
 import (
 	"errors"
 	"strings"
+	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -252,34 +253,58 @@ func (p *scanner) date() (int64, error) {
 	return v, nil
 }
 
-// names finds a name that stands twice in one object. It holds the first few without an allocation.
+// names finds a name that stands twice in one object. It holds the first few without an allocation; what comes after them
+// is looked up, so that an object of many names costs no more than its length.
 type names struct {
-	first [12]string
+	first [16]string
 	n     int
-	more  []string
+	all   map[string]struct{} // folded; made when first is full
 }
 
 func (s *names) add(name string) error {
-	for i := range min(s.n, len(s.first)) {
-		if sameName(s.first[i], name) {
-			return errDouble
+	if s.n < len(s.first) {
+		for _, old := range s.first[:s.n] {
+			if sameName(old, name) {
+				return errDouble
+			}
 		}
-	}
-	for _, old := range s.more {
-		if sameName(old, name) {
-			return errDouble
-		}
-	}
-	switch {
-	case s.n >= maxMembers:
-		return errMembers
-	case s.n < len(s.first):
 		s.first[s.n] = name
-	default:
-		s.more = append(s.more, name)
+		s.n++
+		return nil
 	}
+	if s.n >= maxMembers {
+		return errMembers
+	}
+	if s.all == nil {
+		s.all = make(map[string]struct{}, 2*len(s.first))
+		for _, old := range s.first {
+			s.all[folded(old)] = struct{}{}
+		}
+	}
+	name = folded(name)
+	if _, there := s.all[name]; there {
+		return errDouble
+	}
+	s.all[name] = struct{}{}
 	s.n++
 	return nil
+}
+
+// folded is the same text for all names that sameName takes for one, and name itself where that is in small letters.
+func folded(name string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= utf8.RuneSelf {
+			least := r
+			for o := unicode.SimpleFold(r); o != r; o = unicode.SimpleFold(o) {
+				least = min(least, o)
+			}
+			r = least // a capital, also an ASCII one: k and s have more than two forms
+		}
+		if r >= 'A' && r <= 'Z' {
+			r += 'a' - 'A'
+		}
+		return r
+	}, name)
 }
 
 // sameName takes names that differ in case alone for one, as many readers do.
