@@ -57,8 +57,9 @@ type ClientAuth struct {
 	ID     string
 	Secret Secret
 	// Assertion is a JWT that the client signed (RFC 7523 §2.2), good once; ID may then be empty. It must be for this
-	// issuer, or for Endpoint, the URL at which it came.
-	Assertion, Endpoint string
+	// issuer, or for one of Endpoints: the URL at which it came, or the token endpoint's (RFC 9126 §2).
+	Assertion string
+	Endpoints []string
 	// Certificate is what the client's TLS connection showed (RFC 8705 §2). CertificateVerified says that its chain was
 	// verified up to a CA that names clients.
 	Certificate         *x509.Certificate

@@ -233,7 +233,7 @@ func (cs *Clients) assertion(ctx context.Context, k *knownClient, a *ClientAuth)
 		return false, nil
 	}
 	for _, aud := range cl.Audience { // one for somebody else besides may have been made for him
-		if aud != cs.s.cfg.Issuer && (a.Endpoint == "" || aud != a.Endpoint) {
+		if aud != cs.s.cfg.Issuer && !slices.Contains(a.Endpoints, aud) {
 			return false, nil
 		}
 	}

@@ -2,7 +2,6 @@ package apitoken_test
 
 import (
 	"context"
-	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -63,7 +62,7 @@ func TestAClientProvesItselfByAnAssertion(t *testing.T) {
 		return m
 	}
 	auth := func(text string) apitoken.ClientAuth {
-		return apitoken.ClientAuth{Assertion: text, Endpoint: endpoint}
+		return apitoken.ClientAuth{Assertion: text, Endpoints: []string{endpoint}}
 	}
 	for name, text := range map[string]string{
 		"issuer as aud":              p.assertion(t, nil, good()),
@@ -151,7 +150,7 @@ func selfSigned(t testing.TB, change func(*x509.Certificate)) *x509.Certificate 
 	if change != nil {
 		change(tmpl)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, p.key.(crypto.Signer).Public(), p.key)
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, p.key.Public(), p.key)
 	require.NoError(t, err)
 	cert, err := x509.ParseCertificate(der)
 	require.NoError(t, err)

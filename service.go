@@ -41,6 +41,7 @@ type Service struct {
 	copied   [2]int64                  // metaRecord.Copied
 	longest  atomic.Pointer[lifespans] // of tokens, as ever configured
 
+	turns    turns         // of those who redeem one ticket
 	injected bool          // Config.Now was given
 	signs    chan struct{} // places of those who wait for a key outside
 

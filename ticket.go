@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/opaque"
@@ -175,6 +176,11 @@ func (s *Service) redeem(ctx context.Context, r Redemption) (*Issued, error) {
 			return nil, err
 		}
 	}
+	leave, err := s.turns.enter(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	for try := 0; try < 3; try++ {
 		i, err := s.redeemOnce(ctx, r, id, hash, caller)
 		if !errors.Is(err, store.ErrConflict) {
@@ -259,6 +265,41 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 		c.put(store.Record{Kind: kindTicket, ID: id, Subject: rec.Subject, Client: rec.Client, Expires: rec.Expires, Data: data}, rec.Version)
 		return nil
 	})
+}
+
+// turns lets those who redeem one ticket in one process come one after another: the first has its answer before a
+// second use ends what it got. Between processes the store decides.
+type turns struct {
+	mu   sync.Mutex // guards busy
+	busy map[string]chan struct{}
+}
+
+// enter waits for id's turn, until ctx ends. Whoever entered calls leave.
+func (t *turns) enter(ctx context.Context, id string) (leave func(), err error) {
+	mine := make(chan struct{})
+	for {
+		t.mu.Lock()
+		before, ok := t.busy[id]
+		if !ok {
+			if t.busy == nil {
+				t.busy = map[string]chan struct{}{}
+			}
+			t.busy[id] = mine
+			t.mu.Unlock()
+			return func() {
+				t.mu.Lock()
+				delete(t.busy, id)
+				t.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		t.mu.Unlock()
+		select {
+		case <-before:
+		case <-ctx.Done():
+			return nil, unavailable(ctx.Err(), "waiting for another use of one ticket")
+		}
+	}
 }
 
 // verifies is RFC 7636 §4.6 for S256. A verifier without a challenge is refused too: it hints at a downgrade

@@ -8,7 +8,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/apitoken-go/apitoken"
@@ -52,6 +52,7 @@ const (
 	keysFresh     = 5 * time.Minute
 	keysMissing   = 10 * time.Second // between two questions for a kid that is not there
 	keysTimeout   = 10 * time.Second
+	keysLast      = 24 * time.Hour // the last good ones serve for so long while the issuer is down
 )
 
 // assertionIssuer is an AssertionIssuer with its keys.
@@ -59,46 +60,80 @@ type assertionIssuer struct {
 	AssertionIssuer
 	now func() time.Time
 
-	mu   sync.Mutex // guards what follows; makes one fetch at a time
-	keys []*jws.PublicKey
-	read time.Time
+	known atomic.Pointer[issuerKeys]
+	fetch chan struct{} // holds one: who asks the issuer
 }
 
-// key is the issuer's key of that kid, fetched where it is not known.
-func (a *assertionIssuer) key(ctx context.Context, kid string) (*jws.PublicKey, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	find := func() *jws.PublicKey {
-		for _, k := range a.keys {
-			if k.KID == kid || kid == "" && len(a.keys) == 1 {
-				return k
-			}
+// issuerKeys are an issuer's keys as they were read last.
+type issuerKeys struct {
+	keys  []*jws.PublicKey
+	read  time.Time // when they were good; zero: never
+	tried time.Time // when the issuer was asked last
+	err   error     // what came of that
+}
+
+func (x *issuerKeys) find(kid string) *jws.PublicKey {
+	for _, k := range x.keys {
+		if k.KID == kid || kid == "" && len(x.keys) == 1 {
+			return k
 		}
-		return nil
 	}
-	age := a.now().Sub(a.read)
-	k := find()
-	if k != nil && age < keysFresh || k == nil && a.keys != nil && age < keysMissing && age >= 0 {
-		return k, nil
+	return nil
+}
+
+func newAssertionIssuer(a AssertionIssuer, now func() time.Time) *assertionIssuer {
+	x := &assertionIssuer{AssertionIssuer: a, now: now, fetch: make(chan struct{}, 1)}
+	x.known.Store(&issuerKeys{})
+	return x
+}
+
+// key is the issuer's key of that kid, nil if it has none. What is known and fresh costs nothing; else one caller asks
+// the issuer, seldom enough, and the others wait for him.
+func (a *assertionIssuer) key(ctx context.Context, kid string) (*jws.PublicKey, error) {
+	if k, done, err := a.settled(kid); done {
+		return k, err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keysTimeout)
+	select {
+	case a.fetch <- struct{}{}:
+		defer func() { <-a.fetch }()
+	case <-ctx.Done():
+		return nil, &apitoken.Error{Code: apitoken.ErrUnavailable, Detail: "waiting for the keys of " + a.Issuer, Cause: ctx.Err(), RetryAfter: time.Second}
+	}
+	if k, done, err := a.settled(kid); done {
+		return k, err
+	}
+	next := *a.known.Load()
+	ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), keysTimeout) // for all who wait
 	defer cancel()
-	doc, err := a.Keys.JWKS(ctx, kid)
+	doc, err := a.Keys.JWKS(ask, kid)
 	var keys []*jws.PublicKey
 	if err == nil {
 		keys, _, err = jws.ParseJWKS(doc)
 	}
-	if err != nil {
-		if k != nil && age < 24*time.Hour {
-			return k, nil // the last good ones
-		}
-		return nil, &apitoken.Error{Code: apitoken.ErrUnavailable, Detail: "the keys of " + a.Issuer, Cause: err, RetryAfter: time.Second}
+	next.tried, next.err = a.now(), err
+	if err == nil {
+		next.keys, next.read = keys, next.tried
 	}
-	a.keys, a.read = keys, a.now()
-	if a.keys == nil {
-		a.keys = []*jws.PublicKey{}
+	a.known.Store(&next)
+	k, _, err := a.settled(kid)
+	return k, err
+}
+
+// settled is what can be said without asking the issuer.
+func (a *assertionIssuer) settled(kid string) (k *jws.PublicKey, done bool, err error) {
+	x := a.known.Load()
+	now := a.now()
+	k = x.find(kid)
+	recent := !x.tried.IsZero() && now.Sub(x.tried) < keysMissing
+	switch age := now.Sub(x.read); {
+	case k != nil && (age < keysFresh || recent && age < keysLast):
+		return k, true, nil // fresh, or the last good ones while the issuer is down
+	case !recent:
+		return nil, false, nil
+	case x.err != nil:
+		return nil, true, &apitoken.Error{Code: apitoken.ErrUnavailable, Detail: "the keys of " + a.Issuer, Cause: x.err, RetryAfter: time.Second}
 	}
-	return find(), nil
+	return nil, true, nil
 }
 
 func badAssertion(detail string) error {

@@ -33,7 +33,7 @@ func (h *Handler) client(r *http.Request, f form, path string) (*caller, error) 
 	if a.Secret.IsZero() && a.Assertion == "" {
 		a.Certificate, a.CertificateVerified = cert, verified
 	}
-	a.Endpoint = h.urlOf(r, path)
+	a.Endpoints = []string{h.urlOf(r, path), h.base + tokenPath}
 	if c.Client, c.auth, err = h.svc.Clients.Confirm(r.Context(), a); err != nil {
 		return nil, err
 	}

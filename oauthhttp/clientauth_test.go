@@ -115,8 +115,10 @@ func TestPrivateKeyJWT(t *testing.T) {
 	s.token(one).ok()
 	s.token(one).refused(401, "invalid_client", "an assertion is good once")
 	for _, path := range []string{"/par", "/introspect", "/revoke", "/device_authorization"} {
+		a := s.post(path, merge(s.assertion(k, "app", map[string]any{"aud": testIssuer + "/token"}), "token", "x"))
+		require.NotEqual(t, 401, a.StatusCode, "%s: the token endpoint's URL is taken (RFC 9126 §2): %s", path, a.raw)
 		v := s.assertion(k, "app", map[string]any{"aud": testIssuer + path})
-		a := s.post(path, merge(v, "token", "x"))
+		a = s.post(path, merge(v, "token", "x"))
 		require.NotEqual(t, 401, a.StatusCode, "%s: %s", path, a.raw)
 		s.post(path, merge(v, "token", "x")).refused(401, "invalid_client", path)
 	}
@@ -236,4 +238,24 @@ func TestFailedAuthenticationIsThrottled(t *testing.T) {
 	require.NotEmpty(t, last.Header.Get("Retry-After"))
 	s.token(own, s.as("app")).ok("a stranger can not lock a client out")
 	require.False(t, strings.Contains(string(last.raw), "app"), "what came in is never said back")
+}
+
+// Clients with certificates may call another host (RFC 8705 §5); a request chooses between two configured URLs, and
+// brings none of its own.
+func TestTheHostForCertificates(t *testing.T) {
+	t.Parallel()
+	const alias = "https://mtls.example.com"
+	s := newSite(t, func(_ *apitoken.Config, o *oauthhttp.Options) { o.MutualTLS = alias })
+	k := newSigner(t)
+	s.client("app", nil)
+	s.client("key", func(c *apitoken.Client) { c.AuthMethod, c.Keys = "private_key_jwt", k.keys() })
+	at := func(host string) option { return func(r *http.Request) { r.Host = host } }
+	proof := func(u string) option { return header("DPoP", k.proof("POST", u, s.at.Now(), nil)) }
+	s.token(own, s.as("app"), at("mtls.example.com"), proof(alias+"/token")).ok()
+	s.token(own, s.as("app"), at("mtls.example.com"), proof(testIssuer+"/token")).refused(400, "invalid_dpop_proof")
+	s.token(own, s.as("app"), proof(alias+"/token")).refused(400, "invalid_dpop_proof")
+	s.token(own, s.as("app"), at("evil.example.com"), proof("https://evil.example.com/token")).refused(400, "invalid_dpop_proof")
+	v := merge(s.assertion(k, "key", map[string]any{"aud": alias + "/token"}), "grant_type", "client_credentials")
+	s.token(v).refused(401, "invalid_client")
+	s.token(v, at("mtls.example.com")).ok()
 }

@@ -138,7 +138,7 @@ func wants(r *http.Request, media string) bool {
 // weightOf makes weights of RFC 9110 §12.4.2 comparable as text.
 func weightOf(q string) string {
 	if strings.HasPrefix(q, "1") {
-		return "9"
+		return "~" // above all digits
 	}
 	return strings.TrimPrefix(q, "0.")
 }

@@ -73,7 +73,7 @@ func TestIntrospectionThatIsSigned(t *testing.T) {
 	const media = "application/token-introspection+jwt"
 	a := s.post("/introspect", params("token", tok), s.as("app"), header("Accept", media)).ok()
 	require.Equal(t, media, a.Header.Get("Content-Type"))
-	j, err := jose.ParseSigned(string(a.raw), []jose.SignatureAlgorithm{jose.ES256})
+	j, err := jose.ParseSignedCompact(string(a.raw), []jose.SignatureAlgorithm{jose.ES256})
 	require.NoError(t, err)
 	require.Equal(t, "token-introspection+jwt", j.Signatures[0].Header.ExtraHeaders[jose.HeaderType], "RFC 9701 §5")
 	var set jose.JSONWebKeySet
@@ -103,6 +103,7 @@ func TestIntrospectionThatIsSigned(t *testing.T) {
 		media + ", application/json":             media,
 		media + ";q=0.5, application/json;q=0.9": "application/json",
 		media + ";q=0.9, application/json;q=0.5": media,
+		media + ";q=0.9, application/json":       "application/json",
 		media + ";q=0":                           "application/json",
 	} {
 		a := s.post("/introspect", params("token", tok), s.as("app"), header("Accept", accept)).ok()

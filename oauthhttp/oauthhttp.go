@@ -144,7 +144,7 @@ func New(svc *apitoken.Service, o *Options) (*Handler, error) {
 		h.now = time.Now
 	}
 	for _, a := range h.o.Assertions {
-		h.issues = append(h.issues, &assertionIssuer{AssertionIssuer: a, now: h.now})
+		h.issues = append(h.issues, newAssertionIssuer(a, h.now))
 	}
 	h.auth = httpauth.New(svc, &httpauth.Options{Realm: "oauth", BaseURL: h.root, Address: h.o.Address})
 	if h.meta, err = json.Marshal(h.metadata()); err != nil {
@@ -225,7 +225,7 @@ func (o *Options) check(issuer *url.URL) error {
 func (h *Handler) mount() {
 	h.mux = http.NewServeMux()
 	h.mux.Handle(metadataPath+h.path, h.Metadata())
-	h.mux.Handle(h.path+jwksPath, h.JWKS())
+	h.mux.Handle("GET "+h.path+jwksPath, h.JWKS())
 	h.mux.Handle(h.path+openAPIPath, h.OpenAPI())
 	h.mux.Handle(h.path+tokenPath, h.Token())
 	h.mux.Handle(h.path+revokePath, h.Revocation())
