@@ -327,3 +327,41 @@ func (f auditFunc) Audit(_ context.Context, e apitoken.Event) error { f(e); retu
 type observerFunc func(context.Context, apitoken.Observation)
 
 func (f observerFunc) Observe(ctx context.Context, o apitoken.Observation) { f(ctx, o) }
+
+// A quiet service purges what its sink got long ago. That is no gap, and nothing is delivered twice.
+func TestSinkBehindPurgedEvents(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	k := &clock{}
+	st := memstore.NewWithClock(k.Now)
+	sink := &gathered{}
+	svc := serviceOn(t, st, func(c *apitoken.Config) {
+		c.Now, c.KeepEvents = k.Now, time.Hour
+		c.Sinks = []apitoken.Sink{{Name: "siem", Auditor: sink}}
+	})
+	for range 5 {
+		issue(t, svc, aliceSession)
+	}
+	all := len(events(t, svc, apitoken.EventQuery{}))
+	require.Eventually(t, func() bool { return len(sink.list()) == all }, 20*time.Second, 5*time.Millisecond)
+	k.Advance(2 * time.Hour)
+	require.NoError(t, svc.Sync(ctx))
+	issue(t, svc, aliceSession)
+	require.Eventually(t, func() bool { return len(sink.list()) == all+1 }, 20*time.Second, 5*time.Millisecond)
+	k.Advance(50 * time.Minute)
+	_, err := st.Purge(ctx, store.KindEvent, k.Now().UnixMilli(), 1000)
+	require.NoError(t, err)
+	i := issue(t, svc, aliceSession)
+	require.Eventually(t, func() bool { return len(sink.list()) >= all+2 }, 20*time.Second, 5*time.Millisecond)
+	for _, e := range events(t, svc, apitoken.EventQuery{}) {
+		require.NotEqual(t, apitoken.EventAlert, e.Type, e.Reason)
+		if e.TokenID == i.Token.ID() {
+			require.Contains(t, sink.list(), e.ID)
+		}
+	}
+	seen := map[string]bool{}
+	for _, id := range sink.list() {
+		require.False(t, seen[id], "delivered twice")
+		seen[id] = true
+	}
+}

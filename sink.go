@@ -79,6 +79,7 @@ type sinkFeed struct {
 	done    atomic.Int64 // cursorRecord.Done, as far as this process knows, and not before its start
 	kept    atomic.Int64 // the stored one; 0: not read yet
 	rec     cursorRecord
+	skip    int64 // Written of the first event that may be new, after ErrTrimmed; 0: all behind the cursor are
 	version store.Version
 	busy    chan struct{} // holds the one call that may be under way
 }
@@ -123,8 +124,13 @@ func (f *sinkFeed) round(ctx context.Context) error {
 		asked := f.s.now()
 		page, err := f.s.st.List(ctx, store.Query{Kind: store.KindEvent, Cursor: f.rec.Cursor, Limit: sinkPage})
 		if errors.Is(err, store.ErrTrimmed) {
-			f.s.alert(ctx, "audit sink missed events that were purged", Event{Extra: map[string]string{"sink": f.sink.Name}})
+			// What lay behind the cursor was purged. After a quiet time that is only what was delivered long ago: the log
+			// is read again, without what was acknowledged before Done.
+			if keep := f.s.cfg.KeepEvents; keep == 0 || f.rec.Done < asked.Add(-keep).UnixMilli() {
+				f.s.alert(ctx, "audit sink missed events that were purged", Event{Extra: map[string]string{"sink": f.sink.Name}})
+			}
 			f.rec.Cursor, f.rec.Seen = "", nil
+			f.skip = f.rec.Done - time.Minute.Milliseconds()
 			continue
 		}
 		if err != nil {
@@ -132,7 +138,7 @@ func (f *sinkFeed) round(ctx context.Context) error {
 		}
 		n := 0
 		for _, r := range page.Records {
-			if slices.Contains(f.rec.Seen, r.ID) {
+			if slices.Contains(f.rec.Seen, r.ID) || r.Written < f.skip {
 				continue
 			}
 			e, err := readEvent(r)
@@ -150,6 +156,7 @@ func (f *sinkFeed) round(ctx context.Context) error {
 		}
 		if page.Cursor != "" {
 			f.rec.Cursor, f.rec.Seen = page.Cursor, nil
+			f.skip = 0
 		} else {
 			f.done.Store(asked.UnixMilli())
 		}
