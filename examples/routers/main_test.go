@@ -81,7 +81,9 @@ func TestRunServesUntilItsContextEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	up, done := make(chan [2]string, 1), make(chan error, 1)
-	go func() { done <- run(ctx, "chi", "127.0.0.1:0", func(url, token string) { up <- [2]string{url, token} }) }()
+	go func() {
+		done <- run(ctx, "chi", "127.0.0.1:0", func(url, token string) { up <- [2]string{url, token} })
+	}()
 	select {
 	case at := <-up:
 		r, err := http.NewRequestWithContext(ctx, http.MethodGet, at[0]+"/orders", nil)
