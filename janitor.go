@@ -19,8 +19,33 @@ const (
 // janitor removes what has expired, in small steps, and finishes rules that must wait for API keys to end.
 func (s *Service) janitor(ctx context.Context) {
 	clock := newTrustedClock(s.now)
-	for sleep(ctx, jitter(janitorEvery)) {
-		s.tidy(ctx, clock.now())
+	for {
+		t := time.NewTimer(jitter(janitorEvery))
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-s.hurry:
+			t.Stop()
+			s.putBack(ctx)
+			if s.rules.missing.Load() && !sleep(ctx, time.Second) { // the store is not there yet
+				return
+			}
+			s.hasten()
+		case <-t.C:
+			s.tidy(ctx, clock.now())
+		}
+	}
+}
+
+// hasten makes the janitor put back lost rules now, if there are any.
+func (s *Service) hasten() {
+	if !s.rules.missing.Load() {
+		return
+	}
+	select {
+	case s.hurry <- struct{}{}:
+	default:
 	}
 }
 

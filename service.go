@@ -39,6 +39,7 @@ type Service struct {
 
 	accepted uint64                    // the store's history that the services accepted; set by New
 	copied   [2]int64                  // metaRecord.Copied
+	hurry    chan struct{}             // wakes the janitor: a store has lost rules that are known here
 	longest  atomic.Pointer[lifespans] // of tokens, as ever configured
 
 	turns    turns         // of those who redeem one ticket
@@ -371,7 +372,7 @@ func New(c Config) (*Service, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: c, injected: injected, st: c.Store, now: c.Now, log: c.Logger, retryKick: make(chan struct{}, 1), signs: make(chan struct{}, signsOutside)}
+	s := &Service{cfg: c, injected: injected, st: c.Store, now: c.Now, log: c.Logger, retryKick: make(chan struct{}, 1), hurry: make(chan struct{}, 1), signs: make(chan struct{}, signsOutside)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.Clients = newClients(s)
 	s.APIKeys = newAPIKeys(s)

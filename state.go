@@ -130,6 +130,7 @@ func (st *state) follow(ctx context.Context) error {
 		}
 		if lost > 0 {
 			st.s.rules.missing.Store(true) // the janitor puts back what the store lost
+			st.s.hasten()
 		}
 		return nil
 	}

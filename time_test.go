@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -241,4 +242,55 @@ func TestNoSecretLiesAnywhere(t *testing.T) {
 			look(fmt.Sprintf("secret part %d", n), []byte(text[len(text)-60:len(text)-20]))
 		}
 	}
+}
+
+// swapped is a store whose engine fails over to another under the service.
+type swapped struct {
+	atomic.Pointer[boltstore.Store]
+}
+
+func (s *swapped) Get(ctx context.Context, k store.Kind, id string) (store.Record, error) {
+	return s.Load().Get(ctx, k, id)
+}
+func (s *swapped) Apply(ctx context.Context, c *store.Change) (store.Commit, error) {
+	return s.Load().Apply(ctx, c)
+}
+func (s *swapped) Follow(ctx context.Context, p store.Position, kinds []store.Kind, max int) (store.View, error) {
+	return s.Load().Follow(ctx, p, kinds, max)
+}
+func (s *swapped) List(ctx context.Context, q store.Query) (store.Page, error) {
+	return s.Load().List(ctx, q)
+}
+func (s *swapped) Purge(ctx context.Context, k store.Kind, before int64, max int) (int, error) {
+	return s.Load().Purge(ctx, k, before, max)
+}
+
+// A running service whose engine loses its latest writes goes on to enforce what it knows, and writes it back at once, so
+// that processes which start later know it too.
+func TestLostRevocationIsPutBack(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := &swapped{}
+	first := tempStore(t)
+	st.Store(first)
+	svc := serviceOn(t, st, nil)
+	i := issue(t, svc, aliceSession)
+	path := filepath.Join(t.TempDir(), "replica.db")
+	f, err := os.Create(path)
+	require.NoError(t, err)
+	err = first.Backup(ctx, f)
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	require.NoError(t, svc.Revoke(ctx, apitoken.ByGrant(i.Token.Grant()), "stolen"))
+
+	replica := openStore(t, path)
+	st.Store(replica)
+	require.NoError(t, svc.Sync(ctx))
+	require.ErrorIs(t, validate(svc, i.Access), apitoken.ErrRevoked)
+	require.Eventually(t, func() bool {
+		p, err := replica.List(ctx, store.Query{Kind: store.KindRule})
+		return err == nil && len(p.Records) == 1
+	}, 20*time.Second, 5*time.Millisecond, "the rule is not written back")
+	other := serviceOn(t, replica, func(c *apitoken.Config) { c.Restored = apitoken.ReplayedRestored })
+	require.ErrorIs(t, validate(other, i.Access), apitoken.ErrRevoked)
 }
