@@ -731,7 +731,7 @@ const (
 // failures counts failed authentications by client and source, in a table of fixed size: names that collide share a
 // count, which may throttle a failure early and never refuses a correct generated secret.
 type failures struct {
-	slots [failSlots]atomic.Uint64 // window number << 16 | count
+	slots atomic.Pointer[[failSlots]atomic.Uint64] // window number << 16 | count; made at the first failure
 	seed  sync.Once
 	key   [16]byte
 }
@@ -743,13 +743,20 @@ func (f *failures) slot(client, source string) int {
 }
 
 func (f *failures) over(client, source string, now time.Time) bool {
-	v := f.slots[f.slot(client, source)].Load()
+	slots := f.slots.Load()
+	if slots == nil {
+		return false
+	}
+	v := slots[f.slot(client, source)].Load()
 	return v>>16 == f.window(now) && v&0xffff >= failLimit
 }
 
 // add counts a failure and reports whether it is one too many.
 func (f *failures) add(client, source string, now time.Time) bool {
-	s := &f.slots[f.slot(client, source)]
+	if f.slots.Load() == nil {
+		f.slots.CompareAndSwap(nil, new([failSlots]atomic.Uint64))
+	}
+	s := &f.slots.Load()[f.slot(client, source)]
 	w := f.window(now)
 	for {
 		old := s.Load()

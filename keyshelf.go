@@ -21,6 +21,7 @@ const (
 	missFor     = 5 * time.Second
 )
 
+// shelfShard makes its maps as they are needed: an idle tenant has none.
 type shelfShard struct {
 	mu      sync.RWMutex // guards all below
 	keys    map[opaque.ID]*knownKey
@@ -36,20 +37,13 @@ type flight struct {
 	stale bool // the key changed while it was read: read again
 }
 
-func newKeyShelf() *keyShelf {
-	s := &keyShelf{}
-	s.clear()
-	return s
-}
+func newKeyShelf() *keyShelf { return &keyShelf{} }
 
 func (s *keyShelf) clear() {
 	for i := range s.shards {
 		h := &s.shards[i]
 		h.mu.Lock()
-		h.keys, h.missing = map[opaque.ID]*knownKey{}, map[opaque.ID]time.Time{}
-		if h.flights == nil {
-			h.flights = map[opaque.ID]*flight{}
-		}
+		h.keys, h.missing = nil, nil
 		for _, f := range h.flights {
 			f.stale = true
 		}
@@ -103,6 +97,9 @@ func (s *keyShelf) load(ctx context.Context, id opaque.ID, now time.Time, read f
 	f := h.flights[id]
 	if f == nil {
 		f = &flight{done: make(chan struct{})}
+		if h.flights == nil {
+			h.flights = map[opaque.ID]*flight{}
+		}
 		h.flights[id] = f
 		go h.fly(f, id, now, read)
 	}
@@ -134,11 +131,17 @@ func (h *shelfShard) fly(f *flight, id opaque.ID, now time.Time, read func() (*k
 					break
 				}
 			}
+			if h.keys == nil {
+				h.keys = map[opaque.ID]*knownKey{}
+			}
 			h.keys[id] = key
 		default:
 			if e, ok := err.(*Error); ok && e.Code == ErrInvalidToken {
 				if len(h.missing) >= missSize {
 					clear(h.missing)
+				}
+				if h.missing == nil {
+					h.missing = map[opaque.ID]time.Time{}
 				}
 				h.missing[id] = now
 			}
