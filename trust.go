@@ -232,7 +232,7 @@ func (t *trust) wake() {
 
 // key finds the key that a header names. A missing one may be new: the follower is told, and this token refused. It
 // does not wait for the network.
-func (t *trust) key(_ context.Context, kid string) (*jws.PublicKey, *Error) {
+func (t *trust) key(ctx context.Context, kid string) (*jws.PublicKey, *Error) {
 	set := t.keys.Load()
 	if set == nil {
 		return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the issuer's keys were never read or are too old"}
@@ -246,7 +246,9 @@ func (t *trust) key(_ context.Context, kid string) (*jws.PublicKey, *Error) {
 		}
 	}
 	if t.svc != nil {
-		t.svc.state.wake()
+		if k := t.caughtUp(ctx, kid); k != nil {
+			return k, nil
+		}
 	} else if kid != "" {
 		select {
 		case t.asked <- kid:
@@ -254,6 +256,22 @@ func (t *trust) key(_ context.Context, kid string) (*jws.PublicKey, *Error) {
 		}
 	}
 	return nil, fail(ErrInvalidToken, "no key of this issuer has the token's kid")
+}
+
+// caughtUp looks for a key of our own ring in the store, where this process's view may be too old to know it: as old as the lead
+// with which keys are published. That is seldom, and whoever asks for keys that do not exist makes the view young.
+func (t *trust) caughtUp(ctx context.Context, kid string) *jws.PublicKey {
+	s := t.svc
+	if t.freshness(s.now()).Age < s.SigningKeys.lead()/2 {
+		s.state.wake()
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if s.state.refresh(ctx) != nil {
+		return nil
+	}
+	return (*t.keys.Load())[kid]
 }
 
 // setKeys replaces the keys. Whatever was verified with a key that is gone, or that changed, is void.
