@@ -5,13 +5,16 @@ package etcdtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -55,6 +58,15 @@ func Start(tb testing.TB, n int) *Cluster {
 
 // New runs a cluster of n members with its data under dir. Close ends it.
 func New(dir string, n int) (*Cluster, error) {
+	for try := 1; ; try++ {
+		c, err := start(filepath.Join(dir, fmt.Sprint("cluster", try)), n)
+		if err == nil || try == 5 || !errors.Is(err, syscall.EADDRINUSE) {
+			return c, err
+		}
+	}
+}
+
+func start(dir string, n int) (*Cluster, error) {
 	c := &Cluster{dir: dir}
 	ports, err := freePorts(2 * n)
 	if err != nil {
@@ -90,16 +102,20 @@ func loopback(port int) url.URL {
 	return url.URL{Scheme: "http", Host: fmt.Sprintf("127.0.0.1:%d", port)}
 }
 
-// freePorts finds ports that nobody listens on; all are held until all are found.
-func freePorts(n int) ([]int, error) {
-	var ports []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
+// freePorts finds ports that nobody listens on; all are held until all are found. They lie below those that the system gives
+// to outgoing connections, so that none of those takes a member's port while it is down.
+func freePorts(n int) (ports []int, err error) {
+	for try := 0; len(ports) < n; try++ {
+		port := 10_000 + rand.IntN(20_000)
+		l, lerr := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if lerr != nil {
+			if try > 100 {
+				return nil, lerr
+			}
+			continue
 		}
 		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		ports = append(ports, port)
 	}
 	return ports, nil
 }
