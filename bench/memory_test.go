@@ -1,0 +1,235 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/store"
+	"github.com/apitoken-go/apitoken/store/memstore"
+)
+
+// number is how many of something a benchmark takes: what the environment says, or little enough for a quick look.
+func number(variable string, otherwise int) int {
+	if n, err := strconv.Atoi(os.Getenv(variable)); err == nil && n > 0 {
+		return n
+	}
+	return otherwise
+}
+
+// BenchmarkValidateMany is the repeat validation of 10,000 tokens, as often as a Zipf distribution of 1.1 says, beside a bare
+// sync.Map that is asked for the same strings.
+func BenchmarkValidateMany(b *testing.B) {
+	ctx := context.Background()
+	svc := newService(b, "EdDSA", nil)
+	tokens := make([]string, 10_000)
+	var bare sync.Map
+	for i := range tokens {
+		issued, err := svc.Issue(ctx, apitoken.Request{Subject: fmt.Sprint("u", i), Scopes: apitoken.Scopes{"orders:read"}, Lifetime: time.Hour})
+		if err != nil {
+			b.Fatal(err)
+		}
+		tokens[i] = issued.Access.Reveal()
+		bare.Store(tokens[i], issued)
+		if _, err := svc.Validate(ctx, apitoken.Bearer(tokens[i])); err != nil {
+			b.Fatal(err)
+		}
+	}
+	order := make([]uint16, 1<<16)
+	z := rand.NewZipf(rand.New(rand.NewPCG(1, 2)), 1.1, 1, uint64(len(tokens)-1))
+	for i := range order {
+		order[i] = uint16(z.Uint64())
+	}
+	pick := func(i int) string { return tokens[order[i&(len(order)-1)]] }
+	for _, x := range []struct {
+		name string
+		f    func(string) bool
+	}{
+		{"raw", func(s string) bool { _, ok := bare.Load(s); return ok }},
+		{"apitoken", func(s string) bool { _, err := svc.Validate(ctx, apitoken.Bearer(s)); return err == nil }},
+	} {
+		b.Run("one/"+x.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if !x.f(pick(i)) {
+					b.Fatal("a good token was refused")
+				}
+			}
+		})
+		b.Run("parallel/"+x.name, func(b *testing.B) {
+			b.ReportAllocs()
+			var start atomic.Int64
+			b.RunParallel(func(p *testing.PB) {
+				for i := int(start.Add(7919)); p.Next(); i++ {
+					if !x.f(pick(i)) {
+						b.Error("a good token was refused")
+						return
+					}
+				}
+			})
+		})
+	}
+}
+
+// BenchmarkTenants is a namespace with a service of its own that nobody asks anything: 200 of them, or
+// APITOKEN_BENCH_TENANTS, on one store with one shared cache.
+func BenchmarkTenants(b *testing.B) {
+	n := number("APITOKEN_BENCH_TENANTS", 200)
+	for b.Loop() {
+		cache := apitoken.NewCache(32 << 20)
+		before := memory()
+		goroutines := runtime.NumGoroutine()
+		all := make([]*apitoken.Service, n)
+		began := time.Now()
+		for i := range all {
+			var err error
+			all[i], err = apitoken.New(apitoken.Config{
+				Issuer: fmt.Sprintf("https://tenant-%d.example.com", i), Audience: "https://api.example.com", Store: memstore.New(),
+				InsecureKeysInStore: true, Algorithm: "EdDSA", Validation: apitoken.Validation{Cache: cache},
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(time.Since(began).Microseconds())/float64(n), "µs/start")
+		b.ReportMetric(float64(memory()-before)/float64(n), "B/tenant")
+		b.ReportMetric(float64(runtime.NumGoroutine()-goroutines)/float64(n), "goroutines/tenant")
+		for _, svc := range all {
+			_ = svc.Close()
+		}
+	}
+}
+
+func memory() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc + m.StackInuse)
+}
+
+// BenchmarkHold is the memory of a process that knows API keys: 10,000 or APITOKEN_BENCH_KEYS, each seen once. Grants cost a
+// process nothing: they lie in the store.
+func BenchmarkHold(b *testing.B) {
+	n := number("APITOKEN_BENCH_KEYS", 10_000)
+	ctx := context.Background()
+	st := memstore.New()
+	maker := newService(b, "EdDSA", func(c *apitoken.Config) { c.Store = st })
+	keys := make([]string, n)
+	for i := range keys {
+		_, key, err := maker.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: fmt.Sprint("u", i), Scopes: apitoken.Scopes{"orders:read"}})
+		if err != nil {
+			b.Fatal(err)
+		}
+		keys[i] = key.Reveal()
+	}
+	for b.Loop() {
+		before := memory()
+		svc, err := apitoken.New(apitoken.Config{Issuer: issuer, Audience: audience, Store: st, InsecureKeysInStore: true})
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, key := range keys {
+			if _, err := svc.Validate(ctx, apitoken.Bearer(key)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(memory()-before)/float64(min(n, 130_000)), "B/known-key")
+		_ = svc.Close()
+	}
+}
+
+// BenchmarkPurge removes expired records while 16 callers rotate sessions, and tells what it does to their slowest: 20,000
+// records, or APITOKEN_BENCH_RECORDS.
+func BenchmarkPurge(b *testing.B) {
+	n := number("APITOKEN_BENCH_RECORDS", 20_000)
+	ctx := context.Background()
+	for _, engine := range []string{"bbolt", "postgres", "redis"} {
+		b.Run(fmt.Sprintf("%s/%d", engine, n), func(b *testing.B) {
+			st := startEngine(b, engine)()
+			past := time.Now().Add(-time.Hour).UnixMilli()
+			var wg sync.WaitGroup
+			for w := range 16 {
+				wg.Go(func() {
+					for k := w * 16; k < n; k += 16 * 16 {
+						c := &store.Change{}
+						copy(c.ID[:], fmt.Sprintf("x%015d", k))
+						for i := k; i < min(k+16, n); i++ {
+							c.Puts = append(c.Puts, store.Put{Record: store.Record{Kind: "grant", ID: fmt.Sprintf("%026d", i), Subject: "alice", Client: "web", Expires: past, Data: make([]byte, 500)}})
+						}
+						if _, err := st.Apply(ctx, c); err != nil {
+							b.Error(err)
+							return
+						}
+					}
+				})
+			}
+			wg.Wait()
+			svc := newService(b, "EdDSA", func(c *apitoken.Config) { c.Store = st })
+			quiet := rotations(b, svc, func() { time.Sleep(500 * time.Millisecond) })
+			for b.Loop() {
+				removed := 0
+				began := time.Now()
+				busy := rotations(b, svc, func() {
+					for {
+						k, err := st.Purge(ctx, "grant", time.Now().UnixMilli(), 500)
+						if err != nil {
+							b.Error(err)
+							return
+						}
+						removed += k
+						if k < 500 {
+							return
+						}
+						time.Sleep(5 * time.Millisecond) // as the service's own janitor does
+					}
+				})
+				b.ReportMetric(float64(removed)/time.Since(began).Seconds(), "removed/s")
+				b.ReportMetric(float64(at(busy, 99).Microseconds()), "µs-p99-purging")
+			}
+			b.ReportMetric(float64(at(quiet, 99).Microseconds()), "µs-p99-quiet")
+		})
+	}
+}
+
+// rotations refreshes sessions from 16 callers while meanwhile runs, and gives how long each took.
+func rotations(b *testing.B, svc *apitoken.Service, meanwhile func()) (took []time.Duration) {
+	b.Helper()
+	ctx := context.Background()
+	var mu sync.Mutex
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	for w := range 16 {
+		wg.Go(func() {
+			issued, err := svc.Issue(ctx, apitoken.Request{Subject: fmt.Sprint("w", w), Refresh: true})
+			for err == nil && !stop.Load() {
+				began := time.Now()
+				issued, err = svc.Refresh(ctx, apitoken.RefreshRequest{Token: issued.Refresh.Reveal()})
+				d := time.Since(began)
+				mu.Lock()
+				took = append(took, d)
+				mu.Unlock()
+			}
+			if err != nil {
+				b.Error(err)
+			}
+		})
+	}
+	meanwhile()
+	stop.Store(true)
+	wg.Wait()
+	slices.Sort(took)
+	return took
+}
+
+func at(sorted []time.Duration, percent int) time.Duration {
+	return sorted[min(len(sorted)-1, len(sorted)*percent/100)]
+}
