@@ -167,13 +167,13 @@ func (v *JWTValidator) quick(ctx context.Context, c *Credential) (Token, bool) {
 		return Token{}, false
 	}
 	e := v.cache.find(v, v.cache.hash(c.Token), c.Token)
-	if e == nil || e.d.Binding != "" || e.version.Load() != e.iss.version() {
+	if e == nil || e.bound || e.version.Load() != e.iss.version() {
 		return Token{}, false
 	}
 	now := v.now()
 	f := e.iss.freshness(now)
 	sec := now.Unix()
-	if sec >= e.exp || sec < e.nbf || sec < e.iat || f.Stale || e.rule.pos.view.N > f.Position.N && !e.rule.wall {
+	if sec >= e.exp || sec < e.nbf || sec < e.iat || f.Stale || e.needs > f.Position.N {
 		return Token{}, false
 	}
 	if e.use != nil {
@@ -354,7 +354,7 @@ func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, tr *
 			return Token{}, tr.no("freshness", &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"})
 		}
 	}
-	if e.rule.pos.view.N > f.Position.N && !e.rule.wall {
+	if e.needs > f.Position.N {
 		e.iss.wake() // its issuer knows more than we do; until we do too, our age counts
 	}
 	if tr != nil {
@@ -391,7 +391,7 @@ func (v *JWTValidator) claims(iss *trust, p *jws.Token) (*entry, *Error) {
 		Kind: KindAccess, ID: cl.ID, Issuer: iss.issuer, Subject: cl.Subject, Audiences: cl.Audience,
 		IssuedAt: time.Unix(cl.IssuedAt, 0), ExpiresAt: time.Unix(cl.Expires, 0), Binding: cl.Binding,
 	}
-	e := &entry{iss: iss, exp: cl.Expires, nbf: cl.NotBefore, iat: cl.IssuedAt}
+	e := &entry{iss: iss, bound: cl.Binding != "", exp: cl.Expires, nbf: cl.NotBefore, iat: cl.IssuedAt}
 	r := &e.rule
 	r.subject, r.id, r.kid, r.iat, r.skew = cl.Subject, cl.ID, p.Header.KID, spec.IssuedAt, v.cfg.Skew
 	scopes, err := ParseScopes(cl.Scope)
@@ -403,7 +403,7 @@ func (v *JWTValidator) claims(iss *trust, p *jws.Token) (*entry, *Error) {
 		if !ok {
 			return nil, fail(ErrInvalidToken, "pos is missing or malformed")
 		}
-		r.pos = pos
+		r.pos, e.needs = pos, pos.view.N
 		spec.Client, spec.Grant, spec.Roles, spec.Scopes = cl.ClientID, cl.SessionID, cl.Roles, scopes
 		r.chain = cl.Chain
 	} else {
