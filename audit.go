@@ -309,7 +309,7 @@ func (a *auditLog) refused(ctx context.Context, t EventType, reason string, d *t
 // run flushes the counters and feeds the sinks.
 func (a *auditLog) run(ctx context.Context) {
 	for _, f := range a.sinks {
-		a.s.goRun(f.run)
+		a.s.goRun("sink", f.run)
 	}
 	for {
 		t := time.NewTimer(jitter(flushEvery))

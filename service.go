@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/url"
 	"regexp"
+	"runtime/pprof"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -411,11 +412,11 @@ func (s *Service) start() error {
 	if err := s.afterRestore(ctx); err != nil {
 		return startError(ctx, err)
 	}
-	s.goRun(s.state.run)
-	s.goRun(s.SigningKeys.run)
-	s.goRun(s.audit.run)
-	s.goRun(s.janitor)
-	s.goRun(s.retryRules)
+	s.goRun("follow", s.state.run)
+	s.goRun("keys", s.SigningKeys.run)
+	s.goRun("audit", s.audit.run)
+	s.goRun("janitor", s.janitor)
+	s.goRun("rules", s.retryRules)
 	return nil
 }
 
@@ -431,11 +432,12 @@ func startError(ctx context.Context, err error) error {
 }
 
 // goRun runs f until Close; its context ends then.
-func (s *Service) goRun(f func(context.Context)) {
+func (s *Service) goRun(name string, f func(context.Context)) {
 	s.wg.Add(1)
 	go func() {
 		defer s.wg.Done()
-		f(s.ctx)
+		// In a host's profiles, what runs behind its calls has a name.
+		pprof.Do(s.ctx, pprof.Labels("apitoken", name), f)
 	}()
 }
 
