@@ -93,19 +93,23 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	if err := checkChange(c); err != nil {
 		return store.Commit{}, err
 	}
-	type answer struct {
-		done store.Commit
-		err  error
-	}
 	got := make(chan answer, 1)
 	args := s.args(s.applyArgs(c)...) // c is not read after Apply returns
 	puts := len(c.Puts)
-	go func() {
-		wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.o.Timeout)
-		defer cancel()
-		done, err := s.write(wctx, args, puts)
-		got <- answer{done, err}
-	}()
+	if s.groupable(c) {
+		in := &intent{s: s, args: args, puts: puts, end: time.Now().Add(s.o.Timeout), got: got}
+		if puts == 1 {
+			in.key = s.ns + "\x00" + string(c.Puts[0].Kind) + "\x00" + c.Puts[0].ID
+		}
+		s.submit(in)
+	} else {
+		go func() {
+			wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.o.Timeout)
+			defer cancel()
+			done, err := s.write(wctx, args, puts)
+			got <- answer{done, err}
+		}()
+	}
 	select {
 	case a := <-got:
 		return a.done, a.err

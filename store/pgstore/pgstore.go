@@ -68,6 +68,8 @@ type engine struct {
 	sql  statements
 	hear *listener
 
+	group grouper
+
 	mu     sync.Mutex // guards spaces
 	spaces map[string]*Store
 }

@@ -1,0 +1,166 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Callers that write at the same time share a transaction: it is one round trip, one commit and one sync for all of them.
+// Only changes that can not stand in each other's way share one: without state records, which wait for the order of
+// changes, with at most one put, and each for another record. If one of them is refused the whole is undone, and each
+// goes by itself.
+
+const (
+	groupSize  = 16
+	groupLanes = 4 // transactions under way at once
+)
+
+// intent is a change on its way.
+type intent struct {
+	s    *Store
+	key  string // of its one record; empty: it has none
+	args []any
+	puts int
+	end  time.Time // when nobody waits for it any more
+	got  chan answer
+}
+
+type answer struct {
+	done store.Commit
+	err  error
+}
+
+// grouper collects intents. Whoever brings the first one while a lane is free runs that lane until nobody waits.
+type grouper struct {
+	mu      sync.Mutex // guards all below
+	waiting []*intent
+	running int
+}
+
+// groupable reports whether c may share a transaction.
+func (e *engine) groupable(c *store.Change) bool {
+	return !e.o.Pooler && len(c.Puts) <= 1 && (len(c.Puts) == 0 || !c.Puts[0].Kind.State())
+}
+
+// submit hands in to a lane; the answer comes by in.got.
+func (e *engine) submit(in *intent) {
+	g := &e.group
+	g.mu.Lock()
+	g.waiting = append(g.waiting, in)
+	start := g.running < groupLanes
+	if start {
+		g.running++
+	}
+	g.mu.Unlock()
+	if start {
+		go e.lane()
+	}
+}
+
+func (e *engine) lane() {
+	g := &e.group
+	for {
+		g.mu.Lock()
+		batch := g.take()
+		if len(batch) == 0 {
+			g.running--
+			g.mu.Unlock()
+			return
+		}
+		g.mu.Unlock()
+		e.together(batch)
+	}
+}
+
+// take removes what shares the next transaction. The caller holds mu.
+func (g *grouper) take() (batch []*intent) {
+	taken := map[string]bool{}
+	rest := g.waiting[:0]
+	for i, in := range g.waiting {
+		if len(batch) == groupSize {
+			rest = append(rest, g.waiting[i:]...)
+			break
+		}
+		if in.key != "" && taken[in.key] {
+			rest = append(rest, in)
+			continue
+		}
+		taken[in.key] = in.key != ""
+		batch = append(batch, in)
+	}
+	clear(g.waiting[len(rest):])
+	g.waiting = rest
+	// All transactions lock their records in the same order: none waits for another in a circle.
+	slices.SortFunc(batch, func(a, b *intent) int { return strings.Compare(a.key, b.key) })
+	return batch
+}
+
+// together writes a batch in one transaction, or each by itself where that is refused.
+func (e *engine) together(batch []*intent) {
+	ctx, cancel := context.WithTimeout(context.Background(), e.o.Timeout)
+	defer cancel()
+	live := batch[:0]
+	for _, in := range batch {
+		if time.Now().After(in.end) { // what was not begun in its time is not done later, behind its caller's back
+			in.got <- answer{err: e.cause(context.DeadlineExceeded)}
+			continue
+		}
+		if err := in.s.open(ctx); err != nil {
+			in.got <- answer{err: err}
+			continue
+		}
+		live = append(live, in)
+	}
+	if len(live) == 1 {
+		done, err := live[0].s.write(ctx, live[0].args, live[0].puts)
+		live[0].got <- answer{done, err}
+		return
+	}
+	answers, err := e.send(ctx, live)
+	if err == nil {
+		for i, in := range live {
+			in.got <- answers[i]
+		}
+		return
+	}
+	var refused *pgconn.PgError
+	if !errors.As(err, &refused) {
+		for _, in := range live {
+			in.got <- answer{err: e.cause(err)} // done or not
+		}
+		return
+	}
+	var wg sync.WaitGroup
+	for _, in := range live {
+		wg.Go(func() {
+			done, err := in.s.write(ctx, in.args, in.puts)
+			in.got <- answer{done, err}
+		})
+	}
+	wg.Wait()
+}
+
+func (e *engine) send(ctx context.Context, live []*intent) ([]answer, error) {
+	var b pgx.Batch
+	answers := make([]answer, len(live))
+	for i, in := range live {
+		b.Queue(e.sql.apply, in.args...).QueryRow(func(row pgx.Row) error {
+			var head, history, now int64
+			if err := row.Scan(&head, &history, &now); err != nil {
+				return err
+			}
+			answers[i].done = store.Commit{Head: position(history, head), Now: now}
+			return nil
+		})
+	}
+	return answers, e.pool.SendBatch(ctx, &b).Close()
+}
