@@ -58,7 +58,7 @@ type ClientAuth struct {
 	Secret Secret
 	// Assertion is a JWT that the client signed (RFC 7523 §2.2), good once; ID may then be empty. It must be for this
 	// issuer, or for one of Endpoints: the URL at which it came, or the token endpoint's (RFC 9126 §2).
-	Assertion string
+	Assertion Secret
 	Endpoints []string
 	// Certificate is what the client's TLS connection showed (RFC 8705 §2). CertificateVerified says that its chain was
 	// verified up to a CA that names clients.
@@ -69,7 +69,7 @@ type ClientAuth struct {
 }
 
 func (a ClientAuth) isZero() bool {
-	return a.ID == "" && a.Secret.IsZero() && a.Assertion == "" && a.Certificate == nil
+	return a.ID == "" && a.Secret.IsZero() && a.Assertion.IsZero() && a.Certificate == nil
 }
 
 // Clients are the registered clients of a service. They are state: every process knows them all.
@@ -608,8 +608,8 @@ func (cs *Clients) Authenticate(ctx context.Context, a ClientAuth) (Client, erro
 		}
 		return cs.enabled(a.ID)
 	}
-	if a.ID == "" && a.Assertion != "" {
-		a.ID = assertionSubject(a.Assertion)
+	if a.ID == "" && !a.Assertion.IsZero() {
+		a.ID = assertionSubject(a.Assertion.Reveal())
 	}
 	began := time.Now()
 	c, err := cs.authenticate(ctx, a)
@@ -622,11 +622,11 @@ func (cs *Clients) Authenticate(ctx context.Context, a ClientAuth) (Client, erro
 }
 
 func (cs *Clients) authenticate(ctx context.Context, a ClientAuth) (Client, error) {
-	if !a.Secret.IsZero() && a.Assertion != "" {
+	if !a.Secret.IsZero() && !a.Assertion.IsZero() {
 		return Client{}, fail(ErrInvalidRequest, "a secret and an assertion: one of them (RFC 6749 §2.3)")
 	}
 	k := cs.lookup(a.ID)
-	if a.Secret.IsZero() && a.Assertion == "" && k != nil && k.Public {
+	if a.Secret.IsZero() && a.Assertion.IsZero() && k != nil && k.Public {
 		if k.Disabled {
 			return Client{}, fail(ErrDenied, "client %q is disabled", a.ID)
 		}
@@ -635,7 +635,7 @@ func (cs *Clients) authenticate(ctx context.Context, a ClientAuth) (Client, erro
 	source := originOf(ctx).Address.String()
 	var ok bool
 	var err error
-	if a.Secret.IsZero() && (a.Assertion != "" || a.Certificate != nil) {
+	if a.Secret.IsZero() && (!a.Assertion.IsZero() || a.Certificate != nil) {
 		ok, err = cs.prove(ctx, k, &a)
 	} else {
 		ok, err = cs.right(ctx, k, a.ID, a.Secret.Reveal(), source)

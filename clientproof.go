@@ -194,7 +194,7 @@ func (cs *Clients) prove(ctx context.Context, k *knownClient, a *ClientAuth) (bo
 		k = nobody
 	}
 	switch {
-	case a.Assertion != "":
+	case !a.Assertion.IsZero():
 		if k.AuthMethod != authAssertion {
 			return false, nil
 		}
@@ -221,7 +221,7 @@ func assertionSubject(assertion string) string {
 // assertion checks a JWT of RFC 7523 §3, and takes its jti once in all processes on the store.
 func (cs *Clients) assertion(ctx context.Context, k *knownClient, a *ClientAuth) (bool, error) {
 	var t jws.Token
-	if jws.Parse(a.Assertion, maxAssertionBytes, &t) != nil {
+	if jws.Parse(a.Assertion.Reveal(), maxAssertionBytes, &t) != nil {
 		return false, nil
 	}
 	// Another kind of JWT, such as a proof or a token of ours, is none (RFC 8725 §3.11).

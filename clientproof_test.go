@@ -62,7 +62,7 @@ func TestAClientProvesItselfByAnAssertion(t *testing.T) {
 		return m
 	}
 	auth := func(text string) apitoken.ClientAuth {
-		return apitoken.ClientAuth{Assertion: text, Endpoints: []string{endpoint}}
+		return apitoken.ClientAuth{Assertion: apitoken.NewSecret(text), Endpoints: []string{endpoint}}
 	}
 	for name, text := range map[string]string{
 		"issuer as aud":              p.assertion(t, nil, good()),
@@ -101,7 +101,7 @@ func TestAClientProvesItselfByAnAssertion(t *testing.T) {
 		require.Error(t, err, name)
 		require.True(t, errors.Is(err, apitoken.ErrInvalidClient) || errors.Is(err, apitoken.ErrLimited), "%s: %v", name, err)
 	}
-	_, err = svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: "worker", Secret: apitoken.NewSecret("x"), Assertion: p.assertion(t, nil, good())})
+	_, err = svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: "worker", Secret: apitoken.NewSecret("x"), Assertion: apitoken.NewSecret(p.assertion(t, nil, good()))})
 	require.ErrorIs(t, err, apitoken.ErrInvalidRequest, "one credential in a request")
 	_, err = svc.Clients.RotateSecret(ctx, "worker", 0)
 	require.ErrorIs(t, err, apitoken.ErrInvalidRequest)
@@ -125,7 +125,7 @@ func TestOneAssertionIsUsedOnce(t *testing.T) {
 			on = second
 		}
 		wg.Go(func() {
-			_, auth, err := on.Clients.Confirm(ctx, apitoken.ClientAuth{Assertion: text})
+			_, auth, err := on.Clients.Confirm(ctx, apitoken.ClientAuth{Assertion: apitoken.NewSecret(text)})
 			if err != nil {
 				return
 			}

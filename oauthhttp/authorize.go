@@ -58,7 +58,7 @@ func (a *Authorization) RedirectURI() string { return a.redirect }
 // Approval is what the user decided.
 type Approval struct {
 	Subject string          // required: who he is
-	Scopes  apitoken.Scopes // what he allows, of those asked for; nil: all of them
+	Scopes  apitoken.Scopes // what he allows, of those asked for; nil: all of them. Where none were named: any that the client may hold
 	Roles   []string        // as in apitoken.Request
 	Claims  any             // as in apitoken.Request
 	Details []Detail        // what he allows of the details; nil: all of them

@@ -30,7 +30,7 @@ func (h *Handler) client(r *http.Request, f form, path string) (*caller, error) 
 	c := &caller{method: method}
 	cert, verified := h.certificate(r)
 	c.cert = sumOf(cert)
-	if a.Secret.IsZero() && a.Assertion == "" {
+	if a.Secret.IsZero() && a.Assertion.IsZero() {
 		a.Certificate, a.CertificateVerified = cert, verified
 	}
 	a.Endpoints = []string{h.urlOf(r, path), h.base + tokenPath}
@@ -77,7 +77,7 @@ func clientAuth(r *http.Request, f form) (a apitoken.ClientAuth, method string, 
 		if !f.has("client_assertion") {
 			return a, "", invalid("The client_assertion is missing.")
 		}
-		return apitoken.ClientAuth{ID: id, Assertion: f.get("client_assertion")}, "private_key_jwt", nil
+		return apitoken.ClientAuth{ID: id, Assertion: apitoken.NewSecret(f.get("client_assertion"))}, "private_key_jwt", nil
 	case id == "":
 		return a, "", errNoClient
 	case f.has("client_secret"):
