@@ -495,10 +495,12 @@ func TestIssueUnderAGrant(t *testing.T) {
 func TestGrantsAreListedAndLimited(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
-	svc := service(t, func(c *apitoken.Config) { c.Limits.GrantsPerSubject = 3 })
+	k := &clock{}
+	svc := service(t, func(c *apitoken.Config) { c.Limits.GrantsPerSubject, c.Now = 3, k.Now })
 	var list []*apitoken.Issued
 	for range 5 {
 		list = append(list, issue(t, svc, aliceSession))
+		k.Advance(time.Millisecond) // within one, the order of IDs is nobody's
 	}
 	issue(t, svc, apitoken.Request{Subject: "bob", Refresh: true})
 	var got []string
