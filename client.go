@@ -473,7 +473,7 @@ func (rec *clientRecord) live(now time.Time) []clientSecret {
 
 // Declare makes the client with c.ID be as c says and its secrets be these, and writes nothing if
 // that is so already: for clients that a program's own configuration names, at each start. A secret has at
-// least 16 bytes; two may be given while one replaces the other.
+// least 16 bytes; two may be given while one replaces the other. What HashSecret made of a secret stands for it.
 func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) error {
 	if err := cs.check(&c); err != nil {
 		return err
@@ -489,6 +489,9 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) err
 	for _, x := range secrets {
 		if len(x.Reveal()) < minChosenSecret {
 			return fail(ErrInvalidRequest, "a secret of client %q is under %d bytes", c.ID, minChosenSecret)
+		}
+		if _, _, err := hashed(x.Reveal()); err != nil {
+			return err
 		}
 	}
 	for try := 0; try < refreshTries; try++ {
@@ -550,7 +553,8 @@ func (cs *Clients) holds(id string, rec *clientRecord, secrets []Secret) bool {
 		return false
 	}
 	for _, x := range secrets {
-		if !slices.ContainsFunc(live, func(cl clientSecret) bool { return cs.fits(id, cl, x.Reveal()) }) {
+		known, ok, err := hashed(x.Reveal())
+		if err != nil || !slices.ContainsFunc(live, func(cl clientSecret) bool { return ok && cl.equal(&known) || !ok && cs.fits(id, cl, x.Reveal()) }) {
 			return false
 		}
 	}
@@ -560,6 +564,10 @@ func (cs *Clients) holds(id string, rec *clientRecord, secrets []Secret) bool {
 // chosen makes the verifier of a secret that the host brings: a plain hash if we made it once, else a slow one.
 func (cs *Clients) chosen(id, secret string) (clientSecret, error) {
 	now := cs.s.now().UnixMilli()
+	if cl, ok, err := hashed(secret); ok {
+		cl.Created = now
+		return cl, err
+	}
 	if k, err := opaque.DecodeKey(secret, cs.s.cfg.Prefix, opaque.ClientSecret); err == nil {
 		return clientSecret{Hash: cs.hash(id, k), Created: now}, nil
 	}

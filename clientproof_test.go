@@ -346,3 +346,26 @@ func TestAnAccessTokenIsForFewerResourcesThanItsGrant(t *testing.T) {
 	_, err = svc.Refresh(ctx, apitoken.RefreshRequest{Token: all.Refresh.Reveal(), Audiences: []string{a, a}})
 	require.ErrorIs(t, err, apitoken.ErrInvalidTarget)
 }
+
+// A configuration file may hold the hash of a secret: the client presents the secret, and the hash itself is none.
+func TestHashedSecrets(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := service(t, nil)
+	const clear = "correct horse battery staple"
+	hash, err := apitoken.HashSecret(apitoken.NewSecret(clear))
+	require.NoError(t, err)
+	require.NotContains(t, hash, clear)
+	c := apitoken.Client{ID: "worker", GrantTypes: []string{apitoken.GrantClientCredentials}}
+	for range 2 { // the second time there is nothing to write
+		require.NoError(t, svc.Clients.Declare(ctx, c, apitoken.NewSecret(hash)))
+	}
+	require.Len(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventClientChanged}), 1)
+	_, err = svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: "worker", Secret: apitoken.NewSecret(clear)})
+	require.NoError(t, err)
+	_, err = svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: "worker", Secret: apitoken.NewSecret(hash)})
+	require.ErrorIs(t, err, apitoken.ErrInvalidClient)
+	require.ErrorIs(t, svc.Clients.Declare(ctx, c, apitoken.NewSecret(hash[:len(hash)-4])), apitoken.ErrInvalidRequest)
+	_, err = apitoken.HashSecret(apitoken.NewSecret("short"))
+	require.ErrorIs(t, err, apitoken.ErrInvalidRequest)
+}

@@ -10,15 +10,20 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/httpauth"
+	"github.com/apitoken-go/apitoken/oauthhttp"
 )
 
 // app is the host: its users, its orders, and the token service beside them.
 type app struct {
 	svc   *apitoken.Service
 	auth  *httpauth.Auth
+	below string // the path of the issuer's URL
 	users map[string]user
 	mux   http.Handler
 	busy  chan struct{} // holds what the slow hash of passwords may take of the machine
+
+	endpoints *oauthhttp.Handler
+	scopes    map[apitoken.Scope]string
 
 	mu     sync.Mutex // guards orders
 	orders []order
@@ -31,9 +36,12 @@ type order struct {
 	Placed time.Time `json:"placed"`
 }
 
-func newApp(_ context.Context, svc *apitoken.Service, s *settings, base string) (*app, error) {
-	a := &app{svc: svc, users: map[string]user{}, busy: make(chan struct{}, 2)}
+func newApp(ctx context.Context, svc *apitoken.Service, s *settings, base string, o *oauthhttp.Options) (*app, error) {
+	a := &app{svc: svc, scopes: s.Scopes, users: map[string]user{}, busy: make(chan struct{}, 2)}
 	a.auth = httpauth.New(svc, &httpauth.Options{Realm: "orders", BaseURL: base})
+	if err := declare(ctx, svc, s.Clients); err != nil {
+		return nil, err
+	}
 	for _, u := range s.Users {
 		a.users[u.Name] = u
 	}
@@ -55,8 +63,9 @@ func newApp(_ context.Context, svc *apitoken.Service, s *settings, base string) 
 			Handler: http.HandlerFunc(a.rotateKey)},
 		"DELETE /keys/{id}": {Needs: apitoken.AllOf("keys"), Handler: http.HandlerFunc(a.revokeKey)},
 	})
-	a.mux = a.auth.Origin(http.NewCrossOriginProtection().Handler(table))
-	return a, nil
+	var err error
+	a.mux, err = a.oauth(s, base, o, a.auth.Origin(http.NewCrossOriginProtection().Handler(table)))
+	return a, err
 }
 
 func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.mux.ServeHTTP(w, r) }

@@ -7,10 +7,14 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -22,6 +26,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/oauthhttp"
 	"github.com/apitoken-go/apitoken/store/boltstore"
 )
 
@@ -41,7 +46,17 @@ func run(ctx context.Context, args []string, log *slog.Logger, ready func(base s
 	db := flags.String("db", "tokens.db", "database file; its keys are sealed under the file beside it, .key")
 	issuer := flags.String("issuer", "", "public URL, such as https://auth.example.com; empty: http:// and -addr")
 	file := flags.String("config", "", "JSON file with scopes, roles, users and clients; empty: a demonstration")
+	cert, key := flags.String("tls-cert", "", "PEM file; empty: plain HTTP, behind something that ends TLS"), flags.String("tls-key", "", "PEM file")
+	clientCA := flags.String("client-ca", "", "PEM file of the CAs that name clients (tls_client_auth)")
+	hash := flags.Bool("hash", false, "read a client's secret from the input, print what -config may hold in its place, and end")
 	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if *hash {
+		return printHash(os.Stdin, os.Stdout)
+	}
+	o, err := oauthOptions(*clientCA, log)
+	if err != nil {
 		return err
 	}
 	settings, err := readSettings(*file)
@@ -55,6 +70,9 @@ func run(ctx context.Context, args []string, log *slog.Logger, ready func(base s
 	defer ln.Close() // again after Shutdown does no harm
 	if *issuer == "" {
 		*issuer = "http://" + loopback(ln.Addr())
+		if *cert != "" {
+			*issuer = "https://" + loopback(ln.Addr())
+		}
 	}
 	st, err := boltstore.Open(*db, nil)
 	if err != nil {
@@ -74,14 +92,22 @@ func run(ctx context.Context, args []string, log *slog.Logger, ready func(base s
 		return err
 	}
 	defer func() { err = errors.Join(err, svc.Close()) }()
-	a, err := newApp(ctx, svc, settings, *issuer)
+	a, err := newApp(ctx, svc, settings, *issuer, o)
 	if err != nil {
 		return err
 	}
 	srv := &http.Server{Handler: a, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 	ended := make(chan error, 1)
-	go func() { ended <- srv.Serve(ln) }()
+	go func() {
+		if *cert == "" {
+			ended <- srv.Serve(ln)
+			return
+		}
+		// Certificates are asked for, not demanded: most clients have none. Whose count is the endpoints' business.
+		srv.TLSConfig = &tls.Config{ClientAuth: tls.RequestClientCert}
+		ended <- srv.ServeTLS(ln, *cert, *key)
+	}()
 	log.Info("serving", "url", *issuer)
 	if ready != nil {
 		ready("http://" + ln.Addr().String())
@@ -95,6 +121,34 @@ func run(ctx context.Context, args []string, log *slog.Logger, ready func(base s
 	grace, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	return srv.Shutdown(grace)
+}
+
+func oauthOptions(clientCA string, log *slog.Logger) (*oauthhttp.Options, error) {
+	o := &oauthhttp.Options{Logger: log}
+	if clientCA == "" {
+		return o, nil
+	}
+	pem, err := os.ReadFile(clientCA)
+	if err != nil {
+		return nil, err
+	}
+	o.ClientCAs = x509.NewCertPool()
+	if !o.ClientCAs.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no certificate", clientCA)
+	}
+	return o, nil
+}
+
+func printHash(in io.Reader, out io.Writer) error {
+	line, err := bufio.NewReader(io.LimitReader(in, 1024)).ReadString('\n')
+	if err != nil && err != io.EOF {
+		return err
+	}
+	hash, err := apitoken.HashSecret(apitoken.NewSecret(strings.TrimRight(line, "\r\n")))
+	if err == nil {
+		fmt.Fprintln(out, hash)
+	}
+	return err
 }
 
 // loopback is the address as a browser on this machine reaches it.

@@ -2,15 +2,24 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
+	"html"
+	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/apitoken-go/apitoken"
 )
 
 // serve starts the program and returns its URL and what stops it.
@@ -125,4 +134,122 @@ func TestSettingsFile(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte(`{"scops":{}}`), 0o600))
 	err = run(context.Background(), []string{"-addr", "127.0.0.1:0", "-config", file, "-db", filepath.Join(dir, "other.db")}, slog.New(slog.DiscardHandler), nil)
 	require.ErrorContains(t, err, "scops", "a typing error is named")
+}
+
+// post sends a form and returns the answer without following it.
+func post(t *testing.T, target, client, secret string, form url.Values) *http.Response {
+	t.Helper()
+	req, err := http.NewRequest("POST", target, strings.NewReader(form.Encode()))
+	require.NoError(t, err)
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	if secret != "" {
+		req.SetBasicAuth(client, secret)
+	}
+	res, err := (&http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}).Do(req)
+	require.NoError(t, err)
+	t.Cleanup(func() { res.Body.Close() })
+	return res
+}
+
+func decode(t *testing.T, res *http.Response, into any) {
+	t.Helper()
+	require.Equal(t, 200, res.StatusCode)
+	require.NoError(t, json.NewDecoder(res.Body).Decode(into))
+}
+
+var hidden = regexp.MustCompile(`name="request" value="([^"]+)"`)
+
+// The example's settings, as other programs use them: a machine, a command line with a browser, a device without one.
+func TestOAuthClients(t *testing.T) {
+	t.Parallel()
+	base, stop := serve(t, "-db", filepath.Join(t.TempDir(), "tokens.db"), "-config", "server.json")
+	defer stop()
+
+	var k tokens
+	res := post(t, base+"/token", "reports", "report-secret-for-demonstration", url.Values{"grant_type": {"client_credentials"}})
+	decode(t, res, &k)
+	require.Equal(t, 401, post(t, base+"/token", "reports", "another-secret-altogether", url.Values{"grant_type": {"client_credentials"}}).StatusCode)
+
+	// The code flow of a public client, on whatever port it listens.
+	verifier := strings.Repeat("v", 43)
+	sum := sha256.Sum256([]byte(verifier))
+	const callback = "http://127.0.0.1:51234/callback"
+	ask := url.Values{"response_type": {"code"}, "client_id": {"cli"}, "redirect_uri": {callback}, "scope": {"orders:read orders:write"}, "state": {"s"},
+		"code_challenge": {base64.RawURLEncoding.EncodeToString(sum[:])}, "code_challenge_method": {"S256"}}
+	res, err := http.Get(base + "/authorize?" + ask.Encode())
+	require.NoError(t, err)
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	require.Contains(t, string(body), "The command line")
+	require.Contains(t, string(body), "Place orders")
+	found := hidden.FindSubmatch(body)
+	require.NotNil(t, found, string(body))
+	form := url.Values{"request": {html.UnescapeString(string(found[1]))}, "user": {"bob"}, "password": {"guess"}, "decision": {"allow"}}
+	require.Equal(t, 403, post(t, base+"/consent", "", "", form).StatusCode)
+	form.Set("password", "builder")
+	res = post(t, base+"/consent", "", "", form)
+	require.Equal(t, 303, res.StatusCode)
+	back, err := res.Location()
+	require.NoError(t, err)
+	require.Equal(t, "s", back.Query().Get("state"))
+	require.Equal(t, base, back.Query().Get("iss"))
+	redeem := url.Values{"grant_type": {"authorization_code"}, "client_id": {"cli"}, "code": {back.Query().Get("code")}, "redirect_uri": {callback}, "code_verifier": {verifier}}
+	decode(t, post(t, base+"/token", "", "", redeem), &k)
+	require.Equal(t, 200, call(t, "GET", base+"/orders", k.Access, "", nil))
+	require.Equal(t, 403, call(t, "POST", base+"/orders", k.Access, `{"item":"bricks"}`, nil), "bob's role does not place orders, whatever the program asked for")
+	require.Equal(t, 400, post(t, base+"/token", "", "", redeem).StatusCode, "a code is good once")
+	require.Equal(t, 401, call(t, "GET", base+"/orders", k.Access, "", nil), "and its second use ends what the first one got")
+	form.Set("decision", "deny")
+	back, err = post(t, base+"/consent", "", "", form).Location()
+	require.NoError(t, err)
+	require.Equal(t, "access_denied", back.Query().Get("error"))
+
+	// The device flow.
+	var d struct {
+		Device string `json:"device_code"`
+		User   string `json:"user_code"`
+		Page   string `json:"verification_uri"`
+	}
+	decode(t, post(t, base+"/device_authorization", "", "", url.Values{"client_id": {"cli"}, "scope": {"orders:read"}}), &d)
+	require.Equal(t, base+"/device", d.Page)
+	poll := url.Values{"grant_type": {apitoken.GrantDeviceCode}, "client_id": {"cli"}, "device_code": {d.Device}}
+	require.Equal(t, 400, post(t, base+"/token", "", "", poll).StatusCode)
+	require.Equal(t, 404, post(t, d.Page, "", "", url.Values{"user_code": {"XXXX-XXXX"}, "user": {"alice"}, "password": {"wonderland"}, "decision": {"allow"}}).StatusCode)
+	require.Equal(t, 200, post(t, d.Page, "", "", url.Values{"user_code": {d.User}, "user": {"alice"}, "password": {"wonderland"}, "decision": {"allow"}}).StatusCode)
+	require.Eventually(t, func() bool {
+		res := post(t, base+"/token", "", "", poll)
+		if res.StatusCode != 200 {
+			return false
+		}
+		decode(t, res, &k)
+		return true
+	}, 30*time.Second, 100*time.Millisecond)
+	require.Equal(t, 200, call(t, "GET", base+"/orders", k.Access, "", nil))
+
+	var about map[string]any
+	require.Equal(t, 200, call(t, "GET", base+"/.well-known/oauth-authorization-server", "", "", &about))
+	require.Equal(t, base, about["issuer"])
+}
+
+func TestPagesTakeNoFormsOfOtherSites(t *testing.T) {
+	t.Parallel()
+	base, stop := serve(t, "-db", filepath.Join(t.TempDir(), "tokens.db"))
+	defer stop()
+	req, err := http.NewRequest("POST", base+"/device", strings.NewReader("user=alice"))
+	require.NoError(t, err)
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	req.Header.Set("Sec-Fetch-Site", "cross-site")
+	res, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	require.Equal(t, 403, res.StatusCode)
+}
+
+func TestHashOfASecret(t *testing.T) {
+	t.Parallel()
+	var out strings.Builder
+	require.NoError(t, printHash(strings.NewReader("a long enough secret\n"), &out))
+	require.Contains(t, out.String(), "pbkdf2-sha256$")
+	require.Error(t, printHash(strings.NewReader("short\n"), &out))
 }

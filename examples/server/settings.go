@@ -20,6 +20,7 @@ type settings struct {
 	Roles     map[string]apitoken.Scopes `json:"roles"`     // what each may do
 	Audiences []string                   `json:"audiences"` // of other services that tokens may be asked for
 	Users     []user                     `json:"users"`
+	Clients   []client                   `json:"clients"`
 }
 
 // user may log in. A real host asks its own directory: the service only wants to know who was confirmed.
@@ -53,6 +54,11 @@ func demonstration() *settings {
 		Users: []user{
 			{Name: "alice", Password: hashPassword("wonderland"), Roles: []string{"customer"}},
 			{Name: "bob", Password: hashPassword("builder"), Roles: []string{"viewer"}},
+		},
+		Clients: []client{
+			{ID: "cli", Name: "The command line", Public: true, GrantTypes: []string{"authorization_code", "refresh_token", apitoken.GrantDeviceCode},
+				Scopes: apitoken.Scopes{"orders:read", "orders:write"}, RedirectURIs: []string{"http://127.0.0.1/callback"}},
+			{ID: "reports", Name: "The nightly report", Secret: "only-for-demonstration", GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{"orders:read"}},
 		},
 	}
 }
