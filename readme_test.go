@@ -25,6 +25,8 @@ func TestReadmeCompiles(t *testing.T) {
 	const module = "github.com/apitoken-go/apitoken"
 	imports := map[string]string{"apitoken": module, "httpauth": module + "/httpauth", "remote": module + "/remote", "memstore": module + "/store/memstore", "boltstore": module + "/store/boltstore",
 		"storetest": module + "/store/storetest", "store": module + "/store", "ledger": module + "/ledger", "oauthhttp": module + "/oauthhttp", "misuse": module + "/misuse", "report": module + "/report",
+		"pgstore": module + "/store/pgstore", "redisstore": module + "/store/redisstore", "etcdstore": module + "/store/etcdstore",
+		"pgxpool": "github.com/jackc/pgx/v5/pgxpool", "redis": "github.com/redis/go-redis/v9", "clientv3": "go.etcd.io/etcd/client/v3",
 		"http": "net/http", "context": "context", "time": "time", "testing": "testing", "fmt": "fmt", "log": "log", "errors": "errors", "os": "os"}
 	// Inside the module, so that its packages resolve; a name that go tooling passes over.
 	dir, err := os.MkdirTemp(".", "_readme")
@@ -38,7 +40,7 @@ func TestReadmeCompiles(t *testing.T) {
 			head.WriteString("package " + name + "\n\nimport (\n")
 			for word, path := range imports {
 				if regexp.MustCompile(`\b` + word + `\.[A-Z]`).MatchString(code) {
-					fmt.Fprintf(&head, "\t%q\n", path)
+					fmt.Fprintf(&head, "\t%s %q\n", word, path)
 				}
 			}
 			code = head.String() + ")\n\n" + code + "\nfunc list(http_ interface{}, _ interface{}) {}\n"
