@@ -454,3 +454,55 @@ func deps(t *testing.T, pkg string) string {
 	require.NoError(t, err, string(out))
 	return string(out)
 }
+
+// counted counts what its store is asked.
+type counted struct {
+	store.Store
+	asked atomic.Int64
+}
+
+func (c *counted) Get(ctx context.Context, k store.Kind, id string) (store.Record, error) {
+	c.asked.Add(1)
+	return c.Store.Get(ctx, k, id)
+}
+
+func (c *counted) Follow(ctx context.Context, p store.Position, kinds []store.Kind, max int) (store.View, error) {
+	c.asked.Add(1)
+	return c.Store.Follow(ctx, p, kinds, max)
+}
+
+func (c *counted) List(ctx context.Context, q store.Query) (store.Page, error) {
+	c.asked.Add(1)
+	return c.Store.List(ctx, q)
+}
+
+// A hundred validators that start at once, with hundreds of rules to read, are served from the issuer's memory.
+func TestAStampedeReadsNoStore(t *testing.T) {
+	t.Parallel()
+	var st *counted
+	s := newSite(t, func(c *apitoken.Config) {
+		st = &counted{Store: c.Store}
+		c.Store = st
+		c.Validation.MaxStaleness = 30 * time.Second // so that its own polls are few
+	})
+	for n := range 500 {
+		require.NoError(t, s.svc.Revoke(s.ctx, apitoken.ByToken(fmt.Sprint("token-", n)), "drill"))
+	}
+	token := s.issue(t, "alice")
+	before := st.asked.Load()
+	const n = 100
+	list := make([]*remote.Validator, n)
+	for i := range list {
+		list[i] = s.validator(t, nil)
+	}
+	for _, v := range list {
+		ready(t, v)
+		_, err := v.Validate(s.ctx, apitoken.Bearer(token))
+		require.NoError(t, err)
+	}
+	require.Less(t, st.asked.Load()-before, int64(n/3), "the store is read for each of them")
+	require.NoError(t, s.svc.Revoke(s.ctx, apitoken.BySubject("alice"), "drill"))
+	for _, v := range list {
+		eventually(t, "everywhere", refused(v, token, apitoken.ErrRevoked))
+	}
+}
