@@ -83,7 +83,7 @@ type member struct {
 	engine string
 	server *url.URL
 	wire   *cut.Proxy
-	proc   *process
+	proc   atomic.Pointer[process]
 
 	mu    sync.Mutex // guards state
 	state string
@@ -96,7 +96,7 @@ func (m *member) start() error {
 	if err != nil {
 		return err
 	}
-	m.proc = p
+	m.proc.Store(p)
 	m.set("up")
 	return nil
 }
@@ -118,7 +118,7 @@ func (m *member) call(path string, in, out any) (status int) {
 	body, _ := json.Marshal(in)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, "POST", m.proc.url+path, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, "POST", m.proc.Load().url+path, bytes.NewReader(body))
 	if err != nil {
 		return 0
 	}
@@ -160,7 +160,7 @@ func run(out io.Writer, engine, dir string) (err error) {
 		if err := m.start(); err != nil {
 			return err
 		}
-		defer func() { m.proc.kill() }()
+		defer func() { m.proc.Load().kill() }()
 		s.fleet = append(s.fleet, m)
 	}
 	a, b, c := s.fleet[0], s.fleet[1], s.fleet[2]
@@ -184,7 +184,7 @@ func run(out io.Writer, engine, dir string) (err error) {
 
 	s.say("C is killed (SIGKILL)")
 	c.set("killed")
-	c.proc.kill()
+	c.proc.Load().kill()
 	pause(time.Second)
 
 	s.say("B is cut off: its connections stay open, nothing passes. A revokes trudy")

@@ -47,7 +47,7 @@ func TestStoppedProcess(t *testing.T) {
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = m.wire.Close() })
 		require.NoError(t, m.start())
-		t.Cleanup(func() { m.proc.kill() })
+		t.Cleanup(func() { m.proc.Load().kill() })
 		fleet = append(fleet, m)
 	}
 	a, b := fleet[0], fleet[1]
@@ -55,14 +55,14 @@ func TestStoppedProcess(t *testing.T) {
 	require.Equal(t, 200, a.call("/issue", request{Subject: "alice"}, &i))
 	require.Eventually(t, func() bool { return b.call("/check", i, nil) == 200 }, 20*time.Second, time.Millisecond)
 
-	require.NoError(t, b.proc.cmd.Process.Signal(syscall.SIGSTOP))
+	require.NoError(t, b.proc.Load().cmd.Process.Signal(syscall.SIGSTOP))
 	require.Equal(t, 200, a.call("/revoke", request{Subject: "alice"}, nil))
 	asked := make(chan int, 8)
 	for range cap(asked) { // they wait in its socket
 		go func() { asked <- b.call("/check", i, nil) }()
 	}
 	time.Sleep(maxStaleness + 200*time.Millisecond) // a stopped process has no clock to inject
-	require.NoError(t, b.proc.cmd.Process.Signal(syscall.SIGCONT))
+	require.NoError(t, b.proc.Load().cmd.Process.Signal(syscall.SIGCONT))
 	for range cap(asked) {
 		require.NotEqual(t, 200, <-asked, "answered from before it was stopped")
 	}
