@@ -134,6 +134,7 @@ func (m *member) call(path string, in, out any) (status int) {
 }
 
 type show struct {
+	line   sync.Mutex // one at a time on out
 	out    io.Writer
 	fleet  []*member
 	began  time.Time
@@ -211,6 +212,8 @@ func run(out io.Writer, engine, dir string) (err error) {
 func pause(d time.Duration) { time.Sleep(d) }
 
 func (s *show) say(format string, args ...any) {
+	s.line.Lock()
+	defer s.line.Unlock()
 	fmt.Fprintf(s.out, "%6.2f s  %s\n", time.Since(s.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
