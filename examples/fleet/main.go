@@ -133,6 +133,17 @@ func (m *member) call(path string, in, out any) (status int) {
 	return res.StatusCode
 }
 
+// settle asks until the answer is a yes or a no, and not "try again": on a busy machine a view may be too old for a moment.
+func (m *member) settle(path string, in any) (status int) {
+	for range 100 {
+		if status = m.call(path, in, nil); status == http.StatusOK || status == http.StatusUnauthorized {
+			return status
+		}
+		pause(100 * time.Millisecond)
+	}
+	return status
+}
+
 type show struct {
 	line   sync.Mutex // one at a time on out
 	out    io.Writer
@@ -254,15 +265,18 @@ func (s *show) load(ctx context.Context) {
 // revoke revokes a subject that has a session at each process, and tells when each of them refused its token.
 func (s *show) revoke(by *member, subject string, watch ...*member) error {
 	var i issued
-	if by.call("/issue", request{Subject: subject}, &i) != http.StatusOK {
-		return errors.New("no token to revoke")
+	for try := 0; by.call("/issue", request{Subject: subject}, &i) != http.StatusOK; try++ {
+		if try == 50 {
+			return errors.New("no token to revoke")
+		}
+		pause(100 * time.Millisecond)
 	}
 	for _, m := range watch {
-		if m.is() == "up" && m.call("/check", i, nil) != http.StatusOK {
+		if m.is() == "up" && m.settle("/check", i) != http.StatusOK {
 			return fmt.Errorf("%s refuses a good token", m.name)
 		}
 	}
-	if by.call("/revoke", request{Subject: subject}, nil) != http.StatusOK {
+	if by.settle("/revoke", request{Subject: subject}) != http.StatusOK {
 		return errors.New("the revocation was not acknowledged")
 	}
 	acked := time.Now()
@@ -329,13 +343,13 @@ func (s *show) account() error {
 			switch {
 			case over[i.Grant] || s.unsure[i.Grant]:
 				return
-			case m.call("/check", i, nil) != http.StatusOK, k%len(s.fleet) == n && m.call("/refresh", i, nil) != http.StatusOK:
+			case m.settle("/check", i) != http.StatusOK, k%len(s.fleet) == n && m.settle("/refresh", i) != http.StatusOK:
 				lost.Add(1)
 			}
 			sessions.Add(1)
 		})
 		parallel(s.ended, func(k int, i issued) {
-			if m.call("/check", i, nil) != http.StatusUnauthorized || k%len(s.fleet) == n && m.call("/refresh", i, nil) == http.StatusOK {
+			if m.settle("/check", i) != http.StatusUnauthorized || k%len(s.fleet) == n && m.settle("/refresh", i) == http.StatusOK {
 				forgotten.Add(1)
 			}
 		})

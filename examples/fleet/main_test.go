@@ -52,11 +52,11 @@ func TestStoppedProcess(t *testing.T) {
 	}
 	a, b := fleet[0], fleet[1]
 	var i issued
-	require.Equal(t, 200, a.call("/issue", request{Subject: "alice"}, &i))
+	require.Eventually(t, func() bool { return a.call("/issue", request{Subject: "alice"}, &i) == 200 }, 20*time.Second, 10*time.Millisecond)
 	require.Eventually(t, func() bool { return b.call("/check", i, nil) == 200 }, 20*time.Second, time.Millisecond)
 
 	require.NoError(t, b.proc.Load().cmd.Process.Signal(syscall.SIGSTOP))
-	require.Equal(t, 200, a.call("/revoke", request{Subject: "alice"}, nil))
+	require.Equal(t, 200, a.settle("/revoke", request{Subject: "alice"}))
 	asked := make(chan int, 8)
 	for range cap(asked) { // they wait in its socket
 		go func() { asked <- b.call("/check", i, nil) }()

@@ -67,8 +67,7 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 		count := 0
 		kids.Range(func(_, v any) bool {
 			count++
-			_, err := fleet[count%3].Validate(ctx, apitoken.Bearer(v.(*apitoken.Issued).Access.Reveal()))
-			require.NoError(t, err, "what a retired key signed is good until it expires")
+			require.NoError(t, verdict(ctx, fleet[count%3], v.(*apitoken.Issued)), "what a retired key signed is good until it expires")
 			return true
 		})
 		require.GreaterOrEqual(t, count, int(long/(4*time.Second)), "it rotated by itself")
@@ -92,10 +91,20 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 		next, err := fleet[1].Issue(ctx, apitoken.Request{Subject: "alice"})
 		require.NoError(t, err)
 		for _, p := range fleet {
-			_, err := p.Validate(ctx, apitoken.Bearer(next.Access.Reveal()))
-			require.NoError(t, err, "a new key is active at once")
+			require.NoError(t, verdict(ctx, p, next), "a new key is active at once")
 		}
 	})
+}
+
+// verdict is the first answer that is none of "try again": on a busy machine a view may be too old for a moment.
+func verdict(ctx context.Context, p process, i *apitoken.Issued) (err error) {
+	for range 1000 {
+		if _, err = p.Validate(ctx, apitoken.Bearer(i.Access.Reveal())); !errors.Is(err, apitoken.ErrUnavailable) {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return err
 }
 
 // keyOf is the kid of a token.
