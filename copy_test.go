@@ -44,10 +44,12 @@ func TestCopyMovesARunningService(t *testing.T) {
 	from, to := tempStore(t), memstore.New()
 	sink := &gathered{}
 	configure := func(c *apitoken.Config) {
-		c.Validation.MaxStaleness = 300 * time.Millisecond
 		c.Sinks = []apitoken.Sink{{Name: "siem", Auditor: sink}}
 	}
-	old := serviceOn(t, from, configure)
+	old := serviceOn(t, from, func(c *apitoken.Config) {
+		configure(c)
+		c.Validation.MaxStaleness = 300 * time.Millisecond
+	})
 	client, _, err := old.Clients.Create(ctx, apitoken.Client{Name: "app", GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"a"}})
 	require.NoError(t, err)
 	var sessions []*apitoken.Issued

@@ -64,7 +64,7 @@ func TestOpenNamesWhoHoldsTheLock(t *testing.T) {
 	start := time.Now()
 	_, err = Open(path, &Options{LockTimeout: 50 * time.Millisecond})
 	require.ErrorIs(t, err, ErrLocked)
-	require.Less(t, time.Since(start), 2*time.Second)
+	require.Less(t, time.Since(start), 30*time.Second)
 	if _, e := os.Stat("/proc/locks"); e == nil {
 		require.Contains(t, err.Error(), strconv.Itoa(cmd.Process.Pid), "the error names the process")
 	}
@@ -321,7 +321,7 @@ func useDamaged(t *testing.T, name, p string) {
 	ctx := context.Background()
 	start := time.Now()
 	s, err := Open(p, nil)
-	require.Less(t, time.Since(start), 5*time.Second, name)
+	require.Less(t, time.Since(start), time.Minute, name)
 	if err != nil {
 		require.True(t, strings.Contains(err.Error(), p), "%s: %v", name, err)
 		return
