@@ -1,9 +1,11 @@
 package apitoken
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"iter"
@@ -23,7 +25,8 @@ type APIKey struct {
 	LastUsed          time.Time // to within a minute
 	LastAddress       string
 	UsedScopes        Scopes // as Usage.Scopes; in what is listed and got only
-	Uses, MaxUses     uint64
+	Uses              uint64
+	MaxUses           uint64 // together with those that it was rotated from; zero: unlimited
 	Rate              Rate
 	Replaced          time.Time // when a rotated key stops working; zero: not rotated
 	Revoked           bool
@@ -55,6 +58,7 @@ type APIKeys struct {
 	view    bool
 	subject string
 	held    heldScopes
+	claims  map[string]json.RawMessage
 	refuse  string
 }
 
@@ -70,6 +74,7 @@ type apiKeyRecord struct {
 	Replaced int64           `json:"replaced,omitempty"`
 	Revoked  int64           `json:"revoked,omitempty"`
 	MaxUses  uint64          `json:"max_uses,omitempty"`
+	Counter  string          `json:"counter,omitempty"` // of its uses: the ID of the key that it was rotated from; empty: its own
 	Rate     Rate            `json:"rate,omitzero"`
 	Birth    store.Position  `json:"birth"`
 	Hash     [32]byte        `json:"h"`
@@ -108,7 +113,7 @@ func (k *APIKeys) applyRecord(r store.Record) error {
 }
 
 // For returns the keys as the caller t may see and change them: its subject's own, others are
-// ErrNotFound; none made with more scopes than t holds; nothing by way of an API key.
+// ErrNotFound; none made with more scopes than t holds or with claims that t has not; nothing by way of an API key.
 func (k *APIKeys) For(t Token) *APIKeys {
 	v := &APIKeys{s: k.s, keys: k.keys, view: true}
 	switch {
@@ -122,6 +127,9 @@ func (k *APIKeys) For(t Token) *APIKeys {
 		v.refuse = "a client's own token has no API keys"
 	default:
 		v.subject, v.held = t.Subject(), t.d.held
+		if err := t.Claims(&v.claims); err != nil {
+			v.refuse = "the caller's claims can not be read"
+		}
 	}
 	return v
 }
@@ -164,16 +172,17 @@ func (k *APIKeys) Create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, 
 	if err := k.s.audit.ready(); err != nil {
 		return APIKey{}, Secret{}, err
 	}
-	if err := k.room(ctx, r.Subject); err != nil {
-		return APIKey{}, Secret{}, err
-	}
-	for try := 0; try < signTries; try++ {
-		x, secret, err := k.write(ctx, rec, nil, "created")
-		if !errors.Is(err, errOvertaken) {
+	for try := 0; try < refreshTries; try++ {
+		count, err := k.room(ctx, r.Subject)
+		if err != nil {
+			return APIKey{}, Secret{}, err
+		}
+		x, secret, err := k.write(ctx, rec, count, "created")
+		if !errors.Is(err, errOvertaken) && !errors.Is(err, store.ErrConflict) {
 			return x, secret, err
 		}
 	}
-	return APIKey{}, Secret{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "revocations keep overtaking this key"}
+	return APIKey{}, Secret{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "revocations keep overtaking this key, or others are made at the same time"}
 }
 
 // plan checks a request.
@@ -206,6 +215,8 @@ func (k *APIKeys) plan(r APIKeyRequest) (*apiKeyRecord, error) {
 	}
 	limit := k.s.cfg.Lifetimes.APIKey
 	switch {
+	case r.Expires.Year() > 9999:
+		return nil, fail(ErrInvalidRequest, "Expires is not a date that is written with four digits; zero is never")
 	case !r.Expires.IsZero() && !r.Expires.After(now):
 		return nil, fail(ErrInvalidRequest, "Expires has passed")
 	case limit > 0 && r.Expires.IsZero():
@@ -217,11 +228,33 @@ func (k *APIKeys) plan(r APIKeyRequest) (*apiKeyRecord, error) {
 	if err != nil {
 		return nil, err
 	}
+	if k.view {
+		if err := k.holdsClaims(claims); err != nil {
+			return nil, err
+		}
+	}
 	rec := &apiKeyRecord{V: 1, Subject: r.Subject, Name: r.Name, Scopes: sortedScopes(r.Scopes), Claims: claims, MaxUses: r.MaxUses, Rate: r.Rate}
 	if !r.Expires.IsZero() {
 		rec.Expires = r.Expires.UnixMilli()
 	}
 	return rec, nil
+}
+
+// holdsClaims refuses claims that the caller of a view does not hold: they may be a right as much as a scope is.
+func (k *APIKeys) holdsClaims(claims []byte) error {
+	if len(claims) == 0 {
+		return nil
+	}
+	var want map[string]json.RawMessage
+	if err := json.Unmarshal(claims, &want); err != nil {
+		return &Error{Code: ErrInvalidRequest, Detail: "claims", Cause: err}
+	}
+	for name, v := range want {
+		if !bytes.Equal(v, k.claims[name]) {
+			return fail(ErrDenied, "the caller does not hold this claim %q", name)
+		}
+	}
+	return nil
 }
 
 func checkKeyName(name string) error {
@@ -231,24 +264,42 @@ func checkKeyName(name string) error {
 	return nil
 }
 
-func (k *APIKeys) room(ctx context.Context, subject string) error {
+// kindQuota records have no content: whoever makes one of a limited number writes its subject's, so that two who counted at
+// the same time can not both have found room.
+const kindQuota store.Kind = "quota"
+
+const quotaKept = time.Hour // much longer than it takes to count and to write
+
+// room counts a subject's keys. It returns what the write of one more takes along, so that of several who counted alike
+// one is written and the others count again.
+func (k *APIKeys) room(ctx context.Context, subject string) (func(*change) error, error) {
 	limit := k.s.cfg.Limits.APIKeysPerSubject
 	if limit == 0 {
-		return nil
+		return nil, nil
+	}
+	h := opaque.Hash("quota1", []byte(k.s.ns), []byte("apikey"), []byte(subject))
+	r := store.Record{Kind: kindQuota, ID: hex.EncodeToString(h[:])}
+	old, err := k.s.get(ctx, r.Kind, r.ID)
+	if err != nil && !isNotFound(err) {
+		return nil, err
 	}
 	n := 0
-	for x, err := range k.list(ctx, subject, Page{}) {
+	for x, err := range k.list(ctx, subject, Page{}, false) {
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if x.Replaced.IsZero() && k.live(&x) {
 			n++
 		}
 	}
 	if n >= limit {
-		return fail(ErrLimited, "the subject has %d API keys, the limit", n)
+		return nil, fail(ErrLimited, "the subject has %d API keys, the limit", n)
 	}
-	return nil
+	return func(c *change) error {
+		r.Expires = k.s.now().Add(quotaKept).UnixMilli()
+		c.put(r, old.Version)
+		return nil
+	}, nil
 }
 
 func (k *APIKeys) live(x *APIKey) bool {
@@ -310,6 +361,14 @@ func (rec *apiKeyRecord) record(id string) (store.Record, error) {
 		r.Expires = end + int64(keySlack/time.Millisecond)
 	}
 	return r, nil
+}
+
+// counter names the record that counts its uses.
+func (rec *apiKeyRecord) counter(id string) string {
+	if rec.Counter != "" {
+		return rec.Counter
+	}
+	return id
 }
 
 // end is when the key stops working, Unix ms; 0: never.
@@ -375,7 +434,7 @@ func (k *APIKeys) List(ctx context.Context, p Page) iter.Seq2[APIKey, error] {
 	if err := k.allowed(); err != nil {
 		return func(yield func(APIKey, error) bool) { yield(APIKey{}, err) }
 	}
-	return k.list(ctx, k.subject, p)
+	return k.list(ctx, k.subject, p, true)
 }
 
 // Of lists the keys of one subject.
@@ -383,10 +442,11 @@ func (k *APIKeys) Of(ctx context.Context, subject string, p Page) iter.Seq2[APIK
 	if k.view && subject != k.subject || subject == "" {
 		return func(yield func(APIKey, error) bool) { yield(APIKey{}, fail(ErrNotFound, "no such subject")) }
 	}
-	return k.list(ctx, subject, p)
+	return k.list(ctx, subject, p, true)
 }
 
-func (k *APIKeys) list(ctx context.Context, subject string, p Page) iter.Seq2[APIKey, error] {
+// list tells of their use only where that is asked for: it costs a read for each.
+func (k *APIKeys) list(ctx context.Context, subject string, p Page, use bool) iter.Seq2[APIKey, error] {
 	return func(yield func(APIKey, error) bool) {
 		for r, err := range k.s.pages(ctx, store.Query{Kind: store.KindAPIKey, Subject: subject, Newest: true}, p) {
 			var rec apiKeyRecord
@@ -402,7 +462,11 @@ func (k *APIKeys) list(ctx context.Context, subject string, p Page) iter.Seq2[AP
 			if rec.Revoked == 0 && k.s.rules.hit(rec.ruleSubject(r.ID)) != "" {
 				rec.Revoked = r.Written
 			}
-			if !yield(k.used(ctx, rec.public(r.ID)), nil) {
+			x := rec.public(r.ID)
+			if use {
+				x = k.used(ctx, x)
+			}
+			if !yield(x, nil) {
 				return
 			}
 		}
@@ -474,17 +538,21 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 					return APIKey{}, Secret{}, fail(ErrInvalidScope, "the caller does not hold %q", s)
 				}
 			}
+			if err := k.holdsClaims(rec.Claims); err != nil {
+				return APIKey{}, Secret{}, err
+			}
 		}
 		next := rec
 		if rec.MaxUses > 0 {
-			used, err := k.spent(ctx, id)
+			// Both count together: while both work, neither adds to what one of them might do.
+			next.Counter = rec.counter(id)
+			used, _, err := k.spentRecord(ctx, next.Counter)
 			if err != nil {
 				return APIKey{}, Secret{}, err
 			}
-			if used >= rec.MaxUses {
+			if used.N >= rec.MaxUses {
 				return APIKey{}, Secret{}, fail(ErrLimited, "the key has no uses left")
 			}
-			next.MaxUses = rec.MaxUses - used
 		}
 		rec.Replaced = max(now.Add(overlap).UnixMilli(), 1)
 		if rec.Expires != 0 {
@@ -543,6 +611,8 @@ type knownKey struct {
 	meter   *meter
 	rate    Rate
 	maxUses uint64
+	counter string // of its uses
+	expires int64  // as it was made, Unix ms; 0: never
 }
 
 func (k *APIKeys) entry(r store.Record) (*knownKey, error) {
@@ -555,10 +625,12 @@ func (k *APIKeys) entry(r store.Record) (*knownKey, error) {
 	}
 	spec := TokenSpec{Kind: KindAPIKey, ID: r.ID, Issuer: k.s.cfg.Issuer, Subject: rec.Subject, Audiences: []string{k.s.cfg.Audience},
 		Scopes: rec.Scopes, IssuedAt: time.UnixMilli(rec.Created)}
-	if rec.Expires != 0 {
-		spec.ExpiresAt = time.UnixMilli(rec.Expires)
+	end := rec.end()
+	if end != 0 { // also what Rotate left it
+		spec.ExpiresAt = time.UnixMilli(end)
 	}
-	e := &knownKey{hash: rec.Hash, end: rec.end(), rule: rec.ruleSubject(r.ID), maxUses: rec.MaxUses, rate: rec.Rate, meter: &meter{}}
+	e := &knownKey{hash: rec.Hash, end: end, rule: rec.ruleSubject(r.ID), maxUses: rec.MaxUses, rate: rec.Rate, meter: newMeter(),
+		counter: rec.counter(r.ID), expires: rec.Expires}
 	e.d = makeToken(spec, rec.Claims).d
 	e.d.from = e.rule
 	e.use = k.s.audit.counter(useAPIKey, r.ID)

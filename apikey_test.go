@@ -256,3 +256,132 @@ func TestManyAskForOneUnknownKey(t *testing.T) {
 	wg.Wait()
 	require.EqualValues(t, 1, inner.gets.Load()-before, "one read, however many ask")
 }
+
+// While both halves of a rotation work, they work for one limit.
+func TestRotationGivesNoMoreUses(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := service(t, nil)
+	x, one, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", MaxUses: 10})
+	require.NoError(t, err)
+	use := func(s apitoken.Secret) error {
+		_, err := apitoken.Authorize(ctx, svc, apitoken.Bearer(s.Reveal()), apitoken.Authenticated())
+		return err
+	}
+	for range 3 {
+		require.NoError(t, use(one))
+	}
+	y, two, err := svc.APIKeys.Rotate(ctx, x.ID, time.Hour)
+	require.NoError(t, err)
+	require.EqualValues(t, 10, y.MaxUses)
+	_, three, err := svc.APIKeys.Rotate(ctx, y.ID, time.Hour)
+	require.NoError(t, err)
+	good := 0
+	for i := range 30 {
+		err := use([]apitoken.Secret{one, two, three}[i%3])
+		if err == nil {
+			good++
+			continue
+		}
+		require.ErrorIs(t, err, apitoken.ErrLimited)
+	}
+	require.Equal(t, 7, good)
+	_, _, err = svc.APIKeys.Rotate(ctx, y.ID, time.Hour)
+	require.ErrorIs(t, err, apitoken.ErrNotFound)
+}
+
+func TestARotatedKeySaysWhenItEnds(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := service(t, nil)
+	gw := confidential(t, svc, apitoken.Client{ID: "gw", GrantTypes: []string{apitoken.GrantTokenExchange}, Scopes: apitoken.Scopes{"orders"}, MayImpersonate: true})
+	x, secret, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", Scopes: apitoken.Scopes{"orders"}})
+	require.NoError(t, err)
+	require.NoError(t, validate(svc, secret))
+	_, _, err = svc.APIKeys.Rotate(ctx, x.ID, time.Minute)
+	require.NoError(t, err)
+	tok, err := svc.Validate(ctx, apitoken.Bearer(secret.Reveal()))
+	require.NoError(t, err)
+	require.WithinDuration(t, time.Now().Add(time.Minute), tok.ExpiresAt(), 30*time.Second)
+	i, err := svc.Exchange(ctx, apitoken.ExchangeRequest{Token: apitoken.Bearer(secret.Reveal()), Auth: gw, Lifetime: time.Hour})
+	require.NoError(t, err)
+	require.False(t, i.Token.ExpiresAt().After(tok.ExpiresAt()), "what is made of it ends with it")
+}
+
+// A token knows no number of uses: to make one of a key is a use, or a key for one use would be good for any number.
+func TestAnExchangeIsAUse(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := service(t, nil)
+	gw := confidential(t, svc, apitoken.Client{ID: "gw", GrantTypes: []string{apitoken.GrantTokenExchange}, Scopes: apitoken.Scopes{"orders"}, MayImpersonate: true})
+	for _, r := range []apitoken.APIKeyRequest{{MaxUses: 2}, {Rate: apitoken.Rate{Burst: 2, Per: time.Hour}}} {
+		r.Subject, r.Scopes = "bob", apitoken.Scopes{"orders:read"}
+		_, secret, err := svc.APIKeys.Create(ctx, r)
+		require.NoError(t, err)
+		exchange := func(scopes ...apitoken.Scope) error {
+			_, err := svc.Exchange(ctx, apitoken.ExchangeRequest{Token: apitoken.Bearer(secret.Reveal()), Auth: gw, Scopes: scopes})
+			return err
+		}
+		for range 3 {
+			require.ErrorIs(t, exchange("admin"), apitoken.ErrInvalidScope, "what is refused uses nothing")
+		}
+		require.NoError(t, exchange())
+		require.NoError(t, exchange())
+		require.ErrorIs(t, exchange(), apitoken.ErrLimited)
+	}
+}
+
+func TestAViewGivesNoClaimsThatItsCallerLacks(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := service(t, nil)
+	type claims struct {
+		Tenant string `json:"tenant,omitempty"`
+		Admin  bool   `json:"admin,omitempty"`
+	}
+	i := issue(t, svc, apitoken.Request{Subject: "alice", Claims: claims{Tenant: "acme <&>"}})
+	tok, err := svc.Validate(ctx, apitoken.Bearer(i.Access.Reveal()))
+	require.NoError(t, err)
+	for _, caller := range []apitoken.Token{i.Token, tok} {
+		view := svc.APIKeys.For(caller)
+		_, secret, err := view.Create(ctx, apitoken.APIKeyRequest{Claims: claims{Tenant: "acme <&>"}})
+		require.NoError(t, err)
+		tok, err := svc.Validate(ctx, apitoken.Bearer(secret.Reveal()))
+		require.NoError(t, err)
+		var got claims
+		require.NoError(t, tok.Claims(&got))
+		require.Equal(t, "acme <&>", got.Tenant)
+		for _, bad := range []claims{{Tenant: "other"}, {Admin: true}, {Tenant: "acme <&>", Admin: true}} {
+			_, _, err = view.Create(ctx, apitoken.APIKeyRequest{Claims: bad})
+			require.ErrorIs(t, err, apitoken.ErrDenied)
+		}
+		_, _, err = view.Create(ctx, apitoken.APIKeyRequest{})
+		require.NoError(t, err)
+		wide, _, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice", Claims: claims{Admin: true}})
+		require.NoError(t, err)
+		require.ErrorIs(t, third(view.Rotate(ctx, wide.ID, 0)), apitoken.ErrDenied)
+	}
+}
+
+// Who waits for another's count of uses stops when his request does.
+func TestAStoreThatHangsHoldsNobodyBeyondHisRequest(t *testing.T) {
+	t.Parallel()
+	st := &faulty{Store: tempStore(t)}
+	svc := serviceOn(t, st, nil)
+	_, secret, err := svc.APIKeys.Create(context.Background(), apitoken.APIKeyRequest{Subject: "bob", MaxUses: 5})
+	require.NoError(t, err)
+	tok, err := svc.Validate(context.Background(), apitoken.Bearer(secret.Reveal()))
+	require.NoError(t, err)
+	hangs, goOn := make(chan struct{}), make(chan struct{})
+	between(st, "spent", func() { close(hangs); <-goOn })
+	first := make(chan error, 1)
+	go func() { first <- svc.Consume(context.Background(), tok) }()
+	<-hangs
+	ctx, cancel := context.WithCancel(context.Background())
+	waits := make(chan error, 1)
+	go func() { waits <- svc.Consume(ctx, tok) }()
+	cancel()
+	require.ErrorIs(t, <-waits, apitoken.ErrUnavailable)
+	close(goOn)
+	require.NoError(t, <-first)
+}

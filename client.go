@@ -31,9 +31,11 @@ type Client struct {
 	Scopes         Scopes   // the most it may hold
 	Audiences      []string // the most it may ask for, its own default first; empty: Config.Audience and Audiences
 	MayImpersonate bool     // may exchange a token without naming an actor (RFC 8693 §1.1)
-	Lifetimes      Lifetimes
-	Disabled       bool
-	Created        time.Time
+	// Lifetimes are its own where they are not zero; Access, MaxAccess and Grant never longer than the service's. APIKey
+	// stays zero: API keys have no client.
+	Lifetimes Lifetimes
+	Disabled  bool
+	Created   time.Time
 
 	// RedirectURIs are where the authorization endpoint may send its answers, compared byte for byte; for http on a
 	// loopback address any port is taken (RFC 8252 §7.3). At most 32.
@@ -238,6 +240,9 @@ func (cs *Clients) check(c *Client) error {
 			return fail(ErrInvalidRequest, "audience %q", a)
 		}
 	}
+	if c.Lifetimes.APIKey != 0 {
+		return fail(ErrInvalidRequest, "Lifetimes.APIKey: API keys are subjects', not clients'")
+	}
 	if err := c.Lifetimes.check("Lifetimes"); err != nil {
 		return &Error{Code: ErrInvalidRequest, Detail: err.Error()}
 	}
@@ -364,20 +369,13 @@ func (cs *Clients) Update(ctx context.Context, id string, f func(*Client) error)
 		if err := cs.check(&c); err != nil {
 			return Client{}, err
 		}
-		narrowed := !c.Scopes.Cover(before.Scopes) || c.Disabled && !before.Disabled || !containsAll(c.Audiences, before.Audiences) || !containsAll(c.GrantTypes, before.GrantTypes)
-		if !narrowed {
+		how, hold := cs.narrowed(&before, &c, "updated")
+		if hold == nil {
 			if err := cs.s.audit.ready(); err != nil {
 				return Client{}, err
 			}
 		}
 		rec.set(c)
-		how := "updated"
-		var hold *pendingRule
-		if c.Disabled && !before.Disabled {
-			how, hold = "disabled", &pendingRule{target: ByClient(id)}
-		} else if narrowed {
-			hold = &pendingRule{target: ByClient(id), mint: true}
-		}
 		err = cs.commitHolding(ctx, hold, how, func(rules func(*change) error) error {
 			return cs.write(ctx, id, &rec, v, how, rules)
 		})
@@ -409,14 +407,20 @@ func (cs *Clients) commitHolding(ctx context.Context, hold *pendingRule, how str
 	return err
 }
 
-func containsAll(list, want []string) bool {
-	for _, w := range want {
-		if !slices.Contains(list, w) {
-			return len(list) == 0 && want == nil
-		}
+// narrowed says which rule goes with a change: a client that is disabled loses all it holds; one that lost scopes,
+// audiences or grant types has its tokens minted again. nil: it lost nothing.
+func (cs *Clients) narrowed(before, after *Client, how string) (string, *pendingRule) {
+	switch {
+	case after.Disabled && !before.Disabled:
+		return "disabled", &pendingRule{target: ByClient(after.ID)}
+	case !after.Scopes.Cover(before.Scopes), !containsAll(after.GrantTypes, before.GrantTypes),
+		!containsAll(cs.s.audiencesOf(after), cs.s.audiencesOf(before)):
+		return how, &pendingRule{target: ByClient(after.ID), mint: true}
 	}
-	return true
+	return how, nil
 }
+
+func containsAll(list, want []string) bool { return len(intersectTexts(want, list)) == len(want) }
 
 // RotateSecret adds a secret; the older one works for overlap longer. A client has at most two live ones.
 func (cs *Clients) RotateSecret(ctx context.Context, id string, overlap time.Duration) (Secret, error) {
@@ -505,7 +509,6 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) err
 		if err == nil && rec.Public != c.Public {
 			return fail(ErrInvalidRequest, "client %q can not change between public and confidential", c.ID)
 		}
-		how := "declared"
 		before := rec.public(c.ID)
 		fresh := isNotFound(err)
 		if fresh {
@@ -520,13 +523,14 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) err
 			}
 			rec.Secrets = append(rec.Secrets, cl)
 		}
-		var hold *pendingRule
-		switch {
-		case fresh:
-		case c.Disabled && !before.Disabled:
-			how, hold = "disabled", &pendingRule{target: ByClient(c.ID)}
-		case !c.Scopes.Cover(before.Scopes):
-			hold = &pendingRule{target: ByClient(c.ID), mint: true}
+		how, hold := "declared", (*pendingRule)(nil)
+		if !fresh {
+			how, hold = cs.narrowed(&before, &c, how)
+		}
+		if hold == nil {
+			if err := cs.s.audit.ready(); err != nil {
+				return err
+			}
 		}
 		err = cs.commitHolding(ctx, hold, how, func(rules func(*change) error) error {
 			return cs.write(ctx, c.ID, &rec, v, how, rules)
@@ -640,7 +644,7 @@ func (cs *Clients) authenticate(ctx context.Context, a ClientAuth) (Client, erro
 		}
 		return k.Client, nil
 	}
-	source := originOf(ctx).Address.String()
+	source := sourceOf(ctx)
 	var ok bool
 	var err error
 	if a.Secret.IsZero() && (!a.Assertion.IsZero() || a.Certificate != nil) {
@@ -696,22 +700,27 @@ func (cs *Clients) right(ctx context.Context, k *knownClient, id, secret, source
 	if cs.fails.over(id, source, cs.s.now()) {
 		return false, nil // no slow hash for whoever has failed too often
 	}
-	lane := cs.slow[cs.fails.slot(id, source)%slowLanes]
+	lane := cs.slow[cs.fails.slot("", source)%slowLanes] // by source alone: whoever tries many names waits for himself
 	select {
 	case lane <- struct{}{}:
 		defer func() { <-lane }()
 	case <-ctx.Done():
 		return false, unavailable(ctx.Err(), "waiting to check a client secret")
 	}
+	if cs.fails.over(id, source, cs.s.now()) { // by those who waited in front
+		return false, nil
+	}
 	ok := false
 	salt := make([]byte, 16)
+	// Two live secrets take two slow hashes. So does every other name, nobody knows which: the time tells not who is there.
+	twice := cs.fails.slot(id, "")%2 == 0
 	for i := range maxLiveSecrets {
 		cl := clientSecret{Salt: salt, Rounds: slowRounds}
 		real := i < len(live) && live[i].Rounds > 0
 		if real {
 			cl = live[i]
-		} else if i > 0 {
-			break // one slow hash for everybody, two where two secrets live
+		} else if i > 0 && !twice {
+			break
 		}
 		if cs.fits(id, cl, secret) && real {
 			ok = true
@@ -735,6 +744,17 @@ const (
 	failLimit  = 20 // failures of one client from one source in a window
 	failSlots  = 1 << 14
 )
+
+// sourceOf is who counts as one source: an address, or of IPv6 the network that one customer is given.
+func sourceOf(ctx context.Context) string {
+	a := originOf(ctx).Address.Unmap().WithZone("")
+	if a.Is6() {
+		if net, err := a.Prefix(64); err == nil {
+			return net.String()
+		}
+	}
+	return a.String()
+}
 
 // failures counts failed authentications by client and source, in a table of fixed size: names that collide share a
 // count, which may throttle a failure early and never refuses a correct generated secret.

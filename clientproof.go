@@ -185,7 +185,12 @@ func (cs *Clients) Confirm(ctx context.Context, a ClientAuth) (Client, ClientAut
 	if err != nil {
 		return Client{}, ClientAuth{}, err
 	}
-	return c, ClientAuth{ID: c.ID, confirmed: &confirmation{cs, c.ID}}, nil
+	return c, cs.confirmed(c.ID), nil
+}
+
+// confirmed is the credential of a client that has proved who it is.
+func (cs *Clients) confirmed(id string) ClientAuth {
+	return ClientAuth{ID: id, confirmed: &confirmation{cs, id}}
 }
 
 // prove checks an assertion or a certificate. nil error and false: it is not the client's.

@@ -1,9 +1,11 @@
 package apitoken
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/apitoken-go/apitoken/store"
@@ -12,7 +14,6 @@ import (
 // Grant is one authorization of a client for a subject: a session. It holds no secret.
 type Grant struct {
 	ID, Subject, Client string
-	Parent              string // the grant it was exchanged from
 	Scopes              Scopes
 	Roles               []string
 	Created, Expires    time.Time
@@ -38,7 +39,6 @@ type grantRecord struct {
 	Claims    json.RawMessage `json:"claims,omitempty"`
 	Binding   string          `json:"binding,omitempty"`
 	Birth     store.Position  `json:"birth"`
-	Chain     []string        `json:"chain,omitempty"`
 	Created   int64           `json:"created"` // Unix ms, as all times here
 	Expires   int64           `json:"expires"`
 	Idle      int64           `json:"idle,omitempty"`    // ms; 0: no limit
@@ -59,7 +59,8 @@ type grantRecord struct {
 	IAT    int64    `json:"iat"` // Unix ms
 	EXP    int64    `json:"exp"`
 	Narrow Scopes   `json:"narrow,omitempty"`
-	For    []string `json:"for,omitempty"` // its audiences, where they are fewer than the grant's
+	For    []string `json:"for,omitempty"`   // its audiences, where they are fewer than the grant's
+	Bound  string   `json:"bound,omitempty"` // its binding, where it is not the grant's
 }
 
 // grantSlack keeps a grant's record for a while behind its end, so that what comes late is told from junk.
@@ -95,7 +96,10 @@ func readGrant(r store.Record) (*grantRecord, error) {
 // last notes the access token that goes out with this state of the grant.
 func (g *grantRecord) last(t stamp, p *plan) {
 	g.JTI, g.IAT, g.EXP, g.Narrow = t.jti, t.iat.UnixMilli(), t.exp.UnixMilli(), p.scopes
-	g.For = p.narrow
+	g.For, g.Bound = p.narrow, ""
+	if p.binding != g.Binding {
+		g.Bound = p.binding
+	}
 	g.Refreshed = t.iat.UnixMilli()
 }
 
@@ -108,7 +112,7 @@ func (g *grantRecord) cut(end time.Time) time.Time {
 }
 
 func (g *grantRecord) ruleSubject(id string) *ruleSubject {
-	return &ruleSubject{subject: g.Subject, client: g.Client, grant: id, chain: g.Chain, iat: time.UnixMilli(g.Created),
+	return &ruleSubject{subject: g.Subject, client: g.Client, grant: id, iat: time.UnixMilli(g.Created),
 		pos: positions{birth: g.Birth, view: g.Birth}, renews: true}
 }
 
@@ -130,6 +134,11 @@ func (s *Service) grant(ctx context.Context, id string) (*grantRecord, store.Ver
 // Grants lists live grants that target names: by grant, subject, sessions or client, or everything; newest first. A
 // grant without a refresh token has no record and is not listed.
 func (s *Service) Grants(ctx context.Context, target Target, p Page) iter.Seq2[Grant, error] {
+	return s.grants(ctx, target, p, true)
+}
+
+// grants tells of their use only where that is asked for: it costs a read for each.
+func (s *Service) grants(ctx context.Context, target Target, p Page, use bool) iter.Seq2[Grant, error] {
 	return func(yield func(Grant, error) bool) {
 		q := store.Query{Kind: kindGrant, Newest: true, Limit: 200}
 		switch k, id, holder := target.indexed(); {
@@ -175,7 +184,11 @@ func (s *Service) Grants(ctx context.Context, target Target, p Page) iter.Seq2[G
 				if s.alive(r.ID, g) != nil {
 					continue
 				}
-				if !yield(s.used(ctx, g.public(r.ID)), nil) {
+				x := g.public(r.ID)
+				if use {
+					x = s.used(ctx, x)
+				}
+				if !yield(x, nil) {
 					return
 				}
 				if n++; p.Limit > 0 && n == p.Limit {
@@ -219,30 +232,35 @@ func (s *Service) used(ctx context.Context, g Grant) Grant {
 	return g
 }
 
-// roomForGrant ends a subject's longest idle grants until one more fits.
-func (s *Service) roomForGrant(ctx context.Context, p *plan) error {
+// limitGrants ends a subject's longest idle grants while there are more than Limits.GrantsPerSubject. It comes after the
+// newest was written: of many logins at once, whichever is last sees all the others.
+func (s *Service) limitGrants(ctx context.Context, subject, newest string) error {
 	limit := s.cfg.Limits.GrantsPerSubject
 	if limit == 0 {
 		return nil
 	}
 	var live []Grant
-	for g, err := range s.Grants(ctx, BySubject(p.subject), Page{}) {
+	for g, err := range s.grants(ctx, BySubject(subject), Page{}, false) {
 		if err != nil {
 			return err
 		}
-		live = append(live, g)
-	}
-	for len(live) >= limit {
-		idle := 0
-		for i := range live {
-			if live[i].LastUsed.Before(live[idle].LastUsed) {
-				idle = i
-			}
+		if g.ID != newest {
+			live = append(live, g)
 		}
-		if err := s.Revoke(ctx, ByGrant(live[idle].ID), "over the limit of grants for one subject"); err != nil {
+	}
+	if len(live) < limit {
+		return nil
+	}
+	for i, g := range live {
+		live[i] = s.used(ctx, g)
+	}
+	slices.SortFunc(live, func(a, b Grant) int {
+		return cmp.Or(a.LastUsed.Compare(b.LastUsed), cmp.Compare(a.ID, b.ID))
+	})
+	for _, g := range live[:len(live)-limit+1] {
+		if err := s.Revoke(ctx, ByGrant(g.ID), "over the limit of grants for one subject"); err != nil {
 			return err
 		}
-		live = append(live[:idle], live[idle+1:]...)
 	}
 	return nil
 }

@@ -4,17 +4,22 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/store"
 )
 
 func TestConfigIsRefused(t *testing.T) {
@@ -569,4 +574,268 @@ func TestTheZeroTokenAllowsNothing(t *testing.T) {
 	require.True(t, apitoken.FromContext(context.Background()).IsZero())
 	require.Panics(t, func() { tok.Subject() })
 	require.NotPanics(t, func() { _ = fmt.Sprint(tok) })
+}
+
+// A ticket is for whoever Auth named as much as for a Client: redeeming it gives that client's tokens, not the host's own.
+func TestATicketIsForTheClientThatProvedItself(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := service(t, func(c *apitoken.Config) { c.Roles = map[string]apitoken.Scopes{"boss": {"orders", "admin"}} })
+	auth := confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantAuthorizationCode}, Scopes: apitoken.Scopes{"orders"}})
+	code, err := svc.Prepare(ctx, apitoken.Request{Subject: "alice", Auth: auth, Roles: []string{"boss"}}, apitoken.Ticket{Lifetime: time.Minute})
+	require.NoError(t, err)
+	_, err = svc.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
+	require.ErrorIs(t, err, apitoken.ErrInvalidClient)
+	i, err := svc.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal(), Auth: auth})
+	require.NoError(t, err)
+	require.Equal(t, "web", i.Token.Client())
+	require.Equal(t, apitoken.Scopes{"orders"}, i.Token.Scopes())
+}
+
+// An Auth that comes along is checked, whatever else the request names.
+func TestAnAuthIsNeverPassedOver(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := service(t, nil)
+	auth := confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	other := confidential(t, svc, apitoken.Client{ID: "other", GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	i := issue(t, svc, apitoken.Request{Subject: "alice", Client: "web", Refresh: true, Scopes: apitoken.Scopes{"orders"}})
+	wrong := apitoken.ClientAuth{ID: "web", Secret: other.Secret}
+	for what, c := range map[string]struct {
+		r    apitoken.Request
+		want error
+	}{
+		"junk, no name":          {apitoken.Request{Subject: "alice", Auth: apitoken.ClientAuth{Assertion: apitoken.NewSecret("junk")}}, apitoken.ErrInvalidClient},
+		"a secret without name":  {apitoken.Request{Subject: "alice", Auth: apitoken.ClientAuth{Secret: auth.Secret}}, apitoken.ErrInvalidClient},
+		"wrong, under a grant":   {apitoken.Request{Grant: i.Token.Grant(), Auth: wrong}, apitoken.ErrInvalidClient},
+		"another, under a grant": {apitoken.Request{Grant: i.Token.Grant(), Auth: other}, apitoken.ErrInvalidRequest},
+	} {
+		_, err := svc.Issue(ctx, c.r)
+		require.ErrorIs(t, err, c.want, what)
+	}
+	issue(t, svc, apitoken.Request{Grant: i.Token.Grant(), Auth: auth})
+}
+
+func TestAudiencesNarrow(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	const b, c = "https://b.example.com", "https://c.example.com"
+	svc := service(t, func(cfg *apitoken.Config) { cfg.Audiences = []string{b, c} })
+	auth := confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	i := issue(t, svc, apitoken.Request{Subject: "alice", Client: "web", Scopes: apitoken.Scopes{"orders"}, Refresh: true, Audiences: []string{testAudience, b}})
+
+	_, err := svc.Issue(ctx, apitoken.Request{Grant: i.Token.Grant(), Audiences: []string{c}})
+	require.ErrorIs(t, err, apitoken.ErrInvalidTarget, "not the grant's, though the client might have asked for it")
+	under := issue(t, svc, apitoken.Request{Grant: i.Token.Grant(), Audiences: []string{b}})
+	require.Equal(t, []string{b}, under.Token.Audiences())
+
+	// From all that there are to one: that is fewer.
+	_, err = svc.Clients.Update(ctx, "web", func(x *apitoken.Client) error { x.Audiences = []string{testAudience}; return nil })
+	require.NoError(t, err)
+	require.ErrorIs(t, validate(svc, i.Access), apitoken.ErrRevoked, "to be minted again")
+	n, err := refreshAs(svc, auth, i.Refresh, "")
+	require.NoError(t, err)
+	require.Equal(t, []string{testAudience}, n.Token.Audiences())
+	_, err = svc.Clients.Update(ctx, "web", func(x *apitoken.Client) error { x.Audiences = []string{testAudience, b}; return nil })
+	require.NoError(t, err)
+	require.NoError(t, validate(svc, n.Access), "more refuses nothing")
+	_, err = svc.Clients.Update(ctx, "web", func(x *apitoken.Client) error { x.Audiences = []string{c}; return nil })
+	require.NoError(t, err)
+	_, err = refreshAs(svc, auth, i.Refresh, "")
+	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+
+	_, err = svc.Clients.Update(ctx, "web", func(x *apitoken.Client) error { x.Audiences, x.GrantTypes = nil, nil; return nil })
+	require.NoError(t, err)
+	_, err = refreshAs(svc, auth, i.Refresh, "")
+	require.ErrorIs(t, err, apitoken.ErrDenied, "it may refresh no more")
+
+	// The same where a configuration says it.
+	chosen := apitoken.NewSecret("pbkdf2-free secret of the host")
+	d := apitoken.Client{ID: "job", Scopes: apitoken.Scopes{"orders"}}
+	require.NoError(t, svc.Clients.Declare(ctx, d, chosen))
+	own := issue(t, svc, apitoken.Request{Subject: "bob", Client: "job", Scopes: apitoken.Scopes{"orders"}})
+	d.Audiences = []string{b}
+	require.NoError(t, svc.Clients.Declare(ctx, d, chosen))
+	require.ErrorIs(t, validate(svc, own.Access), apitoken.ErrRevoked)
+}
+
+func TestTheFirstTokenEndsWithItsGrantToo(t *testing.T) {
+	t.Parallel()
+	svc := service(t, func(c *apitoken.Config) {
+		c.Lifetimes = apitoken.Lifetimes{Access: 10 * time.Minute, Grant: time.Minute}
+	})
+	i := issue(t, svc, aliceSession)
+	require.LessOrEqual(t, i.Token.ExpiresAt().Sub(i.Token.IssuedAt()), time.Minute)
+}
+
+// Whatever Issue takes, a validator takes.
+func TestWhatIsIssuedIsValid(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	roles, names := map[string]apitoken.Scopes{}, []string{}
+	for i := range 32 {
+		name := fmt.Sprint("r", i)
+		names = append(names, name)
+		for j := range 20 {
+			roles[name] = append(roles[name], apitoken.Scope(fmt.Sprintf("%x", i*20+j)))
+		}
+	}
+	many := func(n int) map[string]int {
+		m := map[string]int{}
+		for i := range n {
+			m[fmt.Sprintf("%x", i)] = i
+		}
+		return m
+	}
+	deep := func(n int) any {
+		var v any = 1
+		for range n {
+			v = map[string]any{"d": v}
+		}
+		return v
+	}
+	svc := service(t, func(c *apitoken.Config) { c.Roles, c.Validation.MaxTokenBytes = roles, 64<<10 })
+	good := 0
+	try := func(what string, r apitoken.Request) {
+		i, err := svc.Issue(ctx, r)
+		if err != nil {
+			require.ErrorIs(t, err, apitoken.ErrInvalidRequest, what)
+			return
+		}
+		good++
+		cred := apitoken.Bearer(i.Access.Reveal())
+		if r.Binding != "" {
+			cred.CertSHA256 = [32]byte{1}
+		}
+		_, err = svc.Validate(ctx, cred)
+		require.NoError(t, err, what)
+	}
+	for n := range 20 {
+		try(fmt.Sprint(n, " roles"), apitoken.Request{Subject: "alice", Roles: names[:n]})
+	}
+	for _, n := range []int{1, 200, 235, 236, 237, 238, 239, 240, 241, 242, 243, 244, 245, 246, 247, 248, 249, 250, 255, 256, 257, 400} {
+		try(fmt.Sprint(n, " claims"), apitoken.Request{Subject: "alice", Claims: many(n), Roles: names[:1], Binding: apitoken.BindCertificate([32]byte{1})})
+		try(fmt.Sprint(n, " claims, unbound"), apitoken.Request{Subject: "alice", Claims: many(n)})
+	}
+	for n := range 20 {
+		try(fmt.Sprint(n, " deep"), apitoken.Request{Subject: "alice", Claims: map[string]any{"x": deep(n)}})
+	}
+	for _, doc := range []string{`{"a":1,"a":2}`, `{"a":1e400}`, `{"a":` + strings.Repeat("9", 50) + `}`, `{"":1}`, `{"a":"\ud800"}`, `{"a":"\u0000"}`, `{"Sub":"x"}`, "{\"a\":\"\xff\"}", `{"s\u0075b":"x"}`} {
+		try(doc, apitoken.Request{Subject: "alice", Claims: json.RawMessage(doc)})
+	}
+	for _, sub := range []string{"é", strings.Repeat("é", 127), "a b", "\u00a0", "a/b?c#d", "\"\\", "<&>", "😀", "\ufffd"} {
+		try(sub, apitoken.Request{Subject: sub})
+	}
+	require.Greater(t, good, 40)
+}
+
+func TestLimitsHoldInARace(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := tempStore(t)
+	with := func(c *apitoken.Config) { c.Limits = apitoken.Limits{APIKeysPerSubject: 3, GrantsPerSubject: 3} }
+	list := []*apitoken.Service{serviceOn(t, st, with), serviceOn(t, st, with)}
+	var wg sync.WaitGroup
+	for i := range 16 {
+		svc := list[i%2]
+		wg.Go(func() {
+			for {
+				_, _, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice"})
+				if errors.Is(err, apitoken.ErrUnavailable) {
+					continue
+				}
+				if err != nil && !errors.Is(err, apitoken.ErrLimited) {
+					t.Error(err)
+				}
+				return
+			}
+		})
+		wg.Go(func() {
+			if _, err := svc.Issue(ctx, aliceSession); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, svc := range list {
+		require.NoError(t, svc.Sync(ctx))
+		keys, grants := 0, 0
+		for _, err := range svc.APIKeys.Of(ctx, "alice", apitoken.Page{}) {
+			require.NoError(t, err)
+			keys++
+		}
+		for _, err := range svc.Grants(ctx, apitoken.BySubject("alice"), apitoken.Page{}) {
+			require.NoError(t, err)
+			grants++
+		}
+		require.Equal(t, 3, keys)
+		require.LessOrEqual(t, grants, 3)
+	}
+}
+
+// Services on one namespace need not be configured alike: what one issues for longer, the others take, and they keep
+// their rules as long.
+func TestLifetimesOfAnotherServiceAreKnown(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := tempStore(t)
+	svc := serviceOn(t, st, nil)
+	other := serviceOn(t, st, func(c *apitoken.Config) { c.Lifetimes.MaxAccess = 20 * time.Hour })
+	i := issue(t, other, apitoken.Request{Subject: "alice", Lifetime: 20 * time.Hour})
+	require.NoError(t, svc.Sync(ctx))
+	require.NoError(t, validate(svc, i.Access))
+	require.NoError(t, svc.Revoke(ctx, apitoken.ByToken(i.Token.ID()), "x"))
+	page, err := st.List(ctx, store.Query{Kind: store.KindRule})
+	require.NoError(t, err)
+	require.Len(t, page.Records, 1)
+	require.Greater(t, time.Until(time.UnixMilli(page.Records[0].Expires)), 20*time.Hour)
+}
+
+// A customer of a network provider has more IPv6 addresses than anybody can count failures of.
+func TestManyAddressesOfOneNetworkAreOneSource(t *testing.T) {
+	t.Parallel()
+	start := time.Now()
+	svc := service(t, func(c *apitoken.Config) { c.Now = func() time.Time { return start } })
+	auth := confidential(t, svc, apitoken.Client{ID: "web"})
+	wrong := apitoken.ClientAuth{ID: "web", Secret: confidential(t, svc, apitoken.Client{ID: "other"}).Secret}
+	from := func(addr string) context.Context {
+		return apitoken.WithOrigin(context.Background(), apitoken.Origin{Address: netip.MustParseAddr(addr)})
+	}
+	var err error
+	for i := range 21 {
+		_, err = svc.Clients.Authenticate(from(fmt.Sprintf("2001:db8::%x", i+1)), wrong)
+	}
+	require.ErrorIs(t, err, apitoken.ErrLimited)
+	_, err = svc.Clients.Authenticate(from("2001:db8:0:1::1"), wrong)
+	require.ErrorIs(t, err, apitoken.ErrInvalidClient, "another network")
+	_, err = svc.Clients.Authenticate(from("2001:db8::1"), auth)
+	require.NoError(t, err, "the right secret always passes")
+	for i := range 21 {
+		_, err = svc.Clients.Authenticate(from([]string{"192.0.2.1", "::ffff:192.0.2.1"}[i%2]), wrong)
+	}
+	require.ErrorIs(t, err, apitoken.ErrLimited, "one address, written in two ways")
+}
+
+// failure collects what an assertion says.
+type failure struct{ text string }
+
+func (f *failure) Errorf(format string, args ...any) { f.text += fmt.Sprintf(format, args...) }
+
+// A test that fails prints both sides with everything in them: not the credential.
+func TestADumpShowsNoSecret(t *testing.T) {
+	t.Parallel()
+	type inner struct{ s apitoken.Secret }
+	a, b := inner{apitoken.NewSecret("verysecret-one")}, inner{apitoken.NewSecret("verysecret-two")}
+	var f failure
+	require.False(t, assert.Equal(&f, a, b))
+	require.False(t, assert.Equal(&f, []*inner{&a}, []*inner{&b}))
+	require.NotContains(t, f.text, "verysecret")
+	require.Contains(t, f.text, "inner")
+	// Requests and answers that carry a credential as text.
+	for _, v := range []any{apitoken.RefreshRequest{Token: "verysecret"}, apitoken.Redemption{Ticket: "verysecret", Verifier: "verysecret"}, apitoken.TokenResponse{AccessToken: "verysecret"},
+		apitoken.ExchangeRequest{Token: apitoken.Bearer("verysecret"), Auth: apitoken.ClientAuth{Secret: apitoken.NewSecret("verysecret")}}} {
+		var log strings.Builder
+		slog.New(slog.NewTextHandler(&log, nil)).Info("x", "v", v)
+		require.NotContains(t, fmt.Sprintf("%v %+v %s", v, v, v)+log.String(), "verysecret", "%T", v)
+	}
 }

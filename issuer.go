@@ -3,6 +3,9 @@ package apitoken
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -41,7 +44,7 @@ type Request struct {
 	// key, or "x5t#S256:" and that of a certificate. See BindDPoP and BindCertificate.
 	Binding string
 	// Grant opens no new grant but issues under this one, which must live, have a refresh token, and cover
-	// the request: a job that goes on for a user, a token for one call to another service.
+	// the request, scopes and audiences: a job that goes on for a user, a token for one call to another service.
 	Grant string
 
 	narrow []string // of the audiences, those of the first token
@@ -57,9 +60,15 @@ type RefreshRequest struct {
 	Binding   string // must match a bound public client's grant
 }
 
+// Format keeps the token out of logs.
+func (r RefreshRequest) Format(f fmt.State, _ rune) { io.WriteString(f, redacted) }
+
+// LogValue implements slog.LogValuer.
+func (r RefreshRequest) LogValue() slog.Value { return slog.StringValue(redacted) }
+
 // ExchangeRequest asks for a narrower token in place of Token (RFC 8693).
 type ExchangeRequest struct {
-	Token     Credential // an access token or an API key of this service
+	Token     Credential // an access token or an API key of this service; of a key it takes one use
 	Actor     Credential // who will act for its subject; zero: impersonation, only for clients with MayImpersonate
 	Auth      ClientAuth // the client that asks; it must have the grant type token-exchange
 	Scopes    Scopes     // empty: what Token and the client both hold
@@ -75,6 +84,8 @@ type Issued struct {
 	Access  Secret
 	Refresh Secret // zero if none
 	Token   Token  // what Access says
+
+	at time.Time // of an answer that is given again; zero: Access was signed for this one
 }
 
 // Response is the body of RFC 6749 §5.1, in clear: encode it, never log it.
@@ -83,7 +94,11 @@ func (i *Issued) Response() TokenResponse {
 	if isDPoP(i.Token.d.Binding) {
 		r.TokenType = "DPoP"
 	}
-	r.ExpiresIn = int64(i.Token.ExpiresAt().Sub(i.Token.IssuedAt()) / time.Second)
+	from := i.Token.IssuedAt()
+	if i.at.After(from) {
+		from = i.at
+	}
+	r.ExpiresIn = int64(max(i.Token.ExpiresAt().Sub(from), 0) / time.Second)
 	return r
 }
 
@@ -91,10 +106,16 @@ func (i *Issued) Response() TokenResponse {
 type TokenResponse struct {
 	AccessToken  string `json:"access_token"`
 	TokenType    string `json:"token_type"` // "Bearer", or "DPoP" for a token that is bound to a DPoP key
-	ExpiresIn    int64  `json:"expires_in"` // seconds, from when it was signed
+	ExpiresIn    int64  `json:"expires_in"` // seconds, from this answer
 	RefreshToken string `json:"refresh_token,omitempty"`
 	Scope        string `json:"scope"`
 }
+
+// Format keeps the tokens out of logs; its JSON is for the client and holds them.
+func (r TokenResponse) Format(f fmt.State, _ rune) { io.WriteString(f, redacted) }
+
+// LogValue implements slog.LogValuer.
+func (r TokenResponse) LogValue() slog.Value { return slog.StringValue(redacted) }
 
 // Grant types, by the names of their RFCs.
 const (
@@ -159,19 +180,24 @@ func (s *Service) issue(ctx context.Context, r Request, with func(*change, strin
 	if r.Grant != "" {
 		return s.issueUnder(ctx, r)
 	}
-	p, err := s.planFor(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	if r.Refresh {
-		if err := s.roomForGrant(ctx, p); err != nil {
+	for try := 1; ; try++ {
+		// At each try anew: the rule that overtook the one before may tell of a client or a role that lost what was planned.
+		p, err := s.planFor(ctx, r)
+		if err != nil {
 			return nil, err
 		}
-	}
-	for try := 1; ; try++ {
+		if !r.Auth.isZero() { // an assertion is good once
+			r.Auth = s.Clients.confirmed(p.client.ID)
+		}
 		i, err := s.open(ctx, p, r.Refresh, with)
+		if err == nil && r.Refresh {
+			err = s.limitGrants(ctx, p.subject, i.Token.Grant())
+		}
+		if err == nil {
+			return i, nil
+		}
 		if !errors.Is(err, errOvertaken) {
-			return i, err
+			return nil, err
 		}
 		if with != nil {
 			// What it spends was made before the rule: it stands for what the rule ended.
@@ -193,6 +219,11 @@ func (s *Service) open(ctx context.Context, p *plan, refresh bool, with func(*ch
 	known := s.rules.version.Load()
 	grant := newID(now)
 	t := stamp{jti: newID(now), grant: grant, pos: positions{birth: at, view: at}, iat: now, exp: now.Add(p.life)}
+	life := s.lifetimes(&p.client)
+	end := now.Add(life.Grant)
+	if refresh && t.exp.After(end) {
+		t.exp = end
+	}
 	i, rs, err := s.sign(ctx, p, t)
 	if err != nil {
 		return nil, err
@@ -201,8 +232,7 @@ func (s *Service) open(ctx context.Context, p *plan, refresh bool, with func(*ch
 	if refresh {
 		g := &grantRecord{V: 1, Subject: p.subject, Client: p.client.ID, Scopes: p.scopes, Roles: p.roles, Audiences: p.audiences,
 			Claims: p.claims, Binding: p.binding, Birth: at, Created: now.UnixMilli(), Life: int64(p.life / time.Second)}
-		g.Expires = now.Add(s.lifetimes(&p.client).Grant).UnixMilli()
-		g.Idle = int64(s.lifetimes(&p.client).Idle / time.Millisecond)
+		g.Expires, g.Idle = end.UnixMilli(), life.Idle.Milliseconds()
 		o := originOf(ctx)
 		g.UserAgent = cleanText(o.UserAgent)
 		if o.Address.IsValid() {
@@ -267,6 +297,9 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 	if p.narrow != nil {
 		aud = p.narrow
 	}
+	if len(p.scopes) > maxScopes { // roles may give that many
+		return nil, nil, fail(ErrInvalidRequest, "the token would have %d scopes, validators read %d", len(p.scopes), maxScopes)
+	}
 	key, err := s.SigningKeys.active(aud[0])
 	if err != nil {
 		return nil, nil, err
@@ -305,6 +338,11 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 // planFor checks r against the client, the scopes and the roles.
 func (s *Service) planFor(ctx context.Context, r Request) (*plan, error) {
 	p := &plan{subject: r.Subject, binding: r.Binding}
+	if r.Auth.ID == "" && !r.Auth.isZero() {
+		if r.Auth.ID = assertionSubject(r.Auth.Assertion.Reveal()); r.Auth.ID == "" {
+			return nil, fail(ErrInvalidClient, "Auth names no client")
+		}
+	}
 	id := r.Client
 	if id == "" {
 		id = r.Auth.ID
@@ -447,12 +485,17 @@ func sortedScopes(in Scopes) Scopes {
 	return slices.Compact(out)
 }
 
+// audiencesOf is what a client may ask for, its default first.
+func (s *Service) audiencesOf(c *Client) []string {
+	if len(c.Audiences) > 0 {
+		return c.Audiences
+	}
+	return append([]string{s.cfg.Audience}, s.cfg.Audiences...)
+}
+
 // audiencesFor checks asked against what the client may ask for.
 func (s *Service) audiencesFor(c *Client, asked []string) ([]string, error) {
-	allowed := c.Audiences
-	if len(allowed) == 0 {
-		allowed = append([]string{s.cfg.Audience}, s.cfg.Audiences...)
-	}
+	allowed := s.audiencesOf(c)
 	if len(asked) == 0 {
 		return allowed[:1:1], nil
 	}
@@ -480,7 +523,6 @@ func (s *Service) lifetimes(c *Client) Lifetimes {
 	l.Access = min(pick(l.Access, base.Access), l.MaxAccess)
 	l.Grant = min(pick(l.Grant, base.Grant), base.Grant)
 	l.Idle = pick(l.Idle, base.Idle)
-	l.APIKey = pick(l.APIKey, base.APIKey)
 	return l
 }
 
@@ -507,14 +549,21 @@ func (s *Service) issueUnder(ctx context.Context, r Request) (*Issued, error) {
 	if r.Subject != "" && r.Subject != g.Subject || r.Client != "" && r.Client != g.Client || r.Refresh {
 		return nil, fail(ErrInvalidRequest, "the request contradicts the grant it names")
 	}
+	if !r.Auth.isZero() {
+		c, err := s.Clients.Authenticate(ctx, r.Auth)
+		if err != nil {
+			return nil, err
+		}
+		if c.ID != g.Client {
+			return nil, fail(ErrInvalidRequest, "the grant is another client's")
+		}
+	}
 	p, err := s.planUnder(ctx, r.Grant, g, r.Scopes)
 	if err != nil {
 		return nil, err
 	}
-	if len(r.Audiences) > 0 {
-		if p.audiences, err = s.audiencesFor(&p.client, r.Audiences); err != nil {
-			return nil, err
-		}
+	if err := p.narrowTo(r.Audiences); err != nil {
+		return nil, err
 	}
 	if len(r.Roles) > 0 {
 		return nil, fail(ErrInvalidRequest, "roles are the grant's")
@@ -555,10 +604,25 @@ func (s *Service) record(ctx context.Context, p *plan, t stamp) (*Issued, error)
 	if _, err := s.commit(ctx, c); err != nil {
 		return nil, err
 	}
-	if rule := s.rules.hit(rs); rule != "" {
-		return nil, fail(ErrInvalidGrant, "a rule on its %s", rule)
+	if err := s.overtaken(rs); err != nil {
+		return nil, err
 	}
 	return i, nil
+}
+
+// overtaken tells what to do with a token that a rule hits after it was signed under a grant: nothing more comes of what
+// has ended; where a role, a client or a signing key changed only, asking again gives what is allowed now.
+func (s *Service) overtaken(rs *ruleSubject) error {
+	rule := s.rules.hit(rs)
+	if rule == "" {
+		return nil
+	}
+	next := *rs
+	next.id, next.kid, next.renews = "", "", true
+	if s.rules.hit(&next) != "" {
+		return fail(ErrInvalidGrant, "a rule on its %s", rule)
+	}
+	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "its " + rule + " changed while it was made"}
 }
 
 // planUnder is what a live grant allows now: its client must still be there, and hold what the grant holds.
@@ -570,7 +634,12 @@ func (s *Service) planUnder(ctx context.Context, id string, g *grantRecord, aske
 	if err := s.alive(id, g); err != nil {
 		return nil, err
 	}
-	p := &plan{client: c, subject: g.Subject, audiences: g.Audiences, binding: g.Binding, claims: g.Claims, chain: g.Chain, roles: g.Roles}
+	p := &plan{client: c, subject: g.Subject, audiences: g.Audiences, binding: g.Binding, claims: g.Claims, roles: g.Roles}
+	if len(c.Audiences) > 0 { // they may have become fewer since
+		if p.audiences = intersectTexts(g.Audiences, c.Audiences); len(p.audiences) == 0 {
+			return nil, fail(ErrInvalidGrant, "its client may ask for none of its audiences any more")
+		}
+	}
 	held := g.Scopes
 	if len(g.Roles) > 0 { // roles may have changed since: what they give now is what goes on
 		var given Scopes
@@ -664,6 +733,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 	}
 	p := &plan{client: c, subject: parent.Subject(), roles: parent.d.Roles, claims: parent.d.claim, binding: parent.d.Binding, event: EventExchanged}
 	birth := from.pos.birth
+	used := []Token{parent}
 	// Every actor of the chain is kept: who acts now comes first (RFC 8693 §4.1).
 	for _, a := range from.actors {
 		p.actors = append(p.actors, jws.Actor{Subject: a.subject, Issuer: a.issuer})
@@ -680,6 +750,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 		if actor.d.from == nil || actor.d.from.issuer != "" || actor.d.from.wall {
 			return nil, fail(ErrInvalidRequest, "only tokens of this service name actors")
 		}
+		used = append(used, actor)
 		p.actors = slices.Insert(p.actors, 0, jws.Actor{Subject: actor.Subject()})
 		p.chain = actor.d.from.lineage()
 		if b := actor.d.from.pos.birth; b.N < birth.N { // a rule that hits either hits what both made
@@ -717,6 +788,12 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 	}
 	if p.life, err = s.lifeFor(&c, r.Lifetime); err != nil {
 		return nil, err
+	}
+	// What is made of an API key knows no limit of uses or rate: to make it is one use.
+	for _, key := range used {
+		if err := s.Consume(ctx, key); err != nil {
+			return nil, err
+		}
 	}
 	now := s.now()
 	t := stamp{jti: newID(now), grant: newID(now), iat: now, exp: now.Add(p.life), pos: positions{birth: birth, view: s.state.position()}}

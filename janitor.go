@@ -56,7 +56,7 @@ func (s *Service) tidy(ctx context.Context, before time.Time) {
 		s.putBack(ctx)
 	}
 	s.finishRules(ctx, before)
-	for _, kind := range []store.Kind{store.KindRule, kindGrant, kindTicket, kindOnce, kindNote, store.KindAPIKey, store.KindKey, kindUse, store.KindEvent} {
+	for _, kind := range []store.Kind{store.KindRule, kindGrant, kindTicket, kindOnce, kindNote, store.KindAPIKey, store.KindKey, kindUse, kindSpent, kindQuota, store.KindEvent} {
 		before := before
 		if kind == store.KindEvent {
 			before = s.audit.delivered(before)

@@ -49,6 +49,7 @@ type SigningKeys struct {
 	outside map[string]*jws.Signer   // imported into this process
 	lock    store.Version            // of the ring's lock record
 	ring    atomic.Pointer[ring]
+	looked  atomic.Pointer[time.Time] // when the store was asked for a root last because somebody named it
 	kick    chan struct{}
 }
 
@@ -101,6 +102,7 @@ const (
 	leadMost     = 15 * time.Minute
 	keyTick      = 30 * time.Second // how often the ring looks at the clock
 	keyTries     = 8
+	lookEvery    = time.Second     // for a root secret that somebody names
 	signTimeout  = 5 * time.Second // of a key outside, when the caller sets no deadline
 	signsOutside = 256             // that may wait for a key outside at once
 )
@@ -233,6 +235,30 @@ func (rec *keyRecord) bytes(ns, kid string) []byte {
 		return nil
 	}
 	return bound([]byte("km1"), []byte(ns), []byte(kid), []byte(rec.Alg), []byte(rec.JWK), rec.Sealed, flags)
+}
+
+// presented is macFor for what somebody brings. A root that is not open here yet is no fault of his: ErrUnavailable.
+// One that nobody here has heard of is looked for in the store, once in a while: its token may have been made by a
+// process that is ahead. nil: there is none.
+func (k *SigningKeys) presented(ctx context.Context, kid [4]byte, purpose string) ([]byte, error) {
+	for looked := false; ; looked = true {
+		if key, ok := k.macFor(kid, purpose); ok {
+			return key, nil
+		}
+		k.mu.Lock()
+		_, shut := k.shut[kid]
+		k.mu.Unlock()
+		if shut {
+			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the root secret of its tag is not open yet"}
+		}
+		now, last := time.Now(), k.looked.Load()
+		if looked || last != nil && now.Sub(*last) < lookEvery || !k.looked.CompareAndSwap(last, &now) {
+			return nil, nil
+		}
+		if err := k.s.state.refresh(ctx); err != nil {
+			return nil, unavailable(err, "look for a root secret")
+		}
+	}
 }
 
 // turn makes a new ring of what is known, and tells the validator. The caller holds mu.

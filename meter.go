@@ -34,9 +34,11 @@ type meter struct {
 	free float64 // of rate.Burst
 	last time.Time
 
-	uses sync.Mutex // guards have; held while the store is asked, so that racers share a batch
-	have uint64     // reserved and not used yet
+	uses chan struct{} // holds the right to have; kept while the store is asked, so that racers share a batch. A channel, so that waiting ends with a context
+	have uint64        // reserved and not used yet
 }
+
+func newMeter() *meter { return &meter{uses: make(chan struct{}, 1)} }
 
 // take reports whether the rate allows one more now, and if not, how long to wait.
 func (l *meter) take(now time.Time, rate Rate) (bool, time.Duration) {
@@ -94,13 +96,19 @@ func (k *APIKeys) consume(ctx context.Context, id string) error {
 		return nil
 	}
 	m := e.meter
-	m.uses.Lock()
-	defer m.uses.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, commitTimeout) // all who wait for a store that hangs wait no longer than one
+	defer cancel()
+	select {
+	case m.uses <- struct{}{}:
+		defer func() { <-m.uses }()
+	case <-ctx.Done():
+		return unavailable(ctx.Err(), "waiting for the count of an API key's uses")
+	}
 	if m.have > 0 {
 		m.have--
 		return nil
 	}
-	got, err := k.reserve(ctx, id, e.maxUses)
+	got, err := k.reserve(ctx, e)
 	if err != nil {
 		return err
 	}
@@ -109,9 +117,10 @@ func (k *APIKeys) consume(ctx context.Context, id string) error {
 }
 
 // reserve takes a batch of what remains.
-func (k *APIKeys) reserve(ctx context.Context, id string, limit uint64) (uint64, error) {
+func (k *APIKeys) reserve(ctx context.Context, e *knownKey) (uint64, error) {
+	limit := e.maxUses
 	for try := 0; try < refreshTries; try++ {
-		spent, v, err := k.spentRecord(ctx, id)
+		spent, v, err := k.spentRecord(ctx, e.counter)
 		if err != nil {
 			return 0, err
 		}
@@ -124,7 +133,11 @@ func (k *APIKeys) reserve(ctx context.Context, id string, limit uint64) (uint64,
 			return 0, err
 		}
 		c := k.s.newChange()
-		c.put(store.Record{Kind: kindSpent, ID: id, Data: data}, v)
+		r := store.Record{Kind: kindSpent, ID: e.counter, Data: data}
+		if e.expires != 0 { // never before the key's own record: a count that is gone would begin again
+			r.Expires = e.expires + int64((keySlack+ruleSlack)/time.Millisecond)
+		}
+		c.put(r, v)
 		_, err = k.s.commit(ctx, c)
 		if errors.Is(err, store.ErrConflict) {
 			continue
@@ -148,10 +161,4 @@ func (k *APIKeys) spentRecord(ctx context.Context, id string) (spentRecord, stor
 	}
 	err = decodeRecord(r, &rec)
 	return rec, r.Version, err
-}
-
-// spent is how many uses are used up or reserved.
-func (k *APIKeys) spent(ctx context.Context, id string) (uint64, error) {
-	rec, _, err := k.spentRecord(ctx, id)
-	return rec.N, err
 }

@@ -72,6 +72,22 @@ func (s *Service) openNamespace(ctx context.Context) error {
 	return startError(ctx, errors.New("other processes keep changing the namespace"))
 }
 
+// longer takes what another service on the namespace has configured: its tokens may live longer than ours, and rules on them
+// must.
+func (s *Service) longer(r store.Record) error {
+	var m metaRecord
+	if err := decodeRecord(r, &m); err != nil {
+		return err
+	}
+	old := s.longest.Load()
+	next := lifespans{max(old.access, time.Duration(m.MaxAccess)*time.Millisecond), max(old.grant, time.Duration(m.MaxGrant)*time.Millisecond)}
+	s.longest.Store(&next)
+	if s.trust != nil {
+		s.trust.life.Store(int64(next.access))
+	}
+	return nil
+}
+
 // refuseForeign keeps a service from making a namespace of its own beside records whose namespace record is gone.
 func (s *Service) refuseForeign(ctx context.Context) error {
 	v, err := s.st.Follow(ctx, store.Position{}, nil, 1)

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/subtle"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/opaque"
@@ -66,13 +67,16 @@ func (s *Service) successor(t *opaque.RefreshToken, g *grantRecord) (*opaque.Ref
 }
 
 // readRefresh decodes a refresh token and checks its tag: junk ends here, without a store read.
-func (s *Service) readRefresh(text string) (*opaque.RefreshToken, error) {
+func (s *Service) readRefresh(ctx context.Context, text string) (*opaque.RefreshToken, error) {
 	t, err := opaque.DecodeRefresh(text, s.cfg.Prefix)
 	if err != nil {
 		return nil, &Error{Code: ErrInvalidGrant, Detail: "not a refresh token", Cause: err}
 	}
-	key, ok := s.SigningKeys.macFor(t.KID, purposeRefreshTag)
-	if !ok {
+	key, err := s.SigningKeys.presented(ctx, t.KID, purposeRefreshTag)
+	if err != nil {
+		return nil, err
+	}
+	if key == nil {
 		return nil, fail(ErrInvalidGrant, "a refresh token under an unknown key")
 	}
 	want := opaque.Tag(key, labelTag, []byte(s.ns), t.Grant[:], opaque.Uint32(t.Seq), t.S[:])
@@ -83,8 +87,11 @@ func (s *Service) readRefresh(text string) (*opaque.RefreshToken, error) {
 }
 
 // identifyRefresh is the grant of a refresh token of ours, spent or not.
-func (s *Service) identifyRefresh(_ context.Context, text string) (string, error) {
-	t, err := s.readRefresh(text)
+func (s *Service) identifyRefresh(ctx context.Context, text string) (string, error) {
+	t, err := s.readRefresh(ctx, text)
+	if errors.Is(err, ErrUnavailable) {
+		return "", err
+	}
 	if err != nil {
 		return "", &Error{Code: ErrNotFound, Detail: detailOf(err)}
 	}
@@ -103,7 +110,7 @@ func (s *Service) Refresh(ctx context.Context, r RefreshRequest) (*Issued, error
 }
 
 func (s *Service) refresh(ctx context.Context, r RefreshRequest) (*Issued, error) {
-	t, err := s.readRefresh(r.Token)
+	t, err := s.readRefresh(ctx, r.Token)
 	if err != nil {
 		return nil, err
 	}
@@ -140,9 +147,11 @@ func (s *Service) refreshOnce(ctx context.Context, r RefreshRequest, t *opaque.R
 	if err != nil {
 		return nil, err
 	}
-	if err := s.refreshCaller(ctx, g, id, caller, r); err != nil {
+	owner, foreign, err := s.refreshCaller(g, caller, r)
+	if err != nil {
 		return nil, err
 	}
+	var next *opaque.RefreshToken // what follows t, where that is what the record holds
 	switch {
 	case t.Seq > g.Seq:
 		s.alert(ctx, "store-went-back", Event{Subject: g.Subject, Client: g.Client, Grant: id})
@@ -152,56 +161,77 @@ func (s *Service) refreshOnce(ctx context.Context, r RefreshRequest, t *opaque.R
 			s.alert(ctx, "refresh-hash", Event{Subject: g.Subject, Client: g.Client, Grant: id})
 			return nil, fail(ErrInvalidGrant, "tagged by our key and not the record's: a key has leaked or the record was edited")
 		}
-		return s.advance(ctx, r, t, id, g, rec.Version)
 	case t.Seq+1 == g.Seq:
-		next, ok := s.successor(t, g)
+		n, ok := s.successor(t, g)
 		if !ok {
 			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the key of refresh tokens is not here"}
 		}
-		if h := s.hashRefresh(next); subtle.ConstantTimeCompare(h[:], g.Hash[:]) != 1 {
+		if h := s.hashRefresh(n); subtle.ConstantTimeCompare(h[:], g.Hash[:]) != 1 {
 			s.alert(ctx, "refresh-hash", Event{Subject: g.Subject, Client: g.Client, Grant: id})
 			return nil, fail(ErrInvalidGrant, "its successor is not the record's: a key has leaked or the record was edited")
 		}
-		if s.state.since(g.written(rec), g.Refreshed) < s.cfg.Refresh.Grace || !first && s.cfg.Refresh.Grace > 0 {
-			return s.repeat(ctx, id, g, next)
+		next = n
+	}
+	if foreign {
+		// A client that proved who it is holds another's token: it has leaked.
+		return nil, s.endGrant(ctx, id, g, EventLeaked, "refresh token in the hands of another client")
+	}
+	if t.Seq == g.Seq {
+		return s.advance(ctx, r, t, id, g, rec.Version)
+	}
+	if next != nil {
+		// Asked now: what others have revoked is not handed out again, and the store's clock says how long ago it was.
+		if err := s.state.refresh(ctx); err != nil {
+			return nil, unavailable(err, "look for revocations")
+		}
+		age, ok := s.state.since(g.written(rec), g.Refreshed)
+		grace := s.cfg.Refresh.Grace
+		// Whoever had to prove himself may ask again until he has used the answer.
+		proved := !owner.Public || g.Binding != ""
+		switch {
+		case grace > 0 && (proved || !first || ok && age < grace):
+			return s.repeat(ctx, r, id, g, next)
+		case grace > 0 && !ok:
+			return nil, fail(ErrInvalidGrant, "spent, and the clocks have gone back since: nobody can tell when")
 		}
 	}
 	if !first {
 		// A parallel request has moved on since this one began; that is no proof of a copy.
 		return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel refreshes of the same grant"}
 	}
-	if err := s.alive(id, g); err != nil {
-		return nil, err // it has ended already
-	}
-	if err := s.writeRule(ctx, ByGrant(id), false, "refresh token reused", EventReused, nil); err != nil {
-		return nil, err
-	}
-	return nil, fail(ErrInvalidGrant, "a refresh token used again: the grant is revoked")
+	return nil, s.endGrant(ctx, id, g, EventReused, "refresh token reused")
 }
 
-// refreshCaller checks who presents the token against whose it is.
-func (s *Service) refreshCaller(ctx context.Context, g *grantRecord, id string, caller Client, r RefreshRequest) error {
-	owner, err := s.grantClient(g)
-	if err != nil {
+// endGrant revokes a grant of which somebody has a copy, once.
+func (s *Service) endGrant(ctx context.Context, id string, g *grantRecord, why EventType, reason string) error {
+	if err := s.alive(id, g); err != nil {
+		return err // it has ended already
+	}
+	if err := s.writeRule(ctx, ByGrant(id), false, reason, why, nil); err != nil {
 		return err
 	}
-	if caller.ID != "" && caller.ID != g.Client {
+	return fail(ErrInvalidGrant, "%s: the grant is revoked", reason)
+}
+
+// refreshCaller checks who presents the token against whose it is. foreign: a client that proved to be another.
+func (s *Service) refreshCaller(g *grantRecord, caller Client, r RefreshRequest) (owner Client, foreign bool, err error) {
+	if owner, err = s.grantClient(g); err != nil {
+		return owner, false, err
+	}
+	switch {
+	case caller.ID != "" && caller.ID != g.Client:
 		if caller.Public {
-			return fail(ErrInvalidGrant, "another client's refresh token") // anybody can call himself a public client
+			return owner, false, fail(ErrInvalidGrant, "another client's refresh token") // anybody can call himself a public client
 		}
-		// A client that proved who it is holds another's token: it has leaked.
-		if err := s.writeRule(ctx, ByGrant(id), false, "refresh token in the hands of another client", EventLeaked, nil); err != nil {
-			return err
-		}
-		return fail(ErrInvalidGrant, "another client's refresh token: the grant is revoked")
+		return owner, true, nil
+	case !owner.Public && caller.ID == "":
+		return owner, false, fail(ErrInvalidClient, "client %q must authenticate", g.Client)
+	case g.Client != s.cfg.FirstParty && !slices.Contains(owner.GrantTypes, GrantRefreshToken):
+		return owner, false, fail(ErrDenied, "client %q has the grant type refresh_token no more", g.Client)
+	case g.Binding != "" && owner.Public && r.Binding != g.Binding:
+		return owner, false, fail(ErrInvalidGrant, "the grant is bound to another key")
 	}
-	if !owner.Public && caller.ID == "" {
-		return fail(ErrInvalidClient, "client %q must authenticate", g.Client)
-	}
-	if g.Binding != "" && owner.Public && r.Binding != g.Binding {
-		return fail(ErrInvalidGrant, "the grant is bound to another key")
-	}
-	return nil
+	return owner, false, nil
 }
 
 // rotates reports whether a refresh of g makes a new refresh token.
@@ -212,19 +242,9 @@ func (s *Service) rotates(c *Client, g *grantRecord) bool {
 // advance is the refresh proper: check, sign, then write with one compare-and-swap. A failure before the write
 // burns nothing.
 func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.RefreshToken, id string, g *grantRecord, v store.Version) (*Issued, error) {
-	p, err := s.planUnder(ctx, id, g, r.Scopes)
+	p, err := s.planRefresh(ctx, id, g, r)
 	if err != nil {
 		return nil, err
-	}
-	if err := p.narrowTo(r.Audiences); err != nil {
-		return nil, err
-	}
-	p.event = EventRefreshed
-	if r.Binding != "" && r.Binding != g.Binding {
-		if err := checkBinding(r.Binding); err != nil {
-			return nil, err
-		}
-		p.binding = r.Binding // a confidential client may bind each access token to another key of its own
 	}
 	now := s.now()
 	st := stamp{jti: newID(now), grant: id, iat: now, exp: g.cut(now.Add(p.life)), pos: positions{birth: g.Birth, view: s.state.position()}}
@@ -263,37 +283,84 @@ func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.Refre
 	if _, err := s.commit(ctx, c); err != nil {
 		return nil, err
 	}
-	if rule := s.rules.hit(rs); rule != "" {
-		return nil, fail(ErrInvalidGrant, "a rule on its %s", rule)
+	for try := 1; ; try++ {
+		err := s.overtaken(rs)
+		if err == nil {
+			return i, nil
+		}
+		if !errors.Is(err, ErrUnavailable) || try == signTries {
+			return nil, err
+		}
+		// The token is spent by now, so that the answer is made of what is allowed since, rather than asked for again.
+		if p, err = s.planRefresh(ctx, id, &next, r); err != nil {
+			return nil, err
+		}
+		st.pos.view = s.state.position()
+		again, seen, err := s.sign(ctx, p, st)
+		if err != nil {
+			return nil, err
+		}
+		again.Refresh = i.Refresh
+		i, rs = again, seen
 	}
-	return i, nil
+}
+
+// planRefresh is what a refresh of g gives now.
+func (s *Service) planRefresh(ctx context.Context, id string, g *grantRecord, r RefreshRequest) (*plan, error) {
+	p, err := s.planUnder(ctx, id, g, r.Scopes)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.narrowTo(r.Audiences); err != nil {
+		return nil, err
+	}
+	p.event = EventRefreshed
+	if r.Binding != "" && r.Binding != g.Binding {
+		if err := checkBinding(r.Binding); err != nil {
+			return nil, err
+		}
+		p.binding = r.Binding // a confidential client may bind each access token to another key of its own
+	}
+	return p, nil
 }
 
 // repeat answers a repeated request with what the first one got: the same refresh token, and an access token with
-// the same jti and times. There is nothing new, so there is nothing to write, and racers do not conflict. As no write
-// tells how far the state has come, it is asked: what another process has revoked is not handed out again.
-func (s *Service) repeat(ctx context.Context, id string, g *grantRecord, next *opaque.RefreshToken) (*Issued, error) {
-	if err := s.state.refresh(ctx); err != nil {
-		return nil, unavailable(err, "look for revocations")
-	}
-	p, err := s.planUnder(ctx, id, g, nil)
+// the same jti and times. There is nothing new, so there is nothing to write, and racers do not conflict. Only when that
+// access token has run out meanwhile there is a new one beside the same refresh token.
+func (s *Service) repeat(ctx context.Context, r RefreshRequest, id string, g *grantRecord, next *opaque.RefreshToken) (*Issued, error) {
+	p, err := s.planRefresh(ctx, id, g, RefreshRequest{Binding: r.Binding})
 	if err != nil {
 		return nil, err
 	}
-	p.scopes, p.narrow = intersectScopes(g.Narrow, p.scopes), g.For
-	st := stamp{jti: g.JTI, grant: id, iat: time.UnixMilli(g.IAT), exp: time.UnixMilli(g.EXP), pos: positions{birth: g.Birth, view: s.state.position()}}
-	i, rs, err := s.sign(ctx, p, st)
-	if err != nil {
-		return nil, err
+	if r.Binding == "" && g.Bound != "" {
+		p.binding = g.Bound
 	}
-	if rule := s.rules.hit(rs); rule != "" {
-		return nil, fail(ErrInvalidGrant, "a rule on its %s", rule)
+	p.scopes = intersectScopes(g.Narrow, p.scopes)
+	if len(g.For) > 0 {
+		if p.narrow = intersectTexts(g.For, p.audiences); len(p.narrow) == 0 {
+			return nil, fail(ErrInvalidGrant, "its client may ask for none of its audiences any more")
+		}
 	}
 	text, err := s.refreshText(next)
 	if err != nil {
 		return nil, err
 	}
-	i.Refresh = NewSecret(text)
+	now := s.now()
+	st := stamp{jti: g.JTI, grant: id, iat: time.UnixMilli(g.IAT), exp: time.UnixMilli(g.EXP), pos: positions{birth: g.Birth, view: s.state.position()}}
+	var i *Issued
+	if now.Before(st.exp) {
+		var rs *ruleSubject
+		if i, rs, err = s.sign(ctx, p, st); err == nil {
+			err = s.overtaken(rs)
+		}
+	} else {
+		st.jti, st.iat, st.exp = newID(now), now, g.cut(now.Add(p.life))
+		i, err = s.record(ctx, p, st)
+	}
+	if err != nil {
+		return nil, err
+	}
+	i.at, i.Refresh = now, NewSecret(text)
 	return i, nil
 }
 

@@ -316,3 +316,223 @@ func flip(s string, i int) string {
 	}
 	return s[:i] + string(c) + s[i+1:]
 }
+
+// confidential makes a client with a secret of our making.
+func confidential(t testing.TB, svc *apitoken.Service, c apitoken.Client) apitoken.ClientAuth {
+	t.Helper()
+	_, secret, err := svc.Clients.Create(context.Background(), c)
+	require.NoError(t, err)
+	return apitoken.ClientAuth{ID: c.ID, Secret: secret}
+}
+
+func refreshAs(svc *apitoken.Service, auth apitoken.ClientAuth, s apitoken.Secret, binding string) (*apitoken.Issued, error) {
+	return svc.Refresh(context.Background(), apitoken.RefreshRequest{Token: s.Reveal(), Auth: auth, Binding: binding})
+}
+
+// Where a confidential client's token rotates, a lost answer can be asked for until it has arrived.
+func TestAConfidentialClientMayRepeatUntilItUsesTheAnswer(t *testing.T) {
+	t.Parallel()
+	c := &clock{}
+	svc := service(t, func(cfg *apitoken.Config) { cfg.Now, cfg.Refresh.RotateConfidential = c.Now, true })
+	auth := confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	one := issue(t, svc, apitoken.Request{Subject: "alice", Client: "web", Scopes: apitoken.Scopes{"orders:read"}, Refresh: true})
+	two, err := refreshAs(svc, auth, one.Refresh, "")
+	require.NoError(t, err)
+	require.NotEqual(t, one.Refresh.Reveal(), two.Refresh.Reveal())
+	c.Advance(time.Minute)
+	again, err := refreshAs(svc, auth, one.Refresh, "")
+	require.NoError(t, err, "past the window of those who prove nothing")
+	require.Equal(t, two.Refresh.Reveal(), again.Refresh.Reveal())
+	require.Equal(t, two.Token.ID(), again.Token.ID())
+	c.Advance(time.Hour)
+	require.NoError(t, svc.Sync(context.Background()))
+	again, err = refreshAs(svc, auth, one.Refresh, "")
+	require.NoError(t, err)
+	require.Equal(t, two.Refresh.Reveal(), again.Refresh.Reveal())
+	require.NotEqual(t, two.Token.ID(), again.Token.ID(), "the access token that was lost has run out")
+	require.NoError(t, validate(svc, again.Access))
+	three, err := refreshAs(svc, auth, two.Refresh, "")
+	require.NoError(t, err)
+	_, err = refreshAs(svc, auth, one.Refresh, "")
+	require.ErrorIs(t, err, apitoken.ErrInvalidGrant, "the answer arrived: this is a copy")
+	require.ErrorIs(t, validate(svc, three.Access), apitoken.ErrRevoked)
+}
+
+func TestARepeatedAnswerKeepsItsBinding(t *testing.T) {
+	t.Parallel()
+	svc := service(t, func(cfg *apitoken.Config) { cfg.Refresh.RotateConfidential = true })
+	auth := confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	one := issue(t, svc, apitoken.Request{Subject: "alice", Client: "web", Scopes: apitoken.Scopes{"orders:read"}, Refresh: true})
+	key, other := apitoken.BindCertificate([32]byte{1}), apitoken.BindCertificate([32]byte{2})
+	two, err := refreshAs(svc, auth, one.Refresh, key)
+	require.NoError(t, err)
+	require.Equal(t, key, two.Token.Binding())
+	for binding, want := range map[string]string{"": key, key: key, other: other} {
+		again, err := refreshAs(svc, auth, one.Refresh, binding)
+		require.NoError(t, err)
+		require.Equal(t, want, again.Token.Binding(), "asked with %q", binding)
+		require.ErrorIs(t, validate(svc, again.Access), apitoken.ErrInvalidToken, "bound: not for a bearer")
+	}
+	_, err = refreshAs(svc, auth, one.Refresh, "jkt:short")
+	require.ErrorIs(t, err, apitoken.ErrInvalidRequest)
+	three, err := refreshAs(svc, auth, two.Refresh, "")
+	require.NoError(t, err)
+	require.Empty(t, three.Token.Binding(), "the grant is not bound, and this token was not to be")
+	again, err := refreshAs(svc, auth, two.Refresh, "")
+	require.NoError(t, err)
+	require.Empty(t, again.Token.Binding())
+}
+
+func TestARepeatedAnswerSaysWhatIsLeftOfIt(t *testing.T) {
+	t.Parallel()
+	c := &clock{}
+	svc := service(t, func(cfg *apitoken.Config) {
+		cfg.Now, cfg.Refresh.Grace, cfg.Lifetimes.Access = c.Now, time.Minute, 20*time.Second
+	})
+	one := issue(t, svc, aliceSession)
+	two, err := refresh(svc, one.Refresh)
+	require.NoError(t, err)
+	require.EqualValues(t, 20, two.Response().ExpiresIn)
+	c.Advance(10 * time.Second)
+	again, err := refresh(svc, one.Refresh)
+	require.NoError(t, err)
+	require.Equal(t, two.Token.ID(), again.Token.ID())
+	require.LessOrEqual(t, again.Response().ExpiresIn, int64(10), "seconds from now (RFC 6749 §5.1), not from when it was signed")
+	c.Advance(11 * time.Second)
+	require.NoError(t, svc.Sync(context.Background()))
+	again, err = refresh(svc, one.Refresh)
+	require.NoError(t, err)
+	require.Equal(t, two.Refresh.Reveal(), again.Refresh.Reveal())
+	require.NoError(t, validate(svc, again.Access), "an answer that has run out would be no answer")
+}
+
+// Who holds a dead token may present it as often as he likes: one rule is enough.
+func TestCopiesOfWhatHasEndedWriteNothing(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := service(t, nil)
+	confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	thief := confidential(t, svc, apitoken.Client{ID: "other", GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	i := issue(t, svc, apitoken.Request{Subject: "alice", Client: "web", Scopes: apitoken.Scopes{"orders:read"}, Refresh: true})
+	code, err := svc.Prepare(ctx, aliceSession, apitoken.Ticket{Lifetime: time.Minute})
+	require.NoError(t, err)
+	got, err := svc.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
+	require.NoError(t, err)
+	for range 5 {
+		_, err := refreshAs(svc, thief, i.Refresh, "")
+		require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+		_, err = svc.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
+		require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+	}
+	require.ErrorIs(t, validate(svc, i.Access), apitoken.ErrRevoked)
+	require.ErrorIs(t, validate(svc, got.Access), apitoken.ErrRevoked)
+	require.Len(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventLeaked}), 1)
+	require.Len(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventReused}), 1)
+	page, err := storeOf(svc).List(ctx, store.Query{Kind: store.KindRule})
+	require.NoError(t, err)
+	require.Len(t, page.Records, 2)
+}
+
+// What is no proof of a copy in its owner's hands is none in another client's.
+func TestAnotherClientWithATokenAheadKillsNothing(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	inner := tempStore(t)
+	svc := serviceOn(t, inner, nil)
+	other := confidential(t, svc, apitoken.Client{ID: "other", GrantTypes: []string{apitoken.GrantRefreshToken}})
+	one := issue(t, svc, aliceSession)
+	old, err := inner.Get(ctx, "grant", one.Token.Grant())
+	require.NoError(t, err)
+	two, err := refresh(svc, one.Refresh)
+	require.NoError(t, err)
+	now, err := inner.Get(ctx, "grant", one.Token.Grant())
+	require.NoError(t, err)
+	_, err = inner.Apply(ctx, &store.Change{ID: store.Version{9}, Puts: []store.Put{{Record: old, Expect: now.Version}}})
+	require.NoError(t, err)
+	_, err = refreshAs(svc, other, two.Refresh, "")
+	require.ErrorIs(t, err, apitoken.ErrUnavailable)
+	require.NoError(t, validate(svc, two.Access))
+	_, err = refreshAs(svc, other, one.Refresh, "")
+	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+	require.ErrorIs(t, validate(svc, two.Access), apitoken.ErrRevoked, "a genuine one is a leak")
+}
+
+// between runs f once, while the next write of svc that has a record of kind is on its way.
+func between(st *faulty, kind store.Kind, f func()) {
+	var once sync.Once
+	st.onApply(func(_ context.Context, c *store.Change) (error, error) {
+		for _, p := range c.Puts {
+			if p.Record.Kind == kind {
+				once.Do(f)
+			}
+		}
+		return nil, nil
+	})
+}
+
+// A process that plans with a role or a client as they were signs nothing that stands after the rule which says that they
+// have changed.
+func TestNothingIsMadeOfAPlanThatWasOvertaken(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := &faulty{Store: tempStore(t)}
+	with := func(c *apitoken.Config) {
+		c.Roles = map[string]apitoken.Scopes{"clerk": {"orders:read", "orders:write"}}
+	}
+	svc, other := serviceOn(t, st, with), serviceOn(t, st.Store, with)
+	confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	require.NoError(t, other.Sync(ctx))
+	clerk := apitoken.Request{Subject: "alice", Roles: []string{"clerk"}, Refresh: true}
+	narrow := func(scopes ...apitoken.Scope) func() {
+		return func() { require.NoError(t, other.SetRole(ctx, "clerk", scopes)) }
+	}
+
+	between(st, "grant", narrow("orders:read", "orders:list"))
+	i := issue(t, svc, clerk)
+	require.Equal(t, apitoken.Scopes{"orders:list", "orders:read"}, i.Token.Scopes(), "issued: planned again")
+	require.NoError(t, validate(svc, i.Access))
+
+	between(st, "grant", narrow("orders:read"))
+	n, err := refresh(svc, i.Refresh)
+	require.NoError(t, err, "refreshed: the grant lives, and its token must not be lost")
+	require.Equal(t, apitoken.Scopes{"orders:read"}, n.Token.Scopes())
+	require.NoError(t, validate(svc, n.Access))
+	again, err := refresh(svc, i.Refresh)
+	require.NoError(t, err)
+	require.Equal(t, n.Refresh.Reveal(), again.Refresh.Reveal())
+	require.Equal(t, n.Token.ID(), again.Token.ID())
+
+	between(st, "grant", func() {
+		_, err := other.Clients.Update(ctx, "web", func(c *apitoken.Client) error { c.Disabled = true; return nil })
+		require.NoError(t, err)
+	})
+	_, err = svc.Issue(ctx, apitoken.Request{Subject: "alice", Client: "web", Scopes: apitoken.Scopes{"orders:read"}, Refresh: true})
+	require.ErrorIs(t, err, apitoken.ErrDenied, "a client that was disabled meanwhile gets nothing")
+}
+
+// A root secret that another process makes tokens with already is looked for, and what is not known yet is nobody's fault.
+func TestTokensOfAProcessThatIsAhead(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := &faulty{Store: tempStore(t)}
+	svc := serviceOn(t, st, nil)
+	ahead := serviceOn(t, st.Store, func(c *apitoken.Config) { c.Now = func() time.Time { return time.Now().Add(30 * time.Minute) } })
+	st.failReads(errEngine)
+	require.NoError(t, ahead.SigningKeys.RotateSecrets(ctx))
+	i, code := issue(t, ahead, aliceSession), apitoken.Secret{}
+	var err error
+	code, err = ahead.Prepare(ctx, aliceSession, apitoken.Ticket{Lifetime: time.Hour})
+	require.NoError(t, err)
+	_, err = refresh(svc, i.Refresh)
+	require.ErrorIs(t, err, apitoken.ErrUnavailable)
+	st.failReads(nil)
+	require.Eventually(t, func() bool {
+		_, err := refresh(svc, i.Refresh)
+		if err != nil && !errors.Is(err, apitoken.ErrInvalidGrant) {
+			require.ErrorIs(t, err, apitoken.ErrUnavailable)
+		}
+		return err == nil
+	}, time.Minute, 50*time.Millisecond)
+	_, err = svc.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
+	require.NoError(t, err)
+}

@@ -162,6 +162,11 @@ func intersectScopes(a, b Scopes) Scopes {
 	return slices.Compact(out)
 }
 
+// intersectTexts is what of a is also in b, in a's order.
+func intersectTexts(a, b []string) []string {
+	return slices.DeleteFunc(slices.Clone(a), func(x string) bool { return !slices.Contains(b, x) })
+}
+
 // Requirement is what a token must hold. The zero Requirement is met by no token.
 type Requirement struct {
 	kind   requirementKind

@@ -26,16 +26,23 @@ type state struct {
 	ahead atomic.Int64
 }
 
+// clockBack is by how much a clock may seem to go back because answers take time.
+const clockBack = 5 * time.Second
+
 // since is the age of a record that was written at written by the store's clock, and at local by the clock of
 // the process that wrote it. The store's clock decides, because processes differ; under an injected clock,
-// which stores do not share, the greater age does.
-func (st *state) since(written, local int64) time.Duration {
+// which stores do not share, the greater age does. A store whose clock went back stamps no write with less than before:
+// then our own clock decides, and where that went back too, ok is false.
+func (st *state) since(written, local int64) (age time.Duration, ok bool) {
 	now := st.s.now().UnixMilli()
-	age := now + st.ahead.Load() - written
+	ms := now + st.ahead.Load() - written
 	if st.s.injected {
-		age = max(age, now-local)
+		ms = max(ms, now-local)
 	}
-	return time.Duration(max(age, 0)) * time.Millisecond
+	if ms < -clockBack.Milliseconds() {
+		ms = now - local
+	}
+	return time.Duration(max(ms, 0)) * time.Millisecond, ms >= -clockBack.Milliseconds()
 }
 
 // view is one complete answer of the store. age counts from when its request was sent.
@@ -183,8 +190,11 @@ func (st *state) dispatch(r store.Record) error {
 	case store.KindRole:
 		return st.s.roles.applyRecord(r)
 	case store.KindMeta:
-		if r.ID == movedID {
+		switch r.ID {
+		case movedID:
 			st.gone.Store(true)
+		case metaID:
+			return st.s.longer(r)
 		}
 	case store.KindAPIKey:
 		st.s.feed.applyKey(st.s, r)

@@ -9,6 +9,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -37,6 +40,12 @@ type Redemption struct {
 	Audiences   []string // of those that were prepared, for this first token (RFC 8707 §2.2); empty: all
 	Binding     string   // binds what is issued; must equal the prepared request's, where that has one
 }
+
+// Format keeps the ticket out of logs.
+func (r Redemption) Format(f fmt.State, _ rune) { io.WriteString(f, redacted) }
+
+// LogValue implements slog.LogValuer.
+func (r Redemption) LogValue() slog.Value { return slog.StringValue(redacted) }
 
 const (
 	kindTicket store.Kind = "ticket"
@@ -95,8 +104,11 @@ func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (Secret, err
 	}
 	now := s.now()
 	rec := ticketRecord{V: 1, Client: t.Client, Challenge: t.Challenge, Redirect: t.RedirectURI, Expires: now.Add(t.Lifetime).UnixMilli(),
-		Birth: s.state.position(), Subject: r.Subject, For: r.Client, Scopes: r.Scopes, Roles: r.Roles, Audiences: r.Audiences,
+		Birth: s.state.position(), Subject: r.Subject, Scopes: r.Scopes, Roles: r.Roles, Audiences: r.Audiences,
 		Lifetime: int64(r.Lifetime), Refresh: r.Refresh, Claims: p.claims, Binding: r.Binding}
+	if p.client.ID != s.cfg.FirstParty { // also where Auth named it
+		rec.For = p.client.ID
+	}
 	var code Secret
 	var id string
 	if t.CodeSHA256 != ([32]byte{}) {
@@ -146,12 +158,12 @@ func (s *Service) findTicket(ctx context.Context, code string) (id string, want 
 	if err != nil {
 		return "", want, &Error{Code: ErrInvalidGrant, Detail: "not a ticket", Cause: err}
 	}
-	key, ok := s.SigningKeys.macFor(k.KID, purposeTicketTag)
-	if ok {
-		tag := opaque.Tag(key, "tk1", []byte(s.ns), k.ID[:], k.Secret[:])
-		ok = subtle.ConstantTimeCompare(tag[:], k.Tag[:]) == 1
+	key, err := s.SigningKeys.presented(ctx, k.KID, purposeTicketTag)
+	if err != nil {
+		return "", want, err
 	}
-	if !ok {
+	tag := opaque.Tag(key, "tk1", []byte(s.ns), k.ID[:], k.Secret[:])
+	if key == nil || subtle.ConstantTimeCompare(tag[:], k.Tag[:]) != 1 {
 		return "", want, fail(ErrInvalidGrant, "a ticket that this service did not make")
 	}
 	return k.ID.String(), opaque.Hash("tk1h", []byte(s.ns), k.ID[:], k.Secret[:]), nil
@@ -161,6 +173,9 @@ func (s *Service) findTicket(ctx context.Context, code string) (id string, want 
 func (s *Service) Redeem(ctx context.Context, r Redemption) (*Issued, error) {
 	began := time.Now()
 	i, err := s.redeem(ctx, r)
+	if err != nil && errors.Is(err, ErrInvalidGrant) {
+		s.audit.refused(ctx, EventRefused, "redeem", nil)
+	}
 	s.observeIssue(ctx, "redeem", began, i, err)
 	return i, err
 }
@@ -222,7 +237,11 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 		return nil, fail(ErrInvalidGrant, "another client's ticket")
 	}
 	if t.Spent != "" {
-		// Who holds a spent code may have copied it: what the first use got ends (RFC 6749 §4.1.2).
+		// Who holds a spent code may have copied it: what the first use got ends (RFC 6749 §4.1.2), once.
+		got := &ruleSubject{subject: t.Subject, client: t.Client, grant: t.Spent, pos: positions{birth: t.Birth, view: t.Birth}, renews: true}
+		if s.rules.hit(got) != "" {
+			return nil, fail(ErrInvalidGrant, "the ticket was used before, and what it got has ended")
+		}
 		if err := s.writeRule(ctx, ByGrant(t.Spent), false, "ticket used again", EventReused, nil); err != nil {
 			return nil, err
 		}

@@ -235,20 +235,21 @@ func (c *tokenContext) Value(key any) any {
 // type would not: fmt reads unexported fields past their methods).
 type Secret struct{ text *secretText }
 
-// secretText stands behind two pointers, because fmt follows one at the top level even in unexported fields.
-type secretText struct{ s *string }
+// secretText holds the text in a function: what prints or compares the insides of values, a test's dump among them, follows
+// pointers into unexported fields, and stops at a function.
+type secretText struct{ reveal func() string }
 
 const redacted = "[redacted]"
 
 // NewSecret wraps s.
-func NewSecret(s string) Secret { return Secret{&secretText{&s}} }
+func NewSecret(s string) Secret { return Secret{&secretText{func() string { return s }}} }
 
 // Reveal returns the text, "" for the zero Secret. It is the only way to it.
 func (s Secret) Reveal() string {
 	if s.text == nil {
 		return ""
 	}
-	return *s.text.s
+	return s.text.reveal()
 }
 
 // Format implements fmt.Formatter for every verb.

@@ -64,6 +64,7 @@ const (
 	maxAudience    = 64
 	maxActors      = 8
 	maxStrings     = 64
+	maxPrivate     = maxMembers - 32 // claims of a host's own: they share an object with ours
 )
 
 // Parse reads token, whose signature it does not check. Its size is looked at before anything is decoded.
@@ -393,9 +394,13 @@ func (p *scanner) confirmation(c *Claims) error {
 // CheckPrivateClaims reports why the JSON object doc can not be a host's own claims.
 func CheckPrivateClaims(doc []byte) error {
 	p := scanner{s: string(doc)}
+	n := 0
 	err := p.object(func(name string) error {
 		if registered(name) {
 			return errors.New("jws: the name " + name + " is reserved")
+		}
+		if n++; n > maxPrivate {
+			return errors.New("jws: too many members")
 		}
 		return p.skip(1)
 	})
