@@ -66,6 +66,9 @@ func (r RefreshRequest) Format(f fmt.State, _ rune) { io.WriteString(f, redacted
 // LogValue implements slog.LogValuer.
 func (r RefreshRequest) LogValue() slog.Value { return slog.StringValue(redacted) }
 
+// MarshalText makes JSON and other encodings hold "[redacted]".
+func (r RefreshRequest) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
 // ExchangeRequest asks for a narrower token in place of Token (RFC 8693).
 type ExchangeRequest struct {
 	Token     Credential // an access token or an API key of this service; of a key it takes one use

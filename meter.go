@@ -159,6 +159,11 @@ func (k *APIKeys) spentRecord(ctx context.Context, id string) (spentRecord, stor
 	if err != nil {
 		return rec, store.Version{}, err
 	}
-	err = decodeRecord(r, &rec)
-	return rec, r.Version, err
+	if err := decodeRecord(r, &rec); err != nil {
+		return rec, store.Version{}, err
+	}
+	if rec.V != 1 { // a count that can not be read is not a count of nothing
+		return rec, store.Version{}, fail(ErrUnavailable, "the uses of API key %q are damaged or of a newer version", id)
+	}
+	return rec, r.Version, nil
 }

@@ -75,6 +75,9 @@ func (d *deed) begin(ctx context.Context) (free bool, err error) {
 		if err := decodeRecord(r, &rec); err != nil {
 			return false, err
 		}
+		if rec.V != 1 {
+			return false, fail(ErrUnavailable, "deed %q is damaged or of a newer version", d.id)
+		}
 		if rec.Done {
 			return false, nil
 		}

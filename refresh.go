@@ -121,9 +121,6 @@ func (s *Service) refresh(ctx context.Context, r RefreshRequest) (*Issued, error
 			return nil, err
 		}
 	}
-	if err := s.audit.ready(); err != nil {
-		return nil, err
-	}
 	id := opaque.ID(t.Grant).String()
 	for try := 1; try <= refreshTries; try++ {
 		i, err := s.refreshOnce(ctx, r, t, id, caller, try == 1)
@@ -176,7 +173,12 @@ func (s *Service) refreshOnce(ctx context.Context, r RefreshRequest, t *opaque.R
 		// A client that proved who it is holds another's token: it has leaked.
 		return nil, s.endGrant(ctx, id, g, EventLeaked, "refresh token in the hands of another client")
 	}
+	// What ends a grant waits for no auditor, what goes on with it does.
+	ready := s.audit.ready()
 	if t.Seq == g.Seq {
+		if ready != nil {
+			return nil, ready
+		}
 		return s.advance(ctx, r, t, id, g, rec.Version)
 	}
 	if next != nil {
@@ -190,6 +192,9 @@ func (s *Service) refreshOnce(ctx context.Context, r RefreshRequest, t *opaque.R
 		proved := !owner.Public || g.Binding != ""
 		switch {
 		case grace > 0 && (proved || !first || ok && age < grace):
+			if ready != nil {
+				return nil, ready
+			}
 			return s.repeat(ctx, r, id, g, next)
 		case grace > 0 && !ok:
 			return nil, fail(ErrInvalidGrant, "spent, and the clocks have gone back since: nobody can tell when")

@@ -536,3 +536,36 @@ func TestTokensOfAProcessThatIsAhead(t *testing.T) {
 	_, err = svc.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
 	require.NoError(t, err)
 }
+
+// A copied token ends its grant also while an auditor lags: taking power away waits for nobody.
+func TestReuseWaitsForNoAuditor(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	c := &clock{}
+	a := &auditor{hang: make(chan struct{})}
+	svc := service(t, func(cfg *apitoken.Config) {
+		cfg.Now = c.Now
+		cfg.Sinks = []apitoken.Sink{{Name: "siem", Auditor: a, Timeout: 10 * time.Millisecond, MaxLag: time.Minute}}
+	})
+	defer close(a.hang)
+	one := issue(t, svc, aliceSession)
+	two, err := refresh(svc, one.Refresh)
+	require.NoError(t, err)
+	code, err := svc.Prepare(ctx, aliceSession, apitoken.Ticket{Lifetime: time.Hour})
+	require.NoError(t, err)
+	got, err := svc.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
+	require.NoError(t, err)
+	a.mode.Store("hang")
+	issue(t, svc, aliceSession)
+	c.Advance(2 * time.Minute)
+	require.Eventually(t, func() bool { _, err := svc.Issue(ctx, aliceSession); return errors.Is(err, apitoken.ErrUnavailable) }, time.Minute, 10*time.Millisecond)
+	_, err = refresh(svc, two.Refresh)
+	require.ErrorIs(t, err, apitoken.ErrUnavailable, "going on waits")
+	_, err = refresh(svc, one.Refresh)
+	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+	_, err = svc.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
+	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+	require.NoError(t, svc.Sync(ctx))
+	require.ErrorIs(t, validate(svc, two.Access), apitoken.ErrRevoked)
+	require.ErrorIs(t, validate(svc, got.Access), apitoken.ErrRevoked)
+}

@@ -133,7 +133,8 @@ type RefreshPolicy struct {
 	Grace time.Duration
 	// RotateConfidential rotates the tokens of confidential and of sender-bound clients too. They are
 	// useless without the client's credential or key, so that rotation only adds ways to lose them
-	// (FAPI 2.0 §5.3.2.1). Public clients' unbound tokens always rotate.
+	// (FAPI 2.0 §5.3.2.1): where there is a Grace at all, they may ask again until they have used the answer. Public clients'
+	// unbound tokens always rotate.
 	RotateConfidential bool
 }
 

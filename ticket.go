@@ -47,6 +47,9 @@ func (r Redemption) Format(f fmt.State, _ rune) { io.WriteString(f, redacted) }
 // LogValue implements slog.LogValuer.
 func (r Redemption) LogValue() slog.Value { return slog.StringValue(redacted) }
 
+// MarshalText makes JSON and other encodings hold "[redacted]".
+func (r Redemption) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
 const (
 	kindTicket store.Kind = "ticket"
 	kindOnce   store.Kind = "once"
