@@ -569,3 +569,119 @@ func TestReuseWaitsForNoAuditor(t *testing.T) {
 	require.ErrorIs(t, validate(svc, two.Access), apitoken.ErrRevoked)
 	require.ErrorIs(t, validate(svc, got.Access), apitoken.ErrRevoked)
 }
+
+// A rotation whose outcome was unknown, and behind which another process has moved on twice before it is asked again:
+// that is no copy.
+func TestTwoBehindAfterAnUnknownOutcomeIsNoReuse(t *testing.T) {
+	t.Parallel()
+	st := &faulty{Store: tempStore(t)}
+	svc, other := serviceOn(t, st, nil), serviceOn(t, st.Store, nil)
+	one := issue(t, svc, aliceSession)
+	var live *apitoken.Issued
+	n := 0
+	st.onApply(func(context.Context, *store.Change) (error, error) {
+		switch n++; n {
+		case 1:
+			return nil, errEngine // written, and the answer lost
+		case 2: // the same change again
+			two, err := refresh(other, one.Refresh)
+			if err == nil {
+				live, err = refresh(other, two.Refresh)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		return nil, nil
+	})
+	_, err := refresh(svc, one.Refresh)
+	require.ErrorIs(t, err, apitoken.ErrUnavailable)
+	require.NotNil(t, live)
+	require.NoError(t, validate(svc, live.Access))
+	require.Empty(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventReused}))
+	_, err = refresh(svc, live.Refresh)
+	require.NoError(t, err)
+}
+
+// The keys of tags and of the ratchet change in the middle of a chain, and between a rotation and its repetition.
+func TestTheRatchetOverRotatedSecrets(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	c := &clock{}
+	svc := service(t, func(cfg *apitoken.Config) { cfg.Now = c.Now })
+	one := issue(t, svc, aliceSession)
+	require.NoError(t, svc.SigningKeys.RotateSecrets(ctx))
+	c.Advance(15*time.Minute - 4*time.Second) // the new root is known for so long before it is used
+	require.NoError(t, svc.Sync(ctx))
+	two, err := refresh(svc, one.Refresh)
+	require.NoError(t, err)
+	c.Advance(5 * time.Second)
+	require.NoError(t, svc.Sync(ctx))
+	again, err := refresh(svc, one.Refresh)
+	require.NoError(t, err)
+	require.Equal(t, two.Refresh.Reveal(), again.Refresh.Reveal())
+	three, err := refresh(svc, two.Refresh)
+	require.NoError(t, err)
+	require.NotEqual(t, two.Refresh.Reveal()[:12], three.Refresh.Reveal()[:12], "it names another key")
+	again, err = refresh(svc, two.Refresh)
+	require.NoError(t, err)
+	require.Equal(t, three.Refresh.Reveal(), again.Refresh.Reveal())
+	_, err = refresh(svc, one.Refresh)
+	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+	require.Len(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventReused}), 1, "and a copy under the old key is one")
+}
+
+func TestATicketInTwoProcesses(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := tempStore(t)
+	list := []*apitoken.Service{serviceOn(t, st, nil), serviceOn(t, st, nil)}
+	for range 20 {
+		code, err := list[0].Prepare(ctx, aliceSession, apitoken.Ticket{Lifetime: time.Minute})
+		require.NoError(t, err)
+		var wg sync.WaitGroup
+		got := make([]*apitoken.Issued, 8)
+		for i := range got {
+			wg.Go(func() {
+				var err error
+				got[i], err = list[i%2].Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
+				if err != nil && !errors.Is(err, apitoken.ErrInvalidGrant) {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		n := 0
+		for _, i := range got {
+			if i == nil {
+				continue
+			}
+			n++
+			for _, svc := range list {
+				require.NoError(t, svc.Sync(ctx))
+				require.ErrorIs(t, validate(svc, i.Access), apitoken.ErrRevoked, "the others' uses ended what the first one got")
+			}
+		}
+		require.LessOrEqual(t, n, 1)
+	}
+}
+
+func TestALostAnswerOfTheStoreRedeemsOnce(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := &faulty{Store: tempStore(t)}
+	svc := serviceOn(t, st, nil)
+	code, err := svc.Prepare(ctx, aliceSession, apitoken.Ticket{Lifetime: time.Minute})
+	require.NoError(t, err)
+	n := 0
+	st.onApply(func(context.Context, *store.Change) (error, error) {
+		if n++; n <= 2 {
+			return nil, errEngine
+		}
+		return nil, nil
+	})
+	i, err := svc.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
+	require.NoError(t, err, "the retry recognises itself")
+	require.NoError(t, validate(svc, i.Access))
+	require.Len(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventIssued}), 1)
+}
