@@ -2,6 +2,7 @@ package apitoken_test
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/opaque"
 )
 
 func TestAPIKeyLife(t *testing.T) {
@@ -384,4 +386,26 @@ func TestAStoreThatHangsHoldsNobodyBeyondHisRequest(t *testing.T) {
 	require.ErrorIs(t, <-waits, apitoken.ErrUnavailable)
 	close(goOn)
 	require.NoError(t, <-first)
+}
+
+// Whoever knows the format can make what has its shape and checksum, and name any key: the store is not asked about it.
+func TestJunkAPIKeysReadNoStore(t *testing.T) {
+	t.Parallel()
+	inner := &counting{Store: tempStore(t)}
+	svc := serviceOn(t, inner, nil)
+	_, secret, err := svc.APIKeys.Create(context.Background(), apitoken.APIKeyRequest{Subject: "bob"})
+	require.NoError(t, err)
+	good, err := opaque.DecodeKey(secret.Reveal(), "at", opaque.APIKey)
+	require.NoError(t, err)
+	before := inner.gets.Load()
+	for i := range 100 {
+		junk := *good
+		junk.ID = opaque.NewID(time.Now())
+		if i%2 == 0 {
+			rand.Read(junk.KID[:])
+		}
+		require.ErrorIs(t, validate(svc, apitoken.NewSecret(opaque.EncodeKey("at", opaque.APIKey, &junk))), apitoken.ErrInvalidToken)
+	}
+	require.Equal(t, before, inner.gets.Load())
+	require.NoError(t, validate(svc, secret))
 }
