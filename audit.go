@@ -162,6 +162,9 @@ func (a *auditLog) record(ctx context.Context, e Event) store.Record {
 	now := a.s.now()
 	e.ID, e.Time = newID(now), now
 	e.Origin = originOf(ctx)
+	if e.Subject == "" { // whom a target names, the event is about: lists by subject find it, and erasure does
+		e.Subject = e.Target.eventSubject()
+	}
 	if e.Actor == "" {
 		e.Actor = actorOf(ctx)
 	}

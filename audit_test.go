@@ -74,6 +74,20 @@ func TestEventsTellWhoDidWhatFromWhere(t *testing.T) {
 	require.Equal(t, e, back)
 }
 
+// TestAnEventIsAboutWhomItsTargetNames: whoever asks for all about one person, to show or to erase it, gets it.
+func TestAnEventIsAboutWhomItsTargetNames(t *testing.T) {
+	t.Parallel()
+	svc := service(t, nil)
+	ctx := context.Background()
+	for _, target := range []apitoken.Target{apitoken.BySubject("alice"), apitoken.BySessions("alice"), apitoken.ByGrant("g").OwnedBy("alice")} {
+		require.NoError(t, svc.Alert(ctx, apitoken.Event{Reason: "seen", Target: target}))
+	}
+	require.NoError(t, svc.Alert(ctx, apitoken.Event{Reason: "seen", Target: apitoken.BySubject("alice"), Subject: "bob"}))
+	require.NoError(t, svc.Alert(ctx, apitoken.Event{Reason: "seen", Target: apitoken.ByGrant("g")}))
+	require.Len(t, events(t, svc, apitoken.EventQuery{Subject: "alice"}), 3)
+	require.Len(t, events(t, svc, apitoken.EventQuery{Subject: "bob"}), 1, "what the caller says counts")
+}
+
 func TestEventQueries(t *testing.T) {
 	t.Parallel()
 	svc := service(t, nil)

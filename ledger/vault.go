@@ -396,12 +396,18 @@ func (v *Vault) sync() error {
 // Erase destroys the key of a subject, who may have been an actor too. What the log says of that person can not be read from
 // then on, by anybody, and verifies as before. It reports whether there was a key. Events about the same
 // subject that come later get a new pseudonym and key.
+//
+// Not erased are names that somebody wrote into the free text of an event that neither is about that person nor was caused by
+// them: its reason, in the main. On a file system that keeps old blocks (snapshots, copy on write, flash) the overwritten
+// slot may be found until they are reused; what makes it useless is [Vault.Rotate], once the Sealer's key that was current
+// before is destroyed too.
 func (v *Vault) Erase(ctx context.Context, subject string) (bool, error) {
 	return v.erase(ctx, named(subject))
 }
 
-// EraseAddress is Erase for events that name neither subject nor actor: by the address they came from. The zero Addr
-// stands for all those without one, such as refusals that were summed up, which hold addresses as evidence.
+// EraseAddress is Erase for events that name neither subject nor actor, and for alerts without a subject: by the address
+// they came from. The zero Addr stands for all those without one, such as refusals that were summed up, which hold
+// addresses as evidence.
 func (v *Vault) EraseAddress(ctx context.Context, address netip.Addr) (bool, error) {
 	return v.erase(ctx, addressed(address))
 }
