@@ -370,6 +370,33 @@ func TestFilePublisher(t *testing.T) {
 	got, err := ledger.SplitCheckpoints(data)
 	require.NoError(t, err)
 	require.Equal(t, want, got)
+
+	// Whatever part of a first or a later one a crash leaves, what comes next stands whole behind the last whole one.
+	for cut := range want[1] {
+		for before := range 2 {
+			whole := bytes.Join(want[:before], nil)
+			rewrite(t, path, func([]byte) []byte { return append(bytes.Clone(whole), want[1][:cut]...) })
+			require.NoError(t, p.Publish(context.Background(), want[2]))
+			data, err = os.ReadFile(path)
+			require.NoError(t, err)
+			require.Equal(t, string(append(whole, want[2]...)), string(data), "%d bytes behind %d", cut, before)
+		}
+	}
+	// Years of them: what was there stays, and only the end is looked at.
+	years := bytes.Repeat(bytes.Join(want, nil), 2000)
+	rewrite(t, path, func([]byte) []byte { return append(bytes.Clone(years), make([]byte, 100)...) })
+	require.NoError(t, p.Publish(context.Background(), want[0]))
+	data, err = os.ReadFile(path)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(append(years, want[0]...), data))
+	// A path that was meant for something else.
+	for _, other := range []string{"root:x:0:0\n", "x", string(want[0]) + "a note of somebody's\n"} {
+		rewrite(t, path, func([]byte) []byte { return []byte(other) })
+		require.ErrorContains(t, p.Publish(context.Background(), want[1]), "something else than checkpoints")
+		data, err = os.ReadFile(path)
+		require.NoError(t, err)
+		require.Equal(t, other, string(data))
+	}
 }
 
 func TestWitnesses(t *testing.T) {
