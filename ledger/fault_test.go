@@ -126,6 +126,9 @@ func TestTamperedStorageIsRefused(t *testing.T) {
 				return b
 			})
 		}, true},
+		{"a hash inside the tree is changed", func(t *testing.T, l *log) {
+			rewrite(t, filepath.Join(l.path, "hashes"), func(b []byte) []byte { b[2*tlog.HashSize] ^= 1; return b })
+		}, true},
 		{"the state is gone", func(t *testing.T, l *log) {
 			require.NoError(t, os.Remove(filepath.Join(l.path, "state.db")))
 		}, false},
@@ -486,4 +489,68 @@ type deadWitness struct{}
 
 func (deadWitness) AddCheckpoint(context.Context, int64, tlog.TreeProof, []byte) ([]byte, error) {
 	panic(fmt.Sprint("witness", 3))
+}
+
+// counting counts what a log asks of its storage.
+type counting struct {
+	ledger.Storage
+	found, listed atomic.Int64
+}
+
+func (s *counting) Find(ctx context.Context, id string) (int64, error) {
+	s.found.Add(1)
+	return s.Storage.Find(ctx, id)
+}
+
+func (s *counting) Checkpoints(ctx context.Context, minSize int64, max int) ([][]byte, error) {
+	list, err := s.Storage.Checkpoints(ctx, minSize, max)
+	s.listed.Add(int64(1 + len(list)))
+	return list, err
+}
+
+// TestAProcessWhoseClockIsBehindCostsNothing: its events have older IDs than those that other processes wrote before.
+func TestAProcessWhoseClockIsBehindCostsNothing(t *testing.T) {
+	t.Parallel()
+	var st *counting
+	l := open(t, ledgerPath(t), func(c *ledger.Config) {
+		st = &counting{Storage: c.Storage}
+		c.Storage = st
+	})
+	f := &feed{}
+	f.change(func(f *feed) {
+		for i := range 6000 { // two processes in turn, one of them six thousand events behind
+			f.events = append(f.events, event(10_000+i), event(4_000+i))
+		}
+	})
+	require.NoError(t, l.Follow(f))
+	seal(t, l)
+	require.Equal(t, int64(12_000), l.Status().Size)
+	require.Zero(t, st.found.Load(), "no file is searched for an event that is new")
+}
+
+// TestOpensAmongManyCheckpoints: it finds the newest without reading all.
+func TestOpensAmongManyCheckpoints(t *testing.T) {
+	t.Parallel()
+	l, f := closedLog(t, 1)
+	l = l.reopen(t, nil)
+	require.NoError(t, l.Follow(f))
+	var last []byte
+	for i := range 300 {
+		f.add(1 + i%3)
+		last = seal(t, l)
+	}
+	f.add(7) // behind the last one
+	l.shut()
+	var st *counting
+	l = l.reopen(t, func(c *ledger.Config) {
+		st = &counting{Storage: c.Storage}
+		c.Storage = st
+	})
+	require.Less(t, st.listed.Load(), int64(60))
+	got, err := l.Checkpoint(context.Background())
+	require.NoError(t, err)
+	require.Greater(t, len(got), 0)
+	_, err = verify(l, exported(t, l, 0, -1), got, last)
+	require.NoError(t, err)
+	require.Equal(t, l.Status().Size, l.Status().Signed)
 }

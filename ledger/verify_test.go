@@ -249,6 +249,26 @@ func TestWhatWasFoundIsNamed(t *testing.T) {
 	require.NotErrorIs(t, err, ledger.ErrTampered, "a file that does not read is no verdict about the log")
 }
 
+// TestPartsBehindTheCheckpoint: an archive and what follows it, read with a checkpoint that lies within the archive.
+func TestPartsBehindTheCheckpoint(t *testing.T) {
+	t.Parallel()
+	l := open(t, ledgerPath(t), nil)
+	f := &feed{}
+	f.add(10)
+	require.NoError(t, l.Follow(f))
+	early := seal(t, l)
+	f.add(20)
+	seal(t, l)
+	v := ledger.Verification{Keys: l.keys, Checkpoint: early, AllowUnsealed: true}
+	rep, err := ledger.Verify(io.MultiReader(bytes.NewReader(exported(t, l, 0, 20)), bytes.NewReader(exported(t, l, 20, -1))), v)
+	require.NoError(t, err)
+	require.Equal(t, int64(10), rep.Records)
+	require.Equal(t, int64(20), rep.Unsealed)
+	_, err = ledger.Verify(io.MultiReader(bytes.NewReader(exported(t, l, 0, 20)), bytes.NewReader(exported(t, l, 21, -1))), v)
+	require.ErrorIs(t, err, ledger.ErrUnsealed, "a part that is missing there, nothing proves or disproves")
+	require.NotErrorIs(t, err, ledger.ErrTampered)
+}
+
 type failing struct{}
 
 func (failing) Read([]byte) (int, error) { return 0, io.ErrClosedPipe }
