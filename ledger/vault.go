@@ -19,11 +19,15 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
+
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 
 	"github.com/apitoken-go/apitoken"
 )
 
-// A Vault is two files. keys.json holds key-encryption keys, each sealed by the host's apitoken.Sealer. persons holds a slot of
+// A Vault is three files. lock keeps other processes out, keys.json holds key-encryption keys, each sealed by the host's apitoken.Sealer. persons holds a slot of
 // 128 bytes for each person: a MAC of the name to find it by, the person's pseudonym, and the person's data key under a
 // key-encryption key. A slot lies within one sector, so that it is written whole or not at all, and an erased one is
 // overwritten in place with zeros.
@@ -35,6 +39,7 @@ type Vault struct {
 	seal apitoken.Sealer
 
 	mu    sync.Mutex // guards all below
+	lock  *bbolt.DB  // for its lock alone
 	file  *os.File
 	kept  vaultKeys
 	keks  map[uint32]cipher.AEAD
@@ -53,6 +58,8 @@ const (
 	dataKey   = 32
 
 	knownPersons = 4096
+
+	vaultLockTimeout = time.Second // for another one to close
 )
 
 // vaultKeys is keys.json.
@@ -106,7 +113,8 @@ func readSlot(b []byte) (s slot, used, ok bool) {
 }
 
 // OpenVault opens the vault in a directory of its own, or makes it. seal is asked here and in [Vault.Rotate] only, and best is not
-// the service's own. One process has a vault at a time: its Ledger's, whose storage is locked.
+// the service's own. It fails when a vault is open already, here or in another process: one that erased a person beside
+// its ledger would be overheard.
 func OpenVault(ctx context.Context, path string, seal apitoken.Sealer) (*Vault, error) {
 	if seal == nil {
 		return nil, errors.New("ledger: a vault needs a Sealer: persons' keys do not lie in clear")
@@ -123,6 +131,9 @@ func OpenVault(ctx context.Context, path string, seal apitoken.Sealer) (*Vault, 
 }
 
 func (v *Vault) open(ctx context.Context) error {
+	if err := v.takeLock(); err != nil {
+		return err
+	}
 	data, err := os.ReadFile(filepath.Join(v.path, "keys.json"))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -161,6 +172,29 @@ func (v *Vault) open(ctx context.Context) error {
 		return err
 	}
 	return syncDir(v.path)
+}
+
+// takeLock keeps others out until Close.
+func (v *Vault) takeLock() error {
+	path := filepath.Join(v.path, "lock")
+	open := func() (err error) {
+		v.lock, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: vaultLockTimeout})
+		return err
+	}
+	err := open()
+	if errors.Is(err, berrors.ErrInvalid) || errors.Is(err, berrors.ErrChecksum) || errors.Is(err, berrors.ErrVersionMismatch) {
+		// A power failure left a part of it; it holds nothing, and whoever reads it had the lock.
+		if err = os.Truncate(path, 0); err == nil {
+			err = open()
+		}
+	}
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return fmt.Errorf("ledger: the vault %s is open already", v.path)
+	case err != nil:
+		return fmt.Errorf("ledger: %s: %w", path, err)
+	}
+	return nil
 }
 
 func kekContext(id uint32) []byte {
@@ -489,10 +523,13 @@ func (v *Vault) Rotate(ctx context.Context) error {
 func (v *Vault) Close() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.file == nil {
-		return nil
+	var err error
+	if v.file != nil {
+		err = errors.Join(v.file.Sync(), v.file.Close())
 	}
-	err := errors.Join(v.file.Sync(), v.file.Close())
-	v.file = nil
+	if v.lock != nil {
+		err = errors.Join(err, v.lock.Close())
+	}
+	v.file, v.lock = nil, nil
 	return err
 }
