@@ -206,13 +206,13 @@ func TestSinksMissNothing(t *testing.T) {
 		require.NoError(t, svc.Revoke(context.Background(), apitoken.BySubject("alice"), "x"))
 		require.Less(t, time.Since(began), 30*time.Second, "revoking waits for no sink")
 		if mode == "" {
-			require.Eventually(t, all, 20*time.Second, 10*time.Millisecond, "each event reaches the sink")
+			require.Eventually(t, all, 2*time.Minute, 10*time.Millisecond, "each event reaches the sink")
 		}
 	}
 	before := len(a.ids())
 	require.NoError(t, svc.Close())
 	issue(t, other, aliceSession)
-	require.Eventually(t, all, 30*time.Second, 10*time.Millisecond, "the other process goes on where the first one was")
+	require.Eventually(t, all, 2*time.Minute, 10*time.Millisecond, "the other process goes on where the first one was")
 	require.Greater(t, len(a.ids()), before)
 }
 
@@ -231,7 +231,7 @@ func TestARequiredSinkThatLagsStopsWhatGivesPower(t *testing.T) {
 	a.mode.Store("hang")
 	issue(t, svc, aliceSession)
 	c.Advance(2 * time.Minute)
-	require.Eventually(t, func() bool { _, err := svc.Issue(ctx, aliceSession); return errors.Is(err, apitoken.ErrUnavailable) }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { _, err := svc.Issue(ctx, aliceSession); return errors.Is(err, apitoken.ErrUnavailable) }, 2*time.Minute, 10*time.Millisecond)
 	_, err = refresh(svc, i.Refresh)
 	require.ErrorIs(t, err, apitoken.ErrUnavailable)
 	_, _, err = svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob"})
@@ -245,7 +245,7 @@ func TestARequiredSinkThatLagsStopsWhatGivesPower(t *testing.T) {
 	require.ErrorIs(t, validate(svc, i.Access), apitoken.ErrRevoked)
 	close(a.hang)
 	a.mode.Store("")
-	require.Eventually(t, func() bool { _, err := svc.Issue(ctx, aliceSession); return err == nil }, 30*time.Second, 20*time.Millisecond, "it recovers by itself")
+	require.Eventually(t, func() bool { _, err := svc.Issue(ctx, aliceSession); return err == nil }, 2*time.Minute, 20*time.Millisecond, "it recovers by itself")
 }
 
 func TestSlogAuditor(t *testing.T) {
