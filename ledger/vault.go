@@ -27,9 +27,9 @@ import (
 	"github.com/apitoken-go/apitoken"
 )
 
-// A Vault is three files. lock keeps other processes out, keys.json holds key-encryption keys, each sealed by the host's apitoken.Sealer. persons holds a slot of
-// 128 bytes for each person: a MAC of the name to find it by, the person's pseudonym, and the person's data key under a
-// key-encryption key. A slot lies within one sector, so that it is written whole or not at all, and an erased one is
+// A Vault is three files. lock keeps other processes out. keys.json holds key-encryption keys, each sealed by the host's
+// apitoken.Sealer. persons holds a slot of 128 bytes for each person there ever was: a MAC of the name to find it by, the
+// person's pseudonym, and the person's data key under a key-encryption key. A slot lies within one sector, so that it is written whole or not at all, and an erased one is
 // overwritten in place with zeros.
 
 // Vault holds one data key for each person that the log speaks of. Keep it away from copies of the log, and keep its own backups
@@ -45,9 +45,8 @@ type Vault struct {
 	keks  map[uint32]cipher.AEAD
 	mac   []byte                     // key of the MAC over names
 	slots map[[personMAC]byte]uint32 // about 40 bytes in memory for a person
-	free  []uint32
-	count uint32            // slots in the file
-	known map[string]person // opened lately, at most knownPersons
+	count uint32                     // slots in the file
+	known map[string]person          // opened lately, at most knownPersons
 	dirty bool
 	bad   int
 }
@@ -95,7 +94,7 @@ func (s *slot) bytes() []byte {
 	return b[:slotSize]
 }
 
-// readSlot tells a slot from a free one, and from one that is neither.
+// readSlot tells a slot from an erased one, and from one that is neither.
 func readSlot(b []byte) (s slot, used, ok bool) {
 	if [slotSize]byte(b) == ([slotSize]byte{}) {
 		return s, false, true
@@ -283,8 +282,6 @@ func (v *Vault) load() error {
 			s, used, ok := readSlot(part[:slotSize])
 			if used {
 				v.slots[s.mac] = uint32(at)
-			} else {
-				v.free = append(v.free, uint32(at))
 			}
 			if !ok {
 				v.bad++
@@ -386,10 +383,9 @@ func (v *Vault) findOrMake(name string) (person, error) {
 		}
 		delete(v.slots, mac) // destroyed from outside: as if erased
 	}
+	// A slot is used once: its number stands in the pseudonym, and whoever came next into an erased person's would be
+	// taken for that person, who it often is.
 	at := v.count
-	if n := len(v.free); n > 0 {
-		at = v.free[n-1]
-	}
 	s := slot{mac: mac}
 	rand.Read(s.random[:])
 	key := make([]byte, dataKey)
@@ -398,11 +394,7 @@ func (v *Vault) findOrMake(name string) (person, error) {
 	if _, err := v.file.WriteAt(s.bytes(), int64(at)*slotSize); err != nil {
 		return person{}, fmt.Errorf("ledger: %w", err)
 	}
-	if n := len(v.free); n > 0 {
-		v.free = v.free[:n-1]
-	} else {
-		v.count++
-	}
+	v.count++
 	v.slots[mac], v.dirty = at, true
 	return person{refOf(at, &s), key}, nil
 }
@@ -430,6 +422,9 @@ func (v *Vault) sync() error {
 // Erase destroys the key of a subject, who may have been an actor too. What the log says of that person can not be read from
 // then on, by anybody, and verifies as before. It reports whether there was a key. Events about the same
 // subject that come later get a new pseudonym and key.
+//
+// First end what the person holds (apitoken.BySubject) and let [Ledger.Seal] take in what there is: what is sealed later is not
+// erased, and by the ID of a grant or an API key that lives on it would tell whose the earlier records are.
 //
 // Not erased are names that somebody wrote into the free text of an event that neither is about that person nor was caused by
 // them: its reason, in the main. On a file system that keeps old blocks (snapshots, copy on write, flash) the overwritten
@@ -465,7 +460,6 @@ func (v *Vault) erase(ctx context.Context, name string) (bool, error) {
 	}
 	delete(v.slots, mac)
 	delete(v.known, name)
-	v.free = append(v.free, at)
 	return true, nil
 }
 
