@@ -197,6 +197,51 @@ func (s *Service) addRule(ctx context.Context, c *change, t Target, mint bool, r
 	return nil
 }
 
+// whyRevoked tells of the newest rule that hits t, for Explain; empty if none is found.
+func (s *Service) whyRevoked(ctx context.Context, t Token) string {
+	if t.Issuer() != s.cfg.Issuer || t.d.from == nil {
+		return ""
+	}
+	kind := s.rules.hit(t.d.from)
+	q := store.Query{Kind: store.KindRule}
+	switch kind {
+	case "":
+		return ""
+	case targetToken.String():
+		q.Token = t.ID()
+	case targetGrant.String():
+		q.Grant = t.Grant()
+	case targetSubject.String():
+		q.Subject = t.Subject()
+	case targetClient.String():
+		q.Client = t.Client()
+	default:
+		q.Type = kind
+	}
+	var newest ruleRecord
+	for r, err := range s.pages(ctx, q, Page{}) {
+		if err != nil {
+			break
+		}
+		x, err := readRule(r)
+		other := x.Target.issuer != "" || x.Target.holder != "" && x.Target.holder != t.Client() || x.Target.kind == targetSessions && t.Kind() == KindAPIKey
+		if err == nil && x.At > newest.At && !other {
+			newest = x
+		}
+	}
+	if newest.At == 0 {
+		return ""
+	}
+	why := "; " + newest.Target.String() + " was revoked at " + time.UnixMilli(newest.At).UTC().Format(time.RFC3339)
+	if newest.Actor != "" {
+		why += " by " + newest.Actor
+	}
+	if newest.Reason != "" {
+		why += ": " + cleanText(newest.Reason)
+	}
+	return why
+}
+
 // ruleSlack is added to every purge time: for the skew of clocks, and so that nobody has to count milliseconds.
 const ruleSlack = time.Hour
 

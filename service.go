@@ -485,7 +485,12 @@ func (s *Service) lacks(ctx context.Context, t Token, err error) { s.valid.lacks
 // Recheck is [JWTValidator.Recheck].
 func (s *Service) Recheck(ctx context.Context, t Token) error { return s.valid.Recheck(ctx, t) }
 
-// Explain is [JWTValidator.Explain], for every kind of token.
+// Explain is [JWTValidator.Explain], for every kind of token. Of a revoked one it also tells when, by whom and why, where the
+// store has the rule and answers.
 func (s *Service) Explain(ctx context.Context, c Credential, r Requirement) Explanation {
-	return s.valid.Explain(ctx, c, r)
+	x := s.valid.Explain(ctx, c, r)
+	if n := len(x.Steps); n > 0 && errors.Is(x.Err, ErrRevoked) && !x.Token.IsZero() {
+		x.Steps[n-1].Detail += s.whyRevoked(ctx, x.Token)
+	}
+	return x
 }
