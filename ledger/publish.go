@@ -26,7 +26,7 @@ type PublisherFunc func(ctx context.Context, signed []byte) error
 func (f PublisherFunc) Publish(ctx context.Context, signed []byte) error { return f(ctx, signed) }
 
 // FilePublisher appends checkpoints to a file and syncs it: one on a disk or mount that this host can only append to, best. What a
-// crash cut off at its end is written over. [SplitCheckpoints] reads the file.
+// crash cut off at its end is written over; a file that ends with anything else is refused. [SplitCheckpoints] reads the file.
 func FilePublisher(path string) Publisher { return &filePublisher{path: path} }
 
 type filePublisher struct {
