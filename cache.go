@@ -52,6 +52,7 @@ type entry struct {
 	size    int64
 	rule    ruleSubject
 	data    tokenData
+	scopes  [4]Scope // room for those of most tokens
 }
 
 // bucketBytes is how much of the budget one bucket of eight has: tokens of ordinary size fill it with eight.

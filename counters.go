@@ -138,6 +138,7 @@ type useLog struct {
 // useCounter counts the uses of one token's grant or API key in this process. Several may count the same one.
 type useCounter struct {
 	log  *useLog
+	kind string // useGrant or useAPIKey
 	id   string
 	n    atomic.Uint64
 	last atomic.Int64                 // Unix ms
@@ -187,7 +188,7 @@ func (s *Service) Usage(ctx context.Context, t Target) (Usage, error) {
 func (l *useLog) init() { l.stored = map[string]storedUse{} }
 
 func (a *auditLog) counter(kind, id string) *useCounter {
-	return &useCounter{log: &a.uses, id: kind + id}
+	return &useCounter{log: &a.uses, kind: kind, id: id}
 }
 
 // hit counts one use. It is on the path of every request: the first one since a flush takes a lock, the rest do not.
@@ -323,10 +324,10 @@ func (l *useLog) flush(ctx context.Context, s *Service) error {
 	l.mu.Unlock()
 	sums := make(map[string]*useRecord, len(dirty))
 	for _, c := range dirty {
-		u := sums[c.id]
+		u := sums[c.kind+c.id]
 		if u == nil {
 			u = &useRecord{V: 1}
-			sums[c.id] = u
+			sums[c.kind+c.id] = u
 		}
 		c.take(u)
 	}
@@ -354,7 +355,7 @@ func (l *useLog) flush(ctx context.Context, s *Service) error {
 
 // giveBack keeps a count for the next flush.
 func (l *useLog) giveBack(id string, u *useRecord) {
-	c := &useCounter{log: l, id: id}
+	c := &useCounter{log: l, kind: id[:len(useGrant)], id: id[len(useGrant):]} // both kinds are as long
 	c.n.Store(u.Count)
 	c.last.Store(u.Last)
 	var from []netip.Addr
@@ -459,7 +460,7 @@ func (a *auditLog) usage(ctx context.Context, kind, id string) (Usage, error) {
 	var counted []*useCounter
 	a.uses.mu.Lock()
 	for _, c := range a.uses.dirty {
-		if c.id == kind+id {
+		if c.kind == kind && c.id == id {
 			if !slices.Contains(counted, c) { // one with a new scope may be there twice
 				sum.Count += c.n.Load()
 				c.peek(&sum, true)

@@ -394,7 +394,7 @@ func (v *JWTValidator) claims(iss *trust, p *jws.Token) (*entry, *Error) {
 	e := &entry{iss: iss, bound: cl.Binding != "", exp: cl.Expires, nbf: cl.NotBefore, iat: cl.IssuedAt}
 	r := &e.rule
 	r.subject, r.id, r.kid, r.iat, r.skew = cl.Subject, cl.ID, p.Header.KID, spec.IssuedAt, v.cfg.Skew
-	scopes, err := ParseScopes(cl.Scope)
+	scopes, err := appendScopes(e.scopes[:0:len(e.scopes)], cl.Scope)
 	if err != nil {
 		return nil, fail(ErrInvalidToken, "scope claim")
 	}

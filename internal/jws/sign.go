@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -107,7 +108,7 @@ func (s *Signer) raw(ctx context.Context, input []byte) ([]byte, error) {
 	case "EdDSA":
 		msg = input
 	default:
-		msg = digest(s.Public.Alg, asString(input))
+		msg = digest(make([]byte, 0, sha512.Size), s.Public.Alg, asString(input))
 		h := hashOf(s.Public.Alg)
 		opts = h
 		if s.Public.Alg[0] == 'P' {
