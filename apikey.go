@@ -35,9 +35,9 @@ type APIKeyRequest struct {
 	Name    string // shown in lists; at most 100 bytes
 	Scopes  Scopes
 	Expires time.Time // zero: as Lifetimes.APIKey says
-	MaxUses uint64    // zero: unlimited
-	Rate    Rate
-	Claims  any // as Request.Claims
+	MaxUses uint64    // zero: unlimited; else the key is good where uses are counted: in processes with the store
+	Rate    Rate      // counted there too, in each process for itself
+	Claims  any       // as Request.Claims
 }
 
 // Rate allows Burst at once and refills at Per a time. The zero Rate does not limit. Each process counts for itself,
@@ -560,7 +560,7 @@ func (k *APIKeys) entry(r store.Record) (*knownKey, error) {
 	}
 	e := &knownKey{hash: rec.Hash, end: rec.end(), rule: rec.ruleSubject(r.ID), maxUses: rec.MaxUses, rate: rec.Rate, meter: &meter{}}
 	e.d = makeToken(spec, rec.Claims).d
-	e.d.from = e.rule
+	e.d.from, e.d.by, e.d.counted = e.rule, k.s.valid, rec.MaxUses > 0
 	e.use = k.s.audit.counter(useAPIKey, r.ID)
 	e.d.use = e.use
 	return e, nil

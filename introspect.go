@@ -19,13 +19,17 @@ type Introspection struct {
 
 // Introspect says what a resource server needs to know of a token of any kind (RFC 7662), for endpoints that answer whoever
 // the token concerns; they decide who may ask. A bound token is active without its proof: its Binding tells what
-// whoever uses it must prove. The error is only ever ErrUnavailable.
+// whoever uses it must prove. An API key with MaxUses is not active: whoever asks keeps the answer for a while, and nobody would
+// count. The error is only ever ErrUnavailable.
 func (s *Service) Introspect(ctx context.Context, token string) (Introspection, error) {
 	t, err := s.Validate(ctx, Credential{Token: token, unproved: true})
 	switch {
 	case errors.Is(err, ErrUnavailable):
 		return Introspection{}, err
 	case err != nil:
+		return Introspection{}, nil
+	}
+	if t.d.counted {
 		return Introspection{}, nil
 	}
 	x := Introspection{Active: true, Token: t.d.TokenSpec}
@@ -201,7 +205,7 @@ func (s *opaqueShelf) read(x Introspection, sum [32]byte, asked time.Time) (*opa
 	}
 	a.d, a.until = t.d, asked.Add(s.ttl)
 	a.rule = ruleSubject{subject: t.d.Subject, id: t.d.ID, apiKey: true, iat: t.d.IssuedAt, pos: pos}
-	a.d.from = &a.rule
+	a.d.from, a.d.by = &a.rule, s.v
 	s.iss.mu.Lock()
 	a.mark = hashTarget(s.iss.feedKey, s.iss.feedNS, targetToken, "", t.d.ID, "")
 	s.iss.mu.Unlock()

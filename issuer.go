@@ -297,7 +297,7 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 		rs.actors = append(rs.actors, principal{"", a.Subject})
 	}
 	tok := makeToken(spec, p.claims)
-	tok.d.from = rs
+	tok.d.from, tok.d.by = rs, s.valid
 	tok.fresh = s.trust.freshness(s.now())
 	return &Issued{Access: NewSecret(text), Token: tok}, rs, nil
 }

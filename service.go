@@ -480,8 +480,6 @@ func (s *Service) Validate(ctx context.Context, c Credential) (Token, error) {
 	return s.valid.full(ctx, c)
 }
 
-func (s *Service) lacks(ctx context.Context, t Token, err error) { s.valid.lacks(ctx, t, err) }
-
 // Recheck is [JWTValidator.Recheck].
 func (s *Service) Recheck(ctx context.Context, t Token) error { return s.valid.Recheck(ctx, t) }
 

@@ -25,7 +25,7 @@ const (
 )
 
 // Token is what a valid token says. It is a small immutable value, free to copy and to share; the
-// zero Token holds nothing: Allows is false, Check refuses, and every other method but IsZero and
+// zero Token holds nothing: Allows is false, Check and Recheck refuse, and every other method but IsZero and
 // LogValue panics, so that a handler that lost its middleware can not take "" for a subject.
 type Token struct {
 	d     *tokenData
@@ -35,10 +35,12 @@ type Token struct {
 // tokenData is shared by all copies of a Token and never changes after it was made.
 type tokenData struct {
 	TokenSpec
-	held  heldScopes
-	claim []byte       // the host's own claims, a JSON object, or nil
-	from  *ruleSubject // what rules see of it: set by our validator, for Exchange
-	use   *useCounter  // set by a service's validator
+	held    heldScopes
+	claim   []byte        // the host's own claims, a JSON object, or nil
+	from    *ruleSubject  // what rules see of it: set by our validator, for Exchange
+	use     *useCounter   // set by a service's validator
+	counted bool          // an API key with MaxUses
+	by      *JWTValidator // whose verdict it is; nil for what NewToken made
 }
 
 // TokenSpec is the content of a Token, for those who make Tokens: validators of other formats, and tests.
@@ -187,6 +189,21 @@ func (t Token) Claims(v any) error {
 
 // Freshness says how old the view of revocations was when this call of Validate decided.
 func (t Token) Freshness() Freshness { return t.fresh }
+
+// Recheck asks whoever validated t again: not expired, no rule against it, within the bound on staleness. It verifies no
+// signature and asks for no proof. For what lasts longer than a request, whatever validators stand around the one that
+// answered. Of a Token that NewToken made only the expiry is known.
+func (t Token) Recheck(ctx context.Context) error {
+	switch {
+	case t.d == nil:
+		return fail(ErrInvalidToken, "no token")
+	case t.d.by != nil:
+		return t.d.by.Recheck(ctx, t)
+	case !t.d.ExpiresAt.IsZero() && !time.Now().Before(t.d.ExpiresAt):
+		return fail(ErrExpired, "exp has passed")
+	}
+	return nil
+}
 
 // LogValue is the IDs of t, no claims.
 func (t Token) LogValue() slog.Value {

@@ -185,7 +185,7 @@ func (a *Auth) credential(r *http.Request) (apitoken.Credential, error) {
 	if inQuery(r.URL.RawQuery) {
 		return c, malformed("a token in the header and one in the query (RFC 6750 §2)")
 	}
-	v := strings.Trim(values[0], " \t") // no part of the value (RFC 9110 §5.5)
+	v := values[0] // net/http has trimmed it (RFC 9110 §5.5)
 	scheme, rest := v, ""
 	if at := strings.IndexAny(v, " \t,"); at >= 0 {
 		scheme, rest = v[:at], v[at:]
@@ -355,7 +355,7 @@ func (a *Auth) Check(r *http.Request, q apitoken.Requirement) (apitoken.Token, e
 	return apitoken.FromContext(ctx), nil
 }
 
-// rechecker is what a validator has that can look at a token again.
+// rechecker is a validator of someone's own that looks at its tokens again by itself.
 type rechecker interface {
 	Recheck(ctx context.Context, t apitoken.Token) error
 }
@@ -390,7 +390,10 @@ func (a *Auth) Watch(next http.Handler) http.Handler {
 }
 
 func (a *Auth) watch(ctx context.Context, t apitoken.Token, cancel context.CancelCauseFunc) {
-	v, ok := a.v.(rechecker)
+	check := t.Recheck
+	if v, ok := a.v.(rechecker); ok {
+		check = func(ctx context.Context) error { return v.Recheck(ctx, t) }
+	}
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	for {
@@ -399,13 +402,8 @@ func (a *Auth) watch(ctx context.Context, t apitoken.Token, cancel context.Cance
 			return
 		case <-tick.C:
 		}
-		if ok {
-			if err := v.Recheck(ctx, t); err != nil {
-				cancel(err)
-				return
-			}
-		} else if end := t.ExpiresAt(); !end.IsZero() && !time.Now().Before(end) {
-			cancel(apitoken.ErrExpired)
+		if err := check(ctx); err != nil {
+			cancel(err)
 			return
 		}
 	}

@@ -514,3 +514,57 @@ func TestForwardedAddresses(t *testing.T) {
 	r.RemoteAddr = "@" // a Unix socket
 	require.False(t, proxies(r).IsValid())
 }
+
+// tenants chooses among services, as hosts do: it has one method, and must lose nothing of what those do.
+type tenants map[string]*apitoken.Service
+
+func (ts tenants) Validate(ctx context.Context, c apitoken.Credential) (apitoken.Token, error) {
+	return ts["red"].Validate(ctx, c)
+}
+
+type observer func(apitoken.Observation)
+
+func (f observer) Observe(_ context.Context, o apitoken.Observation) { f(o) }
+
+func TestAValidatorAroundOursLosesNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		svc := newService(t, nil)
+		auth := httpauth.New(tenants{"red": svc}, nil)
+		_, key, err := svc.APIKeys.Create(context.Background(), apitoken.APIKeyRequest{Subject: "bob", MaxUses: 1})
+		require.NoError(t, err)
+		require.Equal(t, 200, get(auth.Authenticated(hello), "/", bearer(key.Reveal())).Code)
+		require.Equal(t, 429, get(auth.Authenticated(hello), "/", bearer(key.Reveal())).Code, "limits of API keys hold")
+
+		var seen []string
+		svc.Observe(observer(func(o apitoken.Observation) { seen = append(seen, o.Op) }))
+		require.Equal(t, 403, get(auth.Require("admin")(hello), "/", bearer(mint(t, svc))).Code)
+		require.Contains(t, seen, "authorize", "detectors see that a scope was missing")
+
+		began := time.Now()
+		get(auth.Authenticated(auth.Watch(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			require.NoError(t, svc.Revoke(context.Background(), apitoken.BySubject("alice"), "x"))
+			<-r.Context().Done()
+			require.ErrorIs(t, context.Cause(r.Context()), apitoken.ErrRevoked)
+		}))), "/", bearer(mint(t, svc)))
+		require.LessOrEqual(t, time.Since(began), 2*time.Second, "streams end by revocation")
+		require.NoError(t, svc.Close())
+	})
+}
+
+// A Token that was made by hand has its expiry, and nobody to ask.
+func TestWatchOfSomeonesOwnTokens(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		auth := httpauth.New(validatorFunc(func(apitoken.Credential) (apitoken.Token, error) {
+			return apitoken.NewToken(apitoken.TokenSpec{Subject: "alice", ExpiresAt: time.Now().Add(time.Minute)})
+		}), nil)
+		began := time.Now()
+		get(auth.Authenticated(auth.Watch(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			<-r.Context().Done()
+			require.ErrorIs(t, context.Cause(r.Context()), apitoken.ErrExpired)
+		}))), "/", bearer("x"))
+		require.InDelta(t, time.Minute, time.Since(began), float64(2*time.Second))
+	})
+	require.ErrorIs(t, apitoken.Token{}.Recheck(context.Background()), apitoken.ErrInvalidToken)
+}

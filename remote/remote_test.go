@@ -219,6 +219,15 @@ func TestAPIKeysByIntrospection(t *testing.T) {
 	eventually(t, "a rule drops the kept answer", refused(v, secret.Reveal(), apitoken.ErrInvalidToken))
 
 	// A change of the key that is no revocation drops the answer too.
+	_, few, err := s.svc.APIKeys.Create(s.ctx, apitoken.APIKeyRequest{Subject: "bob", Name: "twice", MaxUses: 2})
+	require.NoError(t, err)
+	for range 3 {
+		_, err = v.Validate(s.ctx, apitoken.Bearer(few.Reveal()))
+		require.ErrorIs(t, err, apitoken.ErrInvalidToken, "a key with a number of uses is not good where nobody counts them")
+	}
+	_, err = s.svc.Validate(s.ctx, apitoken.Bearer(few.Reveal()))
+	require.NoError(t, err)
+
 	y, secret2, err := s.svc.APIKeys.Create(s.ctx, apitoken.APIKeyRequest{Subject: "bob", Name: "old"})
 	require.NoError(t, err)
 	_, err = v.Validate(s.ctx, apitoken.Bearer(secret2.Reveal()))
