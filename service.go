@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/url"
+	"reflect"
 	"regexp"
 	"runtime/pprof"
 	"strings"
@@ -55,6 +56,8 @@ type Service struct {
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 	once sync.Once
+
+	closed atomic.Bool // by Close, once all is written
 }
 
 // Config configures New. Required fields have no silent default.
@@ -213,8 +216,11 @@ func (c *Config) check() error {
 			return wrong("Audience", "%q is not 1 to 255 printable ASCII characters without space, quote and backslash", a)
 		}
 	}
-	if c.Store == nil {
+	if isNil(c.Store) {
 		return wrong("Store", "is required; boltstore.Open makes one in a file, memstore.New one in memory")
+	}
+	if c.Seal != nil && isNil(c.Seal) {
+		return wrong("Seal", "is a nil %T: was its error looked at?", c.Seal)
 	}
 	if c.Seal == nil && !c.InsecureKeysInStore {
 		return wrong("Seal", "is required, or InsecureKeysInStore must say that whoever reads the store may sign tokens; KeyFile makes a sealer in a file")
@@ -352,6 +358,12 @@ func (c *Config) checkRole(role string, scopes Scopes) error {
 	return c.known(scopes)
 }
 
+// isNil reports whether v is nil or holds a nil pointer, such as what a constructor returned beside an error that nobody read.
+func isNil(v any) bool {
+	p := reflect.ValueOf(v)
+	return v == nil || p.Kind() == reflect.Pointer && p.IsNil()
+}
+
 // known refuses scopes that are not in the registry, so that a typo is an error where it is made.
 func (c *Config) known(scopes Scopes) error {
 	if c.Scopes == nil {
@@ -441,10 +453,11 @@ func (s *Service) goRun(name string, f func(context.Context)) {
 	}()
 }
 
-// Close ends the service's goroutines and writes what is buffered. It does not close the store. What is
-// called afterwards answers ErrUnavailable, or the verdict of the last view until that is too old.
+// Close ends the service's goroutines and writes what is buffered. It does not close the store. What would change something
+// answers ErrUnavailable afterwards; Validate goes by the last view, until that is too old.
 func (s *Service) Close() error {
 	s.once.Do(func() {
+		defer s.closed.Store(true)
 		s.stop()
 		s.wg.Wait()
 		if s.valid == nil {

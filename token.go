@@ -110,48 +110,59 @@ func marshalClaims(v any) ([]byte, error) {
 	return b, nil
 }
 
+// spec is what t says. It is where a handler ends that lost its guard.
+func (t Token) spec() *TokenSpec {
+	if t.d == nil {
+		panic("apitoken: the zero Token says nothing: no guard has put one into this context")
+	}
+	return &t.d.TokenSpec
+}
+
 // ID is the jti of an access token, or the ID of an API key.
-func (t Token) ID() string { return t.d.ID }
+func (t Token) ID() string { return t.spec().ID }
 
 // Kind says what the caller presented.
-func (t Token) Kind() Kind { return t.d.Kind }
+func (t Token) Kind() Kind { return t.spec().Kind }
 
 // Issuer is iss. A principal is Issuer and Subject together.
-func (t Token) Issuer() string { return t.d.Issuer }
+func (t Token) Issuer() string { return t.spec().Issuer }
 
 // Subject is sub: a user, or the client itself where IsClient is true.
-func (t Token) Subject() string { return t.d.Subject }
+func (t Token) Subject() string { return t.spec().Subject }
 
 // Client is client_id.
-func (t Token) Client() string { return t.d.Client }
+func (t Token) Client() string { return t.spec().Client }
 
 // Grant is the session that the token belongs to (sid); empty for API keys.
-func (t Token) Grant() string { return t.d.Grant }
+func (t Token) Grant() string { return t.spec().Grant }
 
 // Audiences returns a fresh copy of aud.
-func (t Token) Audiences() []string { return slices.Clone(t.d.Audiences) }
+func (t Token) Audiences() []string { return slices.Clone(t.spec().Audiences) }
 
 // Scopes returns a fresh copy of what the token holds.
-func (t Token) Scopes() Scopes { return slices.Clone(t.d.Scopes) }
+func (t Token) Scopes() Scopes { return slices.Clone(t.spec().Scopes) }
 
 // Roles returns a fresh copy of the roles that were expanded into the scopes. They inform; decisions read scopes.
-func (t Token) Roles() []string { return slices.Clone(t.d.Roles) }
+func (t Token) Roles() []string { return slices.Clone(t.spec().Roles) }
 
 // Actors returns a fresh copy of act: who acts for Subject, nearest first.
-func (t Token) Actors() []string { return slices.Clone(t.d.Actors) }
+func (t Token) Actors() []string { return slices.Clone(t.spec().Actors) }
 
 // IssuedAt is iat, to the second.
-func (t Token) IssuedAt() time.Time { return t.d.IssuedAt }
+func (t Token) IssuedAt() time.Time { return t.spec().IssuedAt }
 
 // ExpiresAt is exp, to the second; zero only for API keys without expiry.
-func (t Token) ExpiresAt() time.Time { return t.d.ExpiresAt }
+func (t Token) ExpiresAt() time.Time { return t.spec().ExpiresAt }
 
 // Binding is the thumbprint of the key or certificate that the token is bound to (cnf), empty for a bearer token.
 // It was proved before the Token was returned.
-func (t Token) Binding() string { return t.d.Binding }
+func (t Token) Binding() string { return t.spec().Binding }
 
 // IsClient reports that the token is a client's own: no user stands behind it.
-func (t Token) IsClient() bool { return t.d.Client != "" && t.d.Subject == t.d.Client }
+func (t Token) IsClient() bool {
+	s := t.spec()
+	return s.Client != "" && s.Subject == s.Client
+}
 
 // IsZero reports that t is the zero Token.
 func (t Token) IsZero() bool { return t.d == nil }
@@ -181,7 +192,7 @@ func (t Token) Check(r Requirement) error {
 // Claims decodes the host's own claims into v, as json.Unmarshal does. Reserved claims are not
 // among them; without claims v stays as it is.
 func (t Token) Claims(v any) error {
-	if len(t.d.claim) == 0 {
+	if t.spec(); len(t.d.claim) == 0 {
 		return nil
 	}
 	return json.Unmarshal(t.d.claim, v)
