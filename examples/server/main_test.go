@@ -134,6 +134,17 @@ func TestSettingsFile(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte(`{"scops":{}}`), 0o600))
 	err = run(context.Background(), []string{"-addr", "127.0.0.1:0", "-config", file, "-db", filepath.Join(dir, "other.db")}, slog.New(slog.DiscardHandler), nil)
 	require.ErrorContains(t, err, "scops", "a typing error is named")
+	for want, args := range map[string][]string{
+		"tokens.db":     {"tokens.db"},      // without its flag
+		"not defined":   {"-adress", ":80"}, // a flag that is none
+		"no such file":  {"-config", dir + "/nowhere.json"},
+		"no such file ": {"-client-ca", dir + "/nowhere.pem"},
+		"no certif":     {"-client-ca", file},
+		"https":         {"-addr", "127.0.0.1:0", "-issuer", "http://auth.example.com", "-db", filepath.Join(dir, "http.db")},
+	} {
+		err := run(context.Background(), args, slog.New(slog.DiscardHandler), nil)
+		require.ErrorContains(t, err, strings.TrimSpace(want), "%v", args)
+	}
 }
 
 // post sends a form and returns the answer without following it.
