@@ -121,7 +121,9 @@ type Change struct {
 // whose view is older than Head catches up before it acts on, or returns, what it just wrote.
 type Commit struct {
 	Head Position
-	Now  int64 // the store's clock, for grace windows and drift alarms; an engine without one gives the caller's
+	// Now is the store's clock, for grace windows and drift alarms; an engine without one gives the caller's. A store that
+	// does not let it go back must not let it stand still either, until the machine's has caught up: windows would not end.
+	Now int64
 }
 
 // View is one answer of Follow.

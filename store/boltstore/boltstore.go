@@ -65,7 +65,7 @@ type Store struct {
 	failed   atomic.Pointer[error]
 	lost     atomic.Bool // the runtime panicked inside bbolt
 	flight   atomic.Pointer[inFlight]
-	highest  atomic.Int64  // of meta, for readers
+	opening  atomic.Uint64 // how often the file was opened again after a failure
 	copying  chan struct{} // holds a token while Backup or Compact works
 	closeErr error
 	closeOne sync.Once
@@ -375,8 +375,7 @@ func (s *Store) adopt(o *Options, fresh, marked bool) error {
 		return fmt.Errorf("%w: by %v, at most %v; set the clock, or accept it with Options.MaxSkew",
 			ErrClockBehind, behind.Round(time.Second), skew)
 	}
-	s.clock.trust(s.meta.believed)
-	s.highest.Store(s.meta.highest)
+	s.clock.trust(s.meta.believed, s.meta.highest)
 	fi, err := os.Stat(s.path)
 	if err != nil {
 		return err
@@ -464,12 +463,6 @@ func (s *Store) view(f func(*bbolt.Tx) error) (err error) {
 		}
 	}()
 	return s.db.View(f)
-}
-
-// now is the time of an answer that writes nothing; it does not go back behind what was written.
-func (s *Store) now() int64 {
-	wall, _ := s.clock.read()
-	return max(wall, s.highest.Load())
 }
 
 // Close waits for writes in progress and closes the file. What is called later answers ErrClosed. Closing twice is

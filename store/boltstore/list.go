@@ -33,6 +33,7 @@ func (sp *space) List(ctx context.Context, q store.Query) (store.Page, error) {
 		return store.Page{}, err
 	}
 	l := lister{ctx: ctx, q: &q, cur: cur, history: sp.s.history}
+	opening := sp.s.opening.Load()
 	err = sp.view(ctx, func(ns *bbolt.Bucket) error {
 		h, err := readHead(ns)
 		switch {
@@ -47,7 +48,7 @@ func (sp *space) List(ctx context.Context, q store.Query) (store.Page, error) {
 		return l.records(ns)
 	})
 	if err == nil {
-		err = sp.s.settled(ctx, func(f *inFlight) bool { return l.reads(f) })
+		err = sp.s.settled(ctx, opening, func(f *inFlight) bool { return l.reads(f) })
 	}
 	if err != nil {
 		return store.Page{}, err

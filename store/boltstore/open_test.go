@@ -39,6 +39,8 @@ func TestMain(m *testing.M) {
 		_ = s.Close()
 	case "crash":
 		crashChild(os.Getenv(envFile))
+	case "faults":
+		faultChild(os.Getenv(envFile))
 	}
 }
 
