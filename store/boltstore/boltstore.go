@@ -429,17 +429,21 @@ func (s *Store) Namespace(name string) store.Store {
 	if sp := s.spaces[name]; sp != nil {
 		return sp
 	}
-	ok := len(name) >= 1 && len(name) <= 64
-	for i := range len(name) {
-		c := name[i]
-		ok = ok && (c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_')
-	}
-	if !ok {
+	if !validNamespace(name) {
 		return s.newSpace("", fmt.Errorf("%w: namespace %q must be 1 to 64 of a-z, 0-9, '-' and '_'", errInvalid, name))
 	}
 	sp := s.newSpace(name, nil)
 	s.spaces[name] = sp
 	return sp
+}
+
+func validNamespace(name string) bool {
+	ok := len(name) >= 1 && len(name) <= 64
+	for i := range len(name) {
+		c := name[i]
+		ok = ok && (c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_')
+	}
+	return ok
 }
 
 func (s *Store) newSpace(name string, err error) *space {

@@ -356,9 +356,9 @@ func FuzzDecode(f *testing.F) {
 	e := encodeEvent(&r, store.Version{1})
 	stampEvent(e, key64(1), 5)
 	f.Add(e)
-	f.Add(encodeTerms(1, 1, []uint64{1 << 16}))
+	f.Add(encodeTerms(key64(1), 1, 1, []uint64{1 << 16}, []byte{1}))
 	f.Add((&markContent{seq: 1}).encode())
-	f.Add(encodeRunDir(1, "a", "b"))
+	f.Add(encodeRunDir(key64(1), 1, "a", "b"))
 	f.Add((&head{last: 1}).encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		before := bytes.Clone(b)
@@ -373,13 +373,13 @@ func FuzzDecode(f *testing.F) {
 		_, _ = decodeEvent(b, key64(1))
 		var rec store.Record
 		decodeBody(&rec, b)
-		if tb, err := openTerms(b); err == nil {
+		if tb, err := openTerms(key64(1), b); err == nil {
 			tb.find(1)
 			_, _ = tb.numbers()
 			_, _ = tb.ids()
 		}
 		_, _ = decodeMark(b)
-		_, _ = decodeRunDir(b, b)
+		_, _ = decodeRunDir(key64(1), b)
 		_, _ = decodeHead(b)
 		_, _ = decodeMeta(b)
 		q := store.Query{Kind: store.KindEvent, Cursor: string(b)}

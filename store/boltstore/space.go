@@ -134,13 +134,6 @@ func (sp *space) applyReadOnly(ctx context.Context, in *intent) (store.Commit, e
 	return store.Commit{Head: store.Position{History: sp.s.history, N: h.state}, Now: sp.s.clock.now()}, nil
 }
 
-func readHead(ns *bbolt.Bucket) (head, error) {
-	if ns == nil {
-		return head{}, nil
-	}
-	return decodeHead(ns.Get(keyHead))
-}
-
 const (
 	followDefault = 1000    // records in a View when max is not positive
 	followExamine = 200_000 // order entries looked at in one call
@@ -165,6 +158,9 @@ func (sp *space) Follow(ctx context.Context, after store.Position, kinds []store
 		}
 		order := readSub(ns, classOrder, "")
 		if order == nil {
+			if h.state != 0 {
+				return errValue("the order of state is gone")
+			}
 			return nil
 		}
 		examined := 0
@@ -194,6 +190,9 @@ func (sp *space) Follow(ctx context.Context, after store.Position, kinds []store
 			r, err := decodeRecord(b.Get(v[i+1:]), kind, id, sp.s.history)
 			if err != nil {
 				return err
+			}
+			if r.Pos.N != num64(k) {
+				return errValue(fmt.Sprintf("record %s/%q stands at another place of the order", kind, id))
 			}
 			view.Records = append(view.Records, r)
 		}
