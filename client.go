@@ -623,8 +623,7 @@ func (cs *Clients) Authenticate(ctx context.Context, a ClientAuth) (Client, erro
 	c, err := cs.authenticate(ctx, a)
 	cs.s.observe(ctx, Observation{Op: "authenticate", Client: a.ID, Err: err, Took: time.Since(began)})
 	if err != nil && (errors.Is(err, ErrInvalidClient) || errors.Is(err, ErrLimited)) {
-		var d *tokenData // an unproved name is no fact
-		cs.s.audit.refused(ctx, EventClientRefused, reasonOf(err), d)
+		cs.s.audit.clientRefused(ctx, reasonOf(err), a.ID)
 	}
 	return c, err
 }

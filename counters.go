@@ -23,11 +23,13 @@ type tally struct {
 	counts map[refusal]*refusalCount
 }
 
-// refusal is what is counted together. Who is refused is named only when the token was verified.
+// refusal is what is counted together. Who is refused is named only when the token was verified. claimed is the registered
+// client that somebody said to be and did not prove: whom it was aimed at, not who it was.
 type refusal struct {
 	kind                            EventType
 	reason                          string
 	subject, client, token, grantID string
+	claimed                         string
 }
 
 type refusalCount struct {
@@ -48,6 +50,10 @@ func (t *tally) add(kind EventType, reason string, d *tokenData, from netip.Addr
 	if d != nil {
 		r.subject, r.client, r.token, r.grantID = d.Subject, d.Client, d.ID, d.Grant
 	}
+	t.one(r, from)
+}
+
+func (t *tally) one(r refusal, from netip.Addr) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.count(r, 1, from)
@@ -62,6 +68,7 @@ func (t *tally) count(r refusal, n int, from netip.Addr) {
 	if c == nil {
 		// The strings belong to a cached token or to a request: clone, so that neither is kept.
 		r.subject, r.client, r.token, r.grantID = strings.Clone(r.subject), strings.Clone(r.client), strings.Clone(r.token), strings.Clone(r.grantID)
+		r.claimed = strings.Clone(r.claimed)
 		c = &refusalCount{refusal: r}
 		t.counts[r] = c
 	}
@@ -108,8 +115,14 @@ func (c *refusalCount) event() Event {
 	for _, a := range c.addresses {
 		list = append(list, a.String())
 	}
-	if len(list) > 0 {
-		e.Extra = map[string]string{"addresses": strings.Join(list, " ")}
+	for name, v := range map[string]string{"addresses": strings.Join(list, " "), "claimed": c.claimed} {
+		if v == "" {
+			continue
+		}
+		if e.Extra == nil {
+			e.Extra = map[string]string{}
+		}
+		e.Extra[name] = v
 	}
 	return e
 }

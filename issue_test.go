@@ -307,9 +307,14 @@ func TestStrangersCanNotLockAClientOut(t *testing.T) {
 	require.NoError(t, err)
 	_, err = svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: "nobody", Secret: secret})
 	require.ErrorIs(t, err, apitoken.ErrInvalidClient)
+	claimed := map[string]int{}
 	for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventClientRefused}) {
 		require.Empty(t, e.Client, "an unproved name is no fact")
+		claimed[e.Extra["claimed"]] += e.Count
 	}
+	require.Positive(t, claimed["web"], "but the log tells whom it was aimed at")
+	require.Equal(t, 1, claimed[""])
+	require.Len(t, claimed, 2, "a name that no client has is not kept")
 }
 
 func pkce(verifier string) string {
