@@ -151,11 +151,18 @@ func open(path string, o *Options, clk *clock) (_ *Store, err error) {
 		if err := checkKindOfFile(fi); err != nil {
 			return nil, err
 		}
+		if err := checkMagic(path); err != nil {
+			return nil, err
+		}
 	case !errors.Is(err, os.ErrNotExist):
 		return nil, err
 	case o.ReadOnly:
 		return nil, err
 	default:
+		if to, err := os.Readlink(path); err == nil {
+			// A volume that is not mounted, for example: what the link names is not to be made in its stead.
+			return nil, fmt.Errorf("%w: it is a link to %s", ErrMissing, to)
+		}
 		fresh = true
 	}
 	if s.mark, err = s.lockMark(wait); err != nil {
@@ -259,6 +266,23 @@ func checkKindOfFile(fi os.FileInfo) error {
 		return fmt.Errorf("%w: it is not a regular file", ErrForeign)
 	case fi.Size() == 0:
 		return fmt.Errorf("%w: it exists and is empty, which a token store never is; if nothing was lost, remove it", ErrForeign)
+	}
+	return nil
+}
+
+// checkMagic refuses a file that has nothing of bbolt, whatever a writer is doing with it.
+func checkMagic(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if _, err := findMeta(f, fi.Size()); errors.Is(err, ErrForeign) {
+		return err
 	}
 	return nil
 }

@@ -246,6 +246,9 @@ func TestFullDiskTakesRevocations(t *testing.T) {
 	rule := &store.Change{ID: newVersion(), Puts: []store.Put{put(store.KindRule, "r", store.Version{})}, Events: []store.Record{event("r")}}
 	_, err = s.Apply(ctx, rule)
 	require.NoError(t, err, "a revocation does")
+	disable := &store.Change{ID: newVersion(), Puts: []store.Put{put(store.KindClient, "c", store.Version{}), put(store.KindRule, "of c", store.Version{})}}
+	_, err = s.Apply(ctx, disable)
+	require.NoError(t, err, "so does the client that a rule disables")
 	_, err = s.Apply(ctx, grant)
 	require.ErrorIs(t, err, ErrFull)
 	_, err = s.Purge(ctx, "grant", 1, 1)

@@ -139,6 +139,9 @@ func TestOpenRefusesWhatIsNotItsOwn(t *testing.T) {
 			require.NoError(t, newAt(t, p).Close())
 			require.NoError(t, os.Remove(p))
 		}, ErrMissing},
+		{"a link to what is not there", func(t *testing.T, p string) {
+			require.NoError(t, os.Symlink(filepath.Join(filepath.Dir(p), "volume", "tokens.db"), p))
+		}, ErrMissing},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -150,6 +153,10 @@ func TestOpenRefusesWhatIsNotItsOwn(t *testing.T) {
 			require.Contains(t, err.Error(), path, "an error about a file names it")
 			after, _ := os.ReadFile(path)
 			require.True(t, bytes.Equal(before, after), "a refused file stays as it was")
+			switch tc.name {
+			case "directory", "empty", "text", "long text", "a link to what is not there":
+				require.NoFileExists(t, path+".mark", "nothing is left beside what is not a database at all")
+			}
 		})
 	}
 	t.Run("a missing directory", func(t *testing.T) {
