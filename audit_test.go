@@ -89,6 +89,55 @@ func TestAnEventIsAboutWhomItsTargetNames(t *testing.T) {
 	require.Len(t, events(t, svc, apitoken.EventQuery{Subject: "bob"}), 1, "what the caller says counts")
 }
 
+// Each step of a token's life, and each change of who may take it, is in the log with all that there is to say.
+func TestEachStepHasItsEvent(t *testing.T) {
+	t.Parallel()
+	svc := service(t, nil)
+	origin := apitoken.Origin{Address: netip.MustParseAddr("192.0.2.1"), UserAgent: "curl", RequestID: "req-1"}
+	ctx := apitoken.WithActor(apitoken.WithOrigin(context.Background(), origin), "operator")
+	seen := len(events(t, svc, apitoken.EventQuery{}))
+	step := func(err error, want apitoken.Event) {
+		t.Helper()
+		require.NoError(t, err)
+		list := events(t, svc, apitoken.EventQuery{OldestFirst: true})
+		require.Len(t, list, seen+1, "one event for each step")
+		e := list[seen]
+		seen++
+		require.NotEmpty(t, e.ID)
+		require.WithinDuration(t, time.Now(), e.Time, time.Hour)
+		want.ID, want.Time, want.OK, want.Actor, want.Origin, want.Extra = e.ID, e.Time, true, "operator", origin, e.Extra
+		require.Equal(t, want, e)
+	}
+	orders := apitoken.Scopes{"orders:read"}
+	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "web", Scopes: orders, MayImpersonate: true, GrantTypes: []string{
+		apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken, apitoken.GrantTokenExchange}})
+	step(err, apitoken.Event{Type: apitoken.EventClientChanged, Reason: "created", Client: "web", Scopes: orders})
+	secret, err = svc.Clients.RotateSecret(ctx, "web", 0)
+	step(err, apitoken.Event{Type: apitoken.EventClientChanged, Reason: "secret rotated", Client: "web", Scopes: orders})
+	step(svc.SetRole(ctx, "clerk", orders), apitoken.Event{Type: apitoken.EventRoleChanged, Reason: "clerk", Scopes: orders})
+
+	auth := apitoken.ClientAuth{ID: "web", Secret: secret}
+	i, err := svc.Issue(ctx, apitoken.Request{Auth: auth, Subject: "alice", Scopes: orders, Refresh: true})
+	require.NoError(t, err)
+	grant := i.Token.Grant()
+	step(err, apitoken.Event{Type: apitoken.EventIssued, Subject: "alice", Client: "web", TokenID: i.Token.ID(), Grant: grant, Scopes: orders})
+	i, err = svc.Refresh(ctx, apitoken.RefreshRequest{Auth: auth, Token: i.Refresh.Reveal()})
+	require.NoError(t, err)
+	step(err, apitoken.Event{Type: apitoken.EventRefreshed, Subject: "alice", Client: "web", TokenID: i.Token.ID(), Grant: grant, Scopes: orders})
+	x, err := svc.Exchange(ctx, apitoken.ExchangeRequest{Auth: auth, Token: apitoken.Bearer(i.Access.Reveal())})
+	require.NoError(t, err)
+	step(err, apitoken.Event{Type: apitoken.EventExchanged, Subject: "alice", Client: "web", TokenID: x.Token.ID(), Grant: x.Token.Grant(), Scopes: orders})
+
+	k, _, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", Scopes: orders})
+	step(err, apitoken.Event{Type: apitoken.EventAPIKeyChanged, Reason: "created", Subject: "bob", TokenID: k.ID, Scopes: orders})
+	next, _, err := svc.APIKeys.Rotate(ctx, k.ID, time.Hour)
+	step(err, apitoken.Event{Type: apitoken.EventAPIKeyChanged, Reason: "rotated from " + k.ID, Subject: "bob", TokenID: next.ID, Scopes: orders})
+	step(svc.APIKeys.Revoke(ctx, next.ID, "lost"), apitoken.Event{Type: apitoken.EventRevoked, Reason: "lost", Subject: "bob", TokenID: next.ID, Target: apitoken.ByToken(next.ID)})
+	step(svc.Revoke(ctx, apitoken.ByGrant(grant), "logout"), apitoken.Event{Type: apitoken.EventRevoked, Reason: "logout", Subject: "alice", Client: "web", Grant: grant, Target: apitoken.ByGrant(grant)})
+	_, err = svc.Clients.Update(ctx, "web", func(c *apitoken.Client) error { c.Disabled = true; return nil })
+	step(err, apitoken.Event{Type: apitoken.EventClientChanged, Reason: "disabled", Client: "web", Scopes: orders})
+}
+
 func TestEventQueries(t *testing.T) {
 	t.Parallel()
 	svc := service(t, nil)
