@@ -20,8 +20,8 @@ const (
 // holds, oldest first, offsets that rise: offset i has been supported by every reading since its time.
 //
 // The store's time is the wall clock, but it does not go back. Where the wall clock was set back, it does not stand still
-// either until that has caught up, or whatever is measured by it would not end: it goes on from the last stamp by the
-// monotonic clock, a little slower, so that the two meet again.
+// either until that has caught up, or whatever is measured by it would not end: it goes on from the last stamp at half the
+// pace of the monotonic clock, so that a window lasts at most twice as long, and the two meet again.
 type clock struct {
 	wall func() time.Time
 	mono func() time.Duration
@@ -79,7 +79,7 @@ func (c *clock) tick() (now, believed int64) {
 
 // since is the time behind the last stamp of the wall clock, at monotonic time m. The caller holds mu.
 func (c *clock) since(m time.Duration) int64 {
-	return c.stamp + (m-c.stampedAt).Milliseconds()*15/16
+	return c.stamp + (m-c.stampedAt).Milliseconds()/2
 }
 
 // read returns the wall clock and the time that purging believes, both in ms.

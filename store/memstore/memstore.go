@@ -92,7 +92,7 @@ func (s *Store) SetReadOnly(_ context.Context, on bool) error {
 }
 
 // ms is the store's clock for an answer that writes nothing. It does not go back behind a stamp. Where the machine's clock
-// was set back, it goes on from there, or what is measured by it would not end: a little slower than time, so that the two
+// was set back, it goes on from there, or what is measured by it would not end: at half the pace of time, so that the two
 // meet again. The caller holds mu.
 func (s *Store) ms() int64 { return max(s.all.now().UnixMilli(), s.since(s.passed())) }
 
@@ -115,7 +115,7 @@ func (s *Store) passed() time.Duration {
 
 // since is the time behind the latest stamp.
 func (s *Store) since(mono time.Duration) int64 {
-	return s.clock + (mono-s.ticked).Milliseconds()*15/16
+	return s.clock + (mono-s.ticked).Milliseconds()/2
 }
 
 func (s *Store) table(k store.Kind) *table {
