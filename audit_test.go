@@ -109,10 +109,10 @@ func TestEachStepHasItsEvent(t *testing.T) {
 		require.Equal(t, want, e)
 	}
 	orders := apitoken.Scopes{"orders:read"}
-	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "web", Scopes: orders, MayImpersonate: true, GrantTypes: []string{
+	_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: "web", Scopes: orders, MayImpersonate: true, GrantTypes: []string{
 		apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken, apitoken.GrantTokenExchange}})
 	step(err, apitoken.Event{Type: apitoken.EventClientChanged, Reason: "created", Client: "web", Scopes: orders})
-	secret, err = svc.Clients.RotateSecret(ctx, "web", 0)
+	secret, err := svc.Clients.RotateSecret(ctx, "web", 0)
 	step(err, apitoken.Event{Type: apitoken.EventClientChanged, Reason: "secret rotated", Client: "web", Scopes: orders})
 	step(svc.SetRole(ctx, "clerk", orders), apitoken.Event{Type: apitoken.EventRoleChanged, Reason: "clerk", Scopes: orders})
 
