@@ -59,7 +59,7 @@ type RefreshRequest struct {
 
 // ExchangeRequest asks for a narrower token in place of Token (RFC 8693).
 type ExchangeRequest struct {
-	Token     Credential // an access token or an API key of this service
+	Token     Credential // an access token of this service, for whatever audience, or an API key
 	Actor     Credential // who will act for its subject; zero: impersonation, only for clients with MayImpersonate
 	Auth      ClientAuth // the client that asks; it must have the grant type token-exchange
 	Scopes    Scopes     // empty: what Token and the client both hold
@@ -726,8 +726,10 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 	return s.record(ctx, p, t)
 }
 
-// validateHeld validates c for a caller who has proved to hold the key of binding already.
+// validateHeld validates c for a caller who has proved to hold the key of binding already. What comes to be exchanged was
+// mostly sent to another service, which goes on with it: its audience need not be ours (RFC 8693 §1).
 func (s *Service) validateHeld(ctx context.Context, c Credential, binding string) (Token, error) {
+	c.anywhere = true
 	if binding == "" || c.DPoP != "" {
 		return s.Validate(ctx, c)
 	}

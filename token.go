@@ -302,6 +302,7 @@ type Credential struct {
 	CertSHA256 [32]byte
 
 	unproved bool // asked about by an introspection: whoever uses the token proves its binding elsewhere
+	anywhere bool // the issuer itself looks at a token of its own, whatever audience that is for
 }
 
 // Bearer is the Credential of a bare token (RFC 6750).

@@ -294,7 +294,8 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 	tr.ok("signature", p.Header.Alg)
 
 	// From here on the claims are the issuer's.
-	e, cerr := v.claims(iss, &p)
+	here := iss.takes(v.audiences, p.Claims.Audience)
+	e, cerr := v.claims(iss, &p, here || c.anywhere && iss.svc != nil)
 	if cerr != nil {
 		return Token{}, nil, false, tr.no("claims", cerr)
 	}
@@ -305,7 +306,7 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 	tr.ok("claims", "required claims, audience, times in range")
 	e.version.Store(version)
 	t, err = v.decide(ctx, c, e, version, tr)
-	if err == nil || e.storable(err) {
+	if here && (err == nil || e.storable(err)) { // what is for others is never found by who asks for himself
 		v.cache.keep(e)
 	}
 	return t, e.d, false, err
@@ -368,8 +369,8 @@ func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, tr *
 	return Token{d: e.d, fresh: f}, nil
 }
 
-// claims checks what does not change while the token lives, and makes the entry.
-func (v *JWTValidator) claims(iss *trust, p *jws.Token) (*entry, *Error) {
+// claims checks what does not change while the token lives, and makes the entry. takes: its audience was found good.
+func (v *JWTValidator) claims(iss *trust, p *jws.Token, takes bool) (*entry, *Error) {
 	cl := &p.Claims
 	switch {
 	case cl.Subject == "" || len(cl.Subject) > 255:
@@ -386,7 +387,7 @@ func (v *JWTValidator) claims(iss *trust, p *jws.Token) (*entry, *Error) {
 		return nil, fail(ErrInvalidToken, "exp is not after iat")
 	case time.Duration(cl.Expires-cl.IssuedAt) > iss.longest()/time.Second:
 		return nil, fail(ErrInvalidToken, "it would live longer than its issuer allows")
-	case !iss.takes(v.audiences, cl.Audience):
+	case !takes:
 		return nil, fail(ErrInvalidToken, "not for this audience")
 	}
 	spec := TokenSpec{
