@@ -19,6 +19,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/source"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -639,20 +640,20 @@ func (cs *Clients) authenticate(ctx context.Context, a ClientAuth) (Client, erro
 		}
 		return k.Client, nil
 	}
-	source := originOf(ctx).Address.String()
+	from := source.Of(originOf(ctx).Address)
 	var ok bool
 	var err error
 	if a.Secret.IsZero() && (!a.Assertion.IsZero() || a.Certificate != nil) {
 		ok, err = cs.prove(ctx, k, &a)
 	} else {
-		ok, err = cs.right(ctx, k, a.ID, a.Secret.Reveal(), source)
+		ok, err = cs.right(ctx, k, a.ID, a.Secret.Reveal(), from)
 	}
 	if err != nil {
 		return Client{}, err
 	}
 	if !ok {
 		now := cs.s.now()
-		if cs.fails.add(a.ID, source, now) {
+		if cs.fails.add(a.ID, from, now) {
 			return Client{}, &Error{Code: ErrLimited, RetryAfter: failWindow, Detail: "too many failures of this client from this source"}
 		}
 		return Client{}, fail(ErrInvalidClient, "unknown client or wrong secret")
@@ -666,7 +667,7 @@ func (cs *Clients) authenticate(ctx context.Context, a ClientAuth) (Client, erro
 // nobody has the shape of a confidential client and no secret that fits: unknown IDs walk the same path.
 var nobody = &knownClient{}
 
-func (cs *Clients) right(ctx context.Context, k *knownClient, id, secret, source string) (bool, error) {
+func (cs *Clients) right(ctx context.Context, k *knownClient, id, secret, from string) (bool, error) {
 	if k == nil || k.Public {
 		k = nobody
 	}
@@ -692,10 +693,10 @@ func (cs *Clients) right(ctx context.Context, k *knownClient, id, secret, source
 	if p := k.proved.Load(); p != nil && hmac.Equal(p.mark[:], mark[:]) {
 		return slices.ContainsFunc(live, func(cl clientSecret) bool { return cl.Hash == p.hash }), nil
 	}
-	if cs.fails.over(id, source, cs.s.now()) {
+	if cs.fails.over(id, from, cs.s.now()) {
 		return false, nil // no slow hash for whoever has failed too often
 	}
-	lane := cs.slow[cs.fails.slot(id, source)%slowLanes]
+	lane := cs.slow[cs.fails.slot(id, from)%slowLanes]
 	select {
 	case lane <- struct{}{}:
 		defer func() { <-lane }()

@@ -143,7 +143,7 @@ func (h *Handler) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 		h.page(w, r, v)
 		return
 	}
-	h.redirect(w, r, e.a, url.Values{"error": {e.code}, "error_description": {e.text}})
+	h.redirect(w, r, e.a, url.Values{"error": {tellable(e.refusal)}, "error_description": {e.text}})
 }
 
 // redirect sends the browser back with an answer; 303 makes it forget the body of a form (RFC 9700 §4.12).

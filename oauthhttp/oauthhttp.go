@@ -109,7 +109,6 @@ type Handler struct {
 	tries  throttle // of user codes
 	issues []*assertionIssuer
 	spec   []byte // the OpenAPI document
-	meta   []byte // the metadata
 }
 
 const (
@@ -147,9 +146,6 @@ func New(svc *apitoken.Service, o *Options) (*Handler, error) {
 		h.issues = append(h.issues, newAssertionIssuer(a, h.now))
 	}
 	h.auth = httpauth.New(svc, &httpauth.Options{Realm: "oauth", BaseURL: h.root, Address: h.o.Address})
-	if h.meta, err = json.Marshal(h.metadata()); err != nil {
-		return nil, wrong("Options", "do not make metadata")
-	}
 	if h.spec, err = json.Marshal(h.openAPI()); err != nil {
 		return nil, wrong("Options", "do not make a description")
 	}
@@ -247,7 +243,11 @@ func (h *Handler) mount() {
 	for _, r := range h.o.Resources {
 		u, err := url.Parse(ResourceMetadataURL(r.Resource))
 		if err == nil && u.Scheme+"://"+u.Host == h.root {
-			h.mux.Handle(u.EscapedPath(), ResourceMetadata(r, h.base))
+			path := u.EscapedPath()
+			if strings.HasSuffix(path, "/") {
+				path += "{$}"
+			}
+			h.mux.Handle(path, ResourceMetadata(r, h.svc.Issuer()))
 		}
 	}
 }
