@@ -107,6 +107,10 @@ func (h *Handler) Authorize() http.Handler {
 			h.Refuse(w, r, err)
 			return
 		}
+		if r.Method == http.MethodHead { // whoever looks ahead decides nothing and spends nothing (RFC 9110 §9.2.1)
+			w.WriteHeader(http.StatusOK)
+			return
+		}
 		h.o.Consent.Authorize(w, r, a)
 	}))
 }
