@@ -64,6 +64,9 @@ func (d *deviceNote) write(n *apitoken.Note) (err error) {
 
 // DeviceAuthorization is the device authorization endpoint (RFC 8628 §3.1).
 func (h *Handler) DeviceAuthorization() http.Handler {
+	if h.o.DevicePage == "" {
+		return http.NotFoundHandler()
+	}
 	return h.endpoint(true, "POST", func(w http.ResponseWriter, r *http.Request) error {
 		f, err := h.readForm(w, r)
 		if err != nil {

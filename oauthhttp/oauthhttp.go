@@ -79,7 +79,7 @@ type Options struct {
 	// as it must for self-signed ones. nil: only what the listener has verified counts.
 	ClientCAs *x509.CertPool
 	// Certificate is the certificate that the client showed, and whether its chain was verified; nil: the connection's. Behind
-	// a proxy that ends TLS, read the header that it writes.
+	// a proxy that ends TLS, see [CertificateBehindProxies].
 	Certificate func(*http.Request) (cert *x509.Certificate, verified bool)
 	// Address is where the caller is, for audit and throttling; nil: RemoteAddr. Behind proxies, see
 	// [httpauth.BehindProxies].
@@ -148,7 +148,11 @@ func New(svc *apitoken.Service, o *Options) (*Handler, error) {
 	for _, a := range h.o.Assertions {
 		h.issues = append(h.issues, newAssertionIssuer(a, h.now))
 	}
-	h.auth = httpauth.New(svc, &httpauth.Options{Realm: "oauth", BaseURL: h.root, Address: h.o.Address})
+	h.auth = httpauth.New(svc, &httpauth.Options{Realm: "oauth", BaseURL: h.root, Address: h.o.Address,
+		Certificate: func(r *http.Request) [32]byte {
+			cert, _ := h.certificate(r)
+			return sumOf(cert)
+		}})
 	if h.spec, err = json.Marshal(h.openAPI()); err != nil {
 		return nil, wrong("Options", "do not make a description")
 	}

@@ -279,6 +279,11 @@ func TestMetadata(t *testing.T) {
 	bare.ServeHTTP(w, httptest.NewRequest(http.MethodGet, testIssuer+"/.well-known/oauth-authorization-server", nil))
 	require.Contains(t, w.Body.String(), `"response_types_supported":[]`, "RFC 8414 §2 requires it")
 	require.NotContains(t, w.Body.String(), "authorization_endpoint")
+	for _, alone := range []http.Handler{bare.Authorize(), bare.Pushed(), bare.DeviceAuthorization(), bare.Register()} {
+		w := httptest.NewRecorder()
+		alone.ServeHTTP(w, httptest.NewRequest(http.MethodPost, testIssuer+"/x", nil))
+		require.Equal(t, 404, w.Code, "what is off is off alone too")
+	}
 	for _, path := range []string{"/authorize", "/par", "/device_authorization", "/register"} {
 		w := httptest.NewRecorder()
 		bare.ServeHTTP(w, httptest.NewRequest(http.MethodGet, testIssuer+path, nil))
