@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/go-jose/go-jose/v4"
@@ -32,6 +33,9 @@ type algSigner struct {
 	key crypto.Signer
 }
 
+// oneRSAKey is the RSA key of all tests: making one takes long.
+var oneRSAKey = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) })
+
 func newAlgSigner(t testing.TB, alg string) *algSigner {
 	t.Helper()
 	var key crypto.Signer
@@ -46,7 +50,7 @@ func newAlgSigner(t testing.TB, alg string) *algSigner {
 	case "EdDSA", "Ed25519":
 		_, key, err = ed25519.GenerateKey(rand.Reader)
 	default:
-		key, err = rsa.GenerateKey(rand.Reader, 2048)
+		key, err = oneRSAKey()
 	}
 	require.NoError(t, err)
 	return &algSigner{alg, key}
