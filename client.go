@@ -406,7 +406,10 @@ func (cs *Clients) commitHolding(ctx context.Context, hold *pendingRule, how str
 		s.rules.release(hold)
 		return err
 	}
-	s.retryRule(kept, hold)
+	s.retryRule(hold, func(ctx context.Context) error {
+		_, err := s.commit(ctx, kept)
+		return err
+	})
 	return err
 }
 

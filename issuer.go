@@ -267,7 +267,7 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 	if p.narrow != nil {
 		aud = p.narrow
 	}
-	key, err := s.SigningKeys.active(aud[0])
+	key, err := s.SigningKeys.active(t.pos.view)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -548,7 +548,7 @@ func (s *Service) record(ctx context.Context, p *plan, t stamp) (*Issued, error)
 		return nil, err
 	}
 	if rule := s.rules.hit(rs); rule != "" {
-		return nil, fail(ErrInvalidGrant, "a rule on its %s", rule)
+		return nil, refusedBy(rule)
 	}
 	c := s.newChange()
 	c.event(ctx, p.eventOf(t))
@@ -556,9 +556,18 @@ func (s *Service) record(ctx context.Context, p *plan, t stamp) (*Issued, error)
 		return nil, err
 	}
 	if rule := s.rules.hit(rs); rule != "" {
-		return nil, fail(ErrInvalidGrant, "a rule on its %s", rule)
+		return nil, refusedBy(rule)
 	}
 	return i, nil
+}
+
+// refusedBy is the error for a token that a rule hits before it was handed out. A signing key that was withdrawn meanwhile says
+// nothing against the grant: the next one signs.
+func refusedBy(rule string) error {
+	if rule == targetKey.String() {
+		return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "its signing key was withdrawn just now"}
+	}
+	return fail(ErrInvalidGrant, "a rule on its %s", rule)
 }
 
 // planUnder is what a live grant allows now: its client must still be there, and hold what the grant holds.

@@ -264,7 +264,7 @@ func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.Refre
 		return nil, err
 	}
 	if rule := s.rules.hit(rs); rule != "" {
-		return nil, fail(ErrInvalidGrant, "a rule on its %s", rule)
+		return nil, refusedBy(rule)
 	}
 	return i, nil
 }
@@ -287,7 +287,7 @@ func (s *Service) repeat(ctx context.Context, id string, g *grantRecord, next *o
 		return nil, err
 	}
 	if rule := s.rules.hit(rs); rule != "" {
-		return nil, fail(ErrInvalidGrant, "a rule on its %s", rule)
+		return nil, refusedBy(rule)
 	}
 	text, err := s.refreshText(next)
 	if err != nil {

@@ -45,7 +45,14 @@ func (s *Service) revoke(ctx context.Context, target Target, reason string, why 
 	began := time.Now()
 	target = s.ownTarget(target)
 	err := s.provenTarget(ctx, &target)
-	if err == nil {
+	switch {
+	case err != nil:
+	case target.kind == targetKey && target.before.IsZero():
+		// Of a key of our own ring more must go than what it signed: it would go on signing.
+		if err = s.SigningKeys.compromise(ctx, target.id, reason, why); errors.Is(err, ErrNotFound) {
+			err = s.writeRule(ctx, target, false, reason, why, nil)
+		}
+	default:
 		err = s.writeRule(ctx, target, false, reason, why, nil)
 	}
 	s.observe(ctx, Observation{Op: "revoke", Err: err, Took: time.Since(began)})
@@ -163,7 +170,10 @@ func (s *Service) writeRule(ctx context.Context, t Target, mint bool, reason str
 		s.rules.release(hold) // only with extra: its caller reads again and comes back
 		return err
 	}
-	s.retryRule(c, hold)
+	s.retryRule(hold, func(ctx context.Context) error {
+		_, err := s.commit(ctx, c)
+		return err
+	})
 	return err
 }
 
@@ -297,13 +307,13 @@ func clip(s string, n int) string {
 }
 
 // retryRule keeps trying to write a rule whose outcome is unknown, until it is known or the service closes.
-func (s *Service) retryRule(c *change, hold *pendingRule) {
+func (s *Service) retryRule(hold *pendingRule, write func(context.Context) error) {
 	s.retryMu.Lock()
 	defer s.retryMu.Unlock()
 	if s.ctx.Err() != nil {
 		return // closing: still in force here, never acknowledged
 	}
-	s.retries = append(s.retries, ruleRetry{c, hold})
+	s.retries = append(s.retries, ruleRetry{write, hold})
 	select {
 	case s.retryKick <- struct{}{}:
 	default:
@@ -311,8 +321,8 @@ func (s *Service) retryRule(c *change, hold *pendingRule) {
 }
 
 type ruleRetry struct {
-	c    *change
-	hold *pendingRule
+	write func(context.Context) error
+	hold  *pendingRule
 }
 
 // retryRules is the loop behind retryRule.
@@ -335,8 +345,8 @@ func (s *Service) retryRules(ctx context.Context) {
 			}
 			continue
 		}
-		_, err := s.commit(ctx, first.c)
-		if err == nil || errors.Is(err, store.ErrConflict) || errors.Is(err, ErrInvalidRequest) {
+		err := first.write(ctx)
+		if err == nil || errors.Is(err, store.ErrConflict) || errors.Is(err, ErrInvalidRequest) || errors.Is(err, ErrNotFound) {
 			s.retryMu.Lock()
 			s.retries = s.retries[1:]
 			s.retryMu.Unlock()

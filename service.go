@@ -44,9 +44,8 @@ type Service struct {
 	hurry    chan struct{}             // wakes the janitor: a store has lost rules that are known here
 	longest  atomic.Pointer[lifespans] // of tokens, as ever configured
 
-	turns    turns         // of those who redeem one ticket
-	injected bool          // Config.Now was given
-	signs    chan struct{} // places of those who wait for a key outside
+	turns    turns // of those who redeem one ticket
+	injected bool  // Config.Now was given
 
 	retryMu   sync.Mutex // guards retries
 	retries   []ruleRetry
@@ -385,7 +384,7 @@ func New(c Config) (*Service, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: c, injected: injected, st: c.Store, now: c.Now, log: c.Logger, retryKick: make(chan struct{}, 1), hurry: make(chan struct{}, 1), signs: make(chan struct{}, signsOutside)}
+	s := &Service{cfg: c, injected: injected, st: c.Store, now: c.Now, log: c.Logger, retryKick: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.Clients = newClients(s)
 	s.APIKeys = newAPIKeys(s)

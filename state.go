@@ -21,6 +21,8 @@ type state struct {
 	warm  bool                          // the snapshot was read; guarded by turn
 	lost  atomic.Uint64                 // times that the store's history changed under us
 	moved atomic.Pointer[chan struct{}] // closed when the position changes
+	round atomic.Pointer[round]         // of run, the next one
+	looks chan struct{}                 // places of those who wait in look
 	gone  atomic.Bool                   // the service has moved to another store: this one's state is the past
 	// ahead is how far the store's clock is ahead of ours, ms: measured at each answer, to within its round trip.
 	ahead atomic.Int64
@@ -58,7 +60,8 @@ const followPage = 1000
 var errGone = errors.New("the service has moved to another store")
 
 func newState(s *Service) *state {
-	st := &state{s: s, turn: make(chan struct{}, 1), kick: make(chan struct{}, 1)}
+	st := &state{s: s, turn: make(chan struct{}, 1), kick: make(chan struct{}, 1), looks: make(chan struct{}, maxLooks)}
+	st.round.Store(&round{done: make(chan struct{})})
 	st.view.Store(&view{})
 	moved := make(chan struct{})
 	st.moved.Store(&moved)
@@ -175,6 +178,9 @@ func (st *state) dispatch(r store.Record) error {
 		if err := st.s.rules.applyRecord(r); err != nil {
 			return err
 		}
+		if r.Type == targetKey.String() {
+			st.s.SigningKeys.wake()
+		}
 		return st.s.feed.applyRule(st.s, r)
 	case store.KindKey:
 		return st.s.SigningKeys.applyRecord(r)
@@ -201,6 +207,44 @@ func (st *state) wake() {
 	}
 }
 
+// round is one reading of the store by run, for those who wait for it.
+type round struct {
+	done chan struct{} // closed when it has ended
+	err  error         // set before
+}
+
+const (
+	maxLooks = 256
+	lookFor  = time.Second
+	// roundsApart is the least time between two rounds that were asked for: what strangers can cause costs the store 50 reads
+	// a second at most.
+	roundsApart = 20 * time.Millisecond
+)
+
+// look waits until the store was read once more, by run and for all who ask meanwhile. For those whom a stranger makes ask.
+func (st *state) look(ctx context.Context) error {
+	select {
+	case st.looks <- struct{}{}:
+		defer func() { <-st.looks }()
+	default:
+		return errors.New("too many wait for the store")
+	}
+	r := st.round.Load() // begins after this
+	st.wake()
+	t := time.NewTimer(lookFor)
+	defer t.Stop()
+	select {
+	case <-r.done:
+		return r.err
+	case <-t.C:
+		return errors.New("the store does not answer in time")
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-st.s.ctx.Done():
+		return st.s.ctx.Err()
+	}
+}
+
 // poll is how often the store is asked when nothing hints at a change: often enough that one failed try leaves
 // the view within its bound.
 func (st *state) poll() time.Duration {
@@ -217,6 +261,7 @@ func (st *state) run(ctx context.Context) {
 		}()
 	}
 	wait := st.poll()
+	var began time.Time
 	for {
 		t := time.NewTimer(jitter(wait))
 		select {
@@ -224,13 +269,20 @@ func (st *state) run(ctx context.Context) {
 			t.Stop()
 			return
 		case <-st.kick:
+			if !sleep(ctx, max(0, roundsApart-time.Since(began))) {
+				t.Stop()
+				return
+			}
 		case <-t.C:
 		}
 		t.Stop()
-		began := time.Now()
+		this := st.round.Swap(&round{done: make(chan struct{})})
+		began = time.Now()
 		tctx, cancel := context.WithTimeout(ctx, max(st.s.cfg.Validation.MaxStaleness, time.Second))
 		err := st.refresh(tctx)
 		cancel()
+		this.err = err
+		close(this.done)
 		st.s.observe(ctx, Observation{Op: "feed", Err: err, Took: time.Since(began)})
 		switch {
 		case err == nil:

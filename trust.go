@@ -120,9 +120,10 @@ type trust struct {
 	ready  chan struct{} // closed when keys and rules were loaded once
 	once   sync.Once
 
-	keySet string // the feed's; the follower's own
-	renew  chan struct{}
-	keyed  string // key and namespace of the feed's hashes; the follower's own
+	keySet   string      // the feed's; the follower's own
+	outdated atomic.Bool // the feed tells of a key set that was not read yet
+	renew    chan struct{}
+	keyed    string // key and namespace of the feed's hashes; the follower's own
 
 	mu          sync.Mutex // guards what follows, which only the follower writes
 	compromised map[string]bool
@@ -230,9 +231,9 @@ func (t *trust) wake() {
 	}
 }
 
-// key finds the key that a header names. A missing one may be new: the follower is told, and this token refused. It
-// does not wait for the network.
-func (t *trust) key(ctx context.Context, kid string) (*jws.PublicKey, *Error) {
+// key finds the key that a header names. position is the token's pos claim, which nobody vouches for yet. A missing key may be
+// new: whoever can tell is asked. It does not wait for the network, but for the service's own store.
+func (t *trust) key(ctx context.Context, kid, position string) (*jws.PublicKey, *Error) {
 	set := t.keys.Load()
 	if set == nil {
 		return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the issuer's keys were never read or are too old"}
@@ -245,33 +246,35 @@ func (t *trust) key(ctx context.Context, kid string) (*jws.PublicKey, *Error) {
 			return k, nil // a foreign set of one key may do without kid (RFC 7515 §4.1.4)
 		}
 	}
-	if t.svc != nil {
-		if k := t.caughtUp(ctx, kid); k != nil {
-			return k, nil
-		}
-	} else if kid != "" {
+	unknown := fail(ErrInvalidToken, "no key of this issuer has the token's kid")
+	if kid == "" {
+		return nil, unknown
+	}
+	if t.svc == nil {
 		select {
 		case t.asked <- kid:
 		default:
 		}
+		if t.outdated.Load() {
+			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the issuer has another key set, which is being read"}
+		}
+		return nil, unknown
 	}
-	return nil, fail(ErrInvalidToken, "no key of this issuer has the token's kid")
-}
-
-// caughtUp looks for a key of our own ring in the store, where this process's view may be too old to know it: as old as the lead
-// with which keys are published. That is seldom, and whoever asks for keys that do not exist makes the view young.
-func (t *trust) caughtUp(ctx context.Context, kid string) *jws.PublicKey {
-	s := t.svc
-	if t.freshness(s.now()).Age < s.SigningKeys.lead()/2 {
-		s.state.wake()
-		return nil
+	if t.svc.SigningKeys.revoked(kid) {
+		return nil, fail(ErrInvalidToken, "its signing key was declared compromised")
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	if s.state.refresh(ctx) != nil {
-		return nil
+	// A token says how much its issuer had seen when it signed, the ring included (see ring.before). An issuer that had seen
+	// no more than we have knows no key that we do not.
+	if p, ok := parsePositions(position); !ok || p.view.N <= t.svc.state.position().N {
+		return nil, unknown
 	}
-	return (*t.keys.Load())[kid]
+	if err := t.svc.state.look(ctx); err != nil {
+		return nil, unavailable(err, "look for the token's signing key")
+	}
+	if k := (*t.keys.Load())[kid]; k != nil {
+		return k, nil
+	}
+	return nil, unknown
 }
 
 // setKeys replaces the keys. Whatever was verified with a key that is gone, or that changed, is void.

@@ -280,7 +280,7 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 	}
 	tr.ok("issuer", iss.issuer)
 	version := iss.version()
-	key, kerr := iss.key(ctx, p.Header.KID)
+	key, kerr := iss.key(ctx, p.Header.KID, p.Claims.Position)
 	if kerr != nil {
 		return Token{}, nil, false, tr.no("key", kerr)
 	}
