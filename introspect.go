@@ -56,8 +56,9 @@ type opaqueShelf struct {
 	mu      sync.Mutex // guards all below
 	answers map[[32]byte]*opaqueAnswer
 	byHash  map[[16]byte][]*opaqueAnswer // by the feed's hash of the API key's ID
-	flights map[[32]byte]*opaqueFlight
-	epoch   uint64 // rises when all answers are dropped: an answer that was under way then is not kept
+	flights map[[32]byte]*opaqueFlight   // that whoever asks now may wait for
+	flying  int                          // all of them
+	closed  bool
 }
 
 type opaqueAnswer struct {
@@ -73,6 +74,7 @@ type opaqueAnswer struct {
 // opaqueFlight is one question that many callers wait for.
 type opaqueFlight struct {
 	done   chan struct{}
+	void   bool // something changed since it was asked: its answer is not kept
 	answer *opaqueAnswer
 	err    error
 }
@@ -152,13 +154,22 @@ func (s *opaqueShelf) answer(ctx context.Context, sum [32]byte, token string) (*
 	}
 	f := s.flights[sum]
 	if f == nil {
-		if len(s.flights) >= maxOpaqueFlights {
+		if s.closed {
+			s.mu.Unlock()
+			return nil, &Error{Code: ErrUnavailable, Detail: "closed"}
+		}
+		if s.flying >= maxOpaqueFlights {
 			s.mu.Unlock()
 			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "too many questions to the issuer at once"}
 		}
 		f = &opaqueFlight{done: make(chan struct{})}
 		s.flights[sum] = f
-		go s.fly(f, sum, token, s.epoch)
+		s.flying++
+		s.v.wg.Add(1)
+		go func() {
+			defer s.v.wg.Done()
+			s.fly(f, sum, token)
+		}()
 	}
 	s.mu.Unlock()
 	select {
@@ -169,8 +180,8 @@ func (s *opaqueShelf) answer(ctx context.Context, sum [32]byte, token string) (*
 	}
 }
 
-func (s *opaqueShelf) fly(f *opaqueFlight, sum [32]byte, token string, epoch uint64) {
-	ctx, cancel := context.WithTimeout(context.Background(), opaqueTimeout)
+func (s *opaqueShelf) fly(f *opaqueFlight, sum [32]byte, token string) {
+	ctx, cancel := context.WithTimeout(s.v.ctx, opaqueTimeout)
 	defer cancel()
 	asked := s.v.now()
 	x, err := s.ask(ctx, token)
@@ -180,8 +191,11 @@ func (s *opaqueShelf) fly(f *opaqueFlight, sum [32]byte, token string, epoch uin
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.flights, sum)
-	if f.answer, f.err = a, err; err == nil && epoch == s.epoch {
+	s.flying--
+	if s.flights[sum] == f {
+		delete(s.flights, sum)
+	}
+	if f.answer, f.err = a, err; err == nil && !f.void {
 		s.keep(a)
 	}
 	close(f.done)
@@ -240,7 +254,10 @@ func (s *opaqueShelf) changed(hashes [][16]byte, all bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(hashes) > 0 || all {
-		s.epoch++ // whatever is being asked was asked before the change
+		for _, f := range s.flights { // asked before the change: good for those who wait already, and for nobody else
+			f.void = true
+		}
+		clear(s.flights)
 	}
 	if all {
 		for _, a := range s.answers {
@@ -263,4 +280,11 @@ func (t *trust) dropOpaque(a *RevocationView) {
 	if t.v.shelf != nil {
 		t.v.shelf.changed(a.Changed, a.DropOpaque)
 	}
+}
+
+// close ends what is being asked. The caller then waits for the validator's goroutines.
+func (s *opaqueShelf) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
 }

@@ -22,6 +22,7 @@ type ruleBook struct {
 	all     [ruleClasses]atomic.Int64             // rules on everything
 	pending atomic.Pointer[[]*pendingRule]
 	version atomic.Uint64 // rises after every change; a cached verdict of another version is checked again
+	keyed   string        // of a book that a feed fills: key and namespace of its hashes
 	older   *ruleBook     // what was known under an earlier key of the feed; set once
 	missing atomic.Bool   // the store lost history: the janitor puts back what recent holds
 

@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -120,14 +122,13 @@ type trust struct {
 	ready  chan struct{} // closed when keys and rules were loaded once
 	once   sync.Once
 
-	keySet   string      // the feed's; the follower's own
-	outdated atomic.Bool // the feed tells of a key set that was not read yet
-	renew    chan struct{}
-	keyed    string // key and namespace of the feed's hashes; the follower's own
+	fetched time.Time // when keys were last good; the follower's own
+	renew   chan struct{}
+	toldAt  atomic.Int64 // Unix ns: when the feed told of a key set that was not read yet; 0: there is none
 
-	mu          sync.Mutex // guards what follows, which only the follower writes
+	mu          sync.Mutex // guards what follows, which only the followers write
+	keySet      string     // the feed's
 	compromised map[string]bool
-	fetched     time.Time // when keys were last good
 	feedKey     []byte
 	feedNS      string
 }
@@ -251,11 +252,17 @@ func (t *trust) key(ctx context.Context, kid, position string) (*jws.PublicKey, 
 		return nil, unknown
 	}
 	if t.svc == nil {
+		t.mu.Lock()
+		bad := t.compromised[kid]
+		t.mu.Unlock()
+		if bad {
+			return nil, fail(ErrInvalidToken, "its signing key was declared compromised")
+		}
 		select {
 		case t.asked <- kid:
 		default:
 		}
-		if t.outdated.Load() {
+		if t.outdated() {
 			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the issuer has another key set, which is being read"}
 		}
 		return nil, unknown
@@ -348,6 +355,7 @@ func NewValidator(c ValidatorConfig) (*JWTValidator, error) {
 	}
 	if c.Introspect != nil {
 		if err := v.introspects(&c); err != nil {
+			v.stop()
 			return nil, err
 		}
 	}
@@ -357,6 +365,7 @@ func NewValidator(c ValidatorConfig) (*JWTValidator, error) {
 
 func newValidator(c Validation, audience string, now func() time.Time) *JWTValidator {
 	v := &JWTValidator{cfg: c, audiences: append([]string{audience}, c.Audiences...), trusts: map[string]*trust{}, now: now}
+	v.ctx, v.stop = context.WithCancel(context.Background())
 	v.proofs = newProofBook(c.RequireProofNonce)
 	switch {
 	case c.Cache != nil:
@@ -387,8 +396,7 @@ func newServiceValidator(s *Service) (*JWTValidator, error) {
 
 // follow starts a follower for each issuer.
 func (v *JWTValidator) follow(list []Trusted, host *ruleBook) {
-	ctx, cancel := context.WithCancel(context.Background())
-	v.stop = cancel
+	ctx := v.ctx
 	for _, x := range list {
 		t := &trust{
 			Trusted: x, issuer: x.Issuer, own: x.Own, scopes: x.Scopes, v: v, host: host,
@@ -442,16 +450,24 @@ func (t *trust) loaded() {
 }
 
 const (
-	keysEvery    = 5 * time.Minute  // how often a key set is read again; a next key is published for longer
-	keysCooldown = 10 * time.Second // between two reads that missing keys asked for
+	keysEvery    = 5 * time.Minute        // how often a key set is read again, at most; a next key is published for longer
+	keysCooldown = 10 * time.Second       // between two reads that missing keys asked for
+	keysApart    = 100 * time.Millisecond // between two reads that the feed asked for
 	keysTimeout  = 10 * time.Second
+	keysLate     = 30 * time.Second // how long a set that the feed told of and that does not come excuses us
 )
+
+// outdated reports whether the issuer has another key set than the one that is known here, and said so just now.
+func (t *trust) outdated() bool {
+	at := t.toldAt.Load()
+	d := t.v.now().UnixNano() - at
+	return at != 0 && d < int64(keysLate) && d > -int64(keysLate)
+}
 
 // followKeys reads the issuer's keys in the background: one request at a time however many callers, at most one a
 // cool-down for kids that are missing. The last good set serves through an outage of KeysFor.
 func (t *trust) followKeys(ctx context.Context) {
 	missing, wait := "", time.Second
-	var last time.Time
 	for {
 		began := time.Now()
 		tctx, cancel := context.WithTimeout(ctx, keysTimeout)
@@ -459,66 +475,100 @@ func (t *trust) followKeys(ctx context.Context) {
 		cancel()
 		var keys []*jws.PublicKey
 		if err == nil {
-			keys, _, err = jws.ParseJWKS(doc)
+			keys, _, err = jws.ParseJWKS(doc, t.keys.Load())
 			if err == nil && len(keys) == 0 {
 				err = errors.New("no usable key in the set")
 			}
 		}
 		t.v.observers.observe(ctx, Observation{Op: "keys", Err: err, Took: time.Since(began)})
-		last = time.Now()
-		next := keysEvery
+		if ctx.Err() != nil {
+			return
+		}
+		last := time.Now()
+		next := jitter(wait)
 		if err == nil {
-			t.mu.Lock()
 			t.fetched = t.v.now()
-			t.mu.Unlock()
 			t.setKeys(keys)
 			t.loaded()
-			wait = time.Second
-		} else {
-			if ctx.Err() != nil {
-				return
+			if t.complete() {
+				wait, next = time.Second, jitter(min(keysEvery, t.KeysFor/4))
 			}
-			t.mu.Lock()
-			old := !t.fetched.IsZero() && t.v.now().Sub(t.fetched) > t.KeysFor
-			t.mu.Unlock()
-			if old {
+		} else if !t.fetched.IsZero() {
+			left := t.KeysFor - t.v.now().Sub(t.fetched)
+			if left <= 0 {
 				t.keys.Store(nil)
 				t.v.gen.Add(1)
+			} else {
+				next = min(next, left)
 			}
-			next = wait
-			wait = min(2*wait, time.Minute)
 		}
-		missing = t.awaitKeys(ctx, last, jitter(next))
+		wait = min(2*wait, time.Minute)
+		missing = t.awaitKeys(ctx, last, next)
 		if ctx.Err() != nil {
 			return
 		}
 	}
 }
 
-// awaitKeys waits for the next turn, or for a missing kid and the end of its cool-down.
+// complete reports whether the keys that are known are the set that the feed told of last: behind a balancer another issuer may
+// have answered, which does not have it yet.
+func (t *trust) complete() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.keySet != "" && !t.holds(t.keySet) {
+		return false
+	}
+	t.toldAt.Store(0)
+	return true
+}
+
+// holds reports whether set is the digest of the known keys.
+func (t *trust) holds(set string) bool {
+	keys := t.keys.Load()
+	if keys == nil {
+		return false
+	}
+	return keySetDigest(slices.Collect(maps.Keys(*keys))) == set
+}
+
+// awaitKeys waits for the next turn: for d, until the feed tells of another set, or for a missing kid and the end of its
+// cool-down, which holds up neither of the others.
 func (t *trust) awaitKeys(ctx context.Context, last time.Time, d time.Duration) (missing string) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	case <-t.renew: // the feed says that there is another set: at most once a second, whatever it says
-		sleep(ctx, max(0, time.Second-time.Since(last)))
-	case missing = <-t.asked:
-		if sleep(ctx, max(0, keysCooldown-time.Since(last))) {
-			select { // whoever asked meanwhile is served by the same answer
+	asked, renew := t.asked, t.renew
+	var soon, cool <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return missing
+		case <-timer.C:
+			return missing
+		case <-renew:
+			if t.toldAt.Load() == 0 {
+				continue // it came meanwhile
+			}
+			renew, soon = nil, time.After(keysApart-time.Since(last))
+		case <-soon:
+			return missing
+		case missing = <-asked: // whoever asks from now on is served by the same answer
+			asked, cool = nil, time.After(keysCooldown-time.Since(last))
+		case <-cool:
+			select {
 			case <-t.asked:
 			default:
 			}
+			return missing
 		}
 	}
-	return missing
 }
 
 // followRules follows the issuer's rules: from zero, then from its last position. Age counts from before each request
 // was sent, plus the source's own age; an answer that goes back is not taken.
 func (t *trust) followRules(ctx context.Context) {
 	wait := 50 * time.Millisecond
+	clock := newTrustedClock(t.v.now)
+	swept := time.Now()
 	for {
 		began := time.Now()
 		err := t.readRules(ctx)
@@ -536,6 +586,12 @@ func (t *trust) followRules(ctx context.Context) {
 			pause = jitter(wait)
 			wait = min(2*wait, 5*time.Second)
 		}
+		if time.Since(swept) > sweepEvery {
+			swept = time.Now()
+			for b := t.rules.Load(); b != nil; b = b.older {
+				b.sweep(clock.now().Add(-ruleSlack))
+			}
+		}
 		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
@@ -548,31 +604,43 @@ func (t *trust) followRules(ctx context.Context) {
 	}
 }
 
-const rulesTimeout = 40 * time.Second // over a long poll's own
+const (
+	rulesTimeout = 40 * time.Second // over a long poll's own
+	sweepEvery   = time.Hour
+	maxRestarts  = 2 // of one reading of the rules
+)
 
+// readRules reads to the end. What is known is only ever added to.
 func (t *trust) readRules(ctx context.Context) error {
 	var from store.Position
 	if w := t.view.Load(); w != nil {
 		from = w.pos
 	}
-	for {
+	for restarts := 0; ; {
 		sent := t.v.now()
 		tctx, cancel := context.WithTimeout(ctx, rulesTimeout)
 		answer, err := t.Revocations.Revocations(tctx, from, followPage)
 		cancel()
-		if errors.Is(err, store.ErrDiverged) && from != (store.Position{}) {
-			// Another history: from zero, merging. The book keeps what it has.
-			from = store.Position{}
-			continue
-		}
-		if err != nil {
+		restart := false
+		switch {
+		case errors.Is(err, store.ErrDiverged):
+			restart = true // another history
+		case err != nil:
 			return err
-		}
-		if answer.Next.History == from.History && answer.Next.N < from.N {
+		case from == (store.Position{}):
+		case answer.Next.History != from.History:
+			restart = true // the same, and the source does not say so
+		case answer.Next.N < from.N:
 			return errors.New("the answer goes back")
+		case t.rules.Load() != nil && t.rules.Load().keyed != answer.keyed():
+			restart = true // hashed otherwise from now on
 		}
-		if id := string(answer.Key) + answer.Namespace; t.keyed != "" && t.keyed != id && from != (store.Position{}) {
-			from = store.Position{} // hashed otherwise from now on: read all of it
+		if restart {
+			// From zero, merging: the book keeps what it has. Sources that contradict each other get their pause.
+			if restarts++; restarts > maxRestarts || from == (store.Position{}) {
+				return errors.New("the source's answers are of several histories")
+			}
+			from = store.Position{}
 			continue
 		}
 		t.enter(&answer)
@@ -586,41 +654,44 @@ func (t *trust) readRules(ctx context.Context) error {
 	}
 }
 
+// keyed tells the hashes of one answer from those of another.
+func (a *RevocationView) keyed() string { return string(a.Key) + a.Namespace }
+
 // enter merges one answer into the book.
 func (t *trust) enter(a *RevocationView) {
-	b := t.rules.Load()
-	if id := string(a.Key) + a.Namespace; b == nil || t.keyed != id {
+	top := t.rules.Load()
+	b := top
+	for b != nil && b.keyed != a.keyed() {
+		b = b.older
+	}
+	if b == nil {
 		// A new key: the source starts from zero, and what was known under the old one still counts.
 		b = newRuleBook(feedKeyer(a.Key, a.Namespace))
-		b.older = t.rules.Load()
-		t.keyed = id
+		b.keyed, b.older = a.keyed(), top
+		if top != nil {
+			b.version.Store(top.version.Load() + 1) // verdicts of before must not pass for verdicts of now
+		}
 		t.rules.Store(b)
+		top = b
 	}
 	for _, r := range a.Rules {
 		b.enterHashed(r)
 	}
 	if len(a.Rules) > 0 {
-		b.version.Add(1)
+		top.version.Add(1)
 	}
 	if a.MaxLifetime > 0 && a.MaxLifetime < t.MaxLifetime {
 		t.life.Store(int64(a.MaxLifetime))
 	}
 	t.dropOpaque(a)
-	if a.KeySet != t.keySet {
-		if t.keySet != "" || t.keys.Load() != nil {
-			select {
-			case t.renew <- struct{}{}:
-			default:
-			}
-		}
-		t.keySet = a.KeySet
-	}
 	t.mu.Lock()
 	gone := false
 	for _, kid := range a.Compromised {
 		gone = gone || !t.compromised[kid]
 		t.compromised[kid] = true
 	}
+	another := a.KeySet != t.keySet
+	t.keySet = a.KeySet
 	t.mu.Unlock()
 	if set := t.keys.Load(); gone && set != nil {
 		list := make([]*jws.PublicKey, 0, len(*set))
@@ -628,6 +699,13 @@ func (t *trust) enter(a *RevocationView) {
 			list = append(list, k)
 		}
 		t.setKeys(list)
+	}
+	if another && !t.complete() {
+		t.toldAt.CompareAndSwap(0, t.v.now().UnixNano())
+		select {
+		case t.renew <- struct{}{}:
+		default:
+		}
 	}
 }
 

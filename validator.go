@@ -138,6 +138,7 @@ type JWTValidator struct {
 	consume   func(context.Context, Token) error
 	audit     *auditLog // of the service; nil in a process without a store
 
+	ctx  context.Context // ends at Close
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 }
@@ -531,9 +532,10 @@ func (v *JWTValidator) Freshness() Freshness {
 
 // Close ends the validator's goroutines.
 func (v *JWTValidator) Close() error {
-	if v.stop != nil {
-		v.stop()
+	if v.shelf != nil {
+		v.shelf.close()
 	}
+	v.stop()
 	v.wg.Wait()
 	return nil
 }

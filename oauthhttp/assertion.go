@@ -109,7 +109,7 @@ func (a *assertionIssuer) key(ctx context.Context, kid string) (*jws.PublicKey, 
 	doc, err := a.Keys.JWKS(ask, kid)
 	var keys []*jws.PublicKey
 	if err == nil {
-		keys, _, err = jws.ParseJWKS(doc)
+		keys, _, err = jws.ParseJWKS(doc, nil)
 	}
 	next.tried, next.err = a.now(), err
 	if err == nil {

@@ -33,7 +33,7 @@ func Handler(svc *apitoken.Service) http.Handler {
 	base := strings.TrimSuffix(svc.Issuer(), "/")
 	path := pathOf(base)
 	mux := http.NewServeMux()
-	mux.Handle("GET "+wellKnown+path, metadataHandler(base))
+	mux.Handle("GET "+wellKnown+path, metadataHandler(svc.Issuer(), base))
 	mux.Handle("GET "+path+jwksPath, JWKS(svc))
 	mux.Handle("GET "+path+feedPath, Feed(svc))
 	mux.Handle("POST "+path+introspectPath, Introspect(svc))
@@ -51,10 +51,10 @@ func pathOf(issuer string) string {
 	return strings.TrimSuffix(u.EscapedPath(), "/")
 }
 
-func metadataHandler(base string) http.Handler {
+func metadataHandler(issuer, base string) http.Handler {
 	// response_types_supported is required by RFC 8414 §2; this handler has no authorization endpoint.
 	doc, err := json.Marshal(map[string]any{
-		"issuer": base, "jwks_uri": base + jwksPath, "introspection_endpoint": base + introspectPath,
+		"issuer": issuer, "jwks_uri": base + jwksPath, "introspection_endpoint": base + introspectPath,
 		"apitoken_revocations_endpoint": base + feedPath, "response_types_supported": []string{},
 		"introspection_endpoint_auth_methods_supported": []string{"client_secret_basic"},
 	})
@@ -132,13 +132,14 @@ func Feed(svc *apitoken.Service) http.Handler {
 			ctx, cancel := context.WithTimeout(r.Context(), d)
 			err := svc.Wait(ctx, after)
 			cancel()
-			if r.Context().Err() != nil {
+			switch {
+			case r.Context().Err() != nil:
 				return
-			}
-			if err == nil || ctx.Err() != nil {
-				if !allowed(svc, w, r) {
-					return
-				}
+			case err != nil && ctx.Err() == nil: // the service is closed
+				unavailable(w)
+				return
+			case !allowed(svc, w, r):
+				return
 			}
 		}
 		v, err := svc.Revocations(r.Context(), after, limit)

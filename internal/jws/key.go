@@ -380,8 +380,9 @@ func checkMembers(doc string, isRSA bool) error {
 }
 
 // ParseJWKS reads a key set. Keys that are of no use here (other types, weak, private, for encryption) are left out, each
-// with its reason; of keys with the same kid none is taken, because nobody can say which is meant.
-func ParseJWKS(doc []byte) (keys []*PublicKey, left []error, err error) {
+// with its reason. Of different keys with one kid the one is taken that known has under it, which may be nil; else none,
+// because nobody can say which is meant. The same key twice is one key.
+func ParseJWKS(doc []byte, known *map[string]*PublicKey) (keys []*PublicKey, left []error, err error) {
 	if len(doc) > maxSetBytes {
 		return nil, nil, errSize
 	}
@@ -389,20 +390,23 @@ func ParseJWKS(doc []byte) (keys []*PublicKey, left []error, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	count := map[string]int{}
+	named := map[string][]*PublicKey{}
 	for _, raw := range raws {
 		k, err := ParseJWK([]byte(raw))
-		if err != nil {
+		switch {
+		case err != nil:
 			left = append(left, err)
-			continue
+		case slices.ContainsFunc(named[k.KID], k.Equal):
+			left = append(left, fmt.Errorf("jws: the key %q comes twice", k.KID))
+		default:
+			named[k.KID] = append(named[k.KID], k)
+			keys = append(keys, k)
 		}
-		count[k.KID]++
-		keys = append(keys, k)
 	}
 	out := keys[:0]
 	for _, k := range keys {
-		if count[k.KID] > 1 {
-			left = append(left, fmt.Errorf("jws: kid %q names %d keys", k.KID, count[k.KID]))
+		if n := len(named[k.KID]); n > 1 && (known == nil || (*known)[k.KID] == nil || !k.Equal((*known)[k.KID])) {
+			left = append(left, fmt.Errorf("jws: kid %q names %d keys", k.KID, n))
 			continue
 		}
 		out = append(out, k)
