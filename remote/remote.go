@@ -63,7 +63,7 @@ func NewValidator(c Config) (*Validator, error) {
 		if wait == 0 {
 			wait = defaultStaleness
 		}
-		t.Revocations = &feedSource{site: site, client: c.Client, wait: min(wait/3, maxWait)}
+		t.Revocations = &feedSource{site: site, client: c.Client, wait: min(wait/3, maxWait), fresh: wait / 4}
 		if c.OpaqueFor >= 0 {
 			cfg.OpaqueFor = c.OpaqueFor
 			cfg.Introspect = (&introspector{site: site, client: c.Client}).introspect

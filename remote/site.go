@@ -24,6 +24,7 @@ const (
 	defaultStaleness = 10 * time.Second
 	maxWait          = 20 * time.Second // of a long poll
 	requestTimeout   = 10 * time.Second // of everything else
+	syncTimeout      = 2 * time.Second  // of the issuer's look at its store
 	maxMetadata      = 64 << 10
 	maxKeySet        = 256 << 10
 	maxFeed          = 4 << 20
@@ -338,6 +339,7 @@ type feedSource struct {
 	site   *site
 	client apitoken.ClientAuth
 	wait   time.Duration
+	fresh  time.Duration // how old the issuer's own view may be
 }
 
 // Waits says that an answer comes when there is news, or after a while.
@@ -355,7 +357,7 @@ func (f *feedSource) Revocations(ctx context.Context, after store.Position, max 
 		return none, errors.New("remote: the issuer has no feed: it does not mount remote.Handler")
 	}
 	nonce := rand.Text()
-	q := url.Values{"after": {formatPosition(after)}, "nonce": {nonce}, "max": {strconv.Itoa(max)}}
+	q := url.Values{"after": {formatPosition(after)}, "nonce": {nonce}, "max": {strconv.Itoa(max)}, "fresh": {strconv.FormatInt(f.fresh.Milliseconds(), 10)}}
 	if after != (store.Position{}) {
 		q.Set("wait", strconv.FormatInt(f.wait.Milliseconds(), 10))
 	}
