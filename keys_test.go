@@ -20,6 +20,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -712,4 +713,44 @@ func TestRewrapTakesEveryRoot(t *testing.T) {
 	svc, err = start(k2)
 	require.NoError(t, err, "nothing is left under the old key-encryption key")
 	require.NoError(t, svc.Close())
+}
+
+// Close waits for reads of API keys that its callers no longer wait for: the store may be closed behind it.
+func TestCloseWaitsForReads(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx := context.Background()
+		st := &slowReads{Store: memstore.New(), release: make(chan struct{})}
+		one := serviceOn(t, st.Store, nil)
+		_, secret, err := one.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob"})
+		require.NoError(t, err)
+		svc, err := apitoken.New(config(st))
+		require.NoError(t, err)
+		gone, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		_, err = svc.Validate(gone, apitoken.Bearer(secret.Reveal()))
+		require.ErrorIs(t, err, apitoken.ErrUnavailable)
+		var closed atomic.Bool
+		go func() { _ = svc.Close(); closed.Store(true) }()
+		synctest.Wait()
+		require.False(t, closed.Load(), "closed while it still reads")
+		close(st.release)
+		synctest.Wait()
+		require.True(t, closed.Load())
+		_, err = svc.Validate(ctx, apitoken.Bearer(secret.Reveal()+"x"))
+		require.Error(t, err)
+	})
+}
+
+// slowReads is a store whose reads of API keys take until a test says so, whatever their context says.
+type slowReads struct {
+	store.Store
+	release chan struct{}
+}
+
+func (s *slowReads) Get(ctx context.Context, k store.Kind, id string) (store.Record, error) {
+	if k == store.KindAPIKey {
+		<-s.release
+	}
+	return s.Store.Get(ctx, k, id)
 }

@@ -459,6 +459,7 @@ func (s *Service) Close() error {
 		defer s.closed.Store(true)
 		s.stop()
 		s.wg.Wait()
+		s.APIKeys.keys.close()
 		if s.valid == nil {
 			return // never started: nothing is buffered
 		}

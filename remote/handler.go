@@ -133,11 +133,12 @@ func Feed(svc *apitoken.Service) http.Handler {
 			}
 			ctx, cancel := context.WithTimeout(r.Context(), d)
 			err := svc.Wait(ctx, after)
+			over := ctx.Err() != nil
 			cancel()
 			switch {
 			case r.Context().Err() != nil:
 				return
-			case err != nil && ctx.Err() == nil: // the service is closed
+			case err != nil && !over: // the service is closed
 				unavailable(w)
 				return
 			case !allowed(svc, w, r):

@@ -655,3 +655,20 @@ func TestKeySetsOfOthers(t *testing.T) {
 		require.ErrorContains(t, err, "https", bad)
 	}
 }
+
+// A service that is closed hands on nothing, and does not answer its followers in a hurry either.
+func TestTheFeedOfAClosedService(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, nil)
+	view, err := s.svc.Revocations(s.ctx, store.Position{}, 0)
+	require.NoError(t, err)
+	require.NoError(t, s.svc.Close())
+	r, err := http.NewRequest(http.MethodGet, fmt.Sprintf("%s/apitoken/revocations?after=%x.%x&nonce=n&wait=20000", s.url, view.Next.History, view.Next.N), nil)
+	require.NoError(t, err)
+	r.SetBasicAuth(s.auth.ID, s.auth.Secret.Reveal())
+	res, err := http.DefaultClient.Do(r)
+	require.NoError(t, err)
+	readAll(t, res)
+	require.Equal(t, http.StatusServiceUnavailable, res.StatusCode)
+	require.NotEmpty(t, res.Header.Get("Retry-After"))
+}
