@@ -311,8 +311,8 @@ func (k *SigningKeys) each(now time.Time, f func(x *ringKey, state string, since
 	for i := len(r.keys) - 1; i >= 0; i-- {
 		x := &r.keys[i]
 		switch {
-		case x.rec.Compromised != 0:
-			f(x, "compromised", x.rec.Compromised)
+		case x.rec.Compromised != 0 || k.revoked(x.kid): // the rule alone where heal has not come to it yet
+			f(x, "compromised", max(x.rec.Compromised, x.rec.signs()))
 			continue // it signs for nobody: whatever stands before it goes on
 		case x.rec.Activates > ms && i != first:
 			f(x, "next", x.rec.Created)

@@ -754,3 +754,38 @@ func (s *slowReads) Get(ctx context.Context, k store.Kind, id string) (store.Rec
 	}
 	return s.Store.Get(ctx, k, id)
 }
+
+// A store that comes back from before a key was withdrawn does not bring the key back to sign: whoever knows the rule withdraws it
+// again.
+func TestAWithdrawnKeyStaysWithdrawn(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := memstore.New()
+	one, two := serviceOn(t, st, nil), serviceOn(t, st, nil)
+	bad := activeKey(t, one)
+	good, err := st.Get(ctx, store.KindKey, "sign."+bad.ID)
+	require.NoError(t, err)
+	require.NoError(t, one.SigningKeys.Compromise(ctx, bad.ID, "stolen"))
+	next := activeKey(t, one).ID
+	// Somebody who can write puts the older record back, authentic as it was.
+	now, err := st.Get(ctx, store.KindKey, "sign."+bad.ID)
+	require.NoError(t, err)
+	put := store.Record{Kind: store.KindKey, ID: good.ID, Data: good.Data}
+	_, err = st.Apply(ctx, &store.Change{ID: store.Version{9}, Puts: []store.Put{{Record: put, Expect: now.Version}}})
+	require.NoError(t, err)
+	for _, svc := range []*apitoken.Service{one, two} {
+		require.NoError(t, svc.Sync(ctx))
+		require.Equal(t, next, activeKey(t, svc).ID)
+		doc, err := svc.SigningKeys.JWKS(ctx, "")
+		require.NoError(t, err)
+		require.NotContains(t, string(doc), bad.ID)
+	}
+	// A process that starts on that store knows the key by its record and the rule by the store: the rule wins.
+	three := serviceOn(t, st, nil)
+	require.Eventually(t, func() bool {
+		doc, err := three.SigningKeys.JWKS(ctx, "")
+		return err == nil && !strings.Contains(string(doc), bad.ID)
+	}, time.Minute, time.Millisecond)
+	require.Equal(t, next, activeKey(t, three).ID)
+	require.NoError(t, validate(one, issue(t, three, aliceSession).Access))
+}
