@@ -600,7 +600,7 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 	if tr != nil {
 		tr.d = e.d
 	}
-	rules := k.s.rules
+	w, rules := k.s.trust.look(), k.s.rules // the view first: its rules are all among those that are looked at
 	if version := rules.version.Load(); e.version.Load() != version {
 		if rule := rules.hit(e.rule); rule != "" {
 			return Token{d: e.d}, tr.no("revocation", fail(ErrRevoked, "a rule on its %s", rule))
@@ -612,7 +612,7 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 	if e.end != 0 && now.UnixMilli() >= e.end {
 		return Token{d: e.d}, tr.no("expiry", fail(ErrExpired, "the key has ended"))
 	}
-	f := k.s.trust.freshness(now)
+	f := k.s.trust.freshness(w, now)
 	if f.Stale { // never past the bound for opaque tokens
 		k.s.state.wake()
 		return Token{d: e.d}, tr.no("freshness", &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"})

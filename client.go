@@ -406,10 +406,7 @@ func (cs *Clients) commitHolding(ctx context.Context, hold *pendingRule, how str
 		s.rules.release(hold)
 		return err
 	}
-	s.retryRule(hold, func(ctx context.Context) error {
-		_, err := s.commit(ctx, kept)
-		return err
-	})
+	s.retryRule(hold, s.ruleWriter(kept))
 	return err
 }
 

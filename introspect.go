@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -124,6 +125,7 @@ func (s *opaqueShelf) validate(ctx context.Context, c Credential, tr *trace) (To
 		return Token{}, tr.no("introspection", fail(ErrInvalidToken, "the issuer says that it is not active"))
 	}
 	tr.ok("introspection", "active")
+	w := s.iss.look()
 	version := s.iss.version()
 	if a.version.Load() != version {
 		if rule := s.iss.hit(&a.rule); rule != "" {
@@ -136,7 +138,7 @@ func (s *opaqueShelf) validate(ctx context.Context, c Credential, tr *trace) (To
 	if end := a.d.ExpiresAt; !end.IsZero() && !now.Before(end) {
 		return Token{d: a.d}, tr.no("expiry", fail(ErrExpired, "the key has ended"))
 	}
-	f := s.iss.freshness(now)
+	f := s.iss.freshness(w, now)
 	if f.Stale { // never past the bound for opaque tokens
 		s.iss.wake()
 		return Token{d: a.d}, tr.no("freshness", &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"})
@@ -243,10 +245,22 @@ func (s *opaqueShelf) keep(a *opaqueAnswer) {
 	}
 }
 
+// drop forgets one answer; others about the same API key stay where a change of it finds them. The caller holds mu.
 func (s *opaqueShelf) drop(a *opaqueAnswer) {
 	a.gone.Store(true)
 	delete(s.answers, a.sum)
-	delete(s.byHash, a.mark)
+	if rest := slices.DeleteFunc(s.byHash[a.mark], func(b *opaqueAnswer) bool { return a == b }); len(rest) > 0 {
+		s.byHash[a.mark] = rest
+	} else {
+		delete(s.byHash, a.mark)
+	}
+}
+
+// close lets no new question begin.
+func (s *opaqueShelf) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
 }
 
 // changed drops what the feed says has changed.
@@ -266,7 +280,7 @@ func (s *opaqueShelf) changed(hashes [][16]byte, all bool) {
 		return
 	}
 	for _, h := range hashes {
-		for _, a := range s.byHash[h] {
+		for _, a := range slices.Clone(s.byHash[h]) {
 			s.drop(a)
 		}
 	}
@@ -280,11 +294,4 @@ func (t *trust) dropOpaque(a *RevocationView) {
 	if t.v.shelf != nil {
 		t.v.shelf.changed(a.Changed, a.DropOpaque)
 	}
-}
-
-// close ends what is being asked. The caller then waits for the validator's goroutines.
-func (s *opaqueShelf) close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
 }

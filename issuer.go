@@ -294,11 +294,12 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 	rs := &ruleSubject{subject: p.subject, client: p.client.ID, id: t.jti, kid: key.kid, grant: t.grant, chain: p.chain, roles: p.roles, pos: t.pos, iat: spec.IssuedAt}
 	for _, a := range p.actors {
 		spec.Actors = append(spec.Actors, a.Subject)
-		rs.actors = append(rs.actors, principal{"", a.Subject})
+		rs.actors = append(rs.actors, principal{a.Issuer, a.Subject})
 	}
+	rs.descend()
 	tok := makeToken(spec, p.claims)
 	tok.d.from, tok.d.by = rs, s.valid
-	tok.fresh = s.trust.freshness(s.now())
+	tok.fresh = s.trust.freshness(s.trust.look(), s.now())
 	return &Issued{Access: NewSecret(text), Token: tok}, rs, nil
 }
 
@@ -668,7 +669,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 		return nil, err
 	}
 	from := parent.d.from
-	if from == nil || from.issuer != "" || from.wall {
+	if from == nil || parent.d.Issuer != s.cfg.Issuer { // another's subjects and positions are not ours, whatever we trust it with
 		return nil, fail(ErrInvalidRequest, "only tokens of this service are exchanged")
 	}
 	p := &plan{client: c, subject: parent.Subject(), roles: parent.d.Roles, claims: parent.d.claim, binding: parent.d.Binding, event: EventExchanged}
@@ -686,7 +687,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 		if err != nil {
 			return nil, err
 		}
-		if actor.d.from == nil || actor.d.from.issuer != "" || actor.d.from.wall {
+		if actor.d.from == nil || actor.d.Issuer != s.cfg.Issuer {
 			return nil, fail(ErrInvalidRequest, "only tokens of this service name actors")
 		}
 		p.actors = slices.Insert(p.actors, 0, jws.Actor{Subject: actor.Subject()})

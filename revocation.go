@@ -44,6 +44,9 @@ func (s *Service) revoke(ctx context.Context, target Target, reason string, why 
 	}
 	began := time.Now()
 	target = s.ownTarget(target)
+	if target.before.After(s.now()) {
+		target.before = time.Time{} // what is not yet can not be cut off: everything up to now is
+	}
 	err := s.provenTarget(ctx, &target)
 	switch {
 	case err != nil:
@@ -110,8 +113,6 @@ func (s *Service) provenTarget(ctx context.Context, t *Target) error {
 		return nil
 	case targetAll:
 		switch {
-		case t.owner != "" && t.holder != "":
-			t.kind, t.id, t.owner = targetSubject, t.owner, ""
 		case t.owner != "":
 			t.kind, t.id, t.owner = targetSubject, t.owner, ""
 		default:
@@ -170,10 +171,7 @@ func (s *Service) writeRule(ctx context.Context, t Target, mint bool, reason str
 		s.rules.release(hold) // only with extra: its caller reads again and comes back
 		return err
 	}
-	s.retryRule(hold, func(ctx context.Context) error {
-		_, err := s.commit(ctx, c)
-		return err
-	})
+	s.retryRule(hold, s.ruleWriter(c))
 	return err
 }
 
@@ -196,7 +194,7 @@ func (s *Service) nameOwner(ctx context.Context, e *Event) {
 
 // addRule puts the rule's record into c.
 func (s *Service) addRule(ctx context.Context, c *change, t Target, mint bool, reason string) error {
-	now := s.now()
+	now := s.state.latest(s.now())
 	data, err := json.Marshal(ruleRecord{V: 1, Target: t, Mint: mint, At: now.UnixMilli(), Reason: clip(reason, maxReason), Actor: actorOf(ctx)})
 	if err != nil {
 		return &Error{Code: ErrInvalidRequest, Detail: "rule", Cause: err}
@@ -261,6 +259,9 @@ func (s *Service) ruleExpiry(ctx context.Context, t Target, now time.Time) int64
 	longest := s.longest.Load()
 	access := now.Add(longest.access + ruleSlack)
 	session := access.Add(longest.grant)
+	if t.issuer != "" { // it has neither sessions nor API keys here, and its tokens may live longer than ours
+		return now.Add(max(longest.access, longest.foreign) + ruleSlack).UnixMilli()
+	}
 	switch t.kind {
 	case targetToken:
 		_, err := s.st.Get(ctx, store.KindAPIKey, t.id)
@@ -323,6 +324,33 @@ func (s *Service) retryRule(hold *pendingRule, write func(context.Context) error
 type ruleRetry struct {
 	write func(context.Context) error
 	hold  *pendingRule
+}
+
+// ruleWriter writes c again, which holds a rule. Where what came with the rule lost a race in the meantime, or was done and
+// changed again, the rule is written alone: whoever asked for both was told that it is in force and will be written. If the
+// rule is there already, a conflict says so.
+func (s *Service) ruleWriter(c *change) func(context.Context) error {
+	return func(ctx context.Context) error {
+		_, err := s.commit(ctx, c)
+		if !errors.Is(err, store.ErrConflict) || len(c.Puts) == 1 {
+			return err
+		}
+		c = c.alone()
+		_, err = s.commit(ctx, c)
+		return err
+	}
+}
+
+// alone is c's rule and the last of its events, which is the rule's own.
+func (c *change) alone() *change {
+	a := c.s.newChange()
+	for _, p := range c.Puts {
+		if p.Kind == store.KindRule {
+			a.put(p.Record, store.Version{})
+		}
+	}
+	a.Events = c.Events[len(c.Events)-1:]
+	return a
 }
 
 // retryRules is the loop behind retryRule.

@@ -483,7 +483,7 @@ func (s *Service) Sync(ctx context.Context) error {
 func (s *Service) Now() time.Time { return s.now() }
 
 // Freshness is the service's view of revocations now, for health checks and metrics.
-func (s *Service) Freshness() Freshness { return s.trust.freshness(s.now()) }
+func (s *Service) Freshness() Freshness { return s.trust.freshness(s.trust.look(), s.now()) }
 
 // Validate implements [Validator] for access tokens and API keys.
 func (s *Service) Validate(ctx context.Context, c Credential) (Token, error) {

@@ -24,6 +24,7 @@ type state struct {
 	round atomic.Pointer[round]         // of run, the next one
 	looks chan struct{}                 // places of those who wait in look
 	gone  atomic.Bool                   // the service has moved to another store: this one's state is the past
+	high  atomic.Pointer[hightide]
 	// ahead is how far the store's clock is ahead of ours, ms: measured at each answer, to within its round trip.
 	ahead atomic.Int64
 }
@@ -38,6 +39,26 @@ func (st *state) since(written, local int64) time.Duration {
 		age = max(age, now-local)
 	}
 	return time.Duration(max(age, 0)) * time.Millisecond
+}
+
+// hightide is the latest time that any clock has shown us, and when, by the process's own, which never goes back.
+type hightide struct{ at, mono time.Time }
+
+// latest is the latest that it may be now: by our clock, by the store's, and by how long ago either showed what. Whatever must
+// not end too early counts from it: a clock that was put back makes nothing younger.
+func (st *state) latest(seen time.Time) time.Time {
+	for {
+		mono, old := time.Now(), st.high.Load()
+		next := &hightide{at: seen.Round(0), mono: mono}
+		if old != nil {
+			if at := old.at.Add(mono.Sub(old.mono)); at.After(next.at) {
+				next.at = at
+			}
+		}
+		if st.high.CompareAndSwap(old, next) {
+			return next.at
+		}
+	}
 }
 
 // view is one complete answer of the store. age counts from when its request was sent.
@@ -157,6 +178,7 @@ func (st *state) pages(ctx context.Context, from store.Position, kinds []store.K
 		}
 		if v.Now != 0 {
 			st.ahead.Store(v.Now - st.s.now().UnixMilli())
+			st.latest(time.UnixMilli(v.Now))
 		}
 		for i := range v.Records {
 			if err := st.dispatch(v.Records[i]); err != nil {

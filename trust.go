@@ -36,6 +36,16 @@ type Trusted struct {
 	KeysFor time.Duration
 }
 
+// longest is the longest lifetime of a token that is taken, as far as the configuration says.
+func (t *Trusted) longest() time.Duration {
+	if t.MaxLifetime == 0 {
+		return defaultForeign
+	}
+	return t.MaxLifetime
+}
+
+const defaultForeign = 24 * time.Hour
+
 // KeySource gets an issuer's public keys.
 type KeySource interface {
 	// JWKS returns the current set (RFC 7517). missing is the kid that was not in the last answer,
@@ -115,6 +125,7 @@ type trust struct {
 	keys   atomic.Pointer[map[string]*jws.PublicKey]
 	rules  atomic.Pointer[ruleBook] // nil: InsecureNoRevocations
 	host   *ruleBook                // the service's own rules, which may name foreign principals
+	home   string                   // the service's own issuer
 	view   atomic.Pointer[view]
 	life   atomic.Int64 // longest lifetime of an access token, ns
 	asked  chan string  // kids that are missing
@@ -124,9 +135,12 @@ type trust struct {
 
 	fetched time.Time // when keys were last good; the follower's own
 	renew   chan struct{}
-	toldAt  atomic.Int64 // Unix ns: when the feed told of a key set that was not read yet; 0: there is none
+	toldAt  atomic.Int64  // Unix ns: when the feed told of a key set that was not read yet; 0: there is none
+	book    *ruleBook     // of the feed's key now; the follower's own
+	clock   *trustedClock // by which rules are forgotten; the follower's own
+	swept   time.Time     // when they were last; the follower's own
 
-	mu          sync.Mutex // guards what follows, which only the followers write
+	mu          sync.Mutex // guards what follows, and writes to keys; only the followers write
 	keySet      string     // the feed's
 	compromised map[string]bool
 	feedKey     []byte
@@ -165,7 +179,8 @@ func (t *trust) takes(own, aud []string) bool {
 	return overlaps(own, aud)
 }
 
-func (t *trust) longest() time.Duration { return time.Duration(t.life.Load()) }
+// lives is the longest that an access token of this issuer may live.
+func (t *trust) lives() time.Duration { return time.Duration(t.life.Load()) }
 
 // version is of all rules that may hit this issuer's tokens.
 func (t *trust) version() uint64 {
@@ -179,36 +194,53 @@ func (t *trust) version() uint64 {
 	return n
 }
 
+// hit says which rule refuses x, "" for none. A token of another issuer is looked for in two books: in its issuer's own,
+// where its session, client and roles count, and as abroad in the service's.
 func (t *trust) hit(x *ruleSubject) string {
 	if b := t.rules.Load(); b != nil {
-		if t.own && t.svc == nil || !t.own {
-			y := *x
-			y.issuer = "" // in its own book its own principals have no issuer
-			if rule := b.hit(&y); rule != "" {
-				return rule
-			}
-		} else if rule := b.hit(x); rule != "" {
+		if rule := b.hit(x); rule != "" {
 			return rule
 		}
 	}
-	if t.host != nil {
-		y := *x
-		y.wall, y.issuer = true, t.issuer // positions of another order say nothing here
-		return t.host.hit(&y)
+	if t.host != nil && x.abroad != nil {
+		return t.host.hit(x.abroad)
 	}
 	return ""
 }
 
-// freshness is the age of the view at now, by whichever clock shows more.
-func (t *trust) freshness(now time.Time) Freshness {
+// foreign is what the rules of the service see of a token of another issuer: who is named by issuer and subject together,
+// and none of the names that are its issuer's business, unless they are ours too. It has no position in our order: times
+// are compared.
+func (t *trust) foreign(x *ruleSubject) *ruleSubject {
+	y := &ruleSubject{issuer: t.issuer, subject: x.subject, id: x.id, kid: x.kid, iat: x.iat, skew: x.skew, wall: true}
+	if t.own {
+		y.client, y.grant, y.roles, y.chain = x.client, x.grant, x.roles, x.chain
+	}
+	for _, a := range x.actors {
+		switch a.issuer {
+		case "": // in its own book its own principals have no issuer
+			a.issuer = t.issuer
+		case t.home:
+			a.issuer = ""
+		}
+		y.actors = append(y.actors, a)
+	}
+	return y
+}
+
+// look is what is known now. Whoever decides takes it first, then looks at the rules, then at the clock: so the rules
+// that it stands for were all looked at, and a stop of the process in between shows in its age.
+func (t *trust) look() *view {
+	if t.svc != nil {
+		return t.svc.state.view.Load()
+	}
+	return t.view.Load()
+}
+
+// freshness is the age of w at now, by whichever clock shows more.
+func (t *trust) freshness(w *view, now time.Time) Freshness {
 	if t.InsecureNoRevocations {
 		return Freshness{}
-	}
-	var w *view
-	if t.svc != nil {
-		w = t.svc.state.view.Load()
-	} else {
-		w = t.view.Load()
 	}
 	if w == nil || w.wall == 0 {
 		return Freshness{Age: 1<<63 - 1, Stale: true}
@@ -286,14 +318,20 @@ func (t *trust) key(ctx context.Context, kid, position string) (*jws.PublicKey, 
 
 // setKeys replaces the keys. Whatever was verified with a key that is gone, or that changed, is void.
 func (t *trust) setKeys(list []*jws.PublicKey) {
-	set := make(map[string]*jws.PublicKey, len(list))
 	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.setKeysLocked(list)
+}
+
+// setKeysLocked is setKeys for a caller that has mu: a set is looked through and put in place at once, so that no key is
+// in it that was declared compromised in between.
+func (t *trust) setKeysLocked(list []*jws.PublicKey) {
+	set := make(map[string]*jws.PublicKey, len(list))
 	for _, k := range list {
 		if !t.compromised[k.KID] {
 			set[k.KID] = k
 		}
 	}
-	t.mu.Unlock()
 	old := t.keys.Load()
 	t.keys.Store(&set)
 	if old == nil {
@@ -305,6 +343,26 @@ func (t *trust) setKeys(list []*jws.PublicKey) {
 			return
 		}
 	}
+}
+
+// withdraw notes keys that are compromised, for ever, and takes them out of the set.
+func (t *trust) withdraw(kids []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	fresh := false
+	for _, kid := range kids {
+		fresh = fresh || !t.compromised[kid]
+		t.compromised[kid] = true
+	}
+	if set := t.keys.Load(); fresh && set != nil {
+		t.setKeysLocked(slices.Collect(maps.Values(*set)))
+	}
+}
+
+// holds reports whether a key is still in the set, under whose name a token was verified.
+func (t *trust) holds(kid string) bool {
+	set := t.keys.Load()
+	return set != nil && ((*set)[kid] != nil || kid == "" && len(*set) == 1)
 }
 
 // ValidatorConfig configures NewValidator.
@@ -359,7 +417,7 @@ func NewValidator(c ValidatorConfig) (*JWTValidator, error) {
 			return nil, err
 		}
 	}
-	v.follow(c.Trust, nil)
+	v.follow(c.Trust, nil, "")
 	return v, nil
 }
 
@@ -390,25 +448,22 @@ func newServiceValidator(s *Service) (*JWTValidator, error) {
 	t.setKeys(s.SigningKeys.publicKeys())
 	v.trusts[t.issuer] = t
 	s.trust = t
-	v.follow(s.cfg.Trust, s.rules)
+	v.follow(s.cfg.Trust, s.rules, s.cfg.Issuer)
 	return v, nil
 }
 
-// follow starts a follower for each issuer.
-func (v *JWTValidator) follow(list []Trusted, host *ruleBook) {
+// follow starts a follower for each issuer. host are the rules of the service whose validator it is, home its issuer.
+func (v *JWTValidator) follow(list []Trusted, host *ruleBook, home string) {
 	ctx := v.ctx
 	for _, x := range list {
 		t := &trust{
-			Trusted: x, issuer: x.Issuer, own: x.Own, scopes: x.Scopes, v: v, host: host,
+			Trusted: x, issuer: x.Issuer, own: x.Own, scopes: x.Scopes, v: v, host: host, home: home, clock: newTrustedClock(v.now),
 			asked: make(chan string, 1), kick: make(chan struct{}, 1), renew: make(chan struct{}, 1), ready: make(chan struct{}), compromised: map[string]bool{},
 		}
 		if t.KeysFor == 0 {
 			t.KeysFor = 24 * time.Hour
 		}
-		if t.MaxLifetime == 0 {
-			t.MaxLifetime = 24 * time.Hour
-		}
-		t.life.Store(int64(t.MaxLifetime))
+		t.life.Store(int64(t.Trusted.longest()))
 		v.trusts[x.Issuer] = t
 		if v.shelf != nil {
 			v.shelf.iss = t
@@ -515,15 +570,15 @@ func (t *trust) followKeys(ctx context.Context) {
 func (t *trust) complete() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.keySet != "" && !t.holds(t.keySet) {
+	if t.keySet != "" && !t.hasSet(t.keySet) {
 		return false
 	}
 	t.toldAt.Store(0)
 	return true
 }
 
-// holds reports whether set is the digest of the known keys.
-func (t *trust) holds(set string) bool {
+// hasSet reports whether set is the digest of the known keys.
+func (t *trust) hasSet(set string) bool {
 	keys := t.keys.Load()
 	if keys == nil {
 		return false
@@ -567,8 +622,6 @@ func (t *trust) awaitKeys(ctx context.Context, last time.Time, d time.Duration) 
 // was sent, plus the source's own age; an answer that goes back is not taken.
 func (t *trust) followRules(ctx context.Context) {
 	wait := 50 * time.Millisecond
-	clock := newTrustedClock(t.v.now)
-	swept := time.Now()
 	for {
 		began := time.Now()
 		err := t.readRules(ctx)
@@ -586,12 +639,6 @@ func (t *trust) followRules(ctx context.Context) {
 			pause = jitter(wait)
 			wait = min(2*wait, 5*time.Second)
 		}
-		if time.Since(swept) > sweepEvery {
-			swept = time.Now()
-			for b := t.rules.Load(); b != nil; b = b.older {
-				b.sweep(clock.now().Add(-ruleSlack))
-			}
-		}
 		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
@@ -605,101 +652,87 @@ func (t *trust) followRules(ctx context.Context) {
 }
 
 const (
-	rulesTimeout = 40 * time.Second // over a long poll's own
-	sweepEvery   = time.Hour
-	maxRestarts  = 2 // of one reading of the rules
+	rulesTimeout  = 40 * time.Second // over a long poll's own
+	rulesRestarts = 2                // of one reading: a source that changes its history or key each time is asked again later
+	sweepEvery    = 10 * time.Minute
 )
 
-// readRules reads to the end. What is known is only ever added to.
+// readRules asks once, in pages, for what is behind the last position. Where that says nothing any more, because the
+// history or the key of the hashes is another one, it reads all of it and merges: the book keeps what it has.
 func (t *trust) readRules(ctx context.Context) error {
-	var from store.Position
+	var from, last store.Position
 	if w := t.view.Load(); w != nil {
-		from = w.pos
+		from, last = w.pos, w.pos
 	}
 	for restarts := 0; ; {
 		sent := t.v.now()
 		tctx, cancel := context.WithTimeout(ctx, rulesTimeout)
 		answer, err := t.Revocations.Revocations(tctx, from, followPage)
 		cancel()
-		restart := false
-		switch {
-		case errors.Is(err, store.ErrDiverged):
-			restart = true // another history
-		case err != nil:
-			return err
-		case from == (store.Position{}):
-		case answer.Next.History != from.History:
-			restart = true // the same, and the source does not say so
-		case answer.Next.N < from.N:
+		switch another := errors.Is(err, store.ErrDiverged) || err == nil && (answer.Next.History != from.History || !t.hashed(&answer)); {
+		case err == nil && answer.Next.History == from.History && answer.Next.N < from.N:
 			return errors.New("the answer goes back")
-		case t.rules.Load() != nil && t.rules.Load().keyed != answer.keyed():
-			restart = true // hashed otherwise from now on
-		}
-		if restart {
-			// From zero, merging: the book keeps what it has. Sources that contradict each other get their pause.
-			if restarts++; restarts > maxRestarts || from == (store.Position{}) {
-				return errors.New("the source's answers are of several histories")
+		case another && from != (store.Position{}):
+			if restarts++; restarts > rulesRestarts {
+				return errors.New("the source changes its history or its key all the time")
 			}
 			from = store.Position{}
 			continue
+		case err != nil:
+			return err
 		}
 		t.enter(&answer)
-		from = answer.Next
-		if !answer.More {
-			sent = sent.Add(-answer.Age)
-			t.view.Store(&view{pos: from, sent: sent, wall: sent.UnixNano()})
-			t.loaded()
-			return nil
+		if from = answer.Next; answer.More {
+			continue
+		}
+		if from.History == last.History && from.N < last.N {
+			return errors.New("the answer goes back") // read from the start, of a source that lags: what it brought counts, its age does not
+		}
+		sent = sent.Add(-answer.Age)
+		t.view.Store(&view{pos: from, sent: sent, wall: sent.UnixNano()})
+		t.loaded()
+		t.sweep()
+		return nil
+	}
+}
+
+// hashed reports whether an answer's hashes are under the key of the book that the last one was entered in.
+func (t *trust) hashed(a *RevocationView) bool {
+	return t.book != nil && t.book.feed == string(a.Key)+a.Namespace
+}
+
+// sweep forgets rules that no living token can meet any more, now and then, by a clock that does not believe a jump.
+func (t *trust) sweep() {
+	now := t.clock.now()
+	if mono := time.Now(); mono.Sub(t.swept) >= sweepEvery {
+		t.swept = mono
+		if b := t.rules.Load(); b != nil {
+			b.sweep(now.Add(-ruleSlack))
 		}
 	}
 }
 
-// keyed tells the hashes of one answer from those of another.
-func (a *RevocationView) keyed() string { return string(a.Key) + a.Namespace }
-
-// enter merges one answer into the book.
+// enter merges one answer into the book of its key.
 func (t *trust) enter(a *RevocationView) {
-	top := t.rules.Load()
-	b := top
-	for b != nil && b.keyed != a.keyed() {
-		b = b.older
+	if !t.hashed(a) {
+		t.turn(a)
 	}
-	if b == nil {
-		// A new key: the source starts from zero, and what was known under the old one still counts.
-		b = newRuleBook(feedKeyer(a.Key, a.Namespace))
-		b.keyed, b.older = a.keyed(), top
-		if top != nil {
-			b.version.Store(top.version.Load() + 1) // verdicts of before must not pass for verdicts of now
-		}
-		t.rules.Store(b)
-		top = b
-	}
+	b := t.book
 	for _, r := range a.Rules {
 		b.enterHashed(r)
 	}
 	if len(a.Rules) > 0 {
-		top.version.Add(1)
+		t.rules.Load().version.Add(1)
 	}
-	if a.MaxLifetime > 0 && a.MaxLifetime < t.MaxLifetime {
-		t.life.Store(int64(a.MaxLifetime))
+	if a.MaxLifetime > 0 {
+		t.life.Store(int64(min(a.MaxLifetime, t.Trusted.longest())))
 	}
 	t.dropOpaque(a)
+	t.withdraw(a.Compromised)
 	t.mu.Lock()
-	gone := false
-	for _, kid := range a.Compromised {
-		gone = gone || !t.compromised[kid]
-		t.compromised[kid] = true
-	}
 	another := a.KeySet != t.keySet
 	t.keySet = a.KeySet
 	t.mu.Unlock()
-	if set := t.keys.Load(); gone && set != nil {
-		list := make([]*jws.PublicKey, 0, len(*set))
-		for _, k := range *set {
-			list = append(list, k)
-		}
-		t.setKeys(list)
-	}
 	if another && !t.complete() {
 		t.toldAt.CompareAndSwap(0, t.v.now().UnixNano())
 		select {
@@ -707,6 +740,28 @@ func (t *trust) enter(a *RevocationView) {
 		default:
 		}
 	}
+}
+
+// turn makes the book of a's key the one that rules are entered in. Under another key the source starts from zero, and what
+// was known under the ones before still counts: a new book stands before them, and its version goes on from theirs, so
+// that no verdict which was kept under one of them passes for checked against what comes.
+func (t *trust) turn(a *RevocationView) {
+	feed := string(a.Key) + a.Namespace
+	head := t.rules.Load()
+	for b := head; b != nil; b = b.older {
+		if b.feed == feed {
+			t.book = b
+			return
+		}
+	}
+	b := newRuleBook(feedKeyer(a.Key, a.Namespace))
+	b.feed = feed
+	if head != nil {
+		b.older = head
+		b.version.Store(head.version.Load() + 1)
+	}
+	t.book = b
+	t.rules.Store(b)
 }
 
 func (b *ruleBook) enterHashed(r RevocationEntry) {

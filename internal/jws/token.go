@@ -373,7 +373,13 @@ func (t *Token) PrivateClaims() []byte {
 	if t.nprivat == 0 {
 		return nil
 	}
-	out := make([]byte, 0, 128)
+	size := 1
+	for _, list := range [...][]span{t.private[:t.nprivat], t.more} {
+		for _, s := range list {
+			size += s.to - s.from + 1
+		}
+	}
+	out := make([]byte, 0, size) // a cache keeps it: no more than it takes
 	add := func(s span) {
 		sep := byte(',')
 		if len(out) == 0 {
