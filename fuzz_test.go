@@ -62,8 +62,11 @@ func FuzzTarget(f *testing.F) {
 		if x.UnmarshalText([]byte(text)) != nil {
 			return
 		}
-		if err := y.UnmarshalText([]byte(x.String())); err != nil || y.String() != x.String() {
-			t.Fatalf("%q reads back as %q", x.String(), y.String())
+		if err := y.UnmarshalText([]byte(x.String())); err != nil || x.String() != text || y != x {
+			t.Fatalf("%q reads back as %q", text, y.String())
+		}
+		if text != "" && x.IsZero() {
+			t.Fatalf("%q names nothing", text)
 		}
 	})
 }

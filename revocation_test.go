@@ -347,14 +347,16 @@ func TestRevokeLeaked(t *testing.T) {
 func TestTargetText(t *testing.T) {
 	t.Parallel()
 	for _, target := range []apitoken.Target{apitoken.BySubject("alice"), apitoken.ByGrant("01j9").OwnedBy("alice"), apitoken.BySubject("a;b=c%\n").HeldBy("web"), apitoken.Everything(),
-		apitoken.BySubject("x").OfIssuer("https://a.example.com"), apitoken.ByClient("c").IssuedBefore(time.Unix(1700000000, 0))} {
+		apitoken.BySubject("x").OfIssuer("https://a.example.com"), apitoken.BySubject("über 100 % + ;").OfIssuer("https://a.example.com").OwnedBy("über 100 % + ;").HeldBy("w"), apitoken.ByClient("c").IssuedBefore(time.Unix(1700000000, 0))} {
 		text, err := target.MarshalText()
 		require.NoError(t, err)
 		var back apitoken.Target
 		require.NoError(t, back.UnmarshalText(text))
 		require.Equal(t, target.String(), back.String())
 	}
-	for _, bad := range []string{"nothing", "subject", "subject:", "everything:x", "subject:a;owner=", "subject:a;x=y", "subject:%zz", "grant:a;before=yesterday"} {
+	for _, bad := range []string{"nothing", "subject", "subject:", "everything:x", "subject:a;owner=", "subject:a;x=y", "subject:%zz", "grant:a;before=yesterday",
+		"grant:a;owner=b;owner=c", "grant:a;owner=b;owner=b", "grant:a;client=c;owner=b", "grant:a;issuer=https://x", "subject:%61lice", "subject:a;", "subject:a;before=2024-01-02T03:04:05+01:00",
+		"subject:a;before=2024-01-02T03:04:05.5Z", "subject:" + strings.Repeat("a", 256), "Subject:a", "held:a", ":a", "subject:a=b", "subject:a;owner"} {
 		var back apitoken.Target
 		require.Error(t, back.UnmarshalText([]byte(bad)), bad)
 	}

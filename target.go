@@ -132,45 +132,49 @@ func escapeTarget(s string) string {
 // MarshalText is String; the zero Target is the empty text.
 func (t Target) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
-// UnmarshalText reads what String makes. ErrInvalidRequest: anything else.
+// UnmarshalText reads what String makes. ErrInvalidRequest: anything else, so that one target has one text.
 func (t *Target) UnmarshalText(b []byte) error {
 	*t = Target{}
 	if len(b) == 0 {
 		return nil
 	}
+	bad := func() error { return fail(ErrInvalidRequest, "%.300q is no target", b) }
 	parts := strings.Split(string(b), ";")
 	name, id, _ := strings.Cut(parts[0], ":")
+	id, err := url.PathUnescape(id)
+	if err != nil {
+		return bad()
+	}
 	var out Target
 	for k := targetToken; k <= targetAll; k++ {
 		if targetNames[k] == name {
-			out.kind = k
+			out = Target{kind: k, id: id, none: (id == "") != (k == targetAll) || len(id) > 255}
 		}
 	}
-	id, err := url.PathUnescape(id)
-	if out.kind == targetNone || err != nil || (id == "") != (out.kind == targetAll) {
-		return fail(ErrInvalidRequest, "target %q", b)
-	}
-	out.id = id
 	for _, p := range parts[1:] {
 		key, v, _ := strings.Cut(p, "=")
-		v, err := url.PathUnescape(v)
-		if err != nil || v == "" {
-			return fail(ErrInvalidRequest, "target %q", b)
+		if v, err = url.PathUnescape(v); err != nil {
+			return bad()
 		}
 		switch key {
 		case "issuer":
-			out.issuer = v
+			out = out.OfIssuer(v)
 		case "owner":
-			out.owner = v
+			out = out.OwnedBy(v)
 		case "client":
-			out.holder = v
+			out = out.HeldBy(v)
 		case "before":
-			if out.before, err = time.Parse(time.RFC3339, v); err != nil {
-				return fail(ErrInvalidRequest, "target %q", b)
+			then, err := time.Parse(time.RFC3339, v)
+			if err != nil {
+				return bad()
 			}
+			out = out.IssuedBefore(then)
 		default:
-			return fail(ErrInvalidRequest, "target %q", b)
+			return bad()
 		}
+	}
+	if out.IsZero() || out.String() != string(b) { // twice, in another order, written otherwise
+		return bad()
 	}
 	*t = out
 	return nil

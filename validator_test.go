@@ -619,3 +619,134 @@ func TestEntriesWeighWhatTheyKeepAlive(t *testing.T) {
 		require.GreaterOrEqual(t, weight, held, "%s", name)
 	}
 }
+
+// When state can not be read, the declared bound decides, on first sight and on second: refused past MaxStaleness, or let
+// through and said so, up to the hard limit. Only authentic tokens ever see it, and opaque ones never go past it.
+func TestStaleness(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := service(t, nil)
+	_, key, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice"})
+	require.NoError(t, err)
+	for name, with := range map[string]apitoken.Validation{
+		"strict":            {MaxStaleness: time.Minute},
+		"going on":          {MaxStaleness: time.Minute, InsecureServeStale: 5 * time.Minute},
+		"strict, no cache":  {MaxStaleness: time.Minute, CacheBytes: -1},
+		"going on no cache": {MaxStaleness: time.Minute, InsecureServeStale: 5 * time.Minute, CacheBytes: -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := &clock{}
+			w := &wire{svc: svc}
+			v := follower(t, w, func(cfg *apitoken.ValidatorConfig) {
+				cfg.Now, cfg.Validation, cfg.Introspect, cfg.OpaqueFor = c.Now, with, svc.Introspect, time.Hour
+			})
+			known := issue(t, svc, apitoken.Request{Subject: "alice", Lifetime: time.Hour})
+			require.NoError(t, validate(v, known.Access))
+			require.NoError(t, validate(v, key))
+			w.set(func(store.Position, *apitoken.RevocationView) error { return errors.New("cut off") })
+			junk := apitoken.NewSecret(flip(known.Access.Reveal(), 10))
+			for _, d := range []time.Duration{3 * time.Minute, 10 * time.Minute} {
+				c.Advance(d - time.Duration(c.ahead.Load()))
+				fresh := issue(t, svc, apitoken.Request{Subject: "alice", Lifetime: time.Hour})
+				for sight := range 2 {
+					for _, s := range []apitoken.Secret{known.Access, fresh.Access} {
+						tok, err := v.Validate(ctx, apitoken.Bearer(s.Reveal()))
+						if with.InsecureServeStale > d {
+							require.NoError(t, err, "sight %d", sight)
+							require.True(t, tok.Freshness().Stale, "and it says so")
+							require.Greater(t, tok.Freshness().Age, with.MaxStaleness)
+							require.NoError(t, v.Recheck(ctx, tok))
+							continue
+						}
+						require.ErrorIs(t, err, apitoken.ErrUnavailable, "sight %d", sight)
+						require.True(t, tok.IsZero())
+					}
+					require.ErrorIs(t, validate(v, key), apitoken.ErrUnavailable, "never for opaque tokens")
+					require.ErrorIs(t, validate(v, junk), apitoken.ErrInvalidToken, "strangers learn nothing of it")
+				}
+			}
+			c.ahead.Store(0)
+			w.set(nil)
+			require.Eventually(t, func() bool { return validate(v, known.Access) == nil && validate(v, key) == nil }, 30*time.Second, 5*time.Millisecond, "it recovers by itself")
+		})
+	}
+}
+
+// Whatever is on its way into the cache when a revocation is acknowledged: nobody who asks afterwards gets a yes.
+func TestFillingTheCacheRacesRevocation(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := service(t, nil)
+	rounds := 60
+	if testing.Short() {
+		rounds = 10
+	}
+	targets := []func(i *apitoken.Issued) apitoken.Target{
+		func(i *apitoken.Issued) apitoken.Target { return apitoken.ByToken(i.Token.ID()) },
+		func(i *apitoken.Issued) apitoken.Target { return apitoken.ByGrant(i.Token.Grant()) },
+		func(i *apitoken.Issued) apitoken.Target { return apitoken.BySubject(i.Token.Subject()) },
+		func(*apitoken.Issued) apitoken.Target { return apitoken.Everything() },
+	}
+	for round := range rounds {
+		i := issue(t, svc, aliceSession)
+		var acknowledged atomic.Bool
+		var late atomic.Int64 // good, asked after the acknowledgement
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for n := 0; n < 5; {
+					after := acknowledged.Load()
+					if validate(svc, i.Access) == nil && after {
+						late.Add(1)
+					}
+					if after {
+						n++
+					}
+				}
+			})
+		}
+		require.NoError(t, svc.Revoke(ctx, targets[round%len(targets)](i), "now"))
+		acknowledged.Store(true)
+		wg.Wait()
+		require.Zero(t, late.Load(), "round %d", round)
+	}
+}
+
+// The same for a key that is withdrawn while tokens that it signed are being verified.
+func TestFillingTheCacheRacesACompromisedKey(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := service(t, nil)
+	for round := range 10 {
+		i := issue(t, svc, aliceSession)
+		list, err := svc.SigningKeys.List(ctx)
+		require.NoError(t, err)
+		kid := ""
+		for _, k := range list {
+			if k.State == "active" {
+				kid = k.ID
+			}
+		}
+		var acknowledged atomic.Bool
+		var late atomic.Int64
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for n := 0; n < 5; {
+					after := acknowledged.Load()
+					if validate(svc, i.Access) == nil && after {
+						late.Add(1)
+					}
+					if after {
+						n++
+					}
+				}
+			})
+		}
+		require.NoError(t, svc.SigningKeys.Compromise(ctx, kid, "stolen"))
+		acknowledged.Store(true)
+		wg.Wait()
+		require.Zero(t, late.Load(), "round %d", round)
+	}
+}
