@@ -111,7 +111,7 @@ const (
 	maxAudiences = 16
 	maxRoles     = 32
 	maxActors    = 8
-	maxChain     = 16 // two for each exchange: the token and its grant
+	maxChain     = 24 // three for each exchange: the token, its grant and its client
 	signTries    = 3  // of a login that a rule overtakes
 )
 
@@ -243,7 +243,8 @@ func (p *plan) eventOf(t stamp) Event {
 		e.Type = EventIssued
 	}
 	if len(p.chain) > 0 { // what it descends from: a report follows it forward, from a stolen token to what was made of it
-		e.Extra = map[string]string{"chain": strings.Join(p.chain, " ")}
+		ids := slices.DeleteFunc(slices.Clone(p.chain), func(s string) bool { return strings.HasPrefix(s, chainClient) })
+		e.Extra = map[string]string{"chain": strings.Join(ids, " ")}
 	}
 	if len(p.actors) > 0 {
 		if e.Extra == nil {
@@ -754,11 +755,14 @@ func (s *Service) validateHeld(ctx context.Context, c Credential, binding string
 	return t, nil
 }
 
-// lineage is what must end a token that is exchanged from x.
+// lineage is what must end a token that is exchanged from x: x itself, its session, and the client that held it.
 func (x *ruleSubject) lineage() []string {
 	out := append(slices.Clone(x.chain), x.id)
 	if x.grant != "" {
 		out = append(out, x.grant)
+	}
+	if x.client != "" {
+		out = append(out, chainClient+x.client)
 	}
 	return out
 }

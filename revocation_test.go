@@ -306,10 +306,15 @@ func TestCascadeOverExchange(t *testing.T) {
 		"the parent itself":  func(p *apitoken.Issued) apitoken.Target { return apitoken.ByToken(p.Token.ID()) },
 		"the subject":        func(p *apitoken.Issued) apitoken.Target { return apitoken.BySubject("alice") },
 		"the actor":          func(*apitoken.Issued) apitoken.Target { return apitoken.BySubject("gateway") },
+		"the client":         func(*apitoken.Issued) apitoken.Target { return apitoken.ByClient("app") },
+		"one user's client":  func(*apitoken.Issued) apitoken.Target { return apitoken.BySubject("alice").HeldBy("app") },
 	}
+	_, _, err = svc.Clients.Create(ctx, apitoken.Client{ID: "app", Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	require.NoError(t, err)
+	v := follower(t, &wire{svc: svc}, nil)
 	for name, end := range ends {
 		actor := issue(t, svc, apitoken.Request{Auth: auth, Scopes: apitoken.Scopes{"orders:read"}})
-		parent := issue(t, svc, aliceSession)
+		parent := issue(t, svc, apitoken.Request{Subject: "alice", Client: "app", Scopes: apitoken.Scopes{"orders:read"}, Refresh: true})
 		child, err := svc.Exchange(ctx, apitoken.ExchangeRequest{Token: apitoken.Bearer(parent.Access.Reveal()), Actor: apitoken.Bearer(actor.Access.Reveal()), Auth: auth, Scopes: apitoken.Scopes{"orders:read"}})
 		require.NoError(t, err)
 		grandchild, err := svc.Exchange(ctx, apitoken.ExchangeRequest{Token: apitoken.Bearer(child.Access.Reveal()), Auth: auth})
@@ -317,8 +322,11 @@ func TestCascadeOverExchange(t *testing.T) {
 		require.Equal(t, []string{"gateway"}, grandchild.Token.Actors(), "the chain of actors is kept")
 		require.NoError(t, validate(svc, grandchild.Access))
 		require.NoError(t, svc.Revoke(ctx, end(parent), "test"))
-		require.ErrorIs(t, validate(svc, child.Access), apitoken.ErrRevoked, name)
-		require.ErrorIs(t, validate(svc, grandchild.Access), apitoken.ErrRevoked, name)
+		follows(t, v, svc)
+		for _, x := range []apitoken.Validator{svc, v} {
+			require.ErrorIs(t, validate(x, child.Access), apitoken.ErrRevoked, name)
+			require.ErrorIs(t, validate(x, grandchild.Access), apitoken.ErrRevoked, name)
+		}
 	}
 }
 

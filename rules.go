@@ -220,7 +220,7 @@ type ruleSubject struct {
 	id      string   // jti or the API key's ID
 	kid     string   // its signing key
 	grant   string   // its session
-	chain   []string // the tokens, grants and API keys it was exchanged from
+	chain   []string // the tokens, grants and API keys it was exchanged from, and behind chainClient who held those
 	actors  []principal
 	roles   []string
 	pos     positions
@@ -233,6 +233,9 @@ type ruleSubject struct {
 }
 
 type principal struct{ issuer, subject string }
+
+// chainClient marks a client in a chain of exchanges: its other entries are IDs of ours, which hold no colon.
+const chainClient = "client:"
 
 // descend moves iat back to when its session was opened, and what it was exchanged from was made: our IDs tell. A cut-off
 // that a person names hits what descends from before it, though a refresh or an exchange made it since.
@@ -281,6 +284,12 @@ func (b *ruleBook) hit(x *ruleSubject) string {
 		return "grant"
 	}
 	for _, g := range x.chain { // grants, and API keys that were exchanged for an access token
+		if client, ok := strings.CutPrefix(g, chainClient); ok {
+			if b.passed(x, targetClient, "", client, "") || b.passed(x, targetHeld, x.issuer, x.subject, client) {
+				return "client"
+			}
+			continue
+		}
 		if b.passed(x, targetGrant, "", g, "") || b.passed(x, targetToken, "", g, "") {
 			return "grant"
 		}
@@ -371,9 +380,9 @@ func (r *pendingRule) matches(x *ruleSubject) bool {
 	case targetSessions:
 		return !x.apiKey && (is(x.issuer, x.subject) || anyActor())
 	case targetClient:
-		return x.client == id
+		return x.client == id || slices.Contains(x.chain, chainClient+id)
 	case targetHeld:
-		return x.client == holder && (is(x.issuer, x.subject) || anyActor())
+		return x.client == holder && (is(x.issuer, x.subject) || anyActor()) || is(x.issuer, x.subject) && slices.Contains(x.chain, chainClient+holder)
 	case targetRole:
 		return slices.Contains(x.roles, id)
 	}

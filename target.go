@@ -50,7 +50,7 @@ func BySubject(subject string) Target { return named(targetSubject, subject) }
 // BySessions names a subject's sessions and tokens and spares its API keys: log out everywhere.
 func BySessions(subject string) Target { return named(targetSessions, subject) }
 
-// ByClient names all that a client holds, for itself or for subjects.
+// ByClient names all that a client holds, for itself or for subjects, and what was exchanged from it by others.
 func ByClient(client string) Target { return named(targetClient, client) }
 
 // ByRole names the tokens that carry a role. It asks for them to be minted again: a refresh is good.
@@ -89,7 +89,8 @@ func (t Target) HeldBy(client string) Target {
 	return t
 }
 
-// IssuedBefore moves the cut-off from now to then, to the second. A time in the future is taken as now.
+// IssuedBefore moves the cut-off from now to then, to the second: what was issued until then is refused, and what descends
+// from it, refreshed or exchanged since. A time in the future is taken as now.
 func (t Target) IssuedBefore(then time.Time) Target {
 	t.before = then
 	t.none = t.none || then.IsZero()
