@@ -311,7 +311,7 @@ func TestCascadeOverExchange(t *testing.T) {
 	}
 	_, _, err = svc.Clients.Create(ctx, apitoken.Client{ID: "app", Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
 	require.NoError(t, err)
-	v := follower(t, &wire{svc: svc}, nil)
+	v := follower(t, &poll{svc: svc}, nil)
 	for name, end := range ends {
 		actor := issue(t, svc, apitoken.Request{Auth: auth, Scopes: apitoken.Scopes{"orders:read"}})
 		parent := issue(t, svc, apitoken.Request{Subject: "alice", Client: "app", Scopes: apitoken.Scopes{"orders:read"}, Refresh: true})

@@ -637,7 +637,7 @@ func TestStaleness(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := &clock{}
-			w := &wire{svc: svc}
+			w := &poll{svc: svc}
 			v := follower(t, w, func(cfg *apitoken.ValidatorConfig) {
 				cfg.Now, cfg.Validation, cfg.Introspect, cfg.OpaqueFor = c.Now, with, svc.Introspect, time.Hour
 			})
