@@ -205,7 +205,7 @@ func TestCorpusThroughAService(t *testing.T) {
 		handler.ServeHTTP(w, r)
 		if w.Code == 200 {
 			require.Equal(t, "structure-space-before", name) // a second space behind the scheme, which RFC 6750 §2.1 allows
-		} else if !strings.ContainsAny(c.Token, " ,") { // a header that is not even one credential is shown to no validator
+		} else if !strings.ContainsAny(c.Token, " ,\t") { // a header that is not even one credential is shown to no validator
 			bad++
 		}
 	}

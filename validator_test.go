@@ -500,8 +500,6 @@ func TestAKeyThatIsWithdrawnEndsStreams(t *testing.T) {
 	require.NoError(t, err)
 	keys.doc.Store(&doc)
 	w := &poll{svc: svc}
-	set := ""
-	w.set(func(_ store.Position, v *apitoken.RevocationView) error { v.KeySet += set; return nil })
 	v := follower(t, w, func(c *apitoken.ValidatorConfig) { c.Trust[0].Keys = keys })
 	i := issue(t, svc, aliceSession)
 	tok, err := v.Validate(ctx, apitoken.Bearer(i.Access.Reveal()))
@@ -510,8 +508,10 @@ func TestAKeyThatIsWithdrawnEndsStreams(t *testing.T) {
 	stranger := service(t, nil)
 	other, err := stranger.SigningKeys.JWKS(ctx, "")
 	require.NoError(t, err)
+	theirs, err := stranger.Revocations(ctx, store.Position{}, 1)
+	require.NoError(t, err)
 	keys.doc.Store(&other)
-	w.set(func(_ store.Position, v *apitoken.RevocationView) error { v.KeySet += "changed"; return nil })
+	w.set(func(_ store.Position, v *apitoken.RevocationView) error { v.KeySet = theirs.KeySet; return nil })
 	require.Eventually(t, func() bool { return errors.Is(validate(v, i.Access), apitoken.ErrInvalidToken) }, 30*time.Second, 5*time.Millisecond)
 	require.ErrorIs(t, v.Recheck(ctx, tok), apitoken.ErrInvalidToken)
 }
