@@ -8,6 +8,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -101,7 +103,7 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 		return store.Commit{}, err
 	}
 	got := make(chan answer, 1)
-	in := &intent{s: s, args: s.args(s.applyArgs(c, state)...), end: time.Now().Add(s.o.Timeout)} // c is not read after Apply returns
+	in := &intent{s: s, args: s.args(s.applyArgs(c, state)...), puts: len(c.Puts), end: time.Now().Add(s.o.Timeout)} // c is not read after Apply returns
 	in.tell = func(done store.Commit, err error) {
 		got <- answer{done, err}
 		<-turns
@@ -116,7 +118,7 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 		go func() {
 			wctx, cancel := context.WithDeadline(context.Background(), in.end)
 			defer cancel()
-			in.tell(s.write(wctx, in.args))
+			in.tell(s.write(wctx, in, nil))
 		}()
 	}
 	select {
@@ -164,32 +166,50 @@ func (c *columns) add(r *store.Record) {
 	c.expires, c.data = append(c.expires, r.Expires), append(c.data, append([]byte{}, r.Data...))
 }
 
-// write asks the server, again where the server itself asks for it.
-func (s *Store) write(ctx context.Context, args []any) (store.Commit, error) {
+// write asks the server until the outcome is known or ctx ends. unknown is the error of an attempt before, which may have been
+// done. A change without puts does not recognise itself, and is repeated only where nothing was sent.
+func (s *Store) write(ctx context.Context, in *intent, unknown error) (store.Commit, error) {
 	if err := s.open(ctx); err != nil {
 		return store.Commit{}, err
 	}
-	for adopted := 0; ; adopted++ {
+	refused := func(err error) (store.Commit, error) {
+		if unknown != nil {
+			// Not done now; but before, perhaps, and overwritten since.
+			err = fmt.Errorf("pgstore: outcome unknown: %w (then: %v)", unknown, err)
+		}
+		return store.Commit{}, err
+	}
+	adopted := 0
+	for wait := firstWait; ; wait = min(2*wait, longestWait) {
 		var head, history, now int64
-		err := s.again(ctx, func() error {
-			return s.pool.QueryRow(ctx, s.sql.apply, args...).Scan(&head, &history, &now)
-		})
+		err := s.pool.QueryRow(ctx, s.sql.apply, in.args...).Scan(&head, &history, &now)
 		switch {
 		case err == nil:
 			return store.Commit{Head: position(history, head), Now: now}, nil
 		case isPg(err, "AP001"):
-			return store.Commit{}, store.ErrConflict
+			return refused(store.ErrConflict)
 		case isPg(err, "AP002"):
 			return s.head(ctx)
+		case isPg(err, "AP003"):
+			return refused(store.ErrReadOnly)
+		case isPg(err, "AP004") && adopted < 3: // the server is another one since: adopt it, and write
+			adopted++
+			if err := s.adopt(ctx); err != nil {
+				return store.Commit{}, err
+			}
+			continue
 		case isPg(err, "AP005"):
-			return store.Commit{}, fmt.Errorf("%w: subject, client, grant, token and type of a record are fixed for its life", errInvalid)
+			return refused(fmt.Errorf("%w: subject, client, grant, token and type of a record are fixed for its life", errInvalid))
 		case isPg(err, "AP006"):
 			return store.Commit{}, s.gone()
-		case !isPg(err, "AP004") || adopted == 3:
-			return store.Commit{}, err
+		case rolledBack(err), pgconn.SafeToRetry(err):
+		case broken(err) && in.puts > 0:
+			unknown = err
+		default:
+			return store.Commit{}, s.cause(err)
 		}
-		if err := s.adopt(ctx); err != nil { // the server is another one since
-			return store.Commit{}, err
+		if !pause(ctx, wait) {
+			return store.Commit{}, s.cause(err)
 		}
 	}
 }

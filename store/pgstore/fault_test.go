@@ -28,10 +28,10 @@ import (
 type wire struct {
 	net.Listener
 	swallow atomic.Int64 // so many connections end with the next answer, which is not passed on
-	hang    chan struct{}
 
-	mu    sync.Mutex // guards stuck
+	mu    sync.Mutex // guards stuck, gate
 	stuck bool
+	gate  chan struct{} // new connections wait until it is closed
 }
 
 func newWire(t testing.TB, srv *pgtest.Server) *wire {
@@ -40,7 +40,7 @@ func newWire(t testing.TB, srv *pgtest.Server) *wire {
 	require.NoError(t, err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	w := &wire{Listener: l, hang: make(chan struct{})}
+	w := &wire{Listener: l}
 	ctx, stop := context.WithCancel(context.Background())
 	var all sync.WaitGroup
 	t.Cleanup(func() { stop(); l.Close(); all.Wait() })
@@ -49,6 +49,15 @@ func newWire(t testing.TB, srv *pgtest.Server) *wire {
 			c, err := l.Accept()
 			if err != nil {
 				return
+			}
+			w.mu.Lock()
+			gate := w.gate
+			w.mu.Unlock()
+			if gate != nil {
+				select {
+				case <-gate:
+				case <-ctx.Done():
+				}
 			}
 			s, err := net.Dial("tcp", u.Host)
 			if err != nil {
@@ -109,20 +118,21 @@ func grant(id, data string, expect store.Version, events ...string) *store.Chang
 	return c
 }
 
-// The server does a change and its answer is lost, alone and in a group: what the caller hears is unknown, and the same change
-// again is recognised. Nothing is done twice.
+// The server does a change and its answer is lost, alone and in a group: it is asked again, and recognises what it did. Nothing
+// is done twice, an event alone is not repeated.
 func TestAnswersLost(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	w := newWire(t, server(t))
-	p := prefix()
-	s := open(t, newPool(t, server(t), 8, w.behind), pgstore.Options{Prefix: p})
-	unknown := 0
+	s := open(t, newPool(t, server(t), 8, w.behind), pgstore.Options{Prefix: prefix(), Timeout: time.Minute})
 	for round := range 10 {
 		var all []*store.Change
 		for i := range 12 {
 			c := grant(fmt.Sprintf("g%d-%d", round, i), "x", store.Version{}, fmt.Sprintf("e%d-%d", round, i))
-			if i%4 == 3 { // one that shares no transaction
+			switch i % 4 {
+			case 2:
+				c.Puts = nil
+			case 3: // one that shares no transaction
 				c.Puts = append(c.Puts, store.Put{Record: store.Record{Kind: store.KindRule, ID: c.Puts[0].ID}})
 			}
 			all = append(all, c)
@@ -134,19 +144,22 @@ func TestAnswersLost(t *testing.T) {
 			wg.Go(func() { _, errs[i] = s.Apply(ctx, all[i]) })
 		}
 		wg.Wait()
-		w.swallow.Store(0)
+		require.Less(t, w.swallow.Swap(0), int64(1), "an answer was lost")
 		for i, c := range all {
-			if errs[i] != nil {
-				unknown++
-				require.NotErrorIs(t, errs[i], store.ErrConflict)
+			if len(c.Puts) == 0 {
+				if errs[i] != nil {
+					require.NotErrorIs(t, errs[i], store.ErrConflict)
+				}
+				continue
 			}
-			require.Eventually(t, func() bool { _, err := s.Apply(ctx, c); return err == nil }, time.Minute, time.Millisecond)
+			require.NoError(t, errs[i])
+			_, err := s.Apply(ctx, c)
+			require.NoError(t, err, "it is known")
 			r, err := s.Get(ctx, "grant", c.Puts[0].ID)
 			require.NoError(t, err)
 			require.Equal(t, c.ID, r.Version)
 		}
 	}
-	require.Positive(t, unknown, "some answer was lost")
 	page, err := s.List(ctx, store.Query{Kind: store.KindEvent, Newest: true})
 	require.NoError(t, err)
 	seen := map[string]bool{}
@@ -154,7 +167,39 @@ func TestAnswersLost(t *testing.T) {
 		require.False(t, seen[e.ID], "an event twice")
 		seen[e.ID] = true
 	}
-	require.Len(t, seen, 120, "each change has its event")
+	require.GreaterOrEqual(t, len(seen), 90, "each change has its event")
+}
+
+// A change is done, its answer lost, and somebody else writes on before it is asked for again: that is unknown, and no conflict.
+func TestOverwrittenBeforeTheAnswer(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	p := prefix()
+	w := newWire(t, server(t))
+	s, other := open(t, newPool(t, server(t), 1, w.behind), pgstore.Options{Prefix: p, Timeout: time.Minute}), open(t, newPool(t, server(t), 4), pgstore.Options{Prefix: p})
+	first := grant("g", "1", store.Version{})
+	_, err := s.Apply(ctx, first)
+	require.NoError(t, err)
+	gate := make(chan struct{})
+	w.mu.Lock()
+	w.gate = gate
+	w.mu.Unlock()
+	w.swallow.Store(1)
+	mine := grant("g", "2", first.ID)
+	done := make(chan error, 1)
+	go func() { _, err := s.Apply(ctx, mine); done <- err }()
+	require.Eventually(t, func() bool {
+		r, err := other.Get(ctx, "grant", "g")
+		return err == nil && r.Version == mine.ID
+	}, time.Minute, time.Millisecond)
+	_, err = other.Apply(ctx, grant("g", "3", mine.ID))
+	require.NoError(t, err)
+	close(gate)
+	err = <-done
+	require.Error(t, err)
+	require.NotErrorIs(t, err, store.ErrConflict)
+	_, err = s.Apply(ctx, grant("g", "4", first.ID))
+	require.ErrorIs(t, err, store.ErrConflict)
 }
 
 // A server that hangs: callers come back with their deadlines, and neither goroutines nor writes pile up behind them.
@@ -510,4 +555,42 @@ func TestRights(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, n)
 	require.False(t, errors.Is(less.SetReadOnly(ctx, true), store.ErrReadOnly))
+}
+
+// All connections of a pool are dead, as after a server was started again: one call of each verb is enough all the same.
+func TestDeadConnections(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	pool := newPool(t, server(t), 6)
+	admin := newPool(t, server(t), 2)
+	s := open(t, pool, pgstore.Options{Prefix: prefix()})
+	kill := func() {
+		t.Helper()
+		var pids []uint32
+		var held []*pgxpool.Conn
+		for range 6 {
+			c, err := pool.Acquire(ctx)
+			require.NoError(t, err)
+			held, pids = append(held, c), append(pids, c.Conn().PgConn().PID())
+		}
+		_, err := admin.Exec(ctx, "SELECT pg_terminate_backend(pid, 10000) FROM unnest($1::int4[]) AS u(pid)", pids)
+		require.NoError(t, err)
+		for _, c := range held {
+			c.Release()
+		}
+	}
+	for n, ask := range []func() error{
+		func() error { return second(s.Apply(ctx, grant("g", "x", store.Version{}, "e"))) },
+		func() error { return second(s.Apply(ctx, rule("r"))) },
+		func() error { return second(s.Get(ctx, "grant", "g")) },
+		func() error { return second(s.Follow(ctx, store.Position{}, nil, 10)) },
+		func() error { return second(s.List(ctx, store.Query{Kind: "grant"})) },
+		func() error { return second(s.Purge(ctx, "grant", 1, 1)) },
+	} {
+		kill()
+		require.NoError(t, ask(), "verb %d", n)
+	}
+	page, err := s.List(ctx, store.Query{Kind: store.KindEvent, Newest: true})
+	require.NoError(t, err)
+	require.Len(t, page.Records, 2, "each event once")
 }

@@ -29,6 +29,7 @@ type intent struct {
 	s    *Store
 	key  string // of its one record; empty: it has none
 	args []any
+	puts int
 	end  time.Time // when nobody waits for it any more
 	tell func(store.Commit, error)
 }
@@ -122,24 +123,27 @@ func (e *engine) together(batch []*intent) {
 	if len(live) == 0 {
 		return
 	}
+	var unknown error
 	if len(live) > 1 {
 		answers, err := e.send(ctx, live)
-		if err == nil {
+		switch {
+		case err == nil:
 			for i, in := range live {
 				in.tell(answers[i], nil)
 			}
 			return
-		}
-		if !undone(err) {
-			for _, in := range live {
-				in.tell(store.Commit{}, e.cause(err)) // done or not
-			}
-			return
+		case undone(err), pgconn.SafeToRetry(err):
+		default:
+			unknown = err
 		}
 	}
 	var wg sync.WaitGroup
 	for _, in := range live {
-		wg.Go(func() { in.tell(in.s.write(ctx, in.args)) })
+		if unknown != nil && (in.puts == 0 || !broken(unknown)) {
+			in.tell(store.Commit{}, e.cause(unknown)) // done or not
+			continue
+		}
+		wg.Go(func() { in.tell(in.s.write(ctx, in, unknown)) })
 	}
 	wg.Wait()
 }
@@ -148,7 +152,7 @@ func (e *engine) together(batch []*intent) {
 // statement_completion_unknown.
 func undone(err error) bool {
 	var pg *pgconn.PgError
-	return errors.As(err, &pg) && pg.Code != "40003" && !strings.HasPrefix(pg.Code, "08") && !strings.HasPrefix(pg.Code, "57P")
+	return errors.As(err, &pg) && !broken(err) && pg.Code != "40003" && !strings.HasPrefix(pg.Code, "08")
 }
 
 func (e *engine) send(ctx context.Context, live []*intent) ([]store.Commit, error) {

@@ -176,7 +176,7 @@ func (l *listener) run() {
 	for wait := time.Duration(least); l.ctx.Err() == nil; wait = min(2*wait, most) {
 		began := time.Now()
 		l.listen()
-		if time.Since(began) > time.Minute {
+		if time.Since(began) > 10*wait { // it was up for a while: whoever ended it is gone
 			wait = least
 		}
 		pause(l.ctx, wait)

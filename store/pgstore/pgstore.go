@@ -31,8 +31,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"math/rand/v2"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -248,15 +250,37 @@ func randomHistory() int64 {
 	return int64(binary.BigEndian.Uint64(b[:])&math.MaxInt64 | 1)
 }
 
-// again asks until the server does not ask for it to be asked again: a serialization failure or a deadlock was rolled
-// back. ctx bounds it.
+// again asks what may be asked twice, until it is answered, refused, or ctx ends: where the server rolled it back, or its
+// connection ended, as all of a pool's do when a server is started again or hands over to another.
 func (e *engine) again(ctx context.Context, ask func() error) error {
-	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
+	for wait := firstWait; ; wait = min(2*wait, longestWait) {
 		err := ask()
-		if !isPg(err, "40001") && !isPg(err, "40P01") || !pause(ctx, wait) {
+		if !rolledBack(err) && !broken(err) || !pause(ctx, wait) {
 			return e.cause(err)
 		}
 	}
+}
+
+const (
+	firstWait   = 2 * time.Millisecond
+	longestWait = 200 * time.Millisecond
+)
+
+// rolledBack: a serialization failure or a deadlock. Another attempt may succeed.
+func rolledBack(err error) bool { return isPg(err, "40001") || isPg(err, "40P01") }
+
+// broken: the connection ended under the question. That a new one can not be made is something else: the server is away.
+func broken(err error) bool {
+	var pg *pgconn.PgError
+	var connect *pgconn.ConnectError
+	var wire *net.OpError
+	switch {
+	case errors.As(err, &connect), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return false
+	case errors.As(err, &pg):
+		return strings.HasPrefix(pg.Code, "57P") // the server or its operator ends it
+	}
+	return errors.As(err, &wire) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || err != nil && pgconn.SafeToRetry(err)
 }
 
 // pause waits between half and one and a half of d; false when ctx ends before.

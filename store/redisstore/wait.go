@@ -108,7 +108,7 @@ func (s *Store) listen() {
 	for wait := firstWait; s.ctx.Err() == nil; {
 		began := time.Now()
 		s.listenOnce()
-		if time.Since(began) > time.Minute {
+		if time.Since(began) > 10*wait { // it was up for a while: whoever ended it is gone
 			wait = firstWait
 		}
 		pause(s.ctx, s.ctx, &wait)
