@@ -93,16 +93,6 @@ CREATE FUNCTION @now_ms() RETURNS bigint LANGUAGE sql VOLATILE AS
 CREATE FUNCTION @timeline() RETURNS text LANGUAGE sql VOLATILE AS
 	$$ SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) $$;
 
--- enter makes a write known to the fence, which waits for writes under way by taking the same lock alone.
-CREATE FUNCTION @enter(in_ns text, lock_key bigint) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-	PERFORM pg_advisory_xact_lock_shared(lock_key);
-	IF current_setting('transaction_isolation') <> 'read committed' THEN
-		-- What is read below is of before the lock was had: 40001 if that is no longer true.
-		PERFORM 1 FROM @fence WHERE ns = in_ns FOR SHARE;
-	END IF;
-END $$;
-
 -- apply is the one write. Its errors carry SQLSTATEs of their own: AP001 conflict, AP002 done before, AP003 moved,
 -- AP004 another history, AP005 the fixed fields of a record were to change, AP006 no namespace.
 CREATE FUNCTION @apply(
@@ -118,7 +108,12 @@ DECLARE
 	old @record%ROWTYPE;
 	at bigint;
 BEGIN
-	PERFORM @enter(in_ns, lock_key);
+	-- A fence that waits for writes under way takes the same lock alone.
+	PERFORM pg_advisory_xact_lock_shared(lock_key);
+	IF current_setting('transaction_isolation') <> 'read committed' THEN
+		-- What is read below is of before the lock was had: 40001 if that is no longer true.
+		PERFORM 1 FROM @fence WHERE ns = in_ns FOR SHARE;
+	END IF;
 	IF state THEN
 		SELECT * INTO n FROM @namespace WHERE ns = in_ns FOR UPDATE;
 	ELSE
@@ -184,7 +179,10 @@ END $$;
 -- purge removes expired records of a kind, or events.
 CREATE FUNCTION @purge(in_ns text, lock_key bigint, in_kind text, before bigint, most integer, OUT gone integer) LANGUAGE plpgsql AS $$
 BEGIN
-	PERFORM @enter(in_ns, lock_key);
+	PERFORM pg_advisory_xact_lock_shared(lock_key); -- the fence, as in apply
+	IF current_setting('transaction_isolation') <> 'read committed' THEN
+		PERFORM 1 FROM @fence WHERE ns = in_ns FOR SHARE;
+	END IF;
 	IF (SELECT moved FROM @namespace WHERE ns = in_ns) THEN RAISE EXCEPTION 'moved' USING ERRCODE = 'AP003'; END IF;
 	before := least(before, @now_ms() + 1);
 	IF in_kind <> 'event' THEN
