@@ -55,8 +55,10 @@ type Options struct {
 	// Manual says that a DBA runs Migrations: New fails on tables that are not there, instead of making them.
 	Manual bool
 	// Pooler says that a transaction pooler such as PgBouncer stands in between: no prepared statements, no LISTEN.
-	Pooler  bool
-	Timeout time.Duration // of one write, when its caller has given up or set no deadline; zero: 10 s
+	Pooler bool
+	// Timeout bounds each write, its repetitions after deadlocks and broken connections included, also when its caller has
+	// given up; and for how long a read is repeated. Zero: 10 s.
+	Timeout time.Duration
 }
 
 func (o *Options) orDefault() Options {
@@ -251,11 +253,13 @@ func randomHistory() int64 {
 }
 
 // again asks what may be asked twice, until it is answered, refused, or ctx ends: where the server rolled it back, or its
-// connection ended, as all of a pool's do when a server is started again or hands over to another.
+// connection ended, as all of a pool's do when a server is started again or hands over to another. After Options.Timeout it
+// asks no more.
 func (e *engine) again(ctx context.Context, ask func() error) error {
+	began := time.Now()
 	for wait := firstWait; ; wait = min(2*wait, longestWait) {
 		err := ask()
-		if !rolledBack(err) && !broken(err) || !pause(ctx, wait) {
+		if !rolledBack(err) && !broken(err) || time.Since(began) > e.o.Timeout || !pause(ctx, wait) {
 			return e.cause(err)
 		}
 	}

@@ -236,8 +236,5 @@ func (s *Server) Stop() {
 	s.cmd = nil
 }
 
-// Private reports whether the server is ours to stop.
-func (s *Server) Private() bool { return s.dir != "" }
-
 // Port is where the server listens on 127.0.0.1.
 func (s *Server) Port() int { return s.port }
