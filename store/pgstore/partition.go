@@ -35,9 +35,12 @@ func (s *Store) Partition(ctx context.Context, months int) error {
 }
 
 func (s *Store) partitionFor(ctx context.Context, from time.Time) error {
+	var there bool
+	look := func() error {
+		return s.pool.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL", s.args(s.partition(from))...).Scan(&there)
+	}
 	err := s.again(ctx, func() error {
-		var there bool
-		if err := s.pool.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL", s.args(s.partition(from))...).Scan(&there); err != nil || there {
+		if err := look(); err != nil || there {
 			return err
 		}
 		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
@@ -49,7 +52,10 @@ func (s *Store) partitionFor(ctx context.Context, from time.Time) error {
 			return err
 		})
 	})
-	if isPg(err, "23514") { // rows of it lie in the table for the rest
+	switch {
+	case isPg(err, "23514"): // rows of it lie in the table for the rest
+		return nil
+	case isPg(err, "55P03") && look() == nil && there: // another process, which had the lock, made it
 		return nil
 	}
 	return err
