@@ -38,9 +38,9 @@ type APIKeyRequest struct {
 	Name    string // shown in lists; at most 100 bytes
 	Scopes  Scopes
 	Expires time.Time // zero: as Lifetimes.APIKey says
-	MaxUses uint64    // zero: unlimited
-	Rate    Rate
-	Claims  any // as Request.Claims
+	MaxUses uint64    // zero: unlimited; else the key is good where uses are counted: in processes with the store
+	Rate    Rate      // counted there too, in each process for itself
+	Claims  any       // as Request.Claims
 }
 
 // Rate allows Burst at once and refills at Per a time. The zero Rate does not limit. Each process counts for itself,
@@ -632,7 +632,7 @@ func (k *APIKeys) entry(r store.Record) (*knownKey, error) {
 	e := &knownKey{hash: rec.Hash, end: end, rule: rec.ruleSubject(r.ID), maxUses: rec.MaxUses, rate: rec.Rate, meter: newMeter(),
 		counter: rec.counter(r.ID), expires: rec.Expires}
 	e.d = makeToken(spec, rec.Claims).d
-	e.d.from = e.rule
+	e.d.from, e.d.by, e.d.counted = e.rule, k.s.valid, rec.MaxUses > 0
 	e.use = k.s.audit.counter(useAPIKey, r.ID)
 	e.d.use = e.use
 	return e, nil
@@ -672,7 +672,7 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 	if tr != nil {
 		tr.d = e.d
 	}
-	rules := k.s.rules
+	w, rules := k.s.trust.look(), k.s.rules // the view first: its rules are all among those that are looked at
 	if version := rules.version.Load(); e.version.Load() != version {
 		if rule := rules.hit(e.rule); rule != "" {
 			return Token{d: e.d}, tr.no("revocation", fail(ErrRevoked, "a rule on its %s", rule))
@@ -684,7 +684,7 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 	if e.end != 0 && now.UnixMilli() >= e.end {
 		return Token{d: e.d}, tr.no("expiry", fail(ErrExpired, "the key has ended"))
 	}
-	f := k.s.trust.freshness(now)
+	f := k.s.trust.freshness(w, now)
 	if f.Stale { // never past the bound for opaque tokens
 		k.s.state.wake()
 		return Token{d: e.d}, tr.no("freshness", &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"})

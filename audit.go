@@ -54,7 +54,7 @@ const (
 	EventRevoked       EventType = "token.revoked"
 	EventReused        EventType = "token.reused" // a spent refresh token or ticket: what came from it is revoked
 	EventLeaked        EventType = "token.leaked"
-	EventClientRefused EventType = "client.refused"
+	EventClientRefused EventType = "client.refused" // Extra's "claimed" is the registered client that was not proved to be there
 	EventClientChanged EventType = "client.changed"
 	EventAPIKeyChanged EventType = "apikey.changed"
 	EventKeyChanged    EventType = "signingkey.changed"
@@ -162,6 +162,9 @@ func (a *auditLog) record(ctx context.Context, e Event) store.Record {
 	now := a.s.now()
 	e.ID, e.Time = newID(now), now
 	e.Origin = originOf(ctx)
+	if e.Subject == "" { // whom a target names, the event is about: lists by subject find it, and erasure does
+		e.Subject = e.Target.eventSubject()
+	}
 	if e.Actor == "" {
 		e.Actor = actorOf(ctx)
 	}
@@ -304,6 +307,15 @@ func (a *auditLog) refused(ctx context.Context, t EventType, reason string, d *t
 		return // no refusal of a token
 	}
 	a.tally.add(t, reason, d, originOf(ctx).Address)
+}
+
+// clientRefused counts a failed authentication of a client. claimed is the ID that was given.
+func (a *auditLog) clientRefused(ctx context.Context, reason, claimed string) {
+	r := refusal{kind: EventClientRefused, reason: reason}
+	if c := a.s.Clients.lookup(claimed); c != nil {
+		r.claimed = c.ID // any other name is whatever a stranger likes to write into the log
+	}
+	a.tally.one(r, originOf(ctx).Address)
 }
 
 // run flushes the counters and feeds the sinks.

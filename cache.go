@@ -52,6 +52,7 @@ type entry struct {
 	size    int64
 	rule    ruleSubject
 	data    tokenData
+	scopes  [4]Scope // room for those of most tokens
 }
 
 // bucketBytes is how much of the budget one bucket of eight has: tokens of ordinary size fill it with eight.
@@ -107,9 +108,6 @@ func (c *Cache) find(v *JWTValidator, h uint64, token string) *entry {
 	}
 	return nil
 }
-
-// storable reports whether a token that was refused now may be kept: not.
-func (e *entry) storable(err error) bool { return err == nil }
 
 // keep stores e, in the place of an older entry when its bucket is full. The token is cloned: the caller's string
 // may hold a whole request in memory.
@@ -186,12 +184,27 @@ func (b *bucket) drop(i int) {
 	b.slots[i].Store(nil)
 }
 
-// weight is an upper bound of what an entry keeps alive: its token, the strings cut from the decoded claims (which
-// are at most three quarters of the token), and the structures around them.
+// weight is an upper bound of what an entry keeps alive: its token, the buffer that its claims were decoded into (three
+// quarters of the token), the host's own claims, texts that were written with escapes and so stand outside the buffer,
+// and the structures around them.
 func (e *entry) weight() int64 {
 	const perScope = int64(unsafe.Sizeof(Scope("")) * 4)
-	return int64(unsafe.Sizeof(*e)) + int64(2*len(e.token)) + 128 +
-		perScope*int64(len(e.d.Scopes)) +
-		int64(unsafe.Sizeof(""))*int64(len(e.d.Audiences)+len(e.d.Roles)+len(e.d.Actors)+len(e.rule.chain)) +
-		int64(unsafe.Sizeof(principal{}))*int64(len(e.rule.actors))
+	n := int64(unsafe.Sizeof(*e)) + int64(len(e.token)+(3*len(e.token)+3)/4) + int64(cap(e.d.claim)) + perScope*int64(len(e.d.Scopes))
+	r := &e.rule
+	texts := len(e.d.Subject) + len(e.d.ID) + len(r.client) + len(r.grant) + len(r.kid) + len(e.d.Binding)
+	for _, list := range [...][]string{e.d.Audiences, r.roles, e.d.Actors, r.chain} {
+		n += int64(unsafe.Sizeof("")) * int64(cap(list))
+		for _, s := range list {
+			texts += len(s)
+		}
+	}
+	for _, s := range e.d.Scopes {
+		texts += len(s)
+	}
+	n += 2 * int64(texts) // with what growing them left over
+	n += int64(unsafe.Sizeof(principal{})) * int64(cap(r.actors))
+	if y := r.abroad; y != nil {
+		n += int64(unsafe.Sizeof(*y)) + int64(unsafe.Sizeof(principal{}))*int64(cap(y.actors))
+	}
+	return n
 }

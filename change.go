@@ -63,6 +63,9 @@ func (s *Service) commit(ctx context.Context, c *change) (store.Commit, error) {
 }
 
 func (s *Service) applyRetrying(ctx context.Context, c *change) (store.Commit, error) {
+	if s.closed.Load() {
+		return store.Commit{}, fail(ErrUnavailable, "the service is closed")
+	}
 	if s.state.gone.Load() {
 		return store.Commit{}, unavailable(errGone, "write")
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/source"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -403,7 +404,7 @@ func (cs *Clients) commitHolding(ctx context.Context, hold *pendingRule, how str
 		s.rules.release(hold)
 		return err
 	}
-	s.retryRule(kept, hold)
+	s.retryRule(hold, s.ruleWriter(kept))
 	return err
 }
 
@@ -627,8 +628,7 @@ func (cs *Clients) Authenticate(ctx context.Context, a ClientAuth) (Client, erro
 	c, err := cs.authenticate(ctx, a)
 	cs.s.observe(ctx, Observation{Op: "authenticate", Client: a.ID, Err: err, Took: time.Since(began)})
 	if err != nil && (errors.Is(err, ErrInvalidClient) || errors.Is(err, ErrLimited)) {
-		var d *tokenData // an unproved name is no fact
-		cs.s.audit.refused(ctx, EventClientRefused, reasonOf(err), d)
+		cs.s.audit.clientRefused(ctx, reasonOf(err), a.ID)
 	}
 	return c, err
 }
@@ -644,20 +644,20 @@ func (cs *Clients) authenticate(ctx context.Context, a ClientAuth) (Client, erro
 		}
 		return k.Client, nil
 	}
-	source := sourceOf(ctx)
+	from := source.Of(originOf(ctx).Address)
 	var ok bool
 	var err error
 	if a.Secret.IsZero() && (!a.Assertion.IsZero() || a.Certificate != nil) {
 		ok, err = cs.prove(ctx, k, &a)
 	} else {
-		ok, err = cs.right(ctx, k, a.ID, a.Secret.Reveal(), source)
+		ok, err = cs.right(ctx, k, a.ID, a.Secret.Reveal(), from)
 	}
 	if err != nil {
 		return Client{}, err
 	}
 	if !ok {
 		now := cs.s.now()
-		if cs.fails.add(a.ID, source, now) {
+		if cs.fails.add(a.ID, from, now) {
 			return Client{}, &Error{Code: ErrLimited, RetryAfter: failWindow, Detail: "too many failures of this client from this source"}
 		}
 		return Client{}, fail(ErrInvalidClient, "unknown client or wrong secret")
@@ -671,7 +671,7 @@ func (cs *Clients) authenticate(ctx context.Context, a ClientAuth) (Client, erro
 // nobody has the shape of a confidential client and no secret that fits: unknown IDs walk the same path.
 var nobody = &knownClient{}
 
-func (cs *Clients) right(ctx context.Context, k *knownClient, id, secret, source string) (bool, error) {
+func (cs *Clients) right(ctx context.Context, k *knownClient, id, secret, from string) (bool, error) {
 	if k == nil || k.Public {
 		k = nobody
 	}
@@ -697,17 +697,17 @@ func (cs *Clients) right(ctx context.Context, k *knownClient, id, secret, source
 	if p := k.proved.Load(); p != nil && hmac.Equal(p.mark[:], mark[:]) {
 		return slices.ContainsFunc(live, func(cl clientSecret) bool { return cl.Hash == p.hash }), nil
 	}
-	if cs.fails.over(id, source, cs.s.now()) {
+	if cs.fails.over(id, from, cs.s.now()) {
 		return false, nil // no slow hash for whoever has failed too often
 	}
-	lane := cs.slow[cs.fails.slot("", source)%slowLanes] // by source alone: whoever tries many names waits for himself
+	lane := cs.slow[cs.fails.slot("", from)%slowLanes] // by source alone: whoever tries many names waits for himself
 	select {
 	case lane <- struct{}{}:
 		defer func() { <-lane }()
 	case <-ctx.Done():
 		return false, unavailable(ctx.Err(), "waiting to check a client secret")
 	}
-	if cs.fails.over(id, source, cs.s.now()) { // by those who waited in front
+	if cs.fails.over(id, from, cs.s.now()) { // by those who waited in front
 		return false, nil
 	}
 	ok := false
@@ -744,17 +744,6 @@ const (
 	failLimit  = 20 // failures of one client from one source in a window
 	failSlots  = 1 << 14
 )
-
-// sourceOf is who counts as one source: an address, or of IPv6 the network that one customer is given.
-func sourceOf(ctx context.Context) string {
-	a := originOf(ctx).Address.Unmap().WithZone("")
-	if a.Is6() {
-		if net, err := a.Prefix(64); err == nil {
-			return net.String()
-		}
-	}
-	return a.String()
-}
 
 // failures counts failed authentications by client and source, in a table of fixed size: names that collide share a
 // count, which may throttle a failure early and never refuses a correct generated secret.

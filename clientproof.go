@@ -98,7 +98,7 @@ func clientKeys(set []byte) (keys []*jws.PublicKey, certs [][32]byte, err error)
 	if len(set) > maxClientKeys {
 		return nil, nil, fail(ErrInvalidRequest, "a client's Keys have at most %d bytes", maxClientKeys)
 	}
-	keys, _, err = jws.ParseJWKS(set)
+	keys, _, err = jws.ParseJWKS(set, nil)
 	if err != nil {
 		return nil, nil, &Error{Code: ErrInvalidRequest, Detail: "a client's Keys are no JWK set (RFC 7517 §5)", Cause: err}
 	}
@@ -328,7 +328,7 @@ func (s *Service) SignIntrospection(ctx context.Context, audience string, respon
 	if err := jws.CheckJSON(response); err != nil || !bytes.HasPrefix(response, []byte("{")) {
 		return "", &Error{Code: ErrInvalidRequest, Detail: "not a JSON object", Cause: err}
 	}
-	key, err := s.SigningKeys.active(s.cfg.Audience)
+	key, err := s.SigningKeys.active(s.state.position())
 	if err != nil {
 		return "", err
 	}

@@ -39,7 +39,7 @@ type corpusCase struct {
 	Token string `json:"token"`
 }
 
-// corpusKeys are the keys of the corpus. They are of no use elsewhere: their private halves are published with it.
+// corpusKeys are the keys of the corpus, made with it. Their private halves are kept nowhere.
 type corpusKeys struct {
 	EC, EC384, Attacker *ecdsa.PrivateKey
 	Ed                  ed25519.PrivateKey
@@ -418,7 +418,137 @@ func makeCorpus(t testing.TB, k *corpusKeys) map[string]corpusCase {
 	}))
 	bad("signature-ed-zero", "all zero", jwt(edHeader, good, fixed(make([]byte, 64))))
 	bad("signature-ed-short", "63 bytes", jwt(edHeader, good, func(s string) []byte { return ed25519.Sign(k.Ed, []byte(s))[:63] }))
+	bad("signature-ed-identity", "R the neutral element, S zero: good for keys of small order alone", jwt(edHeader, good, fixed(append([]byte{1}, make([]byte, 63)...))))
+	bad("signature-ed-prehashed", "Ed25519ph, another algorithm (RFC 8032 §5.1)", jwt(edHeader, good, func(s string) []byte {
+		h := sha512.Sum512([]byte(s))
+		sig, err := k.Ed.Sign(rand.Reader, h[:], &ed25519.Options{Hash: crypto.SHA512})
+		require.NoError(t, err)
+		return sig
+	}))
+	bad("signature-ed-context", "Ed25519ctx, another algorithm", jwt(edHeader, good, func(s string) []byte {
+		sig, err := k.Ed.Sign(rand.Reader, []byte(s), &ed25519.Options{Context: "x"})
+		require.NoError(t, err)
+		return sig
+	}))
+	bad("signature-ed-swapped", "S before R", jwt(edHeader, good, func(s string) []byte {
+		sig := ed25519.Sign(k.Ed, []byte(s))
+		return append(append([]byte(nil), sig[32:]...), sig[:32]...)
+	}))
 	rsHeader := `{"alg":"RS256","kid":"rs","typ":"at+jwt"}`
+	bad("signature-rsa-short", "without the zero in front that it should have", jwt(rsHeader, good, func(s string) []byte { return rsaSign(k.RS, false)(s)[1:] }))
+	bad("signature-rsa-plus-n", "the signature and the modulus: the same residue", jwt(rsHeader, good, func(s string) []byte {
+		v := new(big.Int).SetBytes(rsaSign(k.RS, false)(s))
+		return v.Add(v, k.RS.N).Bytes()
+	}))
+	bad("signature-pss-salt-long", "PSS with the longest salt that fits (RFC 7518 §3.5: the hash's)", jwt(`{"alg":"PS256","kid":"ps","typ":"at+jwt"}`, good, func(s string) []byte {
+		h := sha256.Sum256([]byte(s))
+		sig, err := rsa.SignPSS(rand.Reader, k.PS, crypto.SHA256, h[:], &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthAuto, Hash: crypto.SHA256})
+		require.NoError(t, err)
+		return sig
+	}))
+	bad("signature-pss-sha512", "PSS over another hash", jwt(`{"alg":"PS256","kid":"ps","typ":"at+jwt"}`, good, func(s string) []byte {
+		h := sha512.Sum512([]byte(s))
+		sig, err := rsa.SignPSS(rand.Reader, k.PS, crypto.SHA512, h[:], &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash})
+		require.NoError(t, err)
+		return sig
+	}))
+
+	// What a sloppy reader would take for the good token, under a signature over the very text: the encoding is what is wrong.
+	signed := func(head, body string, sign signFunc) string {
+		return head + "." + body + "." + b64(sign(head+"."+body))
+	}
+	loosen := func(b string) string { // a length that leaves bits over
+		require.NotZero(t, len(b)%4)
+		return b[:len(b)-1] + looser(b[len(b)-1])
+	}
+	head, body := b64([]byte(`{"alg":"ES256","kid":"ec","typ":"at+jwt" }`)), b64([]byte(claimsWith("sub", `"alice+/"`)))
+	for len(head)%4 == 0 {
+		head = b64([]byte(`{"alg":"ES256","kid":"ec","typ":"at+jwt"  }`))
+	}
+	for n := 1; len(body)%4 == 0; n++ {
+		body = b64([]byte(claimsWith("x", `"`+strings.Repeat("y", n)+`"`)))
+	}
+	std := base64.StdEncoding.EncodeToString
+	for name, x := range map[string][2]string{
+		"loose-bits-header": {loosen(head), body}, "loose-bits-payload": {head, loosen(body)},
+		"padding-header": {head + strings.Repeat("=", 4-len(head)%4), body}, "padding-payload": {head, body + strings.Repeat("=", 4-len(body)%4)},
+		"newline-header": {head[:8] + "\n" + head[8:], body}, "newline-payload": {head, body[:8] + "\r\n" + body[8:]}, "space-payload": {head, body[:8] + " " + body[8:]},
+		"std-alphabet": {head, strings.TrimRight(std([]byte(claimsWith("x", `"???>>>~~~"`))), "=")}, "one-char-over": {head, body + "A"},
+	} {
+		bad("encoded-"+name, "signed over the very text, which is not strict base64url: "+name, signed(x[0], x[1], ec))
+	}
+
+	for name, h := range map[string]string{
+		"kid-kelvin": "{\"alg\":\"ES256\",\"kid\":\"ec\",\"typ\":\"at+jwt\",\"\u212aid\":\"other\"}", "kid-upper-only": `{"alg":"ES256","KID":"ec","typ":"at+jwt"}`, "typ-upper-only": `{"alg":"ES256","kid":"ec","TYP":"at+jwt"}`,
+		"typ-twice": `{"alg":"ES256","kid":"ec","typ":"JWT","typ":"at+jwt"}`, "crit-case": `{"alg":"ES256","kid":"ec","typ":"at+jwt","Crit":["exp"]}`, "jwk-case": `{"alg":"ES256","kid":"ec","typ":"at+jwt","JWK":{}}`,
+		"own-twice": `{"alg":"ES256","kid":"ec","typ":"at+jwt","x":1,"x":1}`, "surrogate-name": `{"alg":"ES256","kid":"ec","typ":"at+jwt","\ud800":1}`, "long": `{"alg":"ES256","kid":"ec","typ":"at+jwt","x":"` + strings.Repeat("x", 2100) + `"}`,
+		"number-name": `{"alg":"ES256","kid":"ec","typ":"at+jwt",1:1}`, "two-objects": goodHeader + goodHeader, "bare-word": `{"alg":"ES256","kid":"ec","typ":"at+jwt","x":tru}`, "cr-in-text": "{\"alg\":\"ES256\",\"kid\":\"ec\",\"typ\":\"at+jwt\",\"x\":\"\r\"}",
+	} {
+		bad("header-"+name, "header: "+name, jwt(h, good, ec))
+	}
+	add("good-escaped-name", "good", "an escaped name is the name", jwt(`{"\u0061lg":"ES256","k\u0069d":"ec","typ":"at+jwt"}`, good, ec))
+	add("good-private-header", "good", "a header that nobody knows and that is not critical is passed over (RFC 7515 §4)", jwt(`{"alg":"ES256","kid":"ec","typ":"at+jwt","x":[{"y":null}]}`, good, ec))
+	for i, typ := range []string{"at+jwt; charset=utf-8", "application/at+jwt;v=1", "application/", "application", "\uff41t+jwt", "at+jwt\u0000", "application//at+jwt", "at+jwt+jwt", "applicatio\u006e/ at+jwt", "secevent+jwt", "entity-statement+jwt", "introspection+jwt"} {
+		bad(fmt.Sprintf("typ-more-%02d", i), fmt.Sprintf("typ %q", typ), jwt(`{"alg":"ES256","kid":"ec","typ":"`+typ+`"}`, good, ec))
+	}
+	for i, x := range [][2]string{{"ed25519", "ed"}, {"eddsa", "ed"}, {"Ed25519 ", "ed"}, {"Ed25519", "ec"}, {"EdDSA", "ec"}, {"ES256", "ed"}, {"rs256", "rs"}, {"RS512", "rs"}, {"PS384", "ps"}, {"ES256", "ec384"}} {
+		sign := ec
+		switch x[1] {
+		case "ed":
+			sign = func(s string) []byte { return ed25519.Sign(k.Ed, []byte(s)) }
+		case "rs":
+			sign = rsaSign(k.RS, false)
+		case "ps":
+			sign = rsaSign(k.PS, true)
+		}
+		bad(fmt.Sprintf("alg-near-%02d", i), "alg "+x[0]+" for the key "+x[1]+", signed by it", jwt(`{"alg":"`+x[0]+`","kid":"`+x[1]+`","typ":"at+jwt"}`, good, sign))
+	}
+
+	obj := func(more string) string { return good[:len(good)-1] + "," + more + "}" }
+	for name, p := range map[string]string{
+		"jti-escaped-twice": obj(`"\u006ati":"x"`), "cnf-case": obj(`"CNF":{}`), "act-case": obj(`"Act":{"sub":"x"}`), "pos-case": obj(`"POS":"1.1.1"`), "roles-case": obj(`"Roles":["admin"]`), "aud-case-twice": obj(`"AUD":"x"`),
+		"scope-long-s": obj("\"\u017fcope\":\"admin\""), "own-case-twice": obj(`"tenant":1,"Tenant":2`), "own-escaped-twice": obj(`"tenant":1,"ten\u0061nt":2`), "surrogate-pair-broken": obj(`"x":"\udc00\ud800"`), "lone-low": obj(`"x":"\udfff"`),
+		"depth-17": obj(`"x":` + strings.Repeat("[", 17) + strings.Repeat("]", 17)), "members-257": obj(strings.TrimPrefix(manyMembers(257), ",")), "array-1100": obj(`"x":[` + strings.Repeat("0,", 1100) + `0]`),
+		"number-dot": obj(`"x":1.`), "number-no-int": obj(`"x":.5`), "number-exp": obj(`"x":1e`), "number-minus": obj(`"x":-`), "number-zero": obj(`"x":00`), "number-infinity": obj(`"x":Infinity`), "number-big-exp": obj(`"x":1e9999`),
+		"form-feed": obj("\f\"x\":1"), "nbsp": obj("\u00a0\"x\":1"), "nul-behind": good + "\x00", "bom": "\ufeff" + good, "utf16": "\xff\xfe{\x00}\x00", "comma-first": "{," + good[1:], "comma-twice": obj(`,"x":1`), "colon-twice": obj(`"x"::1`), "unquoted": obj(`x:1`), "comment": obj(`/*"x":1*/"y":1`),
+	} {
+		bad("payload-"+name, "payload: "+name, jwt(goodHeader, p, ec))
+	}
+	list := func(n int, v string) string { return "[" + strings.TrimSuffix(strings.Repeat(v+",", n), ",") + "]" }
+	for name, c := range map[string][]string{
+		"aud-null": {"aud", "null"}, "aud-array-null": {"aud", "[null]"}, "aud-number": {"aud", "1"}, "aud-65": {"aud", list(65, `"`+testAudience+`"`)}, "aud-bool": {"aud", "true"}, "aud-escaped-other": {"aud", `"https:\/\/api.example.com\/"`},
+		"scope-null": {"scope", "null"}, "scope-leading": {"scope", `" a"`}, "scope-tab": {"scope", `"a\tb"`}, "scope-unicode": {"scope", `"é"`}, "scope-backslash": {"scope", `"a\\b"`}, "scope-256-bytes": {"scope", `"` + strings.Repeat("s", 256) + `"`}, "scope-257": {"scope", `"` + strings.TrimSpace(manyWords(257)) + `"`}, "scope-colon-end": {"scope", `"orders:"`}, "scope-colon-twice": {"scope", `"orders::read"`}, "scope-object": {"scope", "{}"},
+		"roles-number": {"roles", "[1]"}, "roles-65": {"roles", list(65, `"r"`)}, "roles-object": {"roles", "{}"}, "sid-number": {"sid", "1"}, "sid-null": {"sid", "null"}, "gra-string": {"gra", `"x"`}, "gra-65": {"gra", list(65, `"x"`)}, "gra-nested": {"gra", `[["x"]]`},
+		"act-null": {"act", "null"}, "act-array": {"act", `[{"sub":"x"}]`}, "act-sub-case": {"act", `{"sub":"x","Sub":"y"}`}, "act-twice": {"act", `{"sub":"x","act":{"sub":"y"},"act":{"sub":"z"}}`}, "act-sub-number": {"act", `{"sub":1}`}, "act-iss-array": {"act", `{"sub":"x","iss":[]}`}, "act-9": {"act", strings.Repeat(`{"sub":"x","act":`, 8) + `{"sub":"y"}` + strings.Repeat("}", 8)},
+		"cnf-case": {"cnf", `{"JKT":"` + b64(make([]byte, 32)) + `"}`}, "cnf-number": {"cnf", `{"jkt":1}`}, "cnf-twice": {"cnf", `{"jkt":"a","jkt":"b"}`}, "cnf-array": {"cnf", "[]"}, "cnf-jwk": {"cnf", `{"jwk":{"kty":"EC"}}`}, "cnf-and-more": {"cnf", `{"jkt":"` + b64(make([]byte, 32)) + `","x":1}`}, "cnf-empty-jkt": {"cnf", `{"jkt":""}`},
+		"pos-plus": {"pos", `"1f.+100.200"`}, "pos-capital": {"pos", `"1F.100.200"`}, "pos-zeros": {"pos", `"1f.0100.200"`}, "pos-dot": {"pos", `"1f.100.200."`}, "pos-same-history": {"pos", `"1f.100.200.1f"`}, "pos-64-bits": {"pos", `"1f.100.8000000000000000"`}, "pos-five": {"pos", `"1f.100.200.2.3"`}, "pos-empty": {"pos", `""`}, "pos-null": {"pos", "null"}, "pos-space": {"pos", `"1f. 100.200"`},
+		"sub-object": {"sub", `{"a":1}`}, "jti-array": {"jti", `["x"]`}, "client-array": {"client_id", `["web"]`}, "client-long": {"client_id", `"` + strings.Repeat("c", 256) + `"`}, "iss-number": {"iss", "1"}, "iss-space": {"iss", `"` + testIssuer + ` "`}, "iss-empty": {"iss", `""`},
+	} {
+		bad("claim-"+name, "claim: "+name, jwt(goodHeader, claimsWith(c...), ec))
+	}
+	for name, c := range map[string][]string{
+		"exp-exponent": {"exp", "1.8000003e9"}, "exp-exponent-plain": {"exp", "18000003e2"}, "exp-minus-zero": {"exp", "-0"}, "exp-long-fraction": {"exp", fmt.Sprint(corpusNow+300) + "." + strings.Repeat("0", 60)}, "exp-dot": {"exp", fmt.Sprint(corpusNow+300) + "."}, "exp-equals-iat": {"exp", fmt.Sprint(corpusNow + 1), "iat", fmt.Sprint(corpusNow + 1)},
+		"exp-year-10000": {"exp", "253402300800"}, "exp-a-day-and-a-second": {"exp", fmt.Sprint(corpusNow - 10 + 86401)}, "exp-object": {"exp", "{}"}, "exp-milliseconds": {"exp", fmt.Sprint((corpusNow + 300) * 1000)}, "iat-exponent": {"iat", "1.799999990e9"}, "iat-null": {"iat", "null"}, "iat-zero": {"iat", "0"}, "iat-next-second": {"iat", fmt.Sprint(corpusNow + 1)}, "iat-milliseconds": {"iat", fmt.Sprint(corpusNow * 1000)},
+		"nbf-next-second": {"nbf", fmt.Sprint(corpusNow + 1)}, "nbf-negative": {"nbf", "-1"}, "nbf-array": {"nbf", "[]"}, "nbf-behind-exp": {"nbf", fmt.Sprint(corpusNow + 400)},
+	} {
+		bad("time-"+name, "time: "+name, jwt(goodHeader, claimsWith(c...), ec))
+	}
+	add("time-good-fraction", "good", "a NumericDate may have a fraction (RFC 7519 §2)", jwt(goodHeader, claimsWith("exp", fmt.Sprint(corpusNow+300)+".5", "iat", fmt.Sprint(corpusNow-10)+".25"), ec))
+	add("time-good-longest", "good", "a day, the longest that is taken", jwt(goodHeader, claimsWith("exp", fmt.Sprint(corpusNow-10+86400)), ec))
+	add("time-expired-fraction", "expired", "a fraction of exp is cut off, never rounded up", jwt(goodHeader, claimsWith("exp", fmt.Sprint(corpusNow)+".9"), ec))
+
+	// Another trusted issuer, whose tokens have no positions and bring none of our names.
+	otherHeader := `{"alg":"ES256","kid":"other","typ":"at+jwt"}`
+	theirs := func(changes ...string) string {
+		return jwt(otherHeader, claimsWith(append([]string{"iss", `"` + otherIssuer + `"`, "pos", "-"}, changes...)...), ecSign(k.Other))
+	}
+	add("foreign-good", "good", "a token of the other issuer", theirs())
+	add("foreign-good-no-kid", "good", "its set has one key: kid may be missing (RFC 7515 §4.1.4)", jwt(`{"alg":"ES256","typ":"at+jwt"}`, claimsWith("iss", `"`+otherIssuer+`"`), ecSign(k.Other)))
+	add("foreign-good-names", "good", "roles, scopes, sessions and clients of its own, of which none counts here", theirs("roles", `["admin"]`, "scope", `"orders users"`, "client_id", `"first-party"`, "pos", `"what it likes"`))
+	bad("foreign-audience", "for another audience", theirs("aud", `"`+otherIssuer+`"`))
+	bad("foreign-no-iat", "without iat no rule could be compared", theirs("iat", "-"))
+	bad("foreign-kid-wrong", "its one key under another name", jwt(`{"alg":"ES256","kid":"ec","typ":"at+jwt"}`, claimsWith("iss", `"`+otherIssuer+`"`), ecSign(k.Other)))
+	bad("foreign-our-key", "its iss and kid, our signature", jwt(otherHeader, claimsWith("iss", `"`+otherIssuer+`"`), ec))
 	bad("signature-rsa-sha1", "PKCS #1 with SHA-1", jwt(rsHeader, good, func(s string) []byte {
 		h := sha1.Sum([]byte(s))
 		sig, err := rsa.SignPKCS1v15(rand.Reader, k.RS, crypto.SHA1, h[:])
@@ -436,6 +566,14 @@ func makeCorpus(t testing.TB, k *corpusKeys) map[string]corpusCase {
 		return sig
 	}))
 	return out
+}
+
+func manyWords(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "s%d ", i)
+	}
+	return b.String()
 }
 
 // looser is the character that differs in bits which decode to nothing.

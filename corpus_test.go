@@ -101,6 +101,12 @@ func TestCorpus(t *testing.T) {
 						tok, err := v.Validate(ctx, apitoken.Bearer(c.Token))
 						require.NoError(t, err, "%s: %s", name, c.About)
 						require.Equal(t, "alice", tok.Subject())
+						if strings.HasPrefix(name, "foreign-") { // a principal is issuer and subject together
+							require.Equal(t, otherIssuer, tok.Issuer())
+							require.Empty(t, tok.Client()+tok.Grant(), name)
+							require.Empty(t, tok.Scopes(), name)
+							require.Empty(t, tok.Roles(), name)
+						}
 					}
 				}
 			}
@@ -157,23 +163,87 @@ func TestCorpusIsBoundedInMemory(t *testing.T) {
 	}
 }
 
+// The corpus against a service that trusts its issuers: the same verdicts, each refusal counted once, by Validate and by
+// the middleware, with and without what is kept of good tokens.
 func TestCorpusThroughAService(t *testing.T) {
 	t.Parallel()
-	cases, _ := readCorpus(t)
-	svc := service(t, nil)
-	n := 0
+	cases, sets := readCorpus(t)
+	svc := service(t, func(c *apitoken.Config) {
+		c.Issuer, c.Now = "https://third.example.com", func() time.Time { return time.Unix(corpusNow, 0) }
+		c.Trust = []apitoken.Trusted{
+			{Issuer: testIssuer, Keys: fixedKeys(sets[testIssuer]), InsecureNoRevocations: true, Own: true},
+			{Issuer: otherIssuer, Keys: fixedKeys(sets[otherIssuer]), InsecureNoRevocations: true},
+		}
+	})
+	require.Eventually(t, func() bool {
+		return validate(svc, apitoken.NewSecret(cases["good-es256"].Token)) == nil && validate(svc, apitoken.NewSecret(cases["foreign-good"].Token)) == nil
+	}, 30*time.Second, time.Millisecond, "the keys are read in the background")
+	apitoken.FlushUses(svc)
+	refused := func() (n int) {
+		apitoken.FlushUses(svc)
+		for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventRefused}) {
+			n += e.Count
+		}
+		return n
+	}
+	before, bad := refused(), 0
+	handler := httpauth.New(svc, nil).Authenticated(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	for name, c := range cases {
-		err := validate(svc, apitoken.NewSecret(c.Token))
-		require.ErrorIs(t, err, apitoken.ErrInvalidToken, "%s: another service's keys", name)
-		n++
+		want := map[string]error{"good": nil, "invalid": apitoken.ErrInvalidToken, "expired": apitoken.ErrExpired}[c.Want]
+		for range 2 {
+			err := validate(svc, apitoken.NewSecret(c.Token))
+			require.ErrorIs(t, err, want, "%s: %s", name, c.About)
+			require.NoError(t, validate(svc, apitoken.NewSecret(cases["good-es256"].Token)), "%s: a bad token harms no good one", name)
+		}
+		if want == nil {
+			continue
+		}
+		bad += 2
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header["Authorization"] = []string{"Bearer " + c.Token}
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r)
+		if w.Code == 200 {
+			require.Equal(t, "structure-space-before", name) // a second space behind the scheme, which RFC 6750 §2.1 allows
+		} else if !strings.ContainsAny(c.Token, " ,\t") { // a header that is not even one credential is shown to no validator
+			bad++
+		}
 	}
-	count := 0
+	require.Equal(t, bad, refused()-before, "each refusal is counted once")
 	for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventRefused}) {
-		count += e.Count
-		require.Empty(t, e.Subject, "a claim of a token that did not verify is no fact")
-		require.Empty(t, e.TokenID)
+		if e.Subject != "" || e.TokenID != "" {
+			require.Contains(t, []string{"alice"}, e.Subject, "a claim of a token that did not verify is no fact")
+		}
 	}
-	require.Equal(t, n, count, "each refusal is counted once")
+	require.Empty(t, events(t, svc, apitoken.EventQuery{Subject: "root"}))
+}
+
+// Tokens are kept by a hash of their ends. Whatever else ends like a good token is another token.
+func TestOneEndIsNotOneToken(t *testing.T) {
+	t.Parallel()
+	cases, sets := readCorpus(t)
+	v := corpusValidator(t, sets, apitoken.Validation{})
+	for name, c := range cases {
+		if c.Want != "good" {
+			continue
+		}
+		require.NoError(t, validate(v, apitoken.NewSecret(c.Token)), name)
+		head, rest, _ := strings.Cut(c.Token, ".")
+		body, sig, _ := strings.Cut(rest, ".")
+		for what, twin := range map[string]string{
+			"another header":        cases["good-typ-case"].Token[:strings.IndexByte(cases["good-typ-case"].Token, '.')] + "x." + rest,
+			"another payload":       head + "." + b64([]byte(claimsWith("sub", `"root"`))) + "." + sig,
+			"a payload cut":         head + "." + body[4:] + "." + sig,
+			"nothing but the end":   c.Token[len(c.Token)-64:],
+			"the end twice":         c.Token + c.Token[len(c.Token)-64:],
+			"one character flipped": flip(c.Token, len(head)+5),
+		} {
+			for sight := range 2 {
+				require.ErrorIs(t, validate(v, apitoken.NewSecret(twin)), apitoken.ErrInvalidToken, "%s: %s, sight %d", name, what, sight+1)
+			}
+			require.NoError(t, validate(v, apitoken.NewSecret(c.Token)), "%s, after %s", name, what)
+		}
+	}
 }
 
 func TestTheRootReachesNoNetwork(t *testing.T) {

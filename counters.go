@@ -23,11 +23,13 @@ type tally struct {
 	counts map[refusal]*refusalCount
 }
 
-// refusal is what is counted together. Who is refused is named only when the token was verified.
+// refusal is what is counted together. Who is refused is named only when the token was verified. claimed is the registered
+// client that somebody said to be and did not prove: whom it was aimed at, not who it was.
 type refusal struct {
 	kind                            EventType
 	reason                          string
 	subject, client, token, grantID string
+	claimed                         string
 }
 
 type refusalCount struct {
@@ -48,6 +50,10 @@ func (t *tally) add(kind EventType, reason string, d *tokenData, from netip.Addr
 	if d != nil {
 		r.subject, r.client, r.token, r.grantID = d.Subject, d.Client, d.ID, d.Grant
 	}
+	t.one(r, from)
+}
+
+func (t *tally) one(r refusal, from netip.Addr) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.count(r, 1, from)
@@ -62,6 +68,7 @@ func (t *tally) count(r refusal, n int, from netip.Addr) {
 	if c == nil {
 		// The strings belong to a cached token or to a request: clone, so that neither is kept.
 		r.subject, r.client, r.token, r.grantID = strings.Clone(r.subject), strings.Clone(r.client), strings.Clone(r.token), strings.Clone(r.grantID)
+		r.claimed = strings.Clone(r.claimed)
 		c = &refusalCount{refusal: r}
 		t.counts[r] = c
 	}
@@ -108,8 +115,14 @@ func (c *refusalCount) event() Event {
 	for _, a := range c.addresses {
 		list = append(list, a.String())
 	}
-	if len(list) > 0 {
-		e.Extra = map[string]string{"addresses": strings.Join(list, " ")}
+	for name, v := range map[string]string{"addresses": strings.Join(list, " "), "claimed": c.claimed} {
+		if v == "" {
+			continue
+		}
+		if e.Extra == nil {
+			e.Extra = map[string]string{}
+		}
+		e.Extra[name] = v
 	}
 	return e
 }
@@ -138,6 +151,7 @@ type useLog struct {
 // useCounter counts the uses of one token's grant or API key in this process. Several may count the same one.
 type useCounter struct {
 	log  *useLog
+	kind string // useGrant or useAPIKey
 	id   string
 	n    atomic.Uint64
 	last atomic.Int64                 // Unix ms
@@ -187,7 +201,7 @@ func (s *Service) Usage(ctx context.Context, t Target) (Usage, error) {
 func (l *useLog) init() { l.stored = map[string]storedUse{} }
 
 func (a *auditLog) counter(kind, id string) *useCounter {
-	return &useCounter{log: &a.uses, id: kind + id}
+	return &useCounter{log: &a.uses, kind: kind, id: id}
 }
 
 // hit counts one use. It is on the path of every request: the first one since a flush takes a lock, the rest do not.
@@ -323,10 +337,10 @@ func (l *useLog) flush(ctx context.Context, s *Service) error {
 	l.mu.Unlock()
 	sums := make(map[string]*useRecord, len(dirty))
 	for _, c := range dirty {
-		u := sums[c.id]
+		u := sums[c.kind+c.id]
 		if u == nil {
 			u = &useRecord{V: 1}
-			sums[c.id] = u
+			sums[c.kind+c.id] = u
 		}
 		c.take(u)
 	}
@@ -354,7 +368,7 @@ func (l *useLog) flush(ctx context.Context, s *Service) error {
 
 // giveBack keeps a count for the next flush.
 func (l *useLog) giveBack(id string, u *useRecord) {
-	c := &useCounter{log: l, id: id}
+	c := &useCounter{log: l, kind: id[:len(useGrant)], id: id[len(useGrant):]} // both kinds are as long
 	c.n.Store(u.Count)
 	c.last.Store(u.Last)
 	var from []netip.Addr
@@ -459,7 +473,7 @@ func (a *auditLog) usage(ctx context.Context, kind, id string) (Usage, error) {
 	var counted []*useCounter
 	a.uses.mu.Lock()
 	for _, c := range a.uses.dirty {
-		if c.id == kind+id {
+		if c.kind == kind && c.id == id {
 			if !slices.Contains(counted, c) { // one with a new scope may be there twice
 				sum.Count += c.n.Load()
 				c.peek(&sum, true)

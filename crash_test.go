@@ -22,19 +22,14 @@ import (
 
 // ack is what the child tells after an action was acknowledged to it.
 type ack struct {
-	Op      string // issued, refreshed, revoked, apikey, keyrevoked, rotated, compromised
+	Op      string // issued, refreshed, revoked, apikey, keyrevoked
 	Subject string
 	Access  string `json:",omitempty"`
 	Refresh string `json:",omitempty"`
 	ID      string `json:",omitempty"`
-
-	at time.Time // when its word came
 }
 
-const (
-	crashDir   = "APITOKEN_TEST_CRASH_DIR"
-	crashGrace = time.Minute // the longest: ten rounds lie between a kill and the look at it
-)
+const crashDir = "APITOKEN_TEST_CRASH_DIR"
 
 // TestCrashChild is the process that is killed.
 func TestCrashChild(t *testing.T) {
@@ -48,8 +43,7 @@ func TestCrashChild(t *testing.T) {
 	seal, err := apitoken.KeyFile(filepath.Join(dir, "tokens.key"))
 	require.NoError(t, err)
 	c := config(st)
-	c.Seal, c.InsecureKeysInStore, c.KeyRotation = seal, false, time.Second
-	c.Refresh.Grace = crashGrace
+	c.Seal, c.InsecureKeysInStore, c.KeyRotation, c.Refresh.Grace = seal, false, time.Second, crashGrace
 	svc, err := apitoken.New(c)
 	require.NoError(t, err)
 	var mu sync.Mutex
@@ -104,6 +98,21 @@ func TestCrashChild(t *testing.T) {
 	select {}
 }
 
+// crashGrace is the longest that is allowed: a refresh whose answer the kill took is repeated by the check.
+const crashGrace = time.Minute
+
+// survey is what was acknowledged, over all rounds.
+type survey struct {
+	issued  map[string]ack  // by grant: the last acknowledged state, of this round
+	keys    map[string]ack  // of this round
+	revoked map[string]bool // subjects
+	keyDead map[string]bool
+	dead    []ack // what must never live again: tokens, with Subject set, and API keys
+	events  int   // that the log had after the last round
+}
+
+// TestKillAtAnyMoment kills a process that issues, refreshes, revokes and makes API keys, looks at the file after each
+// time, and goes on with it.
 func TestKillAtAnyMoment(t *testing.T) {
 	t.Parallel()
 	rounds := 100
@@ -111,12 +120,10 @@ func TestKillAtAnyMoment(t *testing.T) {
 		rounds = 10
 	}
 	dir := t.TempDir()
-	issued := map[string]ack{}   // by grant: the last acknowledged state
-	revoked := map[string]bool{} // subjects
-	keys := map[string]ack{}
-	keyDead := map[string]bool{}
+	x := &survey{revoked: map[string]bool{}, keyDead: map[string]bool{}}
 	total := 0
 	for round := range rounds {
+		x.issued, x.keys = map[string]ack{}, map[string]ack{}
 		cmd := exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
 		cmd.Env = append(os.Environ(), crashDir+"="+dir)
 		out, err := cmd.StdoutPipe()
@@ -127,6 +134,7 @@ func TestKillAtAnyMoment(t *testing.T) {
 		lines.Buffer(nil, 1<<20)
 		limit := rand.IntN(60)
 		n := 0
+		var killed time.Time
 		for lines.Scan() {
 			line := lines.Text()
 			if len(line) < 4 || line[:4] != "ACK " {
@@ -136,77 +144,112 @@ func TestKillAtAnyMoment(t *testing.T) {
 			if json.Unmarshal([]byte(line[4:]), &a) != nil {
 				break // cut by the kill
 			}
-			a.at = time.Now()
 			switch a.Op {
 			case "issued", "refreshed":
-				issued[a.ID] = a
+				x.issued[a.ID] = a
 			case "revoked":
-				revoked[a.Subject] = true
+				x.revoked[a.Subject] = true
 			case "apikey":
-				keys[a.ID] = a
+				x.keys[a.ID] = a
 			case "keyrevoked":
-				keyDead[a.ID] = true
+				x.keyDead[a.ID] = true
 			}
 			if n++; n == limit+1 {
 				require.NoError(t, cmd.Process.Kill()) // SIGKILL; what it said before is still read
+				killed = time.Now()
 			}
 		}
 		_ = cmd.Wait()
 		require.Positive(t, n, "the child never started: round %d", round)
 		total += n
-		if round%10 != 9 && round != rounds-1 {
-			continue // look at every tenth, and go on with the same file
-		}
-		checkAfterCrash(t, dir, issued, revoked, keys, keyDead)
-		clear(issued) // refreshing moved them on
+		x.check(t, dir, killed, round == rounds-1)
 	}
-	t.Logf("%d kills, %d acknowledged actions", rounds, total)
+	t.Logf("%d kills, %d acknowledged actions, %d events", rounds, total, x.events)
 }
 
-func checkAfterCrash(t *testing.T, dir string, issued map[string]ack, revoked map[string]bool, keys map[string]ack, keyDead map[string]bool) {
+// check opens the file in this process. whole: all that must be dead is looked at, not only some of it.
+func (x *survey) check(t *testing.T, dir string, killed time.Time, whole bool) {
 	t.Helper()
 	st, err := boltstore.Open(filepath.Join(dir, "tokens.db"), nil)
 	require.NoError(t, err)
 	defer st.Close()
+	require.False(t, st.Restored(), "a crash is not a restore")
 	seal, err := apitoken.KeyFile(filepath.Join(dir, "tokens.key"))
 	require.NoError(t, err)
 	c := config(st)
-	c.Seal, c.InsecureKeysInStore = seal, false
-	c.Refresh.Grace = crashGrace
+	c.Seal, c.InsecureKeysInStore, c.Refresh.Grace = seal, false, crashGrace
 	svc, err := apitoken.New(c)
 	require.NoError(t, err)
 	defer svc.Close()
-	known := map[string]bool{} // grants that have their event
-	for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventIssued}) {
-		known[e.Grant] = true
+
+	// What was killed between the write and its word counts like what was acknowledged: with its event, or not at all.
+	log := events(t, svc, apitoken.EventQuery{OldestFirst: true})
+	require.GreaterOrEqual(t, len(log), x.events, "no event is ever lost")
+	opened, ended, made := map[string]bool{}, map[string]bool{}, map[string]bool{}
+	for _, e := range log[x.events:] {
+		switch {
+		case e.Type == apitoken.EventIssued:
+			opened[e.Grant] = true
+		case e.Type == apitoken.EventRevoked:
+			ended[e.Target.String()] = true
+		case e.Type == apitoken.EventAPIKeyChanged:
+			made[e.TokenID] = true
+		}
 	}
-	for id, a := range issued {
-		require.True(t, known[id], "an acknowledged token has its event")
-		err := validate(svc, apitoken.NewSecret(a.Access))
-		n, rerr := refresh(svc, apitoken.NewSecret(a.Refresh))
-		if revoked[a.Subject] {
-			require.ErrorIs(t, err, apitoken.ErrRevoked, "an acknowledged revocation is never lost")
-			require.ErrorIs(t, rerr, apitoken.ErrInvalidGrant)
+	for _, e := range log[x.events:] {
+		if e.Type != apitoken.EventIssued || ended[apitoken.BySubject(e.Subject).String()] {
 			continue
 		}
-		if errors.Is(err, apitoken.ErrRevoked) {
-			continue // the child was killed between the write and its word
+		live := 0
+		for g, err := range svc.Grants(context.Background(), apitoken.ByGrant(e.Grant), apitoken.Page{}) {
+			require.NoError(t, err)
+			require.Equal(t, e.Subject, g.Subject)
+			live++
 		}
-		require.NoError(t, err)
-		if errors.Is(rerr, apitoken.ErrInvalidGrant) && time.Since(a.at) > crashGrace*3/4 {
-			continue // a machine so slow that the window of a lost successor is over
-		}
-		require.NoError(t, rerr, "an acknowledged refresh token works, or its lost successor does")
-		require.NoError(t, validate(svc, n.Access))
+		require.Equal(t, 1, live, "no event without its effect")
 	}
-	for id, a := range keys {
+	x.events = len(log)
+	for id, a := range x.issued {
+		require.True(t, opened[id], "an acknowledged token has its event")
+		err := validate(svc, apitoken.NewSecret(a.Access))
+		n, rerr := refresh(svc, apitoken.NewSecret(a.Refresh))
+		switch {
+		case x.revoked[a.Subject]:
+			require.True(t, ended[apitoken.BySubject(a.Subject).String()], "an acknowledged revocation has its event")
+			require.ErrorIs(t, err, apitoken.ErrRevoked, "an acknowledged revocation is never lost")
+			require.ErrorIs(t, rerr, apitoken.ErrInvalidGrant)
+			x.dead = append(x.dead, a)
+		case errors.Is(err, apitoken.ErrRevoked): // the child was killed between the write and its word
+			require.True(t, ended[apitoken.BySubject(a.Subject).String()], "no effect without its event")
+			x.dead = append(x.dead, a)
+		default:
+			require.NoError(t, err)
+			if rerr != nil && time.Since(killed) > crashGrace-10*time.Second {
+				continue // on a machine this slow, what the child had done unheard is reuse by now
+			}
+			require.NoError(t, rerr, "an acknowledged refresh token works, or its lost successor does")
+			require.NoError(t, validate(svc, n.Access))
+		}
+	}
+	for id, a := range x.keys {
+		require.True(t, made[id], "an acknowledged API key has its event")
 		err := validate(svc, apitoken.NewSecret(a.Access))
 		switch {
-		case keyDead[id] || revoked[a.Subject] && errors.Is(err, apitoken.ErrRevoked):
-			require.Error(t, err)
+		case x.keyDead[id]:
+			require.ErrorIs(t, err, apitoken.ErrRevoked)
+			x.dead = append(x.dead, a)
 		case errors.Is(err, apitoken.ErrRevoked):
+			x.dead = append(x.dead, a)
 		default:
 			require.NoError(t, err)
 		}
+	}
+	dead := x.dead
+	if !whole && len(dead) > 40 {
+		dead = dead[rand.IntN(len(dead)-39):][:40]
+	}
+	for _, a := range dead {
+		err := validate(svc, apitoken.NewSecret(a.Access))
+		require.True(t, errors.Is(err, apitoken.ErrRevoked) || errors.Is(err, apitoken.ErrExpired), "it stays dead: %v", err)
 	}
 }

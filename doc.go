@@ -21,7 +21,8 @@
 // # Errors
 //
 // Every error is an [*Error] whose code is one of the Err… sentinels, for errors.Is. Its text is fit for a client; the
-// detail shows in log/slog only. [ErrUnavailable] never means that a token is bad, and repeating the call is safe.
+// detail shows in log/slog and in fmt's %+v only. What a constructor is not content with is a [*ConfigError], which says
+// all to whoever starts the program. [ErrUnavailable] never means that a token is bad, and repeating the call is safe.
 //
 // # Names
 //

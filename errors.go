@@ -3,6 +3,7 @@ package apitoken
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"time"
 )
@@ -50,7 +51,7 @@ var (
 )
 
 // Error is what this module's packages return. Error() is fit for a client; Detail and Cause are not,
-// and show only in slog output.
+// and show only in log/slog and in fmt's %+v.
 type Error struct {
 	Code       error         // one of the sentinels
 	Detail     string        // for operators; never holds a credential
@@ -66,6 +67,25 @@ func (e *Error) Error() string {
 		return "apitoken: error"
 	}
 	return e.Code.Error()
+}
+
+// Format prints Error(), and with %+v the detail and the cause behind it: for a developer's terminal and for tests.
+func (e *Error) Format(f fmt.State, verb rune) {
+	if e == nil {
+		io.WriteString(f, "<nil>")
+		return
+	}
+	if verb != 'v' || !f.Flag('+') {
+		fmt.Fprintf(f, fmt.FormatString(f, verb), e.Error())
+		return
+	}
+	io.WriteString(f, e.Error())
+	if e.Detail != "" {
+		io.WriteString(f, ": "+e.Detail)
+	}
+	if e.Cause != nil {
+		fmt.Fprintf(f, ": %+v", e.Cause)
+	}
 }
 
 // Unwrap gives Code to errors.Is; Cause stays out, so that a driver's error never passes for ours.

@@ -260,6 +260,37 @@ func ExampleNewToken() {
 	// true
 }
 
+// A job that goes on after the request: the queue carries the session's ID, never a credential, and a logout ends the job too.
+func ExampleNewContext() {
+	svc := exampleService()
+	defer svc.Close()
+	ctx := context.Background()
+	login, err := svc.Issue(ctx, apitoken.Request{Subject: "alice", Scopes: apitoken.Scopes{"orders"}, Refresh: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+	work := func(session string) {
+		i, err := svc.Issue(ctx, apitoken.Request{Grant: session, Scopes: apitoken.Scopes{"orders:read"}, Lifetime: time.Minute})
+		if errors.Is(err, apitoken.ErrInvalidGrant) {
+			fmt.Println("logged out meanwhile")
+			return
+		}
+		if err != nil {
+			log.Fatal(err)
+		}
+		ctx := apitoken.NewContext(ctx, i.Token) // what the job calls sees alice, and her name is in its events
+		fmt.Println(apitoken.FromContext(ctx).Subject(), apitoken.FromContext(ctx).Scopes())
+	}
+	work(login.Token.Grant())
+	if err := svc.Revoke(ctx, apitoken.ByGrant(login.Token.Grant()), "logout"); err != nil {
+		log.Fatal(err)
+	}
+	work(login.Token.Grant())
+	// Output:
+	// alice orders:read
+	// logged out meanwhile
+}
+
 func ExampleParseScopes() {
 	scopes, err := apitoken.ParseScopes("orders:* reports:read")
 	fmt.Println(len(scopes), scopes, err)

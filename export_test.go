@@ -1,6 +1,42 @@
 package apitoken
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // FlushUses writes what was counted now, and not in half a minute.
 func FlushUses(s *Service) { s.audit.flush(context.Background()) }
+
+// Tidy is one round of the janitor, at a time of the test's.
+func Tidy(s *Service, before time.Time) { s.tidy(context.Background(), before) }
+
+// FeedBooks is how many sets of rules a validator holds of an issuer.
+func FeedBooks(v *JWTValidator, issuer string) (n int) {
+	for b := v.trusts[issuer].rules.Load(); b != nil; b = b.older {
+		n++
+	}
+	return n
+}
+
+// FeedRules is how many entries they have.
+func FeedRules(v *JWTValidator, issuer string) (n int) {
+	for b := v.trusts[issuer].rules.Load(); b != nil; b = b.older {
+		n += b.index.Len()
+	}
+	return n
+}
+
+// SweepFeed forgets what ended before a time.
+func SweepFeed(v *JWTValidator, issuer string, before time.Time) {
+	v.trusts[issuer].rules.Load().sweep(before)
+}
+
+// CacheWeight is what the cache counts for a token, and what its entry keeps alive at least; false: it does not keep it.
+func CacheWeight(s *Service, token string) (weight, held int64, ok bool) {
+	e := s.valid.cache.find(s.valid, s.valid.cache.hash(token), token)
+	if e == nil {
+		return 0, 0, false
+	}
+	return e.size, int64(cap(e.data.claim)) + int64(len(e.token)) + int64(3*len(e.token)/4), true
+}

@@ -154,8 +154,8 @@ func (s *Service) Revocations(ctx context.Context, after store.Position, max int
 	if err := s.loadFeed(ctx); err != nil {
 		return RevocationView{}, unavailable(err, "read the rules")
 	}
-	w := s.state.view.Load()
-	age := s.trust.freshness(s.now()).Age
+	w := s.trust.look()
+	age := s.trust.freshness(w, s.now()).Age
 	l := &s.feed
 	l.mu.Lock()
 	defer l.mu.Unlock()

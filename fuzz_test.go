@@ -35,7 +35,7 @@ func FuzzScopes(f *testing.F) {
 }
 
 func FuzzPositions(f *testing.F) {
-	for _, s := range []string{"1f.100.200", "1.2.3.4", "", "..", "-1.2.3", "1.2.3.1"} {
+	for _, s := range []string{"1f.100.200", "1.2.3.4", "", "..", "-1.2.3", "1.2.3.1", "+1.2.3", "1.+2.3", "01.2.3", "1F.2.3", "1.2.8000000000000000", "1_0.2.3"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -44,7 +44,7 @@ func FuzzPositions(f *testing.F) {
 			return
 		}
 		back, ok := parsePositions(p.String())
-		if !ok || back != p {
+		if !ok || back != p || p.String() != text {
 			t.Fatalf("%q reads back as %v", text, back)
 		}
 		if p.birth.N > p.view.N {
@@ -62,8 +62,11 @@ func FuzzTarget(f *testing.F) {
 		if x.UnmarshalText([]byte(text)) != nil {
 			return
 		}
-		if err := y.UnmarshalText([]byte(x.String())); err != nil || y.String() != x.String() {
-			t.Fatalf("%q reads back as %q", x.String(), y.String())
+		if err := y.UnmarshalText([]byte(x.String())); err != nil || x.String() != text || y != x {
+			t.Fatalf("%q reads back as %q", text, y.String())
+		}
+		if text != "" && x.IsZero() {
+			t.Fatalf("%q names nothing", text)
 		}
 	})
 }

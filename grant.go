@@ -112,8 +112,10 @@ func (g *grantRecord) cut(end time.Time) time.Time {
 }
 
 func (g *grantRecord) ruleSubject(id string) *ruleSubject {
-	return &ruleSubject{subject: g.Subject, client: g.Client, grant: id, iat: time.UnixMilli(g.Created),
+	x := &ruleSubject{subject: g.Subject, client: g.Client, grant: id, iat: time.UnixMilli(g.Created),
 		pos: positions{birth: g.Birth, view: g.Birth}, renews: true}
+	x.descend()
+	return x
 }
 
 func (g *grantRecord) public(id string) Grant {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,13 +20,17 @@ type Introspection struct {
 
 // Introspect says what a resource server needs to know of a token of any kind (RFC 7662), for endpoints that answer whoever
 // the token concerns; they decide who may ask. A bound token is active without its proof: its Binding tells what
-// whoever uses it must prove. The error is only ever ErrUnavailable.
+// whoever uses it must prove; and one for another audience than this process's is active too. An API key with MaxUses is not
+// active: whoever asks keeps the answer for a while, and nobody would count. The error is only ever ErrUnavailable.
 func (s *Service) Introspect(ctx context.Context, token string) (Introspection, error) {
-	t, err := s.Validate(ctx, Credential{Token: token, unproved: true})
+	t, err := s.Validate(ctx, Credential{Token: token, unproved: true, anywhere: true})
 	switch {
 	case errors.Is(err, ErrUnavailable):
 		return Introspection{}, err
 	case err != nil:
+		return Introspection{}, nil
+	}
+	if t.d.counted {
 		return Introspection{}, nil
 	}
 	x := Introspection{Active: true, Token: t.d.TokenSpec}
@@ -52,8 +57,9 @@ type opaqueShelf struct {
 	mu      sync.Mutex // guards all below
 	answers map[[32]byte]*opaqueAnswer
 	byHash  map[[16]byte][]*opaqueAnswer // by the feed's hash of the API key's ID
-	flights map[[32]byte]*opaqueFlight
-	epoch   uint64 // rises when all answers are dropped: an answer that was under way then is not kept
+	flights map[[32]byte]*opaqueFlight   // that whoever asks now may wait for
+	flying  int                          // all of them
+	closed  bool
 }
 
 type opaqueAnswer struct {
@@ -69,6 +75,7 @@ type opaqueAnswer struct {
 // opaqueFlight is one question that many callers wait for.
 type opaqueFlight struct {
 	done   chan struct{}
+	void   bool // something changed since it was asked: its answer is not kept
 	answer *opaqueAnswer
 	err    error
 }
@@ -118,6 +125,7 @@ func (s *opaqueShelf) validate(ctx context.Context, c Credential, tr *trace) (To
 		return Token{}, tr.no("introspection", fail(ErrInvalidToken, "the issuer says that it is not active"))
 	}
 	tr.ok("introspection", "active")
+	w := s.iss.look()
 	version := s.iss.version()
 	if a.version.Load() != version {
 		if rule := s.iss.hit(&a.rule); rule != "" {
@@ -130,7 +138,7 @@ func (s *opaqueShelf) validate(ctx context.Context, c Credential, tr *trace) (To
 	if end := a.d.ExpiresAt; !end.IsZero() && !now.Before(end) {
 		return Token{d: a.d}, tr.no("expiry", fail(ErrExpired, "the key has ended"))
 	}
-	f := s.iss.freshness(now)
+	f := s.iss.freshness(w, now)
 	if f.Stale { // never past the bound for opaque tokens
 		s.iss.wake()
 		return Token{d: a.d}, tr.no("freshness", &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"})
@@ -148,13 +156,22 @@ func (s *opaqueShelf) answer(ctx context.Context, sum [32]byte, token string) (*
 	}
 	f := s.flights[sum]
 	if f == nil {
-		if len(s.flights) >= maxOpaqueFlights {
+		if s.closed {
+			s.mu.Unlock()
+			return nil, &Error{Code: ErrUnavailable, Detail: "closed"}
+		}
+		if s.flying >= maxOpaqueFlights {
 			s.mu.Unlock()
 			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "too many questions to the issuer at once"}
 		}
 		f = &opaqueFlight{done: make(chan struct{})}
 		s.flights[sum] = f
-		go s.fly(f, sum, token, s.epoch)
+		s.flying++
+		s.v.wg.Add(1)
+		go func() {
+			defer s.v.wg.Done()
+			s.fly(f, sum, token)
+		}()
 	}
 	s.mu.Unlock()
 	select {
@@ -165,8 +182,8 @@ func (s *opaqueShelf) answer(ctx context.Context, sum [32]byte, token string) (*
 	}
 }
 
-func (s *opaqueShelf) fly(f *opaqueFlight, sum [32]byte, token string, epoch uint64) {
-	ctx, cancel := context.WithTimeout(context.Background(), opaqueTimeout)
+func (s *opaqueShelf) fly(f *opaqueFlight, sum [32]byte, token string) {
+	ctx, cancel := context.WithTimeout(s.v.ctx, opaqueTimeout)
 	defer cancel()
 	asked := s.v.now()
 	x, err := s.ask(ctx, token)
@@ -176,8 +193,11 @@ func (s *opaqueShelf) fly(f *opaqueFlight, sum [32]byte, token string, epoch uin
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.flights, sum)
-	if f.answer, f.err = a, err; err == nil && epoch == s.epoch {
+	s.flying--
+	if s.flights[sum] == f {
+		delete(s.flights, sum)
+	}
+	if f.answer, f.err = a, err; err == nil && !f.void {
 		s.keep(a)
 	}
 	close(f.done)
@@ -201,7 +221,7 @@ func (s *opaqueShelf) read(x Introspection, sum [32]byte, asked time.Time) (*opa
 	}
 	a.d, a.until = t.d, asked.Add(s.ttl)
 	a.rule = ruleSubject{subject: t.d.Subject, id: t.d.ID, apiKey: true, iat: t.d.IssuedAt, pos: pos}
-	a.d.from = &a.rule
+	a.d.from, a.d.by = &a.rule, s.v
 	s.iss.mu.Lock()
 	a.mark = hashTarget(s.iss.feedKey, s.iss.feedNS, targetToken, "", t.d.ID, "")
 	s.iss.mu.Unlock()
@@ -225,10 +245,22 @@ func (s *opaqueShelf) keep(a *opaqueAnswer) {
 	}
 }
 
+// drop forgets one answer; others about the same API key stay where a change of it finds them. The caller holds mu.
 func (s *opaqueShelf) drop(a *opaqueAnswer) {
 	a.gone.Store(true)
 	delete(s.answers, a.sum)
-	delete(s.byHash, a.mark)
+	if rest := slices.DeleteFunc(s.byHash[a.mark], func(b *opaqueAnswer) bool { return a == b }); len(rest) > 0 {
+		s.byHash[a.mark] = rest
+	} else {
+		delete(s.byHash, a.mark)
+	}
+}
+
+// close lets no new question begin.
+func (s *opaqueShelf) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
 }
 
 // changed drops what the feed says has changed.
@@ -236,7 +268,10 @@ func (s *opaqueShelf) changed(hashes [][16]byte, all bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(hashes) > 0 || all {
-		s.epoch++ // whatever is being asked was asked before the change
+		for _, f := range s.flights { // asked before the change: good for those who wait already, and for nobody else
+			f.void = true
+		}
+		clear(s.flights)
 	}
 	if all {
 		for _, a := range s.answers {
@@ -245,7 +280,7 @@ func (s *opaqueShelf) changed(hashes [][16]byte, all bool) {
 		return
 	}
 	for _, h := range hashes {
-		for _, a := range s.byHash[h] {
+		for _, a := range slices.Clone(s.byHash[h]) {
 			s.drop(a)
 		}
 	}

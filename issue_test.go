@@ -312,9 +312,14 @@ func TestStrangersCanNotLockAClientOut(t *testing.T) {
 	require.NoError(t, err)
 	_, err = svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: "nobody", Secret: secret})
 	require.ErrorIs(t, err, apitoken.ErrInvalidClient)
+	claimed := map[string]int{}
 	for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventClientRefused}) {
 		require.Empty(t, e.Client, "an unproved name is no fact")
+		claimed[e.Extra["claimed"]] += e.Count
 	}
+	require.Positive(t, claimed["web"], "but the log tells whom it was aimed at")
+	require.Equal(t, 1, claimed[""])
+	require.Len(t, claimed, 2, "a name that no client has is not kept")
 }
 
 func pkce(verifier string) string {
@@ -541,7 +546,44 @@ func TestExplain(t *testing.T) {
 	require.Equal(t, "alice", x.Token.Subject(), "as far as the signature vouches for it")
 	x = svc.Explain(ctx, apitoken.Bearer("junk"), apitoken.Authenticated())
 	require.True(t, x.Token.IsZero())
+	for _, step := range x.Steps[:len(x.Steps)-1] {
+		require.True(t, step.OK)
+	}
 	require.Empty(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventRefused}), "it counts nothing")
+}
+
+// TestExplainTellsWhoRevokedAndWhy: whichever rule it was that hit.
+func TestExplainTellsWhoRevokedAndWhy(t *testing.T) {
+	t.Parallel()
+	ctx := apitoken.WithActor(context.Background(), "operator")
+	svc := serviceOn(t, tempStore(t), nil)
+	last := func(token string) string {
+		x := svc.Explain(ctx, apitoken.Bearer(token), apitoken.Authenticated())
+		require.ErrorIs(t, x.Err, apitoken.ErrRevoked)
+		return x.Steps[len(x.Steps)-1].Detail
+	}
+	session := func() *apitoken.Issued { return issue(t, svc, aliceSession) }
+	for _, c := range []struct {
+		target func(*apitoken.Issued) apitoken.Target
+		says   string
+	}{
+		{func(i *apitoken.Issued) apitoken.Target { return apitoken.ByToken(i.Token.ID()) }, "token:"},
+		{func(i *apitoken.Issued) apitoken.Target { return apitoken.ByGrant(i.Token.Grant()) }, "grant:"},
+		{func(*apitoken.Issued) apitoken.Target { return apitoken.BySessions("alice") }, "sessions:alice"},
+		{func(*apitoken.Issued) apitoken.Target { return apitoken.BySubject("alice") }, "subject:alice"},
+		{func(i *apitoken.Issued) apitoken.Target { return apitoken.ByClient(i.Token.Client()) }, "client:"},
+		{func(*apitoken.Issued) apitoken.Target { return apitoken.Everything() }, "everything"},
+	} {
+		i := session()
+		target := c.target(i)
+		require.NoError(t, svc.Revoke(ctx, apitoken.BySubject("somebody-else"), "another story"))
+		require.NoError(t, svc.Revoke(ctx, target, "left for "+c.says))
+		require.Regexp(t, "^a rule on its [a-z]+; "+target.String()+" was revoked at 2[-0-9T:]+Z by operator: left for "+c.says+"$", last(i.Access.Reveal()))
+	}
+	k, secret, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob"})
+	require.NoError(t, err)
+	require.NoError(t, svc.APIKeys.Revoke(ctx, k.ID, "rotated"))
+	require.Contains(t, last(secret.Reveal()), "by operator: rotated")
 }
 
 func TestSecretsRedactThemselves(t *testing.T) {

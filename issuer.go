@@ -71,7 +71,8 @@ func (r RefreshRequest) MarshalText() ([]byte, error) { return []byte(redacted),
 
 // ExchangeRequest asks for a narrower token in place of Token (RFC 8693).
 type ExchangeRequest struct {
-	Token     Credential // an access token or an API key of this service; of a key it takes one use
+	// Token is an access token of this service, for whatever audience, or an API key, of which it takes one use.
+	Token     Credential
 	Actor     Credential // who will act for its subject; zero: impersonation, only for clients with MayImpersonate
 	Auth      ClientAuth // the client that asks; it must have the grant type token-exchange
 	Scopes    Scopes     // empty: what Token and the client both hold
@@ -135,7 +136,7 @@ const (
 	maxAudiences = 16
 	maxRoles     = 32
 	maxActors    = 8
-	maxChain     = 16 // two for each exchange: the token and its grant
+	maxChain     = 24 // three for each exchange: the token, its grant and its client
 	signTries    = 3  // of a login that a rule overtakes
 )
 
@@ -276,7 +277,8 @@ func (p *plan) eventOf(t stamp) Event {
 		e.Type = EventIssued
 	}
 	if len(p.chain) > 0 { // what it descends from: a report follows it forward, from a stolen token to what was made of it
-		e.Extra = map[string]string{"chain": strings.Join(p.chain, " ")}
+		ids := slices.DeleteFunc(slices.Clone(p.chain), func(s string) bool { return strings.HasPrefix(s, chainClient) })
+		e.Extra = map[string]string{"chain": strings.Join(ids, " ")}
 	}
 	if len(p.actors) > 0 {
 		if e.Extra == nil {
@@ -303,7 +305,7 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 	if len(p.scopes) > maxScopes { // roles may give that many
 		return nil, nil, fail(ErrInvalidRequest, "the token would have %d scopes, validators read %d", len(p.scopes), maxScopes)
 	}
-	key, err := s.SigningKeys.active(aud[0])
+	key, err := s.SigningKeys.active(t.pos.view)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -330,11 +332,12 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 	rs := &ruleSubject{subject: p.subject, client: p.client.ID, id: t.jti, kid: key.kid, grant: t.grant, chain: p.chain, roles: p.roles, pos: t.pos, iat: spec.IssuedAt}
 	for _, a := range p.actors {
 		spec.Actors = append(spec.Actors, a.Subject)
-		rs.actors = append(rs.actors, principal{"", a.Subject})
+		rs.actors = append(rs.actors, principal{a.Issuer, a.Subject})
 	}
+	rs.descend()
 	tok := makeToken(spec, p.claims)
-	tok.d.from = rs
-	tok.fresh = s.trust.freshness(s.now())
+	tok.d.from, tok.d.by = rs, s.valid
+	tok.fresh = s.trust.freshness(s.trust.look(), s.now())
 	return &Issued{Access: NewSecret(text), Token: tok}, rs, nil
 }
 
@@ -599,8 +602,8 @@ func (s *Service) record(ctx context.Context, p *plan, t stamp) (*Issued, error)
 	if err != nil {
 		return nil, err
 	}
-	if rule := s.rules.hit(rs); rule != "" {
-		return nil, fail(ErrInvalidGrant, "a rule on its %s", rule)
+	if err := s.overtaken(rs); err != nil {
+		return nil, err
 	}
 	c := s.newChange()
 	c.event(ctx, p.eventOf(t))
@@ -731,7 +734,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 		return nil, err
 	}
 	from := parent.d.from
-	if from == nil || from.issuer != "" || from.wall {
+	if from == nil || parent.d.Issuer != s.cfg.Issuer { // another's subjects and positions are not ours, whatever we trust it with
 		return nil, fail(ErrInvalidRequest, "only tokens of this service are exchanged")
 	}
 	p := &plan{client: c, subject: parent.Subject(), roles: parent.d.Roles, claims: parent.d.claim, binding: parent.d.Binding, event: EventExchanged}
@@ -750,7 +753,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 		if err != nil {
 			return nil, err
 		}
-		if actor.d.from == nil || actor.d.from.issuer != "" || actor.d.from.wall {
+		if actor.d.from == nil || actor.d.Issuer != s.cfg.Issuer {
 			return nil, fail(ErrInvalidRequest, "only tokens of this service name actors")
 		}
 		used = append(used, actor)
@@ -806,8 +809,10 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 	return s.record(ctx, p, t)
 }
 
-// validateHeld validates c for a caller who has proved to hold the key of binding already.
+// validateHeld validates c for a caller who has proved to hold the key of binding already. What comes to be exchanged was
+// mostly sent to another service, which goes on with it: its audience need not be ours (RFC 8693 §1).
 func (s *Service) validateHeld(ctx context.Context, c Credential, binding string) (Token, error) {
+	c.anywhere = true
 	if binding == "" || c.DPoP != "" {
 		return s.Validate(ctx, c)
 	}
@@ -822,11 +827,14 @@ func (s *Service) validateHeld(ctx context.Context, c Credential, binding string
 	return t, nil
 }
 
-// lineage is what must end a token that is exchanged from x.
+// lineage is what must end a token that is exchanged from x: x itself, its session, and the client that held it.
 func (x *ruleSubject) lineage() []string {
 	out := append(slices.Clone(x.chain), x.id)
 	if x.grant != "" {
 		out = append(out, x.grant)
+	}
+	if x.client != "" {
+		out = append(out, chainClient+x.client)
 	}
 	return out
 }

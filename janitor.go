@@ -130,8 +130,9 @@ func (s *Service) finishRules(ctx context.Context, now time.Time) {
 		if !s.endKeys(ctx, x) {
 			continue
 		}
+		// From now, not from when it was made: the clock may have been behind then.
 		life := s.longest.Load()
-		r.Expires = time.UnixMilli(x.At).Add(life.access + life.grant + ruleSlack).UnixMilli()
+		r.Expires = s.state.latest(now).Add(max(life.access+life.grant, life.foreign) + ruleSlack).UnixMilli()
 		data, err := json.Marshal(x) // with Q: rewriting must not move the rule behind what came since
 		if err != nil {
 			continue
@@ -189,6 +190,17 @@ func (s *Service) endKey(rec *apiKeyRecord) error {
 
 // putBack writes the rules that this process holds and a store that lost its latest writes does not.
 func (s *Service) putBack(ctx context.Context) {
+	// Cleared first: what is lost while this goes on is noted again.
+	s.rules.missing.Store(false)
+	if err := s.putBackAll(ctx); err != nil {
+		s.rules.missing.Store(true)
+		if ctx.Err() == nil {
+			s.log.Warn("apitoken: revocations that the store lost are not all back in it", "error", err)
+		}
+	}
+}
+
+func (s *Service) putBackAll(ctx context.Context) error {
 	s.rules.mu.Lock()
 	recent := append([]store.Record(nil), s.rules.recent...)
 	s.rules.mu.Unlock()
@@ -198,7 +210,7 @@ func (s *Service) putBack(ctx context.Context) {
 			continue
 		}
 		if !errors.Is(err, store.ErrNotFound) {
-			return
+			return err
 		}
 		x, err := readRule(r)
 		if err != nil {
@@ -211,10 +223,10 @@ func (s *Service) putBack(ctx context.Context) {
 		c.put(r, store.Version{})
 		c.event(ctx, Event{Type: EventAlert, Reason: "a lost revocation was put back", Target: x.Target, OK: true})
 		if _, err := s.commit(ctx, c); err != nil && !errors.Is(err, store.ErrConflict) {
-			return
+			return err
 		}
 	}
-	s.rules.missing.Store(false)
+	return nil
 }
 
 // pages walks a listing. No transaction of the store is open while the caller runs.

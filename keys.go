@@ -57,6 +57,7 @@ type SigningKeys struct {
 type knownSigner struct {
 	rec     keyRecord
 	version store.Version
+	pos     int64 // where its record first stood in the order of changes: whose view reaches there knows the key
 	public  *jws.PublicKey
 	signer  *jws.Signer // nil: outside, and not imported here; or compromised
 }
@@ -66,6 +67,10 @@ type ring struct {
 	keys  []ringKey     // by the time from which each signs
 	roots []*rootSecret // by age, the oldest first; none only before ensure
 	by    map[[4]byte]*rootSecret
+	pos   int64 // of its newest key
+	// before is the ring of the last complete view, while the view does not reach pos yet: a token that is stamped with a
+	// view must not be signed with a key that this view does not know.
+	before *ring
 }
 
 type ringKey struct {
@@ -81,8 +86,9 @@ type keyRecord struct {
 	JWK         string  `json:"jwk,omitempty"`
 	Sealed      []byte  `json:"sealed,omitempty"`
 	Outside     bool    `json:"outside,omitempty"`
-	Created     int64   `json:"created"`   // Unix ms, as all times here
-	Activates   int64   `json:"activates"` // signs from then on
+	Created     int64   `json:"created"`        // Unix ms, as all times here
+	Activates   int64   `json:"activates"`      // signs from then on
+	Took        int64   `json:"took,omitempty"` // signs since, where it took the place of a compromised key: Activates is that key's
 	Compromised int64   `json:"compromised,omitempty"`
 	Root        [4]byte `json:"root"`
 	MAC         []byte  `json:"mac"`
@@ -99,12 +105,11 @@ const (
 	keyPrefix = "sign."
 
 	// leadMost is how long a key is published before it signs: validators elsewhere read key sets every five minutes.
-	leadMost     = 15 * time.Minute
-	keyTick      = 30 * time.Second // how often the ring looks at the clock
-	keyTries     = 8
-	lookEvery    = time.Second     // for a root secret that somebody names
-	signTimeout  = 5 * time.Second // of a key outside, when the caller sets no deadline
-	signsOutside = 256             // that may wait for a key outside at once
+	leadMost    = 15 * time.Minute
+	keyTick     = 30 * time.Second // how often the ring looks at the clock
+	keyTries    = 8
+	lookEvery   = time.Second     // for a root secret that somebody names
+	signTimeout = 5 * time.Second // of a key outside, when the caller sets no deadline
 )
 
 func newSigningKeys(s *Service) *SigningKeys {
@@ -165,16 +170,25 @@ func (k *SigningKeys) take(r store.Record) error {
 	if err := decodeRecord(r, &rec); err != nil {
 		return err
 	}
+	old, known := k.records[kid]
+	pos := r.Pos.N
+	if known {
+		pos = min(pos, old.pos)
+	}
 	root := k.roots[rec.Root]
 	if root == nil {
-		k.records[kid] = knownSigner{rec: rec, version: r.Version} // until the root comes and is open
+		k.records[kid] = knownSigner{rec: rec, version: r.Version, pos: pos} // until the root comes and is open
 		return nil
 	}
 	x, err := k.open(root, kid, rec)
 	if err != nil {
 		return err
 	}
-	x.version = r.Version
+	if known && old.rec.Compromised != 0 && rec.Compromised == 0 {
+		k.s.log.Error("apitoken: an older form of a compromised signing key was put back, and is not taken", "kid", kid)
+		return nil
+	}
+	x.version, x.pos = r.Version, pos
 	k.records[kid] = x
 	return nil
 }
@@ -230,7 +244,11 @@ func (rec *keyRecord) aad(ns, kid string) []byte {
 
 // bytes is what the MAC covers.
 func (rec *keyRecord) bytes(ns, kid string) []byte {
-	flags, err := json.Marshal([]any{rec.Outside, rec.Created, rec.Activates, rec.Compromised})
+	fields := []any{rec.Outside, rec.Created, rec.Activates, rec.Compromised}
+	if rec.Took != 0 {
+		fields = append(fields, rec.Took)
+	}
+	flags, err := json.Marshal(fields)
 	if err != nil {
 		return nil
 	}
@@ -276,10 +294,21 @@ func (k *SigningKeys) turn() {
 			continue // not known to be authentic
 		}
 		r.keys = append(r.keys, ringKey{kid, x})
+		r.pos = max(r.pos, x.pos)
+		if x.rec.Compromised == 0 && k.revoked(kid) {
+			k.wake() // to heal
+		}
 	}
 	slices.SortFunc(r.keys, func(a, b ringKey) int {
 		return cmp.Or(cmp.Compare(a.rec.Activates, b.rec.Activates), cmp.Compare(a.rec.Created, b.rec.Created), cmp.Compare(a.kid, b.kid))
 	})
+	if old, at := k.ring.Load(), k.s.state.position().N; r.pos > at {
+		if r.before = old.before; old.pos <= at {
+			settled := *old
+			settled.before = nil
+			r.before = &settled
+		}
+	}
 	k.ring.Store(r)
 	k.publish()
 }
@@ -308,20 +337,23 @@ func (k *SigningKeys) each(now time.Time, f func(x *ringKey, state string, since
 	for i := len(r.keys) - 1; i >= 0; i-- {
 		x := &r.keys[i]
 		switch {
-		case x.rec.Compromised != 0:
-			f(x, "compromised", x.rec.Compromised)
+		case x.rec.Compromised != 0 || k.revoked(x.kid): // the rule alone where heal has not come to it yet
+			f(x, "compromised", max(x.rec.Compromised, x.rec.signs()))
 			continue // it signs for nobody: whatever stands before it goes on
 		case x.rec.Activates > ms && i != first:
 			f(x, "next", x.rec.Created)
 			continue
 		case successor == 0:
-			f(x, "active", x.rec.Activates)
+			f(x, "active", x.rec.signs())
 		case successor+keep > ms:
 			f(x, "retired", successor)
 		}
 		successor = x.rec.Activates
 	}
 }
+
+// signs is since when the key signs.
+func (rec *keyRecord) signs() int64 { return max(rec.Activates, rec.Took) }
 
 // publicKeys is what verifies tokens now: never a compromised or a gone key.
 func (k *SigningKeys) publicKeys() []*jws.PublicKey {
@@ -338,13 +370,15 @@ func (k *SigningKeys) publicKeys() []*jws.PublicKey {
 type signingKey struct {
 	kid    string
 	signer *jws.Signer
-	keys   *SigningKeys
-	slow   bool
+	slow   bool // outside
 }
 
-// active is the key that signs for an audience: today the same for all of them.
-func (k *SigningKeys) active(string) (signingKey, error) {
+// active is the key that signs what is stamped with view.
+func (k *SigningKeys) active(view store.Position) (signingKey, error) {
 	r := k.ring.Load()
+	if r.pos > view.N && r.before != nil {
+		r = r.before
+	}
 	ms, first := k.s.now().UnixMilli(), r.first()
 	for i := len(r.keys) - 1; i >= 0; i-- {
 		x := &r.keys[i]
@@ -354,37 +388,27 @@ func (k *SigningKeys) active(string) (signingKey, error) {
 		if x.signer == nil {
 			return signingKey{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the active signing key " + x.kid + " is outside: this process has to Import its signer"}
 		}
-		return signingKey{kid: x.kid, signer: x.signer, keys: k, slow: x.rec.Outside}, nil
+		return signingKey{kid: x.kid, signer: x.signer, slow: x.rec.Outside}, nil
 	}
 	return signingKey{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "no signing key is active"}
 }
 
-// sign makes an access token of the claims. A key outside gets a deadline and a place among those that wait, so that
-// a slow one holds up nobody else.
+// sign makes an access token of the claims.
 func (x *signingKey) sign(ctx context.Context, c *jws.Claims, private []byte) (string, error) {
 	var buf [1024]byte
 	return x.signText(ctx, "at+jwt", jws.AppendClaims(buf[:0], c, private))
 }
 
 func (x *signingKey) signText(ctx context.Context, typ string, payload []byte) (string, error) {
-	if !x.slow {
-		text, err := x.signer.Sign(ctx, typ, payload)
-		if err != nil {
-			return "", unavailable(err, "sign")
-		}
-		return text, nil
+	if x.slow {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, signTimeout)
+		defer cancel()
+		payload = slices.Clone(payload) // off the caller's stack only where it must be
 	}
-	ctx, cancel := context.WithTimeout(ctx, signTimeout)
-	defer cancel()
-	select {
-	case x.keys.s.signs <- struct{}{}:
-		defer func() { <-x.keys.s.signs }()
-	case <-ctx.Done():
-		return "", unavailable(ctx.Err(), "too many wait for the signing key outside")
-	}
-	text, err := x.signer.Sign(ctx, typ, slices.Clone(payload))
+	text, err := x.signer.Sign(ctx, typ, payload)
 	if err != nil {
-		return "", unavailable(err, "sign with the key outside")
+		return "", unavailable(err, "sign with key "+x.kid)
 	}
 	return text, nil
 }
@@ -430,8 +454,19 @@ func (k *SigningKeys) JWKS(context.Context, string) ([]byte, error) {
 
 // digest changes with the published set.
 func (k *SigningKeys) digest() string {
-	doc, _ := k.JWKS(context.Background(), "") // from memory: it does not fail
-	sum := sha256.Sum256(doc)
+	var kids []string
+	k.each(k.s.now(), func(x *ringKey, state string, _ int64) {
+		if state != "compromised" && x.rec.JWK != "" {
+			kids = append(kids, x.kid)
+		}
+	})
+	return keySetDigest(kids)
+}
+
+// keySetDigest is of the kids, and not of a document: what lies between may set it anew.
+func keySetDigest(kids []string) string {
+	slices.Sort(kids)
+	sum := sha256.Sum256([]byte(strings.Join(kids, "\x00")))
 	return hex.EncodeToString(sum[:8])
 }
 
@@ -532,6 +567,10 @@ func (k *SigningKeys) change(ctx context.Context, f func(c *change, r *ring) err
 		if err := k.s.state.refresh(ctx); err != nil {
 			return unavailable(err, "follow the store")
 		}
+		// What another process made meanwhile lies under roots of its own: a ring without them looks emptier than it is.
+		if err := k.openRoots(ctx); err != nil {
+			return err
+		}
 		c := k.s.newChange()
 		if err := k.putLock(c); err != nil {
 			return err
@@ -576,7 +615,7 @@ func keyEvent(kid, alg, how string) Event {
 // ensure opens the roots and makes the ring usable: called by New, before anything is signed.
 func (k *SigningKeys) ensure(ctx context.Context) error {
 	if err := k.openRoots(ctx); err != nil {
-		return wrong("Seal", "%s", detailOf(err))
+		return wrong("Seal", "%s", detailOf(err)) // said apart: change calls it whatever fails
 	}
 	err := k.change(ctx, func(c *change, r *ring) error {
 		if len(r.roots) == 0 {
@@ -648,10 +687,30 @@ func (k *SigningKeys) run(ctx context.Context) {
 			k.s.log.Error("apitoken: a root secret can not be opened", "error", err)
 		}
 		k.publish()
+		k.heal(ctx)
 		if err := k.rotateIfDue(ctx); err != nil && ctx.Err() == nil {
 			k.s.log.Warn("apitoken: rotation of the signing key failed and will be tried again", "error", err)
 		}
 	}
+}
+
+// heal withdraws keys that sign although a rule refuses what they signed: the store came back from before they were
+// withdrawn, and the rule was put back into it.
+func (k *SigningKeys) heal(ctx context.Context) {
+	for _, x := range k.ring.Load().keys {
+		if x.rec.Compromised != 0 || !k.revoked(x.kid) {
+			continue
+		}
+		if err := k.withdraw(ctx, x.kid, "it was revoked before", EventRevoked); err != nil && ctx.Err() == nil {
+			k.s.log.Warn("apitoken: a signing key that a rule refuses could not be withdrawn yet", "kid", x.kid, "error", err)
+		}
+	}
+}
+
+// revoked reports whether a rule refuses all that a key signed.
+func (k *SigningKeys) revoked(kid string) bool {
+	v, ok := k.s.rules.at(classAlways, targetKey, "", kid, "")
+	return ok && v > 0
 }
 
 // due reports whether a next key should be made, and from when it signs.
@@ -664,7 +723,7 @@ func (k *SigningKeys) due(r *ring) (bool, int64) {
 	if k.s.cfg.KeyRotation < 0 || newest.rec.Outside {
 		return false, 0
 	}
-	at := newest.rec.Activates + k.s.cfg.KeyRotation.Milliseconds()
+	at := newest.rec.signs() + k.s.cfg.KeyRotation.Milliseconds()
 	return now >= at-lead, max(at, now+lead)
 }
 
@@ -705,7 +764,9 @@ func (k *SigningKeys) Rotate(ctx context.Context) error {
 			if soon >= x.rec.Activates {
 				return nil
 			}
-			return k.move(ctx, c, r, x, soon, "brought forward")
+			rec := x.rec
+			rec.Activates = soon
+			return k.rewrite(ctx, c, r, x, rec, "brought forward")
 		}
 		kid, rec, err := k.make(k.current(r), now+k.lead().Milliseconds())
 		if err != nil {
@@ -715,11 +776,9 @@ func (k *SigningKeys) Rotate(ctx context.Context) error {
 	})
 }
 
-// move changes when a key begins to sign.
-func (k *SigningKeys) move(ctx context.Context, c *change, r *ring, x *ringKey, activates int64, how string) error {
-	rec := x.rec
-	rec.Activates = activates
-	k.prove(r.by[rec.Root], x.kid, &rec) // under the root that sealed it
+// rewrite puts a key's record anew, under the root that sealed it.
+func (k *SigningKeys) rewrite(ctx context.Context, c *change, r *ring, x *ringKey, rec keyRecord, how string) error {
+	k.prove(r.by[rec.Root], x.kid, &rec)
 	if err := k.put(c, x.kid, &rec, 0, x.version); err != nil {
 		return err
 	}
@@ -728,8 +787,32 @@ func (k *SigningKeys) move(ctx context.Context, c *change, r *ring, x *ringKey, 
 }
 
 // Compromise withdraws a key at once and revokes all that it signed, in every process within its bound. The
-// next key, or a new one, is active from then on. ErrNotFound: the ring has no such key. After an error it is safe to repeat.
+// next key, or a new one, is active from then on. ErrNotFound: the ring has no such key. ErrUnavailable: what it signed is
+// refused here, and this process goes on trying; others may not know it yet. It is safe to repeat.
 func (k *SigningKeys) Compromise(ctx context.Context, id, reason string) error {
+	return k.compromise(ctx, id, reason, EventRevoked)
+}
+
+func (k *SigningKeys) compromise(ctx context.Context, id, reason string, why EventType) error {
+	hold := &pendingRule{target: BySigningKey(id)}
+	k.s.rules.hold(hold) // before the store is asked for anything
+	err := k.withdraw(ctx, id, reason, why)
+	if errors.Is(err, ErrUnavailable) {
+		ctx := context.WithoutCancel(ctx) // the actor and the origin stay the caller's
+		k.s.retryRule(hold, func(until context.Context) error {
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			defer context.AfterFunc(until, cancel)()
+			return k.withdraw(ctx, id, reason, why)
+		})
+		return err
+	}
+	k.s.rules.release(hold)
+	return err
+}
+
+// withdraw writes the rule on what a key signed, and the ring without it, in one change.
+func (k *SigningKeys) withdraw(ctx context.Context, id, reason string, why EventType) error {
 	for try := 0; try < keyTries; try++ {
 		if err := k.s.state.refresh(ctx); err != nil {
 			return unavailable(err, "follow the store")
@@ -743,9 +826,15 @@ func (k *SigningKeys) Compromise(ctx context.Context, id, reason string) error {
 		if bad.rec.Compromised != 0 {
 			return nil
 		}
-		err := k.s.writeRule(ctx, BySigningKey(id), false, reason, EventRevoked, func(c *change) error {
-			return k.replace(ctx, c, r, bad)
-		})
+		c := k.s.newChange()
+		if err := k.s.addRule(ctx, c, BySigningKey(id), false, reason); err != nil {
+			return err
+		}
+		if err := k.replace(ctx, c, r, bad); err != nil {
+			return err
+		}
+		c.event(ctx, Event{Type: why, OK: true, Reason: reason, Target: BySigningKey(id)})
+		_, err := k.s.commit(ctx, c)
 		if !errors.Is(err, store.ErrConflict) {
 			k.wake()
 			return err
@@ -754,7 +843,8 @@ func (k *SigningKeys) Compromise(ctx context.Context, id, reason string) error {
 	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "other processes keep changing the signing keys"}
 }
 
-// replace marks bad, destroys its private half, and sees that another key is active.
+// replace marks bad, destroys its private half, and sees that another key is active. What takes its place takes its time as
+// well: by a clock that is behind, the new key would else not have begun, and one before bad would sign, which may be gone.
 func (k *SigningKeys) replace(ctx context.Context, c *change, r *ring, bad *ringKey) error {
 	if err := k.putLock(c); err != nil {
 		return err
@@ -768,40 +858,52 @@ func (k *SigningKeys) replace(ctx context.Context, c *change, r *ring, bad *ring
 	}
 	c.event(ctx, keyEvent(bad.kid, rec.Alg, "compromised"))
 	var next *ringKey
+	first := r.first()
 	for i := len(r.keys) - 1; i >= 0; i-- {
 		x := &r.keys[i]
-		if x.kid == bad.kid || x.rec.Compromised != 0 {
+		if x.rec.Compromised != 0 {
 			continue
 		}
-		if x.rec.Activates > now {
-			next = x
-			continue
+		signs := x.rec.Activates <= now || i == first
+		if x.kid == bad.kid {
+			if !signs {
+				return nil // it was next: who signs stays
+			}
+			break
 		}
-		if bad.rec.Activates > now || x.rec.Activates > bad.rec.Activates {
-			return nil // not the active one: who signs stays
+		if signs {
+			return nil // bad is older than the active one
 		}
-		break
+		next = x
 	}
-	if bad.rec.Activates > now {
-		return nil
-	}
+	const how = "active in place of a compromised key"
 	if next != nil {
-		return k.move(ctx, c, r, next, now, "active in place of a compromised key")
+		fresh := next.rec
+		fresh.Activates, fresh.Took = bad.rec.Activates, now
+		return k.rewrite(ctx, c, r, next, fresh, how)
 	}
-	kid, fresh, err := k.make(k.current(r), now)
+	kid, fresh, err := k.make(k.current(r), bad.rec.Activates)
 	if err != nil {
 		return err
 	}
+	fresh.Took = now
+	k.prove(k.current(r), kid, fresh)
 	if err := k.put(c, kid, fresh, 0, store.Version{}); err != nil {
 		return err
 	}
-	c.event(ctx, keyEvent(kid, fresh.Alg, "active in place of a compromised key"))
+	c.event(ctx, keyEvent(kid, fresh.Alg, how))
 	return nil
 }
 
 // Import adds a key that stays outside: a KMS, an HSM, an agent. It signs as soon as every validator can know it (see Rotate), at
 // once if the ring is younger than that. Every process that issues calls it at each start: the store holds the public
-// half only. A signer that has jws.ContextSigner's SignContext gets the caller's deadline.
+// half only. A signer that has a method
+//
+//	SignContext(ctx context.Context, rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error)
+//
+// gets the caller's deadline through it. One that does not answer costs its callers five seconds, or their own deadline, and
+// nobody else anything: at most 256 calls of it run at once.
+//
 // ErrInvalidRequest: a weak key, another algorithm than the key's, a key that was replaced or compromised.
 func (k *SigningKeys) Import(ctx context.Context, s crypto.Signer, algorithm string) (SigningKey, error) {
 	if s == nil {

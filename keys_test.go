@@ -9,6 +9,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"io"
@@ -16,14 +17,17 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/store"
+	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
 func states(t *testing.T, svc *apitoken.Service) (list []string) {
@@ -481,4 +485,307 @@ func TestAKMSIsNeededAtStartOnly(t *testing.T) {
 	with(&c)
 	_, err := apitoken.New(c)
 	require.ErrorContains(t, err, "kms: down")
+}
+
+// Processes that start together on an empty store make one root secret and one key: the others take what the first made.
+func TestStartsTogetherMakeOneKey(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := memstore.New()
+	var list [4]*apitoken.Service
+	var wg, ready sync.WaitGroup
+	ready.Add(len(list))
+	for n := range list {
+		wg.Go(func() {
+			var once sync.Once
+			mine := &faulty{Store: st}
+			mine.onApply(func(_ context.Context, c *store.Change) (error, error) {
+				for _, p := range c.Puts {
+					if p.ID == "ring" { // all have seen an empty ring before the first writes to it
+						once.Do(func() { ready.Done(); ready.Wait() })
+					}
+				}
+				return nil, nil
+			})
+			list[n], _ = apitoken.New(config(mine))
+		})
+	}
+	wg.Wait()
+	for _, svc := range list {
+		require.NotNil(t, svc)
+		t.Cleanup(func() { require.NoError(t, svc.Close()) })
+	}
+	var made []string
+	v, err := st.Follow(ctx, store.Position{}, []store.Kind{store.KindKey}, 100)
+	require.NoError(t, err)
+	for _, r := range v.Records {
+		made = append(made, r.ID[:4])
+	}
+	require.ElementsMatch(t, []string{"ring", "root", "sign"}, made)
+	token := issue(t, list[0], apitoken.Request{Subject: "alice"})
+	for _, svc := range list {
+		require.NoError(t, validate(svc, token.Access), "no token is signed with a key that validators can't know yet")
+	}
+}
+
+// deaf is a store that gives no hints: followers hear of nothing until they ask.
+type deaf struct{ *memstore.Store }
+
+func (d *deaf) Wait(ctx context.Context, _ store.Position) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// A key that takes over from a compromised one signs before others heard of it. They look before they call it unknown.
+func TestAKeyThatSignsAtOnceIsKnownElsewhere(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := &deaf{Store: memstore.New()}
+	slow := func(c *apitoken.Config) { c.Validation.MaxStaleness = time.Hour } // polls every five seconds, at most
+	one, two := serviceOn(t, st, slow), serviceOn(t, st, slow)
+	for range 3 {
+		require.NoError(t, one.SigningKeys.Compromise(ctx, activeKey(t, one).ID, "drill"))
+		token := issue(t, one, apitoken.Request{Subject: "alice"})
+		require.NoError(t, validate(two, token.Access), "a good token is never called invalid")
+	}
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	require.NoError(t, err)
+	_, err = one.SigningKeys.Import(ctx, key, "EdDSA") // at once: the ring is young
+	require.NoError(t, err)
+	require.NoError(t, validate(two, issue(t, one, apitoken.Request{Subject: "alice"}).Access))
+}
+
+// Where the store can not be asked, a key that may be new is no reason to say that a token is bad; a kid that its issuer can not
+// have known is.
+func TestAnUnknownKeyWhileTheStoreIsDown(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	mem := &deaf{Store: memstore.New()}
+	bad := &faulty{Store: mem}
+	slow := func(c *apitoken.Config) { c.Validation.MaxStaleness = time.Hour }
+	one, two := serviceOn(t, mem, slow), serviceOn(t, bad, slow)
+	known := issue(t, one, apitoken.Request{Subject: "alice"})
+	require.NoError(t, validate(two, known.Access))
+	bad.failReads(errEngine)
+	require.NoError(t, one.SigningKeys.Compromise(ctx, activeKey(t, one).ID, "drill"))
+	token := issue(t, one, apitoken.Request{Subject: "alice"})
+	require.ErrorIs(t, validate(two, token.Access), apitoken.ErrUnavailable)
+	header, rest, _ := strings.Cut(known.Access.Reveal(), ".")
+	raw, err := base64.RawURLEncoding.DecodeString(header)
+	require.NoError(t, err)
+	raw = bytes.Replace(raw, []byte(activeKey(t, one).ID), []byte("nobody"), 1)
+	var head map[string]string
+	require.NoError(t, json.Unmarshal(raw, &head))
+	head["kid"] = "nobody"
+	raw, err = json.Marshal(head)
+	require.NoError(t, err)
+	began := time.Now()
+	for range 10_000 {
+		_, err = two.Validate(ctx, apitoken.Bearer(base64.RawURLEncoding.EncodeToString(raw)+"."+rest))
+		require.ErrorIs(t, err, apitoken.ErrInvalidToken)
+	}
+	t.Logf("10,000 kids that nobody has: %s", time.Since(began))
+	bad.failReads(nil)
+	require.NoError(t, validate(two, token.Access))
+}
+
+// A rule on a signing key, however it was made, moves the ring on: it would else go on signing what is refused.
+func TestRevokingASigningKeyReplacesIt(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := service(t, nil)
+	i := issue(t, svc, aliceSession)
+	bad := activeKey(t, svc)
+	require.NoError(t, svc.Revoke(ctx, apitoken.BySigningKey(bad.ID), "stolen"))
+	require.ErrorIs(t, validate(svc, i.Access), apitoken.ErrInvalidToken)
+	require.NotEqual(t, bad.ID, activeKey(t, svc).ID)
+	require.NoError(t, validate(svc, issue(t, svc, aliceSession).Access))
+	require.NoError(t, svc.Revoke(ctx, apitoken.BySigningKey("of another ring"), "in case"))
+}
+
+// The key that takes over does so by every clock: a process whose own is behind must not fall back on a key that is gone.
+func TestTakingOverDoesNotWaitForSlowClocks(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	ahead, behind := &clock{}, &clock{}
+	st := tempStore(t)
+	one := serviceOn(t, st, func(c *apitoken.Config) { c.Now, c.KeyRotation = ahead.Now, -1 })
+	two := serviceOn(t, st, func(c *apitoken.Config) { c.Now, c.KeyRotation = behind.Now, -1 })
+	old := activeKey(t, one)
+	require.NoError(t, one.SigningKeys.Rotate(ctx))
+	ahead.Advance(30 * 24 * time.Hour)
+	behind.Advance(30*24*time.Hour - 5*time.Second)
+	second := activeKey(t, one)
+	require.NotEqual(t, old.ID, second.ID)
+	for _, withNext := range []bool{false, true} {
+		if withNext {
+			require.NoError(t, one.SigningKeys.Rotate(ctx))
+		}
+		bad := activeKey(t, one).ID
+		require.NoError(t, one.SigningKeys.Compromise(ctx, bad, "stolen"))
+		require.NoError(t, two.Sync(ctx))
+		require.Equal(t, activeKey(t, one).ID, activeKey(t, two).ID)
+		require.NotEqual(t, old.ID, activeKey(t, two).ID)
+		require.NoError(t, validate(one, issue(t, two, apitoken.Request{Subject: "alice"}).Access))
+	}
+}
+
+// Taking power away waits for nothing: the key is refused here at once, and the ring moves on when the store comes back.
+func TestCompromiseWhileTheStoreIsDown(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	bad := &faulty{Store: memstore.New()}
+	svc := serviceOn(t, bad, nil)
+	i := issue(t, svc, aliceSession)
+	key := activeKey(t, svc)
+	bad.failReads(errEngine)
+	bad.onApply(func(context.Context, *store.Change) (error, error) { return errEngine, nil })
+	require.ErrorIs(t, svc.SigningKeys.Compromise(ctx, key.ID, "stolen"), apitoken.ErrUnavailable)
+	require.ErrorIs(t, validate(svc, i.Access), apitoken.ErrRevoked, "in force here")
+	// Another process changes the ring meanwhile, so that what was tried first can not be written any more.
+	other := serviceOn(t, bad.Store, nil)
+	require.NoError(t, other.SigningKeys.Rotate(ctx))
+	bad.onApply(nil)
+	bad.failReads(nil)
+	require.Eventually(t, func() bool {
+		return other.Sync(ctx) == nil && errors.Is(validate(other, i.Access), apitoken.ErrInvalidToken)
+	}, time.Minute, 10*time.Millisecond, "it goes on trying")
+	require.Eventually(t, func() bool {
+		k := activeKey(t, svc)
+		return k.ID != key.ID
+	}, time.Minute, 10*time.Millisecond)
+	require.NoError(t, validate(other, issue(t, svc, aliceSession).Access))
+	require.ErrorIs(t, svc.SigningKeys.Compromise(ctx, "nosuch", "x"), apitoken.ErrNotFound)
+}
+
+// A signer that never answers holds a bounded number of places, whatever its callers' patience.
+func TestAHungSignerIsBounded(t *testing.T) {
+	ctx := context.Background()
+	svc := service(t, nil)
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	require.NoError(t, err)
+	signer := &opaqueSigner{Signer: key}
+	_, err = svc.SigningKeys.Import(ctx, signer, "EdDSA")
+	require.NoError(t, err)
+	release := make(chan struct{})
+	signer.slow.Store(&release)
+	before := runtime.NumGoroutine()
+	for range 3000 {
+		short, cancel := context.WithTimeout(ctx, time.Microsecond)
+		_, err = svc.Issue(short, apitoken.Request{Subject: "alice"})
+		cancel()
+		require.ErrorIs(t, err, apitoken.ErrUnavailable)
+	}
+	require.Less(t, runtime.NumGoroutine()-before, 600)
+	// Another signer is not held up by it.
+	_, second, err := ed25519.GenerateKey(rand.Reader)
+	require.NoError(t, err)
+	_, err = svc.SigningKeys.Import(ctx, second, "EdDSA")
+	require.NoError(t, err)
+	require.NoError(t, validate(svc, issue(t, svc, aliceSession).Access))
+	close(release)
+}
+
+func TestRewrapTakesEveryRoot(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := memstore.New()
+	k1, k2 := bytes.Repeat([]byte{1, 9}, 16), bytes.Repeat([]byte{2, 9}, 16)
+	start := func(keys ...[]byte) (*apitoken.Service, error) {
+		seal, err := apitoken.NewSealer(keys...)
+		require.NoError(t, err)
+		c := config(st)
+		c.Seal, c.InsecureKeysInStore = seal, false
+		return apitoken.New(c)
+	}
+	svc, err := start(k1)
+	require.NoError(t, err)
+	for range 29 {
+		require.NoError(t, svc.SigningKeys.RotateSecrets(ctx))
+	}
+	require.NoError(t, svc.Close())
+	svc, err = start(k2, k1)
+	require.NoError(t, err)
+	n, err := svc.SigningKeys.Rewrap(ctx)
+	require.NoError(t, err)
+	require.Equal(t, 30, n)
+	require.NoError(t, svc.Close())
+	svc, err = start(k2)
+	require.NoError(t, err, "nothing is left under the old key-encryption key")
+	require.NoError(t, svc.Close())
+}
+
+// Close waits for reads of API keys that its callers no longer wait for: the store may be closed behind it.
+func TestCloseWaitsForReads(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx := context.Background()
+		st := &slowReads{Store: memstore.New(), release: make(chan struct{})}
+		one := serviceOn(t, st.Store, nil)
+		_, secret, err := one.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob"})
+		require.NoError(t, err)
+		svc, err := apitoken.New(config(st))
+		require.NoError(t, err)
+		gone, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		_, err = svc.Validate(gone, apitoken.Bearer(secret.Reveal()))
+		require.ErrorIs(t, err, apitoken.ErrUnavailable)
+		var closed atomic.Bool
+		go func() { _ = svc.Close(); closed.Store(true) }()
+		synctest.Wait()
+		require.False(t, closed.Load(), "closed while it still reads")
+		close(st.release)
+		synctest.Wait()
+		require.True(t, closed.Load())
+		_, err = svc.Validate(ctx, apitoken.Bearer(secret.Reveal()+"x"))
+		require.Error(t, err)
+	})
+}
+
+// slowReads is a store whose reads of API keys take until a test says so, whatever their context says.
+type slowReads struct {
+	store.Store
+	release chan struct{}
+}
+
+func (s *slowReads) Get(ctx context.Context, k store.Kind, id string) (store.Record, error) {
+	if k == store.KindAPIKey {
+		<-s.release
+	}
+	return s.Store.Get(ctx, k, id)
+}
+
+// A store that comes back from before a key was withdrawn does not bring the key back to sign: whoever knows the rule withdraws it
+// again.
+func TestAWithdrawnKeyStaysWithdrawn(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := memstore.New()
+	one, two := serviceOn(t, st, nil), serviceOn(t, st, nil)
+	bad := activeKey(t, one)
+	good, err := st.Get(ctx, store.KindKey, "sign."+bad.ID)
+	require.NoError(t, err)
+	require.NoError(t, one.SigningKeys.Compromise(ctx, bad.ID, "stolen"))
+	next := activeKey(t, one).ID
+	// Somebody who can write puts the older record back, authentic as it was.
+	now, err := st.Get(ctx, store.KindKey, "sign."+bad.ID)
+	require.NoError(t, err)
+	put := store.Record{Kind: store.KindKey, ID: good.ID, Data: good.Data}
+	_, err = st.Apply(ctx, &store.Change{ID: store.Version{9}, Puts: []store.Put{{Record: put, Expect: now.Version}}})
+	require.NoError(t, err)
+	for _, svc := range []*apitoken.Service{one, two} {
+		require.NoError(t, svc.Sync(ctx))
+		require.Equal(t, next, activeKey(t, svc).ID)
+		doc, err := svc.SigningKeys.JWKS(ctx, "")
+		require.NoError(t, err)
+		require.NotContains(t, string(doc), bad.ID)
+	}
+	// A process that starts on that store knows the key by its record and the rule by the store: the rule wins.
+	three := serviceOn(t, st, nil)
+	require.Eventually(t, func() bool {
+		doc, err := three.SigningKeys.JWKS(ctx, "")
+		return err == nil && !strings.Contains(string(doc), bad.ID)
+	}, time.Minute, time.Millisecond)
+	require.Equal(t, next, activeKey(t, three).ID)
+	require.NoError(t, validate(one, issue(t, three, aliceSession).Access))
 }

@@ -12,6 +12,10 @@ import (
 // bounded; a full shard forgets any one, which is then read again.
 type keyShelf struct {
 	shards [shelfShards]shelfShard
+
+	mu     sync.Mutex // guards closed, and that flying does not grow behind it
+	closed bool
+	flying sync.WaitGroup
 }
 
 const (
@@ -38,6 +42,25 @@ type flight struct {
 }
 
 func newKeyShelf() *keyShelf { return &keyShelf{} }
+
+// takeOff counts a read that begins; the caller calls flying.Done. False: the shelf is closed.
+func (s *keyShelf) takeOff() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.flying.Add(1)
+	return true
+}
+
+// close waits for the reads under way: the store may be closed when it returns.
+func (s *keyShelf) close() {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.flying.Wait()
+}
 
 func (s *keyShelf) clear() {
 	for i := range s.shards {
@@ -96,12 +119,19 @@ func (s *keyShelf) load(ctx context.Context, id opaque.ID, now time.Time, read f
 	}
 	f := h.flights[id]
 	if f == nil {
+		if !s.takeOff() {
+			h.mu.Unlock()
+			return nil, &Error{Code: ErrUnavailable, Detail: "closed"}
+		}
 		f = &flight{done: make(chan struct{})}
 		if h.flights == nil {
 			h.flights = map[opaque.ID]*flight{}
 		}
 		h.flights[id] = f
-		go h.fly(f, id, now, read)
+		go func() {
+			defer s.flying.Done()
+			h.fly(f, id, now, read)
+		}()
 	}
 	h.mu.Unlock()
 	select {

@@ -12,7 +12,8 @@ import (
 )
 
 // Consumer is a Validator whose tokens may be limited by rate or by number of uses. [Authorize] calls it once for each
-// request that it lets through; Validate alone never consumes anything.
+// request that it lets through; Validate alone never consumes anything. A Validator that only passes on what a [Service]
+// answered need not be one: Authorize then asks that Service.
 type Consumer interface {
 	// Consume takes one use of t: nil, ErrLimited, or ErrUnavailable.
 	Consume(ctx context.Context, t Token) error

@@ -19,6 +19,8 @@ type metaRecord struct {
 	History   uint64 `json:"history"` // that the services have accepted
 	MaxAccess int64  `json:"access"`  // the longest lifetimes ever configured, ms: how long rules must be kept
 	MaxGrant  int64  `json:"grant"`
+	// MaxForeign is the same of access tokens of trusted issuers, which our rules may name.
+	MaxForeign int64 `json:"foreign,omitempty"`
 	// Copied is when the namespace was filled by Copy, Unix ms: its events from before bear times of then in the store.
 	Copied [2]int64 `json:"copied,omitzero"`
 }
@@ -26,7 +28,7 @@ type metaRecord struct {
 const metaID = "service"
 
 // lifespans are the longest that tokens of this service may ever live.
-type lifespans struct{ access, grant time.Duration }
+type lifespans struct{ access, grant, foreign time.Duration }
 
 // openNamespace reads what the namespace is, or makes it what the configuration says. One issuer owns a namespace.
 func (s *Service) openNamespace(ctx context.Context) error {
@@ -60,8 +62,12 @@ func (s *Service) openNamespace(ctx context.Context) error {
 		next := m
 		next.MaxAccess = max(m.MaxAccess, s.cfg.Lifetimes.MaxAccess.Milliseconds())
 		next.MaxGrant = max(m.MaxGrant, s.cfg.Lifetimes.Grant.Milliseconds())
+		for _, t := range s.cfg.Trust {
+			next.MaxForeign = max(next.MaxForeign, t.longest().Milliseconds())
+		}
 		s.ns, s.accepted, s.copied = m.Namespace, m.History, m.Copied
-		s.longest.Store(&lifespans{time.Duration(next.MaxAccess) * time.Millisecond, time.Duration(next.MaxGrant) * time.Millisecond})
+		ms := func(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
+		s.longest.Store(&lifespans{access: ms(next.MaxAccess), grant: ms(next.MaxGrant), foreign: ms(next.MaxForeign)})
 		if next == m {
 			return nil
 		}
@@ -80,7 +86,8 @@ func (s *Service) longer(r store.Record) error {
 		return err
 	}
 	old := s.longest.Load()
-	next := lifespans{max(old.access, time.Duration(m.MaxAccess)*time.Millisecond), max(old.grant, time.Duration(m.MaxGrant)*time.Millisecond)}
+	ms := func(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
+	next := lifespans{access: max(old.access, ms(m.MaxAccess)), grant: max(old.grant, ms(m.MaxGrant)), foreign: max(old.foreign, ms(m.MaxForeign))}
 	s.longest.Store(&next)
 	if s.trust != nil {
 		s.trust.life.Store(int64(next.access))

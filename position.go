@@ -1,6 +1,7 @@
 package apitoken
 
 import (
+	"math"
 	"strconv"
 	"strings"
 
@@ -34,25 +35,40 @@ func (p positions) String() string {
 // parsePositions reads the claim back; only what String makes is taken.
 func parsePositions(s string) (positions, bool) {
 	var p positions
-	if len(s) > 68 {
-		return p, false
-	}
 	hist, rest, ok1 := strings.Cut(s, ".")
 	birth, rest, ok2 := strings.Cut(rest, ".")
 	seen, old, ok3 := strings.Cut(rest, ".")
-	h, e1 := strconv.ParseUint(hist, 16, 64)
-	b, e2 := strconv.ParseInt(birth, 16, 64)
-	v, e3 := strconv.ParseInt(seen, 16, 64)
-	if !ok1 || !ok2 || e1 != nil || e2 != nil || e3 != nil || b < 0 || b > v {
+	h, e1 := parseHex(hist)
+	b, e2 := parseHex(birth)
+	v, e3 := parseHex(seen)
+	if !ok1 || !ok2 || !e1 || !e2 || !e3 || b > v || v > math.MaxInt64 {
 		return p, false
 	}
-	p = positions{birth: store.Position{History: h, N: b}, view: store.Position{History: h, N: v}}
+	p = positions{birth: store.Position{History: h, N: int64(b)}, view: store.Position{History: h, N: int64(v)}}
 	if ok3 {
-		oh, err := strconv.ParseUint(old, 16, 64)
-		if err != nil || oh == h {
+		oh, ok := parseHex(old)
+		if !ok || oh == h {
 			return positions{}, false
 		}
 		p.birth.History = oh
 	}
 	return p, true
+}
+
+// parseHex reads what strconv.AppendUint makes, in one form only: no sign, no capital, no zero in front.
+func parseHex(s string) (n uint64, ok bool) {
+	if s == "" || len(s) > 16 || s[0] == '0' && len(s) > 1 {
+		return 0, false
+	}
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c >= '0' && c <= '9':
+			n = n<<4 | uint64(c-'0')
+		case c >= 'a' && c <= 'f':
+			n = n<<4 | uint64(c-'a'+10)
+		default:
+			return 0, false
+		}
+	}
+	return n, true
 }

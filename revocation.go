@@ -44,8 +44,18 @@ func (s *Service) revoke(ctx context.Context, target Target, reason string, why 
 	}
 	began := time.Now()
 	target = s.ownTarget(target)
+	if target.before.After(s.now()) {
+		target.before = time.Time{} // what is not yet can not be cut off: everything up to now is
+	}
 	err := s.provenTarget(ctx, &target)
-	if err == nil {
+	switch {
+	case err != nil:
+	case target.kind == targetKey && target.before.IsZero():
+		// Of a key of our own ring more must go than what it signed: it would go on signing.
+		if err = s.SigningKeys.compromise(ctx, target.id, reason, why); errors.Is(err, ErrNotFound) {
+			err = s.writeRule(ctx, target, false, reason, why, nil)
+		}
+	default:
 		err = s.writeRule(ctx, target, false, reason, why, nil)
 	}
 	s.observe(ctx, Observation{Op: "revoke", Err: err, Took: time.Since(began)})
@@ -103,8 +113,6 @@ func (s *Service) provenTarget(ctx context.Context, t *Target) error {
 		return nil
 	case targetAll:
 		switch {
-		case t.owner != "" && t.holder != "":
-			t.kind, t.id, t.owner = targetSubject, t.owner, ""
 		case t.owner != "":
 			t.kind, t.id, t.owner = targetSubject, t.owner, ""
 		default:
@@ -163,7 +171,7 @@ func (s *Service) writeRule(ctx context.Context, t Target, mint bool, reason str
 		s.rules.release(hold) // only with extra: its caller reads again and comes back
 		return err
 	}
-	s.retryRule(c, hold)
+	s.retryRule(hold, s.ruleWriter(c))
 	return err
 }
 
@@ -186,7 +194,7 @@ func (s *Service) nameOwner(ctx context.Context, e *Event) {
 
 // addRule puts the rule's record into c.
 func (s *Service) addRule(ctx context.Context, c *change, t Target, mint bool, reason string) error {
-	now := s.now()
+	now := s.state.latest(s.now())
 	data, err := json.Marshal(ruleRecord{V: 1, Target: t, Mint: mint, At: now.UnixMilli(), Reason: clip(reason, maxReason), Actor: actorOf(ctx)})
 	if err != nil {
 		return &Error{Code: ErrInvalidRequest, Detail: "rule", Cause: err}
@@ -195,6 +203,51 @@ func (s *Service) addRule(ctx context.Context, c *change, t Target, mint bool, r
 	r.Subject, r.Client, r.Grant, r.Token = t.eventSubject(), t.eventClient(), t.eventID(targetGrant), t.eventID(targetToken)
 	c.put(r, store.Version{})
 	return nil
+}
+
+// whyRevoked tells of the newest rule that hits t, for Explain; empty if none is found.
+func (s *Service) whyRevoked(ctx context.Context, t Token) string {
+	if t.Issuer() != s.cfg.Issuer || t.d.from == nil {
+		return ""
+	}
+	kind := s.rules.hit(t.d.from)
+	q := store.Query{Kind: store.KindRule}
+	switch kind {
+	case "":
+		return ""
+	case targetToken.String():
+		q.Token = t.ID()
+	case targetGrant.String():
+		q.Grant = t.Grant()
+	case targetSubject.String():
+		q.Subject = t.Subject()
+	case targetClient.String():
+		q.Client = t.Client()
+	default:
+		q.Type = kind
+	}
+	var newest ruleRecord
+	for r, err := range s.pages(ctx, q, Page{}) {
+		if err != nil {
+			break
+		}
+		x, err := readRule(r)
+		other := x.Target.issuer != "" || x.Target.holder != "" && x.Target.holder != t.Client() || x.Target.kind == targetSessions && t.Kind() == KindAPIKey
+		if err == nil && x.At > newest.At && !other {
+			newest = x
+		}
+	}
+	if newest.At == 0 {
+		return ""
+	}
+	why := "; " + newest.Target.String() + " was revoked at " + time.UnixMilli(newest.At).UTC().Format(time.RFC3339)
+	if newest.Actor != "" {
+		why += " by " + newest.Actor
+	}
+	if newest.Reason != "" {
+		why += ": " + cleanText(newest.Reason)
+	}
+	return why
 }
 
 // ruleSlack is added to every purge time: for the skew of clocks, and so that nobody has to count milliseconds.
@@ -206,6 +259,9 @@ func (s *Service) ruleExpiry(ctx context.Context, t Target, now time.Time) int64
 	longest := s.longest.Load()
 	access := now.Add(longest.access + ruleSlack)
 	session := access.Add(longest.grant)
+	if t.issuer != "" { // it has neither sessions nor API keys here, and its tokens may live longer than ours
+		return now.Add(max(longest.access, longest.foreign) + ruleSlack).UnixMilli()
+	}
 	switch t.kind {
 	case targetToken:
 		_, err := s.st.Get(ctx, store.KindAPIKey, t.id)
@@ -252,13 +308,13 @@ func clip(s string, n int) string {
 }
 
 // retryRule keeps trying to write a rule whose outcome is unknown, until it is known or the service closes.
-func (s *Service) retryRule(c *change, hold *pendingRule) {
+func (s *Service) retryRule(hold *pendingRule, write func(context.Context) error) {
 	s.retryMu.Lock()
 	defer s.retryMu.Unlock()
 	if s.ctx.Err() != nil {
 		return // closing: still in force here, never acknowledged
 	}
-	s.retries = append(s.retries, ruleRetry{c, hold})
+	s.retries = append(s.retries, ruleRetry{write, hold})
 	select {
 	case s.retryKick <- struct{}{}:
 	default:
@@ -266,8 +322,35 @@ func (s *Service) retryRule(c *change, hold *pendingRule) {
 }
 
 type ruleRetry struct {
-	c    *change
-	hold *pendingRule
+	write func(context.Context) error
+	hold  *pendingRule
+}
+
+// ruleWriter writes c again, which holds a rule. Where what came with the rule lost a race in the meantime, or was done and
+// changed again, the rule is written alone: whoever asked for both was told that it is in force and will be written. If the
+// rule is there already, a conflict says so.
+func (s *Service) ruleWriter(c *change) func(context.Context) error {
+	return func(ctx context.Context) error {
+		_, err := s.commit(ctx, c)
+		if !errors.Is(err, store.ErrConflict) || len(c.Puts) == 1 {
+			return err
+		}
+		c = c.alone()
+		_, err = s.commit(ctx, c)
+		return err
+	}
+}
+
+// alone is c's rule and the last of its events, which is the rule's own.
+func (c *change) alone() *change {
+	a := c.s.newChange()
+	for _, p := range c.Puts {
+		if p.Kind == store.KindRule {
+			a.put(p.Record, store.Version{})
+		}
+	}
+	a.Events = c.Events[len(c.Events)-1:]
+	return a
 }
 
 // retryRules is the loop behind retryRule.
@@ -290,8 +373,8 @@ func (s *Service) retryRules(ctx context.Context) {
 			}
 			continue
 		}
-		_, err := s.commit(ctx, first.c)
-		if err == nil || errors.Is(err, store.ErrConflict) || errors.Is(err, ErrInvalidRequest) {
+		err := first.write(ctx)
+		if err == nil || errors.Is(err, store.ErrConflict) || errors.Is(err, ErrInvalidRequest) || errors.Is(err, ErrNotFound) {
 			s.retryMu.Lock()
 			s.retries = s.retries[1:]
 			s.retryMu.Unlock()

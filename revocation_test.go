@@ -306,10 +306,15 @@ func TestCascadeOverExchange(t *testing.T) {
 		"the parent itself":  func(p *apitoken.Issued) apitoken.Target { return apitoken.ByToken(p.Token.ID()) },
 		"the subject":        func(p *apitoken.Issued) apitoken.Target { return apitoken.BySubject("alice") },
 		"the actor":          func(*apitoken.Issued) apitoken.Target { return apitoken.BySubject("gateway") },
+		"the client":         func(*apitoken.Issued) apitoken.Target { return apitoken.ByClient("app") },
+		"one user's client":  func(*apitoken.Issued) apitoken.Target { return apitoken.BySubject("alice").HeldBy("app") },
 	}
+	_, _, err = svc.Clients.Create(ctx, apitoken.Client{ID: "app", Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	require.NoError(t, err)
+	v := follower(t, &poll{svc: svc}, nil)
 	for name, end := range ends {
 		actor := issue(t, svc, apitoken.Request{Auth: auth, Scopes: apitoken.Scopes{"orders:read"}})
-		parent := issue(t, svc, aliceSession)
+		parent := issue(t, svc, apitoken.Request{Subject: "alice", Client: "app", Scopes: apitoken.Scopes{"orders:read"}, Refresh: true})
 		child, err := svc.Exchange(ctx, apitoken.ExchangeRequest{Token: apitoken.Bearer(parent.Access.Reveal()), Actor: apitoken.Bearer(actor.Access.Reveal()), Auth: auth, Scopes: apitoken.Scopes{"orders:read"}})
 		require.NoError(t, err)
 		grandchild, err := svc.Exchange(ctx, apitoken.ExchangeRequest{Token: apitoken.Bearer(child.Access.Reveal()), Auth: auth})
@@ -317,8 +322,11 @@ func TestCascadeOverExchange(t *testing.T) {
 		require.Equal(t, []string{"gateway"}, grandchild.Token.Actors(), "the chain of actors is kept")
 		require.NoError(t, validate(svc, grandchild.Access))
 		require.NoError(t, svc.Revoke(ctx, end(parent), "test"))
-		require.ErrorIs(t, validate(svc, child.Access), apitoken.ErrRevoked, name)
-		require.ErrorIs(t, validate(svc, grandchild.Access), apitoken.ErrRevoked, name)
+		follows(t, v, svc)
+		for _, x := range []apitoken.Validator{svc, v} {
+			require.ErrorIs(t, validate(x, child.Access), apitoken.ErrRevoked, name)
+			require.ErrorIs(t, validate(x, grandchild.Access), apitoken.ErrRevoked, name)
+		}
 	}
 }
 
@@ -347,14 +355,16 @@ func TestRevokeLeaked(t *testing.T) {
 func TestTargetText(t *testing.T) {
 	t.Parallel()
 	for _, target := range []apitoken.Target{apitoken.BySubject("alice"), apitoken.ByGrant("01j9").OwnedBy("alice"), apitoken.BySubject("a;b=c%\n").HeldBy("web"), apitoken.Everything(),
-		apitoken.BySubject("x").OfIssuer("https://a.example.com"), apitoken.ByClient("c").IssuedBefore(time.Unix(1700000000, 0))} {
+		apitoken.BySubject("x").OfIssuer("https://a.example.com"), apitoken.BySubject("über 100 % + ;").OfIssuer("https://a.example.com").OwnedBy("über 100 % + ;").HeldBy("w"), apitoken.ByClient("c").IssuedBefore(time.Unix(1700000000, 0))} {
 		text, err := target.MarshalText()
 		require.NoError(t, err)
 		var back apitoken.Target
 		require.NoError(t, back.UnmarshalText(text))
 		require.Equal(t, target.String(), back.String())
 	}
-	for _, bad := range []string{"nothing", "subject", "subject:", "everything:x", "subject:a;owner=", "subject:a;x=y", "subject:%zz", "grant:a;before=yesterday"} {
+	for _, bad := range []string{"nothing", "subject", "subject:", "everything:x", "subject:a;owner=", "subject:a;x=y", "subject:%zz", "grant:a;before=yesterday",
+		"grant:a;owner=b;owner=c", "grant:a;owner=b;owner=b", "grant:a;client=c;owner=b", "grant:a;issuer=https://x", "subject:%61lice", "subject:a;", "subject:a;before=2024-01-02T03:04:05+01:00",
+		"subject:a;before=2024-01-02T03:04:05.5Z", "subject:" + strings.Repeat("a", 256), "Subject:a", "held:a", ":a", "subject:a=b", "subject:a;owner"} {
 		var back apitoken.Target
 		require.Error(t, back.UnmarshalText([]byte(bad)), bad)
 	}

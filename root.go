@@ -1,7 +1,6 @@
 package apitoken
 
 import (
-	"cmp"
 	"context"
 	"crypto/cipher"
 	"crypto/hkdf"
@@ -24,7 +23,6 @@ import (
 type rootSecret struct {
 	kid     [4]byte
 	created int64 // Unix ms
-	plain   bool  // it lay in the store in clear
 	keys    map[string][]byte
 	aead    cipher.AEAD // seals signing keys
 	secret  []byte
@@ -166,11 +164,7 @@ func (k *SigningKeys) openRoot(ctx context.Context, kid [4]byte, r store.Record)
 			return nil, unavailable(err, "open the root secret")
 		}
 	}
-	root, err := deriveRoot(k.s.ns, kid, rec.Created, slices.Clone(secret))
-	if err == nil {
-		root.plain = len(rec.Plain) > 0
-	}
-	return root, err
+	return deriveRoot(k.s.ns, kid, rec.Created, slices.Clone(secret))
 }
 
 // openRoots opens those that came in since. One that can not be opened stays shut, and so do the keys under it.
@@ -198,7 +192,7 @@ func (k *SigningKeys) openRoots(ctx context.Context) error {
 				delete(k.records, name)
 				continue
 			}
-			got.version = x.version
+			got.version, got.pos = x.version, x.pos
 			k.records[name] = got
 		}
 		k.turn()
@@ -262,29 +256,49 @@ func (k *SigningKeys) RotateSecrets(ctx context.Context) error {
 }
 
 // Rewrap seals every root secret again with Config.Seal as it is now: after a new key-encryption key was put in front
-// of the old one, and before the old one is dropped. It returns how many there were.
+// of the old one, and before the old one is dropped. It returns how many there were. After an error some may still be under
+// the old one; it is safe to repeat.
 func (k *SigningKeys) Rewrap(ctx context.Context) (int, error) {
-	n := 0
-	err := k.change(ctx, func(c *change, r *ring) error {
-		n = 0
-		kids := slices.SortedFunc(maps.Keys(r.by), func(a, b [4]byte) int { return cmp.Compare(hex.EncodeToString(a[:]), hex.EncodeToString(b[:])) })
-		for _, kid := range kids {
-			old, err := k.s.get(ctx, store.KindKey, rootID(kid))
-			if err != nil {
-				return err
+	done := map[[4]byte]bool{}
+	for {
+		left := false
+		var batch [][4]byte
+		err := k.change(ctx, func(c *change, r *ring) error {
+			left, batch = false, nil
+			for _, root := range r.roots {
+				if done[root.kid] {
+					continue
+				}
+				if left = len(batch) == rewrapBatch; left {
+					break
+				}
+				old, err := k.s.get(ctx, store.KindKey, rootID(root.kid))
+				if err != nil {
+					return err
+				}
+				rec, err := k.rootRecord(ctx, root)
+				if err != nil {
+					return err
+				}
+				c.put(rec, old.Version)
+				batch = append(batch, root.kid)
 			}
-			rec, err := k.rootRecord(ctx, r.by[kid])
-			if err != nil {
-				return err
+			if len(batch) > 0 {
+				c.event(ctx, Event{Type: EventKeyChanged, OK: true, Reason: "root secrets sealed again", Count: len(batch)})
 			}
-			if len(c.Puts) == 12 { // a change has a limit; the next call goes on
-				break
-			}
-			c.put(rec, old.Version)
-			n++
+			return nil
+		})
+		if err != nil {
+			return len(done), err
 		}
-		c.event(ctx, Event{Type: EventKeyChanged, OK: true, Reason: "root secrets sealed again", Count: n})
-		return nil
-	})
-	return n, err
+		for _, kid := range batch {
+			done[kid] = true
+		}
+		if !left {
+			return len(done), nil
+		}
+	}
 }
+
+// rewrapBatch bounds the puts of one change (store.Change).
+const rewrapBatch = 8

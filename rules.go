@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/revindex"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -23,6 +24,7 @@ type ruleBook struct {
 	pending atomic.Pointer[[]*pendingRule]
 	version atomic.Uint64 // rises after every change; a cached verdict of another version is checked again
 	older   *ruleBook     // what was known under an earlier key of the feed; set once
+	feed    string        // the key and namespace of the feed whose hashes it holds; empty for a service's own
 	missing atomic.Bool   // the store lost history: the janitor puts back what recent holds
 
 	mu     sync.Mutex // guards recent and writes to pending
@@ -218,18 +220,42 @@ type ruleSubject struct {
 	id      string   // jti or the API key's ID
 	kid     string   // its signing key
 	grant   string   // its session
-	chain   []string // the grants and API keys it was exchanged from
+	chain   []string // the tokens, grants and API keys it was exchanged from, and behind chainClient who held those
 	actors  []principal
 	roles   []string
 	pos     positions
-	iat     time.Time
+	iat     time.Time // the earliest of its own and of what it descends from
 	skew    time.Duration
-	wall    bool // no positions: compare times
-	apiKey  bool // no session: rules on sessions spare it
-	renews  bool // a grant at refresh: what is minted now is new, so that "mint again" spares it
+	wall    bool         // no positions: compare times
+	apiKey  bool         // no session: rules on sessions spare it
+	renews  bool         // a grant at refresh: what is minted now is new, so that "mint again" spares it
+	abroad  *ruleSubject // of a foreign token: what a service's own rules see of it
 }
 
 type principal struct{ issuer, subject string }
+
+// chainClient marks a client in a chain of exchanges: its other entries are IDs of ours, which hold no colon.
+const chainClient = "client:"
+
+// descend moves iat back to when its session was opened, and what it was exchanged from was made: our IDs tell. A cut-off
+// that a person names hits what descends from before it, though a refresh or an exchange made it since.
+func (x *ruleSubject) descend() {
+	earlier := func(s string) {
+		if id, err := opaque.ParseID(s); err == nil {
+			if at := id.Time(); at.Before(x.iat) {
+				x.iat = at
+			}
+		}
+	}
+	earlier(x.grant)
+	for _, s := range x.chain {
+		earlier(s)
+	}
+}
+
+// until is the last second of iat that a rule on everything up to v hits: a clock that is ahead by less than the skew
+// escapes none.
+func (x *ruleSubject) until(v int64) int64 { return v + int64((x.skew+time.Second-1)/time.Second) }
 
 // hit says which rule refuses x, "" for none. The order of rules does not matter, nor that of their arrival.
 func (b *ruleBook) hit(x *ruleSubject) string {
@@ -258,6 +284,12 @@ func (b *ruleBook) hit(x *ruleSubject) string {
 		return "grant"
 	}
 	for _, g := range x.chain { // grants, and API keys that were exchanged for an access token
+		if client, ok := strings.CutPrefix(g, chainClient); ok {
+			if b.passed(x, targetClient, "", client, "") || b.passed(x, targetHeld, x.issuer, x.subject, client) {
+				return "client"
+			}
+			continue
+		}
 		if b.passed(x, targetGrant, "", g, "") || b.passed(x, targetToken, "", g, "") {
 			return "grant"
 		}
@@ -292,12 +324,12 @@ func (b *ruleBook) passed(x *ruleSubject, k targetKind, issuer, id, holder strin
 	if v, ok := b.at(classAlways, k, issuer, id, holder); ok && v > 0 {
 		return true
 	}
-	if v, ok := b.at(classBefore, k, issuer, id, holder); ok && (x.iat.IsZero() || x.iat.Unix() <= v+int64(x.skew/time.Second)) {
+	if v, ok := b.at(classBefore, k, issuer, id, holder); ok && (x.iat.IsZero() || x.iat.Unix() <= x.until(v)) {
 		return true
 	}
 	if x.wall {
 		v, ok := b.at(classWall, k, issuer, id, holder)
-		return ok && (x.iat.IsZero() || x.iat.Unix() <= v+int64(x.skew/time.Second))
+		return ok && (x.iat.IsZero() || x.iat.Unix() <= x.until(v))
 	}
 	if v, ok := b.at(classBirth, k, issuer, id, holder); ok && x.pos.birth.N < v {
 		return true
@@ -326,7 +358,7 @@ func (r *pendingRule) matches(x *ruleSubject) bool {
 		return false
 	}
 	t := r.target
-	if !t.before.IsZero() && !x.iat.IsZero() && x.iat.After(t.before.Add(x.skew)) {
+	if !t.before.IsZero() && !x.iat.IsZero() && x.iat.Unix() > x.until(t.before.Unix()) {
 		return false
 	}
 	k, id, holder := t.indexed()
@@ -348,9 +380,9 @@ func (r *pendingRule) matches(x *ruleSubject) bool {
 	case targetSessions:
 		return !x.apiKey && (is(x.issuer, x.subject) || anyActor())
 	case targetClient:
-		return x.client == id
+		return x.client == id || slices.Contains(x.chain, chainClient+id)
 	case targetHeld:
-		return x.client == holder && (is(x.issuer, x.subject) || anyActor())
+		return x.client == holder && (is(x.issuer, x.subject) || anyActor()) || is(x.issuer, x.subject) && slices.Contains(x.chain, chainClient+holder)
 	case targetRole:
 		return slices.Contains(x.roles, id)
 	}
@@ -358,4 +390,8 @@ func (r *pendingRule) matches(x *ruleSubject) bool {
 }
 
 // sweep forgets rules that no living token can meet any more.
-func (b *ruleBook) sweep(before time.Time) { b.index.Sweep(before.UnixMilli()) }
+func (b *ruleBook) sweep(before time.Time) {
+	for ; b != nil; b = b.older {
+		b.index.Sweep(before.UnixMilli())
+	}
+}

@@ -45,7 +45,10 @@ type Scopes []Scope
 
 // ParseScopes reads the space-separated form of RFC 6749 §3.3; "" is none. ErrInvalidScope: bad characters, a space too
 // many, one twice, one over 255 bytes, or more than 256.
-func ParseScopes(s string) (Scopes, error) {
+func ParseScopes(s string) (Scopes, error) { return appendScopes(nil, s) }
+
+// appendScopes is ParseScopes into a list that has room, or none.
+func appendScopes(out Scopes, s string) (Scopes, error) {
 	if s == "" {
 		return nil, nil
 	}
@@ -53,7 +56,9 @@ func ParseScopes(s string) (Scopes, error) {
 	if n > maxScopes {
 		return nil, fail(ErrInvalidScope, "%d scopes, at most %d", n, maxScopes)
 	}
-	out := make(Scopes, 0, n)
+	if n > cap(out) {
+		out = make(Scopes, 0, n)
+	}
 	for part := range strings.SplitSeq(s, " ") {
 		if !Scope(part).wellFormed() {
 			return nil, fail(ErrInvalidScope, "%.40q is no scope (RFC 6749 §3.3)", part)

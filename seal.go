@@ -74,6 +74,22 @@ type localSealer []*kek
 // NewSealer seals by AES-256-GCM under the first key and opens under any: put a new one in front to rotate, run
 // [SigningKeys.Rewrap], then drop the old one. Each is 32 random bytes.
 func NewSealer(keys ...[]byte) (Sealer, error) {
+	s, err := newSealer(keys)
+	if err != nil {
+		return nil, sealError(err)
+	}
+	return s, nil
+}
+
+// sealError says to whoever starts the program what an *Error keeps from clients.
+func sealError(err error) error {
+	if e := (*Error)(nil); errors.As(err, &e) {
+		return &ConfigError{Field: "Seal", Err: e}
+	}
+	return err
+}
+
+func newSealer(keys [][]byte) (localSealer, error) {
 	if len(keys) == 0 {
 		return nil, fail(ErrInvalidRequest, "no key-encryption key")
 	}
@@ -127,15 +143,15 @@ func (s localSealer) Open(_ context.Context, sealed, context []byte) ([]byte, er
 // a file that others may read, and one that is no key.
 func KeyFile(path string) (Sealer, error) {
 	if path == "" {
-		return nil, fail(ErrInvalidRequest, "KeyFile needs a path")
+		return nil, sealError(fail(ErrInvalidRequest, "KeyFile needs a path"))
 	}
 	f := &keyFile{path: path}
 	// What is wrong with an existing file is said now, not at the first use.
 	if _, err := f.load(); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+		return nil, sealError(err)
 	}
 	if _, err := os.Stat(filepath.Dir(path)); err != nil {
-		return nil, &Error{Code: ErrInvalidRequest, Detail: "the key file's directory", Cause: err}
+		return nil, sealError(&Error{Code: ErrInvalidRequest, Detail: "the key file's directory", Cause: err})
 	}
 	return f, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/url"
+	"reflect"
 	"regexp"
 	"runtime/pprof"
 	"strings"
@@ -43,9 +44,8 @@ type Service struct {
 	hurry    chan struct{}             // wakes the janitor: a store has lost rules that are known here
 	longest  atomic.Pointer[lifespans] // of tokens, as ever configured
 
-	turns    turns         // of those who redeem one ticket
-	injected bool          // Config.Now was given
-	signs    chan struct{} // places of those who wait for a key outside
+	turns    turns // of those who redeem one ticket
+	injected bool  // Config.Now was given
 
 	retryMu   sync.Mutex // guards retries
 	retries   []ruleRetry
@@ -55,6 +55,8 @@ type Service struct {
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 	once sync.Once
+
+	closed atomic.Bool // by Close, once all is written
 }
 
 // Config configures New. Required fields have no silent default.
@@ -214,8 +216,11 @@ func (c *Config) check() error {
 			return wrong("Audience", "%q is not 1 to 255 printable ASCII characters without space, quote and backslash", a)
 		}
 	}
-	if c.Store == nil {
+	if isNil(c.Store) {
 		return wrong("Store", "is required; boltstore.Open makes one in a file, memstore.New one in memory")
+	}
+	if c.Seal != nil && isNil(c.Seal) {
+		return wrong("Seal", "is a nil %T: was its error looked at?", c.Seal)
 	}
 	if c.Seal == nil && !c.InsecureKeysInStore {
 		return wrong("Seal", "is required, or InsecureKeysInStore must say that whoever reads the store may sign tokens; KeyFile makes a sealer in a file")
@@ -353,6 +358,12 @@ func (c *Config) checkRole(role string, scopes Scopes) error {
 	return c.known(scopes)
 }
 
+// isNil reports whether v is nil or holds a nil pointer, such as what a constructor returned beside an error that nobody read.
+func isNil(v any) bool {
+	p := reflect.ValueOf(v)
+	return v == nil || p.Kind() == reflect.Pointer && p.IsNil()
+}
+
 // known refuses scopes that are not in the registry, so that a typo is an error where it is made.
 func (c *Config) known(scopes Scopes) error {
 	if c.Scopes == nil {
@@ -374,7 +385,7 @@ func New(c Config) (*Service, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: c, injected: injected, st: c.Store, now: c.Now, log: c.Logger, retryKick: make(chan struct{}, 1), hurry: make(chan struct{}, 1), signs: make(chan struct{}, signsOutside)}
+	s := &Service{cfg: c, injected: injected, st: c.Store, now: c.Now, log: c.Logger, retryKick: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.Clients = newClients(s)
 	s.APIKeys = newAPIKeys(s)
@@ -442,12 +453,14 @@ func (s *Service) goRun(name string, f func(context.Context)) {
 	}()
 }
 
-// Close ends the service's goroutines and writes what is buffered. It does not close the store. What is
-// called afterwards answers ErrUnavailable, or the verdict of the last view until that is too old.
+// Close ends the service's goroutines and writes what is buffered. It does not close the store. What would change something
+// answers ErrUnavailable afterwards; Validate goes by the last view, until that is too old.
 func (s *Service) Close() error {
 	s.once.Do(func() {
+		defer s.closed.Store(true)
 		s.stop()
 		s.wg.Wait()
+		s.APIKeys.keys.close()
 		if s.valid == nil {
 			return // never started: nothing is buffered
 		}
@@ -471,7 +484,7 @@ func (s *Service) Sync(ctx context.Context) error {
 func (s *Service) Now() time.Time { return s.now() }
 
 // Freshness is the service's view of revocations now, for health checks and metrics.
-func (s *Service) Freshness() Freshness { return s.trust.freshness(s.now()) }
+func (s *Service) Freshness() Freshness { return s.trust.freshness(s.trust.look(), s.now()) }
 
 // Validate implements [Validator] for access tokens and API keys.
 func (s *Service) Validate(ctx context.Context, c Credential) (Token, error) {
@@ -481,12 +494,15 @@ func (s *Service) Validate(ctx context.Context, c Credential) (Token, error) {
 	return s.valid.full(ctx, c)
 }
 
-func (s *Service) lacks(ctx context.Context, t Token, err error) { s.valid.lacks(ctx, t, err) }
-
 // Recheck is [JWTValidator.Recheck].
 func (s *Service) Recheck(ctx context.Context, t Token) error { return s.valid.Recheck(ctx, t) }
 
-// Explain is [JWTValidator.Explain], for every kind of token.
+// Explain is [JWTValidator.Explain], for every kind of token. Of a revoked one it also tells when, by whom and why, where the
+// store has the rule and answers.
 func (s *Service) Explain(ctx context.Context, c Credential, r Requirement) Explanation {
-	return s.valid.Explain(ctx, c, r)
+	x := s.valid.Explain(ctx, c, r)
+	if n := len(x.Steps); n > 0 && errors.Is(x.Err, ErrRevoked) && !x.Token.IsZero() {
+		x.Steps[n-1].Detail += s.whyRevoked(ctx, x.Token)
+	}
+	return x
 }

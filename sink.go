@@ -60,7 +60,7 @@ const (
 )
 
 // cursorRecord is how far a sink is: behind Cursor, and behind those of Seen too. A store gives no cursor at the very end
-// of its log, so that what was delivered there is remembered by name.
+// of its log, nor within a page, so that what was delivered there is remembered by name.
 type cursorRecord struct {
 	V      int      `json:"v"`
 	Cursor string   `json:"cursor,omitempty"`
@@ -101,24 +101,24 @@ func (f *sinkFeed) lag(now time.Time) time.Duration {
 func (f *sinkFeed) run(ctx context.Context) {
 	wait := sinkPoll
 	for sleep(ctx, jitter(wait)) {
-		err := f.round(ctx)
-		switch {
-		case err == nil:
-			wait = sinkPoll
-		case ctx.Err() != nil:
-		default:
+		n, err := f.round(ctx)
+		if err != nil && ctx.Err() == nil {
 			f.s.log.Warn("apitoken: audit sink is behind", "sink", f.sink.Name, "lag", f.lag(f.s.now()), "error", err)
+		}
+		if err == nil || n > 0 {
+			wait = sinkPoll
+		} else {
 			wait = min(2*wait, 10*time.Second)
 		}
 	}
 	f.release()
 }
 
-// round delivers what there is, if this process holds the lease or can get it.
-func (f *sinkFeed) round(ctx context.Context) error {
+// round delivers what there is, if this process holds the lease or can get it, and tells how many events that were.
+func (f *sinkFeed) round(ctx context.Context) (n int, err error) {
 	mine, err := f.lease(ctx)
 	if err != nil || !mine {
-		return err
+		return 0, err
 	}
 	for {
 		asked := f.s.now()
@@ -134,9 +134,13 @@ func (f *sinkFeed) round(ctx context.Context) error {
 			continue
 		}
 		if err != nil {
-			return err
+			return n, err
 		}
-		n := 0
+		// All of Seen is in this page, but for what was purged since.
+		f.rec.Seen = slices.DeleteFunc(f.rec.Seen, func(id string) bool {
+			return !slices.ContainsFunc(page.Records, func(r store.Record) bool { return r.ID == id })
+		})
+		before := n
 		for _, r := range page.Records {
 			if slices.Contains(f.rec.Seen, r.ID) || r.Written < f.skip {
 				continue
@@ -146,12 +150,16 @@ func (f *sinkFeed) round(ctx context.Context) error {
 				err = f.deliver(ctx, e)
 			}
 			if err != nil {
-				f.done.Store(min(max(f.done.Load(), r.Written-1), f.s.now().UnixMilli()))
-				return errors.Join(err, f.write(ctx))
+				f.reached(r.Written - 1)
+				return n, errors.Join(err, f.write(ctx))
 			}
-			n++
-			if page.Cursor == "" {
-				f.rec.Seen = append(f.rec.Seen, r.ID)
+			// Kept within a page too: a sink that fails now and then gets on, and one that is slow keeps its lease.
+			f.rec.Seen = append(f.rec.Seen, r.ID)
+			if n++; f.expiring() {
+				f.reached(r.Written - 1)
+				if err := f.write(ctx); err != nil {
+					return n, err
+				}
 			}
 		}
 		if page.Cursor != "" {
@@ -160,21 +168,30 @@ func (f *sinkFeed) round(ctx context.Context) error {
 		} else {
 			f.done.Store(asked.UnixMilli())
 		}
-		if n > 0 || f.due() {
+		if n > before || f.due() {
 			if err := f.write(ctx); err != nil {
-				return err
+				return n, err
 			}
 		}
 		if page.Cursor == "" {
-			return nil
+			return n, nil
 		}
 	}
 }
 
+// reached notes that all that was acknowledged until at, Unix ms, was delivered.
+func (f *sinkFeed) reached(at int64) {
+	f.done.Store(min(max(f.done.Load(), at), f.s.now().UnixMilli()))
+}
+
+// expiring reports that half of the lease is over.
+func (f *sinkFeed) expiring() bool {
+	return f.rec.Until-f.s.now().UnixMilli() < sinkLease.Milliseconds()/2
+}
+
 // due reports whether the record must be written for its times alone.
 func (f *sinkFeed) due() bool {
-	now := f.s.now().UnixMilli()
-	if f.rec.Until-now < sinkLease.Milliseconds()/2 {
+	if f.expiring() {
 		return true
 	}
 	return f.sink.MaxLag > 0 && f.done.Load()-f.rec.Done > f.sink.MaxLag.Milliseconds()/4

@@ -21,7 +21,10 @@ type state struct {
 	warm  bool                          // the snapshot was read; guarded by turn
 	lost  atomic.Uint64                 // times that the store's history changed under us
 	moved atomic.Pointer[chan struct{}] // closed when the position changes
+	round atomic.Pointer[round]         // of run, the next one
+	looks chan struct{}                 // places of those who wait in look
 	gone  atomic.Bool                   // the service has moved to another store: this one's state is the past
+	high  atomic.Pointer[hightide]
 	// ahead is how far the store's clock is ahead of ours, ms: measured at each answer, to within its round trip.
 	ahead atomic.Int64
 }
@@ -45,6 +48,26 @@ func (st *state) since(written, local int64) (age time.Duration, ok bool) {
 	return time.Duration(max(ms, 0)) * time.Millisecond, ms >= -clockBack.Milliseconds()
 }
 
+// hightide is the latest time that any clock has shown us, and when, by the process's own, which never goes back.
+type hightide struct{ at, mono time.Time }
+
+// latest is the latest that it may be now: by our clock, by the store's, and by how long ago either showed what. Whatever must
+// not end too early counts from it: a clock that was put back makes nothing younger.
+func (st *state) latest(seen time.Time) time.Time {
+	for {
+		mono, old := time.Now(), st.high.Load()
+		next := &hightide{at: seen.Round(0), mono: mono}
+		if old != nil {
+			if at := old.at.Add(mono.Sub(old.mono)); at.After(next.at) {
+				next.at = at
+			}
+		}
+		if st.high.CompareAndSwap(old, next) {
+			return next.at
+		}
+	}
+}
+
 // view is one complete answer of the store. age counts from when its request was sent.
 type view struct {
 	pos  store.Position
@@ -65,7 +88,8 @@ const followPage = 1000
 var errGone = errors.New("the service has moved to another store")
 
 func newState(s *Service) *state {
-	st := &state{s: s, turn: make(chan struct{}, 1), kick: make(chan struct{}, 1)}
+	st := &state{s: s, turn: make(chan struct{}, 1), kick: make(chan struct{}, 1), looks: make(chan struct{}, maxLooks)}
+	st.round.Store(&round{done: make(chan struct{})})
 	st.view.Store(&view{})
 	moved := make(chan struct{})
 	st.moved.Store(&moved)
@@ -161,6 +185,7 @@ func (st *state) pages(ctx context.Context, from store.Position, kinds []store.K
 		}
 		if v.Now != 0 {
 			st.ahead.Store(v.Now - st.s.now().UnixMilli())
+			st.latest(time.UnixMilli(v.Now))
 		}
 		for i := range v.Records {
 			if err := st.dispatch(v.Records[i]); err != nil {
@@ -181,6 +206,9 @@ func (st *state) dispatch(r store.Record) error {
 	case store.KindRule:
 		if err := st.s.rules.applyRecord(r); err != nil {
 			return err
+		}
+		if r.Type == targetKey.String() {
+			st.s.SigningKeys.wake()
 		}
 		return st.s.feed.applyRule(st.s, r)
 	case store.KindKey:
@@ -211,6 +239,44 @@ func (st *state) wake() {
 	}
 }
 
+// round is one reading of the store by run, for those who wait for it.
+type round struct {
+	done chan struct{} // closed when it has ended
+	err  error         // set before
+}
+
+const (
+	maxLooks = 256
+	lookFor  = time.Second
+	// roundsApart is the least time between two rounds that were asked for: what strangers can cause costs the store 50 reads
+	// a second at most.
+	roundsApart = 20 * time.Millisecond
+)
+
+// look waits until the store was read once more, by run and for all who ask meanwhile. For those whom a stranger makes ask.
+func (st *state) look(ctx context.Context) error {
+	select {
+	case st.looks <- struct{}{}:
+		defer func() { <-st.looks }()
+	default:
+		return errors.New("too many wait for the store")
+	}
+	r := st.round.Load() // begins after this
+	st.wake()
+	t := time.NewTimer(lookFor)
+	defer t.Stop()
+	select {
+	case <-r.done:
+		return r.err
+	case <-t.C:
+		return errors.New("the store does not answer in time")
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-st.s.ctx.Done():
+		return st.s.ctx.Err()
+	}
+}
+
 // poll is how often the store is asked when nothing hints at a change: often enough that one failed try leaves
 // the view within its bound.
 func (st *state) poll() time.Duration {
@@ -227,6 +293,7 @@ func (st *state) run(ctx context.Context) {
 		}()
 	}
 	wait := st.poll()
+	var began time.Time
 	for {
 		t := time.NewTimer(jitter(wait))
 		select {
@@ -234,13 +301,20 @@ func (st *state) run(ctx context.Context) {
 			t.Stop()
 			return
 		case <-st.kick:
+			if !sleep(ctx, max(0, roundsApart-time.Since(began))) {
+				t.Stop()
+				return
+			}
 		case <-t.C:
 		}
 		t.Stop()
-		began := time.Now()
+		this := st.round.Swap(&round{done: make(chan struct{})})
+		began = time.Now()
 		tctx, cancel := context.WithTimeout(ctx, max(st.s.cfg.Validation.MaxStaleness, time.Second))
 		err := st.refresh(tctx)
 		cancel()
+		this.err = err
+		close(this.done)
 		st.s.observe(ctx, Observation{Op: "feed", Err: err, Took: time.Since(began)})
 		switch {
 		case err == nil:

@@ -50,7 +50,7 @@ func BySubject(subject string) Target { return named(targetSubject, subject) }
 // BySessions names a subject's sessions and tokens and spares its API keys: log out everywhere.
 func BySessions(subject string) Target { return named(targetSessions, subject) }
 
-// ByClient names all that a client holds, for itself or for subjects.
+// ByClient names all that a client holds, for itself or for subjects, and what was exchanged from it by others.
 func ByClient(client string) Target { return named(targetClient, client) }
 
 // ByRole names the tokens that carry a role. It asks for them to be minted again: a refresh is good.
@@ -89,7 +89,8 @@ func (t Target) HeldBy(client string) Target {
 	return t
 }
 
-// IssuedBefore moves the cut-off from now to then, to the second. A time in the future is taken as now.
+// IssuedBefore moves the cut-off from now to then, to the second: what was issued until then is refused, and what descends
+// from it, refreshed or exchanged since. A time in the future is taken as now.
 func (t Target) IssuedBefore(then time.Time) Target {
 	t.before = then
 	t.none = t.none || then.IsZero()
@@ -132,45 +133,49 @@ func escapeTarget(s string) string {
 // MarshalText is String; the zero Target is the empty text.
 func (t Target) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
-// UnmarshalText reads what String makes. ErrInvalidRequest: anything else.
+// UnmarshalText reads what String makes. ErrInvalidRequest: anything else, so that one target has one text.
 func (t *Target) UnmarshalText(b []byte) error {
 	*t = Target{}
 	if len(b) == 0 {
 		return nil
 	}
+	bad := func() error { return fail(ErrInvalidRequest, "%.300q is no target", b) }
 	parts := strings.Split(string(b), ";")
 	name, id, _ := strings.Cut(parts[0], ":")
+	id, err := url.PathUnescape(id)
+	if err != nil {
+		return bad()
+	}
 	var out Target
 	for k := targetToken; k <= targetAll; k++ {
 		if targetNames[k] == name {
-			out.kind = k
+			out = Target{kind: k, id: id, none: (id == "") != (k == targetAll) || len(id) > 255}
 		}
 	}
-	id, err := url.PathUnescape(id)
-	if out.kind == targetNone || err != nil || (id == "") != (out.kind == targetAll) {
-		return fail(ErrInvalidRequest, "target %q", b)
-	}
-	out.id = id
 	for _, p := range parts[1:] {
 		key, v, _ := strings.Cut(p, "=")
-		v, err := url.PathUnescape(v)
-		if err != nil || v == "" {
-			return fail(ErrInvalidRequest, "target %q", b)
+		if v, err = url.PathUnescape(v); err != nil {
+			return bad()
 		}
 		switch key {
 		case "issuer":
-			out.issuer = v
+			out = out.OfIssuer(v)
 		case "owner":
-			out.owner = v
+			out = out.OwnedBy(v)
 		case "client":
-			out.holder = v
+			out = out.HeldBy(v)
 		case "before":
-			if out.before, err = time.Parse(time.RFC3339, v); err != nil {
-				return fail(ErrInvalidRequest, "target %q", b)
+			then, err := time.Parse(time.RFC3339, v)
+			if err != nil {
+				return bad()
 			}
+			out = out.IssuedBefore(then)
 		default:
-			return fail(ErrInvalidRequest, "target %q", b)
+			return bad()
 		}
+	}
+	if out.IsZero() || out.String() != string(b) { // twice, in another order, written otherwise
+		return bad()
 	}
 	*t = out
 	return nil

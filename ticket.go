@@ -136,7 +136,7 @@ func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (Secret, err
 	c.event(ctx, Event{Type: EventPrepared, OK: true, Subject: r.Subject, Client: t.Client, Scopes: p.scopes})
 	if _, err := s.commit(ctx, c); err != nil {
 		if errors.Is(err, store.ErrConflict) {
-			return Secret{}, fail(ErrInvalidRequest, "the code was prepared already")
+			return Secret{}, &Error{Code: ErrInvalidRequest, Detail: "the code was prepared already", Cause: err}
 		}
 		return Secret{}, err
 	}

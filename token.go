@@ -25,7 +25,7 @@ const (
 )
 
 // Token is what a valid token says. It is a small immutable value, free to copy and to share; the
-// zero Token holds nothing: Allows is false, Check refuses, and every other method but IsZero and
+// zero Token holds nothing: Allows is false, Check and Recheck refuse, and every other method but IsZero and
 // LogValue panics, so that a handler that lost its middleware can not take "" for a subject.
 type Token struct {
 	d     *tokenData
@@ -35,10 +35,12 @@ type Token struct {
 // tokenData is shared by all copies of a Token and never changes after it was made.
 type tokenData struct {
 	TokenSpec
-	held  heldScopes
-	claim []byte       // the host's own claims, a JSON object, or nil
-	from  *ruleSubject // what rules see of it: set by our validator, for Exchange
-	use   *useCounter  // set by a service's validator
+	held    heldScopes
+	claim   []byte        // the host's own claims, a JSON object, or nil
+	from    *ruleSubject  // what rules see of it: set by our validator, for Exchange
+	use     *useCounter   // set by a service's validator
+	counted bool          // an API key with MaxUses
+	by      *JWTValidator // whose verdict it is; nil for what NewToken made
 }
 
 // TokenSpec is the content of a Token, for those who make Tokens: validators of other formats, and tests.
@@ -108,48 +110,59 @@ func marshalClaims(v any) ([]byte, error) {
 	return b, nil
 }
 
+// spec is what t says. It is where a handler ends that lost its guard.
+func (t Token) spec() *TokenSpec {
+	if t.d == nil {
+		panic("apitoken: the zero Token says nothing: no guard has put one into this context")
+	}
+	return &t.d.TokenSpec
+}
+
 // ID is the jti of an access token, or the ID of an API key.
-func (t Token) ID() string { return t.d.ID }
+func (t Token) ID() string { return t.spec().ID }
 
 // Kind says what the caller presented.
-func (t Token) Kind() Kind { return t.d.Kind }
+func (t Token) Kind() Kind { return t.spec().Kind }
 
 // Issuer is iss. A principal is Issuer and Subject together.
-func (t Token) Issuer() string { return t.d.Issuer }
+func (t Token) Issuer() string { return t.spec().Issuer }
 
 // Subject is sub: a user, or the client itself where IsClient is true.
-func (t Token) Subject() string { return t.d.Subject }
+func (t Token) Subject() string { return t.spec().Subject }
 
 // Client is client_id.
-func (t Token) Client() string { return t.d.Client }
+func (t Token) Client() string { return t.spec().Client }
 
 // Grant is the session that the token belongs to (sid); empty for API keys.
-func (t Token) Grant() string { return t.d.Grant }
+func (t Token) Grant() string { return t.spec().Grant }
 
 // Audiences returns a fresh copy of aud.
-func (t Token) Audiences() []string { return slices.Clone(t.d.Audiences) }
+func (t Token) Audiences() []string { return slices.Clone(t.spec().Audiences) }
 
 // Scopes returns a fresh copy of what the token holds.
-func (t Token) Scopes() Scopes { return slices.Clone(t.d.Scopes) }
+func (t Token) Scopes() Scopes { return slices.Clone(t.spec().Scopes) }
 
 // Roles returns a fresh copy of the roles that were expanded into the scopes. They inform; decisions read scopes.
-func (t Token) Roles() []string { return slices.Clone(t.d.Roles) }
+func (t Token) Roles() []string { return slices.Clone(t.spec().Roles) }
 
 // Actors returns a fresh copy of act: who acts for Subject, nearest first.
-func (t Token) Actors() []string { return slices.Clone(t.d.Actors) }
+func (t Token) Actors() []string { return slices.Clone(t.spec().Actors) }
 
 // IssuedAt is iat, to the second.
-func (t Token) IssuedAt() time.Time { return t.d.IssuedAt }
+func (t Token) IssuedAt() time.Time { return t.spec().IssuedAt }
 
 // ExpiresAt is exp, to the second; zero only for API keys without expiry.
-func (t Token) ExpiresAt() time.Time { return t.d.ExpiresAt }
+func (t Token) ExpiresAt() time.Time { return t.spec().ExpiresAt }
 
 // Binding is the thumbprint of the key or certificate that the token is bound to (cnf), empty for a bearer token.
 // It was proved before the Token was returned.
-func (t Token) Binding() string { return t.d.Binding }
+func (t Token) Binding() string { return t.spec().Binding }
 
 // IsClient reports that the token is a client's own: no user stands behind it.
-func (t Token) IsClient() bool { return t.d.Client != "" && t.d.Subject == t.d.Client }
+func (t Token) IsClient() bool {
+	s := t.spec()
+	return s.Client != "" && s.Subject == s.Client
+}
 
 // IsZero reports that t is the zero Token.
 func (t Token) IsZero() bool { return t.d == nil }
@@ -179,7 +192,7 @@ func (t Token) Check(r Requirement) error {
 // Claims decodes the host's own claims into v, as json.Unmarshal does. Reserved claims are not
 // among them; without claims v stays as it is.
 func (t Token) Claims(v any) error {
-	if len(t.d.claim) == 0 {
+	if t.spec(); len(t.d.claim) == 0 {
 		return nil
 	}
 	return json.Unmarshal(t.d.claim, v)
@@ -187,6 +200,21 @@ func (t Token) Claims(v any) error {
 
 // Freshness says how old the view of revocations was when this call of Validate decided.
 func (t Token) Freshness() Freshness { return t.fresh }
+
+// Recheck asks whoever validated t again: not expired, no rule against it, within the bound on staleness. It verifies no
+// signature and asks for no proof. For what lasts longer than a request, whatever validators stand around the one that
+// answered. Of a Token that NewToken made only the expiry is known.
+func (t Token) Recheck(ctx context.Context) error {
+	switch {
+	case t.d == nil:
+		return fail(ErrInvalidToken, "no token")
+	case t.d.by != nil:
+		return t.d.by.Recheck(ctx, t)
+	case !t.d.ExpiresAt.IsZero() && !time.Now().Before(t.d.ExpiresAt):
+		return fail(ErrExpired, "exp has passed")
+	}
+	return nil
+}
 
 // LogValue is the IDs of t, no claims.
 func (t Token) LogValue() slog.Value {
@@ -275,6 +303,7 @@ type Credential struct {
 	CertSHA256 [32]byte
 
 	unproved bool // asked about by an introspection: whoever uses the token proves its binding elsewhere
+	anywhere bool // the issuer itself looks at a token of its own, whatever audience that is for
 }
 
 // Bearer is the Credential of a bare token (RFC 6750).

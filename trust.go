@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +35,16 @@ type Trusted struct {
 	// KeysFor is how long the last good keys serve while Keys fails. Zero: 24 h.
 	KeysFor time.Duration
 }
+
+// longest is the longest lifetime of a token that is taken, as far as the configuration says.
+func (t *Trusted) longest() time.Duration {
+	if t.MaxLifetime == 0 {
+		return defaultForeign
+	}
+	return t.MaxLifetime
+}
+
+const defaultForeign = 24 * time.Hour
 
 // KeySource gets an issuer's public keys.
 type KeySource interface {
@@ -113,6 +125,7 @@ type trust struct {
 	keys   atomic.Pointer[map[string]*jws.PublicKey]
 	rules  atomic.Pointer[ruleBook] // nil: InsecureNoRevocations
 	host   *ruleBook                // the service's own rules, which may name foreign principals
+	home   string                   // the service's own issuer
 	view   atomic.Pointer[view]
 	life   atomic.Int64 // longest lifetime of an access token, ns
 	asked  chan string  // kids that are missing
@@ -120,13 +133,16 @@ type trust struct {
 	ready  chan struct{} // closed when keys and rules were loaded once
 	once   sync.Once
 
-	keySet string // the feed's; the follower's own
-	renew  chan struct{}
-	keyed  string // key and namespace of the feed's hashes; the follower's own
+	fetched time.Time // when keys were last good; the follower's own
+	renew   chan struct{}
+	toldAt  atomic.Int64  // Unix ns: when the feed told of a key set that was not read yet; 0: there is none
+	book    *ruleBook     // of the feed's key now; the follower's own
+	clock   *trustedClock // by which rules are forgotten; the follower's own
+	swept   time.Time     // when they were last; the follower's own
 
-	mu          sync.Mutex // guards what follows, which only the follower writes
+	mu          sync.Mutex // guards what follows, and writes to keys; only the followers write
+	keySet      string     // the feed's
 	compromised map[string]bool
-	fetched     time.Time // when keys were last good
 	feedKey     []byte
 	feedNS      string
 }
@@ -163,7 +179,8 @@ func (t *trust) takes(own, aud []string) bool {
 	return overlaps(own, aud)
 }
 
-func (t *trust) longest() time.Duration { return time.Duration(t.life.Load()) }
+// lives is the longest that an access token of this issuer may live.
+func (t *trust) lives() time.Duration { return time.Duration(t.life.Load()) }
 
 // version is of all rules that may hit this issuer's tokens.
 func (t *trust) version() uint64 {
@@ -177,36 +194,53 @@ func (t *trust) version() uint64 {
 	return n
 }
 
+// hit says which rule refuses x, "" for none. A token of another issuer is looked for in two books: in its issuer's own,
+// where its session, client and roles count, and as abroad in the service's.
 func (t *trust) hit(x *ruleSubject) string {
 	if b := t.rules.Load(); b != nil {
-		if t.own && t.svc == nil || !t.own {
-			y := *x
-			y.issuer = "" // in its own book its own principals have no issuer
-			if rule := b.hit(&y); rule != "" {
-				return rule
-			}
-		} else if rule := b.hit(x); rule != "" {
+		if rule := b.hit(x); rule != "" {
 			return rule
 		}
 	}
-	if t.host != nil {
-		y := *x
-		y.wall, y.issuer = true, t.issuer // positions of another order say nothing here
-		return t.host.hit(&y)
+	if t.host != nil && x.abroad != nil {
+		return t.host.hit(x.abroad)
 	}
 	return ""
 }
 
-// freshness is the age of the view at now, by whichever clock shows more.
-func (t *trust) freshness(now time.Time) Freshness {
+// foreign is what the rules of the service see of a token of another issuer: who is named by issuer and subject together,
+// and none of the names that are its issuer's business, unless they are ours too. It has no position in our order: times
+// are compared.
+func (t *trust) foreign(x *ruleSubject) *ruleSubject {
+	y := &ruleSubject{issuer: t.issuer, subject: x.subject, id: x.id, kid: x.kid, iat: x.iat, skew: x.skew, wall: true}
+	if t.own {
+		y.client, y.grant, y.roles, y.chain = x.client, x.grant, x.roles, x.chain
+	}
+	for _, a := range x.actors {
+		switch a.issuer {
+		case "": // in its own book its own principals have no issuer
+			a.issuer = t.issuer
+		case t.home:
+			a.issuer = ""
+		}
+		y.actors = append(y.actors, a)
+	}
+	return y
+}
+
+// look is what is known now. Whoever decides takes it first, then looks at the rules, then at the clock: so the rules
+// that it stands for were all looked at, and a stop of the process in between shows in its age.
+func (t *trust) look() *view {
+	if t.svc != nil {
+		return t.svc.state.view.Load()
+	}
+	return t.view.Load()
+}
+
+// freshness is the age of w at now, by whichever clock shows more.
+func (t *trust) freshness(w *view, now time.Time) Freshness {
 	if t.InsecureNoRevocations {
 		return Freshness{}
-	}
-	var w *view
-	if t.svc != nil {
-		w = t.svc.state.view.Load()
-	} else {
-		w = t.view.Load()
 	}
 	if w == nil || w.wall == 0 {
 		return Freshness{Age: 1<<63 - 1, Stale: true}
@@ -230,9 +264,9 @@ func (t *trust) wake() {
 	}
 }
 
-// key finds the key that a header names. A missing one may be new: the follower is told, and this token refused. It
-// does not wait for the network.
-func (t *trust) key(ctx context.Context, kid string) (*jws.PublicKey, *Error) {
+// key finds the key that a header names. position is the token's pos claim, which nobody vouches for yet. A missing key may be
+// new: whoever can tell is asked. It does not wait for the network, but for the service's own store.
+func (t *trust) key(ctx context.Context, kid, position string) (*jws.PublicKey, *Error) {
 	set := t.keys.Load()
 	if set == nil {
 		return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the issuer's keys were never read or are too old"}
@@ -245,45 +279,59 @@ func (t *trust) key(ctx context.Context, kid string) (*jws.PublicKey, *Error) {
 			return k, nil // a foreign set of one key may do without kid (RFC 7515 §4.1.4)
 		}
 	}
-	if t.svc != nil {
-		if k := t.caughtUp(ctx, kid); k != nil {
-			return k, nil
+	unknown := fail(ErrInvalidToken, "no key of this issuer has the token's kid")
+	if kid == "" {
+		return nil, unknown
+	}
+	if t.svc == nil {
+		t.mu.Lock()
+		bad := t.compromised[kid]
+		t.mu.Unlock()
+		if bad {
+			return nil, fail(ErrInvalidToken, "its signing key was declared compromised")
 		}
-	} else if kid != "" {
 		select {
 		case t.asked <- kid:
 		default:
 		}
+		if t.outdated() {
+			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the issuer has another key set, which is being read"}
+		}
+		return nil, unknown
 	}
-	return nil, fail(ErrInvalidToken, "no key of this issuer has the token's kid")
-}
-
-// caughtUp looks for a key of our own ring in the store, where this process's view may be too old to know it: as old as the lead
-// with which keys are published. That is seldom, and whoever asks for keys that do not exist makes the view young.
-func (t *trust) caughtUp(ctx context.Context, kid string) *jws.PublicKey {
-	s := t.svc
-	if t.freshness(s.now()).Age < s.SigningKeys.lead()/2 {
-		s.state.wake()
-		return nil
+	if t.svc.SigningKeys.revoked(kid) {
+		return nil, fail(ErrInvalidToken, "its signing key was declared compromised")
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	if s.state.refresh(ctx) != nil {
-		return nil
+	// A token says how much its issuer had seen when it signed, the ring included (see ring.before). An issuer that had seen
+	// no more than we have knows no key that we do not.
+	if p, ok := parsePositions(position); !ok || p.view.N <= t.svc.state.position().N {
+		return nil, unknown
 	}
-	return (*t.keys.Load())[kid]
+	if err := t.svc.state.look(ctx); err != nil {
+		return nil, unavailable(err, "look for the token's signing key")
+	}
+	if k := (*t.keys.Load())[kid]; k != nil {
+		return k, nil
+	}
+	return nil, unknown
 }
 
 // setKeys replaces the keys. Whatever was verified with a key that is gone, or that changed, is void.
 func (t *trust) setKeys(list []*jws.PublicKey) {
-	set := make(map[string]*jws.PublicKey, len(list))
 	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.setKeysLocked(list)
+}
+
+// setKeysLocked is setKeys for a caller that has mu: a set is looked through and put in place at once, so that no key is
+// in it that was declared compromised in between.
+func (t *trust) setKeysLocked(list []*jws.PublicKey) {
+	set := make(map[string]*jws.PublicKey, len(list))
 	for _, k := range list {
 		if !t.compromised[k.KID] {
 			set[k.KID] = k
 		}
 	}
-	t.mu.Unlock()
 	old := t.keys.Load()
 	t.keys.Store(&set)
 	if old == nil {
@@ -295,6 +343,26 @@ func (t *trust) setKeys(list []*jws.PublicKey) {
 			return
 		}
 	}
+}
+
+// withdraw notes keys that are compromised, for ever, and takes them out of the set.
+func (t *trust) withdraw(kids []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	fresh := false
+	for _, kid := range kids {
+		fresh = fresh || !t.compromised[kid]
+		t.compromised[kid] = true
+	}
+	if set := t.keys.Load(); fresh && set != nil {
+		t.setKeysLocked(slices.Collect(maps.Values(*set)))
+	}
+}
+
+// holds reports whether a key is still in the set, under whose name a token was verified.
+func (t *trust) holds(kid string) bool {
+	set := t.keys.Load()
+	return set != nil && ((*set)[kid] != nil || kid == "" && len(*set) == 1)
 }
 
 // ValidatorConfig configures NewValidator.
@@ -345,15 +413,17 @@ func NewValidator(c ValidatorConfig) (*JWTValidator, error) {
 	}
 	if c.Introspect != nil {
 		if err := v.introspects(&c); err != nil {
+			v.stop()
 			return nil, err
 		}
 	}
-	v.follow(c.Trust, nil)
+	v.follow(c.Trust, nil, "")
 	return v, nil
 }
 
 func newValidator(c Validation, audience string, now func() time.Time) *JWTValidator {
 	v := &JWTValidator{cfg: c, audiences: append([]string{audience}, c.Audiences...), trusts: map[string]*trust{}, now: now}
+	v.ctx, v.stop = context.WithCancel(context.Background())
 	v.proofs = newProofBook(c.RequireProofNonce)
 	switch {
 	case c.Cache != nil:
@@ -378,26 +448,22 @@ func newServiceValidator(s *Service) (*JWTValidator, error) {
 	t.setKeys(s.SigningKeys.publicKeys())
 	v.trusts[t.issuer] = t
 	s.trust = t
-	v.follow(s.cfg.Trust, s.rules)
+	v.follow(s.cfg.Trust, s.rules, s.cfg.Issuer)
 	return v, nil
 }
 
-// follow starts a follower for each issuer.
-func (v *JWTValidator) follow(list []Trusted, host *ruleBook) {
-	ctx, cancel := context.WithCancel(context.Background())
-	v.stop = cancel
+// follow starts a follower for each issuer. host are the rules of the service whose validator it is, home its issuer.
+func (v *JWTValidator) follow(list []Trusted, host *ruleBook, home string) {
+	ctx := v.ctx
 	for _, x := range list {
 		t := &trust{
-			Trusted: x, issuer: x.Issuer, own: x.Own, scopes: x.Scopes, v: v, host: host,
+			Trusted: x, issuer: x.Issuer, own: x.Own, scopes: x.Scopes, v: v, host: host, home: home, clock: newTrustedClock(v.now),
 			asked: make(chan string, 1), kick: make(chan struct{}, 1), renew: make(chan struct{}, 1), ready: make(chan struct{}), compromised: map[string]bool{},
 		}
 		if t.KeysFor == 0 {
 			t.KeysFor = 24 * time.Hour
 		}
-		if t.MaxLifetime == 0 {
-			t.MaxLifetime = 24 * time.Hour
-		}
-		t.life.Store(int64(t.MaxLifetime))
+		t.life.Store(int64(t.Trusted.longest()))
 		v.trusts[x.Issuer] = t
 		if v.shelf != nil {
 			v.shelf.iss = t
@@ -439,16 +505,24 @@ func (t *trust) loaded() {
 }
 
 const (
-	keysEvery    = 5 * time.Minute  // how often a key set is read again; a next key is published for longer
-	keysCooldown = 10 * time.Second // between two reads that missing keys asked for
+	keysEvery    = 5 * time.Minute        // how often a key set is read again, at most; a next key is published for longer
+	keysCooldown = 10 * time.Second       // between two reads that missing keys asked for
+	keysApart    = 100 * time.Millisecond // between two reads that the feed asked for
 	keysTimeout  = 10 * time.Second
+	keysLate     = 30 * time.Second // how long a set that the feed told of and that does not come excuses us
 )
+
+// outdated reports whether the issuer has another key set than the one that is known here, and said so just now.
+func (t *trust) outdated() bool {
+	at := t.toldAt.Load()
+	d := t.v.now().UnixNano() - at
+	return at != 0 && d < int64(keysLate) && d > -int64(keysLate)
+}
 
 // followKeys reads the issuer's keys in the background: one request at a time however many callers, at most one a
 // cool-down for kids that are missing. The last good set serves through an outage of KeysFor.
 func (t *trust) followKeys(ctx context.Context) {
 	missing, wait := "", time.Second
-	var last time.Time
 	for {
 		began := time.Now()
 		tctx, cancel := context.WithTimeout(ctx, keysTimeout)
@@ -456,60 +530,92 @@ func (t *trust) followKeys(ctx context.Context) {
 		cancel()
 		var keys []*jws.PublicKey
 		if err == nil {
-			keys, _, err = jws.ParseJWKS(doc)
+			keys, _, err = jws.ParseJWKS(doc, t.keys.Load())
 			if err == nil && len(keys) == 0 {
 				err = errors.New("no usable key in the set")
 			}
 		}
 		t.v.observers.observe(ctx, Observation{Op: "keys", Err: err, Took: time.Since(began)})
-		last = time.Now()
-		next := keysEvery
+		if ctx.Err() != nil {
+			return
+		}
+		last := time.Now()
+		next := jitter(wait)
 		if err == nil {
-			t.mu.Lock()
 			t.fetched = t.v.now()
-			t.mu.Unlock()
 			t.setKeys(keys)
 			t.loaded()
-			wait = time.Second
-		} else {
-			if ctx.Err() != nil {
-				return
+			if t.complete() {
+				wait, next = time.Second, jitter(min(keysEvery, t.KeysFor/4))
 			}
-			t.mu.Lock()
-			old := !t.fetched.IsZero() && t.v.now().Sub(t.fetched) > t.KeysFor
-			t.mu.Unlock()
-			if old {
+		} else if !t.fetched.IsZero() {
+			left := t.KeysFor - t.v.now().Sub(t.fetched)
+			if left <= 0 {
 				t.keys.Store(nil)
 				t.v.gen.Add(1)
+			} else {
+				next = min(next, left)
 			}
-			next = wait
-			wait = min(2*wait, time.Minute)
 		}
-		missing = t.awaitKeys(ctx, last, jitter(next))
+		wait = min(2*wait, time.Minute)
+		missing = t.awaitKeys(ctx, last, next)
 		if ctx.Err() != nil {
 			return
 		}
 	}
 }
 
-// awaitKeys waits for the next turn, or for a missing kid and the end of its cool-down.
+// complete reports whether the keys that are known are the set that the feed told of last: behind a balancer another issuer may
+// have answered, which does not have it yet.
+func (t *trust) complete() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.keySet != "" && !t.hasSet(t.keySet) {
+		return false
+	}
+	t.toldAt.Store(0)
+	return true
+}
+
+// hasSet reports whether set is the digest of the known keys.
+func (t *trust) hasSet(set string) bool {
+	keys := t.keys.Load()
+	if keys == nil {
+		return false
+	}
+	return keySetDigest(slices.Collect(maps.Keys(*keys))) == set
+}
+
+// awaitKeys waits for the next turn: for d, until the feed tells of another set, or for a missing kid and the end of its
+// cool-down, which holds up neither of the others.
 func (t *trust) awaitKeys(ctx context.Context, last time.Time, d time.Duration) (missing string) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	case <-t.renew: // the feed says that there is another set: at most once a second, whatever it says
-		sleep(ctx, max(0, time.Second-time.Since(last)))
-	case missing = <-t.asked:
-		if sleep(ctx, max(0, keysCooldown-time.Since(last))) {
-			select { // whoever asked meanwhile is served by the same answer
+	asked, renew := t.asked, t.renew
+	var soon, cool <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return missing
+		case <-timer.C:
+			return missing
+		case <-renew:
+			if t.toldAt.Load() == 0 {
+				continue // it came meanwhile
+			}
+			renew, soon = nil, time.After(keysApart-time.Since(last))
+		case <-soon:
+			return missing
+		case missing = <-asked: // whoever asks from now on is served by the same answer
+			asked, cool = nil, time.After(keysCooldown-time.Since(last))
+		case <-cool:
+			select {
 			case <-t.asked:
 			default:
 			}
+			return missing
 		}
 	}
-	return missing
 }
 
 // followRules follows the issuer's rules: from zero, then from its last position. Age counts from before each request
@@ -545,87 +651,117 @@ func (t *trust) followRules(ctx context.Context) {
 	}
 }
 
-const rulesTimeout = 40 * time.Second // over a long poll's own
+const (
+	rulesTimeout  = 40 * time.Second // over a long poll's own
+	rulesRestarts = 2                // of one reading: a source that changes its history or key each time is asked again later
+	sweepEvery    = 10 * time.Minute
+)
 
+// readRules asks once, in pages, for what is behind the last position. Where that says nothing any more, because the
+// history or the key of the hashes is another one, it reads all of it and merges: the book keeps what it has.
 func (t *trust) readRules(ctx context.Context) error {
-	var from store.Position
+	var from, last store.Position
 	if w := t.view.Load(); w != nil {
-		from = w.pos
+		from, last = w.pos, w.pos
 	}
-	for {
+	for restarts := 0; ; {
 		sent := t.v.now()
 		tctx, cancel := context.WithTimeout(ctx, rulesTimeout)
 		answer, err := t.Revocations.Revocations(tctx, from, followPage)
 		cancel()
-		if errors.Is(err, store.ErrDiverged) && from != (store.Position{}) {
-			// Another history: from zero, merging. The book keeps what it has.
+		switch another := errors.Is(err, store.ErrDiverged) || err == nil && (answer.Next.History != from.History || !t.hashed(&answer)); {
+		case err == nil && answer.Next.History == from.History && answer.Next.N < from.N:
+			return errors.New("the answer goes back")
+		case another && from != (store.Position{}):
+			if restarts++; restarts > rulesRestarts {
+				return errors.New("the source changes its history or its key all the time")
+			}
 			from = store.Position{}
 			continue
-		}
-		if err != nil {
+		case err != nil:
 			return err
 		}
-		if answer.Next.History == from.History && answer.Next.N < from.N {
-			return errors.New("the answer goes back")
-		}
-		if id := string(answer.Key) + answer.Namespace; t.keyed != "" && t.keyed != id && from != (store.Position{}) {
-			from = store.Position{} // hashed otherwise from now on: read all of it
+		t.enter(&answer)
+		if from = answer.Next; answer.More {
 			continue
 		}
-		t.enter(&answer)
-		from = answer.Next
-		if !answer.More {
-			sent = sent.Add(-answer.Age)
-			t.view.Store(&view{pos: from, sent: sent, wall: sent.UnixNano()})
-			t.loaded()
-			return nil
+		if from.History == last.History && from.N < last.N {
+			return errors.New("the answer goes back") // read from the start, of a source that lags: what it brought counts, its age does not
+		}
+		sent = sent.Add(-answer.Age)
+		t.view.Store(&view{pos: from, sent: sent, wall: sent.UnixNano()})
+		t.loaded()
+		t.sweep()
+		return nil
+	}
+}
+
+// hashed reports whether an answer's hashes are under the key of the book that the last one was entered in.
+func (t *trust) hashed(a *RevocationView) bool {
+	return t.book != nil && t.book.feed == string(a.Key)+a.Namespace
+}
+
+// sweep forgets rules that no living token can meet any more, now and then, by a clock that does not believe a jump.
+func (t *trust) sweep() {
+	now := t.clock.now()
+	if mono := time.Now(); mono.Sub(t.swept) >= sweepEvery {
+		t.swept = mono
+		if b := t.rules.Load(); b != nil {
+			b.sweep(now.Add(-ruleSlack))
 		}
 	}
 }
 
-// enter merges one answer into the book.
+// enter merges one answer into the book of its key.
 func (t *trust) enter(a *RevocationView) {
-	b := t.rules.Load()
-	if id := string(a.Key) + a.Namespace; b == nil || t.keyed != id {
-		// A new key: the source starts from zero, and what was known under the old one still counts.
-		b = newRuleBook(feedKeyer(a.Key, a.Namespace))
-		b.older = t.rules.Load()
-		t.keyed = id
-		t.rules.Store(b)
+	if !t.hashed(a) {
+		t.turn(a)
 	}
+	b := t.book
 	for _, r := range a.Rules {
 		b.enterHashed(r)
 	}
 	if len(a.Rules) > 0 {
-		b.version.Add(1)
+		t.rules.Load().version.Add(1)
 	}
-	if a.MaxLifetime > 0 && a.MaxLifetime < t.MaxLifetime {
-		t.life.Store(int64(a.MaxLifetime))
+	if a.MaxLifetime > 0 {
+		t.life.Store(int64(min(a.MaxLifetime, t.Trusted.longest())))
 	}
 	t.dropOpaque(a)
-	if a.KeySet != t.keySet {
-		if t.keySet != "" || t.keys.Load() != nil {
-			select {
-			case t.renew <- struct{}{}:
-			default:
-			}
-		}
-		t.keySet = a.KeySet
-	}
+	t.withdraw(a.Compromised)
 	t.mu.Lock()
-	gone := false
-	for _, kid := range a.Compromised {
-		gone = gone || !t.compromised[kid]
-		t.compromised[kid] = true
-	}
+	another := a.KeySet != t.keySet
+	t.keySet = a.KeySet
 	t.mu.Unlock()
-	if set := t.keys.Load(); gone && set != nil {
-		list := make([]*jws.PublicKey, 0, len(*set))
-		for _, k := range *set {
-			list = append(list, k)
+	if another && !t.complete() {
+		t.toldAt.CompareAndSwap(0, t.v.now().UnixNano())
+		select {
+		case t.renew <- struct{}{}:
+		default:
 		}
-		t.setKeys(list)
 	}
+}
+
+// turn makes the book of a's key the one that rules are entered in. Under another key the source starts from zero, and what
+// was known under the ones before still counts: a new book stands before them, and its version goes on from theirs, so
+// that no verdict which was kept under one of them passes for checked against what comes.
+func (t *trust) turn(a *RevocationView) {
+	feed := string(a.Key) + a.Namespace
+	head := t.rules.Load()
+	for b := head; b != nil; b = b.older {
+		if b.feed == feed {
+			t.book = b
+			return
+		}
+	}
+	b := newRuleBook(feedKeyer(a.Key, a.Namespace))
+	b.feed = feed
+	if head != nil {
+		b.older = head
+		b.version.Store(head.version.Load() + 1)
+	}
+	t.book = b
+	t.rules.Store(b)
 }
 
 func (b *ruleBook) enterHashed(r RevocationEntry) {

@@ -39,16 +39,18 @@ func Authorize(ctx context.Context, v Validator, c Credential, r Requirement) (c
 	}
 	if !r.public() {
 		if err := t.Check(r); err != nil {
-			if x, ok := v.(interface {
-				lacks(context.Context, Token, error)
-			}); ok {
-				x.lacks(ctx, t, err)
+			if t.d.by != nil { // not v, which may stand around it
+				t.d.by.lacks(ctx, t, err)
 			}
 			return NewContext(ctx, t), err
 		}
 	}
 	if t.Kind() == KindAPIKey {
-		if m, ok := v.(Consumer); ok {
+		m, ok := v.(Consumer)
+		if !ok && t.d.by != nil { // a validator around ours that chooses a tenant, or logs, must not lift limits
+			m, ok = t.d.by, true
+		}
+		if ok {
 			if err := m.Consume(ctx, t); err != nil {
 				return NewContext(ctx, t), err
 			}
@@ -136,6 +138,7 @@ type JWTValidator struct {
 	consume   func(context.Context, Token) error
 	audit     *auditLog // of the service; nil in a process without a store
 
+	ctx  context.Context // of its goroutines; ends at Close
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 }
@@ -167,11 +170,15 @@ func (v *JWTValidator) quick(ctx context.Context, c *Credential) (Token, bool) {
 		return Token{}, false
 	}
 	e := v.cache.find(v, v.cache.hash(c.Token), c.Token)
-	if e == nil || e.bound || e.version.Load() != e.iss.version() {
+	if e == nil || e.bound {
+		return Token{}, false
+	}
+	w := e.iss.look()
+	if e.version.Load() != e.iss.version() {
 		return Token{}, false
 	}
 	now := v.now()
-	f := e.iss.freshness(now)
+	f := e.iss.freshness(w, now)
 	sec := now.Unix()
 	if sec >= e.exp || sec < e.nbf || sec < e.iat || f.Stale || e.needs > f.Position.N {
 		return Token{}, false
@@ -256,7 +263,7 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 
 	h := v.cache.hash(token)
 	if e := v.cache.find(v, h, token); e != nil && tr == nil {
-		t, err := v.again(ctx, c, e)
+		t, err := v.decide(ctx, c, e, true, nil)
 		return t, e.d, true, err
 	}
 
@@ -277,8 +284,7 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 		return Token{}, nil, false, tr.no("issuer", fail(ErrInvalidToken, "issuer is not trusted"))
 	}
 	tr.ok("issuer", iss.issuer)
-	version := iss.version()
-	key, kerr := iss.key(ctx, p.Header.KID)
+	key, kerr := iss.key(ctx, p.Header.KID, p.Claims.Position)
 	if kerr != nil {
 		return Token{}, nil, false, tr.no("key", kerr)
 	}
@@ -292,7 +298,8 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 	tr.ok("signature", p.Header.Alg)
 
 	// From here on the claims are the issuer's.
-	e, cerr := v.claims(iss, &p)
+	here := iss.takes(v.audiences, p.Claims.Audience)
+	e, cerr := v.claims(iss, &p, here || c.anywhere && iss.svc != nil)
 	if cerr != nil {
 		return Token{}, nil, false, tr.no("claims", cerr)
 	}
@@ -301,43 +308,36 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 		tr.d = e.d
 	}
 	tr.ok("claims", "required claims, audience, times in range")
-	e.version.Store(version)
-	t, err = v.decide(ctx, c, e, version, tr)
-	if err == nil || e.storable(err) {
+	t, err = v.decide(ctx, c, e, false, tr)
+	if here && err == nil { // what was refused is never kept; what is for others is never found by who asks for himself
 		v.cache.keep(e)
 	}
 	return t, e.d, false, err
 }
 
-// again decides about a token whose signature and claims were verified before.
-func (v *JWTValidator) again(ctx context.Context, c *Credential, e *entry) (Token, error) {
-	version := e.iss.version()
-	if e.version.Load() != version {
-		return v.decide(ctx, c, e, version, nil)
+// decide says yes or no to a token whose signature and claims were verified, now or before. known: it was checked
+// against rules before, and only what is new needs to be looked at.
+func (v *JWTValidator) decide(ctx context.Context, c *Credential, e *entry, known bool, tr *trace) (Token, error) {
+	w := e.iss.look()
+	// Read before the rules are: what comes in meanwhile is checked at the next sight.
+	if version := e.iss.version(); !known || e.version.Load() != version {
+		if rule := e.iss.hit(&e.rule); rule != "" {
+			return Token{}, tr.no("revocation", fail(ErrRevoked, "a rule on its %s", rule))
+		}
+		e.version.Store(version)
 	}
-	return v.finish(ctx, c, e, nil)
-}
-
-// decide checks the rules. version was read before them: what comes in meanwhile is checked at the next sight.
-func (v *JWTValidator) decide(ctx context.Context, c *Credential, e *entry, version uint64, tr *trace) (Token, error) {
-	if rule := e.iss.hit(&e.rule); rule != "" {
-		return Token{}, tr.no("revocation", fail(ErrRevoked, "a rule on its %s", rule))
-	}
-	e.version.Store(version)
 	tr.ok("revocation", "no rule")
-	return v.finish(ctx, c, e, tr)
+	return v.finish(ctx, c, e, w, tr)
 }
 
-// finish checks what must be checked at every sight: times by the real clock, the proof of a binding, the age of
-// the view. Both clocks are read last: a process that was stopped must not answer from before.
-func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, tr *trace) (Token, error) {
+// finish checks what must be checked at every sight: times by the real clock, the proof of a binding, the age of w, the
+// view whose rules were checked. The clock is read last: a process that was stopped must not answer from before.
+func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, w *view, tr *trace) (Token, error) {
 	now := v.now()
-	sec := now.Unix()
-	skew := int64(v.cfg.Skew / time.Second)
-	if sec >= e.exp+skew {
+	if now.Add(-v.cfg.Skew).Unix() >= e.exp {
 		return Token{}, tr.no("expiry", fail(ErrExpired, "exp has passed"))
 	}
-	if sec < e.nbf-skew || sec < e.iat-skew {
+	if sec := now.Add(v.cfg.Skew).Unix(); sec < e.nbf || sec < e.iat {
 		return Token{}, tr.no("expiry", fail(ErrInvalidToken, "not valid yet"))
 	}
 	tr.ok("expiry", "within nbf and exp")
@@ -347,12 +347,9 @@ func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, tr *
 		}
 		tr.ok("binding", "proved")
 	}
-	f := e.iss.freshness(now)
-	if f.Stale {
-		e.iss.wake()
-		if v.cfg.InsecureServeStale == 0 || f.Age > v.cfg.InsecureServeStale {
-			return Token{}, tr.no("freshness", &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"})
-		}
+	f := e.iss.freshness(w, now)
+	if err := v.tooStale(e.iss, f); err != nil {
+		return Token{}, tr.no("freshness", err)
 	}
 	if e.needs > f.Position.N {
 		e.iss.wake() // its issuer knows more than we do; until we do too, our age counts
@@ -366,8 +363,20 @@ func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, tr *
 	return Token{d: e.d, fresh: f}, nil
 }
 
-// claims checks what does not change while the token lives, and makes the entry.
-func (v *JWTValidator) claims(iss *trust, p *jws.Token) (*entry, *Error) {
+// tooStale refuses what a view of f's age can not answer for.
+func (v *JWTValidator) tooStale(iss *trust, f Freshness) *Error {
+	if !f.Stale {
+		return nil
+	}
+	iss.wake()
+	if v.cfg.InsecureServeStale > 0 && f.Age <= v.cfg.InsecureServeStale {
+		return nil
+	}
+	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"}
+}
+
+// claims checks what does not change while the token lives, and makes the entry. takes: its audience was found good.
+func (v *JWTValidator) claims(iss *trust, p *jws.Token, takes bool) (*entry, *Error) {
 	cl := &p.Claims
 	switch {
 	case cl.Subject == "" || len(cl.Subject) > 255:
@@ -382,9 +391,9 @@ func (v *JWTValidator) claims(iss *trust, p *jws.Token) (*entry, *Error) {
 		return nil, fail(ErrInvalidToken, "client_id is missing or too long")
 	case cl.Expires <= cl.IssuedAt:
 		return nil, fail(ErrInvalidToken, "exp is not after iat")
-	case time.Duration(cl.Expires-cl.IssuedAt) > iss.longest()/time.Second:
+	case time.Duration(cl.Expires-cl.IssuedAt) > iss.lives()/time.Second:
 		return nil, fail(ErrInvalidToken, "it would live longer than its issuer allows")
-	case !iss.takes(v.audiences, cl.Audience):
+	case !takes:
 		return nil, fail(ErrInvalidToken, "not for this audience")
 	}
 	spec := TokenSpec{
@@ -394,7 +403,7 @@ func (v *JWTValidator) claims(iss *trust, p *jws.Token) (*entry, *Error) {
 	e := &entry{iss: iss, bound: cl.Binding != "", exp: cl.Expires, nbf: cl.NotBefore, iat: cl.IssuedAt}
 	r := &e.rule
 	r.subject, r.id, r.kid, r.iat, r.skew = cl.Subject, cl.ID, p.Header.KID, spec.IssuedAt, v.cfg.Skew
-	scopes, err := ParseScopes(cl.Scope)
+	scopes, err := appendScopes(e.scopes[:0:len(e.scopes)], cl.Scope)
 	if err != nil {
 		return nil, fail(ErrInvalidToken, "scope claim")
 	}
@@ -405,26 +414,30 @@ func (v *JWTValidator) claims(iss *trust, p *jws.Token) (*entry, *Error) {
 		}
 		r.pos, e.needs = pos, pos.view.N
 		spec.Client, spec.Grant, spec.Roles, spec.Scopes = cl.ClientID, cl.SessionID, cl.Roles, scopes
-		r.chain = cl.Chain
 	} else {
-		// A foreign issuer's tokens bring no roles, none of our client names, and of the scopes what was declared.
+		// A foreign issuer's tokens bring no roles, none of our client names, and of the scopes what was declared. Its own
+		// rules know them by those names all the same; of its positions we believe nothing: times are compared.
 		spec.Scopes = intersectScopes(scopes, iss.scopes)
-		r.wall, r.issuer = true, iss.issuer
+		r.wall = true
 	}
-	r.client, r.grant, r.roles = spec.Client, spec.Grant, spec.Roles
+	r.client, r.grant, r.roles, r.chain = cl.ClientID, cl.SessionID, cl.Roles, cl.Chain
 	for _, a := range cl.Actors {
 		spec.Actors = append(spec.Actors, a.Subject)
 		actor := principal{a.Issuer, a.Subject}
-		if actor.issuer == iss.issuer && iss.own {
-			actor.issuer = ""
-		} else if actor.issuer == "" && !iss.own {
-			actor.issuer = iss.issuer
+		if actor.issuer == iss.issuer {
+			actor.issuer = "" // as its own principals stand in its own rules
 		}
 		r.actors = append(r.actors, actor)
 	}
+	if iss.own {
+		r.descend()
+	}
+	if iss.host != nil {
+		r.abroad = iss.foreign(r)
+	}
 	e.data = tokenOf(spec, p.PrivateClaims())
 	e.d = &e.data
-	e.d.from = r
+	e.d.from, e.d.by = r, v
 	if v.audit != nil && iss.own && spec.Grant != "" {
 		e.use = v.audit.counter(useGrant, spec.Grant)
 		e.d.use = e.use
@@ -459,20 +472,34 @@ func (v *JWTValidator) Recheck(_ context.Context, t Token) error {
 	if t.IsZero() {
 		return fail(ErrInvalidToken, "no token")
 	}
-	now := v.now()
-	if end := t.d.ExpiresAt; !end.IsZero() && !now.Before(end) {
-		return fail(ErrExpired, "exp has passed")
-	}
 	iss := v.trusts[t.d.Issuer]
-	if t.d.from == nil || iss == nil {
-		return nil // not a token of this validator's: its times are all that is known
+	if t.d.from == nil || iss == nil { // not a token of this validator's: its times are all that is known
+		return v.ended(t, v.now())
 	}
+	w := iss.look()
 	if rule := iss.hit(t.d.from); rule != "" {
 		return fail(ErrRevoked, "a rule on its %s", rule)
 	}
-	if f := iss.freshness(now); f.Stale && (v.cfg.InsecureServeStale == 0 || f.Age > v.cfg.InsecureServeStale) {
-		iss.wake()
-		return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"}
+	if t.Kind() == KindAccess && !iss.holds(t.d.from.kid) {
+		return fail(ErrInvalidToken, "its key is no longer its issuer's")
+	}
+	now := v.now()
+	if err := v.ended(t, now); err != nil {
+		return err
+	}
+	if err := v.tooStale(iss, iss.freshness(w, now)); err != nil {
+		return err
+	}
+	return nil
+}
+
+// ended is the end of a token by now, with the skew that Validate grants access tokens.
+func (v *JWTValidator) ended(t Token, now time.Time) error {
+	if t.Kind() == KindAccess {
+		now = now.Add(-v.cfg.Skew)
+	}
+	if end := t.d.ExpiresAt; !end.IsZero() && !now.Before(end) {
+		return fail(ErrExpired, "exp has passed")
 	}
 	return nil
 }
@@ -519,7 +546,7 @@ func (v *JWTValidator) Freshness() Freshness {
 	var worst Freshness
 	first := true
 	for _, t := range v.trusts {
-		if f := t.freshness(v.now()); first || f.Age > worst.Age {
+		if f := t.freshness(t.look(), v.now()); first || f.Age > worst.Age {
 			worst, first = f, false
 		}
 	}
@@ -528,9 +555,10 @@ func (v *JWTValidator) Freshness() Freshness {
 
 // Close ends the validator's goroutines.
 func (v *JWTValidator) Close() error {
-	if v.stop != nil {
-		v.stop()
+	if v.shelf != nil {
+		v.shelf.close()
 	}
+	v.stop()
 	v.wg.Wait()
 	return nil
 }

@@ -35,7 +35,7 @@ var prefixes atomic.Int64
 
 // startEngine starts an engine and gives what opens its store as one more process would. Where the engine isn't installed the
 // benchmark is skipped.
-func startEngine(b *testing.B, engine string) (open func() store.Store) {
+func startEngine(b testing.TB, engine string) (open func() store.Store) {
 	b.Helper()
 	ctx := context.Background()
 	prefix := fmt.Sprintf("b%d_%d_", time.Now().UnixNano()%1e9, prefixes.Add(1))

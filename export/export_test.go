@@ -236,6 +236,18 @@ func TestFollow(t *testing.T) {
 	require.Error(t, export.Follow(context.Background(), &list{}, apitoken.EventQuery{}, export.Place{}, export.NewJSONL(os.Stdout), 0, nil))
 }
 
+// ocsfAttributes are those of each class in version 1.4.0, by its uid, as far as they are filled here.
+var ocsfAttributes = func() map[float64][]string {
+	base := []string{"activity_id", "activity_name", "category_name", "category_uid", "class_name", "class_uid", "count", "message", "metadata",
+		"severity", "severity_id", "status", "status_detail", "status_id", "time", "type_name", "type_uid", "unmapped"}
+	iam := append([]string{"actor", "http_request", "src_endpoint", "user"}, base...)
+	return map[float64][]string{
+		2004: append([]string{"evidences", "finding_info", "is_alert"}, base...),
+		3001: iam,
+		3002: append([]string{"auth_protocol", "auth_protocol_id", "service", "session"}, iam...),
+	}
+}()
+
 func TestOCSF(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 3, 4, 5, 6, 7, 89e6, time.UTC)
@@ -262,6 +274,12 @@ func TestOCSF(t *testing.T) {
 		require.Equal(t, "01x", meta["uid"])
 		require.NotEmpty(t, meta["version"])
 		require.Equal(t, "apitoken", meta["product"].(map[string]any)["name"])
+		for name := range m {
+			require.Contains(t, ocsfAttributes[m["class_uid"].(float64)], name, "the class has no such attribute")
+		}
+		if user, ok := m["user"].(map[string]any); ok {
+			require.Contains(t, []any{0.0, 1.0, 99.0}, user["type_id"], "a type that 1.4 knows")
+		}
 		switch m["class_uid"] {
 		case 3001.0, 3002.0:
 			user := m["user"].(map[string]any)
@@ -273,6 +291,7 @@ func TestOCSF(t *testing.T) {
 			finding := m["finding_info"].(map[string]any)
 			require.NotEmpty(t, finding["title"])
 			require.NotEmpty(t, finding["uid"])
+			require.Equal(t, true, m["is_alert"])
 		}
 		return m
 	}
@@ -283,6 +302,20 @@ func TestOCSF(t *testing.T) {
 		"user":{"uid":"alice","name":"alice","type_id":1,"type":"User","credential_uid":"t"},"actor":{"user":{"uid":"bob","type_id":0,"type":"Unknown"},"app_uid":"web"},
 		"src_endpoint":{"ip":"203.0.113.9"},"http_request":{"user_agent":"curl/8","uid":"r1"},"session":{"uid":"g","credential_uid":"t","issuer":"https://auth.example.com"},
 		"service":{"name":"https://auth.example.com"},"auth_protocol_id":6,"auth_protocol":"OAUTH 2.0","unmapped":{"scopes":["a"]}}`, out.String())
+
+	require.NotEmpty(t, one(apitoken.Event{Type: apitoken.EventAlert, Reason: "addresses", Subject: "alice", Actor: "misuse", Client: "web", Grant: "g", Count: 6, Origin: origin,
+		Target: apitoken.ByGrant("g"), Extra: map[string]string{"action": "revoke grant"}}))
+	require.JSONEq(t, `{"activity_id":1,"activity_name":"Create","category_uid":2,"category_name":"Findings","class_uid":2004,"class_name":"Detection Finding",
+		"type_uid":200401,"type_name":"Detection Finding: Create","severity_id":4,"severity":"High","time":1772600767089,"status_id":1,"status":"New","status_detail":"addresses",
+		"message":"alert: addresses","count":6,"is_alert":true,"finding_info":{"uid":"01x","title":"addresses"},
+		"metadata":{"version":"1.4.0","product":{"name":"apitoken","vendor_name":"apitoken-go","version":"1.2.3"},"uid":"01x","event_code":"alert","log_name":"audit","tenant_uid":"t1"},
+		"evidences":[{"user":{"uid":"alice","name":"alice","type_id":1,"type":"User"},"actor":{"user":{"uid":"misuse","type_id":0,"type":"Unknown"},"app_uid":"web"},
+		"src_endpoint":{"ip":"203.0.113.9"},"http_request":{"user_agent":"curl/8","uid":"r1"}}],
+		"unmapped":{"target":"grant:g","extra":{"action":"revoke grant"}}}`, out.String())
+	for reason, severity := range map[string]float64{"expires": 2, "unknown-tokens": 3, "canary": 4} {
+		e := apitoken.Event{Type: apitoken.EventAlert, Reason: reason, OK: reason == "expires", Extra: map[string]string{"authentic": fmt.Sprint(reason == "canary")}}
+		require.Equal(t, severity, one(e)["severity_id"], reason)
+	}
 
 	for _, c := range []struct {
 		e        apitoken.Event

@@ -43,33 +43,42 @@ func OCSFEncoder(o OCSFOptions) func(*apitoken.Event) ([]byte, error) {
 // OCSF objects, with the attributes that are filled here.
 type (
 	ocsfEvent struct {
-		ActivityID   int           `json:"activity_id"`
-		ActivityName string        `json:"activity_name"`
-		CategoryUID  int           `json:"category_uid"`
-		CategoryName string        `json:"category_name"`
-		ClassUID     int           `json:"class_uid"`
-		ClassName    string        `json:"class_name"`
-		TypeUID      int           `json:"type_uid"`
-		TypeName     string        `json:"type_name"`
-		SeverityID   int           `json:"severity_id"`
-		Severity     string        `json:"severity"`
-		Time         int64         `json:"time"` // Unix ms
-		StatusID     int           `json:"status_id"`
-		Status       string        `json:"status"`
-		StatusDetail string        `json:"status_detail,omitempty"`
-		Message      string        `json:"message"`
-		Count        int           `json:"count,omitempty"`
-		Metadata     ocsfMetadata  `json:"metadata"`
-		Finding      *ocsfFinding  `json:"finding_info,omitempty"`
-		User         *ocsfUser     `json:"user,omitempty"`
-		Actor        *ocsfActor    `json:"actor,omitempty"`
-		Src          *ocsfEndpoint `json:"src_endpoint,omitempty"`
-		HTTP         *ocsfHTTP     `json:"http_request,omitempty"`
-		Session      *ocsfSession  `json:"session,omitempty"`
-		Service      *ocsfNamed    `json:"service,omitempty"`
-		ProtocolID   int           `json:"auth_protocol_id,omitempty"`
-		Protocol     string        `json:"auth_protocol,omitempty"`
-		Unmapped     *ocsfUnmapped `json:"unmapped,omitempty"`
+		ActivityID   int            `json:"activity_id"`
+		ActivityName string         `json:"activity_name"`
+		CategoryUID  int            `json:"category_uid"`
+		CategoryName string         `json:"category_name"`
+		ClassUID     int            `json:"class_uid"`
+		ClassName    string         `json:"class_name"`
+		TypeUID      int            `json:"type_uid"`
+		TypeName     string         `json:"type_name"`
+		SeverityID   int            `json:"severity_id"`
+		Severity     string         `json:"severity"`
+		Time         int64          `json:"time"` // Unix ms
+		StatusID     int            `json:"status_id"`
+		Status       string         `json:"status"`
+		StatusDetail string         `json:"status_detail,omitempty"`
+		Message      string         `json:"message"`
+		Count        int            `json:"count,omitempty"`
+		Metadata     ocsfMetadata   `json:"metadata"`
+		Finding      *ocsfFinding   `json:"finding_info,omitempty"`
+		IsAlert      bool           `json:"is_alert,omitempty"`
+		Evidences    []ocsfEvidence `json:"evidences,omitempty"`
+		User         *ocsfUser      `json:"user,omitempty"`
+		Actor        *ocsfActor     `json:"actor,omitempty"`
+		Src          *ocsfEndpoint  `json:"src_endpoint,omitempty"`
+		HTTP         *ocsfHTTP      `json:"http_request,omitempty"`
+		Session      *ocsfSession   `json:"session,omitempty"`
+		Service      *ocsfNamed     `json:"service,omitempty"`
+		ProtocolID   int            `json:"auth_protocol_id,omitempty"`
+		Protocol     string         `json:"auth_protocol,omitempty"`
+		Unmapped     *ocsfUnmapped  `json:"unmapped,omitempty"`
+	}
+	// ocsfEvidence is whom and what a finding is about: a finding has no user or source of its own.
+	ocsfEvidence struct {
+		User  *ocsfUser     `json:"user,omitempty"`
+		Actor *ocsfActor    `json:"actor,omitempty"`
+		Src   *ocsfEndpoint `json:"src_endpoint,omitempty"`
+		HTTP  *ocsfHTTP     `json:"http_request,omitempty"`
 	}
 	ocsfMetadata struct {
 		Version   string      `json:"version"`
@@ -127,7 +136,7 @@ const (
 	classAuth    = 3002
 	classFinding = 2004
 
-	activityOther = 99
+	activityOther = 99 // of an activity, or a type of user: its name tells
 
 	severityInfo   = 1
 	severityLow    = 2
@@ -168,7 +177,14 @@ func ocsfKindOf(e *apitoken.Event) ocsfKind {
 	case apitoken.EventLeaked:
 		return ocsfKind{classAuth, activityOther, "Token leaked", severityHigh}
 	case apitoken.EventAlert:
-		return ocsfKind{classFinding, 1, "Create", severityHigh}
+		severity := severityHigh
+		switch {
+		case e.OK: // an announcement, or something that was put right
+			severity = severityLow
+		case e.Extra["authentic"] == "false": // anybody can make it
+			severity = severityMedium
+		}
+		return ocsfKind{classFinding, 1, "Create", severity}
 	case apitoken.EventClientChanged, apitoken.EventAPIKeyChanged:
 		switch e.Reason {
 		case "created", "declared":
@@ -221,6 +237,7 @@ func (o *OCSFOptions) event(e *apitoken.Event) *ocsfEvent {
 	case classFinding:
 		x.ClassName, x.CategoryName = "Detection Finding", "Findings"
 		x.StatusID, x.Status = 1, "New" // of a finding, not of an action
+		x.IsAlert = true
 		x.Finding = &ocsfFinding{UID: e.ID, Title: e.Reason}
 		if x.Finding.Title == "" {
 			x.Finding.Title = string(e.Type)
@@ -230,7 +247,7 @@ func (o *OCSFOptions) event(e *apitoken.Event) *ocsfEvent {
 	if k.activity == activityOther {
 		x.TypeName = x.ClassName + ": Other"
 	}
-	if k.class != classFinding || e.Subject != "" {
+	if k.class != classFinding || e.Subject != "" || e.Client != "" {
 		x.User = ocsfUserOf(e)
 	}
 	if e.Actor != "" {
@@ -248,6 +265,12 @@ func (o *OCSFOptions) event(e *apitoken.Event) *ocsfEvent {
 	if e.UserAgent != "" || e.RequestID != "" {
 		x.HTTP = &ocsfHTTP{e.UserAgent, e.RequestID}
 	}
+	if k.class == classFinding {
+		if found := (ocsfEvidence{x.User, x.Actor, x.Src, x.HTTP}); x.User != nil || x.Actor != nil || x.Src != nil {
+			x.Evidences = []ocsfEvidence{found}
+		}
+		x.User, x.Actor, x.Src, x.HTTP = nil, nil, nil, nil
+	}
 	if k.class == classAuth && (e.Grant != "" || e.TokenID != "") {
 		x.Session = &ocsfSession{e.Grant, e.TokenID, o.Service}
 	}
@@ -263,7 +286,7 @@ func ocsfUserOf(e *apitoken.Event) *ocsfUser {
 	switch {
 	case e.Subject != "":
 	case e.Client != "":
-		u.UID, u.Name, u.TypeID, u.Type = e.Client, e.Client, 4, "Service"
+		u.UID, u.Name, u.TypeID, u.Type = e.Client, e.Client, activityOther, "Service" // a number of its own has it since 1.6
 	case e.Type == apitoken.EventRoleChanged:
 		u.Name, u.TypeID, u.Type = e.Reason, activityOther, "Role"
 	case e.Type == apitoken.EventKeyChanged:

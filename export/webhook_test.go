@@ -3,6 +3,9 @@ package export_test
 import (
 	"bytes"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"io"
 	"net/http"
@@ -185,6 +188,12 @@ func TestVerifyWebhook(t *testing.T) {
 	require.ErrorIs(t, export.VerifyWebhook(h, body, now, 0, []byte("another secret of 24 bytes..")), export.ErrSignature)
 	require.ErrorIs(t, export.VerifyWebhook(h, body, now, 0), export.ErrSignature, "no secret opens nothing")
 	require.ErrorIs(t, export.VerifyWebhook(http.Header{}, body, now, 0, secret), export.ErrSignature)
+	forged := h.Clone() // what anybody can make where the receiver's secret was not set
+	m := hmac.New(sha256.New, nil)
+	m.Write([]byte(h.Get(export.HeaderID) + "." + h.Get(export.HeaderTimestamp) + "." + string(body)))
+	forged.Set(export.HeaderSignature, "v1,"+base64.StdEncoding.EncodeToString(m.Sum(nil)))
+	require.ErrorIs(t, export.VerifyWebhook(forged, body, now, 0, nil), export.ErrSignature)
+	require.ErrorIs(t, export.VerifyWebhook(forged, body, now, 0, []byte{}), export.ErrSignature)
 	h.Set(export.HeaderID, h.Get(export.HeaderID)+"."+"1")
 	require.ErrorIs(t, export.VerifyWebhook(h, body, now, 0, secret), export.ErrSignature)
 }

@@ -64,9 +64,12 @@ type problem struct {
 // dpopAlgs are the algorithms that proofs may be signed with, for challenges (RFC 9449 §7.1).
 const dpopAlgs = "ES256 EdDSA RS256 PS256"
 
-// Error answers with err's status, challenge and problem body. Errors that are not of apitoken's
-// answer 500.
+// Error answers with err's status, challenge and problem body, after OnRefuse has seen it. Errors that are not of
+// apitoken's answer 500. Nothing of it may be stored by a cache.
 func (a *Auth) Error(w http.ResponseWriter, r *http.Request, err error) {
+	if a.o.OnRefuse != nil && r != nil {
+		a.o.OnRefuse(redacted(r), err)
+	}
 	v := judge(err)
 	h := w.Header()
 	p := problem{Type: "about:blank", Title: http.StatusText(v.status), Status: v.status, Detail: v.description, Error: v.code}
@@ -74,22 +77,19 @@ func (a *Auth) Error(w http.ResponseWriter, r *http.Request, err error) {
 	if !errors.As(err, &e) {
 		e = &apitoken.Error{Code: err}
 	}
-	vary(h)
 	switch v.status {
-	case http.StatusUnauthorized, http.StatusForbidden, http.StatusServiceUnavailable, http.StatusTooManyRequests, http.StatusBadRequest:
-		h.Set("Cache-Control", "no-store")
-	}
-	switch {
-	case v.code == "insufficient_scope":
-		p.Scope = scopeOf(e.Needs)
-		a.challenge(h, v, p.Scope, scheme(r))
-	case v.status == http.StatusUnauthorized && v.code == "":
-		a.challenge(h, v, "", "")
-	case v.code == "invalid_dpop_proof" || v.code == "use_dpop_nonce":
-		a.challenge(h, v, "", "DPoP")
-	case v.status == http.StatusUnauthorized && v.code != "invalid_client" || v.code == "invalid_request":
-		a.challenge(h, v, "", scheme(r))
-	case v.status == http.StatusTooManyRequests || v.status == http.StatusServiceUnavailable:
+	case http.StatusUnauthorized: // never without a challenge (RFC 9110 §15.5.2)
+		a.unauthorized(h, r, v)
+	case http.StatusForbidden:
+		if v.code == "insufficient_scope" {
+			p.Scope = scopeOf(e.Needs)
+			h.Add("WWW-Authenticate", a.challenge(a.scheme(r), v, p.Scope))
+		}
+	case http.StatusBadRequest:
+		if v.code == "invalid_request" {
+			h.Add("WWW-Authenticate", a.challenge(a.scheme(r), v, ""))
+		}
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		h.Set("Retry-After", seconds(e.RetryAfter))
 	}
 	if e.Nonce != "" {
@@ -104,6 +104,8 @@ func writeProblem(w http.ResponseWriter, r *http.Request, p problem) {
 		body = []byte(`{}`)
 	}
 	h := w.Header()
+	vary(h)
+	h.Set("Cache-Control", "no-store")
 	h.Set("Content-Type", "application/problem+json")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
@@ -122,68 +124,115 @@ func seconds(d time.Duration) string {
 }
 
 // scheme is the one that r used, as challenges name it.
-func scheme(r *http.Request) string {
-	if r != nil {
-		if v := r.Header.Get("Authorization"); len(v) >= 4 && strings.EqualFold(v[:4], "DPoP") {
-			return "DPoP"
-		}
+func (a *Auth) scheme(r *http.Request) string {
+	if a.base != "" && r != nil && schemeOf(r) == "dpop" {
+		return "DPoP"
 	}
 	return "Bearer"
 }
 
-// challenge adds WWW-Authenticate: for one scheme with an error, or for all that are taken without one.
-func (a *Auth) challenge(h http.Header, v verdict, scope, only string) {
-	for _, s := range [...]string{"Bearer", "DPoP"} {
-		if s == "DPoP" && a.base == "" || only != "" && s != only {
-			continue
+func schemeOf(r *http.Request) string {
+	scheme, _, _ := strings.Cut(strings.TrimLeft(r.Header.Get("Authorization"), " \t"), " ")
+	return strings.ToLower(scheme)
+}
+
+// unauthorized adds the challenges of a 401.
+func (a *Auth) unauthorized(h http.Header, r *http.Request, v verdict) {
+	switch {
+	case v.code == "invalid_dpop_proof", v.code == "use_dpop_nonce", v.code != "" && v.code != "invalid_client" && a.scheme(r) == "DPoP":
+		h.Add("WWW-Authenticate", a.challenge("DPoP", v, ""))
+		return
+	case v.code == "invalid_client":
+		if r != nil && schemeOf(r) == "basic" { // the one that the client used (RFC 6749 §5.2)
+			h.Add("WWW-Authenticate", `Basic realm="`+a.o.Realm+`"`)
+			return
 		}
-		var b strings.Builder
-		b.WriteString(s)
-		sep := " "
-		add := func(name, value string) {
-			if value != "" {
-				b.WriteString(sep + name + `="` + value + `"`)
-				sep = ", "
-			}
-		}
-		add("realm", a.o.Realm)
-		if s == "DPoP" {
-			add("algs", dpopAlgs)
-		}
-		add("error", v.code)
-		add("error_description", v.description)
-		add("scope", scope)
-		add("resource_metadata", a.o.Metadata)
-		h.Add("WWW-Authenticate", b.String())
+		v = verdict{} // it is no error of a token
+	}
+	h.Add("WWW-Authenticate", a.challenge("Bearer", v, ""))
+	if a.base != "" { // the other way, without the error of this one (RFC 9449 §7.2)
+		h.Add("WWW-Authenticate", a.challenge("DPoP", verdict{}, ""))
 	}
 }
 
-// refuse answers for the guards.
-func (a *Auth) refuse(w http.ResponseWriter, r *http.Request, err error) {
-	if a.o.OnRefuse != nil {
-		a.o.OnRefuse(redacted(r), err)
+// challenge is one of WWW-Authenticate: with v's error, if it has one.
+func (a *Auth) challenge(scheme string, v verdict, scope string) string {
+	var b strings.Builder
+	b.WriteString(scheme)
+	sep := " "
+	add := func(name, value string) {
+		if value != "" {
+			b.WriteString(sep + name + `="` + value + `"`)
+			sep = ", "
+		}
 	}
-	a.Error(w, r, err)
+	add("realm", a.o.Realm)
+	if scheme == "DPoP" {
+		add("algs", dpopAlgs)
+	}
+	add("error", v.code)
+	add("error_description", v.description)
+	add("scope", scope)
+	add("resource_metadata", a.o.Metadata)
+	return b.String()
 }
 
-// redacted is r without anything that a log must not hold.
+// redacted is r without anything that a log must not hold: no credential wherever one may stand, no body, no form.
 func redacted(r *http.Request) *http.Request {
 	c := r.Clone(r.Context())
-	for _, name := range []string{"Authorization", "Dpop", "Cookie", "Proxy-Authorization"} {
-		if _, ok := c.Header[name]; ok {
-			c.Header[name] = []string{"[redacted]"}
+	for name, values := range c.Header {
+		switch name {
+		case "Referer": // the page before this one may have had a code in its query
+			for i, v := range values {
+				values[i], _, _ = strings.Cut(v, "?")
+			}
+			continue
+		case "Cookie":
+		default:
+			if !telling(name) {
+				continue
+			}
 		}
+		c.Header[name] = []string{hidden}
 	}
 	if c.URL.RawQuery != "" {
-		q := c.URL.Query()
-		for _, name := range []string{"access_token", "token", "code", "refresh_token", "client_secret"} {
-			if q.Has(name) {
-				q.Set(name, "[redacted]")
+		q := c.URL.Query() // drops what is malformed
+		for name, values := range q {
+			for i, v := range values {
+				if telling(name) || holdsToken(v) {
+					values[i] = hidden
+				}
 			}
 		}
 		c.URL.RawQuery = q.Encode()
-		c.RequestURI = c.URL.RequestURI()
 	}
-	c.Body = http.NoBody
+	if holdsToken(c.URL.Path) {
+		c.URL.Path, c.URL.RawPath = "/"+hidden, ""
+	}
+	c.URL.User = nil
+	c.RequestURI = c.URL.RequestURI()
+	c.Form, c.PostForm, c.MultipartForm = nil, nil, nil
+	c.Body, c.GetBody = http.NoBody, nil
 	return c
+}
+
+const hidden = "[redacted]"
+
+// telling reports whether what has this name may be a credential, of this module's or of another's.
+func telling(name string) bool {
+	name = strings.ToLower(name)
+	for _, part := range [...]string{"auth", "token", "code", "secret", "pass", "assertion", "key", "sig", "jwt", "dpop", "ticket", "credential"} {
+		if strings.Contains(name, part) {
+			return true
+		}
+	}
+	return false
+}
+
+// holdsToken reports whether text holds a token of this module's, or what may be a JWT.
+func holdsToken(text string) bool {
+	for range apitoken.Find([]byte(text)) {
+		return true
+	}
+	return strings.Contains(text, "eyJ")
 }

@@ -41,6 +41,41 @@ func ExampleNew() {
 	// Output: orders of alice
 }
 
+// A page of another origin: what answers its preflights stands in front of the guard, and lets it read why it was refused.
+func ExampleNew_cors() {
+	svc := exampleService()
+	defer svc.Close()
+	cors := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			h := w.Header()
+			h.Add("Vary", "Origin")
+			if r.Header.Get("Origin") == "https://app.example.com" { // never whatever it says
+				h.Set("Access-Control-Allow-Origin", "https://app.example.com")
+				h.Set("Access-Control-Expose-Headers", "WWW-Authenticate, DPoP-Nonce, Retry-After")
+				if r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
+					h.Set("Access-Control-Allow-Headers", "Authorization, DPoP, Content-Type")
+					h.Set("Access-Control-Allow-Methods", "GET, POST, DELETE")
+					w.WriteHeader(http.StatusNoContent)
+					return
+				}
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+	api := cors(httpauth.New(svc, nil).Require("orders:read")(http.NotFoundHandler()))
+	for _, method := range []string{"OPTIONS", "GET"} {
+		r := httptest.NewRequest(method, "/orders", nil)
+		r.Header.Set("Origin", "https://app.example.com")
+		r.Header.Set("Access-Control-Request-Method", "GET")
+		w := httptest.NewRecorder()
+		api.ServeHTTP(w, r)
+		fmt.Println(method, w.Code, w.Header().Get("WWW-Authenticate"), w.Header()["Vary"])
+	}
+	// Output:
+	// OPTIONS 204  [Origin]
+	// GET 401 Bearer [Origin Authorization]
+}
+
 func ExampleAuth_Routes() {
 	svc := exampleService()
 	defer svc.Close()

@@ -21,7 +21,6 @@ type Auth struct {
 	v    apitoken.Validator
 	o    Options
 	base string // of BaseURL, without a slash at its end
-	take func(*http.Request) (apitoken.Credential, error)
 }
 
 // Options change what New does; nil means all defaults.
@@ -36,21 +35,26 @@ type Options struct {
 	// Certificate is the SHA-256 of the caller's TLS certificate (RFC 8705), zero for none; nil: the connection's. Behind
 	// a proxy that ends TLS, say which header you trust.
 	Certificate func(*http.Request) [32]byte
-	// StripCredential takes Authorization and DPoP out of the request before the handler sees it.
+	// StripCredential takes the credential out of the request before the handler sees it: Authorization and DPoP, and a
+	// Session's cookies.
 	StripCredential bool
-	// OnRefuse sees each refusal before it is answered. It can not change the verdict, and sees no credential.
+	// OnRefuse sees each refusal before it is answered, of the guards and of Error: for logs. It can not change the verdict, and
+	// sees no credential and no body. The error shows its detail as a log/slog attribute only.
 	OnRefuse func(*http.Request, error)
 }
 
-// New returns an Auth that asks v. It panics on a BaseURL that is none: a program can not go on without.
+// New returns an Auth that asks v. It panics on a v that is nil and on Options that can not be: a program can not go on without.
 func New(v apitoken.Validator, o *Options) *Auth {
+	if v == nil {
+		panic("httpauth: New needs a Validator, such as an *apitoken.Service")
+	}
 	a := &Auth{v: v}
 	if o != nil {
 		a.o = *o
 	}
 	if a.o.BaseURL != "" {
 		u, err := url.Parse(a.o.BaseURL)
-		if err != nil || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.Scheme != "https" && u.Scheme != "http" {
+		if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Scheme != "https" && u.Scheme != "http" {
 			panic("httpauth: Options.BaseURL is no URL such as https://api.example.com")
 		}
 		a.base = strings.TrimSuffix(a.o.BaseURL, "/")
@@ -60,7 +64,6 @@ func New(v apitoken.Validator, o *Options) *Auth {
 			panic("httpauth: Options.Realm and Metadata must be printable ASCII without quotes and backslashes")
 		}
 	}
-	a.take = a.credential
 	return a
 }
 
@@ -98,9 +101,17 @@ func (a *Auth) Guard(q apitoken.Requirement) func(http.Handler) http.Handler { r
 
 func (a *Auth) guard(q apitoken.Requirement) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
+		mustHandle(next)
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			a.serve(w, r, q, next)
 		})
+	}
+}
+
+// mustHandle stops a program at start that would fail at each request.
+func mustHandle(h http.Handler) {
+	if h == nil {
+		panic("httpauth: a guard without a handler behind it")
 	}
 }
 
@@ -109,7 +120,7 @@ func (a *Auth) serve(w http.ResponseWriter, r *http.Request, q apitoken.Requirem
 	ctx := apitoken.WithOrigin(r.Context(), a.origin(r))
 	ctx, err := a.authorize(ctx, r, q)
 	if err != nil {
-		a.refuse(w, r.WithContext(ctx), err)
+		a.Error(w, r.WithContext(ctx), err)
 		return
 	}
 	r = r.WithContext(ctx)
@@ -124,7 +135,7 @@ func (a *Auth) serve(w http.ResponseWriter, r *http.Request, q apitoken.Requirem
 // authorize is the decision for one request. What is no token68 is malformed (RFC 9110 §11.2), which is only looked at
 // when the token is not good anyway.
 func (a *Auth) authorize(ctx context.Context, r *http.Request, q apitoken.Requirement) (context.Context, error) {
-	c, err := a.take(r)
+	c, err := a.credential(r)
 	if err != nil {
 		return ctx, err
 	}
@@ -171,26 +182,27 @@ func (a *Auth) credential(r *http.Request) (apitoken.Credential, error) {
 	if len(values) > 1 {
 		return c, malformed("more than one Authorization header")
 	}
-	if r.URL.RawQuery != "" && strings.Contains(r.URL.RawQuery, "access_token=") && r.URL.Query().Has("access_token") {
+	if inQuery(r.URL.RawQuery) {
 		return c, malformed("a token in the header and one in the query (RFC 6750 §2)")
 	}
-	v := values[0]
-	at := strings.IndexByte(v, ' ')
-	if at < 0 {
-		at = len(v)
+	v := values[0] // net/http has trimmed it (RFC 9110 §5.5)
+	scheme, rest := v, ""
+	if at := strings.IndexAny(v, " \t,"); at >= 0 {
+		scheme, rest = v[:at], v[at:]
 	}
 	var dpop bool
-	switch scheme := v[:at]; {
+	switch {
 	case strings.EqualFold(scheme, "Bearer"):
 	case strings.EqualFold(scheme, "DPoP") && a.base != "":
 		dpop = true
-	case strings.IndexByte(scheme, ',') >= 0:
+	case joined(rest):
 		return c, malformed("several credentials in one Authorization header")
 	default:
 		return apitoken.Credential{}, nil // another scheme: no credential for us
 	}
-	c.Token = strings.TrimLeft(v[at:], " ")
-	if c.Token == "" || strings.IndexByte(c.Token, ' ') >= 0 || strings.IndexByte(c.Token, ',') >= 0 {
+	// credentials = auth-scheme [ 1*SP token68 ] (RFC 9110 §11.4)
+	c.Token = strings.TrimLeft(rest, " ")
+	if c.Token == "" || strings.ContainsAny(c.Token, " \t,") {
 		return c, malformed("the Authorization header is malformed")
 	}
 	if !dpop {
@@ -202,6 +214,39 @@ func (a *Auth) credential(r *http.Request) (apitoken.Credential, error) {
 	}
 	c.DPoP, c.Method, c.URL = proofs[0], r.Method, a.base+r.URL.EscapedPath()
 	return c, nil
+}
+
+// inQuery reports whether a query names access_token, in whatever encoding. It makes no map of the others.
+func inQuery(query string) bool {
+	for len(query) >= len("access_token") {
+		var pair string
+		pair, query, _ = strings.Cut(query, "&")
+		name, _, _ := strings.Cut(pair, "=")
+		if name == "access_token" {
+			return true
+		}
+		if strings.IndexByte(name, '%') >= 0 && len(name) <= 3*len("access_token") {
+			if clear, err := url.QueryUnescape(name); err == nil && clear == "access_token" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// joined reports whether a credential of ours stands behind one of another scheme, in a header that something has joined
+// from two. The commas alone do not say so: other schemes have parameters.
+func joined(rest string) bool {
+	for part := range strings.SplitSeq(rest, ",") {
+		part = strings.Trim(part, " \t")
+		if at := strings.IndexAny(part, " \t"); at >= 0 {
+			part = part[:at]
+		}
+		if strings.EqualFold(part, "Bearer") || strings.EqualFold(part, "DPoP") {
+			return true
+		}
+	}
+	return false
 }
 
 // token68 is the syntax of a credential (RFC 9110 §11.2).
@@ -257,18 +302,40 @@ func BehindProxies(trusted ...netip.Prefix) func(*http.Request) netip.Addr {
 		if !ours(at) {
 			return at
 		}
-		hops := strings.Split(strings.Join(r.Header["X-Forwarded-For"], ","), ",")
-		for i := len(hops) - 1; i >= 0; i-- {
-			hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
-			if err != nil {
-				return at // what stands left of junk proves nothing
-			}
-			if at = hop.Unmap(); !ours(at) {
-				return at
+		lines := r.Header["X-Forwarded-For"]
+		for i := len(lines) - 1; i >= 0; i-- {
+			for line := lines[i]; line != ""; {
+				hop := line
+				if comma := strings.LastIndexByte(line, ','); comma >= 0 {
+					line, hop = line[:comma], line[comma+1:]
+				} else {
+					line = ""
+				}
+				next, ok := address(strings.Trim(hop, " \t"))
+				if !ok {
+					return at // what stands left of junk proves nothing
+				}
+				if at = next; !ours(at) {
+					return at
+				}
 			}
 		}
 		return at
 	}
+}
+
+// address reads one of a forwarding header, with a port or without. A zone means nothing outside the machine that wrote it, and
+// could be any text.
+func address(s string) (netip.Addr, bool) {
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		p, err := netip.ParseAddrPort(s)
+		if err != nil {
+			return netip.Addr{}, false
+		}
+		a = p.Addr()
+	}
+	return a.Unmap().WithZone(""), true
 }
 
 // Origin puts the request's address, user agent and request ID into its context, for the events of
@@ -288,7 +355,7 @@ func (a *Auth) Check(r *http.Request, q apitoken.Requirement) (apitoken.Token, e
 	return apitoken.FromContext(ctx), nil
 }
 
-// rechecker is what a validator has that can look at a token again.
+// rechecker is a validator of someone's own that looks at its tokens again by itself.
 type rechecker interface {
 	Recheck(ctx context.Context, t apitoken.Token) error
 }
@@ -297,8 +364,10 @@ type rechecker interface {
 const watchEvery = time.Second
 
 // Watch ends the request's context when its token expires or is revoked, within a second: for event streams, WebSockets and
-// other requests that last. It stands inside a guard: auth.Require("live")(auth.Watch(handler)). context.Cause says why.
+// other requests that last. It stands inside a guard: auth.Require("live")(auth.Watch(handler)); in front of one it sees no token
+// and ends nothing. context.Cause says why. A handler that has hijacked its connection looks at the context by itself.
 func (a *Auth) Watch(next http.Handler) http.Handler {
+	mustHandle(next)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		t := apitoken.FromContext(r.Context())
 		if t.IsZero() {
@@ -321,7 +390,10 @@ func (a *Auth) Watch(next http.Handler) http.Handler {
 }
 
 func (a *Auth) watch(ctx context.Context, t apitoken.Token, cancel context.CancelCauseFunc) {
-	v, ok := a.v.(rechecker)
+	check := t.Recheck
+	if v, ok := a.v.(rechecker); ok {
+		check = func(ctx context.Context) error { return v.Recheck(ctx, t) }
+	}
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	for {
@@ -330,13 +402,8 @@ func (a *Auth) watch(ctx context.Context, t apitoken.Token, cancel context.Cance
 			return
 		case <-tick.C:
 		}
-		if ok {
-			if err := v.Recheck(ctx, t); err != nil {
-				cancel(err)
-				return
-			}
-		} else if end := t.ExpiresAt(); !end.IsZero() && !time.Now().Before(end) {
-			cancel(apitoken.ErrExpired)
+		if err := check(ctx); err != nil {
+			cancel(err)
 			return
 		}
 	}

@@ -89,7 +89,7 @@ func TestTheTable(t *testing.T) {
 	const meta = `, resource_metadata="https://api.example.com/.well-known/oauth-protected-resource"`
 	bare := []string{`Bearer realm="orders"` + meta, `DPoP realm="orders", algs="ES256 EdDSA RS256 PS256"` + meta}
 	invalid := func(text string) []string {
-		return []string{`Bearer realm="orders", error="invalid_token", error_description="` + text + `"` + meta}
+		return []string{`Bearer realm="orders", error="invalid_token", error_description="` + text + `"` + meta, bare[1]}
 	}
 	request := []string{`Bearer realm="orders", error="invalid_request", error_description="The request is malformed."` + meta}
 	for name, c := range map[string]struct {

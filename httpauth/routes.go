@@ -3,6 +3,7 @@ package httpauth
 import (
 	"net/http"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/apitoken-go/apitoken"
 )
@@ -14,32 +15,38 @@ type Routes map[string]apitoken.Requirement
 // no router behind can read it in another way: "//", "/../", ";" and their encoded forms answer 400. What no pattern names
 // answers 404, another method 405, before any token is looked at. CORS preflights carry no token: put what answers
 // them in front. It panics as ServeMux does on conflicting patterns.
-func (a *Auth) Routes(table Routes) func(http.Handler) http.Handler {
+func (a *Auth) Routes(table Routes) func(http.Handler) http.Handler { return a.routes(table, a.guard) }
+
+func (a *Auth) routes(table Routes, guard func(apitoken.Requirement) func(http.Handler) http.Handler) func(http.Handler) http.Handler {
 	mux := http.NewServeMux()
-	for pattern, q := range table {
-		mux.Handle(pattern, rule{q})
+	for pattern := range table {
+		mux.Handle(pattern, row{})
 	}
 	return func(next http.Handler) http.Handler {
+		guarded := make(map[string]http.Handler, len(table))
+		for pattern, q := range table {
+			guarded[pattern] = guard(q)(next)
+		}
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if !canonical(r) {
-				a.refuse(w, r, malformed("the path is not canonical"))
+				a.Error(w, r, malformed("the path is not canonical"))
 				return
 			}
 			h, pattern := mux.Handler(r)
-			found, ok := h.(rule)
-			if pattern == "" || !ok {
+			if _, ok := h.(row); !ok {
 				a.nowhere(w, r, h)
 				return
 			}
-			a.serve(w, r, found.q, next)
+			// Not by way of the mux, whose pattern and path values would get into the request of the router behind.
+			guarded[pattern].ServeHTTP(w, r)
 		})
 	}
 }
 
-// rule stands for a route in the table's mux; it is never served.
-type rule struct{ q apitoken.Requirement }
+// row tells a row of the table from what the mux answers by itself: 404, 405, a redirect. It is never served.
+type row struct{}
 
-func (rule) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+func (row) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
 }
 
@@ -51,10 +58,15 @@ type Route struct {
 
 // Mux makes a ServeMux out of a table whose rows have their handlers: the table is the router, so that the two can not
 // disagree. It panics as ServeMux does on conflicting patterns.
-func (a *Auth) Mux(table map[string]Route) *http.ServeMux {
+func (a *Auth) Mux(table map[string]Route) *http.ServeMux { return serveMux(table, a.guard) }
+
+func serveMux(table map[string]Route, guard func(apitoken.Requirement) func(http.Handler) http.Handler) *http.ServeMux {
 	mux := http.NewServeMux()
 	for pattern, route := range table {
-		mux.Handle(pattern, a.guard(route.Needs)(route.Handler))
+		if route.Handler == nil {
+			panic("httpauth: " + pattern + " has no handler")
+		}
+		mux.Handle(pattern, guard(route.Needs)(route.Handler))
 	}
 	return mux
 }
@@ -62,8 +74,8 @@ func (a *Auth) Mux(table map[string]Route) *http.ServeMux {
 // canonical refuses paths that two routers may read in two ways.
 func canonical(r *http.Request) bool {
 	path := r.URL.Path
-	if path == "" || path[0] != '/' || r.Method == http.MethodConnect {
-		return false
+	if path == "" || path[0] != '/' || r.Method == http.MethodConnect || !utf8.ValidString(path) {
+		return false // also "*", an authority, an opaque URL; and bytes that some read as an overlong "/"
 	}
 	for i := range len(path) {
 		if c := path[i]; c < 0x20 || c == 0x7f || c == '\\' || c == ';' {

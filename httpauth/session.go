@@ -3,8 +3,10 @@ package httpauth
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -14,9 +16,9 @@ import (
 
 // Session is an Auth for browsers: the tokens live in two cookies that scripts can not read. A guard
 // that meets an expired access token refreshes it on the way, once however many tabs ask, and sets
-// the new cookies; requests from other sites are refused as [http.CrossOriginProtection] does. For
-// Optional, a cookie that is no longer good is no token. A request with an Authorization header is
-// treated as Auth treats it.
+// the new cookies; requests from other sites are refused as [http.CrossOriginProtection] does, which lets GET, HEAD and OPTIONS
+// through: what they reach should change nothing. For Optional, a cookie that is no longer good is no token. A request with an
+// Authorization header is treated as Auth treats it.
 type Session struct {
 	*Auth
 	s       Service
@@ -35,7 +37,7 @@ type SessionOptions struct {
 	Name string // of the cookies; empty: "session"
 	// Insecure drops Secure and the __Host- prefix, for http on a developer's machine.
 	Insecure bool
-	// Login is where browsers are sent when there is no session, with ?next=; empty: they get 401.
+	// Login is where browsers are sent when there is no session, with ?next=, for Next; empty: they get 401.
 	Login string
 	// MaxAge is how long a browser keeps the cookies when it is closed. Zero: not at all. The grant's own end is the service's.
 	MaxAge time.Duration
@@ -51,6 +53,9 @@ type Service interface {
 
 // NewSession returns a Session on s. It panics on what New panics on.
 func NewSession(s Service, o *SessionOptions) *Session {
+	if s == nil {
+		panic("httpauth: NewSession needs a Service, such as an *apitoken.Service")
+	}
 	x := &Session{s: s, sites: http.NewCrossOriginProtection(), flights: map[string]*flight{}}
 	if o != nil {
 		x.o = *o
@@ -87,26 +92,26 @@ func (s *Session) Optional(next http.Handler) http.Handler { return s.Guard(apit
 
 // Routes is [Auth.Routes] for sessions.
 func (s *Session) Routes(table Routes) func(http.Handler) http.Handler {
-	inner := *s.Auth
-	return func(next http.Handler) http.Handler {
-		mux := http.NewServeMux()
-		for pattern, q := range table {
-			mux.Handle(pattern, rule{q})
-		}
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if !canonical(r) {
-				inner.refuse(w, r, malformed("the path is not canonical"))
-				return
-			}
-			h, pattern := mux.Handler(r)
-			found, ok := h.(rule)
-			if pattern == "" || !ok {
-				inner.nowhere(w, r, h)
-				return
-			}
-			s.Guard(found.q)(next).ServeHTTP(w, r)
-		})
+	return s.routes(table, s.Guard)
+}
+
+// Mux is [Auth.Mux] for sessions.
+func (s *Session) Mux(table map[string]Route) *http.ServeMux { return serveMux(table, s.Guard) }
+
+// Check is [Auth.Check] for sessions. It answers nothing, so that it can not set cookies: a session whose access token has
+// expired is ErrExpired here, and goes on behind a guard.
+func (s *Session) Check(r *http.Request, q apitoken.Requirement) (apitoken.Token, error) {
+	if len(r.Header["Authorization"]) > 0 {
+		return s.Auth.Check(r, q)
 	}
+	if err := s.sameSite(r); err != nil {
+		return apitoken.Token{}, err
+	}
+	ctx, err := s.decide(apitoken.WithOrigin(r.Context(), s.origin(r)), cookie(r, s.access), q)
+	if err != nil {
+		return apitoken.Token{}, err
+	}
+	return apitoken.FromContext(ctx), nil
 }
 
 // Guard guards with any requirement.
@@ -123,71 +128,96 @@ func (s *Session) Guard(q apitoken.Requirement) func(http.Handler) http.Handler 
 	}
 }
 
+// sameSite refuses what another site made the browser send.
+func (s *Session) sameSite(r *http.Request) error {
+	if err := s.sites.Check(r); err != nil {
+		return &apitoken.Error{Code: apitoken.ErrDenied, Detail: "a request from another site", Cause: err}
+	}
+	return nil
+}
+
 func (s *Session) serveCookies(w http.ResponseWriter, r *http.Request, q apitoken.Requirement, next http.Handler) {
 	varyCookie(w.Header())
 	ctx := apitoken.WithOrigin(r.Context(), s.origin(r))
 	r = r.WithContext(ctx)
-	if err := s.sites.Check(r); err != nil {
-		s.refuse(w, r, &apitoken.Error{Code: apitoken.ErrDenied, Detail: "a request from another site", Cause: err})
+	if err := s.sameSite(r); err != nil {
+		s.Error(w, r, err)
 		return
 	}
-	next2, err := s.authorizeCookies(ctx, w, r, q)
+	ctx, err := s.authorizeCookies(ctx, w, r, q)
 	if err != nil {
 		s.turnAway(w, r, err)
 		return
 	}
-	r = r.WithContext(next2)
+	r = r.WithContext(ctx)
 	if s.Auth.o.StripCredential {
 		r.Header = r.Header.Clone()
-		r.Header.Del("Cookie")
+		s.strip(r.Header)
 	}
 	next.ServeHTTP(w, r)
+}
+
+// strip leaves the cookies that are not ours.
+func (s *Session) strip(h http.Header) {
+	var kept []string
+	for _, line := range h["Cookie"] {
+		for part := range strings.SplitSeq(line, ";") {
+			name, _, _ := strings.Cut(strings.TrimSpace(part), "=")
+			if name != "" && name != s.access && name != s.refresh {
+				kept = append(kept, strings.TrimSpace(part))
+			}
+		}
+	}
+	h.Del("Cookie")
+	if kept != nil {
+		h.Set("Cookie", strings.Join(kept, "; "))
+	}
+}
+
+// decide is the verdict about the access token of a cookie; empty: none came.
+func (s *Session) decide(ctx context.Context, access string, q apitoken.Requirement) (context.Context, error) {
+	return apitoken.Authorize(ctx, s.s, apitoken.Bearer(access), q)
 }
 
 // authorizeCookies decides, and renews the cookies where that helps.
 func (s *Session) authorizeCookies(ctx context.Context, w http.ResponseWriter, r *http.Request, q apitoken.Requirement) (context.Context, error) {
 	access, refresh := cookie(r, s.access), cookie(r, s.refresh)
-	public := q.String() == apitoken.Public().String()
-	decide := func(token string) (context.Context, error) {
-		var c apitoken.Credential
-		if token != "" {
-			c = apitoken.Bearer(token)
-		}
-		return apitoken.Authorize(ctx, s.s, c, q)
-	}
-	if access == "" && refresh == "" {
-		return decide("")
-	}
 	if access != "" {
-		got, err := decide(access)
+		got, err := s.decide(ctx, access, q)
 		// An expired token, and one that must be minted again after a role has changed, may have a good successor.
 		if err == nil || !errors.Is(err, apitoken.ErrInvalidToken) {
 			return got, err
 		}
 	}
 	if refresh == "" {
-		s.clear(w)
-		return decide("")
+		if access != "" {
+			s.clear(w)
+		}
+		return s.decide(ctx, "", q)
 	}
 	i, err := s.renew(ctx, refresh)
 	switch {
 	case err == nil:
 		s.set(w, i)
-		return decide(i.Access.Reveal())
+		return s.decide(ctx, i.Access.Reveal(), q)
 	case errors.Is(err, apitoken.ErrInvalidGrant), errors.Is(err, apitoken.ErrDenied):
 		s.clear(w)
-		return decide("") // no session any more
-	case public && !errors.Is(err, apitoken.ErrUnavailable):
-		return decide("")
+		return s.decide(ctx, "", q) // no session any more
+	case !errors.Is(err, apitoken.ErrUnavailable):
+		// Whatever else is wrong with it: who may come without a session does.
+		if open, none := s.decide(ctx, "", q); none == nil {
+			return open, nil
+		}
 	}
 	return ctx, err
 }
 
 // flight is one refresh that several requests wait for.
 type flight struct {
-	done chan struct{}
-	i    *apitoken.Issued
-	err  error
+	done  chan struct{}
+	i     *apitoken.Issued
+	err   error
+	panic any // what the host's MayContinue, or its Service, panicked with
 }
 
 // renew refreshes once however many tabs ask at the same time; those that come a moment later get the same answer from
@@ -196,33 +226,41 @@ func (s *Session) renew(ctx context.Context, token string) (*apitoken.Issued, er
 	s.mu.Lock()
 	f := s.flights[token]
 	if f == nil {
-		f = &flight{done: make(chan struct{})}
+		f = &flight{done: make(chan struct{}), err: &apitoken.Error{Code: apitoken.ErrUnavailable, Detail: "the refresh ended without an answer"}}
 		s.flights[token] = f
 		// The first tab may close: the others, and the cookies of the next request, still want the answer.
-		go func(ctx context.Context) {
-			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-			defer cancel()
-			f.i, f.err = s.s.Refresh(ctx, apitoken.RefreshRequest{Token: token})
-			s.mu.Lock()
-			delete(s.flights, token)
-			s.mu.Unlock()
-			close(f.done)
-		}(context.WithoutCancel(ctx))
+		go s.fly(context.WithoutCancel(ctx), f, token)
 	}
 	s.mu.Unlock()
 	select {
 	case <-f.done:
+		if f.panic != nil {
+			panic(f.panic) // where the host's server expects it: in its own goroutine it would end the program
+		}
 		return f.i, f.err
 	case <-ctx.Done():
 		return nil, &apitoken.Error{Code: apitoken.ErrUnavailable, Cause: ctx.Err()}
 	}
 }
 
+func (s *Session) fly(ctx context.Context, f *flight, token string) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	defer func() {
+		f.panic = recover()
+		s.mu.Lock()
+		delete(s.flights, token)
+		s.mu.Unlock()
+		close(f.done)
+	}()
+	f.i, f.err = s.s.Refresh(ctx, apitoken.RefreshRequest{Token: token})
+}
+
 // turnAway sends a browser that wants a page to the login, and answers others as Auth does.
 func (s *Session) turnAway(w http.ResponseWriter, r *http.Request, err error) {
 	page := r.Method == http.MethodGet && strings.Contains(r.Header.Get("Accept"), "text/html")
 	if s.o.Login == "" || !page || !errors.Is(err, apitoken.ErrNoToken) {
-		s.refuse(w, r, err)
+		s.Error(w, r, err)
 		return
 	}
 	if s.Auth.o.OnRefuse != nil {
@@ -238,11 +276,33 @@ func (s *Session) turnAway(w http.ResponseWriter, r *http.Request, err error) {
 	http.Redirect(w, r, to+url.QueryEscape(r.URL.RequestURI()), http.StatusSeeOther)
 }
 
+// Next is where a login goes on: what a guard put into ?next=, if it is a place on this site, else "/". It reads the query
+// and the form: a login page hands it through.
+func (s *Session) Next(r *http.Request) string {
+	next := r.FormValue("next")
+	if !strings.HasPrefix(next, "/") || strings.HasPrefix(next, "//") {
+		return "/"
+	}
+	for i := range len(next) { // browsers drop control characters, and read "\" as "/"
+		if c := next[i]; c <= ' ' || c == 0x7f || c == '\\' {
+			return "/"
+		}
+	}
+	if u, err := url.Parse(next); err != nil || u.Host != "" || u.Scheme != "" {
+		return "/"
+	}
+	return next
+}
+
+// maxCookie is what browsers keep of a cookie's name and value together (RFC 6265 §6.1); a longer one they drop in silence.
+const maxCookie = 4096
+
 // Start issues r with a refresh token and sets the cookies. A session that the browser has already ends: nobody can
-// plant one that a login then takes over.
+// plant one that a login then takes over. ErrInvalidRequest: the access token is too long for a cookie, for its claims and
+// scopes. Only a magic link may call it for a GET: what makes one request may make another site's page do so too.
 func (s *Session) Start(w http.ResponseWriter, req *http.Request, r apitoken.Request) error {
-	if err := s.sites.Check(req); err != nil {
-		return &apitoken.Error{Code: apitoken.ErrDenied, Detail: "a login from another site", Cause: err}
+	if err := s.sameSite(req); err != nil {
+		return err
 	}
 	ctx := apitoken.WithOrigin(req.Context(), s.origin(req))
 	r.Refresh = true
@@ -250,7 +310,13 @@ func (s *Session) Start(w http.ResponseWriter, req *http.Request, r apitoken.Req
 	if err != nil {
 		return err
 	}
-	if err := s.endOld(ctx, req, "another login"); err != nil && !errors.Is(err, apitoken.ErrNotFound) {
+	if n := len(s.access) + len(i.Access.Reveal()); n > maxCookie {
+		if err := s.s.Revoke(ctx, apitoken.ByGrant(i.Token.Grant()), "too long for a cookie"); err != nil {
+			return err
+		}
+		return &apitoken.Error{Code: apitoken.ErrInvalidRequest, Detail: fmt.Sprintf("a cookie of %d bytes, browsers keep %d: fewer claims or scopes", n, maxCookie)}
+	}
+	if err := s.endOld(ctx, req, "another login"); err != nil {
 		return err
 	}
 	s.set(w, i)
@@ -258,35 +324,36 @@ func (s *Session) Start(w http.ResponseWriter, req *http.Request, r apitoken.Req
 }
 
 // End revokes the session's grant, if there is one, also when its tokens have expired, and clears
-// the cookies, in any case. An error says that the revocation is not in the store yet.
+// the cookies, in any case but one: ErrDenied, when another site made the browser ask. Any other error says that the revocation
+// is in force here and not in the store yet. It is for a POST: a GET could come from any page.
 func (s *Session) End(w http.ResponseWriter, req *http.Request, reason string) error {
-	if err := s.sites.Check(req); err != nil {
-		return &apitoken.Error{Code: apitoken.ErrDenied, Detail: "a logout from another site", Cause: err}
+	if err := s.sameSite(req); err != nil {
+		return err
 	}
 	s.clear(w)
-	err := s.endOld(apitoken.WithOrigin(req.Context(), s.origin(req)), req, reason)
-	if errors.Is(err, apitoken.ErrNotFound) {
-		return nil
-	}
-	return err
+	return s.endOld(apitoken.WithOrigin(req.Context(), s.origin(req)), req, reason)
 }
 
+// endOld revokes what the cookies stand for. Of several of one name all count: one was planted, and must not keep the
+// other's session alive.
 func (s *Session) endOld(ctx context.Context, r *http.Request, reason string) error {
+	const most = 8 // of each name: a planted heap of them costs no more
+	var ended []apitoken.Target
+	var failed error
 	for _, name := range []string{s.refresh, s.access} {
-		token := cookie(r, name)
-		if token == "" {
-			continue
+		list := r.CookiesNamed(name)
+		for _, c := range list[:min(len(list), most)] {
+			target, err := s.s.TargetOf(ctx, c.Value)
+			if err == nil && !slices.ContainsFunc(ended, func(t apitoken.Target) bool { return t.String() == target.String() }) {
+				ended = append(ended, target)
+				err = s.s.Revoke(ctx, target, reason)
+			}
+			if err != nil && !errors.Is(err, apitoken.ErrNotFound) && failed == nil {
+				failed = err
+			}
 		}
-		target, err := s.s.TargetOf(ctx, token)
-		if errors.Is(err, apitoken.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		return s.s.Revoke(ctx, target, reason)
 	}
-	return nil
+	return failed
 }
 
 // cookie is the value of the one cookie of a name: two of them are none, because one was planted.
@@ -330,7 +397,7 @@ func replaceCookie(h http.Header, c *http.Cookie) {
 func varyCookie(h http.Header) {
 	vary(h)
 	for _, v := range h["Vary"] {
-		if v == "Cookie" {
+		if v == "*" || strings.EqualFold(v, "Cookie") {
 			return
 		}
 	}

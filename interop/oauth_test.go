@@ -1,6 +1,8 @@
 package interop
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -12,15 +14,18 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
+	"html"
+	"io"
 	"math/big"
+	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,102 +35,179 @@ import (
 	"golang.org/x/oauth2/clientcredentials"
 
 	"github.com/apitoken-go/apitoken"
-	"github.com/apitoken-go/apitoken/oauthhttp"
-	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
 const (
 	otherAudience = "https://reports.example.com"
 	callback      = "https://app.example.com/cb"
+	webSecret     = "a-secret-of-the-web-client"
+	patience      = time.Minute // on a busy machine
 )
 
-// issuerSite is an issuer with all endpoints behind real TLS, whose demonstration pages say yes for alice.
+// issuerSite is examples/server: the program itself, in a process of its own, behind TLS.
 type issuerSite struct {
-	*httptest.Server
-	svc     *apitoken.Service
-	secret  string // of the client "web"
-	initial string
-	jwk     jose.JSONWebKey // private, of the client "key"
-	cert    []byte          // PEM, of the client "tls"
+	url     string
+	client  *http.Client // trusts its certificate
+	ca      []byte       // PEM, of its certificate
+	initial string       // an API key that registers clients
+	jwk     jose.JSONWebKey
+	cert    []byte // PEM, of the client "tls"
 	key     []byte
 	print   string
 }
 
-func newIssuerSite(t *testing.T) *issuerSite {
+// pemOf makes a self-signed certificate and its key.
+func pemOf(t *testing.T, change func(*x509.Certificate)) (cert, key, der []byte) {
 	t.Helper()
-	ctx := context.Background()
-	s := &issuerSite{}
-	var h atomic.Pointer[http.Handler]
-	s.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*h.Load()).ServeHTTP(w, r) }))
-	s.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
-	s.StartTLS()
-	t.Cleanup(s.Close)
-	var err error
-	s.svc, err = apitoken.New(apitoken.Config{Issuer: s.URL, Audience: audience, Audiences: []string{otherAudience}, Store: memstore.New(), InsecureKeysInStore: true})
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, s.svc.Close()) })
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), IsCA: true, BasicConstraintsValid: true}
+	change(tmpl)
+	der, err = x509.CreateCertificate(rand.Reader, tmpl, tmpl, k.Public(), k)
+	require.NoError(t, err)
+	raw, err := x509.MarshalPKCS8PrivateKey(k)
+	require.NoError(t, err)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}), der
+}
 
+// startServer builds examples/server, starts it with settings for these tests, and stops it after the test.
+func startServer(t *testing.T) *issuerSite {
+	t.Helper()
+	s := &issuerSite{}
+	dir := t.TempDir()
+	write := func(name string, b []byte) string {
+		file := filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(file, b, 0o600))
+		return file
+	}
 	clientKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	s.jwk = jose.JSONWebKey{Key: clientKey, Algorithm: "ES256"}
-	public, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{s.jwk.Public()}})
-	require.NoError(t, err)
-
-	tlsKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "worker"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		DNSNames: []string{"worker.example.com"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, IsCA: true, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, tlsKey.Public(), tlsKey)
-	require.NoError(t, err)
-	raw, err := x509.MarshalPKCS8PrivateKey(tlsKey)
-	require.NoError(t, err)
-	s.cert, s.key = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw})
+	var der []byte
+	s.cert, s.key, der = pemOf(t, func(c *x509.Certificate) {
+		c.Subject, c.DNSNames, c.ExtKeyUsage = pkix.Name{CommonName: "worker"}, []string{"worker.example.com"}, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	})
 	sum := sha256.Sum256(der)
 	s.print = base64.RawURLEncoding.EncodeToString(sum[:])
-	pool := x509.NewCertPool()
-	require.True(t, pool.AppendCertsFromPEM(s.cert))
+	var serverKey []byte
+	s.ca, serverKey, _ = pemOf(t, func(c *x509.Certificate) {
+		c.Subject, c.IPAddresses, c.ExtKeyUsage = pkix.Name{CommonName: "server"}, []net.IP{net.IPv4(127, 0, 0, 1)}, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	})
 
-	scopes := apitoken.Scopes{"orders:read", "orders:write"}
-	create := func(c apitoken.Client) string {
-		c.Scopes = scopes
-		_, secret, err := s.svc.Clients.Create(ctx, c)
-		require.NoError(t, err)
-		return secret.Reveal()
-	}
+	type object = map[string]any
+	scopes := []string{"orders:read", "orders:write"}
 	user := []string{apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken, apitoken.GrantDeviceCode}
-	s.secret = create(apitoken.Client{ID: "web", GrantTypes: append([]string{apitoken.GrantClientCredentials, apitoken.GrantTokenExchange}, user...), RedirectURIs: []string{callback}, MayImpersonate: true})
-	create(apitoken.Client{ID: "spa", Public: true, GrantTypes: user, RedirectURIs: []string{callback}})
-	create(apitoken.Client{ID: "key", GrantTypes: []string{apitoken.GrantClientCredentials}, AuthMethod: "private_key_jwt", Keys: public})
-	create(apitoken.Client{ID: "tls", GrantTypes: []string{apitoken.GrantClientCredentials}, AuthMethod: "tls_client_auth", TLSName: "dns:worker.example.com", BindCertificate: true})
-	_, initial, err := s.svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "ops", Scopes: apitoken.Scopes{oauthhttp.RegisterScope}})
+	machine := []string{apitoken.GrantClientCredentials}
+	settings, err := json.Marshal(object{
+		"scopes":    object{"orders:read": "See orders", "orders:write": "Place orders", "keys": "Manage API keys", "apitoken:register": "Register clients"},
+		"roles":     object{"customer": scopes, "operator": []string{"keys", "apitoken:register"}},
+		"audiences": []string{otherAudience},
+		"users":     []object{{"name": "alice", "password": "wonderland", "roles": []string{"customer"}}, {"name": "ops", "password": "operations", "roles": []string{"operator"}}},
+		"clients": []object{
+			{"id": "web", "secret": webSecret, "grant_types": append([]string{apitoken.GrantClientCredentials, apitoken.GrantTokenExchange}, user...), "scopes": scopes, "redirect_uris": []string{callback}, "may_impersonate": true},
+			{"id": "spa", "public": true, "grant_types": user, "scopes": scopes, "redirect_uris": []string{callback}},
+			{"id": "key", "grant_types": machine, "scopes": scopes, "auth_method": "private_key_jwt", "keys": jose.JSONWebKeySet{Keys: []jose.JSONWebKey{s.jwk.Public()}}},
+			{"id": "tls", "grant_types": machine, "scopes": scopes, "auth_method": "tls_client_auth", "tls_name": "dns:worker.example.com", "bind_certificate": true},
+		},
+		"registration": object{"scopes": scopes}, "require_nonce": true,
+	})
 	require.NoError(t, err)
-	s.initial = initial.Reveal()
 
-	var oauth *oauthhttp.Handler
-	oauth, err = oauthhttp.New(s.svc, &oauthhttp.Options{
-		Consent: oauthhttp.ConsentFunc(func(w http.ResponseWriter, r *http.Request, a *oauthhttp.Authorization) {
-			oauth.Approve(w, r, a, oauthhttp.Approval{Subject: "alice"})
-		}),
-		DevicePage: s.URL + "/device", Registration: &oauthhttp.Registration{Scopes: scopes}, ClientCAs: pool, RequireNonce: true,
-	})
+	program := filepath.Join(dir, "server")
+	build := exec.Command("go", "build", "-o", program, "./examples/server")
+	build.Dir = ".." // the root module, which has all that the program needs
+	out, err := build.CombinedOutput()
+	require.NoError(t, err, string(out))
+	run := exec.Command(program, "-addr", "127.0.0.1:0", "-db", filepath.Join(dir, "tokens.db"), "-config", write("server.json", settings),
+		"-tls-cert", write("server.pem", s.ca), "-tls-key", write("server-key.pem", serverKey), "-client-ca", write("clients.pem", s.cert))
+	said, err := run.StderrPipe()
 	require.NoError(t, err)
-	mux := http.NewServeMux()
-	mux.Handle("/", oauth)
-	mux.HandleFunc("GET /device", func(w http.ResponseWriter, r *http.Request) {
-		d, err := oauth.Device(r.Context(), r.URL.Query().Get("user_code"))
-		if err == nil {
-			err = oauth.ApproveDevice(r.Context(), d, oauthhttp.Approval{Subject: "alice"})
+	require.NoError(t, run.Start())
+	lines := make(chan string, 64)
+	go func() {
+		defer close(lines)
+		for in := bufio.NewScanner(said); in.Scan(); {
+			lines <- in.Text()
 		}
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusNotFound)
+	}()
+	var log strings.Builder
+	t.Cleanup(func() {
+		require.NoError(t, run.Process.Signal(os.Interrupt))
+		for line := range lines {
+			fmt.Fprintln(&log, line)
+		}
+		require.NoError(t, run.Wait(), "it ends in peace: %s", &log)
+		if t.Failed() {
+			t.Log(log.String())
 		}
 	})
-	var all http.Handler = mux
-	h.Store(&all)
+	late := time.After(patience)
+	for s.url == "" {
+		select {
+		case line, ok := <-lines:
+			require.True(t, ok, "it did not start: %s", &log)
+			fmt.Fprintln(&log, line)
+			if at := regexp.MustCompile(`msg=serving url=(\S+)`).FindStringSubmatch(line); at != nil {
+				s.url = at[1]
+			}
+		case <-late:
+			t.Fatalf("it did not start in time: %s", &log)
+		}
+	}
+	pool := x509.NewCertPool()
+	require.True(t, pool.AppendCertsFromPEM(s.ca))
+	s.client = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+
+	var login struct {
+		Access string `json:"access_token"`
+	}
+	s.call(t, "POST", "/login", "", object{"user": "ops", "password": "operations"}, &login)
+	var made struct{ Key string }
+	s.call(t, "POST", "/keys", login.Access, object{"name": "registrar", "scopes": []string{"apitoken:register"}}, &made)
+	s.initial = made.Key
 	return s
 }
 
-// TestNodeFlows runs every flow with clients of npm, against a resource server of npm.
+// call asks the server's own API, and reads a good answer.
+func (s *issuerSite) call(t *testing.T, method, path, token string, body, into any) {
+	t.Helper()
+	raw, err := json.Marshal(body)
+	require.NoError(t, err)
+	r, err := http.NewRequest(method, s.url+path, bytes.NewReader(raw))
+	require.NoError(t, err)
+	if token != "" {
+		r.Header.Set("Authorization", "Bearer "+token)
+	}
+	res, err := s.client.Do(r)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	require.Less(t, res.StatusCode, 300, path)
+	require.NoError(t, json.NewDecoder(res.Body).Decode(into))
+}
+
+// sayYes plays the user before a page of the server's: alice signs in and allows what it asks. It returns where the
+// browser is sent.
+func (s *issuerSite) sayYes(t *testing.T, page string) string {
+	t.Helper()
+	res, err := s.client.Get(page)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	shown, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	action := regexp.MustCompile(`action="([^"]+)"`).FindSubmatch(shown)
+	field := regexp.MustCompile(`type="hidden" name="([^"]+)" value="([^"]+)"`).FindSubmatch(shown)
+	require.NotNil(t, action, string(shown))
+	require.NotNil(t, field, string(shown))
+	answer := url.Values{"user": {"alice"}, "password": {"wonderland"}, "decision": {"allow"}, string(field[1]): {html.UnescapeString(string(field[2]))}}
+	done, err := s.client.PostForm(s.url+string(action[1]), answer)
+	require.NoError(t, err)
+	defer done.Body.Close()
+	require.Less(t, done.StatusCode, 400)
+	return done.Header.Get("Location")
+}
+
+// TestNodeFlows runs every flow with clients of npm against examples/server, and takes its tokens with a resource server of
+// npm.
 func TestNodeFlows(t *testing.T) {
 	t.Parallel()
 	need := func(err error, what string) {
@@ -152,11 +234,10 @@ func TestNodeFlows(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		need(err, "npm ci: "+string(out))
 	}
-	s := newIssuerSite(t)
-	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "ca.pem"), ca, 0o600))
-	settings, err := json.Marshal(map[string]any{"issuer": s.URL, "audience": audience, "other": otherAudience, "redirect": callback, "secret": s.secret, "initial": s.initial,
-		"jwk": s.jwk, "cert": string(s.cert), "key": string(s.key), "ca": string(ca), "print": s.print})
+	s := startServer(t)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "ca.pem"), s.ca, 0o600))
+	settings, err := json.Marshal(map[string]any{"issuer": s.url, "audience": s.url, "other": otherAudience, "redirect": callback, "secret": webSecret, "initial": s.initial,
+		"jwk": s.jwk, "cert": string(s.cert), "key": string(s.key), "ca": string(s.ca), "print": s.print})
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "settings.json"), settings, 0o600))
 	cmd = exec.Command("node", "flows.mjs", "settings.json")
@@ -164,34 +245,29 @@ func TestNodeFlows(t *testing.T) {
 	cmd.Env = append(os.Environ(), "NODE_EXTRA_CA_CERTS="+filepath.Join(dir, "ca.pem"))
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, string(out))
-	require.Equal(t, 10, strings.Count(strings.TrimSpace(string(out)), "\n")+1, string(out))
+	require.Equal(t, 12, strings.Count(strings.TrimSpace(string(out)), "\n")+1, string(out))
 }
 
-// TestGoOAuth2 runs the flows of golang.org/x/oauth2 against us.
+// TestGoOAuth2 runs the flows of golang.org/x/oauth2 against examples/server.
 func TestGoOAuth2(t *testing.T) {
 	t.Parallel()
-	s := newIssuerSite(t)
-	ctx := context.WithValue(t.Context(), oauth2.HTTPClient, s.Client())
+	s := startServer(t)
+	ctx := context.WithValue(t.Context(), oauth2.HTTPClient, s.client)
 	valid := func(tok *oauth2.Token, subject string) {
 		t.Helper()
-		got, err := s.svc.Validate(ctx, apitoken.Bearer(tok.AccessToken))
-		require.NoError(t, err)
-		require.Equal(t, subject, got.Subject())
+		var me struct{ Subject string }
+		s.call(t, "GET", "/me", tok.AccessToken, nil, &me)
+		require.Equal(t, subject, me.Subject)
 	}
-	machine := clientcredentials.Config{ClientID: "web", ClientSecret: s.secret, TokenURL: s.URL + "/token", Scopes: []string{"orders:read"}}
+	machine := clientcredentials.Config{ClientID: "web", ClientSecret: webSecret, TokenURL: s.url + "/token", Scopes: []string{"orders:read"}}
 	tok, err := machine.Token(ctx)
 	require.NoError(t, err)
 	valid(tok, "web")
 
-	c := oauth2.Config{ClientID: "web", ClientSecret: s.secret, RedirectURL: callback, Scopes: []string{"orders:read"},
-		Endpoint: oauth2.Endpoint{AuthURL: s.URL + "/authorize", TokenURL: s.URL + "/token", DeviceAuthURL: s.URL + "/device_authorization"}}
+	c := oauth2.Config{ClientID: "web", ClientSecret: webSecret, RedirectURL: callback, Scopes: []string{"orders:read"},
+		Endpoint: oauth2.Endpoint{AuthURL: s.url + "/authorize", TokenURL: s.url + "/token", DeviceAuthURL: s.url + "/device_authorization"}}
 	verifier := oauth2.GenerateVerifier()
-	browser := *s.Client()
-	browser.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	res, err := browser.Get(c.AuthCodeURL("state", oauth2.S256ChallengeOption(verifier)))
-	require.NoError(t, err)
-	require.NoError(t, res.Body.Close())
-	back, err := url.Parse(res.Header.Get("Location"))
+	back, err := url.Parse(s.sayYes(t, c.AuthCodeURL("state", oauth2.S256ChallengeOption(verifier))))
 	require.NoError(t, err)
 	require.Equal(t, "state", back.Query().Get("state"))
 	tok, err = c.Exchange(ctx, back.Query().Get("code"), oauth2.VerifierOption(verifier))
@@ -209,10 +285,7 @@ func TestGoOAuth2(t *testing.T) {
 	c.ClientID, c.ClientSecret = "spa", "" // it shows no secret where a device begins, so that its devices are public clients
 	device, err := c.DeviceAuth(ctx)
 	require.NoError(t, err)
-	res, err = s.Client().Get(device.VerificationURIComplete)
-	require.NoError(t, err)
-	require.NoError(t, res.Body.Close())
-	require.Equal(t, http.StatusOK, res.StatusCode)
+	s.sayYes(t, device.VerificationURIComplete)
 	device.Interval = 1 // its user has decided already
 	tok, err = c.DeviceAccessToken(ctx, device)
 	require.NoError(t, err)

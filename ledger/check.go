@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,26 +39,47 @@ func (l *Ledger) Check(ctx context.Context) error {
 	if err := pass(); err != nil {
 		return err
 	}
+	// The stored hashes are held against those of the lines, some hundreds at once.
 	var hashes []tlog.Hash
+	next := tlog.StoredHashCount(st.First) // the index of hashes[0]
+	flush := func() error {
+		at := make([]int64, len(hashes))
+		for i := range at {
+			at[i] = next + int64(i)
+		}
+		kept, err := l.cfg.Storage.ReadHashes(at)
+		for i := range kept {
+			if err == nil && kept[i] != hashes[i] {
+				level, n := tlog.SplitStoredHashIndex(at[i])
+				return &TamperError{Kind: ErrAltered, From: n << level, To: (n + 1) << level, Detail: "they are not what was committed"}
+			}
+		}
+		next, hashes = next+int64(len(hashes)), hashes[:0]
+		return err
+	}
 	err = l.lines(ctx, st.First, st.Size, func(line []byte) error {
 		pos := tree.size
 		leaf, err := readLeaf(string(line))
 		if err == nil && leaf.Pos != pos {
 			err = fmt.Errorf("it says that it is record %d", leaf.Pos)
 		}
-		h := tlog.RecordHash(line)
-		if err == nil {
-			var kept []tlog.Hash
-			if kept, err = l.cfg.Storage.ReadHashes([]int64{tlog.StoredHashIndex(0, pos)}); err == nil && kept[0] != h {
-				err = errors.New("it is not the one that was committed")
+		if err != nil {
+			err = &TamperError{Kind: ErrAltered, From: pos, To: pos + 1, Detail: err.Error()}
+			return cmp.Or(flush(), err) // what lies before comes first
+		}
+		if hashes = tree.push(tlog.RecordHash(line), hashes); len(hashes) >= 512 {
+			if err := flush(); err != nil {
+				return err
 			}
 		}
-		if err != nil {
-			return &TamperError{Kind: ErrAltered, From: pos, To: pos + 1, Detail: err.Error()}
+		if err := pass(); err != nil {
+			return cmp.Or(flush(), err) // which tells the record
 		}
-		hashes = tree.push(h, hashes[:0])
-		return pass()
+		return nil
 	})
+	if err == nil {
+		err = flush()
+	}
 	if err != nil {
 		return err
 	}
@@ -69,7 +91,8 @@ func (l *Ledger) Check(ctx context.Context) error {
 
 // CheckSource reads the feed again from its beginning and holds each event that it still has against the log: so an edit of the
 // service's own store is found as well. Events that are not in the log yet are passed over, and what was erased is not
-// compared. A [TamperError] names the event.
+// compared. What is missing at the feed's beginning looks like what apitoken.Config.KeepEvents removed: the log still has it.
+// A [TamperError] names the event.
 func (l *Ledger) CheckSource(ctx context.Context, src Source) error {
 	_, c, err := l.last(ctx)
 	if err != nil {
@@ -94,7 +117,7 @@ func (l *Ledger) CheckSource(ctx context.Context, src Source) error {
 					return err
 				}
 				if at < 0 {
-					if st.First > 0 {
+					if e.ID <= st.Dropped {
 						continue // dropped here, and still in the store
 					}
 					return &TamperError{Kind: ErrAltered, Detail: fmt.Sprintf("event %q is in the store and not in the log", e.ID)}
@@ -117,8 +140,16 @@ func (l *Ledger) CheckSource(ctx context.Context, src Source) error {
 			}
 		}
 		if len(list) == 0 {
-			if pos >= 0 && pos < c.Size {
-				return &TamperError{Kind: ErrTruncated, From: pos, To: c.Size, Detail: "the store does not have them"}
+			for ; pos >= 0 && pos < c.Size; pos, lines = pos+1, lines[1:] {
+				if len(lines) == 0 {
+					if lines, err = l.cfg.Storage.Lines(ctx, pos, int(min(c.Size-pos, 4096))); err != nil {
+						return err
+					}
+				}
+				leaf, err := readLeaf(string(lines[0]))
+				if err != nil || leaf.Event.Type != EventGap {
+					return &TamperError{Kind: ErrTruncated, From: pos, To: c.Size, Detail: "the store does not have them"}
+				}
 			}
 			return nil
 		}

@@ -529,10 +529,19 @@ func (d *Dir) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 
 func (d *Dir) readHashes(indexes []int64) ([]tlog.Hash, error) {
 	out := make([]tlog.Hash, len(indexes))
-	for i, at := range indexes {
-		if _, err := d.hashes.ReadAt(out[i][:], at*tlog.HashSize); err != nil {
-			return nil, fmt.Errorf("ledger: hash %d: %w", at, err)
+	for i := 0; i < len(indexes); {
+		n := 1 // that lie one behind another
+		for i+n < len(indexes) && indexes[i+n] == indexes[i]+int64(n) {
+			n++
 		}
+		raw := make([]byte, n*tlog.HashSize)
+		if _, err := d.hashes.ReadAt(raw, indexes[i]*tlog.HashSize); err != nil {
+			return nil, fmt.Errorf("ledger: hash %d: %w", indexes[i], err)
+		}
+		for j := range n {
+			copy(out[i+j][:], raw[j*tlog.HashSize:])
+		}
+		i += n
 	}
 	return out, nil
 }

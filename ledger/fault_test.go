@@ -126,6 +126,9 @@ func TestTamperedStorageIsRefused(t *testing.T) {
 				return b
 			})
 		}, true},
+		{"a hash inside the tree is changed", func(t *testing.T, l *log) {
+			rewrite(t, filepath.Join(l.path, "hashes"), func(b []byte) []byte { b[2*tlog.HashSize] ^= 1; return b })
+		}, true},
 		{"the state is gone", func(t *testing.T, l *log) {
 			require.NoError(t, os.Remove(filepath.Join(l.path, "state.db")))
 		}, false},
@@ -235,9 +238,9 @@ func TestFullDiskLosesNothing(t *testing.T) {
 	})
 	f := &feed{}
 	f.add(10)
-	require.NoError(t, l.Follow(f))
 	full := errors.New("no space left on device")
 	st.fail.Store(&full)
+	require.NoError(t, l.Follow(f)) // which begins to read
 	_, err := l.Seal(context.Background())
 	require.ErrorIs(t, err, full)
 	require.ErrorIs(t, l.Status().Err, full)
@@ -370,6 +373,33 @@ func TestFilePublisher(t *testing.T) {
 	got, err := ledger.SplitCheckpoints(data)
 	require.NoError(t, err)
 	require.Equal(t, want, got)
+
+	// Whatever part of a first or a later one a crash leaves, what comes next stands whole behind the last whole one.
+	for cut := 0; cut < len(want[1]); cut += 9 {
+		for before := range 2 {
+			whole := bytes.Join(want[:before], nil)
+			rewrite(t, path, func([]byte) []byte { return append(bytes.Clone(whole), want[1][:cut]...) })
+			require.NoError(t, p.Publish(context.Background(), want[2]))
+			data, err = os.ReadFile(path)
+			require.NoError(t, err)
+			require.Equal(t, string(append(whole, want[2]...)), string(data), "%d bytes behind %d", cut, before)
+		}
+	}
+	// Years of them: what was there stays, and only the end is looked at.
+	years := bytes.Repeat(bytes.Join(want, nil), 2000)
+	rewrite(t, path, func([]byte) []byte { return append(bytes.Clone(years), make([]byte, 100)...) })
+	require.NoError(t, p.Publish(context.Background(), want[0]))
+	data, err = os.ReadFile(path)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(append(years, want[0]...), data))
+	// A path that was meant for something else.
+	for _, other := range []string{"root:x:0:0\n", "x", string(want[0]) + "a note of somebody's\n"} {
+		rewrite(t, path, func([]byte) []byte { return []byte(other) })
+		require.ErrorContains(t, p.Publish(context.Background(), want[1]), "something else than checkpoints")
+		data, err = os.ReadFile(path)
+		require.NoError(t, err)
+		require.Equal(t, other, string(data))
+	}
 }
 
 func TestWitnesses(t *testing.T) {
@@ -459,4 +489,68 @@ type deadWitness struct{}
 
 func (deadWitness) AddCheckpoint(context.Context, int64, tlog.TreeProof, []byte) ([]byte, error) {
 	panic(fmt.Sprint("witness", 3))
+}
+
+// counting counts what a log asks of its storage.
+type counting struct {
+	ledger.Storage
+	found, listed atomic.Int64
+}
+
+func (s *counting) Find(ctx context.Context, id string) (int64, error) {
+	s.found.Add(1)
+	return s.Storage.Find(ctx, id)
+}
+
+func (s *counting) Checkpoints(ctx context.Context, minSize int64, max int) ([][]byte, error) {
+	list, err := s.Storage.Checkpoints(ctx, minSize, max)
+	s.listed.Add(int64(1 + len(list)))
+	return list, err
+}
+
+// TestAProcessWhoseClockIsBehindCostsNothing: its events have older IDs than those that other processes wrote before.
+func TestAProcessWhoseClockIsBehindCostsNothing(t *testing.T) {
+	t.Parallel()
+	var st *counting
+	l := open(t, ledgerPath(t), func(c *ledger.Config) {
+		st = &counting{Storage: c.Storage}
+		c.Storage = st
+	})
+	f := &feed{}
+	f.change(func(f *feed) {
+		for i := range 6000 { // two processes in turn, one of them six thousand events behind
+			f.events = append(f.events, event(10_000+i), event(4_000+i))
+		}
+	})
+	require.NoError(t, l.Follow(f))
+	seal(t, l)
+	require.Equal(t, int64(12_000), l.Status().Size)
+	require.Zero(t, st.found.Load(), "no file is searched for an event that is new")
+}
+
+// TestOpensAmongManyCheckpoints: it finds the newest without reading all.
+func TestOpensAmongManyCheckpoints(t *testing.T) {
+	t.Parallel()
+	l, f := closedLog(t, 1)
+	l = l.reopen(t, nil)
+	require.NoError(t, l.Follow(f))
+	var last []byte
+	for i := range 100 {
+		f.add(1 + i%3)
+		last = seal(t, l)
+	}
+	f.add(7) // behind the last one
+	l.shut()
+	var st *counting
+	l = l.reopen(t, func(c *ledger.Config) {
+		st = &counting{Storage: c.Storage}
+		c.Storage = st
+	})
+	require.Less(t, st.listed.Load(), int64(40))
+	got, err := l.Checkpoint(context.Background())
+	require.NoError(t, err)
+	require.Greater(t, len(got), 0)
+	_, err = verify(l, exported(t, l, 0, -1), got, last)
+	require.NoError(t, err)
+	require.Equal(t, l.Status().Size, l.Status().Signed)
 }

@@ -21,8 +21,9 @@ type Leaf struct {
 	Pos   int64 // 0 is the first
 	Event apitoken.Event
 
-	// Random pseudonyms of the event's subject and actor, or, for an event without either, of the address it came
-	// from. They stay the same from event to event until [Vault.Erase].
+	// Random pseudonyms of the event's subject and actor, and of a third one: who acts by a token that was exchanged, or the
+	// address that the event came from, where it has no subject and nobody else or an alert tells of it. They stay the same
+	// from event to event until [Vault.Erase].
 	SubjectRef, ActorRef, OriginRef string
 	// AES-256-GCM: Sealed under the keys of all persons of the event at once, so that it ends with whichever of them is
 	// erased first; SealedSubject and SealedActor under that person's alone.

@@ -15,8 +15,8 @@ import (
 )
 
 // What of an event concerns whom: subject and target the subject, actor the actor, and where the request came from
-// and what was said about it (origin, reason, extra) both. IDs of tokens, grants and clients, scopes and times stay in clear:
-// without the persons they are pseudonyms.
+// and what was said about it (origin, reason, extra) both, and whoever else it tells of. IDs of tokens, grants and clients,
+// scopes and times stay in clear: without the persons they are pseudonyms.
 
 // personal is the plain text of a blob.
 type personal struct {
@@ -48,50 +48,63 @@ func (v *Vault) hide(l *Leaf) error {
 		shared.Extra = e.Extra
 	}
 	target := e.Target.String()
-	origin := e.Subject == "" && e.Actor == ""
-	if origin && !e.Address.IsValid() && e.UserAgent == "" && len(shared.Extra) == 0 && target == "" && shared.Reason == "" {
-		return nil // speaks of nobody
+	third := alsoOf(e)
+	if third == "" && e.Subject == "" && e.Actor == "" {
+		if !e.Address.IsValid() && e.UserAgent == "" && len(shared.Extra) == 0 && target == "" && shared.Reason == "" {
+			return nil // speaks of nobody
+		}
+		// Without a person the address is one. Events without an address, such as refusals summed up, share a key.
+		third = addressed(e.Address)
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.file == nil {
 		return errors.New("ledger: the vault is closed")
 	}
-	var persons [2]person
+	var keys [][]byte // in the order in which Reveal gathers them
 	var err error
-	need := func(ref *string, name string, p *person) {
+	need := func(ref *string, name string) (key []byte) {
 		if err == nil {
-			*p, err = v.person(name)
-			*ref = p.ref
+			var p person
+			p, err = v.person(name)
+			*ref, key = p.ref, p.key
 		}
+		return key
 	}
 	seal := func(out *[]byte, field string, x personal, keys ...[]byte) {
 		if err == nil {
 			*out, err = sealPersonal(l, field, x, keys)
 		}
 	}
-	switch {
-	case origin:
-		// Without a person the address is one. Events without an address, such as refusals summed up, share a key.
-		need(&l.OriginRef, addressed(e.Address), &persons[0])
-		shared.Target = target
-		seal(&l.Sealed, "sealed", shared, persons[0].key)
-	case e.Subject != "" && e.Actor != "" && e.Subject != e.Actor:
-		need(&l.SubjectRef, named(e.Subject), &persons[0])
-		need(&l.ActorRef, named(e.Actor), &persons[1])
-		seal(&l.Sealed, "sealed", shared, persons[0].key, persons[1].key)
-		seal(&l.SealedSubject, "sealed_subject", personal{Subject: e.Subject, Target: target}, persons[0].key)
-		seal(&l.SealedActor, "sealed_actor", personal{Actor: e.Actor}, persons[1].key)
-	default:
-		if e.Subject != "" {
-			need(&l.SubjectRef, named(e.Subject), &persons[0])
-		}
-		if e.Actor != "" {
-			need(&l.ActorRef, named(e.Actor), &persons[0])
-		}
-		shared.Subject, shared.Actor, shared.Target = e.Subject, e.Actor, target
-		seal(&l.Sealed, "sealed", shared, persons[0].key)
+	var subject, actor []byte
+	if e.Subject != "" {
+		subject = need(&l.SubjectRef, named(e.Subject))
+		keys = append(keys, subject)
 	}
+	if e.Actor != "" {
+		if actor = need(&l.ActorRef, named(e.Actor)); e.Actor != e.Subject {
+			keys = append(keys, actor)
+		}
+	}
+	if third != "" {
+		keys = append(keys, need(&l.OriginRef, third))
+	}
+	if len(keys) == 1 {
+		shared.Subject, shared.Actor, shared.Target = e.Subject, e.Actor, target
+	} else { // of each what is that one's alone outlives the others
+		switch {
+		case subject == nil:
+			shared.Target = target
+		case e.Actor == e.Subject:
+			seal(&l.SealedSubject, "sealed_subject", personal{Subject: e.Subject, Actor: e.Actor, Target: target}, subject)
+		default:
+			seal(&l.SealedSubject, "sealed_subject", personal{Subject: e.Subject, Target: target}, subject)
+		}
+		if actor != nil && e.Actor != e.Subject {
+			seal(&l.SealedActor, "sealed_actor", personal{Actor: e.Actor}, actor)
+		}
+	}
+	seal(&l.Sealed, "sealed", shared, keys...)
 	if err != nil {
 		return err
 	}
@@ -103,6 +116,18 @@ func (v *Vault) hide(l *Leaf) error {
 		e.Reason = ""
 	}
 	return nil
+}
+
+// alsoOf is the name of a third one whom an event tells of, beside its subject and actor: who acts by a token that was
+// exchanged, and where an alert about nobody came from, whose actor is a detector. Empty: nobody.
+func alsoOf(e *apitoken.Event) string {
+	if by := e.Extra["actor"]; by != "" && by != e.Subject && by != e.Actor {
+		return named(by)
+	}
+	if e.Type == apitoken.EventAlert && e.Subject == "" && e.Address.IsValid() {
+		return addressed(e.Address)
+	}
+	return ""
 }
 
 // personalKey is the key of one blob of one event: all of keys are needed to make it.

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,7 +26,7 @@ type PublisherFunc func(ctx context.Context, signed []byte) error
 func (f PublisherFunc) Publish(ctx context.Context, signed []byte) error { return f(ctx, signed) }
 
 // FilePublisher appends checkpoints to a file and syncs it: one on a disk or mount that this host can only append to, best. What a
-// crash cut off at its end is written over. [SplitCheckpoints] reads the file.
+// crash cut off at its end is written over; a file that ends with anything else is refused. [SplitCheckpoints] reads the file.
 func FilePublisher(path string) Publisher { return &filePublisher{path: path} }
 
 type filePublisher struct {
@@ -36,29 +37,77 @@ type filePublisher struct {
 func (p *filePublisher) Publish(_ context.Context, signed []byte) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	old, err := os.ReadFile(p.path)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("ledger: %w", err)
-	}
-	whole := wholeCheckpoints(old)
-	if n := len(signed); whole >= n && string(old[whole-n:whole]) == string(signed) {
-		return nil // it came again
-	}
-	f, err := os.OpenFile(p.path, os.O_WRONLY|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(p.path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("ledger: %w", err)
 	}
-	if whole < len(old) {
-		err = f.Truncate(int64(whole))
-	}
-	if err == nil {
-		_, err = f.WriteAt(signed, int64(whole))
-	}
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil && len(old) == 0 {
+	size, err := appendCheckpoint(f, signed)
+	if err = errors.Join(err, f.Close()); err == nil && size == 0 {
 		err = syncDir(filepath.Dir(p.path))
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("ledger: %w", err)
+	}
+	return nil
+}
+
+// appendCheckpoint writes signed behind the last whole checkpoint of f, unless it is that one, and returns what f's size was. Of a
+// file that grows for years it reads the end.
+func appendCheckpoint(f *os.File, signed []byte) (size int64, err error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	size = info.Size()
+	var tail []byte
+	whole, from := 0, size
+	for want := int64(16 << 10); whole == 0 && from > 0; want *= 4 {
+		from = max(0, size-want)
+		tail = make([]byte, size-from)
+		if _, err := f.ReadAt(tail, from); err != nil {
+			return size, err
+		}
+		whole = wholeCheckpoints(tail)
+	}
+	if bytes.HasSuffix(tail[:whole], signed) {
+		return size, nil // it came again
+	}
+	// A crash leaves a part of a checkpoint, or zeros. A file of anything else is not ours to cut.
+	torn, _, _ := bytes.Cut(bytes.Trim(tail[whole:], "\x00\n"), []byte("\n"))
+	if !bytes.HasPrefix(signed, torn) {
+		return size, fmt.Errorf("%s holds something else than checkpoints", f.Name())
+	}
+	end := from + int64(whole)
+	if end < size {
+		if err := f.Truncate(end); err != nil {
+			return size, err
+		}
+	}
+	if _, err := f.WriteAt(signed, end); err != nil {
+		return size, err
+	}
+	return size, f.Sync()
+}
+
+// wholeCheckpoints is where the last whole checkpoint in the end of a file ends, zero where there is none.
+func wholeCheckpoints(tail []byte) int {
+	for n := len(tail); ; {
+		n = bytes.LastIndex(tail[:n], []byte("\n\n\u2014 "))
+		if n < 0 {
+			return 0
+		}
+		end := n + 2
+		for bytes.HasPrefix(tail[end:], []byte("\u2014 ")) {
+			line := bytes.IndexByte(tail[end:], '\n')
+			if line < 0 {
+				break
+			}
+			end += line + 1
+		}
+		if end > n+2 {
+			return end
+		}
+	}
 }
 
 const (
@@ -174,18 +223,4 @@ func (o *outlet) last(ctx context.Context) {
 	if err := o.publish(ctx); err != nil {
 		o.log.Warn("ledger: the last checkpoint is not published", "publisher", o.name, "error", err)
 	}
-}
-
-// wholeCheckpoints is how many bytes of a file are whole checkpoints.
-func wholeCheckpoints(file []byte) int {
-	n := len(file)
-	for n > 0 {
-		if _, err := SplitCheckpoints(file[:n]); err == nil && file[n-1] == '\n' {
-			return n
-		}
-		// Back to the end of an earlier line.
-		for n--; n > 0 && file[n-1] != '\n'; n-- {
-		}
-	}
-	return 0
 }

@@ -19,13 +19,17 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
+
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 
 	"github.com/apitoken-go/apitoken"
 )
 
-// A Vault is two files. keys.json holds key-encryption keys, each sealed by the host's apitoken.Sealer. persons holds a slot of
-// 128 bytes for each person: a MAC of the name to find it by, the person's pseudonym, and the person's data key under a
-// key-encryption key. A slot lies within one sector, so that it is written whole or not at all, and an erased one is
+// A Vault is three files. lock keeps other processes out. keys.json holds key-encryption keys, each sealed by the host's
+// apitoken.Sealer. persons holds a slot of 128 bytes for each person there ever was: a MAC of the name to find it by, the
+// person's pseudonym, and the person's data key under a key-encryption key. A slot lies within one sector, so that it is written whole or not at all, and an erased one is
 // overwritten in place with zeros.
 
 // Vault holds one data key for each person that the log speaks of. Keep it away from copies of the log, and keep its own backups
@@ -35,14 +39,14 @@ type Vault struct {
 	seal apitoken.Sealer
 
 	mu    sync.Mutex // guards all below
+	lock  *bbolt.DB  // for its lock alone
 	file  *os.File
 	kept  vaultKeys
 	keks  map[uint32]cipher.AEAD
 	mac   []byte                     // key of the MAC over names
 	slots map[[personMAC]byte]uint32 // about 40 bytes in memory for a person
-	free  []uint32
-	count uint32            // slots in the file
-	known map[string]person // opened lately, at most knownPersons
+	count uint32                     // slots in the file
+	known map[string]person          // opened lately, at most knownPersons
 	dirty bool
 	bad   int
 }
@@ -53,6 +57,8 @@ const (
 	dataKey   = 32
 
 	knownPersons = 4096
+
+	vaultLockTimeout = time.Second // for another one to close
 )
 
 // vaultKeys is keys.json.
@@ -88,7 +94,7 @@ func (s *slot) bytes() []byte {
 	return b[:slotSize]
 }
 
-// readSlot tells a slot from a free one, and from one that is neither.
+// readSlot tells a slot from an erased one, and from one that is neither.
 func readSlot(b []byte) (s slot, used, ok bool) {
 	if [slotSize]byte(b) == ([slotSize]byte{}) {
 		return s, false, true
@@ -106,7 +112,8 @@ func readSlot(b []byte) (s slot, used, ok bool) {
 }
 
 // OpenVault opens the vault in a directory of its own, or makes it. seal is asked here and in [Vault.Rotate] only, and best is not
-// the service's own. One process has a vault at a time: its Ledger's, whose storage is locked.
+// the service's own. It fails when a vault is open already, here or in another process: one that erased a person beside
+// its ledger would be overheard.
 func OpenVault(ctx context.Context, path string, seal apitoken.Sealer) (*Vault, error) {
 	if seal == nil {
 		return nil, errors.New("ledger: a vault needs a Sealer: persons' keys do not lie in clear")
@@ -123,6 +130,9 @@ func OpenVault(ctx context.Context, path string, seal apitoken.Sealer) (*Vault, 
 }
 
 func (v *Vault) open(ctx context.Context) error {
+	if err := v.takeLock(); err != nil {
+		return err
+	}
 	data, err := os.ReadFile(filepath.Join(v.path, "keys.json"))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -161,6 +171,29 @@ func (v *Vault) open(ctx context.Context) error {
 		return err
 	}
 	return syncDir(v.path)
+}
+
+// takeLock keeps others out until Close.
+func (v *Vault) takeLock() error {
+	path := filepath.Join(v.path, "lock")
+	open := func() (err error) {
+		v.lock, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: vaultLockTimeout})
+		return err
+	}
+	err := open()
+	if errors.Is(err, berrors.ErrInvalid) || errors.Is(err, berrors.ErrChecksum) || errors.Is(err, berrors.ErrVersionMismatch) {
+		// A power failure left a part of it; it holds nothing, and whoever reads it had the lock.
+		if err = os.Truncate(path, 0); err == nil {
+			err = open()
+		}
+	}
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return fmt.Errorf("ledger: the vault %s is open already", v.path)
+	case err != nil:
+		return fmt.Errorf("ledger: %s: %w", path, err)
+	}
+	return nil
 }
 
 func kekContext(id uint32) []byte {
@@ -249,8 +282,6 @@ func (v *Vault) load() error {
 			s, used, ok := readSlot(part[:slotSize])
 			if used {
 				v.slots[s.mac] = uint32(at)
-			} else {
-				v.free = append(v.free, uint32(at))
 			}
 			if !ok {
 				v.bad++
@@ -352,10 +383,9 @@ func (v *Vault) findOrMake(name string) (person, error) {
 		}
 		delete(v.slots, mac) // destroyed from outside: as if erased
 	}
+	// A slot is used once: its number stands in the pseudonym, and whoever came next into an erased person's would be
+	// taken for that person, who it often is.
 	at := v.count
-	if n := len(v.free); n > 0 {
-		at = v.free[n-1]
-	}
 	s := slot{mac: mac}
 	rand.Read(s.random[:])
 	key := make([]byte, dataKey)
@@ -364,11 +394,7 @@ func (v *Vault) findOrMake(name string) (person, error) {
 	if _, err := v.file.WriteAt(s.bytes(), int64(at)*slotSize); err != nil {
 		return person{}, fmt.Errorf("ledger: %w", err)
 	}
-	if n := len(v.free); n > 0 {
-		v.free = v.free[:n-1]
-	} else {
-		v.count++
-	}
+	v.count++
 	v.slots[mac], v.dirty = at, true
 	return person{refOf(at, &s), key}, nil
 }
@@ -396,12 +422,21 @@ func (v *Vault) sync() error {
 // Erase destroys the key of a subject, who may have been an actor too. What the log says of that person can not be read from
 // then on, by anybody, and verifies as before. It reports whether there was a key. Events about the same
 // subject that come later get a new pseudonym and key.
+//
+// First end what the person holds (apitoken.BySubject) and let [Ledger.Seal] take in what there is: what is sealed later is not
+// erased, and by the ID of a grant or an API key that lives on it would tell whose the earlier records are.
+//
+// Not erased are names that somebody wrote into the free text of an event that neither is about that person nor was caused by
+// them: its reason, in the main. On a file system that keeps old blocks (snapshots, copy on write, flash) the overwritten
+// slot may be found until they are reused; what makes it useless is [Vault.Rotate], once the Sealer's key that was current
+// before is destroyed too.
 func (v *Vault) Erase(ctx context.Context, subject string) (bool, error) {
 	return v.erase(ctx, named(subject))
 }
 
-// EraseAddress is Erase for events that name neither subject nor actor: by the address they came from. The zero Addr
-// stands for all those without one, such as refusals that were summed up, which hold addresses as evidence.
+// EraseAddress is Erase for events that name neither subject nor actor, and for alerts without a subject: by the address
+// they came from. The zero Addr stands for all those without one, such as refusals that were summed up, which hold
+// addresses as evidence.
 func (v *Vault) EraseAddress(ctx context.Context, address netip.Addr) (bool, error) {
 	return v.erase(ctx, addressed(address))
 }
@@ -425,7 +460,6 @@ func (v *Vault) erase(ctx context.Context, name string) (bool, error) {
 	}
 	delete(v.slots, mac)
 	delete(v.known, name)
-	v.free = append(v.free, at)
 	return true, nil
 }
 
@@ -483,10 +517,13 @@ func (v *Vault) Rotate(ctx context.Context) error {
 func (v *Vault) Close() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.file == nil {
-		return nil
+	var err error
+	if v.file != nil {
+		err = errors.Join(v.file.Sync(), v.file.Close())
 	}
-	err := errors.Join(v.file.Sync(), v.file.Close())
-	v.file = nil
+	if v.lock != nil {
+		err = errors.Join(err, v.lock.Close())
+	}
+	v.file, v.lock = nil, nil
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/base64"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -112,7 +113,13 @@ func TestErasedPersonIsGoneAndTheLogVerifies(t *testing.T) {
 	_, err = verify(l, exported(t, l, 0, -1), last, before)
 	require.NoError(t, err, "the log verifies as before")
 	require.True(t, bytes.HasPrefix(exported(t, l, 0, -1), export))
-	require.NotEqual(t, list[0].SubjectRef, leaves(t, l)[6].SubjectRef, "a new pseudonym, which tells nothing of the old one")
+	slotOf := func(ref string) []byte {
+		b, err := base64.RawURLEncoding.DecodeString(ref)
+		require.NoError(t, err)
+		require.Len(t, b, 16)
+		return b[:4]
+	}
+	require.NotEqual(t, slotOf(list[0].SubjectRef), slotOf(leaves(t, l)[6].SubjectRef), "a new pseudonym tells nothing of the old one, not even by its slot")
 	check(vault)
 
 	did, err := vault.EraseAddress(ctx, from.Address)
@@ -151,12 +158,15 @@ func TestVaultFilesHoldNoNames(t *testing.T) {
 		require.NoError(t, err)
 		require.NotContains(t, string(data), "user-")
 	}
-	_, err := ledger.OpenVault(context.Background(), dir, sealer(t))
-	require.Error(t, err, "another sealer does not open it")
-	_, err = ledger.OpenVault(context.Background(), dir, nil)
+	_, err := ledger.OpenVault(context.Background(), dir, nil)
 	require.Error(t, err)
+	_, err = ledger.OpenVault(context.Background(), dir, sealer(t))
+	require.ErrorContains(t, err, "open already", "who erases beside the ledger would not be heard by it")
 	l.shut()
 	require.NoError(t, vault.Close())
+	_, err = ledger.OpenVault(context.Background(), dir, sealer(t))
+	require.Error(t, err, "another sealer does not open it")
+	require.NotContains(t, err.Error(), "open already")
 	_, _, err = vault.Reveal(ledger.Leaf{})
 	require.Error(t, err, "closed")
 	_, err = vault.Erase(context.Background(), "user-1")
@@ -182,6 +192,7 @@ func TestVaultSurvivesATornSlot(t *testing.T) {
 	_, err = file.Write(append(bytes.Repeat([]byte{1}, 128), 1, 2, 3))
 	require.NoError(t, err)
 	require.NoError(t, file.Close())
+	rewrite(t, filepath.Join(dir, "lock"), func(b []byte) []byte { return make([]byte, len(b)) })
 	vault = openVaultAs(t, dir, seals)
 	require.Equal(t, 1, vault.Damaged())
 	require.Equal(t, 11, vault.Persons())
@@ -196,5 +207,65 @@ func TestVaultSurvivesATornSlot(t *testing.T) {
 		require.NoError(t, err)
 		require.False(t, erased)
 		require.Equal(t, event(i).Subject, e.Subject)
+	}
+}
+
+// TestWhoeverAnEventTellsOfCanBeErased: whoever is named outside of subject and actor too.
+func TestWhoeverAnEventTellsOfCanBeErased(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	at := netip.MustParseAddr("198.51.100.7")
+	exchanged := apitoken.Event{ID: "01a", Time: eventTime, Type: apitoken.EventExchanged, OK: true, Subject: "alice", Client: "web", Grant: "g1",
+		Extra: map[string]string{"actor": "bob", "chain": "g0"}}
+	helped := exchanged
+	helped.Actor = "carol"
+	own := exchanged
+	own.Actor = "alice"
+	strange := apitoken.Event{ID: "01b", Time: eventTime, Type: apitoken.EventAlert, Reason: "unknown-tokens", Actor: "misuse", Count: 200,
+		Origin: apitoken.Origin{Address: at}, Extra: map[string]string{"addresses": at.String()}}
+	erase := func(name string) func(*ledger.Vault) (bool, error) {
+		return func(v *ledger.Vault) (bool, error) { return v.Erase(ctx, name) }
+	}
+	bare := apitoken.Event{ID: "01a", Time: eventTime, Type: apitoken.EventExchanged, OK: true, Client: "web", Grant: "g1"}
+	with := func(e apitoken.Event, subject, actor string) apitoken.Event {
+		e.Subject, e.Actor = subject, actor
+		return e
+	}
+	for _, c := range []struct {
+		what  string
+		event apitoken.Event
+		erase func(*ledger.Vault) (bool, error)
+		left  apitoken.Event
+	}{
+		{"who acts for the subject", exchanged, erase("bob"), with(bare, "alice", "")},
+		{"the subject", exchanged, erase("alice"), bare},
+		{"who acts, beside a third one", helped, erase("bob"), with(bare, "alice", "carol")},
+		{"the third one", helped, erase("carol"), with(bare, "alice", "")},
+		{"who acts for who asked", own, erase("bob"), with(bare, "alice", "alice")},
+		{"who asked", own, erase("alice"), bare},
+		{"a stranger's address in an alert", strange, func(v *ledger.Vault) (bool, error) { return v.EraseAddress(ctx, at) },
+			apitoken.Event{ID: "01b", Time: eventTime, Type: apitoken.EventAlert, Actor: "misuse", Count: 200}},
+	} {
+		vault := openVault(t, t.TempDir())
+		l := open(t, ledgerPath(t), func(c *ledger.Config) { c.Vault = vault })
+		src := &feed{events: []apitoken.Event{c.event}}
+		require.NoError(t, l.Follow(src))
+		seal(t, l)
+		for _, name := range []string{"alice", "bob", "carol", "198.51.100.7"} {
+			require.NotContains(t, string(exported(t, l, 0, -1)), name, c.what)
+		}
+		leaf := leaves(t, l)[0]
+		e, erased, err := vault.Reveal(leaf)
+		require.NoError(t, err, c.what)
+		require.False(t, erased, c.what)
+		require.Equal(t, c.event, e, c.what)
+		done, err := c.erase(vault)
+		require.NoError(t, err, c.what)
+		require.True(t, done, "%s has a key", c.what)
+		e, erased, err = vault.Reveal(leaf)
+		require.NoError(t, err, c.what)
+		require.True(t, erased, c.what)
+		require.Equal(t, c.left, e, c.what)
+		require.NoError(t, l.CheckSource(ctx, src), c.what)
 	}
 }

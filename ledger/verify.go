@@ -84,12 +84,14 @@ func Verify(export io.Reader, v Verification) (Report, error) {
 		return Report{}, err
 	}
 	rep := Report{Checkpoint: last}
+	var useless error
 	var marks []Checkpoint // in order of size; last is the last
 	for i, signed := range v.Earlier {
 		c, err := v.Keys.open(signed)
 		if err != nil {
 			// One that does not verify is no evidence against the log; who supplied it must know all the same.
-			return rep, fmt.Errorf("earlier checkpoint %d: %w", i, err)
+			useless = fmt.Errorf("ledger: earlier checkpoint %d proves nothing, for or against the log: %v", i, err)
+			continue
 		}
 		if c.Size > last.Size {
 			return rep, &TamperError{Kind: ErrRolledBack, From: last.Size, To: c.Size, Detail: fmt.Sprintf("the log ends at %d records and had %d", last.Size, c.Size)}
@@ -103,7 +105,11 @@ func Verify(export io.Reader, v Verification) (Report, error) {
 			return rep, tampered(ErrSplitView, "two signed checkpoints of %d records have different roots", marks[i].Size)
 		}
 	}
-	return rep.read(export, &v, marks)
+	rep, err = rep.read(export, &v, marks)
+	if err == nil {
+		err = useless
+	}
+	return rep, err
 }
 
 // read goes through the export and compares the tree's root at each mark.
@@ -126,6 +132,8 @@ func (rep Report) read(export io.Reader, v *Verification, marks []Checkpoint) (R
 		line, err := lines.ReadSlice('\n')
 		switch {
 		case err == nil:
+		case errors.Is(err, bufio.ErrBufferFull) && tree.size >= last.Size:
+			return rep, fmt.Errorf("%w: record %d is over %d bytes", ErrUnsealed, tree.size, MaxLeafBytes)
 		case errors.Is(err, bufio.ErrBufferFull):
 			return rep, &TamperError{Kind: ErrAltered, From: proved, To: max(last.Size, tree.size+1), Detail: fmt.Sprintf("record %d is over %d bytes", tree.size, MaxLeafBytes)}
 		case errors.Is(err, io.EOF):
@@ -156,6 +164,9 @@ func (rep Report) read(export io.Reader, v *Verification, marks []Checkpoint) (R
 			if err == nil && started && (head.size != tree.size || head.root() != tree.root()) {
 				err = fmt.Errorf("a part that begins with record %d does not follow record %d", head.size, tree.size-1)
 			}
+			if err != nil && started && tree.size >= last.Size {
+				return rep, fmt.Errorf("%w: %v", ErrUnsealed, err) // all that the checkpoint covers is proved
+			}
 			if err != nil {
 				return rep, &TamperError{Kind: ErrAltered, From: proved, To: last.Size, Detail: err.Error()}
 			}
@@ -165,10 +176,11 @@ func (rep Report) read(export io.Reader, v *Verification, marks []Checkpoint) (R
 				if tree.size > last.Size {
 					return rep, tampered(ErrTruncated, "the export begins at record %d, behind the checkpoint's %d", tree.size, last.Size)
 				}
+				all := len(marks)
 				if marks, err = provedElsewhere(marks, tree.size, last, v.Proofs); err != nil {
 					return rep, err
 				}
-				rep.Earlier = len(v.Earlier) + 1 - len(marks)
+				rep.Earlier += all - len(marks)
 			}
 			if err := pass(); err != nil {
 				return rep, err
@@ -187,10 +199,10 @@ func (rep Report) read(export io.Reader, v *Verification, marks []Checkpoint) (R
 		}
 		if tree.size >= last.Size {
 			rep.Unsealed++
-			tree.size++ // of the rest only positions are looked at
 			if err != nil {
-				return rep, fmt.Errorf("%w: record %d: %v", ErrUnsealed, tree.size-1, err)
+				return rep, fmt.Errorf("%w: record %d: %v", ErrUnsealed, tree.size, err)
 			}
+			tree.add(tlog.RecordHash(line)) // no mark is left to compare it with, but the head of a next part
 			continue
 		}
 		if err != nil {

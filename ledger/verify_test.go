@@ -168,12 +168,16 @@ func TestEveryMutationIsFound(t *testing.T) {
 		})
 	}
 	for i := range n {
-		next <- i
+		if !underRace || i%20 == 0 || i == n-1 {
+			next <- i
+		}
 	}
 	close(next)
 	wg.Wait()
 	require.Zero(t, missed.Load())
-	require.GreaterOrEqual(t, count.Load(), int64(10_000))
+	if !underRace {
+		require.GreaterOrEqual(t, count.Load(), int64(10_000))
+	}
 	t.Logf("%d mutations, every one found", count.Load())
 }
 
@@ -215,6 +219,8 @@ func TestWhatWasFoundIsNamed(t *testing.T) {
 		{"more than is sealed", all, ledger.Verification{Keys: keys, Checkpoint: at(signer, 18)}, ledger.ErrUnsealed, "2 records"},
 		{"more than is sealed, allowed", all, ledger.Verification{Keys: keys, Checkpoint: at(signer, 18), AllowUnsealed: true}, nil, ""},
 		{"a torn record behind", append(join(lines), lines[3][:40]...), ledger.Verification{Keys: keys, Checkpoint: last}, ledger.ErrUnsealed, "40 bytes of an incomplete one"},
+		{"a line without end behind it", append(join(lines), bytes.Repeat([]byte("x"), ledger.MaxLeafBytes+1)...), ledger.Verification{Keys: keys, Checkpoint: last}, ledger.ErrUnsealed, "record 20 is over"},
+		{"what begins like a part behind it", append(join(lines), "{\"apitoken_ledger\":1}\n"...), ledger.Verification{Keys: keys, Checkpoint: last}, ledger.ErrUnsealed, "first line"},
 		{"a line without end", append(join(lines[:5]), bytes.Repeat([]byte("x"), ledger.MaxLeafBytes+1)...), ledger.Verification{Keys: keys, Checkpoint: last}, ledger.ErrAltered, "record 5 is over"},
 	} {
 		_, err := ledger.Verify(bytes.NewReader(c.export), c.v)
@@ -226,14 +232,41 @@ func TestWhatWasFoundIsNamed(t *testing.T) {
 		require.ErrorContains(t, err, c.text, c.what)
 		require.Equal(t, c.want != ledger.ErrUnsealed, errors.Is(err, ledger.ErrTampered), "%s: what a crash leaves is no tampering, and the rest is", c.what)
 	}
+	// An earlier checkpoint of somebody else's is no verdict, and hides none.
+	strange := ledger.Verification{Keys: keys, Checkpoint: last, Earlier: [][]byte{at(other, 10), []byte("nothing"), at(signer, 10)}}
+	_, err := ledger.Verify(bytes.NewReader(all), strange)
+	require.ErrorContains(t, err, "earlier checkpoint 1 proves nothing")
+	require.NotErrorIs(t, err, ledger.ErrTampered)
+	_, err = ledger.Verify(bytes.NewReader(edited), strange)
+	require.ErrorIs(t, err, ledger.ErrAltered)
 	for _, bad := range []ledger.Keys{{}, {Log: []note.Verifier{nil}}, {Log: []note.Verifier{key, foreign}}, {Log: []note.Verifier{key, key}}, {Log: []note.Verifier{key}, Quorum: 1}} {
 		_, err := ledger.Verify(bytes.NewReader(all), ledger.Verification{Keys: bad, Checkpoint: last})
 		require.Error(t, err)
 		require.NotErrorIs(t, err, ledger.ErrTampered, "keys that prove nothing are no verdict about the log")
 	}
-	_, err := ledger.Verify(io.MultiReader(bytes.NewReader(all[:100]), failing{}), ledger.Verification{Keys: keys, Checkpoint: last})
+	_, err = ledger.Verify(io.MultiReader(bytes.NewReader(all[:100]), failing{}), ledger.Verification{Keys: keys, Checkpoint: last})
 	require.ErrorIs(t, err, io.ErrClosedPipe)
 	require.NotErrorIs(t, err, ledger.ErrTampered, "a file that does not read is no verdict about the log")
+}
+
+// TestPartsBehindTheCheckpoint: an archive and what follows it, read with a checkpoint that lies within the archive.
+func TestPartsBehindTheCheckpoint(t *testing.T) {
+	t.Parallel()
+	l := open(t, ledgerPath(t), nil)
+	f := &feed{}
+	f.add(10)
+	require.NoError(t, l.Follow(f))
+	early := seal(t, l)
+	f.add(20)
+	seal(t, l)
+	v := ledger.Verification{Keys: l.keys, Checkpoint: early, AllowUnsealed: true}
+	rep, err := ledger.Verify(io.MultiReader(bytes.NewReader(exported(t, l, 0, 20)), bytes.NewReader(exported(t, l, 20, -1))), v)
+	require.NoError(t, err)
+	require.Equal(t, int64(10), rep.Records)
+	require.Equal(t, int64(20), rep.Unsealed)
+	_, err = ledger.Verify(io.MultiReader(bytes.NewReader(exported(t, l, 0, 20)), bytes.NewReader(exported(t, l, 21, -1))), v)
+	require.ErrorIs(t, err, ledger.ErrUnsealed, "a part that is missing there, nothing proves or disproves")
+	require.NotErrorIs(t, err, ledger.ErrTampered)
 }
 
 type failing struct{}

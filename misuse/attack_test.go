@@ -47,7 +47,7 @@ func (h *house) alert(t *testing.T) Alert {
 	select {
 	case a := <-h.alerts:
 		return a
-	case <-time.After(10 * time.Second):
+	case <-time.After(2 * time.Minute): // of a machine that does much else
 		require.FailNow(t, "the attack raised no alert")
 		return Alert{}
 	}
@@ -377,6 +377,9 @@ func TestCanary(t *testing.T) {
 
 func TestRiseOverTheClientsOwnUsualRate(t *testing.T) {
 	t.Parallel()
+	if underRace {
+		t.Skip("one goroutine calculates: it is judged without the race detector")
+	}
 	r := &recorder{}
 	now := time.Date(2026, 3, 2, 0, 0, 0, 0, time.UTC)
 	c := Config{Now: func() time.Time { return now }}

@@ -11,7 +11,8 @@
 //	after-revocation  a revoked token is still used:                        10 times within Window
 //	addresses         one token from many networks (IPv4 /24, IPv6 /48):    6 within Window; of machines 32
 //	user-agents       one person's token by two programs at once:           3 changes back within Window
-//	scope-probing     a good token that asks for what it does not cover:    20 times within Window
+//	scope-probing     a good token that asks for what it does not cover:    50 times within Window,
+//	                                                                        or by 8 different requirements
 //	client-failures   a client's failed authentications:                    20 within Window
 //	unknown-tokens    unknown or malformed tokens from one source
 //	                  (IPv4 address, IPv6 /64):                             200 within Window

@@ -305,6 +305,17 @@ func TestGitHubKeysAreFetchedWithBounds(t *testing.T) {
 	require.NoError(t, err, "a new key is found when it is first used")
 }
 
+func TestGitHubKeysAreNotTakenFromARedirectInClear(t *testing.T) {
+	t.Parallel()
+	s := newScanner(t)
+	home := httptest.NewServer(http.RedirectHandler(s.URL, http.StatusFound))
+	defer home.Close()
+	_, err := NewGitHubKeys(&GitHubKeysOptions{URL: home.URL}).ScannerKey(t.Context(), s.id)
+	require.ErrorContains(t, err, "redirect")
+	require.NotErrorIs(t, err, apitoken.ErrNotFound, "the report comes again")
+	assert.Zero(t, s.asked.Load())
+}
+
 func TestScannerHandlerAsksAgainWithoutTheKey(t *testing.T) {
 	t.Parallel()
 	h, s := newLeakHouse(t), newScanner(t)

@@ -27,7 +27,8 @@ const presentBody = 80 << 10
 // "token", or the text itself as text/plain. An access or refresh token ends its whole grant, an API key itself; it
 // is recorded as token.leaked and told to Notify.
 //
-// It answers 200 with a constant body, the same for known, unknown, expired and revoked tokens; 400 when there is no
+// It answers 200 with a constant body, the same for known, unknown, expired and revoked tokens (a known one takes as long as
+// writing its revocation does: that it was good until then is all that whoever held it can tell); 400 when there is no
 // token, or more than one; 405, 413; 503 with Retry-After when the store failed: the revocation is not known to be
 // written, and the caller must try again. It asks for no other credential: put a rate limit in front of it.
 func NewPresentHandler(svc *apitoken.Service, o *PresentOptions) http.Handler {

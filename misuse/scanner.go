@@ -197,7 +197,8 @@ func printable(s string, n int) string {
 // GitHubKeysOptions are the choices of NewGitHubKeys.
 type GitHubKeysOptions struct {
 	URL string // empty: https://api.github.com/meta/public_keys/secret_scanning
-	// Client fetches; nil: one with a timeout of 5 s. Its Transport is the place for a token against GitHub's rate limit.
+	// Client fetches; nil: one with a timeout of 5 s that follows redirects to https only. Its Transport is the place for a
+	// token against GitHub's rate limit.
 	Client *http.Client
 	Now    func() time.Time // nil: time.Now
 }
@@ -223,7 +224,12 @@ func NewGitHubKeys(o *GitHubKeysOptions) ScannerKeys {
 		k.o.URL = gitHubKeysURL
 	}
 	if k.o.Client == nil {
-		k.o.Client = &http.Client{Timeout: keysTimeout}
+		k.o.Client = &http.Client{Timeout: keysTimeout, CheckRedirect: func(req *http.Request, via []*http.Request) error {
+			if req.URL.Scheme != "https" || len(via) > 3 {
+				return errors.New("scanner keys: a redirect that is not followed")
+			}
+			return nil
+		}}
 	}
 	if k.o.Now == nil {
 		k.o.Now = time.Now

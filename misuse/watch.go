@@ -18,6 +18,12 @@ func (w *Watch) run() {
 	defer tick.Stop()
 	for {
 		select {
+		case a := <-w.found: // before all that anybody can cause
+			w.raise(a)
+			continue
+		default:
+		}
+		select {
 		case <-w.ctx.Done():
 			return
 		case a := <-w.found:

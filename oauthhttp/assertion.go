@@ -21,7 +21,8 @@ type AssertionIssuer struct {
 	Issuer string             // required: compared byte for byte with iss
 	Keys   apitoken.KeySource // required: such as remote.Keys
 	// Subject says whose tokens to issue, and what they may hold; required. A subject of another issuer is nobody here
-	// until it does. An error refuses, unless it is apitoken.ErrUnavailable.
+	// until it does. It is asked before an assertion counts as used, so that one for which it can not decide now may come
+	// again. An error refuses, unless it is apitoken.ErrUnavailable.
 	Subject func(ctx context.Context, a Assertion) (Identity, error)
 	// MaxLifetime refuses assertions that live longer. Zero: 1 h.
 	MaxLifetime time.Duration
@@ -108,7 +109,7 @@ func (a *assertionIssuer) key(ctx context.Context, kid string) (*jws.PublicKey, 
 	doc, err := a.Keys.JWKS(ask, kid)
 	var keys []*jws.PublicKey
 	if err == nil {
-		keys, _, err = jws.ParseJWKS(doc)
+		keys, _, err = jws.ParseJWKS(doc, nil)
 	}
 	next.tried, next.err = a.now(), err
 	if err == nil {
@@ -149,7 +150,7 @@ func (h *Handler) jwtBearer(r *http.Request, t *tokenRequest) (*apitoken.Issued,
 	if err != nil {
 		return nil, err
 	}
-	a, from, err := h.verifyAssertion(r.Context(), t)
+	a, from, once, err := h.verifyAssertion(r, t)
 	if err != nil {
 		return nil, err
 	}
@@ -174,31 +175,44 @@ func (h *Handler) jwtBearer(r *http.Request, t *tokenRequest) (*apitoken.Issued,
 			return nil, err
 		}
 	}
+	if err := h.svc.Check(r.Context(), req); err != nil {
+		return nil, err
+	}
+	// Last, so that what is refused for another reason, or answered "come again", has not spent the assertion.
+	if !from.Reusable {
+		err := h.svc.Once(r.Context(), once, a.ExpiresAt)
+		if errors.Is(err, apitoken.ErrInvalidRequest) {
+			return nil, badAssertion("it was used before")
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	return h.svc.Issue(r.Context(), req)
 }
 
-// verifyAssertion checks all of RFC 7523 §3, single use last.
-func (h *Handler) verifyAssertion(ctx context.Context, t *tokenRequest) (a Assertion, from *assertionIssuer, err error) {
+// verifyAssertion checks all of RFC 7523 §3 but single use, for which once is its name.
+func (h *Handler) verifyAssertion(r *http.Request, t *tokenRequest) (a Assertion, from *assertionIssuer, once string, err error) {
 	text := t.get("assertion")
 	var p jws.Token
 	if err := jws.Parse(text, maxAssertion, &p); err != nil {
-		return a, nil, &apitoken.Error{Code: apitoken.ErrInvalidGrant, Detail: "assertion: malformed", Cause: err}
+		return a, nil, "", &apitoken.Error{Code: apitoken.ErrInvalidGrant, Detail: "assertion: malformed", Cause: err}
 	}
 	at := slices.IndexFunc(h.issues, func(x *assertionIssuer) bool { return x.Issuer == p.Claims.Issuer })
 	if at < 0 {
-		return a, nil, badAssertion("its issuer is not trusted")
+		return a, nil, "", badAssertion("its issuer is not trusted")
 	}
 	from = h.issues[at]
 	// Tokens, proofs and other kinds of JWT do not vouch for anybody (RFC 8725 §3.11).
 	if typ := p.Header.Typ; typ != "" && !jws.IsType(typ, "jwt") && !jws.IsType(typ, "authorization-grant+jwt") {
-		return a, nil, badAssertion("another kind of JWT")
+		return a, nil, "", badAssertion("another kind of JWT")
 	}
-	key, err := from.key(ctx, p.Header.KID)
+	key, err := from.key(r.Context(), p.Header.KID)
 	if err != nil {
-		return a, nil, err
+		return a, nil, "", err
 	}
 	if key == nil || !key.Allows(p.Header.Alg) || key.Verify(p.SigningInput, p.Signature) != nil {
-		return a, nil, badAssertion("signature")
+		return a, nil, "", badAssertion("signature")
 	}
 	c, now := &p.Claims, h.now()
 	most := from.MaxLifetime
@@ -209,35 +223,26 @@ func (h *Handler) verifyAssertion(ctx context.Context, t *tokenRequest) (a Asser
 	ahead := now.Add(assertionSkew).Unix()
 	switch {
 	case c.Subject == "" || len(c.Subject) > 255:
-		return a, nil, badAssertion("sub is missing or too long")
-	case !slices.Contains(c.Audience, h.svc.Issuer()) && !slices.Contains(c.Audience, h.base+tokenPath):
-		return a, nil, badAssertion("it is not for this issuer")
+		return a, nil, "", badAssertion("sub is missing or too long")
+	case !slices.Contains(c.Audience, h.svc.Issuer()) && !slices.Contains(c.Audience, h.base+tokenPath) && !slices.Contains(c.Audience, h.urlOf(r, tokenPath)):
+		return a, nil, "", badAssertion("it is not for this issuer")
 	case c.Expires == 0 || !now.Before(end):
-		return a, nil, badAssertion("it has expired")
+		return a, nil, "", badAssertion("it has expired")
 	case end.Sub(now) > most || c.IssuedAt != 0 && end.Sub(time.Unix(c.IssuedAt, 0)) > most:
-		return a, nil, badAssertion("it lives too long")
+		return a, nil, "", badAssertion("it lives too long")
 	case c.IssuedAt > ahead || c.NotBefore > ahead:
-		return a, nil, badAssertion("it is not valid yet")
+		return a, nil, "", badAssertion("it is not valid yet")
 	case c.Binding != "":
-		return a, nil, badAssertion("it is bound to a key that is not proved here")
+		return a, nil, "", badAssertion("it is bound to a key that is not proved here")
 	}
-	if !from.Reusable {
-		id := c.ID
-		if id == "" {
-			sum := sha256.Sum256([]byte(p.SigningInput)) // a signature may be spelled in two ways, what it signs may not
-			id = "sha256:" + hex.EncodeToString(sum[:])
-		}
-		err := h.svc.Once(ctx, "jwt-bearer\x00"+c.Issuer+"\x00"+id, end)
-		if errors.Is(err, apitoken.ErrInvalidRequest) {
-			return a, nil, badAssertion("it was used before")
-		}
-		if err != nil {
-			return a, nil, err
-		}
+	id := c.ID
+	if id == "" {
+		sum := sha256.Sum256([]byte(p.SigningInput)) // a signature may be spelled in two ways, what it signs may not
+		id = "sha256:" + hex.EncodeToString(sum[:])
 	}
 	a = Assertion{Issuer: c.Issuer, Subject: c.Subject, ID: c.ID, Client: t.ID, ExpiresAt: end, Claims: slices.Clone(p.PrivateClaims())}
 	if c.IssuedAt != 0 {
 		a.IssuedAt = time.Unix(c.IssuedAt, 0)
 	}
-	return a, from, nil
+	return a, from, "jwt-bearer\x00" + c.Issuer + "\x00" + id, nil
 }

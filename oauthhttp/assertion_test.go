@@ -23,6 +23,7 @@ type idp struct {
 	key   atomic.Pointer[signer]
 	down  atomic.Bool
 	asked atomic.Int32
+	later atomic.Bool // the host can not say who "later" is
 }
 
 func (x *idp) JWKS(ctx context.Context, kid string) ([]byte, error) {
@@ -42,7 +43,9 @@ func trusting(t testing.TB, change func(*oauthhttp.AssertionIssuer)) (*site, *id
 		case "blocked":
 			return oauthhttp.Identity{}, errors.New("blocked")
 		case "later":
-			return oauthhttp.Identity{}, apitoken.ErrUnavailable
+			if keys.later.Load() {
+				return oauthhttp.Identity{}, apitoken.ErrUnavailable
+			}
 		case "nobody":
 			return oauthhttp.Identity{}, nil
 		}
@@ -97,7 +100,14 @@ func TestATrustedIssuerVouches(t *testing.T) {
 	ask("").refused(400, "invalid_request")
 	ask(s.vouch(k, nil, nil), "scope", "orders:write").refused(400, "invalid_scope", "more than its identities may have")
 	ask(s.vouch(k, nil, nil), "resource", "https://x.example.com").refused(400, "invalid_target")
-	ask(s.vouch(k, nil, map[string]any{"sub": "later"})).refused(503, "temporarily_unavailable")
+	keys.later.Store(true)
+	patient := s.vouch(k, nil, map[string]any{"sub": "later"})
+	ask(patient).refused(503, "temporarily_unavailable")
+	ask(patient, "scope", "orders:write").refused(503, "temporarily_unavailable")
+	keys.later.Store(false)
+	ask(patient, "scope", "orders:write").refused(400, "invalid_scope")
+	ask(patient).ok("what was refused for another reason has not spent it")
+	ask(patient).refused(400, "invalid_grant")
 	other := newSigner(t)
 	for name, text := range map[string]string{
 		"no JWT":             "x.y.z",

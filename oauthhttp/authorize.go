@@ -107,6 +107,10 @@ func (h *Handler) Authorize() http.Handler {
 			h.Refuse(w, r, err)
 			return
 		}
+		if r.Method == http.MethodHead { // whoever looks ahead decides nothing and spends nothing (RFC 9110 §9.2.1)
+			w.WriteHeader(http.StatusOK)
+			return
+		}
 		h.o.Consent.Authorize(w, r, a)
 	}))
 }
@@ -143,7 +147,7 @@ func (h *Handler) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 		h.page(w, r, v)
 		return
 	}
-	h.redirect(w, r, e.a, url.Values{"error": {e.code}, "error_description": {e.text}})
+	h.redirect(w, r, e.a, url.Values{"error": {tellable(e.refusal)}, "error_description": {e.text}})
 }
 
 // redirect sends the browser back with an answer; 303 makes it forget the body of a form (RFC 9700 §4.12).

@@ -228,6 +228,12 @@ func TestPushedRequests(t *testing.T) {
 	require.Equal(t, "orders:read", pair.text("scope"), "only what was pushed counts (RFC 9126 §4)")
 	require.Equal(t, 400, visit("app", uri).StatusCode, "one code comes of it")
 
+	uri = s.post("/par", authorization("app"), s.as("app")).ok().text("request_uri")
+	ahead := s.do(httptest.NewRequest(http.MethodHead, testIssuer+"/authorize?"+params("client_id", "app", "request_uri", uri).Encode(), nil))
+	require.Equal(t, 200, ahead.StatusCode)
+	require.Empty(t, ahead.Header.Get("Location"), "whoever looks ahead at a link gets no code")
+	require.NotEmpty(t, visit("app", uri).redirected(callback).Get("code"), "and spends nothing")
+
 	late := s.post("/par", authorization("app"), s.as("app")).ok().text("request_uri")
 	s.at.Advance(11 * time.Minute)
 	require.Equal(t, 400, visit("app", late).StatusCode, "expired")

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/source"
+	"github.com/apitoken-go/apitoken/store"
 )
 
 // The device flow (RFC 8628): a device without a browser shows a short code, its user types that into the host's page
@@ -62,6 +64,9 @@ func (d *deviceNote) write(n *apitoken.Note) (err error) {
 
 // DeviceAuthorization is the device authorization endpoint (RFC 8628 §3.1).
 func (h *Handler) DeviceAuthorization() http.Handler {
+	if h.o.DevicePage == "" {
+		return http.NotFoundHandler()
+	}
 	return h.endpoint(true, "POST", func(w http.ResponseWriter, r *http.Request) error {
 		f, err := h.readForm(w, r)
 		if err != nil {
@@ -111,6 +116,8 @@ func (h *Handler) DeviceAuthorization() http.Handler {
 		}{code, spell(d.UserCode), h.o.DevicePage, h.o.DevicePage + "?" + url.Values{"user_code": {spell(d.UserCode)}}.Encode(), int64(h.o.DeviceLifetime.Seconds()), d.Interval})
 	})
 }
+
+var errDeviceExpired = bad("expired_token", "The device code has expired.")
 
 var errTaken = errors.New("oauthhttp: a user code that is in use")
 
@@ -194,10 +201,14 @@ func (h *Handler) deviceCode(r *http.Request, t *tokenRequest) (*apitoken.Issued
 	case d.State == "denied":
 		return nil, bad("access_denied", "The user refused.")
 	case d.State == "approved":
-		// A second use of the code ends what the first one got.
-		return h.svc.Redeem(r.Context(), apitoken.Redemption{Ticket: code, Auth: t.auth, Audiences: audiences, Binding: t.binding})
+		// A second use of the code ends what the first one got, also when it comes late.
+		i, err := h.svc.Redeem(r.Context(), apitoken.Redemption{Ticket: code, Auth: t.auth, Audiences: audiences, Binding: t.binding})
+		if errors.Is(err, apitoken.ErrInvalidGrant) && h.now().UnixMilli() >= d.Until {
+			return nil, errDeviceExpired
+		}
+		return i, err
 	case h.now().UnixMilli() >= d.Until:
-		return nil, bad("expired_token", "The device code has expired.")
+		return nil, errDeviceExpired
 	}
 	return nil, h.paced(r.Context(), name)
 }
@@ -243,13 +254,14 @@ type DeviceRequest struct {
 // Device finds the device whose code a user typed, in whatever spelling. apitoken.ErrNotFound: none waits for it;
 // apitoken.ErrLimited: too many wrong ones came from this address, the one in ctx by apitoken.WithOrigin.
 func (h *Handler) Device(ctx context.Context, userCode string) (*DeviceRequest, error) {
-	source := apitoken.OriginOf(ctx).Address.String()
-	if h.tries.over(source, h.now()) {
-		return nil, &apitoken.Error{Code: apitoken.ErrLimited, RetryAfter: throttleWindow, Detail: "too many wrong user codes from " + source}
+	// A try is counted before it is made: else parallel ones would all find the count where it was.
+	from := source.Of(apitoken.OriginOf(ctx).Address)
+	if !h.tries.take(from, h.now()) {
+		return nil, &apitoken.Error{Code: apitoken.ErrLimited, RetryAfter: throttleWindow, Detail: "too many wrong user codes from " + from}
 	}
 	d, sum, err := h.findDevice(ctx, userCode)
-	if errors.Is(err, apitoken.ErrNotFound) {
-		h.tries.add(source, h.now())
+	if !errors.Is(err, apitoken.ErrNotFound) {
+		h.tries.giveBack(from, h.now())
 	}
 	if err != nil {
 		return nil, err
@@ -292,9 +304,6 @@ func (h *Handler) findDevice(ctx context.Context, typed string) (d deviceNote, s
 
 // decide changes the state of a device that nobody has decided about.
 func (h *Handler) decide(ctx context.Context, x *DeviceRequest, f func(*deviceNote) error) error {
-	if x == nil || x.sum == "" {
-		return &apitoken.Error{Code: apitoken.ErrInvalidRequest, Detail: "a DeviceRequest that Handler.Device did not make"}
-	}
 	return h.svc.ChangeNote(ctx, deviceName(x.sum), func(n *apitoken.Note) error {
 		if n.Expires.IsZero() {
 			return &apitoken.Error{Code: apitoken.ErrNotFound, Detail: "the device has given up"}
@@ -313,49 +322,63 @@ func (h *Handler) decide(ctx context.Context, x *DeviceRequest, f func(*deviceNo
 	})
 }
 
+func errNoDevice() error {
+	return &apitoken.Error{Code: apitoken.ErrInvalidRequest, Detail: "a DeviceRequest that Handler.Device did not make"}
+}
+
 func errDecided() error {
 	return &apitoken.Error{Code: apitoken.ErrInvalidRequest, Detail: "somebody has decided about this device already"}
 }
 
-// ApproveDevice lets a device have tokens. apitoken.ErrInvalidRequest: somebody has decided already; apitoken.ErrNotFound:
-// the device has given up.
+// ApproveDevice lets a device have tokens. It may be repeated by the same subject, when its answer was lost.
+// apitoken.ErrInvalidRequest: somebody has decided already; apitoken.ErrNotFound: the device has given up.
 func (h *Handler) ApproveDevice(ctx context.Context, x *DeviceRequest, a Approval) error {
+	if x == nil || x.sum == "" {
+		return errNoDevice()
+	}
+	// What can not be approved decides nothing: it is found out before anything is written.
+	req, err := a.request(x.Client, x.Scopes, x.Resources, x.Details)
+	if err != nil {
+		return err
+	}
+	if err := h.svc.Check(ctx, req); err != nil {
+		return err
+	}
+	// Two people who type the same code must not both believe that the device is theirs: whoever claims it first keeps it,
+	// whatever becomes of what follows, so that what is prepared for it can only be his.
 	var until int64
 	var again bool
-	// Two people who type the same code must not both believe that the device is theirs.
-	err := h.decide(ctx, x, func(d *deviceNote) error {
-		again = d.State == "claimed" && d.Subject == a.Subject
-		if d.State != "" && !again {
+	err = h.decide(ctx, x, func(d *deviceNote) error {
+		if again = d.State == "approved" && d.Subject == a.Subject; again {
+			return nil
+		}
+		if d.State != "" && (d.State != "claimed" || d.Subject != a.Subject) {
 			return errDecided()
 		}
 		d.State, d.Subject, until = "claimed", a.Subject, d.Until
 		return nil
 	})
+	if err != nil || again {
+		return err
+	}
+	t := apitoken.Ticket{Lifetime: max(time.Second, time.UnixMilli(until).Sub(h.now())), Client: x.Client.ID}
+	raw, err := hex.DecodeString(x.sum)
 	if err != nil {
 		return err
 	}
-	req, err := a.request(x.Client, x.Scopes, x.Resources, x.Details)
-	if err == nil {
-		t := apitoken.Ticket{Lifetime: max(time.Second, time.UnixMilli(until).Sub(h.now())), Client: x.Client.ID}
-		var raw []byte
-		if raw, err = hex.DecodeString(x.sum); err == nil {
-			copy(t.CodeSHA256[:], raw)
-			_, err = h.svc.Prepare(ctx, req, t)
-		}
-		if again && errors.Is(err, apitoken.ErrInvalidRequest) {
-			err = nil // this subject's own approval, whose answer was lost
-		}
+	copy(t.CodeSHA256[:], raw)
+	var e *apitoken.Error
+	_, err = h.svc.Prepare(ctx, req, t)
+	if errors.As(err, &e) && errors.Is(e.Cause, store.ErrConflict) {
+		err = nil // it is prepared, by an earlier or a parallel approval of this subject
 	}
 	if err != nil {
-		if !isUnavailable(err) { // nothing was prepared
-			_ = h.decide(ctx, x, func(d *deviceNote) error {
-				d.State, d.Subject = "", ""
-				return nil
-			})
-		}
 		return err
 	}
 	return h.decide(ctx, x, func(d *deviceNote) error {
+		if d.State != "claimed" && d.State != "approved" {
+			return errDecided()
+		}
 		d.State = "approved"
 		return nil
 	})
@@ -363,6 +386,9 @@ func (h *Handler) ApproveDevice(ctx context.Context, x *DeviceRequest, a Approva
 
 // DenyDevice refuses a device. Errors are as of ApproveDevice.
 func (h *Handler) DenyDevice(ctx context.Context, x *DeviceRequest) error {
+	if x == nil || x.sum == "" {
+		return errNoDevice()
+	}
 	return h.decide(ctx, x, func(d *deviceNote) error {
 		if d.State != "" {
 			return errDecided()
@@ -397,20 +423,30 @@ func minute(now time.Time) uint64 {
 	return uint64(now.Unix()/int64(throttleWindow/time.Second)) & (1<<48 - 1)
 }
 
-func (t *throttle) over(source string, now time.Time) bool {
-	v := t.slot(source).Load()
-	return v>>16 == minute(now) && v&0xffff >= throttleLimit
-}
-
-func (t *throttle) add(source string, now time.Time) {
+// take counts a try, if its source has any left in this minute.
+func (t *throttle) take(source string, now time.Time) bool {
 	s, w := t.slot(source), minute(now)
 	for {
 		old := s.Load()
 		next := w<<16 | 1
 		if old>>16 == w {
-			next = min(old+1, w<<16|0xffff)
+			if old&0xffff >= throttleLimit {
+				return false
+			}
+			next = old + 1
 		}
 		if s.CompareAndSwap(old, next) {
+			return true
+		}
+	}
+}
+
+// giveBack uncounts a try that was not a wrong guess.
+func (t *throttle) giveBack(source string, now time.Time) {
+	s, w := t.slot(source), minute(now)
+	for {
+		old := s.Load()
+		if old>>16 != w || old&0xffff == 0 || s.CompareAndSwap(old, old-1) {
 			return
 		}
 	}

@@ -3,6 +3,7 @@ package oauthhttp_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -51,6 +52,7 @@ func TestADeviceGetsTokens(t *testing.T) {
 	require.Equal(t, apitoken.Scopes{"orders:read"}, d.Scopes)
 	require.Equal(t, a.text("user_code"), d.UserCode)
 	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"}))
+	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"}), "her answer may have been lost")
 	require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "mallory"}), apitoken.ErrInvalidRequest, "decided")
 	require.ErrorIs(t, s.h.DenyDevice(ctx, d), apitoken.ErrInvalidRequest)
 	_, err = s.h.Device(ctx, a.text("user_code"))
@@ -110,6 +112,45 @@ func TestOneDeviceCodeWins(t *testing.T) {
 	require.LessOrEqual(t, race(func(i int) bool { return sites[i%2].token(v).StatusCode == 200 }), 1)
 }
 
+// A person who presses the button twice, in two processes, is told once and for all that the device is his: no approval
+// undoes another, and nobody else may claim what he was promised.
+func TestParallelApprovalsOfOnePerson(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	s := newSite(t, nil)
+	s.public("tv", nil)
+	sites := []*site{s, s.second(nil)}
+	for range 20 {
+		a := s.post("/device_authorization", params("client_id", "tv", "scope", "orders:read")).ok()
+		d, err := s.h.Device(ctx, a.text("user_code"))
+		require.NoError(t, err)
+		race(func(i int) bool {
+			err := sites[i%2].h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"})
+			if err != nil {
+				require.ErrorIs(t, err, apitoken.ErrUnavailable, "come again is all that a racer may hear")
+			}
+			return err == nil
+		})
+		require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"}), "whoever asks again hears that it is done")
+		require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "mallory"}), apitoken.ErrInvalidRequest)
+		pair := s.token(params("grant_type", apitoken.GrantDeviceCode, "client_id", "tv", "device_code", a.text("device_code"))).ok()
+		require.Equal(t, "alice", claims(t, pair.text("access_token"))["sub"])
+	}
+}
+
+func TestADeviceThatComesTooLate(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	s := newSite(t, nil)
+	s.public("tv", nil)
+	a := s.post("/device_authorization", params("client_id", "tv")).ok()
+	d, err := s.h.Device(ctx, a.text("user_code"))
+	require.NoError(t, err)
+	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"}))
+	s.at.Advance(11 * time.Minute)
+	s.token(params("grant_type", apitoken.GrantDeviceCode, "client_id", "tv", "device_code", a.text("device_code"))).refused(400, "expired_token", "approved, and not fetched in time (RFC 8628 §3.5)")
+}
+
 // A failing store in the middle of an approval leaves it to be done again by the same person.
 func TestAnApprovalThatIsRepeated(t *testing.T) {
 	t.Parallel()
@@ -146,8 +187,17 @@ func TestUserCodesCanNotBeGuessed(t *testing.T) {
 	_, err = s.h.Device(apitoken.WithOrigin(ctx, apitoken.Origin{Address: netip.MustParseAddr("192.0.2.2")}), a.text("user_code"))
 	require.NoError(t, err)
 	s.at.Advance(time.Minute)
-	_, err = s.h.Device(ctx, a.text("user_code"))
-	require.NoError(t, err)
+	for range 60 { // right ones do not count
+		_, err = s.h.Device(ctx, a.text("user_code"))
+		require.NoError(t, err)
+	}
+	// All addresses that one network gives to one subscriber are one source, and parallel guesses count like others.
+	tries := race(func(i int) bool {
+		from := netip.MustParseAddr(fmt.Sprintf("2001:db8:1:2::%x", i+1))
+		_, err := s.h.Device(apitoken.WithOrigin(ctx, apitoken.Origin{Address: from}), "BBBB-BBBB")
+		return errors.Is(err, apitoken.ErrNotFound)
+	})
+	require.LessOrEqual(t, tries, 40, "20 in a minute, and another may begin meanwhile")
 	seen := map[rune]int{}
 	for range 200 {
 		for _, c := range s.post("/device_authorization", params("client_id", "tv")).ok().text("user_code") {

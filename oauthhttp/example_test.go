@@ -70,7 +70,8 @@ func ExampleConsentFunc() {
 // A resource server in another process tells clients where to get tokens (RFC 9728).
 func ExampleResourceMetadata() {
 	const resource = "https://api.example.com"
-	var v apitoken.Validator // remote.NewValidator's
+	v := must(apitoken.New(apitoken.Config{Issuer: "https://auth.example.com", Audience: resource, Store: memstore.New(), InsecureKeysInStore: true}))
+	defer v.Close() // in another process it is remote.NewValidator's
 	auth := httpauth.New(v, &httpauth.Options{Metadata: oauthhttp.ResourceMetadataURL(resource)})
 	mux := http.NewServeMux()
 	mux.Handle("GET /.well-known/oauth-protected-resource", oauthhttp.ResourceMetadata(oauthhttp.Resource{Resource: resource, Issuers: []string{"https://auth.example.com"}}, ""))

@@ -41,10 +41,13 @@ const (
 	callback     = "https://app.example.com/cb"
 )
 
-// clock is a clock that a test moves.
-type clock struct{ ahead atomic.Int64 }
+// clock is a clock that stands still until a test moves it: how busy the machine is makes no difference.
+type clock struct {
+	from  time.Time
+	ahead atomic.Int64
+}
 
-func (c *clock) Now() time.Time          { return time.Now().Add(time.Duration(c.ahead.Load())) }
+func (c *clock) Now() time.Time          { return c.from.Add(time.Duration(c.ahead.Load())) }
 func (c *clock) Advance(d time.Duration) { c.ahead.Add(int64(d)) }
 
 // site is an issuer with its endpoints.
@@ -80,7 +83,7 @@ func (f *failing) Get(ctx context.Context, k store.Kind, id string) (store.Recor
 
 func newSite(t testing.TB, change func(*apitoken.Config, *oauthhttp.Options)) *site {
 	t.Helper()
-	s := &site{t: t, at: &clock{}, secrets: map[string]string{}}
+	s := &site{t: t, at: &clock{from: time.Now()}, secrets: map[string]string{}}
 	s.st = &failing{Store: memstore.NewWithClock(s.at.Now)}
 	s.start(change)
 	return s

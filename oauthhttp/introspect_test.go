@@ -163,3 +163,33 @@ func TestRevocation(t *testing.T) {
 	s.st.writes.Store(false)
 	require.Equal(t, 200, revoke(pair.text("access_token"), s.as("app")).StatusCode)
 }
+
+// The issuer answers about all its tokens, and exchanges them, not only those for its own audience: a resource server asks
+// about what was sent to it, and goes on with it to the next one.
+func TestTokensForOtherServices(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, nil)
+	s.client("app", nil)
+	s.client("stranger", nil)
+	s.client(otherAPI, nil)
+	tok := s.token(merge(own, "resource", otherAPI), s.as("app")).ok().text("access_token")
+	for _, id := range []string{"app", otherAPI} {
+		a := s.introspect(id, tok)
+		require.Equal(t, true, a.body["active"], id)
+		require.Equal(t, []any{otherAPI}, a.body["aud"])
+	}
+	require.Equal(t, inactive, string(s.introspect("stranger", tok).raw))
+	swap := params("grant_type", apitoken.GrantTokenExchange, "subject_token", tok, "subject_token_type", accessType)
+	next := s.token(merge(swap, "resource", testAudience), s.as(otherAPI)).ok()
+	require.Equal(t, testAudience, claims(t, next.text("access_token"))["aud"])
+	same := s.token(swap, s.as("stranger")).ok()
+	require.Equal(t, otherAPI, claims(t, same.text("access_token"))["aud"], "without one named the audience stays")
+	for range 2 { // what was looked at for others is not kept for this process
+		_, err := s.svc.Validate(t.Context(), apitoken.Bearer(tok))
+		require.ErrorIs(t, err, apitoken.ErrInvalidToken, "and this process's API takes none of them")
+	}
+	require.Equal(t, 200, s.post("/revoke", params("token", tok), s.as("app")).StatusCode)
+	require.Equal(t, inactive, string(s.introspect(otherAPI, tok).raw))
+	s.token(swap, s.as(otherAPI)).refused(400, "invalid_request", "revoked")
+	require.Equal(t, inactive, string(s.introspect("app", next.text("access_token")).raw), "and what came of it with it")
+}

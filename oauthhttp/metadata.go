@@ -1,6 +1,7 @@
 package oauthhttp
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/url"
@@ -14,7 +15,7 @@ import (
 var (
 	authMethods = []string{"client_secret_basic", "client_secret_post", "private_key_jwt", "tls_client_auth", "self_signed_tls_client_auth"}
 	// signAlgs are those of client assertions and DPoP proofs.
-	signAlgs = []string{"ES256", "ES384", "ES512", "EdDSA", "Ed25519", "RS256", "PS256"}
+	signAlgs = []string{"ES256", "ES384", "ES512", "EdDSA", "Ed25519", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}
 )
 
 // serverMetadata is RFC 8414 §2 and what other RFCs add to it.
@@ -36,6 +37,7 @@ type serverMetadata struct {
 	Introspection     string          `json:"introspection_endpoint"`
 	IntrospectionAuth []string        `json:"introspection_endpoint_auth_methods_supported"`
 	IntrospectionAlgs []string        `json:"introspection_endpoint_auth_signing_alg_values_supported"`
+	IntrospectionSign []string        `json:"introspection_signing_alg_values_supported,omitempty"` // RFC 9701 §7
 	Challenges        []string        `json:"code_challenge_methods_supported,omitempty"`
 	Pushed            string          `json:"pushed_authorization_request_endpoint,omitempty"`
 	RequirePushed     bool            `json:"require_pushed_authorization_requests,omitempty"`
@@ -66,7 +68,7 @@ func (h *Handler) metadata() *serverMetadata {
 		TokenAuth:  append(slices.Clone(authMethods), "none"), TokenAuthAlgs: signAlgs,
 		Revocation: h.base + revokePath, RevocationAuth: append(slices.Clone(authMethods), "none"), RevocationAlgs: signAlgs,
 		Introspection: h.base + introspectPath, IntrospectionAuth: authMethods, IntrospectionAlgs: signAlgs,
-		DPoPAlgs: signAlgs, CertificateBound: true, Revocations: remote.FeedURL(h.base), Description: h.base + openAPIPath,
+		IntrospectionSign: h.keyAlgs(), DPoPAlgs: signAlgs, CertificateBound: true, Revocations: remote.FeedURL(h.base), Description: h.base + openAPIPath,
 	}
 	if h.o.MutualTLS != "" {
 		m.Aliases = &mtlsAliases{Token: h.o.MutualTLS + tokenPath, Revocation: h.o.MutualTLS + revokePath, Introspection: h.o.MutualTLS + introspectPath}
@@ -101,16 +103,40 @@ func (h *Handler) metadata() *serverMetadata {
 	return m
 }
 
+// keyAlgs are those of the published signing keys. They change when keys of another kind are imported.
+func (h *Handler) keyAlgs() (algs []string) {
+	doc, err := h.svc.SigningKeys.JWKS(context.Background(), "") // of this process's memory
+	var set struct {
+		Keys []struct {
+			Alg string `json:"alg"`
+		} `json:"keys"`
+	}
+	if err != nil || json.Unmarshal(doc, &set) != nil {
+		return nil
+	}
+	for _, k := range set.Keys {
+		if !slices.Contains(algs, k.Alg) {
+			algs = append(algs, k.Alg)
+		}
+	}
+	return algs
+}
+
 // Metadata serves the issuer's metadata (RFC 8414): mounted alone, at the well-known path between its host and path.
-func (h *Handler) Metadata() http.Handler { return h.document("application/json", h.meta) }
+func (h *Handler) Metadata() http.Handler {
+	return h.endpoint(true, "GET HEAD", func(w http.ResponseWriter, r *http.Request) error {
+		doc, err := json.Marshal(h.metadata())
+		if err != nil {
+			return err
+		}
+		return public(w, r, "application/json", doc)
+	})
+}
 
 // OpenAPI serves a description of the endpoints, OpenAPI 3.1.
-func (h *Handler) OpenAPI() http.Handler { return h.document("application/openapi+json", h.spec) }
-
-// document serves what does not change, to everybody.
-func (h *Handler) document(media string, doc []byte) http.Handler {
+func (h *Handler) OpenAPI() http.Handler {
 	return h.endpoint(true, "GET HEAD", func(w http.ResponseWriter, r *http.Request) error {
-		return public(w, r, media, doc)
+		return public(w, r, "application/openapi+json", h.spec)
 	})
 }
 
@@ -143,14 +169,18 @@ func (x *Resource) check() error {
 	return nil
 }
 
-// ResourceMetadataURL is where a resource's metadata are (RFC 9728 §3.1), for [httpauth.Options].Metadata.
+// ResourceMetadataURL is where a resource's metadata are (RFC 9728 §3.1), for [httpauth.Options].Metadata. A slash that follows
+// the host is dropped, one at the end of a path is the resource's own.
 func ResourceMetadataURL(resource string) string {
 	u, err := url.Parse(resource)
 	if err != nil {
 		return ""
 	}
-	u.Path, u.RawPath = "/.well-known/oauth-protected-resource"+strings.TrimSuffix(u.Path, "/"), ""
-	return u.String()
+	path := u.EscapedPath()
+	if path == "/" {
+		path = ""
+	}
+	return u.Scheme + "://" + u.Host + "/.well-known/oauth-protected-resource" + path
 }
 
 // ResourceMetadata serves a resource's metadata (RFC 9728 §3.2), in whatever process the resource is: mount it at the path of

@@ -23,6 +23,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -78,7 +79,7 @@ type Options struct {
 	// as it must for self-signed ones. nil: only what the listener has verified counts.
 	ClientCAs *x509.CertPool
 	// Certificate is the certificate that the client showed, and whether its chain was verified; nil: the connection's. Behind
-	// a proxy that ends TLS, read the header that it writes.
+	// a proxy that ends TLS, see [CertificateBehindProxies].
 	Certificate func(*http.Request) (cert *x509.Certificate, verified bool)
 	// Address is where the caller is, for audit and throttling; nil: RemoteAddr. Behind proxies, see
 	// [httpauth.BehindProxies].
@@ -104,12 +105,13 @@ type Handler struct {
 	now  func() time.Time
 	mux  *http.ServeMux
 
+	paths []string // of mux
+
 	readTime time.Duration // for a whole body
 
 	tries  throttle // of user codes
 	issues []*assertionIssuer
 	spec   []byte // the OpenAPI document
-	meta   []byte // the metadata
 }
 
 const (
@@ -146,10 +148,11 @@ func New(svc *apitoken.Service, o *Options) (*Handler, error) {
 	for _, a := range h.o.Assertions {
 		h.issues = append(h.issues, newAssertionIssuer(a, h.now))
 	}
-	h.auth = httpauth.New(svc, &httpauth.Options{Realm: "oauth", BaseURL: h.root, Address: h.o.Address})
-	if h.meta, err = json.Marshal(h.metadata()); err != nil {
-		return nil, wrong("Options", "do not make metadata")
-	}
+	h.auth = httpauth.New(svc, &httpauth.Options{Realm: "oauth", BaseURL: h.root, Address: h.o.Address,
+		Certificate: func(r *http.Request) [32]byte {
+			cert, _ := h.certificate(r)
+			return sumOf(cert)
+		}})
 	if h.spec, err = json.Marshal(h.openAPI()); err != nil {
 		return nil, wrong("Options", "do not make a description")
 	}
@@ -224,33 +227,57 @@ func (o *Options) check(issuer *url.URL) error {
 
 func (h *Handler) mount() {
 	h.mux = http.NewServeMux()
-	h.mux.Handle(metadataPath+h.path, h.Metadata())
-	h.mux.Handle("GET "+h.path+jwksPath, h.JWKS())
-	h.mux.Handle(h.path+openAPIPath, h.OpenAPI())
-	h.mux.Handle(h.path+tokenPath, h.Token())
-	h.mux.Handle(h.path+revokePath, h.Revocation())
-	h.mux.Handle(h.path+introspectPath, h.Introspection())
+	at := func(path string, endpoint http.Handler) {
+		h.paths = append(h.paths, path)
+		h.mux.Handle(path, endpoint)
+	}
+	at(metadataPath+h.path, h.Metadata())
+	at(h.path+jwksPath, h.JWKS())
+	at(h.path+openAPIPath, h.OpenAPI())
+	at(h.path+tokenPath, h.Token())
+	at(h.path+revokePath, h.Revocation())
+	at(h.path+introspectPath, h.Introspection())
 	if feed, err := url.Parse(remote.FeedURL(h.base)); err == nil {
-		h.mux.Handle("GET "+feed.EscapedPath(), remote.Feed(h.svc))
+		at(feed.EscapedPath(), getOnly(remote.Feed(h.svc)))
 	}
 	if h.o.Consent != nil {
-		h.mux.Handle(h.path+authorizePath, h.Authorize())
-		h.mux.Handle(h.path+parPath, h.Pushed())
+		at(h.path+authorizePath, h.Authorize())
+		at(h.path+parPath, h.Pushed())
 	}
 	if h.o.DevicePage != "" {
-		h.mux.Handle(h.path+devicePath, h.DeviceAuthorization())
+		at(h.path+devicePath, h.DeviceAuthorization())
 	}
 	if h.o.Registration != nil {
-		h.mux.Handle(h.path+registerPath, h.Register())
-		h.mux.Handle(h.path+registerPath+"/{client}", h.Register())
+		at(h.path+registerPath, h.Register())
+		at(h.path+registerPath+"/{client}", h.Register())
 	}
 	for _, r := range h.o.Resources {
 		u, err := url.Parse(ResourceMetadataURL(r.Resource))
 		if err == nil && u.Scheme+"://"+u.Host == h.root {
-			h.mux.Handle(u.EscapedPath(), ResourceMetadata(r, h.base))
+			path := u.EscapedPath()
+			if strings.HasSuffix(path, "/") {
+				path += "{$}"
+			}
+			at(path, ResourceMetadata(r, h.svc.Issuer()))
 		}
 	}
 }
+
+// getOnly lets reading requests through.
+func getOnly(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			w.Header().Set("Allow", "GET, HEAD")
+			w.WriteHeader(http.StatusMethodNotAllowed)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// Paths are what the Handler serves, as patterns of [http.ServeMux], for a host that has other things on the same
+// server: each is to be given to the Handler as it is.
+func (h *Handler) Paths() []string { return slices.Clone(h.paths) }
 
 // ServeHTTP answers at the paths that the issuer's URL implies; mount it at the root of the issuer's host.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
@@ -320,7 +347,7 @@ func (h *Handler) cors(w http.ResponseWriter, r *http.Request, methods string) b
 }
 
 // JWKS serves the published keys (RFC 7517).
-func (h *Handler) JWKS() http.Handler { return remote.JWKS(h.svc) }
+func (h *Handler) JWKS() http.Handler { return getOnly(remote.JWKS(h.svc)) }
 
 // certificate is what the client showed in TLS, and whether its chain was verified.
 func (h *Handler) certificate(r *http.Request) (*x509.Certificate, bool) {

@@ -235,7 +235,7 @@ func TestMetadata(t *testing.T) {
 	s := newSite(t, func(_ *apitoken.Config, o *oauthhttp.Options) {
 		o.Scopes = apitoken.Scopes{"orders:read"}
 		o.MutualTLS = "https://mtls.example.com/"
-		o.Resources = []oauthhttp.Resource{{Resource: testIssuer + "/api", Scopes: apitoken.Scopes{"orders:read"}}, {Resource: testAudience}}
+		o.Resources = []oauthhttp.Resource{{Resource: testIssuer + "/api", Scopes: apitoken.Scopes{"orders:read"}}, {Resource: testIssuer + "/v1/"}, {Resource: testAudience}}
 		o.Registration = &oauthhttp.Registration{}
 		o.RequirePushed = true
 	})
@@ -249,7 +249,7 @@ func TestMetadata(t *testing.T) {
 		"device_authorization_endpoint": testIssuer + "/device_authorization", "registration_endpoint": testIssuer + "/register", "require_pushed_authorization_requests": true,
 		"authorization_response_iss_parameter_supported": true, "tls_client_certificate_bound_access_tokens": true,
 		"code_challenge_methods_supported": []any{"S256"}, "response_types_supported": []any{"code"}, "response_modes_supported": []any{"query"}, "scopes_supported": []any{"orders:read"},
-		"protected_resources": []any{testIssuer + "/api", testAudience}, "apitoken_revocations_endpoint": remote.FeedURL(testIssuer),
+		"protected_resources": []any{testIssuer + "/api", testIssuer + "/v1/", testAudience}, "apitoken_revocations_endpoint": remote.FeedURL(testIssuer),
 	} {
 		require.Equal(t, want, m[name], name)
 	}
@@ -265,9 +265,13 @@ func TestMetadata(t *testing.T) {
 	require.Equal(t, testIssuer+"/api", r.text("resource"))
 	require.Equal(t, []any{testIssuer}, r.body["authorization_servers"])
 	require.Equal(t, []any{"header"}, r.body["bearer_methods_supported"])
+	require.Equal(t, testIssuer+"/v1/", s.get("/.well-known/oauth-protected-resource/v1/").ok().text("resource"))
+	require.Equal(t, 404, s.get("/.well-known/oauth-protected-resource/v1/x").StatusCode)
 	require.Equal(t, 404, s.get("/.well-known/oauth-protected-resource").StatusCode, "another host's resource is served there")
 	require.Equal(t, "https://api.example.com/.well-known/oauth-protected-resource", oauthhttp.ResourceMetadataURL(testAudience))
-	require.Equal(t, "https://api.example.com/.well-known/oauth-protected-resource/v1", oauthhttp.ResourceMetadataURL(testAudience+"/v1/"))
+	require.Equal(t, "https://api.example.com/.well-known/oauth-protected-resource", oauthhttp.ResourceMetadataURL(testAudience+"/"))
+	require.Equal(t, "https://api.example.com/.well-known/oauth-protected-resource/v1", oauthhttp.ResourceMetadataURL(testAudience+"/v1"))
+	require.Equal(t, "https://api.example.com/.well-known/oauth-protected-resource/v1/", oauthhttp.ResourceMetadataURL(testAudience+"/v1/"), "RFC 9728 §3.1 drops the slash behind the host alone")
 
 	bare, err := oauthhttp.New(s.svc, nil)
 	require.NoError(t, err)
@@ -275,6 +279,11 @@ func TestMetadata(t *testing.T) {
 	bare.ServeHTTP(w, httptest.NewRequest(http.MethodGet, testIssuer+"/.well-known/oauth-authorization-server", nil))
 	require.Contains(t, w.Body.String(), `"response_types_supported":[]`, "RFC 8414 §2 requires it")
 	require.NotContains(t, w.Body.String(), "authorization_endpoint")
+	for _, alone := range []http.Handler{bare.Authorize(), bare.Pushed(), bare.DeviceAuthorization(), bare.Register()} {
+		w := httptest.NewRecorder()
+		alone.ServeHTTP(w, httptest.NewRequest(http.MethodPost, testIssuer+"/x", nil))
+		require.Equal(t, 404, w.Code, "what is off is off alone too")
+	}
 	for _, path := range []string{"/authorize", "/par", "/device_authorization", "/register"} {
 		w := httptest.NewRecorder()
 		bare.ServeHTTP(w, httptest.NewRequest(http.MethodGet, testIssuer+path, nil))

@@ -105,14 +105,28 @@ func (h *Handler) openAPI() object {
 	if h.o.Consent != nil {
 		query := []object{}
 		for _, name := range append([]string{"client_id", "request_uri"}, carriedNames...) {
-			query = append(query, object{"name": name, "in": "query", "required": name == "client_id", "schema": object{"type": "string"}})
+			schema := object{"type": "string"}
+			if name == "resource" {
+				schema = texts()
+			}
+			query = append(query, object{"name": name, "in": "query", "required": name == "client_id", "schema": schema})
 		}
 		page := object{"description": "Shown to the user: the request can not be answered to the client.", "headers": headers("Cache-Control"), "content": content("text/plain", object{"type": "string"})}
-		paths[authorizePath] = object{"get": object{"summary": "Ask the user for an authorization code (RFC 6749 §3.1, RFC 7636, RFC 9207)", "security": []object{{}}, "parameters": query, "responses": object{
+		members := object{}
+		for _, p := range query {
+			members[p["name"].(string)] = p["schema"]
+		}
+		responses := object{
 			"200": object{"description": "The host's login and consent."},
 			"303": object{"description": "The answer to the client, or the host's own redirect.", "headers": headers("Location", "Cache-Control")},
-			"400": page, "405": page, "503": page,
-		}}}
+			"400": page, "405": page, "408": page, "413": page, "500": page, "503": page,
+		}
+		const summary = "Ask the user for an authorization code (RFC 6749 §3.1, RFC 7636, RFC 9207)"
+		paths[authorizePath] = object{
+			"get": object{"summary": summary, "security": []object{{}}, "parameters": query, "responses": responses},
+			"post": object{"summary": summary + ", with the parameters in the body", "security": []object{{}}, "responses": responses,
+				"requestBody": object{"required": true, "content": content("application/x-www-form-urlencoded", shape(members, "client_id"))}},
+		}
 		paths[parPath] = posted("Push an authorization request (RFC 9126)", object{"response_type": text("code"), "redirect_uri": text("One of the client's."), "scope": text("Space-separated."),
 			"state": text("Comes back."), "code_challenge": text("RFC 7636 §4.2"), "code_challenge_method": text("S256"), "resource": texts(), detailsMember: text("RFC 9396"), "dpop_jkt": text("RFC 9449 §10")},
 			[]string{"response_type", "code_challenge", "code_challenge_method"}, true, object{"201": answered("Pushed")})

@@ -29,6 +29,9 @@ var errRequestURI = bad("invalid_request_uri", "The request_uri is unknown, expi
 
 // Pushed is the pushed authorization request endpoint (RFC 9126 §2).
 func (h *Handler) Pushed() http.Handler {
+	if h.o.Consent == nil {
+		return http.NotFoundHandler()
+	}
 	return h.endpoint(true, "POST", func(w http.ResponseWriter, r *http.Request) error {
 		f, err := h.readForm(w, r)
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/apitoken-go/apitoken"
 )
@@ -164,9 +165,12 @@ func (h *Handler) exchange(r *http.Request, t *tokenRequest) (*apitoken.Issued, 
 	if t.has("actor_token") != t.has("actor_token_type") {
 		return nil, invalid("The actor_token and its type go together.")
 	}
-	for _, name := range []string{"subject_token_type", "actor_token_type", "requested_token_type"} {
-		if v := t.get(name); v != "" && v != typeAccess && v != typeJWT {
+	for _, name := range []string{"subject_token", "actor_token", "requested_token"} {
+		switch typ := t.get(name + "_type"); {
+		case typ != "" && typ != typeAccess && typ != typeJWT:
 			return nil, invalid("A token type is not supported.")
+		case typ == typeJWT && t.has(name) && strings.Count(t.get(name), ".") != 2: // such as an API key
+			return nil, invalid("A token is not of its type.")
 		}
 	}
 	if t.has(detailsMember) {

@@ -279,6 +279,10 @@ func TestTokenExchange(t *testing.T) {
 	} {
 		s.token(v, s.as("app")).refused(400, "invalid_request", name)
 	}
+	_, key, err := s.svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", Scopes: apitoken.Scopes{"orders:read"}})
+	require.NoError(t, err)
+	require.Equal(t, "bob", claims(t, s.token(merge(swap, "subject_token", key.Reveal()), s.as("app")).ok().text("access_token"))["sub"], "an API key is traded for a short-lived token")
+	s.token(merge(swap, "subject_token", key.Reveal(), "subject_token_type", "urn:ietf:params:oauth:token-type:jwt"), s.as("app")).refused(400, "invalid_request", "and is no JWT")
 	both := merge(swap, "audience", otherAPI)
 	both["resource"] = []string{otherAPI}
 	s.token(both, s.as("app")).ok("both may name the same service")

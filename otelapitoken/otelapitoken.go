@@ -30,6 +30,7 @@ package otelapitoken
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -314,6 +315,6 @@ func (n *clientNames) label(id string) string {
 	if len(n.known) >= n.max && !n.known[id] {
 		return other
 	}
-	n.known[id] = true
+	n.known[strings.Clone(id)] = true // it may be a part of a token
 	return id
 }

@@ -27,6 +27,7 @@ package promapitoken
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -224,7 +225,7 @@ func (n *clientNames) label(id string) string {
 	if len(n.known) >= n.max && !n.known[id] {
 		return other
 	}
-	n.known[id] = true
+	n.known[strings.Clone(id)] = true // it may be a part of a token
 	return id
 }
 

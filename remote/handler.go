@@ -33,7 +33,7 @@ func Handler(svc *apitoken.Service) http.Handler {
 	base := strings.TrimSuffix(svc.Issuer(), "/")
 	path := pathOf(base)
 	mux := http.NewServeMux()
-	mux.Handle("GET "+wellKnown+path, metadataHandler(base))
+	mux.Handle("GET "+wellKnown+path, metadataHandler(svc.Issuer(), base))
 	mux.Handle("GET "+path+jwksPath, JWKS(svc))
 	mux.Handle("GET "+path+feedPath, Feed(svc))
 	mux.Handle("POST "+path+introspectPath, Introspect(svc))
@@ -51,10 +51,10 @@ func pathOf(issuer string) string {
 	return strings.TrimSuffix(u.EscapedPath(), "/")
 }
 
-func metadataHandler(base string) http.Handler {
+func metadataHandler(issuer, base string) http.Handler {
 	// response_types_supported is required by RFC 8414 §2; this handler has no authorization endpoint.
 	doc, err := json.Marshal(map[string]any{
-		"issuer": base, "jwks_uri": base + jwksPath, "introspection_endpoint": base + introspectPath,
+		"issuer": issuer, "jwks_uri": base + jwksPath, "introspection_endpoint": base + introspectPath,
 		"apitoken_revocations_endpoint": base + feedPath, "response_types_supported": []string{},
 		"introspection_endpoint_auth_methods_supported": []string{"client_secret_basic"},
 	})
@@ -106,7 +106,8 @@ func matches(header, etag string) bool {
 }
 
 // Feed serves the rules behind a position, from memory, to clients that hold FollowScope. With wait (milliseconds) it
-// answers when there is news, or after so long; the caller's right is checked again then.
+// answers when there is news, or after so long; the caller's right is checked again then. With fresh (milliseconds) it looks at
+// the store where its own view is older than that, once for all who ask: a caller's bound may be tighter than the issuer's.
 func Feed(svc *apitoken.Service) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
@@ -118,8 +119,9 @@ func Feed(svc *apitoken.Service) http.Handler {
 		nonce := q.Get("nonce")
 		limit, err1 := number(q.Get("max"), 1000)
 		wait, err2 := number(q.Get("wait"), 0)
-		if !ok || len(nonce) > 128 || nonce == "" || err1 != nil || err2 != nil {
-			http.Error(w, "after, nonce, max or wait is missing or malformed", http.StatusBadRequest)
+		fresh, err3 := number(q.Get("fresh"), 1000)
+		if !ok || len(nonce) > 128 || nonce == "" || err1 != nil || err2 != nil || err3 != nil {
+			http.Error(w, "after, nonce, max, wait or fresh is missing or malformed", http.StatusBadRequest)
 			return
 		}
 		if wait > 0 && after != (store.Position{}) {
@@ -131,15 +133,22 @@ func Feed(svc *apitoken.Service) http.Handler {
 			}
 			ctx, cancel := context.WithTimeout(r.Context(), d)
 			err := svc.Wait(ctx, after)
+			over := ctx.Err() != nil
 			cancel()
-			if r.Context().Err() != nil {
+			switch {
+			case r.Context().Err() != nil:
+				return
+			case err != nil && !over: // the service is closed
+				unavailable(w)
+				return
+			case !allowed(svc, w, r):
 				return
 			}
-			if err == nil || ctx.Err() != nil {
-				if !allowed(svc, w, r) {
-					return
-				}
-			}
+		}
+		if svc.Freshness().Age > time.Duration(fresh)*time.Millisecond {
+			ctx, cancel := context.WithTimeout(r.Context(), syncTimeout)
+			_ = svc.Sync(ctx) // if it fails the answer says how old it is
+			cancel()
 		}
 		v, err := svc.Revocations(r.Context(), after, limit)
 		switch {

@@ -36,7 +36,8 @@ type Config struct {
 
 // Validator is an [apitoken.Validator] without a store.
 type Validator struct {
-	v *apitoken.JWTValidator
+	v    *apitoken.JWTValidator
+	site *site
 }
 
 // FollowScope is what a client must hold to follow the feed and to introspect.
@@ -62,7 +63,7 @@ func NewValidator(c Config) (*Validator, error) {
 		if wait == 0 {
 			wait = defaultStaleness
 		}
-		t.Revocations = &feedSource{site: site, client: c.Client, wait: min(wait/3, maxWait)}
+		t.Revocations = &feedSource{site: site, client: c.Client, wait: min(wait/3, maxWait), fresh: wait / 4}
 		if c.OpaqueFor >= 0 {
 			cfg.OpaqueFor = c.OpaqueFor
 			cfg.Introspect = (&introspector{site: site, client: c.Client}).introspect
@@ -73,7 +74,7 @@ func NewValidator(c Config) (*Validator, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Validator{v: v}, nil
+	return &Validator{v: v, site: site}, nil
 }
 
 func refuse(field, why string) error {
@@ -102,5 +103,9 @@ func (v *Validator) Freshness() apitoken.Freshness { return v.v.Freshness() }
 // Observe adds o, until stop is called.
 func (v *Validator) Observe(o apitoken.Observer) (stop func()) { return v.v.Observe(o) }
 
-// Close ends the validator's goroutines.
-func (v *Validator) Close() error { return v.v.Close() }
+// Close ends the validator's goroutines, and the connections that it made itself.
+func (v *Validator) Close() error {
+	err := v.v.Close()
+	v.site.close()
+	return err
+}

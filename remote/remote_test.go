@@ -3,6 +3,7 @@ package remote_test
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,10 +11,12 @@ import (
 	"net/http/httptest"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -22,6 +25,7 @@ import (
 	"github.com/apitoken-go/apitoken/remote"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/boltstore"
+	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
 // site is an issuer behind a real HTTP server that can be cut off.
@@ -99,7 +103,7 @@ func (s *site) validator(t *testing.T, change func(*remote.Config)) *remote.Vali
 
 func ready(t *testing.T, v *remote.Validator) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	require.NoError(t, v.Ready(ctx))
 }
@@ -115,7 +119,7 @@ func (s *site) issue(t *testing.T, subject string, scopes ...apitoken.Scope) str
 func eventually(t *testing.T, what string, f func() bool) time.Duration {
 	t.Helper()
 	began := time.Now()
-	require.Eventually(t, f, 10*time.Second, time.Millisecond, what)
+	require.Eventually(t, f, time.Minute, time.Millisecond, what)
 	return time.Since(began)
 }
 
@@ -219,6 +223,15 @@ func TestAPIKeysByIntrospection(t *testing.T) {
 	eventually(t, "a rule drops the kept answer", refused(v, secret.Reveal(), apitoken.ErrInvalidToken))
 
 	// A change of the key that is no revocation drops the answer too.
+	_, few, err := s.svc.APIKeys.Create(s.ctx, apitoken.APIKeyRequest{Subject: "bob", Name: "twice", MaxUses: 2})
+	require.NoError(t, err)
+	for range 3 {
+		_, err = v.Validate(s.ctx, apitoken.Bearer(few.Reveal()))
+		require.ErrorIs(t, err, apitoken.ErrInvalidToken, "a key with a number of uses is not good where nobody counts them")
+	}
+	_, err = s.svc.Validate(s.ctx, apitoken.Bearer(few.Reveal()))
+	require.NoError(t, err)
+
 	y, secret2, err := s.svc.APIKeys.Create(s.ctx, apitoken.APIKeyRequest{Subject: "bob", Name: "old"})
 	require.NoError(t, err)
 	_, err = v.Validate(s.ctx, apitoken.Bearer(secret2.Reveal()))
@@ -485,7 +498,7 @@ func TestAStampedeReadsNoStore(t *testing.T) {
 	s := newSite(t, func(c *apitoken.Config) {
 		st = &counted{Store: c.Store}
 		c.Store = st
-		c.Validation.MaxStaleness = 30 * time.Second // so that its own polls are few
+		c.Validation.MaxStaleness = time.Hour // so that its own polls are few
 	})
 	for n := range 500 {
 		require.NoError(t, s.svc.Revoke(s.ctx, apitoken.ByToken(fmt.Sprint("token-", n)), "drill"))
@@ -495,7 +508,7 @@ func TestAStampedeReadsNoStore(t *testing.T) {
 	const n = 100
 	list := make([]*remote.Validator, n)
 	for i := range list {
-		list[i] = s.validator(t, nil)
+		list[i] = s.validator(t, func(c *remote.Config) { c.Validation.MaxStaleness = time.Hour })
 	}
 	for _, v := range list {
 		ready(t, v)
@@ -507,4 +520,155 @@ func TestAStampedeReadsNoStore(t *testing.T) {
 	for _, v := range list {
 		eventually(t, "everywhere", refused(v, token, apitoken.ErrRevoked))
 	}
+}
+
+// A validator's bound may be tighter than its issuer's: the feed does not hand on a view that is older than asked for.
+func TestTheFeedIsAsFreshAsAskedFor(t *testing.T) {
+	t.Parallel()
+	var ahead atomic.Int64
+	s := newSite(t, func(c *apitoken.Config) {
+		c.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+		c.Validation.MaxStaleness = time.Hour // it polls every five seconds
+	})
+	ask := func(query string) (age int64) {
+		r, err := http.NewRequest(http.MethodGet, s.url+"/apitoken/revocations?after=0.0&nonce=n"+query, nil)
+		require.NoError(t, err)
+		r.SetBasicAuth(s.auth.ID, s.auth.Secret.Reveal())
+		res, err := http.DefaultClient.Do(r)
+		require.NoError(t, err)
+		var answer struct {
+			Age int64 `json:"age_ms"`
+		}
+		require.NoError(t, json.Unmarshal([]byte(readAll(t, res)), &answer))
+		return answer.Age
+	}
+	hour := time.Hour.Milliseconds()
+	ahead.Store(int64(time.Hour))
+	require.Less(t, ask("&fresh=60000"), hour/2)
+	ahead.Store(int64(2 * time.Hour))
+	require.Less(t, ask(""), hour/2)
+}
+
+// Close leaves nothing behind: no goroutine, no connection, whatever was under way.
+func TestCloseLeavesNothing(t *testing.T) { // alone: it counts goroutines
+	s := newSite(t, nil)
+	hang := make(chan struct{})
+	slow := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case <-hang:
+		case <-r.Context().Done():
+		}
+	})
+	before := stacks()
+	for _, what := range []string{"idle", "feed hangs", "keys hang"} {
+		s.feed.Store(nil)
+		s.jwks.Store(nil)
+		v, err := remote.NewValidator(remote.Config{Issuer: s.url, Audience: "https://api.example.com", Client: s.auth})
+		require.NoError(t, err)
+		ready(t, v)
+		switch what {
+		case "feed hangs":
+			s.feed.Store(&slow)
+		case "keys hang":
+			s.jwks.Store(&slow)
+		}
+		_, secret, err := s.svc.APIKeys.Create(s.ctx, apitoken.APIKeyRequest{Subject: "bob"})
+		require.NoError(t, err)
+		ctx, cancel := context.WithTimeout(s.ctx, time.Millisecond)
+		_, _ = v.Validate(ctx, apitoken.Bearer(secret.Reveal()))
+		cancel()
+		require.NoError(t, v.Close())
+		_, err = v.Validate(s.ctx, apitoken.Bearer(secret.Reveal()+"x"))
+		require.Error(t, err)
+	}
+	close(hang)
+	eventually(t, "all of it has ended", func() bool { return stacks() <= before })
+}
+
+// stacks counts the goroutines of this module and of connections that clients hold.
+func stacks() int {
+	buf := make([]byte, 1<<22)
+	n := 0
+	for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		if strings.Contains(g, "apitoken.(*trust)") || strings.Contains(g, "apitoken.(*opaqueShelf)") || strings.Contains(g, "remote.(*site)") || strings.Contains(g, "http.(*persistConn)") {
+			n++
+		}
+	}
+	return n
+}
+
+// An issuer whose metadata hang, or are gone, still feeds those who know them.
+func TestMetadataThatHangHoldUpNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		svc, err := apitoken.New(apitoken.Config{Issuer: "https://auth.example.com/tenant/", Audience: "a", Store: memstore.New(), InsecureKeysInStore: true,
+			Validation: apitoken.Validation{MaxStaleness: time.Second}})
+		require.NoError(t, err)
+		defer svc.Close()
+		c, secret, err := svc.Clients.Create(context.Background(), apitoken.Client{ID: "orders", GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{remote.FollowScope}})
+		require.NoError(t, err)
+		h := remote.Handler(svc)
+		var hangs atomic.Bool
+		v, err := remote.NewValidator(remote.Config{
+			Issuer: "https://auth.example.com/tenant/", Audience: "a", Client: apitoken.ClientAuth{ID: c.ID, Secret: secret},
+			Validation: apitoken.Validation{MaxStaleness: 3 * time.Second},
+			HTTP: &http.Client{Transport: tripper(func(r *http.Request) (*http.Response, error) {
+				if strings.HasPrefix(r.URL.Path, "/.well-known/oauth") && hangs.Load() {
+					<-r.Context().Done()
+					return nil, r.Context().Err()
+				}
+				w := httptest.NewRecorder()
+				h.ServeHTTP(w, r)
+				return w.Result(), nil
+			})},
+		})
+		require.NoError(t, err)
+		defer v.Close()
+		require.NoError(t, v.Ready(context.Background()))
+		hangs.Store(true)
+		for range 200 { // over an hour: by then they are read again
+			time.Sleep(time.Minute)
+			require.Less(t, v.Freshness().Age, 3*time.Second)
+		}
+		i, err := svc.Issue(context.Background(), apitoken.Request{Subject: "alice"})
+		require.NoError(t, err)
+		_, err = v.Validate(context.Background(), apitoken.Bearer(i.Access.Reveal()))
+		require.NoError(t, err)
+	})
+}
+
+type tripper func(*http.Request) (*http.Response, error)
+
+func (f tripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+func TestKeySetsOfOthers(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = fmt.Fprintf(w, `{"keys":[],"asked":%q}`, r.URL.RawQuery)
+	}))
+	t.Cleanup(srv.Close)
+	doc, err := remote.Keys(srv.URL+"/keys?p=policy", nil).JWKS(context.Background(), "")
+	require.NoError(t, err)
+	require.Contains(t, string(doc), "p=policy", "some issuers have a query in it")
+	for _, bad := range []string{"", "auth.example.com", "http://auth.example.com/keys", "ftp://auth.example.com/keys", "https://user@auth.example.com/keys"} {
+		_, err := remote.Keys(bad, nil).JWKS(context.Background(), "")
+		require.ErrorContains(t, err, "https", bad)
+	}
+}
+
+// A service that is closed hands on nothing, and does not answer its followers in a hurry either.
+func TestTheFeedOfAClosedService(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, nil)
+	view, err := s.svc.Revocations(s.ctx, store.Position{}, 0)
+	require.NoError(t, err)
+	require.NoError(t, s.svc.Close())
+	r, err := http.NewRequest(http.MethodGet, fmt.Sprintf("%s/apitoken/revocations?after=%x.%x&nonce=n&wait=20000", s.url, view.Next.History, view.Next.N), nil)
+	require.NoError(t, err)
+	r.SetBasicAuth(s.auth.ID, s.auth.Secret.Reveal())
+	res, err := http.DefaultClient.Do(r)
+	require.NoError(t, err)
+	readAll(t, res)
+	require.Equal(t, http.StatusServiceUnavailable, res.StatusCode)
+	require.NotEmpty(t, res.Header.Get("Retry-After"))
 }

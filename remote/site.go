@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -23,22 +24,33 @@ const (
 	defaultStaleness = 10 * time.Second
 	maxWait          = 20 * time.Second // of a long poll
 	requestTimeout   = 10 * time.Second // of everything else
+	syncTimeout      = 2 * time.Second  // of the issuer's look at its store
 	maxMetadata      = 64 << 10
 	maxKeySet        = 256 << 10
 	maxFeed          = 4 << 20
 	maxIntrospection = 64 << 10
 	rediscover       = time.Hour
+	rediscoverPause  = time.Minute // after a try that failed
+	distrustPause    = time.Second
 )
 
 // site is an issuer as it is reached over HTTP.
 type site struct {
 	issuer *url.URL
+	name   string // issuer as it was written: what its metadata must say
 	http   *http.Client
+	own    *http.Transport // made here; nil: the host's
 
-	mu    sync.Mutex // guards meta and read, and makes one discovery at a time
-	meta  *metadata
-	read  time.Time
-	stale bool // something that the metadata named did not work: read them again
+	first chan struct{} // holds the one right to read the metadata while there are none; a channel, so that waiting ends with a context
+	ctx   context.Context
+	stop  context.CancelFunc
+	wg    sync.WaitGroup
+
+	mu      sync.Mutex // guards all below
+	meta    *metadata
+	next    time.Time // when they are read again
+	reading bool
+	closed  bool
 }
 
 // metadata is what we read of RFC 8414.
@@ -54,13 +66,30 @@ func newSite(issuer string, c *http.Client) (*site, error) {
 	switch {
 	case issuer == "":
 		return nil, refuse("Issuer", "is required")
-	case err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "":
+	case err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.ContainsAny(issuer, "?#"):
 		return nil, refuse("Issuer", "must be a URL such as https://auth.example.com, without query and fragment")
-	case u.Scheme != "https" && !(u.Scheme == "http" && loopback(u)):
+	case !secure(u):
 		return nil, refuse("Issuer", "must be https: http is for loopback only")
 	}
-	return &site{issuer: u, http: careful(c)}, nil
+	s := &site{issuer: u, name: issuer, first: make(chan struct{}, 1)}
+	s.http, s.own = careful(c)
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	return s, nil
 }
+
+// close ends what runs in the background, and the connections that were made here.
+func (s *site) close() {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.stop()
+	s.wg.Wait()
+	if s.own != nil {
+		s.own.CloseIdleConnections()
+	}
+}
+
+func secure(u *url.URL) bool { return u.Scheme == "https" || u.Scheme == "http" && loopback(u) }
 
 func loopback(u *url.URL) bool {
 	host := u.Hostname()
@@ -69,18 +98,23 @@ func loopback(u *url.URL) bool {
 }
 
 // careful is c, or a default, without redirects: what answers for an issuer is the issuer.
-func careful(c *http.Client) *http.Client {
+func careful(c *http.Client) (*http.Client, *http.Transport) {
+	var made *http.Transport
 	if c == nil {
-		t := http.DefaultTransport.(*http.Transport).Clone()
-		t.MaxResponseHeaderBytes = 64 << 10
-		t.ResponseHeaderTimeout = maxWait + requestTimeout
-		t.MaxConnsPerHost = 16
-		c = &http.Client{Transport: t}
+		base, ok := http.DefaultTransport.(*http.Transport) // a host may have put something else there
+		if !ok {
+			base = &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: requestTimeout}
+		}
+		made = base.Clone()
+		made.MaxResponseHeaderBytes = 64 << 10
+		made.ResponseHeaderTimeout = maxWait + requestTimeout
+		made.MaxConnsPerHost = 16
+		c = &http.Client{Transport: made}
 	}
 	own := *c
 	own.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	own.Jar = nil
-	return &own
+	return &own, made
 }
 
 var errStatus = errors.New("remote: the issuer refused")
@@ -111,35 +145,70 @@ func clean(err error) error {
 	return err
 }
 
-// discover reads the issuer's metadata (RFC 8414 §3), where they are not known or no longer work.
+// discover returns the issuer's metadata (RFC 8414 §3). The first time it waits for them; from then on they are read again in the
+// background, and the last good ones serve meanwhile: an issuer whose metadata hang or are gone still has its feed and its keys.
 func (s *site) discover(ctx context.Context) (*metadata, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.meta != nil && !s.stale && time.Since(s.read) < rediscover {
-		return s.meta, nil
+	if m := s.known(); m != nil {
+		return m, nil
+	}
+	select {
+	case s.first <- struct{}{}:
+		defer func() { <-s.first }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if m := s.known(); m != nil {
+		return m, nil // whoever was before us read them
 	}
 	m, err := s.fetch(ctx)
 	if err != nil {
-		if s.meta != nil {
-			return s.meta, nil // the last good ones
-		}
 		return nil, err
 	}
-	s.meta, s.read, s.stale = m, time.Now(), false
+	s.keep(m)
 	return m, nil
 }
 
-// distrust makes the next call read the metadata again.
+// known is what was read last, if anything. It starts reading it again when it is time.
+func (s *site) known() *metadata {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.meta == nil || s.reading || s.closed || time.Now().Before(s.next) {
+		return s.meta
+	}
+	s.reading, s.next = true, time.Now().Add(rediscoverPause)
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		m, err := s.fetch(s.ctx)
+		if err == nil {
+			s.keep(m)
+		}
+		s.mu.Lock()
+		s.reading = false
+		s.mu.Unlock()
+	}()
+	return s.meta
+}
+
+func (s *site) keep(m *metadata) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.meta, s.next = m, time.Now().Add(rediscover)
+}
+
+// distrust makes the metadata be read again soon: something that they named did not work.
 func (s *site) distrust() {
 	s.mu.Lock()
-	s.stale = true
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	if soon := time.Now().Add(distrustPause); soon.Before(s.next) {
+		s.next = soon
+	}
 }
 
 func (s *site) fetch(ctx context.Context) (*metadata, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, MetadataURL(s.issuer.String()), nil)
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, MetadataURL(s.name), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -152,13 +221,17 @@ func (s *site) fetch(ctx context.Context) (*metadata, error) {
 		return nil, fmt.Errorf("remote: metadata: status %d", res.StatusCode)
 	}
 	var m metadata
-	if err := json.Unmarshal(body, &m); err != nil {
+	// Strict JSON first: encoding/json takes the last of two members with one name.
+	if jws.CheckJSON(body) != nil || json.Unmarshal(body, &m) != nil {
 		return nil, errors.New("remote: metadata are not JSON")
 	}
-	if m.Issuer != s.issuer.String() {
+	if m.Issuer != s.name {
 		return nil, errors.New("remote: the metadata are another issuer's (RFC 8414 §3.3)")
 	}
-	if err := s.secure(m.JWKS, false); err != nil {
+	if m.JWKS == "" {
+		return nil, errors.New("remote: the metadata name no jwks_uri")
+	}
+	if err := s.check(m.JWKS, false); err != nil {
 		return nil, fmt.Errorf("remote: jwks_uri %w", err)
 	}
 	// These two get our credential: they must be the issuer's own.
@@ -166,20 +239,20 @@ func (s *site) fetch(ctx context.Context) (*metadata, error) {
 		if endpoint == "" {
 			continue
 		}
-		if err := s.secure(endpoint, true); err != nil {
+		if err := s.check(endpoint, true); err != nil {
 			return nil, fmt.Errorf("remote: an endpoint %w", err)
 		}
 	}
 	return &m, nil
 }
 
-// secure refuses URLs that are not https (or loopback, where the issuer is), or of another origin where that matters.
-func (s *site) secure(raw string, own bool) error {
+// check refuses URLs that are not https (or loopback, where the issuer is), or of another origin where that matters.
+func (s *site) check(raw string, own bool) error {
 	u, err := url.Parse(raw)
 	switch {
 	case err != nil || u.Host == "" || u.User != nil:
 		return errors.New("is no URL")
-	case u.Scheme != "https" && !(u.Scheme == "http" && loopback(u) && loopback(s.issuer)):
+	case !secure(u) || u.Scheme == "http" && !loopback(s.issuer):
 		return errors.New("is not https")
 	case own && (u.Scheme != s.issuer.Scheme || !strings.EqualFold(u.Host, s.issuer.Host)):
 		return errors.New("is of another origin than the issuer")
@@ -193,7 +266,7 @@ func MetadataURL(issuer string) string {
 	if err != nil {
 		return ""
 	}
-	u.Path = wellKnown + strings.TrimSuffix(u.Path, "/")
+	u.Path, u.RawPath = wellKnown+strings.TrimSuffix(u.Path, "/"), wellKnown+strings.TrimSuffix(u.EscapedPath(), "/")
 	return u.String()
 }
 
@@ -209,13 +282,14 @@ type keySource struct {
 }
 
 // Keys fetches the JWKS at url, which is https, or http on loopback: for issuers that are not of this module's making. The
-// answer is bounded in size and time; redirects are not followed. c is as Config.HTTP.
-func Keys(url string, c *http.Client) apitoken.KeySource {
-	site, err := newSite(url, c)
-	if err != nil {
-		return brokenKeys{err}
+// answer is bounded in size and time; redirects are not followed. c is as Config.HTTP. With another URL every reading fails.
+func Keys(from string, c *http.Client) apitoken.KeySource {
+	u, err := url.Parse(from)
+	if err != nil || u.Host == "" || u.User != nil || !secure(u) {
+		return brokenKeys{errors.New("remote: a key set has an https URL, or http on loopback")}
 	}
-	return &keySource{site: site, url: url}
+	client, _ := careful(c)
+	return &keySource{site: &site{issuer: u, http: client}, url: from}
 }
 
 type brokenKeys struct{ err error }
@@ -239,6 +313,8 @@ func (k *keySource) JWKS(ctx context.Context, _ string) ([]byte, error) {
 		return nil, err
 	}
 	r.Header.Set("Accept", "application/jwk-set+json, application/json")
+	// What a cache in between kept may be from before a key was withdrawn. We ask seldom.
+	r.Header.Set("Cache-Control", "no-cache")
 	if k.etag != "" && k.from == from {
 		r.Header.Set("If-None-Match", k.etag)
 	}
@@ -249,7 +325,9 @@ func (k *keySource) JWKS(ctx context.Context, _ string) ([]byte, error) {
 	case res.StatusCode == http.StatusNotModified && k.doc != nil:
 		return k.doc, nil
 	case res.StatusCode != http.StatusOK:
-		k.site.distrust()
+		if k.url == "" {
+			k.site.distrust()
+		}
 		return nil, fmt.Errorf("remote: keys: status %d", res.StatusCode)
 	}
 	k.etag, k.from, k.doc = res.Header.Get("ETag"), from, body
@@ -261,6 +339,7 @@ type feedSource struct {
 	site   *site
 	client apitoken.ClientAuth
 	wait   time.Duration
+	fresh  time.Duration // how old the issuer's own view may be
 }
 
 // Waits says that an answer comes when there is news, or after a while.
@@ -278,7 +357,7 @@ func (f *feedSource) Revocations(ctx context.Context, after store.Position, max 
 		return none, errors.New("remote: the issuer has no feed: it does not mount remote.Handler")
 	}
 	nonce := rand.Text()
-	q := url.Values{"after": {formatPosition(after)}, "nonce": {nonce}, "max": {strconv.Itoa(max)}}
+	q := url.Values{"after": {formatPosition(after)}, "nonce": {nonce}, "max": {strconv.Itoa(max)}, "fresh": {strconv.FormatInt(f.fresh.Milliseconds(), 10)}}
 	if after != (store.Position{}) {
 		q.Set("wait", strconv.FormatInt(f.wait.Milliseconds(), 10))
 	}

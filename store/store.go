@@ -89,6 +89,7 @@ type Position struct {
 	N       int64
 }
 
+// Record is one record of a namespace, named by its kind and ID.
 type Record struct {
 	Kind    Kind
 	ID      string   // 1-255 bytes, UTF-8 without NUL, ordered bytewise; time-ordered for grants and rules
@@ -120,9 +121,12 @@ type Change struct {
 // whose view is older than Head catches up before it acts on, or returns, what it just wrote.
 type Commit struct {
 	Head Position
-	Now  int64 // the store's clock, for grace windows and drift alarms; an engine without one gives the caller's
+	// Now is the store's clock, for grace windows and drift alarms; an engine without one gives the caller's. A store that
+	// does not let it go back must not let it stand still either, until the machine's has caught up: windows would not end.
+	Now int64
 }
 
+// View is one answer of Follow.
 type View struct {
 	Records []Record
 	Next    Position
@@ -130,6 +134,7 @@ type View struct {
 	Now     int64
 }
 
+// Query says what List lists: records of a kind by their IDs, or events in their final order.
 type Query struct {
 	Kind                                Kind
 	Subject, Client, Grant, Token, Type string // all that are set must match
@@ -139,11 +144,13 @@ type Query struct {
 	Limit                               int    // at most 1000
 }
 
+// Page is one answer of List.
 type Page struct {
 	Records []Record
 	Cursor  string // "": nothing more now
 }
 
+// What stores answer, for errors.Is. Any other error of Apply means that the outcome is unknown.
 var (
 	ErrNotFound = errors.New("store: not found")
 	ErrConflict = errors.New("store: conflict")

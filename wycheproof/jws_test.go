@@ -46,7 +46,7 @@ func keys(t *testing.T, g *group[webSignature]) (out []*jws.PublicKey) {
 		return nil
 	}
 	out = slices.DeleteFunc(out, func(k *jws.PublicKey) bool { return secrets[k.KID] > 1 })
-	read, _, err := jws.ParseJWKS([]byte(`{"keys":[` + strings.Join(public, ",") + `]}`))
+	read, _, err := jws.ParseJWKS([]byte(`{"keys":[`+strings.Join(public, ",")+`]}`), nil)
 	require.NoError(t, err)
 	return append(out, read...)
 }

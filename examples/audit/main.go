@@ -49,7 +49,8 @@ type bank struct {
 	watch *misuse.Watch
 	led   *ledger.Ledger
 	vault *ledger.Vault
-	key   string // public, of checkpoints
+	key   string               // public, of checkpoints
+	seen  chan misuse.Detector // what the policy was asked about
 	url   string
 	close []func() error // the last one first
 }
@@ -64,7 +65,7 @@ func (b *bank) stop() (err error) {
 }
 
 func open(ctx context.Context, out io.Writer, dir string) (b *bank, err error) {
-	b = &bank{out: out, dir: dir}
+	b = &bank{out: out, dir: dir, seen: make(chan misuse.Detector, 16)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, b.stop())
@@ -176,7 +177,7 @@ func run(out io.Writer, dir string) (err error) {
 	if _, _, err = b.svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", Name: "nightly", Scopes: apitoken.Scopes{"accounts:read"}}); err != nil {
 		return err
 	}
-	b.watch, err = misuse.Start(b.svc, misuse.Config{Canaries: []string{canary.ID}, Policy: policy})
+	b.watch, err = misuse.Start(b.svc, misuse.Config{Canaries: []string{canary.ID}, Policy: b.policy})
 	if err != nil {
 		return err
 	}
@@ -217,6 +218,13 @@ func run(out io.Writer, dir string) (err error) {
 	b.say("   the canary: %d", status)
 
 	b.say("\n3. What the detectors said and the policy did, without anybody's hand:")
+	for range 3 { // the replay is told of by the event feed, a moment later
+		select {
+		case <-b.seen:
+		case <-time.After(time.Minute):
+			return errors.New("the attacks were not all found")
+		}
+	}
 	if err := b.watch.Close(); err != nil { // what was found is acted on
 		return err
 	}
@@ -243,11 +251,12 @@ func run(out io.Writer, dir string) (err error) {
 }
 
 // policy is the host's answer to alerts.
-func policy(_ context.Context, a misuse.Alert) misuse.Action {
+func (b *bank) policy(_ context.Context, a misuse.Alert) misuse.Action {
+	b.seen <- a.Detector
 	switch a.Detector {
 	case misuse.Canary:
 		return misuse.RevokeSubject
-	case misuse.Addresses, misuse.UserAgents:
+	case misuse.Addresses, misuse.UserAgents, misuse.Reuse:
 		return misuse.RevokeGrant
 	}
 	return misuse.Tell

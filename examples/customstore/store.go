@@ -11,6 +11,7 @@ package customstore
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -37,7 +38,6 @@ type Store struct {
 	size    int64 // of the journal, up to the last whole line
 	history uint64
 	head    int64 // Pos.N of the last state change
-	clock   int64 // ms, the last that was stamped
 	number  int   // of the last event
 	trimmed string
 	records map[key]store.Record
@@ -56,6 +56,11 @@ type line struct {
 	Gone    []key          `json:",omitempty"`
 }
 
+// begin is how a journal begins; a file that begins otherwise is not touched.
+const begin = `{"History":`
+
+var errForeign = errors.New("not a journal of this package")
+
 // Open opens or makes the journal. A line that a crash left half written was never acknowledged, and is cut off.
 func Open(path string) (_ *Store, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -67,10 +72,14 @@ func Open(path string) (_ *Store, err error) {
 		var text []byte
 		if text, err = in.ReadBytes('\n'); err == nil {
 			l := line{}
-			if err = json.Unmarshal(text, &l); err == nil {
+			if err = json.Unmarshal(text, &l); err == nil && s.history == 0 && l.History == 0 {
+				err = errForeign
+			} else if err == nil {
 				s.take(&l)
 				s.size += int64(len(text))
 			}
+		} else if err == io.EOF && s.size == 0 && !bytes.HasPrefix([]byte(begin), text[:min(len(text), len(begin))]) {
+			err = errForeign
 		}
 	}
 	if err == io.EOF {
@@ -114,7 +123,7 @@ func (s *Store) write(l *line) error {
 func (s *Store) take(l *line) {
 	s.history = max(s.history, l.History)
 	for _, r := range l.Records {
-		s.clock, s.head = max(s.clock, r.Written), max(s.head, r.Pos.N)
+		s.head = max(s.head, r.Pos.N)
 		k := key{r.Kind, r.ID}
 		if r.Kind == store.KindEvent {
 			s.number++
@@ -130,8 +139,9 @@ func (s *Store) take(l *line) {
 	}
 }
 
-// now does not go back behind what was stamped, whatever the machine's clock does.
-func (s *Store) now() int64 { return max(time.Now().UnixMilli(), s.clock) }
+// now follows the machine's clock, back too: one that stood still until the machine's had caught up would leave grace
+// windows open. Positions rise all the same.
+func now() int64 { return time.Now().UnixMilli() }
 
 // own copies a record away from whoever has the original.
 func own(r store.Record) store.Record {
@@ -160,18 +170,18 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now, head, conflict := s.now(), s.head, false
+	at, head, conflict := now(), s.head, false
 	l := &line{}
 	for _, p := range c.Puts {
 		old := s.records[key{p.Kind, p.ID}].Version
 		if old == c.ID { // done before
-			return store.Commit{Head: store.Position{History: s.history, N: s.head}, Now: now}, nil
+			return store.Commit{Head: store.Position{History: s.history, N: s.head}, Now: at}, nil
 		}
 		conflict = conflict || old != p.Expect
 		r := own(p.Record)
-		r.Version, r.Written, r.Pos = c.ID, now, store.Position{}
+		r.Version, r.Written, r.Pos = c.ID, at, store.Position{}
 		if r.Kind.State() {
-			head = max(head+1, now<<16)
+			head = max(head+1, at<<16)
 			r.Pos = store.Position{History: s.history, N: head}
 		}
 		l.Records = append(l.Records, r)
@@ -181,11 +191,11 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	}
 	for _, e := range c.Events {
 		e = own(e)
-		e.Version, e.Written, e.Pos = c.ID, now, store.Position{}
+		e.Version, e.Written, e.Pos = c.ID, at, store.Position{}
 		l.Records = append(l.Records, e)
 	}
 	err := s.write(l) // an error means unknown: the caller repeats c
-	return store.Commit{Head: store.Position{History: s.history, N: s.head}, Now: now}, err
+	return store.Commit{Head: store.Position{History: s.history, N: s.head}, Now: at}, err
 }
 
 func check(c *store.Change) error {
@@ -220,7 +230,7 @@ func (s *Store) Follow(ctx context.Context, after store.Position, kinds []store.
 	if after != (store.Position{}) && (after.History != s.history || after.N > s.head) {
 		return store.View{}, store.ErrDiverged
 	}
-	v := store.View{Next: store.Position{History: s.history, N: s.head}, Now: s.now()}
+	v := store.View{Next: store.Position{History: s.history, N: s.head}, Now: now()}
 	for _, r := range s.records {
 		if r.Pos.N > after.N && (kinds == nil || slices.Contains(kinds, r.Kind)) {
 			v.Records = append(v.Records, own(r))
@@ -279,7 +289,7 @@ func selects(q *store.Query, r *store.Record) bool {
 func (s *Store) Purge(ctx context.Context, kind store.Kind, before int64, limit int) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	before = min(before, s.now()+1) // alive is Expires > now
+	before = min(before, now()+1) // alive is Expires > now
 	l := &line{}
 	for k, r := range s.records {
 		if len(l.Gone) < limit && k.Kind == kind && r.Expires > 0 && r.Expires < before {

@@ -55,3 +55,23 @@ func TestCrash(t *testing.T) {
 		require.NoError(t, s.Close())
 	}
 }
+
+// TestForeign: what is not a journal is an error, and stays as it is; a first line that a crash cut is begun again.
+func TestForeign(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "tokens.journal")
+	for _, text := range []string{"no journal", "no journal\n", "{}\n", `{"a":1}`, "\n", "\x00", `{"Records":[]}` + "\n"} {
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+		_, err := Open(path)
+		require.Error(t, err, "%q", text)
+		left, err := os.ReadFile(path)
+		require.NoError(t, err)
+		require.Equal(t, text, string(left))
+	}
+	for _, text := range []string{"", `{"His`, `{"History":12`} {
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+		s, err := Open(path)
+		require.NoError(t, err, "%q", text)
+		require.NoError(t, s.Close())
+	}
+}

@@ -195,7 +195,11 @@ func run(out io.Writer, dir string) error {
 	if a, err = start(dir); err != nil {
 		return err
 	}
-	if err := say("stop, and start again on the same file", "", nil); err != nil {
+	file, err := os.Stat(filepath.Join(dir, "tokens.db"))
+	if err != nil {
+		return err
+	}
+	if err := say("stop, and start again on the same file", fmt.Sprintf("%s, %d KiB, %s", file.Name(), file.Size()>>10, file.Mode()), nil); err != nil {
 		return err
 	}
 	if err := show("carol's API key still works", "GET", secret); err != nil {
@@ -214,21 +218,24 @@ func run(out io.Writer, dir string) error {
 func audit(ctx context.Context, out io.Writer, svc *apitoken.Service) error {
 	fmt.Fprint(out, "\nThe audit trail:\n\n")
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "TIME\tEVENT\tSUBJECT\tDETAIL")
+	fmt.Fprintln(w, "TIME\tEVENT\tOK\tACTOR\tSUBJECT\tDETAIL")
 	for e, err := range svc.Events(ctx, apitoken.EventQuery{OldestFirst: true}) {
 		if err != nil {
 			return err
 		}
-		detail := e.Reason
+		detail, ok := e.Reason, "no"
+		if e.OK {
+			ok = "yes"
+		}
 		switch {
 		case len(e.Scopes) > 0 && detail == "":
 			detail = "scope " + e.Scopes.String()
-		case e.Count > 0:
+		case e.Count > 1:
 			detail = fmt.Sprintf("%s, %d times", e.Reason, e.Count)
 		case e.Type == apitoken.EventKeyChanged:
 			detail = e.Reason + ", " + e.Extra["alg"]
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", e.Time.Format("15:04:05.000"), e.Type, e.Subject, detail)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", e.Time.Format("15:04:05.000"), e.Type, ok, e.Actor, e.Subject, detail)
 	}
 	return w.Flush()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"net/url"
 	"strconv"
 	"sync"
 	"time"
@@ -38,7 +39,11 @@ type order struct {
 
 func newApp(ctx context.Context, svc *apitoken.Service, s *settings, base string, o *oauthhttp.Options) (*app, error) {
 	a := &app{svc: svc, scopes: s.Scopes, users: map[string]user{}, busy: make(chan struct{}, 2)}
-	a.auth = httpauth.New(svc, &httpauth.Options{Realm: "orders", BaseURL: base})
+	u, err := url.Parse(base)
+	if err != nil {
+		return nil, err
+	}
+	a.auth = httpauth.New(svc, &httpauth.Options{Realm: "orders", BaseURL: u.Scheme + "://" + u.Host, Metadata: oauthhttp.ResourceMetadataURL(base)})
 	if err := declare(ctx, svc, s.Clients); err != nil {
 		return nil, err
 	}
@@ -63,7 +68,6 @@ func newApp(ctx context.Context, svc *apitoken.Service, s *settings, base string
 			Handler: http.HandlerFunc(a.rotateKey)},
 		"DELETE /keys/{id}": {Needs: apitoken.AllOf("keys"), Handler: http.HandlerFunc(a.revokeKey)},
 	})
-	var err error
 	a.mux, err = a.oauth(s, base, o, a.auth.Origin(http.NewCrossOriginProtection().Handler(table)))
 	return a, err
 }

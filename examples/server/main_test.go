@@ -134,6 +134,17 @@ func TestSettingsFile(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte(`{"scops":{}}`), 0o600))
 	err = run(context.Background(), []string{"-addr", "127.0.0.1:0", "-config", file, "-db", filepath.Join(dir, "other.db")}, slog.New(slog.DiscardHandler), nil)
 	require.ErrorContains(t, err, "scops", "a typing error is named")
+	for want, args := range map[string][]string{
+		"tokens.db":     {"tokens.db"},      // without its flag
+		"not defined":   {"-adress", ":80"}, // a flag that is none
+		"no such file":  {"-config", dir + "/nowhere.json"},
+		"no such file ": {"-client-ca", dir + "/nowhere.pem"},
+		"no certif":     {"-client-ca", file},
+		"https":         {"-addr", "127.0.0.1:0", "-issuer", "http://auth.example.com", "-db", filepath.Join(dir, "http.db")},
+	} {
+		err := run(context.Background(), args, slog.New(slog.DiscardHandler), nil)
+		require.ErrorContains(t, err, strings.TrimSpace(want), "%v", args)
+	}
 }
 
 // post sends a form and returns the answer without following it.
@@ -213,6 +224,13 @@ func TestOAuthClients(t *testing.T) {
 	}
 	decode(t, post(t, base+"/device_authorization", "", "", url.Values{"client_id": {"cli"}, "scope": {"orders:read"}}), &d)
 	require.Equal(t, base+"/device", d.Page)
+	shown, status := get(t, d.Page+"?user_code="+d.User)
+	require.Equal(t, 200, status)
+	for _, want := range []string{"The command line", "See orders", d.User} {
+		require.Contains(t, shown, want, "the user sees what he is asked before he says yes (RFC 8628 §5.4)")
+	}
+	_, status = get(t, d.Page+"?user_code=BBBB-BBBB")
+	require.Equal(t, 404, status)
 	poll := url.Values{"grant_type": {apitoken.GrantDeviceCode}, "client_id": {"cli"}, "device_code": {d.Device}}
 	require.Equal(t, 400, post(t, base+"/token", "", "", poll).StatusCode)
 	require.Equal(t, 404, post(t, d.Page, "", "", url.Values{"user_code": {"XXXX-XXXX"}, "user": {"alice"}, "password": {"wonderland"}, "decision": {"allow"}}).StatusCode)
@@ -230,6 +248,62 @@ func TestOAuthClients(t *testing.T) {
 	var about map[string]any
 	require.Equal(t, 200, call(t, "GET", base+"/.well-known/oauth-authorization-server", "", "", &about))
 	require.Equal(t, base, about["issuer"])
+	for name, v := range about {
+		if u, ok := v.(string); ok && name != "issuer" {
+			_, status := get(t, u)
+			require.NotEqual(t, 404, status, "%s is announced: %s", name, u)
+		}
+	}
+	res, err = http.Get(base + "/orders")
+	require.NoError(t, err)
+	defer res.Body.Close()
+	at := regexp.MustCompile(`resource_metadata="([^"]+)"`).FindStringSubmatch(res.Header.Get("WWW-Authenticate"))
+	require.NotNil(t, at, "a client that knows only the API finds its issuer (RFC 9728 §5.1)")
+	var api struct {
+		Resource string
+		Servers  []string `json:"authorization_servers"`
+	}
+	require.Equal(t, 200, call(t, "GET", at[1], "", "", &api))
+	require.Equal(t, base, api.Resource)
+	require.Equal(t, []string{base}, api.Servers)
+}
+
+func get(t *testing.T, target string) (body string, status int) {
+	t.Helper()
+	res, err := http.Get(target)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	raw, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	return string(raw), res.StatusCode
+}
+
+// An operator's API key lets a program register a client, where the settings say so.
+func TestProgramsRegister(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "server.json")
+	require.NoError(t, os.WriteFile(file, []byte(`{"scopes":{"orders:read":"See orders","keys":"Manage keys","apitoken:register":"Register clients"},"roles":{"operator":["keys","apitoken:register"]},
+		"users":[{"name":"ops","password":"in clear","roles":["operator"]}],"registration":{"scopes":["orders:read"]}}`), 0o600))
+	base, stop := serve(t, "-db", filepath.Join(dir, "tokens.db"), "-config", file)
+	defer stop()
+	var key keyView
+	require.Equal(t, 201, call(t, "POST", base+"/keys", login(t, base, "ops", "in clear").Access, `{"name":"registrar","scopes":["apitoken:register"]}`, &key))
+	req, err := http.NewRequest("POST", base+"/register", strings.NewReader(`{"client_name":"An app","redirect_uris":["https://app.example.com/cb"]}`))
+	require.NoError(t, err)
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Authorization", "Bearer "+key.Key)
+	res, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	require.Equal(t, 201, res.StatusCode)
+	var c struct {
+		URI   string `json:"registration_client_uri"`
+		Token string `json:"registration_access_token"`
+	}
+	require.NoError(t, json.NewDecoder(res.Body).Decode(&c))
+	require.Equal(t, 200, call(t, "GET", c.URI, c.Token, "", nil))
+	require.Equal(t, 204, call(t, "DELETE", c.URI, c.Token, "", nil))
 }
 
 func TestPagesTakeNoFormsOfOtherSites(t *testing.T) {

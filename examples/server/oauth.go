@@ -3,10 +3,13 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"html/template"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/apitoken-go/apitoken"
@@ -27,7 +30,14 @@ type client struct {
 	Keys           json.RawMessage `json:"keys"`        // public JWK set, for private_key_jwt
 	TLSName        string          `json:"tls_name"`    // for tls_client_auth: "dns:worker.example.com"
 	BindDPoP       bool            `json:"bind_dpop"`
+	BindCert       bool            `json:"bind_certificate"`
 	MayImpersonate bool            `json:"may_impersonate"`
+}
+
+// registration lets programs register clients, with an API key of scope apitoken:register.
+type registration struct {
+	GrantTypes []string        `json:"grant_types"` // that they may ask for; empty: authorization_code and refresh_token
+	Scopes     apitoken.Scopes `json:"scopes"`      // the most that they may ask for
 }
 
 // declare makes the service's clients be what the settings say. It writes only what has changed.
@@ -38,7 +48,7 @@ func declare(ctx context.Context, svc *apitoken.Service, list []client) error {
 			secrets = []apitoken.Secret{apitoken.NewSecret(c.Secret)}
 		}
 		err := svc.Clients.Declare(ctx, apitoken.Client{ID: c.ID, Name: c.Name, Public: c.Public, GrantTypes: c.GrantTypes, Scopes: c.Scopes, Audiences: c.Audiences,
-			RedirectURIs: c.RedirectURIs, AuthMethod: c.AuthMethod, Keys: c.Keys, TLSName: c.TLSName, BindDPoP: c.BindDPoP, MayImpersonate: c.MayImpersonate}, secrets...)
+			RedirectURIs: c.RedirectURIs, AuthMethod: c.AuthMethod, Keys: c.Keys, TLSName: c.TLSName, BindDPoP: c.BindDPoP, BindCertificate: c.BindCert, MayImpersonate: c.MayImpersonate}, secrets...)
 		if err != nil {
 			return fmt.Errorf("client %q: %w", c.ID, err)
 		}
@@ -54,18 +64,20 @@ func (a *app) oauth(s *settings, issuer string, o *oauthhttp.Options, api http.H
 	}
 	below := strings.TrimSuffix(u.Path, "/")
 	a.below = below
-	o.Consent, o.DevicePage = oauthhttp.ConsentFunc(a.askConsent), issuer+"/device"
-	for scope := range s.Scopes {
-		o.Scopes = append(o.Scopes, scope)
+	o.Consent, o.DevicePage = oauthhttp.ConsentFunc(a.askConsent), strings.TrimSuffix(issuer, "/")+"/device"
+	o.Scopes = slices.Sorted(maps.Keys(s.Scopes))
+	o.Resources = []oauthhttp.Resource{{Resource: issuer, Name: "Orders", Scopes: o.Scopes}}
+	o.RequireNonce = s.RequireNonce
+	if r := s.Registration; r != nil {
+		o.Registration = &oauthhttp.Registration{GrantTypes: r.GrantTypes, Scopes: r.Scopes}
 	}
 	if a.endpoints, err = oauthhttp.New(a.svc, o); err != nil {
 		return nil, err
 	}
 	mux := http.NewServeMux()
-	for _, path := range []string{"/authorize", "/par", "/token", "/device_authorization", "/revoke", "/introspect", "/.well-known/jwks.json", "/openapi.json"} {
-		mux.Handle(below+path, a.endpoints)
+	for _, path := range a.endpoints.Paths() {
+		mux.Handle(path, a.endpoints)
 	}
-	mux.Handle("/.well-known/oauth-authorization-server"+below, a.endpoints)
 	// Pages with a password field: no other site may send their forms, or frame them.
 	pages := http.NewServeMux()
 	pages.HandleFunc("POST "+below+"/consent", a.consent)
@@ -87,18 +99,21 @@ func unframed(next http.Handler) http.Handler {
 	})
 }
 
-// page is the demonstration's one form: who are you, and may this program act for you?
+// page is all of the demonstration's pages: which device? and: who are you, and may this program act for you?
 var page = template.Must(template.New("page").Parse(`<!doctype html>
 <meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Sign in</title>
 <style>body{font:16px sans-serif;max-width:24em;margin:3em auto}input,button{font:inherit;display:block;width:100%;margin:.5em 0;box-sizing:border-box}</style>
 <h1>{{if .Client}}{{.Client}} asks to act for you{{else}}Connect a device{{end}}</h1>
-{{if .Scopes}}<p>It may then:</p><ul>{{range .Scopes}}<li>{{.}}</li>{{end}}</ul>{{end}}
 {{if .Wrong}}<p role="alert">{{.Wrong}}</p>{{end}}
-{{if .Done}}<p>{{.Done}}</p>{{else}}<form method="post" action="{{.Action}}">
-{{if .Query}}<input type="hidden" name="request" value="{{.Query}}">{{else}}<label>Code on the device<input name="user_code" value="{{.Code}}" autocomplete="off" required></label>{{end}}
+{{if .Done}}<p>{{.Done}}</p>{{else if .Client}}
+{{if .Scopes}}<p>It may then:</p><ul>{{range .Scopes}}<li>{{.}}</li>{{end}}</ul>{{end}}
+{{if .Code}}<p>Go on only if the device in front of you shows <b>{{.Code}}</b>.</p>{{end}}
+<form method="post" action="{{.Action}}">
+{{if .Code}}<input type="hidden" name="user_code" value="{{.Code}}">{{else}}<input type="hidden" name="request" value="{{.Query}}">{{end}}
 <label>User<input name="user" autocomplete="username"></label>
 <label>Password<input name="password" type="password" autocomplete="current-password"></label>
-<button name="decision" value="allow">Allow</button><button name="decision" value="deny">Deny</button></form>{{end}}
+<button name="decision" value="allow">Allow</button><button name="decision" value="deny">Deny</button></form>
+{{else}}<form action="{{.Action}}"><label>Code on the device<input name="user_code" autocomplete="off" required></label><button>Next</button></form>{{end}}
 `))
 
 type pageData struct {
@@ -176,22 +191,50 @@ func (a *app) approval(u user, asked apitoken.Scopes) oauthhttp.Approval {
 	return x
 }
 
+// devicePage asks for a code, and shows what the device with it asks for: whoever was sent here by somebody else should
+// see that it is not his own (RFC 8628 §5.4).
 func (a *app) devicePage(w http.ResponseWriter, r *http.Request) {
-	a.show(w, http.StatusOK, pageData{Action: a.below + "/device", Code: r.URL.Query().Get("user_code")})
+	code := r.URL.Query().Get("user_code")
+	if code == "" {
+		a.show(w, http.StatusOK, pageData{Action: a.below + "/device"})
+		return
+	}
+	if d, ok := a.findDevice(w, r, code); ok {
+		a.show(w, http.StatusOK, a.deviceData(d, ""))
+	}
+}
+
+// findDevice finds the device of a code, or tells the user why not.
+func (a *app) findDevice(w http.ResponseWriter, r *http.Request, code string) (*oauthhttp.DeviceRequest, bool) {
+	d, err := a.endpoints.Device(r.Context(), code)
+	var status int
+	var wrong string
+	switch {
+	case err == nil:
+		return d, true
+	case errors.Is(err, apitoken.ErrNotFound):
+		status, wrong = http.StatusNotFound, "No device waits with this code."
+	case errors.Is(err, apitoken.ErrLimited):
+		status, wrong = http.StatusTooManyRequests, "Too many wrong codes. Try again in a minute."
+	default:
+		status, wrong = http.StatusServiceUnavailable, "That did not work. Try again."
+	}
+	a.show(w, status, pageData{Action: a.below + "/device", Wrong: wrong})
+	return nil, false
+}
+
+func (a *app) deviceData(d *oauthhttp.DeviceRequest, wrong string) pageData {
+	return pageData{Client: nameOf(d.Client), Action: a.below + "/device", Code: d.UserCode, Scopes: a.describe(d.Scopes), Wrong: wrong}
 }
 
 func (a *app) device(w http.ResponseWriter, r *http.Request) {
-	code := r.PostFormValue("user_code")
-	again := pageData{Action: a.below + "/device", Code: code, Wrong: "Wrong user or password."}
-	u, err := a.check(r.Context(), r.PostFormValue("user"), r.PostFormValue("password"))
-	if err != nil { // before the code is looked at: a stranger can't try codes
-		a.show(w, http.StatusForbidden, again)
+	d, ok := a.findDevice(w, r, r.PostFormValue("user_code"))
+	if !ok {
 		return
 	}
-	d, err := a.endpoints.Device(r.Context(), code)
+	u, err := a.check(r.Context(), r.PostFormValue("user"), r.PostFormValue("password"))
 	if err != nil {
-		again.Wrong = "No device waits with this code."
-		a.show(w, http.StatusNotFound, again)
+		a.show(w, http.StatusForbidden, a.deviceData(d, "Wrong user or password."))
 		return
 	}
 	done := "The device may go on."
@@ -201,8 +244,7 @@ func (a *app) device(w http.ResponseWriter, r *http.Request) {
 		done, err = "The device was refused.", a.endpoints.DenyDevice(r.Context(), d)
 	}
 	if err != nil {
-		again.Wrong = "It could not be done: " + err.Error() + "."
-		a.show(w, http.StatusConflict, again)
+		a.show(w, http.StatusConflict, a.deviceData(d, "It could not be done: "+err.Error()+"."))
 		return
 	}
 	a.show(w, http.StatusOK, pageData{Client: nameOf(d.Client), Done: done})

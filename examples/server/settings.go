@@ -21,6 +21,9 @@ type settings struct {
 	Audiences []string                   `json:"audiences"` // of other services that tokens may be asked for
 	Users     []user                     `json:"users"`
 	Clients   []client                   `json:"clients"`
+
+	Registration *registration `json:"registration"`  // absent: programs can not register clients
+	RequireNonce bool          `json:"require_nonce"` // of DPoP proofs at the endpoints
 }
 
 // user may log in. A real host asks its own directory: the service only wants to know who was confirmed.

@@ -254,7 +254,7 @@ func FuzzJWKS(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, doc []byte) {
-		keys, left, err := ParseJWKS(doc)
+		keys, left, err := ParseJWKS(doc, nil)
 		if err != nil {
 			if keys != nil || left != nil {
 				t.Fatal("keys out of a set that was refused")

@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
+	"crypto/hmac"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/sha512"
@@ -13,20 +14,21 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"math/big"
 	"slices"
+	"sync"
 	"unsafe"
 
 	"github.com/go-jose/go-jose/v4"
-	"github.com/golang-jwt/jwt/v5"
 )
 
 // PublicKey verifies tokens under the one algorithm that is registered for it. For HS256 it is the secret itself.
 type PublicKey struct {
 	KID, Alg string
 	Key      crypto.PublicKey // *ecdsa.PublicKey, *rsa.PublicKey, ed25519.PublicKey, or []byte for HMAC
-	method   jwt.SigningMethod
-	sigSize  int // exact, in bytes
+	sigSize  int              // exact, in bytes
+	macs     *sync.Pool       // of *mac, for HMAC
 }
 
 const (
@@ -59,7 +61,6 @@ func NewPublicKey(kid, alg string, key any) (*PublicKey, error) {
 			return nil, errors.New("jws: the EC point is not on its curve")
 		}
 		k.sigSize = 2 * ((curve.Params().BitSize + 7) / 8)
-		k.method = jwt.GetSigningMethod(alg)
 	case *rsa.PublicKey:
 		switch alg {
 		case "RS256", "RS384", "RS512", "PS256", "PS384", "PS512":
@@ -83,7 +84,6 @@ func NewPublicKey(kid, alg string, key any) (*PublicKey, error) {
 			return nil, errors.New("jws: the RSA modulus is of the kind that can be factored (CVE-2017-15361)")
 		}
 		k.sigSize = key.Size()
-		k.method = jwt.GetSigningMethod(alg)
 	case ed25519.PublicKey:
 		if k.Alg != "EdDSA" {
 			return nil, fmt.Errorf("jws: %q is not the algorithm of Ed25519 keys", alg)
@@ -95,7 +95,6 @@ func NewPublicKey(kid, alg string, key any) (*PublicKey, error) {
 			return nil, errors.New("jws: the Ed25519 point has small order: everything would verify")
 		}
 		k.sigSize = ed25519.SignatureSize
-		k.method = jwt.SigningMethodEdDSA
 	case []byte:
 		if alg != "HS256" {
 			return nil, fmt.Errorf("jws: %q is not an algorithm of shared secrets", alg)
@@ -104,7 +103,7 @@ func NewPublicKey(kid, alg string, key any) (*PublicKey, error) {
 			return nil, fmt.Errorf("jws: the HMAC secret has %d bytes, at least %d are needed (RFC 7518 §3.2)", len(key), minHMAC)
 		}
 		k.sigSize = sha256.Size
-		k.method = jwt.SigningMethodHS256
+		k.macs = &sync.Pool{New: func() any { return &mac{Hash: hmac.New(sha256.New, key)} }}
 	default:
 		return nil, fmt.Errorf("jws: keys of type %T are not supported", key)
 	}
@@ -177,47 +176,70 @@ func (k *PublicKey) Equal(o *PublicKey) bool {
 	return ok && eq.Equal(o.Key)
 }
 
-// Verify checks a signature, whose length is looked at first.
+// Verify checks a signature, whose length is looked at first. It calls the standard library itself: jwt/v5's methods copy the
+// input, go through big integers for ECDSA, and take a PSS salt of any length, where RFC 7518 §3.5 fixes it at the hash's.
 func (k *PublicKey) Verify(signingInput string, sig []byte) error {
 	if len(sig) != k.sigSize {
 		return errVerify
 	}
-	if key, ok := k.Key.(*ecdsa.PublicKey); ok {
-		// jwt's own method goes through two big integers on the way to the same call.
-		var buf [139]byte
-		if ecdsa.VerifyASN1(key, digest(k.Alg, signingInput), appendASN1(buf[:0], sig)) {
-			return nil
+	good := false
+	switch key := k.Key.(type) {
+	case *ecdsa.PublicKey:
+		buf := digest(make([]byte, 0, sha512.Size+maxDER), k.Alg, signingInput) // both in one piece: they go to the heap
+		der := appendASN1(buf[len(buf):], sig)
+		good = ecdsa.VerifyASN1(key, buf, der)
+	case ed25519.PublicKey:
+		good = ed25519.Verify(key, asBytes(signingInput), sig)
+	case *rsa.PublicKey:
+		h, sum := hashOf(k.Alg), digest(make([]byte, 0, sha512.Size), k.Alg, signingInput)
+		if k.Alg[0] == 'P' {
+			good = rsa.VerifyPSS(key, h, sum, sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
+		} else {
+			good = rsa.VerifyPKCS1v15(key, h, sum, sig) == nil
 		}
-		return errVerify
+	case []byte:
+		m := k.macs.Get().(*mac)
+		good = hmac.Equal(m.sum(signingInput), sig)
+		k.macs.Put(m)
 	}
-	if key, ok := k.Key.(*rsa.PublicKey); ok && k.Alg[0] == 'P' {
-		// jwt's own method takes a salt of any length; RFC 7518 §3.5 fixes it at the hash's.
-		opts := &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}
-		if rsa.VerifyPSS(key, hashOf(k.Alg), digest(k.Alg, signingInput), sig, opts) != nil {
-			return errVerify
-		}
-		return nil
-	}
-	if err := k.method.Verify(signingInput, sig, k.Key); err != nil {
+	if !good {
 		return errVerify
 	}
 	return nil
 }
 
-// digest hashes s without copying it.
-func digest(alg, s string) []byte {
-	b := unsafe.Slice(unsafe.StringData(s), len(s))
+// mac is an HMAC-SHA-256 under one key that is used again and again: what the key does to its pads is computed once.
+type mac struct {
+	hash.Hash
+	out [sha256.Size]byte
+}
+
+func (m *mac) sum(s string) []byte {
+	m.Reset()
+	m.Write(asBytes(s))
+	return m.Sum(m.out[:0])
+}
+
+// asBytes is s without a copy, for those who only read.
+func asBytes(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
+
+// digest appends the hash of s to dst.
+func digest(dst []byte, alg, s string) []byte {
+	b := asBytes(s)
 	switch alg {
 	case "ES384", "RS384", "PS384":
 		d := sha512.Sum384(b)
-		return d[:]
+		return append(dst, d[:]...)
 	case "ES512", "RS512", "PS512":
 		d := sha512.Sum512(b)
-		return d[:]
+		return append(dst, d[:]...)
 	}
 	d := sha256.Sum256(b)
-	return d[:]
+	return append(dst, d[:]...)
 }
+
+// maxDER is what an ECDSA signature of the largest curve takes in ASN.1.
+const maxDER = 139
 
 // appendASN1 turns r||s (RFC 7518 §3.4) into the SEQUENCE of two INTEGERs that crypto/ecdsa takes.
 func appendASN1(dst, sig []byte) []byte {
@@ -358,8 +380,9 @@ func checkMembers(doc string, isRSA bool) error {
 }
 
 // ParseJWKS reads a key set. Keys that are of no use here (other types, weak, private, for encryption) are left out, each
-// with its reason; of keys with the same kid none is taken, because nobody can say which is meant.
-func ParseJWKS(doc []byte) (keys []*PublicKey, left []error, err error) {
+// with its reason. Of different keys with one kid the one is taken that known has under it, which may be nil; else none,
+// because nobody can say which is meant. The same key twice is one key.
+func ParseJWKS(doc []byte, known *map[string]*PublicKey) (keys []*PublicKey, left []error, err error) {
 	if len(doc) > maxSetBytes {
 		return nil, nil, errSize
 	}
@@ -367,20 +390,23 @@ func ParseJWKS(doc []byte) (keys []*PublicKey, left []error, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	count := map[string]int{}
+	named := map[string][]*PublicKey{}
 	for _, raw := range raws {
 		k, err := ParseJWK([]byte(raw))
-		if err != nil {
+		switch {
+		case err != nil:
 			left = append(left, err)
-			continue
+		case slices.ContainsFunc(named[k.KID], k.Equal):
+			left = append(left, fmt.Errorf("jws: the key %q comes twice", k.KID))
+		default:
+			named[k.KID] = append(named[k.KID], k)
+			keys = append(keys, k)
 		}
-		count[k.KID]++
-		keys = append(keys, k)
 	}
 	out := keys[:0]
 	for _, k := range keys {
-		if count[k.KID] > 1 {
-			left = append(left, fmt.Errorf("jws: kid %q names %d keys", k.KID, count[k.KID]))
+		if n := len(named[k.KID]); n > 1 && (known == nil || (*known)[k.KID] == nil || !k.Equal((*known)[k.KID])) {
+			left = append(left, fmt.Errorf("jws: kid %q names %d keys", k.KID, n))
 			continue
 		}
 		out = append(out, k)

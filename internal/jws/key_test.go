@@ -122,7 +122,7 @@ func TestSaltHasTheHashsSize(t *testing.T) {
 	t.Parallel()
 	k := testKeys(t)["PS256"]
 	for _, size := range []int{0, 20, 31, 32, 33, 64} {
-		sig, err := rsa.SignPSS(rand.Reader, k.private.(*rsa.PrivateKey), hashOf("PS256"), digest("PS256", "input"), &rsa.PSSOptions{SaltLength: size})
+		sig, err := rsa.SignPSS(rand.Reader, k.private.(*rsa.PrivateKey), hashOf("PS256"), digest(nil, "PS256", "input"), &rsa.PSSOptions{SaltLength: size})
 		require.NoError(t, err)
 		require.Equal(t, size == 32, k.public.Verify("input", sig) == nil, "a salt of %d bytes", size)
 	}
@@ -156,7 +156,7 @@ func TestKeySets(t *testing.T) {
 	}{
 		"none":                            {``, 0, 0},
 		"two":                             {es + "," + rs, 2, 0},
-		"the same twice":                  {es + "," + es, 0, 2},
+		"the same twice":                  {es + "," + es, 1, 1},
 		"one kid, two keys":               {es + "," + member(rs, "kid", `"key-ES256"`), 0, 2},
 		"a private key":                   {es + "," + private, 1, 1},
 		"a shared secret":                 {es + `,{"kty":"oct","k":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}`, 1, 1},
@@ -178,7 +178,7 @@ func TestKeySets(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			taken, left, err := ParseJWKS([]byte(`{"keys":[` + c.set + `]}`))
+			taken, left, err := ParseJWKS([]byte(`{"keys":[`+c.set+`]}`), nil)
 			require.NoError(t, err)
 			require.Len(t, taken, c.taken)
 			require.Len(t, left, c.left)
@@ -203,11 +203,33 @@ func TestKeySets(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			taken, left, err := ParseJWKS([]byte(doc))
+			taken, left, err := ParseJWKS([]byte(doc), nil)
 			require.Error(t, err)
 			require.Nil(t, taken)
 			require.Nil(t, left)
 		})
+	}
+}
+
+// A set in which two keys claim one name must not end tokens under the one that is known.
+func TestAKnownKeyIsMeantByItsName(t *testing.T) {
+	t.Parallel()
+	known := map[string]*PublicKey{}
+	var texts []string
+	for range 2 {
+		_, private, err := ed25519.GenerateKey(rand.Reader)
+		require.NoError(t, err)
+		s, err := NewSigner("k", "EdDSA", private, false)
+		require.NoError(t, err)
+		texts = append(texts, mustJWK(t, s.Public))
+		known["k"] = s.Public // the second
+	}
+	for _, set := range []string{texts[0] + "," + texts[1], texts[1] + "," + texts[0]} {
+		keys, left, err := ParseJWKS([]byte(`{"keys":[`+set+`]}`), &known)
+		require.NoError(t, err)
+		require.Len(t, left, 1)
+		require.Len(t, keys, 1)
+		require.True(t, keys[0].Equal(known["k"]))
 	}
 }
 
@@ -229,16 +251,16 @@ func TestKeySetsOfAThousandKeys(t *testing.T) {
 	for i := range maxSetKeys {
 		add(i)
 	}
-	keys, left, err := ParseJWKS([]byte(`{"keys":[` + set.String() + `]}`))
+	keys, left, err := ParseJWKS([]byte(`{"keys":[`+set.String()+`]}`), nil)
 	require.NoError(t, err)
 	require.Empty(t, left)
 	require.Len(t, keys, 1000)
 
 	add(maxSetKeys)
-	_, _, err = ParseJWKS([]byte(`{"keys":[` + set.String() + `]}`))
+	_, _, err = ParseJWKS([]byte(`{"keys":[`+set.String()+`]}`), nil)
 	require.ErrorIs(t, err, errMembers)
 
-	_, _, err = ParseJWKS(fmt.Appendf(nil, `{"keys":[%s]}`, strings.Repeat(" ", maxSetBytes)))
+	_, _, err = ParseJWKS(fmt.Appendf(nil, `{"keys":[%s]}`, strings.Repeat(" ", maxSetBytes)), nil)
 	require.ErrorIs(t, err, errSize)
 }
 

@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -29,13 +30,20 @@ type Signer struct {
 	signer crypto.Signer
 	secret []byte // HS256
 	remote bool
+	places chan struct{}     // of calls that run, for a key outside
 	prefix map[string]string // header and dot, by typ
 }
+
+// maxRemote bounds the calls of one key outside that run at once: one that hangs must not gather goroutines.
+const maxRemote = 256
 
 // NewSigner prepares a key: a crypto.Signer, of whatever concrete type, or the bytes of an HS256 secret. remote says
 // that it lives outside the process: it is given a deadline, and what it answers is verified.
 func NewSigner(kid, alg string, key any, remote bool) (*Signer, error) {
 	s := &Signer{remote: remote}
+	if remote {
+		s.places = make(chan struct{}, maxRemote)
+	}
 	var err error
 	switch key := key.(type) {
 	case []byte:
@@ -107,7 +115,7 @@ func (s *Signer) raw(ctx context.Context, input []byte) ([]byte, error) {
 	case "EdDSA":
 		msg = input
 	default:
-		msg = digest(s.Public.Alg, asString(input))
+		msg = digest(make([]byte, 0, sha512.Size), s.Public.Alg, asString(input))
 		h := hashOf(s.Public.Alg)
 		opts = h
 		if s.Public.Alg[0] == 'P' {
@@ -137,13 +145,16 @@ func hashOf(alg string) crypto.Hash {
 	return crypto.SHA256
 }
 
-// call signs. A key outside the process gets a goroutine of its own, so that the caller can stop waiting.
+// call signs. A key outside gets a goroutine of its own, so that the caller can stop waiting, also for one that does not look
+// at its context. The goroutine keeps its place until the key has answered.
 func (s *Signer) call(ctx context.Context, msg []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if !s.remote {
 		return s.signer.Sign(rand.Reader, msg, opts)
 	}
-	if c, ok := s.signer.(ContextSigner); ok {
-		return c.SignContext(ctx, rand.Reader, msg, opts)
+	select {
+	case s.places <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("jws: too many wait for this key: %w", ctx.Err())
 	}
 	type answer struct {
 		sig []byte
@@ -151,8 +162,14 @@ func (s *Signer) call(ctx context.Context, msg []byte, opts crypto.SignerOpts) (
 	}
 	done := make(chan answer, 1)
 	go func() {
-		sig, err := s.signer.Sign(rand.Reader, msg, opts)
-		done <- answer{sig, err}
+		defer func() { <-s.places }()
+		var a answer
+		if c, ok := s.signer.(ContextSigner); ok {
+			a.sig, a.err = c.SignContext(ctx, rand.Reader, msg, opts)
+		} else {
+			a.sig, a.err = s.signer.Sign(rand.Reader, msg, opts)
+		}
+		done <- a
 	}()
 	select {
 	case a := <-done:

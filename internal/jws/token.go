@@ -189,8 +189,76 @@ func (h *Header) parse(s string, jwk bool) error {
 
 // claimNames are reserved: a host's own claims never bear them, in whatever case.
 var claimNames = [...]string{
-	"iss", "sub", "aud", "exp", "iat", "nbf", "jti", "client_id", "scope", "roles", "sid", "act", "cnf", "pos", "gra",
-	"may_act", "events", "nonce", "azp",
+	claimIss: "iss", claimSub: "sub", claimAud: "aud", claimExp: "exp", claimIat: "iat", claimNbf: "nbf", claimJTI: "jti",
+	claimClientID: "client_id", claimScope: "scope", claimRoles: "roles", claimSID: "sid", claimAct: "act", claimCnf: "cnf",
+	claimPos: "pos", claimGra: "gra", claimMayAct: "may_act", claimEvents: "events", claimNonce: "nonce", claimAzp: "azp",
+}
+
+const (
+	claimIss = iota
+	claimSub
+	claimAud
+	claimExp
+	claimIat
+	claimNbf
+	claimJTI
+	claimClientID
+	claimScope
+	claimRoles
+	claimSID
+	claimAct
+	claimCnf
+	claimPos
+	claimGra
+	claimMayAct // the last four are kept from hosts only
+	claimEvents
+	claimNonce
+	claimAzp
+)
+
+// claim is name's place in claimNames, -1 if it is none of them. A switch, because each token asks it a dozen times.
+func claim(name string) int {
+	switch name {
+	case "iss":
+		return claimIss
+	case "sub":
+		return claimSub
+	case "aud":
+		return claimAud
+	case "exp":
+		return claimExp
+	case "iat":
+		return claimIat
+	case "nbf":
+		return claimNbf
+	case "jti":
+		return claimJTI
+	case "client_id":
+		return claimClientID
+	case "scope":
+		return claimScope
+	case "roles":
+		return claimRoles
+	case "sid":
+		return claimSID
+	case "act":
+		return claimAct
+	case "cnf":
+		return claimCnf
+	case "pos":
+		return claimPos
+	case "gra":
+		return claimGra
+	case "may_act":
+		return claimMayAct
+	case "events":
+		return claimEvents
+	case "nonce":
+		return claimNonce
+	case "azp":
+		return claimAzp
+	}
+	return -1
 }
 
 func (t *Token) parseClaims() error {
@@ -198,7 +266,8 @@ func (t *Token) parseClaims() error {
 	*c = Claims{}
 	t.nprivat, t.more = 0, nil
 	p := scanner{s: t.payload}
-	var seen names
+	var had uint32  // of claimNames, the ones that were there
+	var other names // the host's; none is one of claimNames in another case
 	if !p.next('{') {
 		return errSyntax
 	}
@@ -215,54 +284,58 @@ func (t *Token) parseClaims() error {
 		if err != nil {
 			return err
 		}
-		if err := seen.add(name); err != nil {
-			return err
+		n := claim(name)
+		if n >= 0 {
+			if had&(1<<n) != 0 {
+				return errDouble
+			}
+			had |= 1 << n
+		} else {
+			if registered(name) {
+				return errCase
+			}
+			if err := other.add(name); err != nil {
+				return err
+			}
 		}
 		if !p.next(':') {
 			return errSyntax
 		}
-		switch name {
-		case "iss":
+		switch n {
+		case claimIss:
 			c.Issuer, err = p.text()
-		case "sub":
+		case claimSub:
 			c.Subject, err = p.text()
-		case "aud":
+		case claimAud:
 			c.Audience, err = p.audience()
-		case "exp":
+		case claimExp:
 			c.Expires, err = p.date()
-		case "iat":
+		case claimIat:
 			c.IssuedAt, err = p.date()
-		case "nbf":
+		case claimNbf:
 			c.NotBefore, err = p.date()
-		case "jti":
+		case claimJTI:
 			c.ID, err = p.text()
-		case "client_id":
+		case claimClientID:
 			c.ClientID, err = p.text()
-		case "scope":
+		case claimScope:
 			c.Scope, err = p.text()
-		case "sid":
+		case claimSID:
 			c.SessionID, err = p.text()
-		case "pos":
+		case claimPos:
 			c.Position, err = p.text()
-		case "roles":
+		case claimRoles:
 			c.Roles, err = p.texts(maxStrings)
-		case "gra":
+		case claimGra:
 			c.Chain, err = p.texts(maxStrings)
-		case "act":
+		case claimAct:
 			err = p.actor(c, 0)
-		case "cnf":
+		case claimCnf:
 			err = p.confirmation(c)
 		default:
-			if !registered(name) {
-				if err = p.skip(1); err == nil {
-					t.own(span{from, p.i})
-				}
-				break
+			if err = p.skip(1); err == nil && n < 0 {
+				t.own(span{from, p.i})
 			}
-			if !isRegistered(name) {
-				return errCase
-			}
-			err = p.skip(1)
 		}
 		if err != nil {
 			return err
@@ -287,15 +360,6 @@ func registered(name string) bool {
 	return false
 }
 
-func isRegistered(name string) bool {
-	for _, known := range claimNames {
-		if known == name {
-			return true
-		}
-	}
-	return false
-}
-
 func (t *Token) own(s span) {
 	if t.nprivat < len(t.private) {
 		t.private[t.nprivat] = s
@@ -310,7 +374,13 @@ func (t *Token) PrivateClaims() []byte {
 	if t.nprivat == 0 {
 		return nil
 	}
-	out := make([]byte, 0, 128)
+	size := 1
+	for _, list := range [...][]span{t.private[:t.nprivat], t.more} {
+		for _, s := range list {
+			size += s.to - s.from + 1
+		}
+	}
+	out := make([]byte, 0, size) // a cache keeps it: no more than it takes
 	add := func(s span) {
 		sep := byte(',')
 		if len(out) == 0 {
@@ -356,7 +426,7 @@ func (p *scanner) actor(c *Claims, depth int) error {
 		case "act":
 			err = p.actor(c, depth+1)
 		default:
-			if registered(name) && !isRegistered(name) {
+			if registered(name) && claim(name) < 0 {
 				return errCase
 			}
 			err = p.skip(1)

@@ -315,6 +315,11 @@ func (id ID) String() string {
 	return string(b[:])
 }
 
+// Time is when the ID was made, to the millisecond, by the clock of who made it.
+func (id ID) Time() time.Time {
+	return time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16))
+}
+
 // ParseID reads what String makes, nothing else.
 func ParseID(s string) (id ID, err error) {
 	if len(s) != idTextSize {

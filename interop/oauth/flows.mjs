@@ -25,9 +25,18 @@ const discover = (id, metadata, how) => client.discovery(issuer, id, metadata, h
 const web = await discover('web', undefined, client.ClientSecretBasic(t.secret))
 const spa = await discover('spa', undefined, client.None())
 
-// authorize plays the browser: the issuer's demonstration page says yes.
+// sayYes plays the user in a browser: alice signs in on the issuer's page and allows what it asks.
+const unescape = (text) => text.replace(/&#(\d+);/g, (_, n) => String.fromCharCode(n)).replaceAll('&quot;', '"').replaceAll('&lt;', '<').replaceAll('&gt;', '>').replaceAll('&amp;', '&')
+const sayYes = async (url) => {
+  const shown = await (await fetch(url, { redirect: 'manual' })).text()
+  const action = /action="([^"]+)"/.exec(shown)
+  const field = /type="hidden" name="([^"]+)" value="([^"]+)"/.exec(shown)
+  assert.ok(action && field, shown)
+  const body = new URLSearchParams({ [field[1]]: unescape(field[2]), user: 'alice', password: 'wonderland', decision: 'allow' })
+  return fetch(new URL(action[1], issuer), { method: 'POST', body, redirect: 'manual' })
+}
 const authorize = async (url) => {
-  const res = await fetch(url, { redirect: 'manual' })
+  const res = await sayYes(url)
   assert.equal(res.status, 303)
   return new URL(res.headers.get('location'))
 }
@@ -90,6 +99,32 @@ await step('DPoP, with nonces of the server', async () => {
   assert.equal(cnf.jkt, await DPoP.calculateThumbprint())
   const other = client.getDPoPHandle(spa, await client.randomDPoPKeyPair('ES256'))
   await assert.rejects(client.refreshTokenGrant(spa, next.refresh_token, undefined, { DPoP: other }), { error: 'invalid_grant' })
+
+  // The issuer's own API takes the token with proofs of its key alone.
+  const me = new URL('me', issuer)
+  const res = await client.fetchProtectedResource(spa, next.access_token, me, 'GET', undefined, undefined, { DPoP })
+  assert.equal((await res.json()).subject, 'alice')
+  await assert.rejects(client.fetchProtectedResource(spa, next.access_token, me, 'GET', undefined, undefined, { DPoP: other }), { status: 401 })
+  await assert.rejects(client.fetchProtectedResource(spa, next.access_token, me, 'GET'), { status: 401 })
+})
+
+await step('an API that tells who issues for it', async () => {
+  const res = await fetch(new URL('orders', issuer))
+  assert.equal(res.status, 401)
+  const at = /resource_metadata="([^"]+)"/.exec(res.headers.get('www-authenticate'))[1]
+  const about = await oauth.processResourceDiscoveryResponse(issuer, await oauth.resourceDiscoveryRequest(issuer))
+  assert.equal(at, new URL('.well-known/oauth-protected-resource', issuer).href)
+  assert.deepEqual(about.authorization_servers, [t.issuer])
+})
+
+await step('pushed or not, a user may say no', async () => {
+  const parameters = { redirect_uri: t.redirect, scope, code_challenge: await client.calculatePKCECodeChallenge(client.randomPKCECodeVerifier()), code_challenge_method: 'S256' }
+  for (const url of [client.buildAuthorizationUrl(web, parameters), await client.buildAuthorizationUrlWithPAR(web, parameters)]) {
+    const shown = await (await fetch(url)).text()
+    const request = unescape(/name="request" value="([^"]+)"/.exec(shown)[1])
+    const res = await fetch(new URL('consent', issuer), { method: 'POST', body: new URLSearchParams({ request, decision: 'deny' }), redirect: 'manual' })
+    await assert.rejects(client.authorizationCodeGrant(web, new URL(res.headers.get('location')), { pkceCodeVerifier: 'x' }), { error: 'access_denied' })
+  }
 })
 
 await step('token exchange', async () => {
@@ -104,8 +139,7 @@ await step('token exchange', async () => {
 
 await step('device', async () => {
   const device = await client.initiateDeviceAuthorization(spa, { scope })
-  const said = await fetch(device.verification_uri_complete)
-  assert.equal(said.status, 200)
+  assert.equal((await sayYes(device.verification_uri_complete)).status, 200)
   const tokens = await client.pollDeviceAuthorizationGrant(spa, device)
   assert.equal(tokens.scope, scope)
 })

@@ -2,6 +2,7 @@ package boltstore
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -40,14 +41,10 @@ func newIntent(c *store.Change) *intent {
 	return in
 }
 
-// revocation: rules and their events alone, which may use the last reserve of the disk.
+// revocation may use the last reserve of the disk: a rule, with what it comes with, such as the client that it disables
+// or the signing key that it withdraws.
 func (in *intent) revocation() bool {
-	for i := range in.puts {
-		if in.puts[i].kind != store.KindRule {
-			return false
-		}
-	}
-	return len(in.puts) > 0
+	return slices.ContainsFunc(in.puts, func(p intentPut) bool { return p.kind == store.KindRule })
 }
 
 // outcome of an intent inside the shared transaction. It counts once that has committed.

@@ -65,7 +65,7 @@ type Store struct {
 	failed   atomic.Pointer[error]
 	lost     atomic.Bool // the runtime panicked inside bbolt
 	flight   atomic.Pointer[inFlight]
-	highest  atomic.Int64  // of meta, for readers
+	opening  atomic.Uint64 // how often the file was opened again after a failure
 	copying  chan struct{} // holds a token while Backup or Compact works
 	closeErr error
 	closeOne sync.Once
@@ -151,11 +151,18 @@ func open(path string, o *Options, clk *clock) (_ *Store, err error) {
 		if err := checkKindOfFile(fi); err != nil {
 			return nil, err
 		}
+		if err := checkMagic(path); err != nil {
+			return nil, err
+		}
 	case !errors.Is(err, os.ErrNotExist):
 		return nil, err
 	case o.ReadOnly:
 		return nil, err
 	default:
+		if to, err := os.Readlink(path); err == nil {
+			// A volume that is not mounted, for example: what the link names is not to be made in its stead.
+			return nil, fmt.Errorf("%w: it is a link to %s", ErrMissing, to)
+		}
 		fresh = true
 	}
 	if s.mark, err = s.lockMark(wait); err != nil {
@@ -259,6 +266,23 @@ func checkKindOfFile(fi os.FileInfo) error {
 		return fmt.Errorf("%w: it is not a regular file", ErrForeign)
 	case fi.Size() == 0:
 		return fmt.Errorf("%w: it exists and is empty, which a token store never is; if nothing was lost, remove it", ErrForeign)
+	}
+	return nil
+}
+
+// checkMagic refuses a file that has nothing of bbolt, whatever a writer is doing with it.
+func checkMagic(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if _, err := findMeta(f, fi.Size()); errors.Is(err, ErrForeign) {
+		return err
 	}
 	return nil
 }
@@ -375,8 +399,7 @@ func (s *Store) adopt(o *Options, fresh, marked bool) error {
 		return fmt.Errorf("%w: by %v, at most %v; set the clock, or accept it with Options.MaxSkew",
 			ErrClockBehind, behind.Round(time.Second), skew)
 	}
-	s.clock.trust(s.meta.believed)
-	s.highest.Store(s.meta.highest)
+	s.clock.trust(s.meta.believed, s.meta.highest)
 	fi, err := os.Stat(s.path)
 	if err != nil {
 		return err
@@ -430,17 +453,21 @@ func (s *Store) Namespace(name string) store.Store {
 	if sp := s.spaces[name]; sp != nil {
 		return sp
 	}
-	ok := len(name) >= 1 && len(name) <= 64
-	for i := range len(name) {
-		c := name[i]
-		ok = ok && (c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_')
-	}
-	if !ok {
+	if !validNamespace(name) {
 		return s.newSpace("", fmt.Errorf("%w: namespace %q must be 1 to 64 of a-z, 0-9, '-' and '_'", errInvalid, name))
 	}
 	sp := s.newSpace(name, nil)
 	s.spaces[name] = sp
 	return sp
+}
+
+func validNamespace(name string) bool {
+	ok := len(name) >= 1 && len(name) <= 64
+	for i := range len(name) {
+		c := name[i]
+		ok = ok && (c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_')
+	}
+	return ok
 }
 
 func (s *Store) newSpace(name string, err error) *space {
@@ -464,12 +491,6 @@ func (s *Store) view(f func(*bbolt.Tx) error) (err error) {
 		}
 	}()
 	return s.db.View(f)
-}
-
-// now is the time of an answer that writes nothing; it does not go back behind what was written.
-func (s *Store) now() int64 {
-	wall, _ := s.clock.read()
-	return max(wall, s.highest.Load())
 }
 
 // Close waits for writes in progress and closes the file. What is called later answers ErrClosed. Closing twice is

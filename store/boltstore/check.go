@@ -1,6 +1,7 @@
 package boltstore
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
@@ -210,12 +211,16 @@ func (c *checker) tree(id uint64, depth int) error {
 		if count == 0 || pageHeader+int(count)*branchElem > len(b) {
 			return damaged("branch page %d has %d entries", id, count)
 		}
+		var last []byte
+		end := uint64(pageHeader + int(count)*branchElem)
 		for i := range int(count) {
 			at := pageHeader + i*branchElem
-			pos, ksize := uint64(order.Uint32(b[at:])), uint64(order.Uint32(b[at+4:]))
-			if uint64(at)+pos+ksize > uint64(len(b)) {
-				return damaged("branch page %d: entry %d reaches out of it", id, i)
+			start, ksize := uint64(at)+uint64(order.Uint32(b[at:])), uint64(order.Uint32(b[at+4:]))
+			// An empty first key is one that bbolt has not filled in.
+			if start != end || start+ksize > uint64(len(b)) || i > 0 && bytes.Compare(last, b[start:start+ksize]) >= 0 {
+				return damaged("branch page %d: entry %d is out of place", id, i)
 			}
+			last, end = b[start:start+ksize], start+ksize
 			if err := c.tree(order.Uint64(b[at+8:]), depth+1); err != nil {
 				return err
 			}
@@ -231,14 +236,19 @@ func (c *checker) leaf(b []byte, count uint16, name string, depth int) error {
 	if pageHeader+int(count)*leafElem > len(b) {
 		return damaged("%s has %d entries", name, count)
 	}
+	// bbolt writes keys and values without a gap behind the entries, in the order of the keys: so a count that is wrong, a
+	// size or a place does not fit what is around it.
+	var last []byte
+	end := uint64(pageHeader + int(count)*leafElem)
 	for i := range int(count) {
 		at := pageHeader + i*leafElem
 		flags := order.Uint32(b[at:])
-		pos, ksize, vsize := uint64(order.Uint32(b[at+4:])), uint64(order.Uint32(b[at+8:])), uint64(order.Uint32(b[at+12:]))
-		start := uint64(at) + pos
-		if flags > leafBucket || ksize == 0 || start < uint64(pageHeader+int(count)*leafElem) || start+ksize+vsize > uint64(len(b)) {
-			return damaged("%s: entry %d reaches out of it", name, i)
+		start, ksize, vsize := uint64(at)+uint64(order.Uint32(b[at+4:])), uint64(order.Uint32(b[at+8:])), uint64(order.Uint32(b[at+12:]))
+		if flags > leafBucket || ksize == 0 || start != end || start+ksize+vsize > uint64(len(b)) ||
+			i > 0 && bytes.Compare(last, b[start:start+ksize]) >= 0 {
+			return damaged("%s: entry %d is out of place", name, i)
 		}
+		last, end = b[start:start+ksize], start+ksize+vsize
 		if flags&leafBucket == 0 {
 			continue
 		}

@@ -18,12 +18,18 @@ const (
 //
 // What purging believes is an offset, wall minus monotonic time, that every reading of the last hour supports. readings
 // holds, oldest first, offsets that rise: offset i has been supported by every reading since its time.
+//
+// The store's time is the wall clock, but it does not go back. Where the wall clock was set back, it does not stand still
+// either until that has caught up, or whatever is measured by it would not end: it goes on from the last stamp at half the
+// pace of the monotonic clock, so that a window lasts at most twice as long, and the two meet again.
 type clock struct {
 	wall func() time.Time
 	mono func() time.Duration
 
-	mu       sync.Mutex // guards readings
-	readings []reading
+	mu        sync.Mutex // guards all below
+	readings  []reading
+	stamp     int64         // the last that the wall clock gave, ms
+	stampedAt time.Duration // monotonic
 }
 
 type reading struct {
@@ -42,12 +48,38 @@ func newClock(wall func() time.Time, mono func() time.Duration) *clock {
 	return &clock{wall: wall, mono: mono}
 }
 
-// trust starts with a time that was believed before, ms: what the file says, or the wall clock for a new file.
-func (c *clock) trust(ms int64) {
+// trust starts with a time that was believed before and the last stamp, ms: what the file says, or the wall clock for a
+// new file.
+func (c *clock) trust(believed, stamp int64) {
 	m := c.mono()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.readings = []reading{{since: m - standsFor, offset: ms - m.Milliseconds()}}
+	c.readings = []reading{{since: m - standsFor, offset: believed - m.Milliseconds()}}
+	c.stamp, c.stampedAt = stamp, m
+}
+
+// now is the store's time for an answer that writes nothing, ms.
+func (c *clock) now() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return max(c.wall().UnixMilli(), c.since(c.mono()))
+}
+
+// tick is the store's time for a write, and the time that purging believes, both in ms.
+func (c *clock) tick() (now, believed int64) {
+	wall, believed := c.read()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m := c.mono()
+	if now = c.since(m); wall >= now {
+		now, c.stamp, c.stampedAt = wall, wall, m
+	}
+	return now, believed
+}
+
+// since is the time behind the last stamp of the wall clock, at monotonic time m. The caller holds mu.
+func (c *clock) since(m time.Duration) int64 {
+	return c.stamp + (m-c.stampedAt).Milliseconds()/2
 }
 
 // read returns the wall clock and the time that purging believes, both in ms.

@@ -2,6 +2,7 @@ package boltstore
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -100,7 +101,7 @@ func TestClockBelief(t *testing.T) {
 	ft := &fakeTime{wall: time.UnixMilli(1.8e12)}
 	c := ft.clock()
 	start := ft.wall.UnixMilli()
-	c.trust(start)
+	c.trust(start, start)
 	ahead := func() time.Duration { // of the belief over the time that really passed
 		_, b := c.read()
 		return time.Duration(b-start)*time.Millisecond - ft.mono
@@ -146,5 +147,48 @@ func TestPositionsKeepRising(t *testing.T) {
 		require.GreaterOrEqual(t, c.Now, last.Now)
 		require.GreaterOrEqual(t, c.Head.N, ft.wall.UnixMilli()<<16)
 		last = c
+	}
+}
+
+// TestTimePassesBehindAStepBack: the store's clock does not go back, and it does not stand still either until the wall
+// clock has caught up, for whatever is measured by it, the grace window of a refresh token, would not end.
+func TestTimePassesBehindAStepBack(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	for _, step := range []time.Duration{2 * time.Second, time.Hour, year} {
+		ft := &fakeTime{wall: time.UnixMilli(1.8e12)}
+		path := filepath.Join(t.TempDir(), "tokens.db")
+		s, err := open(path, &Options{}, ft.clock())
+		require.NoError(t, err)
+		write := func() int64 {
+			id := newVersion()
+			c, err := s.Apply(ctx, &store.Change{ID: id, Puts: []store.Put{put("grant", fmt.Sprintf("%x", id), store.Version{})}})
+			require.NoError(t, err)
+			return c.Now
+		}
+		now := func() int64 {
+			v, err := s.Follow(ctx, store.Position{}, nil, 1)
+			require.NoError(t, err)
+			return v.Now
+		}
+		write()
+		ft.set(step)
+		last := write()
+		ft.set(-step)
+		require.GreaterOrEqual(t, now(), last, "it does not go back")
+		written := write()
+		require.GreaterOrEqual(t, written, last)
+		ft.pass(time.Second)
+		require.Greater(t, now(), written, "it goes on")
+		ft.pass(119 * time.Second)
+		require.GreaterOrEqual(t, now()-written, time.Minute.Milliseconds(), "a minute takes two at most")
+		for range 100 { // written or read, often or seldom
+			ft.pass(1200 * time.Millisecond)
+			write()
+		}
+		require.GreaterOrEqual(t, now()-written, 2*time.Minute.Milliseconds())
+		ft.pass(2 * step)
+		require.Equal(t, ft.wall.UnixMilli(), now(), "and the wall clock catches up with it")
+		require.NoError(t, s.Close())
 	}
 }

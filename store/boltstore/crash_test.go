@@ -122,29 +122,37 @@ func TestKill9(t *testing.T) {
 			require.Equal(t, history, view.Next.History)
 		}
 		history = view.Next.History
-		for w := range crashWorkers {
-			r, err := s.Get(ctx, "grant", counterID(w))
-			if acked[w] == 0 && err != nil {
-				continue
-			}
-			require.NoError(t, err)
-			n, _ := strconv.Atoi(string(r.Data))
-			require.GreaterOrEqual(t, n, acked[w], "round %d: an acknowledged change is there", round)
-			require.LessOrEqual(t, n, acked[w]+1, "a worker has one change under way")
-			acked[w] = n
-			rules := all(t, s, store.Query{Kind: store.KindRule, Subject: counterID(w)})
-			require.Len(t, rules, n, "round %d: each change has its rule", round)
-			events := all(t, s, store.Query{Kind: store.KindEvent, Grant: counterID(w)})
-			require.Len(t, events, n, "round %d: each change has its event", round)
-			for i, e := range events {
-				require.Equal(t, fmt.Sprintf("%d-%09d", w, i+1), e.ID)
-				require.Equal(t, rules[i].Version, e.Version, "a rule and its event are of one change")
-			}
-		}
+		checkAcked(t, s, acked, fmt.Sprint("round ", round))
 		require.NoError(t, s.Close())
 		f, err := os.Open(path)
 		require.NoError(t, err)
 		require.NoError(t, inspect(f), "round %d", round)
 		require.NoError(t, f.Close())
+	}
+}
+
+// checkAcked looks for what was acknowledged to each worker, and that of each change there is all or nothing. acked is
+// what the file says afterwards.
+func checkAcked(t *testing.T, s *Store, acked map[int]int, name string) {
+	t.Helper()
+	ctx := context.Background()
+	for w := range crashWorkers {
+		r, err := s.Get(ctx, "grant", counterID(w))
+		if acked[w] == 0 && err != nil {
+			continue
+		}
+		require.NoError(t, err)
+		n, _ := strconv.Atoi(string(r.Data))
+		require.GreaterOrEqual(t, n, acked[w], "%s: an acknowledged change is there", name)
+		require.LessOrEqual(t, n, acked[w]+1, "a worker has one change under way")
+		acked[w] = n
+		rules := all(t, s, store.Query{Kind: store.KindRule, Subject: counterID(w)})
+		require.Len(t, rules, n, "%s: each change has its rule", name)
+		events := all(t, s, store.Query{Kind: store.KindEvent, Grant: counterID(w)})
+		require.Len(t, events, n, "%s: each change has its event", name)
+		for i, e := range events {
+			require.Equal(t, fmt.Sprintf("%d-%09d", w, i+1), e.ID)
+			require.Equal(t, rules[i].Version, e.Version, "a rule and its event are of one change")
+		}
 	}
 }

@@ -17,7 +17,7 @@ var (
 	ErrVersion = errors.New("boltstore: file has a newer format")
 	// ErrDamaged: the file was cut, overwritten or fails a checksum.
 	ErrDamaged = errors.New("boltstore: file is damaged")
-	// ErrMissing: the file is gone, but its mark says that there was one.
+	// ErrMissing: the file is gone, but its mark says that there was one; or it is a link to what is not there.
 	ErrMissing = errors.New("boltstore: database file is missing")
 	// ErrClockBehind: the clock is behind the last write in the file by more than Options.MaxSkew.
 	ErrClockBehind = errors.New("boltstore: clock is behind the file")

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -160,6 +161,54 @@ func TestInFlightIsNotServed(t *testing.T) {
 	restore()
 }
 
+// TestReadOfACommitThatVanished: a commit becomes visible, a reader reads it and waits for the disk; that fails, and the
+// file that is opened again is as it was before. The reader must not answer with what is not there.
+func TestReadOfACommitThatVanished(t *testing.T) {
+	t.Parallel()
+	path, ctx := filepath.Join(t.TempDir(), "tokens.db"), context.Background()
+	synctest.Test(t, func(t *testing.T) {
+		s, err := Open(path, nil)
+		require.NoError(t, err)
+		must(t, s, []store.Put{put(store.KindRule, "a", store.Version{})})
+		opening := s.opening.Load()
+		got := make(chan error, 3)
+		metas := make([]byte, 2*os.Getpagesize()) // the size of bbolt's pages
+		failCommits(s, func(tx *bbolt.Tx) error {
+			f, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			if _, err := f.ReadAt(metas, 0); err != nil {
+				return err
+			}
+			if err := tx.Commit(); err != nil {
+				return err
+			}
+			go func() { _, err := s.Get(ctx, store.KindRule, "b"); got <- err }()
+			go func() { _, err := s.Follow(ctx, store.Position{}, nil, 10); got <- err }()
+			go func() { _, err := s.List(ctx, store.Query{Kind: store.KindRule}); got <- err }()
+			synctest.Wait() // they have read, and wait
+			if _, err := f.WriteAt(metas, 0); err != nil {
+				return err
+			}
+			return syscall.EIO
+		})
+		c := &store.Change{ID: newVersion(), Puts: []store.Put{put(store.KindRule, "b", store.Version{})}}
+		_, err = s.Apply(ctx, c)
+		require.ErrorIs(t, err, ErrFailed)
+		for range cap(got) {
+			require.ErrorIs(t, <-got, ErrFailed)
+		}
+		// So too for one that gets the processor back only now.
+		require.ErrorIs(t, s.settled(ctx, opening, func(*inFlight) bool { return true }), ErrFailed)
+		require.NoError(t, s.settled(ctx, s.opening.Load(), func(*inFlight) bool { return true }))
+		_, err = s.Get(ctx, store.KindRule, "b")
+		require.ErrorIs(t, err, store.ErrNotFound)
+		require.NoError(t, s.Close())
+	})
+}
+
 // TestPanicFailsAlone: one request that panics takes no other of its group with it.
 func TestPanicFailsAlone(t *testing.T) {
 	t.Parallel()
@@ -197,6 +246,9 @@ func TestFullDiskTakesRevocations(t *testing.T) {
 	rule := &store.Change{ID: newVersion(), Puts: []store.Put{put(store.KindRule, "r", store.Version{})}, Events: []store.Record{event("r")}}
 	_, err = s.Apply(ctx, rule)
 	require.NoError(t, err, "a revocation does")
+	disable := &store.Change{ID: newVersion(), Puts: []store.Put{put(store.KindClient, "c", store.Version{}), put(store.KindRule, "of c", store.Version{})}}
+	_, err = s.Apply(ctx, disable)
+	require.NoError(t, err, "so does the client that a rule disables")
 	_, err = s.Apply(ctx, grant)
 	require.ErrorIs(t, err, ErrFull)
 	_, err = s.Purge(ctx, "grant", 1, 1)

@@ -3,6 +3,7 @@ package boltstore
 import (
 	"encoding/binary"
 	"fmt"
+	"strings"
 
 	"go.etcd.io/bbolt"
 
@@ -76,18 +77,19 @@ type fileMeta struct {
 	believed int64  // the time that purging believed at the last commit, ms
 }
 
-const sizeMeta = 32
+const sizeMeta = 32 + sizeCRC
 
 func (m *fileMeta) encode() []byte {
 	b := make([]byte, 0, sizeMeta)
 	b = binary.BigEndian.AppendUint64(b, m.history)
 	b = binary.BigEndian.AppendUint64(b, m.seq)
 	b = binary.BigEndian.AppendUint64(b, uint64(m.highest))
-	return binary.BigEndian.AppendUint64(b, uint64(m.believed))
+	return sealValue(binary.BigEndian.AppendUint64(b, uint64(m.believed)), keyMeta)
 }
 
 func decodeMeta(b []byte) (m fileMeta, err error) {
-	if len(b) != sizeMeta {
+	b, ok := openValue(b, keyMeta)
+	if !ok || len(b) != sizeMeta-sizeCRC {
 		return m, errValue("the format bucket has no readable meta")
 	}
 	m.history = binary.BigEndian.Uint64(b)
@@ -107,7 +109,7 @@ type head struct {
 	readOnly bool
 }
 
-const sizeHead = 41
+const sizeHead = 41 + sizeCRC
 
 func (h *head) encode() []byte {
 	b := make([]byte, 0, sizeHead)
@@ -115,23 +117,30 @@ func (h *head) encode() []byte {
 		b = binary.BigEndian.AppendUint64(b, uint64(n))
 	}
 	if h.readOnly {
-		return append(b, 1)
+		b = append(b, 1)
+	} else {
+		b = append(b, 0)
 	}
-	return append(b, 0)
+	return sealValue(b, keyHead)
 }
 
-// decodeHead takes nil for a namespace that was never written.
-func decodeHead(b []byte) (h head, err error) {
-	if b == nil {
+// readHead takes nil for a namespace that was never written.
+func readHead(ns *bbolt.Bucket) (h head, err error) {
+	if ns == nil {
 		return h, nil
 	}
-	if len(b) != sizeHead || b[sizeHead-1] > 1 {
+	return decodeHead(ns.Get(keyHead))
+}
+
+func decodeHead(b []byte) (h head, err error) {
+	b, ok := openValue(b, keyHead)
+	if !ok || len(b) != sizeHead-sizeCRC || b[len(b)-1] > 1 {
 		return h, errValue("a namespace has no readable head")
 	}
 	for i, p := range []*int64{&h.last, &h.state, &h.blockEnd, &h.loose, &h.trimmed} {
 		*p = int64(binary.BigEndian.Uint64(b[8*i:]))
 	}
-	h.readOnly = b[sizeHead-1] == 1
+	h.readOnly = b[len(b)-1] == 1
 	return h, nil
 }
 
@@ -176,13 +185,12 @@ func (t *txn) space(sp *space) (*spaceTxn, error) {
 		return st, nil
 	}
 	st := &spaceTxn{t: t, sp: sp, subs: map[subKey]*sub{}}
-	if st.b = t.tx.Bucket(sp.bucket); st.b != nil {
-		h, err := decodeHead(st.b.Get(keyHead))
-		if err != nil {
-			return nil, err
-		}
-		st.head = h
+	st.b = t.tx.Bucket(sp.bucket)
+	h, err := readHead(st.b)
+	if err != nil {
+		return nil, err
 	}
+	st.head = h
 	t.spaces[sp] = st
 	return st, nil
 }
@@ -293,7 +301,17 @@ func readFormat(tx *bbolt.Tx) (id [16]byte, m fileMeta, backup bool, err error) 
 		return id, m, false, errValue("the format bucket does not read")
 	}
 	id = [16]byte(b.Get(keyID))
-	m, err = decodeMeta(b.Get(keyMeta))
+	if m, err = decodeMeta(b.Get(keyMeta)); err != nil {
+		return id, m, false, err
+	}
+	// A namespace whose name is damaged would look like one that was never written.
+	err = tx.ForEach(func(name []byte, _ *bbolt.Bucket) error {
+		ns, ok := strings.CutPrefix(string(name), namespacePrefix)
+		if string(name) != string(bucketFormat) && (!ok || ns != "" && !validNamespace(ns)) {
+			return errValue(fmt.Sprintf("it has a bucket %q", name))
+		}
+		return nil
+	})
 	return id, m, b.Get(keyBackup) != nil, err
 }
 

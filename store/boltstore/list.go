@@ -33,6 +33,7 @@ func (sp *space) List(ctx context.Context, q store.Query) (store.Page, error) {
 		return store.Page{}, err
 	}
 	l := lister{ctx: ctx, q: &q, cur: cur, history: sp.s.history}
+	opening := sp.s.opening.Load()
 	err = sp.view(ctx, func(ns *bbolt.Bucket) error {
 		h, err := readHead(ns)
 		switch {
@@ -47,7 +48,7 @@ func (sp *space) List(ctx context.Context, q store.Query) (store.Page, error) {
 		return l.records(ns)
 	})
 	if err == nil {
-		err = sp.s.settled(ctx, func(f *inFlight) bool { return l.reads(f) })
+		err = sp.s.settled(ctx, opening, func(f *inFlight) bool { return l.reads(f) })
 	}
 	if err != nil {
 		return store.Page{}, err
@@ -157,6 +158,9 @@ func (l *lister) selected(ns *bbolt.Bucket, term uint32) error {
 	if tail := readSub(ns, classTail, l.q.Kind); tail != nil {
 		c := tail.Cursor()
 		for k, id := c.First(); k != nil; k, id = c.Next() {
+			if records.Get(id) == nil {
+				return errValue(fmt.Sprintf("record %s/%q is gone and still in the tail", l.q.Kind, id))
+			}
 			if err := l.offer(records, id); err != nil {
 				return err
 			}
@@ -193,7 +197,7 @@ func (l *lister) selected(ns *bbolt.Bucket, term uint32) error {
 		if len(l.out) > l.q.Limit && !l.before(near, l.out[l.q.Limit].ID) {
 			break
 		}
-		tb, err := openTerms(runs.Get(d.key))
+		tb, err := openTerms(d.key, runs.Get(d.key))
 		if err != nil {
 			return err
 		}
@@ -265,6 +269,9 @@ func (l *lister) events(ns *bbolt.Bucket, h head) error {
 		return fmt.Errorf("%w: events up to %d were purged", store.ErrTrimmed, h.trimmed)
 	}
 	if events == nil {
+		if h.loose != 0 || h.blockEnd != 0 {
+			return errValue("the events are gone")
+		}
 		return nil
 	}
 	// A number is at least its Written in ms << 16, and Written never falls: that bounds the walk at its lower end.
@@ -290,7 +297,7 @@ func (l *lister) events(ns *bbolt.Bucket, h head) error {
 		// The block that may hold high ends at or after it.
 		k, v := c.Seek(key64(min(high, h.blockEnd)))
 		for ; k != nil && num64(k) >= low; k, v = c.Prev() {
-			if done, err := l.block(events, v, term, low, high); done || err != nil {
+			if done, err := l.block(events, k, v, term, low, high); done || err != nil {
 				return err
 			}
 		}
@@ -298,7 +305,7 @@ func (l *lister) events(ns *bbolt.Bucket, h head) error {
 	}
 	c := blocks.Cursor()
 	for k, v := c.Seek(key64(low)); k != nil; k, v = c.Next() {
-		if done, err := l.block(events, v, term, low, high); done || err != nil {
+		if done, err := l.block(events, k, v, term, low, high); done || err != nil {
 			return err
 		}
 	}
@@ -366,11 +373,11 @@ func (l *lister) walk(events *bbolt.Bucket, low, high int64) (done bool, err err
 }
 
 // block reads the events of one block that have the term.
-func (l *lister) block(events *bbolt.Bucket, v []byte, term uint32, low, high int64) (done bool, err error) {
+func (l *lister) block(events *bbolt.Bucket, k, v []byte, term uint32, low, high int64) (done bool, err error) {
 	if err := l.tick(); err != nil {
 		return true, err
 	}
-	tb, err := openTerms(v)
+	tb, err := openTerms(k, v)
 	if err != nil {
 		return true, err
 	}
@@ -392,12 +399,12 @@ func (l *lister) block(events *bbolt.Bucket, v []byte, term uint32, low, high in
 		if n := numbers[i]; n < low || n > high {
 			continue
 		}
-		k := key64(numbers[i])
-		v := events.Get(k)
+		key := key64(numbers[i])
+		v := events.Get(key)
 		if v == nil {
 			continue // purged
 		}
-		if done, err := l.take(k, v); done || err != nil {
+		if done, err := l.take(key, v); done || err != nil {
 			return true, err
 		}
 	}

@@ -39,6 +39,8 @@ func TestMain(m *testing.M) {
 		_ = s.Close()
 	case "crash":
 		crashChild(os.Getenv(envFile))
+	case "faults":
+		faultChild(os.Getenv(envFile))
 	}
 }
 
@@ -137,6 +139,9 @@ func TestOpenRefusesWhatIsNotItsOwn(t *testing.T) {
 			require.NoError(t, newAt(t, p).Close())
 			require.NoError(t, os.Remove(p))
 		}, ErrMissing},
+		{"a link to what is not there", func(t *testing.T, p string) {
+			require.NoError(t, os.Symlink(filepath.Join(filepath.Dir(p), "volume", "tokens.db"), p))
+		}, ErrMissing},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -148,6 +153,10 @@ func TestOpenRefusesWhatIsNotItsOwn(t *testing.T) {
 			require.Contains(t, err.Error(), path, "an error about a file names it")
 			after, _ := os.ReadFile(path)
 			require.True(t, bytes.Equal(before, after), "a refused file stays as it was")
+			switch tc.name {
+			case "directory", "empty", "text", "long text", "a link to what is not there":
+				require.NoFileExists(t, path+".mark", "nothing is left beside what is not a database at all")
+			}
 		})
 	}
 	t.Run("a missing directory", func(t *testing.T) {
@@ -354,9 +363,9 @@ func FuzzDecode(f *testing.F) {
 	e := encodeEvent(&r, store.Version{1})
 	stampEvent(e, key64(1), 5)
 	f.Add(e)
-	f.Add(encodeTerms(1, 1, []uint64{1 << 16}))
+	f.Add(encodeTerms(key64(1), 1, 1, []uint64{1 << 16}, []byte{1}))
 	f.Add((&markContent{seq: 1}).encode())
-	f.Add(encodeRunDir(1, "a", "b"))
+	f.Add(encodeRunDir(key64(1), 1, "a", "b"))
 	f.Add((&head{last: 1}).encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		before := bytes.Clone(b)
@@ -371,13 +380,13 @@ func FuzzDecode(f *testing.F) {
 		_, _ = decodeEvent(b, key64(1))
 		var rec store.Record
 		decodeBody(&rec, b)
-		if tb, err := openTerms(b); err == nil {
+		if tb, err := openTerms(key64(1), b); err == nil {
 			tb.find(1)
 			_, _ = tb.numbers()
 			_, _ = tb.ids()
 		}
 		_, _ = decodeMark(b)
-		_, _ = decodeRunDir(b, b)
+		_, _ = decodeRunDir(key64(1), b)
 		_, _ = decodeHead(b)
 		_, _ = decodeMeta(b)
 		q := store.Query{Kind: store.KindEvent, Cursor: string(b)}

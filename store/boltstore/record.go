@@ -12,8 +12,8 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// How records and events lie in the file. bbolt checks its meta pages only, so each value carries a CRC-32C over
-// itself and its key: a flipped bit is found when it is read, not believed.
+// How records and events lie in the file. bbolt checks its meta pages only, so each value that is not another key alone
+// carries a CRC-32C over itself and its key: a flipped bit is found when it is read, not believed.
 //
 //	record: layout version written pos expires due born | subject client grant token type | data | crc
 //	event:  layout version written expires id            | subject client grant token type | data | crc
@@ -130,6 +130,20 @@ func checkKey(k store.Kind, id string) error {
 		return fmt.Errorf("%w: id of %d bytes, at most %d", store.ErrTooLarge, len(id), maxID)
 	}
 	return nil
+}
+
+// sealValue appends the checksum of a value and its key.
+func sealValue(b, key []byte) []byte {
+	return binary.BigEndian.AppendUint32(b, crc32.Update(crc32.Checksum(b, castagnoli), castagnoli, key))
+}
+
+// openValue takes the checksum off again; false if it is wrong.
+func openValue(b, key []byte) ([]byte, bool) {
+	n := len(b) - sizeCRC
+	if n < 0 {
+		return nil, false
+	}
+	return b[:n], binary.BigEndian.Uint32(b[n:]) == crc32.Update(crc32.Checksum(b[:n], castagnoli), castagnoli, key)
 }
 
 func appendString(b []byte, s string) []byte {
@@ -263,20 +277,14 @@ func encodeEvent(r *store.Record, v store.Version) []byte {
 
 func stampEvent(b []byte, key []byte, written int64) {
 	binary.BigEndian.PutUint64(b[offWritten:], uint64(written))
-	n := len(b) - sizeCRC
-	binary.BigEndian.PutUint32(b[n:], eventCRC(b[:n], key))
-}
-
-func eventCRC(b, key []byte) uint32 {
-	return crc32.Update(crc32.Checksum(b, castagnoli), castagnoli, key)
+	sealValue(b[:len(b)-sizeCRC], key) // in place
 }
 
 func openEvent(b, key []byte) (written, expires int64, err error) {
 	if len(b) < sizeEvent+sizeCRC || b[0] != layoutEvent {
 		return 0, 0, errValue(fmt.Sprintf("event %x has an unknown layout", key))
 	}
-	n := len(b) - sizeCRC
-	if binary.BigEndian.Uint32(b[n:]) != eventCRC(b[:n], key) {
+	if _, ok := openValue(b, key); !ok {
 		return 0, 0, errValue(fmt.Sprintf("event %x fails its checksum", key))
 	}
 	return int64(binary.BigEndian.Uint64(b[offWritten:])), int64(binary.BigEndian.Uint64(b[offEventExpires:])), nil

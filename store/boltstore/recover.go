@@ -82,6 +82,7 @@ func (s *Store) recoverFile() bool {
 		_ = closeDB(db)
 		return false
 	}
+	s.opening.Add(1)
 	s.failed.Store(nil)
 	return true
 }

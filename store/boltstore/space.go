@@ -56,6 +56,7 @@ func (sp *space) view(ctx context.Context, f func(ns *bbolt.Bucket) error) error
 // Get implements [store.Store].
 func (sp *space) Get(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
 	var r store.Record
+	opening := sp.s.opening.Load()
 	err := sp.view(ctx, func(ns *bbolt.Bucket) error {
 		var v []byte
 		if checkKey(kind, id) == nil && kind != store.KindEvent {
@@ -73,7 +74,7 @@ func (sp *space) Get(ctx context.Context, kind store.Kind, id string) (store.Rec
 	if err != nil {
 		return store.Record{}, err
 	}
-	err = sp.s.settled(ctx, func(f *inFlight) bool { _, in := f.versions[r.Version]; return in })
+	err = sp.s.settled(ctx, opening, func(f *inFlight) bool { _, in := f.versions[r.Version]; return in })
 	if err != nil {
 		return store.Record{}, err
 	}
@@ -130,14 +131,7 @@ func (sp *space) applyReadOnly(ctx context.Context, in *intent) (store.Commit, e
 	case !done:
 		return store.Commit{}, store.ErrReadOnly
 	}
-	return store.Commit{Head: store.Position{History: sp.s.history, N: h.state}, Now: sp.s.now()}, nil
-}
-
-func readHead(ns *bbolt.Bucket) (head, error) {
-	if ns == nil {
-		return head{}, nil
-	}
-	return decodeHead(ns.Get(keyHead))
+	return store.Commit{Head: store.Position{History: sp.s.history, N: h.state}, Now: sp.s.clock.now()}, nil
 }
 
 const (
@@ -151,18 +145,22 @@ func (sp *space) Follow(ctx context.Context, after store.Position, kinds []store
 		max = followDefault
 	}
 	var view store.View
+	opening := sp.s.opening.Load()
 	err := sp.view(ctx, func(ns *bbolt.Bucket) error {
 		h, err := readHead(ns)
 		if err != nil {
 			return err
 		}
-		view = store.View{Next: store.Position{History: sp.s.history, N: h.state}, Now: sp.s.now()}
+		view = store.View{Next: store.Position{History: sp.s.history, N: h.state}, Now: sp.s.clock.now()}
 		if after != (store.Position{}) && (after.History != sp.s.history || after.N > h.state || after.N < 0) {
 			return fmt.Errorf("%w: position %d of history %x, the store is at %d of %x",
 				store.ErrDiverged, after.N, after.History, h.state, sp.s.history)
 		}
 		order := readSub(ns, classOrder, "")
 		if order == nil {
+			if h.state != 0 {
+				return errValue("the order of state is gone")
+			}
 			return nil
 		}
 		examined := 0
@@ -193,6 +191,9 @@ func (sp *space) Follow(ctx context.Context, after store.Position, kinds []store
 			if err != nil {
 				return err
 			}
+			if r.Pos.N != num64(k) {
+				return errValue(fmt.Sprintf("record %s/%q stands at another place of the order", kind, id))
+			}
 			view.Records = append(view.Records, r)
 		}
 		if !view.More {
@@ -203,7 +204,7 @@ func (sp *space) Follow(ctx context.Context, after store.Position, kinds []store
 	if err != nil {
 		return store.View{}, err
 	}
-	err = sp.s.settled(ctx, func(f *inFlight) bool { _, in := f.states[sp]; return in })
+	err = sp.s.settled(ctx, opening, func(f *inFlight) bool { _, in := f.states[sp]; return in })
 	if err != nil {
 		return store.View{}, err
 	}

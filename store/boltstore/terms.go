@@ -18,7 +18,7 @@ import (
 // its term: 10 million records are 5,000 blocks. A term is a hash, so what it finds is compared in full. The expiry index
 // of new records waits for the run in the same way.
 //
-//	block or run: layout(1) minExpires(8) members(2) terms(4) | terms × (hash(4) member(2)), sorted | members
+//	block or run: layout(1) minExpires(8) members(2) terms(4) | terms × (hash(4) member(2)), sorted | members | crc
 //
 // A member of a block is the number of an event, as the difference to the one before; a member of a run is an id, and
 // a run's members are sorted by id. What was purged stays in the block until all of it is gone.
@@ -75,9 +75,10 @@ func appendTerms(terms []uint64, r *store.Record, member int) []uint64 {
 	return terms
 }
 
-func encodeTerms(minExpires int64, members int, terms []uint64) []byte {
+// encodeTerms makes a block that stands under key.
+func encodeTerms(key []byte, minExpires int64, members int, terms []uint64, list []byte) []byte {
 	slices.Sort(terms)
-	b := make([]byte, 0, sizeTermsHdr+sizeTerm*len(terms)+members*24)
+	b := make([]byte, 0, sizeTermsHdr+sizeTerm*len(terms)+len(list)+sizeCRC)
 	b = append(b, layoutTerms)
 	b = binary.BigEndian.AppendUint64(b, uint64(minExpires))
 	b = binary.BigEndian.AppendUint16(b, uint16(members))
@@ -85,7 +86,7 @@ func encodeTerms(minExpires int64, members int, terms []uint64) []byte {
 	for _, t := range terms {
 		b = append(b, byte(t>>40), byte(t>>32), byte(t>>24), byte(t>>16), byte(t>>8), byte(t))
 	}
-	return b
+	return sealValue(append(b, list...), key)
 }
 
 // termBlock is a block in bbolt's memory.
@@ -96,11 +97,15 @@ type termBlock struct {
 	list       []byte
 }
 
-func openTerms(b []byte) (tb termBlock, err error) {
+func openTerms(key, b []byte) (tb termBlock, err error) {
+	b, ok := openValue(b, key)
+	if !ok {
+		return tb, errValue(fmt.Sprintf("a block of selectors, %x, fails its checksum", key))
+	}
 	if len(b) < sizeTermsHdr || b[0] != layoutTerms {
 		return tb, errValue("a block of selectors has an unknown layout")
 	}
-	tb.minExpires = int64(binary.BigEndian.Uint64(b[1:]))
+	tb.minExpires = blockExpires(b)
 	tb.members = int(binary.BigEndian.Uint16(b[9:]))
 	n := uint64(binary.BigEndian.Uint32(b[11:])) * sizeTerm
 	if n > uint64(len(b)-sizeTermsHdr) {
@@ -108,6 +113,14 @@ func openTerms(b []byte) (tb termBlock, err error) {
 	}
 	tb.terms, tb.list = b[sizeTermsHdr:sizeTermsHdr+int(n)], b[sizeTermsHdr+int(n):]
 	return tb, nil
+}
+
+// blockExpires is when the first member of a block expires, 0 for never, as the block says.
+func blockExpires(b []byte) int64 {
+	if len(b) < sizeTermsHdr {
+		return 0
+	}
+	return int64(binary.BigEndian.Uint64(b[1:]))
 }
 
 // find returns the members that have a term, rising.
@@ -208,7 +221,8 @@ func (st *spaceTxn) buildEventBlock() error {
 	}
 	st.head.loose -= int64(members)
 	st.head.blockEnd = last
-	return st.put(blocks, key64(last), append(encodeTerms(minExpires, members, terms), list...))
+	key := key64(last)
+	return st.put(blocks, key, encodeTerms(key, minExpires, members, terms, list))
 }
 
 // countTail keeps the number of records since the last run in memory; it is counted anew after a failed transaction.
@@ -289,16 +303,16 @@ func (st *spaceTxn) buildRun(kind store.Kind) error {
 	}
 	st.sp.tails[kind] -= len(keys)
 	last := keys[len(keys)-1]
-	if err := st.put(runs, last, append(encodeTerms(0, len(ids), terms), list...)); err != nil {
+	if err := st.put(runs, last, encodeTerms(last, 0, len(ids), terms, list)); err != nil {
 		return err
 	}
-	return st.put(dir, last, encodeRunDir(len(ids), ids[0], ids[len(ids)-1]))
+	return st.put(dir, last, encodeRunDir(last, len(ids), ids[0], ids[len(ids)-1]))
 }
 
-func encodeRunDir(live int, first, last string) []byte {
+func encodeRunDir(key []byte, live int, first, last string) []byte {
 	b := binary.AppendUvarint(nil, uint64(live))
 	b = appendString(b, first)
-	return appendString(b, last)
+	return sealValue(appendString(b, last), key)
 }
 
 type runDir struct {
@@ -309,8 +323,9 @@ type runDir struct {
 
 func decodeRunDir(key, b []byte) (d runDir, err error) {
 	bad := errValue("the directory of runs does not read")
+	b, ok := openValue(b, key)
 	live, w := binary.Uvarint(b)
-	if w <= 0 || live > blockMembers {
+	if !ok || w <= 0 || live > blockMembers {
 		return d, bad
 	}
 	d.key, d.live = bytes.Clone(key), int(live)
@@ -355,7 +370,7 @@ func (st *spaceTxn) forget(kind store.Kind, born int64) error {
 		return err
 	}
 	if d.live > 1 {
-		return st.put(dir, d.key, encodeRunDir(d.live-1, d.first, d.last))
+		return st.put(dir, d.key, encodeRunDir(d.key, d.live-1, d.first, d.last))
 	}
 	runs, err := st.sub(classRuns, kind, true)
 	if err != nil {

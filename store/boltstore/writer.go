@@ -261,8 +261,8 @@ func (s *Store) tryGroup(group []*request) (culprit int, err error) {
 		s.setFailure(err)
 		return -1, err
 	}
-	wall, believed := s.clock.read()
-	t := &txn{s: s, tx: tx, meta: s.meta, now: max(wall, s.meta.highest), believed: believed, spaces: map[*space]*spaceTxn{}}
+	now, believed := s.clock.tick()
+	t := &txn{s: s, tx: tx, meta: s.meta, now: max(now, s.meta.highest), believed: believed, spaces: map[*space]*spaceTxn{}}
 	var spaces *spaceTxn
 	for i, r := range group {
 		culprit = i
@@ -304,7 +304,6 @@ func (s *Store) tryGroup(group []*request) (culprit int, err error) {
 	if err := s.mark.save(); err != nil && s.markErr == nil {
 		s.markErr = err // Close says so; the commit itself is durable
 	}
-	s.highest.Store(t.meta.highest)
 	s.landed(t, true)
 	return -1, nil
 }
@@ -369,8 +368,9 @@ func (s *Store) landed(t *txn, ok bool) {
 	}
 }
 
-// settled waits until the group in flight has landed, if wants says that the caller read a part of it.
-func (s *Store) settled(ctx context.Context, wants func(*inFlight) bool) error {
+// settled waits until the group in flight has landed, if wants says that the caller read a part of it. opening is that of
+// before the caller read.
+func (s *Store) settled(ctx context.Context, opening uint64, wants func(*inFlight) bool) error {
 	if f := s.flight.Load(); f != nil && wants(f) {
 		select {
 		case <-f.done:
@@ -378,6 +378,12 @@ func (s *Store) settled(ctx context.Context, wants func(*inFlight) bool) error {
 			return ctx.Err()
 		}
 	}
-	// A commit that failed was marked as such before it landed: what was read may vanish.
-	return s.failure()
+	// A commit that failed was marked as such before it landed: what was read may vanish, or has vanished by now.
+	if err := s.failure(); err != nil {
+		return err
+	}
+	if s.opening.Load() != opening {
+		return fmt.Errorf("%w: it was, while this was read", ErrFailed)
+	}
+	return nil
 }

@@ -113,7 +113,7 @@ func (s *Store) watch() {
 		}
 		cancel()
 		s.wakeAll()
-		if time.Since(began) > time.Minute {
+		if time.Since(began) > 10*wait { // it was up for a while: whoever ended it is gone
 			wait = firstWait
 		}
 		pause(s.ctx, s.ctx, &wait)

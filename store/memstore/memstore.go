@@ -25,6 +25,7 @@ type Store struct {
 // engine is what the namespaces of one New share.
 type engine struct {
 	now     func() time.Time
+	mono    func() time.Duration // time that passes, however now is set; nil: only now's does
 	history uint64
 
 	mu     sync.Mutex // guards spaces
@@ -36,10 +37,11 @@ type space struct {
 	mu       sync.RWMutex // guards everything below; never held while a caller runs or waits
 	tables   map[store.Kind]*table
 	state    stateLog
-	clock    int64 // ms, the latest that was read for a write: stamps do not go back
-	head     int64 // N of the last state change
-	births   int64 // number of the last record or event that was created
-	trimmed  int64 // number of the last event that was purged
+	clock    int64         // ms, the latest stamp that now gave
+	ticked   time.Duration // mono, when it did
+	head     int64         // N of the last state change
+	births   int64         // number of the last record or event that was created
+	trimmed  int64         // number of the last event that was purged
 	readOnly bool
 	changed  chan struct{} // closed at the next state change; nil while nobody waits
 }
@@ -50,15 +52,19 @@ var (
 )
 
 // New returns an empty store.
-func New() *Store { return NewWithClock(time.Now) }
+func New() *Store {
+	start := time.Now()
+	return newEngine(time.Now, func() time.Duration { return time.Since(start) }).namespace("")
+}
 
 // NewWithClock returns an empty store whose clock is now, for tests that move time. now is called while a lock of the
 // store is held, so it must not call the store.
-func NewWithClock(now func() time.Time) *Store {
+func NewWithClock(now func() time.Time) *Store { return newEngine(now, nil).namespace("") }
+
+func newEngine(now func() time.Time, mono func() time.Duration) *engine {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails
-	e := &engine{now: now, history: binary.BigEndian.Uint64(b[:]) | 1, spaces: map[string]*Store{}}
-	return e.namespace("")
+	return &engine{now: now, mono: mono, history: binary.BigEndian.Uint64(b[:]) | 1, spaces: map[string]*Store{}}
 }
 
 // Namespace returns the store of another namespace beside this one: its records, order and events are its own. The same
@@ -85,13 +91,31 @@ func (s *Store) SetReadOnly(_ context.Context, on bool) error {
 	return nil
 }
 
-// ms is the store's clock for an answer that writes nothing. The caller holds mu.
-func (s *Store) ms() int64 { return max(s.all.now().UnixMilli(), s.clock) }
+// ms is the store's clock for an answer that writes nothing. It does not go back behind a stamp. Where the machine's clock
+// was set back, it goes on from there, or what is measured by it would not end: at half the pace of time, so that the two
+// meet again. The caller holds mu.
+func (s *Store) ms() int64 { return max(s.all.now().UnixMilli(), s.since(s.passed())) }
 
 // tick is the store's clock for a write. The caller holds mu alone.
 func (s *Store) tick() int64 {
-	s.clock = s.ms()
-	return s.clock
+	wall, mono := s.all.now().UnixMilli(), s.passed()
+	now := s.since(mono)
+	if wall >= now {
+		now, s.clock, s.ticked = wall, wall, mono
+	}
+	return now
+}
+
+func (s *Store) passed() time.Duration {
+	if s.all.mono == nil {
+		return 0
+	}
+	return s.all.mono()
+}
+
+// since is the time behind the latest stamp.
+func (s *Store) since(mono time.Duration) int64 {
+	return s.clock + (mono-s.ticked).Milliseconds()/2
 }
 
 func (s *Store) table(k store.Kind) *table {

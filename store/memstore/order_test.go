@@ -217,3 +217,35 @@ func TestSelectorsAreFixed(t *testing.T) {
 	require.ErrorIs(t, err, errInvalid, "lists go by selectors, so they are fixed for the life of a record")
 	require.Same(t, s, s.Namespace("x").Namespace(""))
 }
+
+// TestTimePassesBehindAStepBack: the store's clock does not go back, and does not stand still until the machine's has
+// caught up with it.
+func TestTimePassesBehindAStepBack(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	wall, mono := time.UnixMilli(1.8e12), time.Duration(0)
+	pass := func(d time.Duration) { wall, mono = wall.Add(d), mono+d }
+	s := newEngine(func() time.Time { return wall }, func() time.Duration { return mono }).namespace("")
+	write := func() int64 {
+		c, err := s.Apply(ctx, &store.Change{ID: newID(), Events: []store.Record{{Kind: store.KindEvent, ID: "e"}}})
+		require.NoError(t, err)
+		return c.Now
+	}
+	now := func() int64 {
+		v, err := s.Follow(ctx, store.Position{}, nil, 1)
+		require.NoError(t, err)
+		return v.Now
+	}
+	write()
+	wall = wall.Add(time.Hour)
+	last := write()
+	wall = wall.Add(-time.Hour)
+	require.GreaterOrEqual(t, now(), last)
+	written := write()
+	require.GreaterOrEqual(t, written, last)
+	pass(2 * time.Minute)
+	require.GreaterOrEqual(t, now()-written, time.Minute.Milliseconds())
+	require.GreaterOrEqual(t, write()-written, time.Minute.Milliseconds())
+	pass(2 * time.Hour)
+	require.Equal(t, wall.UnixMilli(), now(), "the two have met")
+}

@@ -2,15 +2,12 @@ package pgstore
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/apitoken-go/apitoken/store"
@@ -23,7 +20,6 @@ const (
 	maxData   = 16 << 10
 	maxID     = 255
 	maxKind   = 64
-	tries     = 8 // of one write that the server asks to repeat
 )
 
 func checkChange(c *store.Change) error {
@@ -93,21 +89,36 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	if err := checkChange(c); err != nil {
 		return store.Commit{}, err
 	}
+	turns, state := s.turns, slices.ContainsFunc(c.Puts, func(p store.Put) bool { return p.Kind.State() })
+	if state {
+		turns = s.urgent
+	}
+	select {
+	case turns <- struct{}{}:
+	case <-ctx.Done():
+		return store.Commit{}, ctx.Err()
+	}
+	if err := s.begin(); err != nil {
+		<-turns
+		return store.Commit{}, err
+	}
 	got := make(chan answer, 1)
-	args := s.args(s.applyArgs(c)...) // c is not read after Apply returns
-	puts := len(c.Puts)
+	in := &intent{s: s, args: s.args(s.applyArgs(c, state)...), puts: len(c.Puts), end: time.Now().Add(s.o.Timeout)} // c is not read after Apply returns
+	in.tell = func(done store.Commit, err error) {
+		got <- answer{done, err}
+		<-turns
+		s.writes.Done()
+	}
 	if s.groupable(c) {
-		in := &intent{s: s, args: args, puts: puts, end: time.Now().Add(s.o.Timeout), got: got}
-		if puts == 1 {
+		if len(c.Puts) == 1 {
 			in.key = s.ns + "\x00" + string(c.Puts[0].Kind) + "\x00" + c.Puts[0].ID
 		}
 		s.submit(in)
 	} else {
 		go func() {
-			wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.o.Timeout)
+			wctx, cancel := context.WithDeadline(context.Background(), in.end)
 			defer cancel()
-			done, err := s.write(wctx, args, puts)
-			got <- answer{done, err}
+			in.tell(s.write(wctx, in, nil))
 		}()
 	}
 	select {
@@ -120,7 +131,7 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 
 // applyArgs are the arguments of the function apply. Puts are in order of their keys, so that two changes never wait for
 // each other.
-func (s *Store) applyArgs(c *store.Change) []any {
+func (s *Store) applyArgs(c *store.Change, state bool) []any {
 	puts := slices.Clone(c.Puts)
 	slices.SortFunc(puts, func(a, b store.Put) int {
 		if d := strings.Compare(string(a.Kind), string(b.Kind)); d != 0 {
@@ -128,12 +139,10 @@ func (s *Store) applyArgs(c *store.Change) []any {
 		}
 		return strings.Compare(a.ID, b.ID)
 	})
-	state := false
 	kinds, expects, states := make([]string, len(puts)), make([][]byte, len(puts)), make([]bool, len(puts))
 	var p, e columns
 	for i := range puts {
 		kinds[i], expects[i], states[i] = string(puts[i].Kind), slices.Clone(puts[i].Expect[:]), puts[i].Kind.State()
-		state = state || states[i]
 		p.add(&puts[i].Record)
 	}
 	for i := range c.Events {
@@ -157,107 +166,90 @@ func (c *columns) add(r *store.Record) {
 	c.expires, c.data = append(c.expires, r.Expires), append(c.data, append([]byte{}, r.Data...))
 }
 
-// write asks the server, again where the server itself asks for it.
-func (s *Store) write(ctx context.Context, args []any, puts int) (store.Commit, error) {
+// write asks the server until the outcome is known or ctx ends. unknown is the error of an attempt before, which may have been
+// done. A change without puts does not recognise itself, and is repeated only where nothing was sent.
+func (s *Store) write(ctx context.Context, in *intent, unknown error) (store.Commit, error) {
 	if err := s.open(ctx); err != nil {
 		return store.Commit{}, err
 	}
-	wait := 2 * time.Millisecond
-	for try := 1; ; try++ {
+	refused := func(err error) (store.Commit, error) {
+		if unknown != nil {
+			// Not done now; but before, perhaps, and overwritten since.
+			err = fmt.Errorf("pgstore: outcome unknown: %w (then: %v)", unknown, err)
+		}
+		return store.Commit{}, err
+	}
+	adopted := 0
+	for wait := firstWait; ; wait = min(2*wait, longestWait) {
 		var head, history, now int64
-		err := s.pool.QueryRow(ctx, s.sql.apply, args...).Scan(&head, &history, &now)
-		if err == nil {
+		err := s.pool.QueryRow(ctx, s.sql.apply, in.args...).Scan(&head, &history, &now)
+		switch {
+		case err == nil:
 			return store.Commit{Head: position(history, head), Now: now}, nil
-		}
-		var pg *pgconn.PgError
-		if !errors.As(err, &pg) {
-			return store.Commit{}, s.cause(err)
-		}
-		switch pg.Code {
-		case "AP001":
-			return store.Commit{}, store.ErrConflict
-		case "AP002":
+		case isPg(err, "AP001"):
+			return refused(store.ErrConflict)
+		case isPg(err, "AP002"):
 			return s.head(ctx)
-		case "AP003":
-			return store.Commit{}, store.ErrReadOnly
-		case "AP004": // the server is another one since: adopt it, and write
+		case isPg(err, "AP003"):
+			return refused(store.ErrReadOnly)
+		case isPg(err, "AP004") && adopted < 3: // the server is another one since: adopt it, and write
+			adopted++
 			if err := s.adopt(ctx); err != nil {
 				return store.Commit{}, err
 			}
-		case "AP005":
-			return store.Commit{}, fmt.Errorf("%w: subject, client, grant, token and type of a record are fixed for its life", errInvalid)
-		case "AP006":
-			return store.Commit{}, fmt.Errorf("pgstore: the namespace %q is gone from its table", s.ns)
-		case "40001", "40P01": // not done: the transaction was rolled back
-			if puts == 0 && try > 1 {
-				return store.Commit{}, s.cause(err)
-			}
+			continue
+		case isPg(err, "AP005"):
+			return refused(fmt.Errorf("%w: subject, client, grant, token and type of a record are fixed for its life", errInvalid))
+		case isPg(err, "AP006"):
+			return store.Commit{}, s.gone()
+		case rolledBack(err), pgconn.SafeToRetry(err):
+		case broken(err) && in.puts > 0:
+			unknown = err
 		default:
 			return store.Commit{}, s.cause(err)
 		}
-		if try == tries {
+		if !pause(ctx, wait) {
 			return store.Commit{}, s.cause(err)
 		}
-		t := time.NewTimer(wait/2 + rand.N(wait))
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return store.Commit{}, s.cause(err)
-		}
-		wait *= 2
 	}
 }
 
+func (s *Store) gone() error {
+	return fmt.Errorf("pgstore: the namespace %q is gone from its table", s.ns)
+}
+
 // head answers for a change that was done before.
-func (s *Store) head(ctx context.Context) (store.Commit, error) {
-	var head, history, now int64
-	if err := s.pool.QueryRow(ctx, s.sql.head, s.args(s.ns)...).Scan(&head, &history, &now); err != nil {
-		return store.Commit{}, s.cause(err)
-	}
-	return store.Commit{Head: position(history, head), Now: now}, nil
+func (s *Store) head(ctx context.Context) (c store.Commit, err error) {
+	err = s.again(ctx, func() error {
+		var head, history int64
+		err := s.pool.QueryRow(ctx, s.sql.head, s.args(s.ns)...).Scan(&head, &history, &c.Now)
+		c.Head = position(history, head)
+		return err
+	})
+	return c, err
 }
 
 func position(history, n int64) store.Position {
 	return store.Position{History: uint64(history), N: n}
 }
 
-// Purge implements [store.Store].
+// Purge implements [store.Store]. Each step is a statement of its own, so that nothing waits for long behind it; the number is
+// right even where err is not nil.
 func (s *Store) Purge(ctx context.Context, kind store.Kind, before int64, max int) (int, error) {
-	if err := ctx.Err(); err != nil {
-		return 0, err
-	}
-	if err := s.open(ctx); err != nil {
+	if err := s.usable(ctx); err != nil {
 		return 0, err
 	}
 	total := 0
 	for total < max {
-		step := min(max-total, purgeStep)
-		sql := s.sql.purge
-		args := s.args(s.ns, string(kind), before, step)
-		if kind == store.KindEvent {
-			sql, args = s.sql.purgeEvents, s.args(s.ns, before, step)
-		}
-		var n int
-		var moved bool
-		err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock_shared($1)", s.args(s.fence)...); err != nil {
-				return err
-			}
-			if err := tx.QueryRow(ctx, s.o.names("SELECT moved FROM @namespace WHERE ns = $1"), s.args(s.ns)...).Scan(&moved); err != nil || moved {
-				return err
-			}
-			return tx.QueryRow(ctx, sql, args...).Scan(&n)
+		step, n := min(max-total, purgeStep), 0
+		err := s.again(ctx, func() error {
+			return s.pool.QueryRow(ctx, s.sql.purge, s.args(s.ns, s.fence, string(kind), before, step)...).Scan(&n)
 		})
 		if err != nil {
-			return total, s.cause(err)
+			return total, err
 		}
-		if moved {
-			return total, store.ErrReadOnly
-		}
-		total += n
-		if n < step {
-			return total, nil
+		if total += n; n < step {
+			break
 		}
 	}
 	return total, nil

@@ -31,7 +31,7 @@ type intent struct {
 	args []any
 	puts int
 	end  time.Time // when nobody waits for it any more
-	got  chan answer
+	tell func(store.Commit, error)
 }
 
 type answer struct {
@@ -51,7 +51,7 @@ func (e *engine) groupable(c *store.Change) bool {
 	return !e.o.Pooler && len(c.Puts) <= 1 && (len(c.Puts) == 0 || !c.Puts[0].Kind.State())
 }
 
-// submit hands in to a lane; the answer comes by in.got.
+// submit hands in to a lane; the answer comes by in.tell.
 func (e *engine) submit(in *intent) {
 	g := &e.group
 	g.mu.Lock()
@@ -111,54 +111,60 @@ func (e *engine) together(batch []*intent) {
 	live := batch[:0]
 	for _, in := range batch {
 		if time.Now().After(in.end) { // what was not begun in its time is not done later, behind its caller's back
-			in.got <- answer{err: e.cause(context.DeadlineExceeded)}
+			in.tell(store.Commit{}, e.cause(context.DeadlineExceeded))
 			continue
 		}
 		if err := in.s.open(ctx); err != nil {
-			in.got <- answer{err: err}
+			in.tell(store.Commit{}, err)
 			continue
 		}
 		live = append(live, in)
 	}
-	if len(live) == 1 {
-		done, err := live[0].s.write(ctx, live[0].args, live[0].puts)
-		live[0].got <- answer{done, err}
+	if len(live) == 0 {
 		return
 	}
-	answers, err := e.send(ctx, live)
-	if err == nil {
-		for i, in := range live {
-			in.got <- answers[i]
+	var unknown error
+	if len(live) > 1 {
+		answers, err := e.send(ctx, live)
+		switch {
+		case err == nil:
+			for i, in := range live {
+				in.tell(answers[i], nil)
+			}
+			return
+		case undone(err), pgconn.SafeToRetry(err):
+		default:
+			unknown = err
 		}
-		return
-	}
-	var refused *pgconn.PgError
-	if !errors.As(err, &refused) {
-		for _, in := range live {
-			in.got <- answer{err: e.cause(err)} // done or not
-		}
-		return
 	}
 	var wg sync.WaitGroup
 	for _, in := range live {
-		wg.Go(func() {
-			done, err := in.s.write(ctx, in.args, in.puts)
-			in.got <- answer{done, err}
-		})
+		if unknown != nil && (in.puts == 0 || !broken(unknown)) {
+			in.tell(store.Commit{}, e.cause(unknown)) // done or not
+			continue
+		}
+		wg.Go(func() { in.tell(in.s.write(ctx, in, unknown)) })
 	}
 	wg.Wait()
 }
 
-func (e *engine) send(ctx context.Context, live []*intent) ([]answer, error) {
+// undone reports whether the server says that it rolled back: all its errors do but those of a connection that ends, and
+// statement_completion_unknown.
+func undone(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && !broken(err) && pg.Code != "40003" && !strings.HasPrefix(pg.Code, "08")
+}
+
+func (e *engine) send(ctx context.Context, live []*intent) ([]store.Commit, error) {
 	var b pgx.Batch
-	answers := make([]answer, len(live))
+	answers := make([]store.Commit, len(live))
 	for i, in := range live {
 		b.Queue(e.sql.apply, in.args...).QueryRow(func(row pgx.Row) error {
 			var head, history, now int64
 			if err := row.Scan(&head, &history, &now); err != nil {
 				return err
 			}
-			answers[i].done = store.Commit{Head: position(history, head), Now: now}
+			answers[i] = store.Commit{Head: position(history, head), Now: now}
 			return nil
 		})
 	}

@@ -3,21 +3,23 @@ package pgstore
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// listener holds one connection that hears which namespaces changed, for all who wait. It is started by the first
-// one, comes back by itself, and wakes everybody when it does: what was said meanwhile was said to nobody.
+// listener wakes those who wait, for all namespaces at once: by one connection that hears which of them changed, which comes
+// back by itself and then wakes everybody, because what was said meanwhile was said to nobody; and by looking, for what a
+// connection that hangs was told, and behind a pooler, where nothing is heard.
 type listener struct {
 	e       *engine
 	channel string
 
 	mu      sync.Mutex // guards waiters and running
-	waiters map[string]map[chan struct{}]bool
+	waiters map[string]map[*waiter]bool
 	running bool
 
 	ctx  context.Context
@@ -25,86 +27,134 @@ type listener struct {
 	done sync.WaitGroup
 }
 
+type waiter struct {
+	after store.Position
+	woken chan struct{}
+}
+
 func newListener(e *engine) *listener {
-	l := &listener{e: e, channel: fmt.Sprintf("apitoken_%x", uint64(lockKey(e.o.qualified(), "channel"))), waiters: map[string]map[chan struct{}]bool{}}
+	l := &listener{e: e, channel: fmt.Sprintf("apitoken_%x", uint64(lockKey(e.o.qualified(), "channel"))), waiters: map[string]map[*waiter]bool{}}
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	return l
 }
 
 func (l *listener) close() {
+	l.mu.Lock() // nobody starts it afterwards
 	l.stop()
+	l.mu.Unlock()
 	l.done.Wait()
 }
 
-// How often Wait looks for itself: behind a pooler because it hears nothing, else because what a connection that hangs
-// was told is told to nobody.
+// How often it looks: seldom where notifications come, often behind a transaction pooler. It never spends more than a
+// tenth of its time on it, however many namespaces there are.
 const (
-	lookPooled = 100 * time.Millisecond
 	lookLost   = time.Second
+	lookPooled = 100 * time.Millisecond
+	lookLeast  = 10
+	lookPage   = 1000 // namespaces in one question
 )
 
-// Wait implements [store.Waker]: it returns when the namespace may have state after p. A notification makes it quick; it
-// looks for itself as well, each second, and ten times a second behind a transaction pooler, where nothing is heard.
+// Wait implements [store.Waker]: it returns when the namespace may have state after p. A notification makes it quick; all
+// namespaces that are waited for are looked at as well, each second, and ten times a second behind a transaction pooler.
 func (s *Store) Wait(ctx context.Context, p store.Position) error {
-	woken, forget := s.hear.join(s.ns)
-	defer forget()
-	look := lookLost
-	if s.o.Pooler {
-		look = lookPooled
+	if err := s.usable(ctx); err != nil {
+		return err
 	}
-	for {
-		// What was written before we joined is looked for, not waited for.
-		done, err := s.current(ctx)
-		if err != nil {
-			return err
-		}
-		if done.N > p.N || done.History != p.History && p != (store.Position{}) {
-			return nil
-		}
-		again := time.NewTimer(look/2 + rand.N(look))
-		select {
-		case <-woken:
-			again.Stop()
-			return nil
-		case <-again.C:
-		case <-ctx.Done():
-			again.Stop()
-			return ctx.Err()
-		case <-s.hear.ctx.Done():
-			again.Stop()
-			return fmt.Errorf("pgstore: closed")
-		}
+	w, leave := s.hear.join(s.ns, p)
+	defer leave()
+	// What was written before we joined is looked for, not waited for.
+	now, err := s.head(ctx)
+	if err != nil {
+		return err
+	}
+	if w.behind(now.Head) {
+		return nil
+	}
+	select {
+	case <-w.woken:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.hear.ctx.Done():
+		return ErrClosed
 	}
 }
 
-func (s *Store) current(ctx context.Context) (store.Position, error) {
-	if err := s.open(ctx); err != nil {
-		return store.Position{}, err
-	}
-	c, err := s.head(ctx)
-	return c.Head, err
+func (w *waiter) behind(head store.Position) bool {
+	return head.N > w.after.N || head.History != w.after.History && w.after != (store.Position{})
 }
 
-func (l *listener) join(ns string) (woken chan struct{}, forget func()) {
-	woken = make(chan struct{}, 1)
+func (w *waiter) wake() {
+	select {
+	case w.woken <- struct{}{}:
+	default:
+	}
+}
+
+func (l *listener) join(ns string, after store.Position) (w *waiter, leave func()) {
+	w = &waiter{after, make(chan struct{}, 1)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.waiters[ns] == nil {
-		l.waiters[ns] = map[chan struct{}]bool{}
+		l.waiters[ns] = map[*waiter]bool{}
 	}
-	l.waiters[ns][woken] = true
-	if !l.running && !l.e.o.Pooler && l.ctx.Err() == nil {
+	l.waiters[ns][w] = true
+	if !l.running && l.ctx.Err() == nil {
 		l.running = true
-		l.done.Add(1)
-		go l.run()
+		l.done.Go(l.look)
+		if !l.e.o.Pooler {
+			l.done.Go(l.run)
+		}
 	}
-	return woken, func() {
+	return w, func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		delete(l.waiters[ns], woken)
+		delete(l.waiters[ns], w)
 		if len(l.waiters[ns]) == 0 {
 			delete(l.waiters, ns)
 		}
+	}
+}
+
+// look asks for the positions of all namespaces that are waited for, again and again.
+func (l *listener) look() {
+	least := lookLost
+	if l.e.o.Pooler {
+		least = lookPooled
+	}
+	for wait := least; pause(l.ctx, wait); {
+		began := time.Now()
+		l.mu.Lock()
+		names := slices.Collect(maps.Keys(l.waiters))
+		l.mu.Unlock()
+		for page := range slices.Chunk(names, lookPage) {
+			l.lookAt(page)
+		}
+		wait = max(least, lookLeast*time.Since(began))
+	}
+}
+
+func (l *listener) lookAt(names []string) {
+	ctx, cancel := context.WithTimeout(l.ctx, min(l.e.o.Timeout, time.Second))
+	defer cancel()
+	rows, err := l.e.pool.Query(ctx, l.e.sql.heads, l.e.args(names)...)
+	if err != nil {
+		return // those who wait poll as well
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var ns string
+		var head, history int64
+		if rows.Scan(&ns, &head, &history) != nil {
+			return
+		}
+		l.mu.Lock()
+		for w := range l.waiters[ns] {
+			if w.behind(position(history, head)) {
+				w.wake()
+			}
+		}
+		l.mu.Unlock()
 	}
 }
 
@@ -115,31 +165,21 @@ func (l *listener) wake(ns string, all bool) {
 		if !all && name != ns {
 			continue
 		}
-		for c := range set {
-			select {
-			case c <- struct{}{}:
-			default:
-			}
+		for w := range set {
+			w.wake()
 		}
 	}
 }
 
 func (l *listener) run() {
-	defer l.done.Done()
-	wait := 20 * time.Millisecond
-	for l.ctx.Err() == nil {
+	const least, most = 20 * time.Millisecond, 5 * time.Second
+	for wait := time.Duration(least); l.ctx.Err() == nil; wait = min(2*wait, most) {
 		began := time.Now()
 		l.listen()
-		if time.Since(began) > time.Minute {
-			wait = 20 * time.Millisecond
+		if time.Since(began) > 10*wait { // it was up for a while: whoever ended it is gone
+			wait = least
 		}
-		t := time.NewTimer(wait/2 + rand.N(wait))
-		select {
-		case <-t.C:
-		case <-l.ctx.Done():
-			t.Stop()
-		}
-		wait = min(2*wait, 5*time.Second)
+		pause(l.ctx, wait)
 	}
 }
 

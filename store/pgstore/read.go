@@ -10,16 +10,16 @@ import (
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/apitoken-go/apitoken/store"
 )
 
 const listLimit = 1000
 
-// statements are the templates with their names filled in.
+// statements are the templates with their names filled in. Those that read join the namespace's row, which is always there:
+// so the timeline is always asked for, which fails on a replica.
 type statements struct {
-	apply, adopt, get, head, follow, purge, purgeEvents, trimmed string
+	apply, adopt, move, get, head, heads, follow, purge string
 }
 
 const recordColumns = "r.kind, r.id, r.version, r.pos, r.written, r.expires, r.subject, r.client, r.grant_id, r.token, r.type, r.data"
@@ -27,25 +27,19 @@ const recordColumns = "r.kind, r.id, r.version, r.pos, r.written, r.expires, r.s
 func newStatements(o *Options) statements {
 	return statements{
 		apply: o.names("SELECT out_head, out_history, out_now FROM @apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)"),
-		adopt: o.names(`INSERT INTO @namespace AS n (ns, history, timeline, system) VALUES ($1, $2, @timeline(), $3)
-			ON CONFLICT (ns) DO UPDATE SET history = excluded.history, epoch = n.epoch + 1, timeline = excluded.timeline, system = excluded.system
-			WHERE n.timeline <> excluded.timeline OR n.system <> excluded.system AND excluded.system <> 'unknown'`),
-		// The timeline makes a replica fail: what it would say may be old.
-		get:  o.names("SELECT @timeline(), n.history, " + recordColumns + " FROM @namespace n JOIN @record r ON r.ns = n.ns WHERE n.ns = $1 AND r.kind = $2 AND r.id = $3"),
-		head: o.names("SELECT n.head, n.history, @now_ms() FROM @namespace n WHERE n.ns = $1"),
-		follow: o.names(`SELECT n.head, n.history, @now_ms(), n.timeline = @timeline(), ` + recordColumns + ` FROM @namespace n LEFT JOIN LATERAL
-			(SELECT * FROM @record q WHERE q.ns = n.ns AND q.pos > $2 AND ($3::text[] IS NULL OR q.kind = ANY ($3)) ORDER BY q.pos LIMIT $4) r ON true
+		adopt: o.names(`WITH f AS (INSERT INTO @fence (ns) VALUES ($1) ON CONFLICT DO NOTHING)
+			INSERT INTO @namespace AS n (ns, history, timeline, system, relation) VALUES ($1, $2, @timeline(), $3, '@namespace'::regclass)
+			ON CONFLICT (ns) DO UPDATE SET history = excluded.history, epoch = n.epoch + 1, timeline = excluded.timeline, system = excluded.system, relation = excluded.relation
+			WHERE n.timeline <> excluded.timeline OR n.relation <> excluded.relation OR n.system <> excluded.system AND excluded.system <> 'unknown'`),
+		move:  o.names("SELECT @move($1, $2, $3)"),
+		get:   o.names("SELECT @timeline(), n.history, " + recordColumns + " FROM @namespace n LEFT JOIN @record r ON r.ns = n.ns AND r.kind = $2 AND r.id = $3 WHERE n.ns = $1"),
+		head:  o.names("SELECT n.head, n.history, @now_ms() FROM @namespace n WHERE n.ns = $1"),
+		heads: o.names("SELECT n.ns, n.head, n.history FROM @namespace n WHERE n.ns = ANY ($1)"),
+		// That pos is over zero is said again so that the partial index is taken under any plan.
+		follow: o.names(`SELECT n.head, n.history, @now_ms(), n.timeline = @timeline() AND n.relation = n.tableoid, ` + recordColumns + ` FROM @namespace n LEFT JOIN LATERAL
+			(SELECT * FROM @record q WHERE q.ns = n.ns AND q.pos > 0 AND q.pos > $2 AND ($3::text[] IS NULL OR q.kind = ANY ($3)) ORDER BY q.pos LIMIT $4) r ON true
 			WHERE n.ns = $1 ORDER BY r.pos`),
-		purge: o.names(`WITH gone AS (DELETE FROM @record WHERE ctid IN (SELECT ctid FROM @record
-			WHERE ns = $1 AND kind = $2 AND expires > 0 AND expires < least($3, @now_ms() + 1) ORDER BY expires LIMIT $4 FOR UPDATE SKIP LOCKED) RETURNING 1)
-			SELECT count(*) FROM gone`),
-		purgeEvents: o.names(`WITH gone AS (DELETE FROM @event WHERE (tableoid, ctid) IN (SELECT tableoid, ctid FROM @event
-			WHERE ns = $1 AND expires > 0 AND expires < least($2, @now_ms() + 1) ORDER BY expires LIMIT $3 FOR UPDATE SKIP LOCKED) RETURNING epoch, xid, seq),
-			last AS (SELECT epoch, xid, seq FROM gone ORDER BY epoch DESC, xid DESC, seq DESC LIMIT 1),
-			kept AS (INSERT INTO @trimmed AS t SELECT $1, epoch, xid, seq FROM last ON CONFLICT (ns) DO UPDATE SET epoch = excluded.epoch, xid = excluded.xid, seq = excluded.seq
-				WHERE (t.epoch, t.xid, t.seq) < (excluded.epoch, excluded.xid, excluded.seq))
-			SELECT count(*) FROM gone`),
-		trimmed: o.names("SELECT EXISTS (SELECT 1 FROM @trimmed WHERE ns = $1 AND (epoch, xid, seq) > ($2, $3::text::xid8, $4))"),
+		purge: o.names("SELECT @purge($1, $2, $3, $4, $5)"),
 	}
 }
 
@@ -71,40 +65,50 @@ func (r *row) record(history int64) store.Record {
 
 // Get implements [store.Store].
 func (s *Store) Get(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
-	if err := s.open(ctx); err != nil {
+	if err := s.usable(ctx); err != nil {
 		return store.Record{}, err
 	}
-	if !utf8.ValidString(id) || strings.IndexByte(id, 0) >= 0 || strings.IndexByte(string(kind), 0) >= 0 {
+	if !utf8.ValidString(id) || strings.IndexByte(id, 0) >= 0 || !utf8.ValidString(string(kind)) || strings.IndexByte(string(kind), 0) >= 0 {
 		return store.Record{}, store.ErrNotFound // no such record can be
 	}
 	var timeline string
 	var history int64
 	var r row
-	err := s.pool.QueryRow(ctx, s.sql.get, s.args(s.ns, string(kind), id)...).Scan(append([]any{&timeline, &history}, r.fields()...)...)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return store.Record{}, s.absent(ctx)
-	}
-	if err != nil {
-		return store.Record{}, s.cause(err)
+	err := s.again(ctx, func() error {
+		return s.pool.QueryRow(ctx, s.sql.get, s.args(s.ns, string(kind), id)...).Scan(append([]any{&timeline, &history}, r.fields()...)...)
+	})
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return store.Record{}, s.gone()
+	case err != nil:
+		return store.Record{}, err
+	case r.kind == nil:
+		return store.Record{}, store.ErrNotFound
 	}
 	return r.record(history), nil
 }
 
-// absent says ErrNotFound where the primary says so: a replica evaluates no timeline for no row.
-func (s *Store) absent(ctx context.Context) error {
-	var recovery bool
-	if err := s.pool.QueryRow(ctx, "SELECT pg_is_in_recovery()", s.args()...).Scan(&recovery); err != nil {
-		return s.cause(err)
-	}
-	if recovery {
-		return errReplica
-	}
-	return store.ErrNotFound
+// query runs a statement and gives each row to scan, which adds it to what begin made empty.
+func (s *Store) query(ctx context.Context, sql string, args []any, begin func(), scan func(pgx.Rows) error) error {
+	return s.again(ctx, func() error {
+		begin()
+		rows, err := s.pool.Query(ctx, sql, s.args(args...)...)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			if err := scan(rows); err != nil {
+				return err
+			}
+		}
+		return rows.Err()
+	})
 }
 
 // Follow implements [store.Store]. Page and head are of one snapshot.
 func (s *Store) Follow(ctx context.Context, after store.Position, kinds []store.Kind, max int) (store.View, error) {
-	if err := s.open(ctx); err != nil {
+	if err := s.usable(ctx); err != nil {
 		return store.View{}, err
 	}
 	if max <= 0 || max > listLimit {
@@ -126,29 +130,25 @@ func (s *Store) Follow(ctx context.Context, after store.Position, kinds []store.
 }
 
 func (s *Store) follow(ctx context.Context, after store.Position, only []string, max int) (store.View, bool, error) {
-	rows, err := s.pool.Query(ctx, s.sql.follow, s.args(s.ns, after.N, only, max+1)...)
-	if err != nil {
-		return store.View{}, true, s.cause(err)
-	}
-	defer rows.Close()
 	var v store.View
 	var head, history int64
 	var same, found bool
-	for rows.Next() {
+	err := s.query(ctx, s.sql.follow, []any{s.ns, after.N, only, max + 1}, func() { v, found = store.View{}, false }, func(rows pgx.Rows) error {
 		var r row
 		if err := rows.Scan(append([]any{&head, &history, &v.Now, &same}, r.fields()...)...); err != nil {
-			return store.View{}, true, s.cause(err)
+			return err
 		}
 		found = true
 		if r.kind != nil {
 			v.Records = append(v.Records, r.record(history))
 		}
-	}
+		return nil
+	})
 	switch {
-	case rows.Err() != nil:
-		return store.View{}, true, s.cause(rows.Err())
+	case err != nil:
+		return store.View{}, true, err
 	case !found:
-		return store.View{}, true, fmt.Errorf("pgstore: the namespace %q is gone from its table", s.ns)
+		return store.View{}, true, s.gone()
 	case !same:
 		return store.View{}, false, nil
 	case after != (store.Position{}) && (after.History != uint64(history) || after.N > head || after.N < 0):
@@ -164,7 +164,7 @@ func (s *Store) follow(ctx context.Context, after store.Position, only []string,
 
 // List implements [store.Store]. Limit 0 means 1000.
 func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
-	if err := s.open(ctx); err != nil {
+	if err := s.usable(ctx); err != nil {
 		return store.Page{}, err
 	}
 	if q.Limit <= 0 || q.Limit > listLimit {
@@ -178,10 +178,10 @@ func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
 	if q.Kind == store.KindEvent {
 		return s.listEvents(ctx, q)
 	}
-	b := s.where(&q, "r.ns = $1 AND r.kind = $2", s.ns, string(q.Kind))
-	order, than := "ASC", ">"
+	b := s.where(&q, "r.kind = $2", s.ns, string(q.Kind))
+	order, than := " ASC", ">"
 	if q.Newest {
-		order, than = "DESC", "<"
+		order, than = " DESC", "<"
 	}
 	if q.Cursor != "" {
 		id, err := decodeCursor(&q)
@@ -190,24 +190,28 @@ func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
 		}
 		b.and("r.id "+than+" ?", id)
 	}
-	sql := "SELECT " + s.o.names("@timeline(), n.history, ") + recordColumns + s.o.names(" FROM @namespace n JOIN @record r ON r.ns = n.ns WHERE ") + b.String() + " ORDER BY r.id " + order + " LIMIT " + strconv.Itoa(q.Limit+1)
-	rows, err := s.pool.Query(ctx, sql, s.args(b.args...)...)
-	if err != nil {
-		return store.Page{}, s.cause(err)
-	}
-	defer rows.Close()
+	sql := s.o.names("SELECT @timeline(), n.history, "+recordColumns+" FROM @namespace n LEFT JOIN LATERAL (SELECT * FROM @record r WHERE r.ns = n.ns AND ") +
+		b.String() + " ORDER BY r.id" + order + " LIMIT " + strconv.Itoa(q.Limit+1) + ") r ON true WHERE n.ns = $1 ORDER BY r.id" + order
 	var page store.Page
-	for rows.Next() {
+	found := false
+	err := s.query(ctx, sql, b.args, func() { page, found = store.Page{}, false }, func(rows pgx.Rows) error {
 		var timeline string
 		var history int64
 		var r row
 		if err := rows.Scan(append([]any{&timeline, &history}, r.fields()...)...); err != nil {
-			return store.Page{}, s.cause(err)
+			return err
 		}
-		page.Records = append(page.Records, r.record(history))
-	}
-	if err := rows.Err(); err != nil {
-		return store.Page{}, s.cause(err)
+		found = true
+		if r.kind != nil {
+			page.Records = append(page.Records, r.record(history))
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return store.Page{}, err
+	case !found:
+		return store.Page{}, s.gone()
 	}
 	if len(page.Records) > q.Limit {
 		page.Records = page.Records[:q.Limit]
@@ -216,15 +220,18 @@ func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
 	return page, nil
 }
 
+const eventColumns = "r.epoch, r.xid::text, r.seq, CASE WHEN r.id IS NOT NULL THEN 'event' END, r.id, r.version, 0::bigint, r.written, r.expires, r.subject, r.client, r.grant_id, r.token, r.type, r.data"
+
 // listEvents pages in the final order: by transaction, within it by number. Read oldest first it ends at the snapshot
-// horizon, behind which no transaction can appear any more.
+// horizon, behind which no transaction can appear any more. What was purged behind the cursor is looked for in the snapshot
+// of the page.
 func (s *Store) listEvents(ctx context.Context, q store.Query) (store.Page, error) {
-	b := s.where(&q, "r.ns = $1", s.ns)
-	order, than := "ASC", ">"
+	b := s.where(&q, "true", s.ns)
+	order, than, trimmed := " ASC", ">", "false"
 	if q.Newest {
-		order, than = "DESC", "<"
+		order, than = " DESC", "<"
 	} else {
-		b.and("(r.xid < pg_snapshot_xmin(pg_current_snapshot()) OR r.epoch < (SELECT epoch FROM " + s.o.qualified() + "namespace WHERE ns = $1))")
+		b.and("(r.xid < pg_snapshot_xmin(pg_current_snapshot()) OR r.epoch < n.epoch)")
 	}
 	if q.Cursor != "" {
 		place, err := decodeCursor(&q)
@@ -235,43 +242,45 @@ func (s *Store) listEvents(ctx context.Context, q store.Query) (store.Page, erro
 		if err != nil {
 			return store.Page{}, err
 		}
-		if !q.Newest {
-			var gone bool
-			if err := s.pool.QueryRow(ctx, s.sql.trimmed, s.args(s.ns, epoch, xid, seq)...).Scan(&gone); err != nil {
-				return store.Page{}, s.cause(err)
-			}
-			if gone {
-				return store.Page{}, store.ErrTrimmed
-			}
-		}
+		k := len(b.args)
 		b.and("(r.epoch, r.xid, r.seq) "+than+" (?, ?::text::xid8, ?)", epoch, xid, seq)
+		if !q.Newest {
+			trimmed = fmt.Sprintf("EXISTS (SELECT 1 FROM %strimmed t WHERE t.ns = n.ns AND (t.epoch, t.xid, t.seq) > ($%d, $%d::text::xid8, $%d))", s.o.qualified(), k+1, k+2, k+3)
+		}
 	}
-	sql := "SELECT " + s.o.names("@timeline(), r.epoch, r.xid::text, r.seq, 'event'::text, r.id, r.version, 0::bigint, r.written, r.expires, r.subject, r.client, r.grant_id, r.token, r.type, r.data FROM @event r WHERE ") +
-		b.String() + " ORDER BY r.epoch " + order + ", r.xid " + order + ", r.seq " + order + " LIMIT " + strconv.Itoa(q.Limit+1)
-	rows, err := s.pool.Query(ctx, sql, s.args(b.args...)...)
-	if err != nil {
-		return store.Page{}, s.cause(err)
-	}
-	defer rows.Close()
+	by := " ORDER BY r.epoch" + order + ", r.xid" + order + ", r.seq" + order
+	sql := s.o.names("SELECT @timeline(), "+trimmed+", "+eventColumns+" FROM @namespace n LEFT JOIN LATERAL (SELECT * FROM @event r WHERE r.ns = n.ns AND ") +
+		b.String() + by + " LIMIT " + strconv.Itoa(q.Limit+1) + ") r ON true WHERE n.ns = $1" + by
 	var page store.Page
 	var last string
-	for rows.Next() {
-		var timeline, xid string
-		var epoch int32
-		var seq int64
+	var gone, found bool
+	err := s.query(ctx, sql, b.args, func() { page, found = store.Page{}, false }, func(rows pgx.Rows) error {
+		var timeline string
+		var xid *string
+		var epoch *int32
+		var seq *int64
 		var r row
-		if err := rows.Scan(append([]any{&timeline, &epoch, &xid, &seq}, r.fields()...)...); err != nil {
-			return store.Page{}, s.cause(err)
+		if err := rows.Scan(append([]any{&timeline, &gone, &epoch, &xid, &seq}, r.fields()...)...); err != nil {
+			return err
 		}
-		if len(page.Records) == q.Limit {
+		found = true
+		switch {
+		case r.kind == nil:
+		case len(page.Records) == q.Limit:
 			page.Cursor = encodeCursor(&q, last)
-			break
+		default:
+			page.Records = append(page.Records, r.record(0))
+			last = fmt.Sprintf("%d.%s.%d", *epoch, *xid, *seq)
 		}
-		page.Records = append(page.Records, r.record(0))
-		last = fmt.Sprintf("%d.%s.%d", epoch, xid, seq)
-	}
-	if err := rows.Err(); err != nil {
-		return store.Page{}, s.cause(err)
+		return nil
+	})
+	switch {
+	case err != nil:
+		return store.Page{}, err
+	case !found:
+		return store.Page{}, s.gone()
+	case gone:
+		return store.Page{}, store.ErrTrimmed
 	}
 	return page, nil
 }
@@ -346,10 +355,4 @@ func decodeCursor(q *store.Query) (string, error) {
 		return "", fmt.Errorf("%w: the cursor is of another query", errInvalid)
 	}
 	return place, nil
-}
-
-// isPg reports whether err is the server's, of that code.
-func isPg(err error, code string) bool {
-	var pg *pgconn.PgError
-	return errors.As(err, &pg) && pg.Code == code
 }

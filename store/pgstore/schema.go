@@ -26,8 +26,12 @@ CREATE TABLE @namespace (
 	epoch    integer NOT NULL DEFAULT 1,      -- rises with it, and orders events of one history behind those before
 	timeline text    NOT NULL,                -- of the server that wrote it
 	system   text    NOT NULL,                -- its identifier
+	relation oid     NOT NULL,                -- this table's own number: another one is a dump that was put back
 	moved    boolean NOT NULL DEFAULT false   -- takes no writes
 );
+-- A transaction that does not see what was committed after it began shares a row of this one, so that it fails where
+-- moved was changed meanwhile.
+CREATE TABLE @fence (ns text COLLATE "C" PRIMARY KEY, turns bigint NOT NULL DEFAULT 0);
 CREATE TABLE @record (
 	ns      text COLLATE "C" NOT NULL,
 	kind    text COLLATE "C" NOT NULL,
@@ -106,13 +110,17 @@ DECLARE
 BEGIN
 	-- A fence that waits for writes under way takes the same lock alone.
 	PERFORM pg_advisory_xact_lock_shared(lock_key);
+	IF current_setting('transaction_isolation') <> 'read committed' THEN
+		-- What is read below is of before the lock was had: 40001 if that is no longer true.
+		PERFORM 1 FROM @fence WHERE ns = in_ns FOR SHARE;
+	END IF;
 	IF state THEN
 		SELECT * INTO n FROM @namespace WHERE ns = in_ns FOR UPDATE;
 	ELSE
 		SELECT * INTO n FROM @namespace WHERE ns = in_ns;
 	END IF;
 	IF NOT FOUND THEN RAISE EXCEPTION 'no namespace' USING ERRCODE = 'AP006'; END IF;
-	IF n.timeline <> @timeline() THEN RAISE EXCEPTION 'another timeline' USING ERRCODE = 'AP004'; END IF;
+	IF n.timeline <> @timeline() OR n.relation <> '@namespace'::regclass THEN RAISE EXCEPTION 'another history' USING ERRCODE = 'AP004'; END IF;
 	IF n.moved THEN
 		IF EXISTS (SELECT 1 FROM unnest(p_kind, p_id) AS k(kind, id) JOIN @record r ON r.ns = in_ns AND r.kind = k.kind AND r.id = k.id WHERE r.version = change) THEN
 			RAISE EXCEPTION 'done before' USING ERRCODE = 'AP002';
@@ -159,6 +167,37 @@ BEGIN
 	out_head := n.head;
 	out_history := n.history;
 END $$;
+
+-- move raises or lowers the fence, and returns when writes under way have ended.
+CREATE FUNCTION @move(in_ns text, lock_key bigint, is_on boolean) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM pg_advisory_xact_lock(lock_key);
+	UPDATE @namespace SET moved = is_on WHERE ns = in_ns;
+	UPDATE @fence SET turns = turns + 1 WHERE ns = in_ns;
+END $$;
+
+-- purge removes expired records of a kind, or events.
+CREATE FUNCTION @purge(in_ns text, lock_key bigint, in_kind text, before bigint, most integer, OUT gone integer) LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM pg_advisory_xact_lock_shared(lock_key); -- the fence, as in apply
+	IF current_setting('transaction_isolation') <> 'read committed' THEN
+		PERFORM 1 FROM @fence WHERE ns = in_ns FOR SHARE;
+	END IF;
+	IF (SELECT moved FROM @namespace WHERE ns = in_ns) THEN RAISE EXCEPTION 'moved' USING ERRCODE = 'AP003'; END IF;
+	before := least(before, @now_ms() + 1);
+	IF in_kind <> 'event' THEN
+		DELETE FROM @record WHERE ctid = ANY (ARRAY(SELECT ctid FROM @record
+			WHERE ns = in_ns AND kind = in_kind AND expires > 0 AND expires < before ORDER BY expires LIMIT most FOR UPDATE SKIP LOCKED));
+		GET DIAGNOSTICS gone = ROW_COUNT;
+		RETURN;
+	END IF;
+	WITH old AS (DELETE FROM @event WHERE (tableoid, ctid) IN (SELECT tableoid, ctid FROM @event
+			WHERE ns = in_ns AND expires > 0 AND expires < before ORDER BY expires LIMIT most FOR UPDATE SKIP LOCKED) RETURNING epoch, xid, seq),
+		last AS (SELECT epoch, xid, seq FROM old ORDER BY epoch DESC, xid DESC, seq DESC LIMIT 1),
+		kept AS (INSERT INTO @trimmed AS t SELECT in_ns, epoch, xid, seq FROM last ON CONFLICT (ns) DO UPDATE SET epoch = excluded.epoch, xid = excluded.xid, seq = excluded.seq
+			WHERE (t.epoch, t.xid, t.seq) < (excluded.epoch, excluded.xid, excluded.seq))
+	SELECT count(*) INTO gone FROM old;
+END $$;
 `
 
 // names fills a template.
@@ -190,7 +229,11 @@ func Migrations(o *Options) (string, error) {
 		return "", err
 	}
 	var b strings.Builder
-	b.WriteString(opt.names("BEGIN;\nCREATE TABLE @version (version integer PRIMARY KEY);\n"))
+	b.WriteString("BEGIN;\n")
+	if opt.Schema != "" {
+		b.WriteString("CREATE SCHEMA IF NOT EXISTS " + opt.Schema + ";\n")
+	}
+	b.WriteString(opt.names("CREATE TABLE @version (version integer PRIMARY KEY);\n"))
 	for i, m := range migrations {
 		b.WriteString(opt.names(m))
 		fmt.Fprintf(&b, "INSERT INTO %sversion VALUES (%d);\n", opt.qualified(), i+1)
@@ -200,26 +243,37 @@ func Migrations(o *Options) (string, error) {
 }
 
 // Migrate brings the tables to what this version of the package needs. It is safe from many processes at once: one does
-// it, the others wait.
+// it, the others wait. Where nothing is to be done it needs no right to make tables, and no lock.
 func Migrate(ctx context.Context, pool *pgxpool.Pool, o *Options) error {
 	opt := o.orDefault()
 	if err := opt.check(); err != nil {
 		return err
 	}
+	e := &engine{pool: pool, o: opt}
+	if at, err := e.version(ctx); err == nil && at == len(migrations) {
+		return nil
+	}
 	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", lockKey(opt.qualified(), "migrate")); err != nil {
+		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", e.args(lockKey(opt.qualified(), "migrate"))...); err != nil {
 			return fmt.Errorf("pgstore: lock: %w", err)
 		}
 		if opt.Schema != "" {
-			if _, err := tx.Exec(ctx, "CREATE SCHEMA IF NOT EXISTS "+opt.Schema); err != nil {
+			// Even IF NOT EXISTS needs the right to make schemas, which whoever has a schema of his own seldom has.
+			var there bool
+			if err := tx.QueryRow(ctx, "SELECT to_regnamespace($1) IS NOT NULL", e.args(opt.Schema)...).Scan(&there); err != nil {
 				return fmt.Errorf("pgstore: schema: %w", err)
 			}
+			if !there {
+				if _, err := tx.Exec(ctx, "CREATE SCHEMA IF NOT EXISTS "+opt.Schema, e.args()...); err != nil {
+					return fmt.Errorf("pgstore: schema: %w", err)
+				}
+			}
 		}
-		if _, err := tx.Exec(ctx, opt.names("CREATE TABLE IF NOT EXISTS @version (version integer PRIMARY KEY)")); err != nil {
+		if _, err := tx.Exec(ctx, opt.names("CREATE TABLE IF NOT EXISTS @version (version integer PRIMARY KEY)"), e.args()...); err != nil {
 			return fmt.Errorf("pgstore: version table: %w", err)
 		}
 		var at int
-		if err := tx.QueryRow(ctx, opt.names("SELECT coalesce(max(version), 0) FROM @version")).Scan(&at); err != nil {
+		if err := tx.QueryRow(ctx, opt.names("SELECT coalesce(max(version), 0) FROM @version"), e.args()...).Scan(&at); err != nil {
 			return fmt.Errorf("pgstore: version: %w", err)
 		}
 		if at > len(migrations) {
@@ -230,7 +284,7 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool, o *Options) error {
 			if _, err := tx.Conn().PgConn().Exec(ctx, opt.names(migrations[i])).ReadAll(); err != nil {
 				return fmt.Errorf("pgstore: migration %d: %w", i+1, err)
 			}
-			if _, err := tx.Exec(ctx, opt.names("INSERT INTO @version VALUES ($1)"), i+1); err != nil {
+			if _, err := tx.Exec(ctx, opt.names("INSERT INTO @version VALUES ($1)"), e.args(i+1)...); err != nil {
 				return fmt.Errorf("pgstore: migration %d: %w", i+1, err)
 			}
 		}

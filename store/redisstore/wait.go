@@ -16,6 +16,7 @@ import (
 // is said while its connection is away is said to nobody, so whoever waits looks by himself too.
 const (
 	lookEvery = time.Second     // between half of that and one and a half, so that a fleet doesn't look all at once
+	lookers   = 1000            // namespaces that wait in one process look as often; more of them look less often
 	pingAfter = 5 * time.Second // of silence, so that a connection which died unheard is found
 )
 
@@ -34,7 +35,7 @@ func (n *space) Wait(ctx context.Context, p store.Position) error {
 	if err := n.usable(ctx); err != nil {
 		return err
 	}
-	woken, leave := n.s.hear(n.name)
+	woken, each, leave := n.s.hear(n.name)
 	defer leave()
 	for {
 		r, l, err := n.ask(ctx, scriptHead)
@@ -48,7 +49,7 @@ func (n *space) Wait(ctx context.Context, p store.Position) error {
 		if int64(head) > p.N || p.History != l.id && p != (store.Position{}) {
 			return nil
 		}
-		look := time.NewTimer(lookEvery/2 + rand.N(lookEvery))
+		look := time.NewTimer(each/2 + rand.N(each))
 		select {
 		case <-woken:
 			look.Stop()
@@ -64,8 +65,8 @@ func (n *space) Wait(ctx context.Context, p store.Position) error {
 	}
 }
 
-// hear joins those who wait for a namespace.
-func (s *Store) hear(name string) (woken chan struct{}, leave func()) {
+// hear joins those who wait for a namespace, and says how often to look besides.
+func (s *Store) hear(name string) (woken chan struct{}, each time.Duration, leave func()) {
 	l := &s.hears
 	woken = make(chan struct{}, 1)
 	l.mu.Lock()
@@ -77,7 +78,7 @@ func (s *Store) hear(name string) (woken chan struct{}, leave func()) {
 	if !l.running {
 		l.running = s.background(s.listen) == nil
 	}
-	return woken, func() {
+	return woken, lookEvery * time.Duration(1+len(l.waiters)/lookers), func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		delete(l.waiters[name], woken)
@@ -108,7 +109,7 @@ func (s *Store) listen() {
 	for wait := firstWait; s.ctx.Err() == nil; {
 		began := time.Now()
 		s.listenOnce()
-		if time.Since(began) > time.Minute {
+		if time.Since(began) > 10*wait { // it was up for a while: whoever ended it is gone
 			wait = firstWait
 		}
 		pause(s.ctx, s.ctx, &wait)

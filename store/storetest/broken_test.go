@@ -54,8 +54,17 @@ func TestBroken(t *testing.T) {
 		t.Skip("runs as a child process only")
 	}
 	patience = 200 * time.Millisecond
+	t.Run(namespaces, func(t *testing.T) {
+		if m := mistakes[i]; m.caughtBy == namespaces {
+			good := memstore.New()
+			Namespaces(t, good, m.make(good))
+		}
+	})
 	Run(t, func(t *testing.T, _ string) store.Store { return mistakes[i].make(memstore.New()) })
 }
+
+// namespaces is the subtest of mistakes that are made beside a good namespace.
+const namespaces = "Namespaces"
 
 type mistake struct {
 	name     string // completes "a store that"
@@ -339,6 +348,65 @@ var mistakes = []mistake{
 			return p, err
 		}}
 	}},
+	{"stamps with the caller's clock", "Stamps", func(m *memstore.Store) store.Store {
+		given := map[string]int64{}
+		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
+			for _, p := range c.Puts {
+				given[string(p.Kind)+p.ID] = p.Written
+			}
+			return m.Apply(ctx, c)
+		}, get: func(ctx context.Context, k store.Kind, id string) (store.Record, error) {
+			r, err := m.Get(ctx, k, id)
+			r.Written = given[string(k)+id]
+			return r, err
+		}}
+	}},
+	{"writes half of what a caller gave up on", "Cancelled during", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
+			pause(context.WithoutCancel(ctx), 300*time.Microsecond)
+			if ctx.Err() == nil {
+				return m.Apply(ctx, c)
+			}
+			_, _ = m.Apply(context.WithoutCancel(ctx), &store.Change{ID: c.ID, Puts: c.Puts})
+			return store.Commit{}, ctx.Err()
+		}}
+	}},
+	{"ends an id at a NUL", "Refused changes", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
+			c = clone(c)
+			for i := range c.Puts {
+				if id, _, nul := strings.Cut(c.Puts[i].ID, "\x00"); nul && id != "" {
+					c.Puts[i].ID = id
+				}
+			}
+			return m.Apply(ctx, c)
+		}}
+	}},
+	{"calls what was done not done once it has moved", "Read only", func(m *memstore.Store) store.Store { return &moved{Store: m} }},
+	{"lets a later Change win by its time", "One of many wins", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: ignoreExpect(m)}
+	}},
+	{"finds the records of another namespace", namespaces, func(m *memstore.Store) store.Store {
+		other := m.Namespace("other")
+		return &broken{Store: other, get: func(ctx context.Context, k store.Kind, id string) (store.Record, error) {
+			if r, err := other.Get(ctx, k, id); err == nil {
+				return r, nil
+			}
+			return m.Get(ctx, k, id)
+		}}
+	}},
+	{"shares its events between namespaces", namespaces, func(m *memstore.Store) store.Store {
+		other := m.Namespace("other")
+		return &broken{Store: other, list: func(ctx context.Context, q store.Query) (store.Page, error) {
+			if q.Kind == store.KindEvent {
+				return m.List(ctx, q)
+			}
+			return other.List(ctx, q)
+		}}
+	}},
+	{"purges all namespaces", namespaces, func(m *memstore.Store) store.Store {
+		return &broken{Store: m.Namespace("other"), purge: m.Purge}
+	}},
 	{"forgets though it can be closed", "Open again", func(m *memstore.Store) store.Store { return closer{m} }},
 }
 
@@ -419,6 +487,24 @@ type sleeper struct{ *memstore.Store }
 func (sleeper) Wait(ctx context.Context, _ store.Position) error {
 	<-ctx.Done()
 	return ctx.Err()
+}
+
+// moved answers ErrReadOnly to a Change that it has done.
+type moved struct {
+	*memstore.Store
+	on bool
+}
+
+func (m *moved) SetReadOnly(ctx context.Context, on bool) error {
+	m.on = on
+	return m.Store.SetReadOnly(ctx, on)
+}
+
+func (m *moved) Apply(ctx context.Context, c *store.Change) (store.Commit, error) {
+	if m.on {
+		return store.Commit{}, store.ErrReadOnly
+	}
+	return m.Store.Apply(ctx, c)
 }
 
 type closer struct{ *memstore.Store }

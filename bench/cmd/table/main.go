@@ -1,12 +1,17 @@
-// Table runs what matters of the benchmarks a few times, in turn, and prints medians and ratios as a Markdown table:
+// Table measures this module and its peers side by side and prints a Markdown table:
 //
-//	go run ./bench/cmd/table            # from the project's folder; some minutes
-//	go run ./bench/cmd/table -count 3 -only Validate
+//	go run ./bench/cmd/table                       # from the project's folder; some minutes
+//	go run ./bench/cmd/table -rounds 20 -only Validate
+//
+// All sides of a group run in one process, in turn, a few milliseconds each, in many rounds. A time is the median of the
+// rounds; a ratio is the median of each round's own ratio, so that a slow moment of the machine, which hits both sides, leaves
+// it alone. How long a revocation takes to reach another process is one benchmark for each engine that is installed.
 package main
 
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -24,22 +29,27 @@ import (
 
 func main() {
 	log.SetFlags(0)
-	count := flag.Int("count", 5, "runs of each benchmark")
-	per := flag.Duration("time", 200*time.Millisecond, "length of each run")
-	only := flag.String("only", "Validate|Middleware|Issue|Refresh|APIKey|Scope|RevokeToRefuse", "which benchmarks, by their names' first part")
+	rounds := flag.Int("rounds", 60, "rounds")
+	only := flag.String("only", "", "which groups, a regular expression; empty: all")
 	flag.Parse()
 	dir, err := folder()
 	if err != nil {
 		log.Fatal(err)
 	}
-	got := map[string]*figure{}
-	var order []string
-	for range *count { // in turn, so that a slow minute of the machine hits all of them
-		if err := run(dir, *only, *per, got, &order); err != nil {
-			log.Fatal(err)
-		}
+	fmt.Printf("%s/%s, %d cores, %s, %s; medians of %d rounds, all sides in turn\n\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version(), time.Now().Format("2006-01-02"), *rounds)
+	fmt.Println("| what | who | time | to bare | to apitoken | allocations |")
+	fmt.Println("|---|---|---:|---:|---:|---:|")
+	sides, err := measure(dir, *only, *rounds)
+	if err != nil {
+		log.Fatal(err)
 	}
-	print(os.Stdout, got, order)
+	print(os.Stdout, sides)
+	if pick, err := regexp.Compile(*only); err != nil || !pick.MatchString("RevokeToRefuse") {
+		return
+	}
+	if err := revocations(os.Stdout, dir); err != nil {
+		log.Fatal(err)
+	}
 }
 
 // folder is where the benchmarks are: this module's.
@@ -51,113 +61,95 @@ func folder() (string, error) {
 	return filepath.Clean(strings.TrimSpace(string(out))), nil
 }
 
-// figure is what one benchmark gave.
-type figure struct {
-	ns     []float64
-	allocs float64
+// side is what the test prints of one row.
+type side struct {
+	Group, Row string
+	NS         []float64
+	Allocs     float64
 }
 
-var line = regexp.MustCompile(`^Benchmark(\S+?)(?:-\d+)?\s+\d+\s+([\d.]+) ns/op(.*)$`)
+func measure(dir, only string, rounds int) ([]side, error) {
+	out, err := run(dir, "-v", "-run", "^TestSideBySide$", "-count", "1", "-timeout", "2h", ".", "-rounds", strconv.Itoa(rounds), "-only", only)
+	if err != nil {
+		return nil, err
+	}
+	var sides []side
+	for line := range bytes.Lines(out) {
+		text, ok := bytes.CutPrefix(line, []byte("side: "))
+		if !ok {
+			continue
+		}
+		var s side
+		if err := json.Unmarshal(text, &s); err != nil {
+			return nil, err
+		}
+		sides = append(sides, s)
+	}
+	if len(sides) == 0 {
+		return nil, fmt.Errorf("no group matches %q", only)
+	}
+	return sides, nil
+}
 
-func run(dir, only string, per time.Duration, got map[string]*figure, order *[]string) error {
-	cmd := exec.Command("go", "test", "-run", "^$", "-bench", "^Benchmark("+only+")", "-benchtime", per.String(), ".")
+func run(dir string, args ...string) ([]byte, error) {
+	cmd := exec.Command("go", append([]string{"test"}, args...)...)
 	cmd.Dir = dir
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return fmt.Errorf("%w\n%s", err, out)
+		return nil, fmt.Errorf("%w\n%s", err, out)
 	}
-	for s := bufio.NewScanner(bytes.NewReader(out)); s.Scan(); {
-		m := line.FindStringSubmatch(s.Text())
-		if m == nil {
-			continue
-		}
-		f := got[m[1]]
-		if f == nil {
-			f = &figure{}
-			got[m[1]] = f
-			*order = append(*order, m[1])
-		}
-		ns, err := strconv.ParseFloat(m[2], 64)
-		if err != nil {
-			return err
-		}
-		f.ns = append(f.ns, ns)
-		if fields := strings.Fields(m[3]); len(fields) > 1 && fields[len(fields)-1] == "allocs/op" {
-			if f.allocs, err = strconv.ParseFloat(fields[len(fields)-2], 64); err != nil {
-				return err
+	return out, nil
+}
+
+// who is the implementation that a row's name begins with; what is the rest.
+func (s side) who() (who, what string) {
+	who, what, _ = strings.Cut(s.Row, "/")
+	return who, strings.ReplaceAll(what, "/", " ")
+}
+
+// other is the side of another implementation for the same thing. Of a second sight the bare check is the first one's.
+func other(sides []side, s side, who string) (side, bool) {
+	_, what := s.who()
+	for _, want := range []string{what, strings.Replace(what, "repeat", "first", 1), ""} {
+		for _, o := range sides {
+			if w, x := o.who(); o.Group == s.Group && w == who && x == want {
+				return o, true
 			}
 		}
 	}
-	return nil
+	return side{}, false
 }
 
-func (f *figure) median() float64 {
-	s := slices.Sorted(slices.Values(f.ns))
-	return s[len(s)/2]
-}
-
-// print groups the figures by what they measure; raw is what each is compared with, and this module where there is no raw.
-func print(w io.Writer, got map[string]*figure, order []string) {
-	fmt.Fprintf(w, "%s/%s, %d cores, %s, %s; medians of %d runs\n\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version(), time.Now().Format("2006-01-02"), runs(got))
-	fmt.Fprintln(w, "| what | who | time | to bare | to apitoken | allocs |")
-	fmt.Fprintln(w, "|---|---|---:|---:|---:|---:|")
-	for _, name := range order {
-		what, who, ok := split(name)
-		if !ok {
-			continue
+func print(w io.Writer, sides []side) {
+	for _, s := range sides {
+		who, what := s.who()
+		allocs := ""
+		if s.Allocs >= 0 {
+			allocs = strconv.FormatFloat(s.Allocs, 'f', 0, 64)
 		}
-		f := got[name]
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %.0f |\n", what, who, unit(f.median()), ratio(f, find(got, name, "raw")), ratio(f, find(got, name, "apitoken")), f.allocs)
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s |\n", strings.TrimSpace(strings.ReplaceAll(s.Group, "/", " ")+" "+what), who, unit(median(s.NS)), ratio(sides, s, "raw"), ratio(sides, s, "apitoken"), allocs)
 	}
 }
 
-func runs(got map[string]*figure) int {
-	n := 0
-	for _, f := range got {
-		n = max(n, len(f.ns))
-	}
-	return n
-}
-
-var peers = []string{"apitoken", "raw", "golang-jwt", "jwx", "go-jose", "go-oidc", "zitadel", "cristalhq", "fosite", "auth0", "go-oauth2", "jwtauth", "casbin"}
-
-// split takes the implementation out of a benchmark's name.
-func split(name string) (what, who string, ok bool) {
-	parts := strings.Split(name, "/")
-	for i, p := range parts {
-		if slices.Contains(peers, p) {
-			return strings.Join(slices.Delete(slices.Clone(parts), i, i+1), " "), p, true
-		}
-	}
-	return name, "apitoken", true
-}
-
-// find is the figure of another implementation for the same thing. Of a second sight the bare check is the first one's.
-func find(got map[string]*figure, name, who string) *figure {
-	parts := strings.Split(name, "/")
-	for i, p := range parts {
-		if slices.Contains(peers, p) {
-			parts[i] = who
-		}
-	}
-	other := strings.Join(parts, "/")
-	if f := got[other]; f != nil {
-		return f
-	}
-	return got[strings.TrimSuffix(other, "repeat")+"first"]
-}
-
-func ratio(f, base *figure) string {
-	if base == nil {
+// ratio is how many times as long s takes as who does, in the same round.
+func ratio(sides []side, s side, who string) string {
+	base, ok := other(sides, s, who)
+	if !ok {
 		return ""
 	}
-	r := f.median() / base.median()
+	each := make([]float64, min(len(s.NS), len(base.NS)))
+	for i := range each {
+		each[i] = s.NS[i] / base.NS[i]
+	}
+	r := median(each)
 	if r < 0.01 {
 		return fmt.Sprintf("1/%.0f", 1/r)
 	}
 	return fmt.Sprintf("%.2f", r)
 }
+
+func median(v []float64) float64 { return slices.Sorted(slices.Values(v))[len(v)/2] }
 
 func unit(ns float64) string {
 	switch {
@@ -167,4 +159,20 @@ func unit(ns float64) string {
 		return fmt.Sprintf("%.1f µs", ns/1e3)
 	}
 	return fmt.Sprintf("%.2f ms", ns/1e6)
+}
+
+var line = regexp.MustCompile(`^BenchmarkRevokeToRefuse/(\S+?)(?:-\d+)?\s+\d+\s.*?([\d.]+) µs-p50\s+([\d.]+) µs-p99`)
+
+// revocations adds how long an acknowledged revocation takes until another process refuses.
+func revocations(w io.Writer, dir string) error {
+	out, err := run(dir, "-run", "^$", "-bench", "^BenchmarkRevokeToRefuse$", "-benchtime", "300x", ".")
+	if err != nil {
+		return err
+	}
+	for s := bufio.NewScanner(bytes.NewReader(out)); s.Scan(); {
+		if m := line.FindStringSubmatch(s.Text()); m != nil {
+			fmt.Fprintf(w, "| RevokeToRefuse %s | apitoken | %s µs, p99 %s µs | | | |\n", m[1], m[2], m[3])
+		}
+	}
+	return nil
 }

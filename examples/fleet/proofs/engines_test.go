@@ -6,7 +6,9 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -35,6 +37,8 @@ type engine struct {
 	addr string // of the server; empty: there is none, and processes are services that share a value
 	// deafen ends the connections that bring hints, on the server's side; nil: there are none.
 	deafen func(t testing.TB)
+	// url and prefix are for processes that connect by themselves to Postgres.
+	url, prefix string
 }
 
 // engines starts them. Each lives as long as the test that starts it.
@@ -54,10 +58,28 @@ var engines = map[string]func(t testing.TB) engine{
 	"etcd":     startEtcd,
 }
 
+// postgres is the one server of all tests, each with tables of its own: none of them stops it.
+var postgres struct {
+	once sync.Once
+	dir  string
+	srv  *pgtest.Server
+	err  error
+}
+
 var schemas atomic.Int64
 
 func startPostgres(t testing.TB) engine {
-	srv := pgtest.Start(t)
+	postgres.once.Do(func() {
+		if url := os.Getenv("APITOKEN_TEST_POSTGRES"); url != "" {
+			postgres.srv = &pgtest.Server{URL: url}
+			return
+		}
+		if postgres.dir, postgres.err = os.MkdirTemp("", "apitoken-pg-"); postgres.err == nil {
+			postgres.srv, postgres.err = pgtest.New(postgres.dir)
+		}
+	})
+	pgtest.Check(t, postgres.err)
+	srv := postgres.srv
 	prefix := fmt.Sprintf("f%d_%d_", time.Now().UnixNano()%1e9, schemas.Add(1))
 	u, err := url.Parse(srv.URL)
 	require.NoError(t, err)
@@ -75,7 +97,7 @@ func startPostgres(t testing.TB) engine {
 		return p
 	}
 	admin := pool(t, "")
-	return engine{addr: u.Host,
+	return engine{addr: u.Host, url: srv.URL, prefix: prefix,
 		open: func(t testing.TB, addr string) store.Store {
 			s, err := pgstore.New(context.Background(), pool(t, addr), &pgstore.Options{Prefix: prefix})
 			require.NoError(t, err)
@@ -83,7 +105,7 @@ func startPostgres(t testing.TB) engine {
 			return s
 		},
 		deafen: func(t testing.TB) {
-			_, err := admin.Exec(context.Background(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+			_, err := admin.Exec(context.Background(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND pid <> pg_backend_pid()")
 			require.NoError(t, err)
 		},
 	}

@@ -34,17 +34,13 @@ func TestRevocationsWhileHintsAreCut(t *testing.T) {
 		}
 		var took []time.Duration
 		for round := range rounds {
-			var tokens []*apitoken.Issued
+			tokens := make([]*apitoken.Issued, each1)
 			issuer, revoker := fleet[round%3], fleet[(round+1)%3]
-			for n := range each1 {
-				var i *apitoken.Issued
-				require.Eventually(t, func() (ok bool) {
-					var err error
-					i, err = issuer.Issue(ctx, apitoken.Request{Subject: fmt.Sprint("u", n), Refresh: true})
-					return err == nil
-				}, 20*time.Second, time.Millisecond)
-				tokens = append(tokens, i)
+			var all sync.WaitGroup
+			for n := range tokens {
+				all.Go(func() { tokens[n] = issueAt(t, issuer, fmt.Sprint("u", n)) })
 			}
+			all.Wait()
 			if e.deafen != nil && round%2 == 0 {
 				e.deafen(t)
 			} else {

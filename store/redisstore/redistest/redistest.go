@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"sync"
 	"syscall"
@@ -145,11 +146,20 @@ func (s *Server) Run() error {
 	s.log = &bytes.Buffer{}
 	cmd := exec.Command(s.bin, args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, s.log, s.log
-	if err := cmd.Start(); err != nil {
+	cmd.SysProcAttr = dyingWithUs()
+	started, ended := make(chan error, 1), make(chan struct{})
+	go func() {
+		defer close(ended)
+		runtime.LockOSThread() // the signal of our death is sent when the thread ends that started the process
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
 		return err
 	}
-	ended := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(ended) }()
 	c := redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1, DialTimeout: time.Second, ReadTimeout: time.Second})
 	defer c.Close()
 	deadline := time.Now().Add(20 * time.Second)

@@ -1,13 +1,16 @@
-package ledger_test
+package bench
 
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"testing"
+	"time"
 
-	"github.com/stretchr/testify/require"
+	"golang.org/x/mod/sumdb/note"
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/ledger"
@@ -36,20 +39,32 @@ func (f *endless) EventPage(_ context.Context, _ apitoken.EventQuery, cursor str
 	return list, next, nil
 }
 
-// million is a sealed log of a million events.
-func million(b *testing.B, vault *ledger.Vault, n int) *log {
+// event is a made-up token.issued of one of fifty thousand subjects.
+func event(i int) apitoken.Event {
+	return apitoken.Event{
+		ID: fmt.Sprintf("01jd%012d", i), Time: time.UnixMilli(1_700_000_000_000 + int64(i)).UTC(), Type: apitoken.EventIssued, OK: true,
+		Subject: fmt.Sprintf("user-%d", i%50_000), Client: "web", TokenID: fmt.Sprintf("token-%d", i), Grant: fmt.Sprintf("grant-%d", i/3),
+		Scopes: apitoken.Scopes{"orders:read"}, Origin: apitoken.Origin{Address: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), UserAgent: "curl/8.9.1"},
+	}
+}
+
+// sealed is a ledger of n events that are not sealed yet, and its key.
+func sealed(b *testing.B, vault *ledger.Vault, n int) (*ledger.Ledger, ledger.Keys) {
 	b.Helper()
-	signer, key := keyPair(b, origin)
+	private, public, err := note.GenerateKey(rand.Reader, "auth.example.com/audit")
+	must(b, err)
+	signer, err := note.NewSigner(private)
+	must(b, err)
+	key, err := ledger.ParseKey(public)
+	must(b, err)
 	dir, err := ledger.OpenDir(filepath.Join(b.TempDir(), "ledger"), nil)
-	require.NoError(b, err)
+	must(b, err)
 	b.Cleanup(func() { _ = dir.Close() })
-	l, err := ledger.Open(ledger.Config{Storage: dir, Signer: signer, Vault: vault})
-	require.NoError(b, err)
+	l, err := ledger.Open(ledger.Config{Storage: dir, Signer: signer, Vault: vault, Poll: time.Hour, Interval: time.Hour})
+	must(b, err)
 	b.Cleanup(func() { _ = l.Close() })
-	require.NoError(b, l.Follow(&endless{n}))
-	out := &log{Ledger: l, dir: dir, signer: signer}
-	out.keys.Log = append(out.keys.Log, key)
-	return out
+	must(b, l.Follow(&endless{n}))
+	return l, ledger.Keys{Log: []note.Verifier{key}}
 }
 
 // BenchmarkSeal is the whole way of an event behind the writes, syncs included: from the feed into the files, in pages of 1,000.
@@ -62,16 +77,24 @@ func BenchmarkSeal(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			var vault *ledger.Vault
 			if persons {
-				vault = openVault(b, b.TempDir())
+				secret := make([]byte, 32)
+				rand.Read(secret)
+				seal, err := apitoken.NewSealer(secret)
+				must(b, err)
+				vault, err = ledger.OpenVault(context.Background(), b.TempDir(), seal)
+				must(b, err)
+				b.Cleanup(func() { _ = vault.Close() })
 			}
 			n := max(b.N, 1)
 			b.ReportAllocs()
-			l := million(b, vault, n)
+			l, keys := sealed(b, vault, n)
 			signed, err := l.Seal(context.Background())
-			require.NoError(b, err)
-			c, err := l.keys.Open(signed)
-			require.NoError(b, err)
-			require.Equal(b, int64(n), c.Size)
+			must(b, err)
+			c, err := keys.Open(signed)
+			must(b, err)
+			if c.Size != int64(n) {
+				b.Fatalf("%d of %d events are sealed", c.Size, n)
+			}
 		})
 	}
 }
@@ -79,14 +102,14 @@ func BenchmarkSeal(b *testing.B) {
 // BenchmarkMillion is what a log of a million events costs to prove and to verify.
 func BenchmarkMillion(b *testing.B) {
 	ctx := context.Background()
-	l := million(b, nil, benchEvents)
+	l, keys := sealed(b, nil, benchEvents)
 	signed, err := l.Seal(ctx)
-	require.NoError(b, err)
+	must(b, err)
 	b.Run("prove", func(b *testing.B) {
 		size := 0
 		for i := range b.N {
 			p, _, err := l.ProveInclusion(ctx, event(i*7919%benchEvents).ID)
-			require.NoError(b, err)
+			must(b, err)
 			size = len(p.Hashes) * 32
 		}
 		b.ReportMetric(float64(size), "proof-bytes")
@@ -94,40 +117,40 @@ func BenchmarkMillion(b *testing.B) {
 	b.Run("prove-at", func(b *testing.B) {
 		for i := range b.N {
 			_, err := l.ProveInclusionAt(ctx, int64(i*7919%benchEvents), benchEvents)
-			require.NoError(b, err)
+			must(b, err)
 		}
 	})
 	b.Run("check", func(b *testing.B) {
 		p, signed, err := l.ProveInclusion(ctx, event(777_777).ID)
-		require.NoError(b, err)
+		must(b, err)
 		for b.Loop() {
-			_, err := p.Check(signed, l.keys)
-			require.NoError(b, err)
+			_, err := p.Check(signed, keys)
+			must(b, err)
 		}
 	})
 	b.Run("consistency", func(b *testing.B) {
 		size := 0
 		for i := range b.N {
 			p, err := l.ProveConsistency(ctx, int64(1+i*7919%(benchEvents-1)), benchEvents)
-			require.NoError(b, err)
+			must(b, err)
 			size = len(p.Hashes) * 32
 		}
 		b.ReportMetric(float64(size), "proof-bytes")
 	})
 	b.Run("verify", func(b *testing.B) {
 		var out bytes.Buffer
-		require.NoError(b, l.Export(ctx, &out, 0, -1))
+		must(b, l.Export(ctx, &out, 0, -1))
 		b.ReportAllocs()
 		b.ResetTimer()
 		for range b.N {
-			_, err := ledger.Verify(bytes.NewReader(out.Bytes()), ledger.Verification{Keys: l.keys, Checkpoint: signed})
-			require.NoError(b, err)
+			_, err := ledger.Verify(bytes.NewReader(out.Bytes()), ledger.Verification{Keys: keys, Checkpoint: signed})
+			must(b, err)
 		}
 		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/benchEvents, "ns/event")
 	})
 	b.Run("check-storage", func(b *testing.B) {
 		for range b.N {
-			require.NoError(b, l.Check(ctx))
+			must(b, l.Check(ctx))
 		}
 		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/benchEvents, "ns/event")
 	})
