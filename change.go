@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	mathrand "math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/opaque"
@@ -18,10 +19,14 @@ type change struct {
 	store.Change
 	s     *Service
 	state bool // holds records that other processes follow
+
+	puts   [1]store.Put // room for what most changes hold
+	events [1]store.Record
 }
 
 func (s *Service) newChange() *change {
 	c := &change{s: s}
+	c.Puts, c.Events = c.puts[:0], c.events[:0]
 	rand.Read(c.ID[:])
 	return c
 }
@@ -46,9 +51,9 @@ const (
 // the rules again before it hands anything out.
 func (s *Service) commit(ctx context.Context, c *change) (store.Commit, error) {
 	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, commitTimeout)
-		defer cancel()
+		d := &deadline{parent: ctx, at: time.Now().Add(commitTimeout)}
+		ctx = d
+		defer d.end()
 	}
 	done, err := s.applyRetrying(ctx, c)
 	if err != nil {
@@ -60,6 +65,68 @@ func (s *Service) commit(ctx context.Context, c *change) (store.Commit, error) {
 		}
 	}
 	return done, nil
+}
+
+// deadline is a context.WithDeadline whose timer is made when somebody waits for it: most writes are done before, and the
+// timer takes longer than a write into memory.
+type deadline struct {
+	parent context.Context
+	at     time.Time
+
+	mu     sync.Mutex // guards all below
+	ctx    context.Context
+	cancel context.CancelFunc
+	ended  bool
+}
+
+func (d *deadline) Deadline() (time.Time, bool) { return d.at, true }
+
+func (d *deadline) Done() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ctx == nil {
+		d.ctx, d.cancel = context.WithDeadline(d.parent, d.at)
+		if d.ended {
+			d.cancel()
+		}
+	}
+	return d.ctx.Done()
+}
+
+func (d *deadline) Err() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.ctx != nil:
+		return d.ctx.Err()
+	case d.ended:
+		return context.Canceled
+	case d.parent.Err() != nil:
+		return d.parent.Err()
+	case !time.Now().Before(d.at):
+		return context.DeadlineExceeded
+	}
+	return nil
+}
+
+// Value gives the real context to those who look for it: children of it need no goroutine to follow it.
+func (d *deadline) Value(key any) any {
+	d.mu.Lock()
+	ctx := d.ctx
+	d.mu.Unlock()
+	if ctx == nil {
+		ctx = d.parent
+	}
+	return ctx.Value(key)
+}
+
+// end is the CancelFunc.
+func (d *deadline) end() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ended = true; d.cancel != nil {
+		d.cancel()
+	}
 }
 
 func (s *Service) applyRetrying(ctx context.Context, c *change) (store.Commit, error) {

@@ -159,6 +159,9 @@ type plan struct {
 
 // Issue implements [Issuer].
 func (s *Service) Issue(ctx context.Context, r Request) (*Issued, error) {
+	if !s.valid.observers.any() {
+		return s.issue(ctx, r, nil)
+	}
 	began := time.Now()
 	i, err := s.issue(ctx, r, nil)
 	s.observeIssue(ctx, "issue", began, i, err)
@@ -305,7 +308,8 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 	if len(p.scopes) > maxScopes { // roles may give that many
 		return nil, nil, fail(ErrInvalidRequest, "the token would have %d scopes, validators read %d", len(p.scopes), maxScopes)
 	}
-	key, err := s.SigningKeys.active(t.pos.view)
+	now := s.now()
+	key, err := s.SigningKeys.active(t.pos.view, now)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -329,15 +333,20 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 		Kind: KindAccess, ID: t.jti, Issuer: s.cfg.Issuer, Subject: p.subject, Client: p.client.ID, Grant: t.grant,
 		Audiences: aud, Scopes: p.scopes, Roles: p.roles, IssuedAt: time.Unix(iat, 0), ExpiresAt: time.Unix(exp, 0), Binding: p.binding,
 	}
-	rs := &ruleSubject{subject: p.subject, client: p.client.ID, id: t.jti, kid: key.kid, grant: t.grant, chain: p.chain, roles: p.roles, pos: t.pos, iat: spec.IssuedAt}
+	made := &struct { // one piece of memory: they live as long as each other
+		data tokenData
+		rule ruleSubject
+	}{}
+	rs := &made.rule
+	*rs = ruleSubject{subject: p.subject, client: p.client.ID, id: t.jti, kid: key.kid, grant: t.grant, chain: p.chain, roles: p.roles, pos: t.pos, iat: spec.IssuedAt}
 	for _, a := range p.actors {
 		spec.Actors = append(spec.Actors, a.Subject)
 		rs.actors = append(rs.actors, principal{a.Issuer, a.Subject})
 	}
 	rs.descend()
-	tok := makeToken(spec, p.claims)
-	tok.d.from, tok.d.by = rs, s.valid
-	tok.fresh = s.trust.freshness(s.trust.look(), s.now())
+	made.data = tokenOf(spec, p.claims)
+	made.data.from, made.data.by = rs, s.valid
+	tok := Token{d: &made.data, fresh: s.trust.freshness(s.trust.look(), now)}
 	return &Issued{Access: NewSecret(text), Token: tok}, rs, nil
 }
 

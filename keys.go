@@ -373,13 +373,13 @@ type signingKey struct {
 	slow   bool // outside
 }
 
-// active is the key that signs what is stamped with view.
-func (k *SigningKeys) active(view store.Position) (signingKey, error) {
+// active is the key that signs now what is stamped with view.
+func (k *SigningKeys) active(view store.Position, now time.Time) (signingKey, error) {
 	r := k.ring.Load()
 	if r.pos > view.N && r.before != nil {
 		r = r.before
 	}
-	ms, first := k.s.now().UnixMilli(), r.first()
+	ms, first := now.UnixMilli(), r.first()
 	for i := len(r.keys) - 1; i >= 0; i-- {
 		x := &r.keys[i]
 		if x.rec.Compromised != 0 || x.rec.Activates > ms && i != first {
