@@ -43,7 +43,9 @@ func Copy(ctx context.Context, from, to Store) (Copied, error) {
 		back, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 		defer cancel()
 		if m.frozen {
-			err = errors.Join(err, source.SetReadOnly(back, false))
+			if thaw := source.SetReadOnly(back, false); thaw != nil {
+				err = errors.Join(err, thaw)
+			}
 		}
 	}
 	return done, err
