@@ -136,7 +136,7 @@ const (
 	maxAudiences = 16
 	maxRoles     = 32
 	maxActors    = 8
-	maxChain     = 24 // three for each exchange: the token, its grant and its client
+	maxChain     = 32 // four for each exchange: the token, its grant, its client and its signing key
 	signTries    = 3  // of a login that a rule overtakes
 )
 
@@ -280,7 +280,7 @@ func (p *plan) eventOf(t stamp) Event {
 		e.Type = EventIssued
 	}
 	if len(p.chain) > 0 { // what it descends from: a report follows it forward, from a stolen token to what was made of it
-		ids := slices.DeleteFunc(slices.Clone(p.chain), func(s string) bool { return strings.HasPrefix(s, chainClient) })
+		ids := slices.DeleteFunc(slices.Clone(p.chain), func(s string) bool { return strings.IndexByte(s, ':') >= 0 })
 		e.Extra = map[string]string{"chain": strings.Join(ids, " ")}
 	}
 	if len(p.actors) > 0 {
@@ -844,6 +844,9 @@ func (x *ruleSubject) lineage() []string {
 	}
 	if x.client != "" {
 		out = append(out, chainClient+x.client)
+	}
+	if x.kid != "" {
+		out = append(out, chainKey+x.kid)
 	}
 	return out
 }

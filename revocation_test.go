@@ -369,3 +369,41 @@ func TestTargetText(t *testing.T) {
 		require.Error(t, back.UnmarshalText([]byte(bad)), bad)
 	}
 }
+
+// Who stole a signing key may have what he signed with it exchanged for tokens that the next key signs: they end with the key,
+// also when its rule is not in the store yet.
+func TestWhatWasExchangedEndsWithTheKey(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	clk := &clock{}
+	svc := service(t, func(c *apitoken.Config) { c.Now = clk.Now })
+	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "gateway", GrantTypes: []string{apitoken.GrantTokenExchange}, Scopes: apitoken.Scopes{"orders"}, MayImpersonate: true})
+	require.NoError(t, err)
+	auth := apitoken.ClientAuth{ID: "gateway", Secret: secret}
+	bad := activeKey(t, svc).ID
+	parent := issue(t, svc, apitoken.Request{Subject: "alice", Scopes: apitoken.Scopes{"orders:read"}, Lifetime: time.Hour})
+	require.NoError(t, svc.SigningKeys.Rotate(ctx))
+	clk.Advance(20 * time.Minute)
+	require.NoError(t, svc.Sync(ctx))
+	require.NotEqual(t, bad, activeKey(t, svc).ID)
+	child, err := svc.Exchange(ctx, apitoken.ExchangeRequest{Token: apitoken.Bearer(parent.Access.Reveal()), Auth: auth, Lifetime: 30 * time.Minute})
+	require.NoError(t, err)
+	grandchild, err := svc.Exchange(ctx, apitoken.ExchangeRequest{Token: apitoken.Bearer(child.Access.Reveal()), Auth: auth, Lifetime: 30 * time.Minute})
+	require.NoError(t, err)
+	other := issue(t, svc, apitoken.Request{Subject: "alice", Scopes: apitoken.Scopes{"orders:read"}})
+	v := follower(t, &poll{svc: svc}, func(c *apitoken.ValidatorConfig) { c.Now = clk.Now })
+	for _, x := range []apitoken.Validator{svc, v} {
+		require.NoError(t, validate(x, grandchild.Access))
+	}
+	require.NoError(t, svc.SigningKeys.Compromise(ctx, bad, "stolen"))
+	follows(t, v, svc)
+	for _, x := range []apitoken.Validator{svc, v} {
+		require.ErrorIs(t, validate(x, parent.Access), apitoken.ErrInvalidToken)
+		require.ErrorIs(t, validate(x, child.Access), apitoken.ErrRevoked)
+		require.ErrorIs(t, validate(x, grandchild.Access), apitoken.ErrRevoked)
+		require.NoError(t, validate(x, other.Access), "what the next key signed on its own stays good")
+	}
+	for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventExchanged}) {
+		require.NotContains(t, e.Extra["chain"], ":", "the log's chain is of IDs alone")
+	}
+}

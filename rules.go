@@ -220,7 +220,7 @@ type ruleSubject struct {
 	id      string   // jti or the API key's ID
 	kid     string   // its signing key
 	grant   string   // its session
-	chain   []string // the tokens, grants and API keys it was exchanged from, and behind chainClient who held those
+	chain   []string // the tokens, grants and API keys it was exchanged from; behind chainClient who held those, behind chainKey what signed them
 	actors  []principal
 	roles   []string
 	pos     positions
@@ -234,8 +234,12 @@ type ruleSubject struct {
 
 type principal struct{ issuer, subject string }
 
-// chainClient marks a client in a chain of exchanges: its other entries are IDs of ours, which hold no colon.
-const chainClient = "client:"
+// What marks a client and a signing key in a chain of exchanges: its other entries are IDs of ours, which hold no colon. A
+// chain names the keys because who stole one could have what he signed exchanged for what the next key signs.
+const (
+	chainClient = "client:"
+	chainKey    = "key:"
+)
 
 // descend moves iat back to when its session was opened, and what it was exchanged from was made: our IDs tell. A cut-off
 // that a person names hits what descends from before it, though a refresh or an exchange made it since.
@@ -287,6 +291,12 @@ func (b *ruleBook) hit(x *ruleSubject) string {
 		if client, ok := strings.CutPrefix(g, chainClient); ok {
 			if b.passed(x, targetClient, "", client, "") || b.passed(x, targetHeld, x.issuer, x.subject, client) {
 				return "client"
+			}
+			continue
+		}
+		if kid, ok := strings.CutPrefix(g, chainKey); ok {
+			if b.passed(x, targetKey, "", kid, "") {
+				return "signingkey"
 			}
 			continue
 		}
@@ -372,7 +382,7 @@ func (r *pendingRule) matches(x *ruleSubject) bool {
 	case targetToken:
 		return x.id == id && x.issuer == t.issuer || slices.Contains(x.chain, id)
 	case targetKey:
-		return x.kid == id
+		return x.kid == id || slices.Contains(x.chain, chainKey+id)
 	case targetGrant:
 		return x.grant == id || slices.Contains(x.chain, id)
 	case targetSubject:
