@@ -1,0 +1,138 @@
+package apitoken
+
+// A signing key that is in someone's hands: what withdraws it, what takes its place, and what keeps it out.
+
+import (
+	"context"
+	"errors"
+	"github.com/apitoken-go/apitoken/store"
+	"slices"
+)
+
+// Compromise withdraws a key at once and revokes all that it signed, in every process within its bound. The
+// next key, or a new one, is active from then on. ErrNotFound: the ring has no such key. ErrUnavailable: what it signed is
+// refused here, and this process goes on trying; others may not know it yet. It is safe to repeat.
+func (k *SigningKeys) Compromise(ctx context.Context, id, reason string) error {
+	return k.compromise(ctx, id, reason, EventRevoked)
+}
+
+func (k *SigningKeys) compromise(ctx context.Context, id, reason string, why EventType) error {
+	hold := &pendingRule{target: BySigningKey(id)}
+	k.s.rules.hold(hold) // before the store is asked for anything
+	err := k.withdraw(ctx, id, reason, why)
+	if errors.Is(err, ErrUnavailable) {
+		ctx := context.WithoutCancel(ctx) // the actor and the origin stay the caller's
+		k.s.retryRule(hold, func(until context.Context) error {
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			defer context.AfterFunc(until, cancel)()
+			return k.withdraw(ctx, id, reason, why)
+		})
+		return err
+	}
+	k.s.rules.release(hold)
+	return err
+}
+
+// withdraw writes the rule on what a key signed, and the ring without it, in one change.
+func (k *SigningKeys) withdraw(ctx context.Context, id, reason string, why EventType) error {
+	for try := 0; try < keyTries; try++ {
+		if err := k.s.state.refresh(ctx); err != nil {
+			return unavailable(err, "follow the store")
+		}
+		r := k.ring.Load()
+		i := slices.IndexFunc(r.keys, func(x ringKey) bool { return x.kid == id })
+		if i < 0 {
+			return fail(ErrNotFound, "no signing key %q", id)
+		}
+		bad := &r.keys[i]
+		if bad.rec.Compromised != 0 {
+			return nil
+		}
+		c := k.s.newChange()
+		if err := k.s.addRule(ctx, c, BySigningKey(id), false, reason); err != nil {
+			return err
+		}
+		if err := k.replace(ctx, c, r, bad); err != nil {
+			return err
+		}
+		c.event(ctx, Event{Type: why, OK: true, Reason: reason, Target: BySigningKey(id)})
+		_, err := k.s.commit(ctx, c)
+		if !errors.Is(err, store.ErrConflict) {
+			k.wake()
+			return err
+		}
+	}
+	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "other processes keep changing the signing keys"}
+}
+
+// replace marks bad, destroys its private half, and sees that another key is active. What takes its place takes its time as
+// well: by a clock that is behind, the new key would else not have begun, and one before bad would sign, which may be gone.
+func (k *SigningKeys) replace(ctx context.Context, c *change, r *ring, bad *ringKey) error {
+	if err := k.putLock(c); err != nil {
+		return err
+	}
+	now := k.s.now().UnixMilli()
+	rec := bad.rec
+	rec.Compromised, rec.Sealed = now, nil
+	k.prove(r.by[rec.Root], bad.kid, &rec)
+	if err := k.put(c, bad.kid, &rec, 0, bad.version); err != nil {
+		return err
+	}
+	c.event(ctx, keyEvent(bad.kid, rec.Alg, "compromised"))
+	var next *ringKey
+	first := r.first()
+	for i := len(r.keys) - 1; i >= 0; i-- {
+		x := &r.keys[i]
+		if x.rec.Compromised != 0 {
+			continue
+		}
+		signs := x.rec.Activates <= now || i == first
+		if x.kid == bad.kid {
+			if !signs {
+				return nil // it was next: who signs stays
+			}
+			break
+		}
+		if signs {
+			return nil // bad is older than the active one
+		}
+		next = x
+	}
+	const how = "active in place of a compromised key"
+	if next != nil {
+		fresh := next.rec
+		fresh.Activates, fresh.Took = bad.rec.Activates, now
+		return k.rewrite(ctx, c, r, next, fresh, how)
+	}
+	kid, fresh, err := k.make(k.current(r), bad.rec.Activates)
+	if err != nil {
+		return err
+	}
+	fresh.Took = now
+	k.prove(k.current(r), kid, fresh)
+	if err := k.put(c, kid, fresh, 0, store.Version{}); err != nil {
+		return err
+	}
+	c.event(ctx, keyEvent(kid, fresh.Alg, how))
+	return nil
+}
+
+// heal withdraws keys that sign although a rule refuses what they signed: the store came back from before they were
+// withdrawn, and the rule was put back into it.
+func (k *SigningKeys) heal(ctx context.Context) {
+	for _, x := range k.ring.Load().keys {
+		if x.rec.Compromised != 0 || !k.revoked(x.kid) {
+			continue
+		}
+		if err := k.withdraw(ctx, x.kid, "it was revoked before", EventRevoked); err != nil && ctx.Err() == nil {
+			k.s.log.Warn("apitoken: a signing key that a rule refuses could not be withdrawn yet", "kid", x.kid, "error", err)
+		}
+	}
+}
+
+// revoked reports whether a rule refuses all that a key signed.
+func (k *SigningKeys) revoked(kid string) bool {
+	v, ok := k.s.rules.at(classAlways, targetKey, "", kid, "")
+	return ok && v > 0
+}
