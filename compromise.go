@@ -102,14 +102,14 @@ func (k *SigningKeys) replace(ctx context.Context, c *change, r *ring, bad *ring
 	const how = "active in place of a compromised key"
 	if next != nil {
 		fresh := next.rec
-		fresh.Activates, fresh.Took = bad.rec.Activates, now
+		fresh.Activates, fresh.Took = bad.rec.Activates, max(now, bad.rec.Took+1)
 		return k.rewrite(ctx, c, r, next, fresh, how)
 	}
 	kid, fresh, err := k.make(k.current(r), bad.rec.Activates)
 	if err != nil {
 		return err
 	}
-	fresh.Took = now
+	fresh.Took = max(now, bad.rec.Took+1)
 	k.prove(k.current(r), kid, fresh)
 	if err := k.put(c, kid, fresh, 0, store.Version{}); err != nil {
 		return err

@@ -310,6 +310,10 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 	}
 	now := s.now()
 	key, err := s.SigningKeys.active(t.pos.view, now)
+	if err != nil && s.state.refresh(ctx) == nil { // withdrawn, and its successor is newer than this view
+		t.pos.view = s.state.position()
+		key, err = s.SigningKeys.active(t.pos.view, now)
+	}
 	if err != nil {
 		return nil, nil, err
 	}

@@ -300,7 +300,8 @@ func (k *SigningKeys) turn() {
 		}
 	}
 	slices.SortFunc(r.keys, func(a, b ringKey) int {
-		return cmp.Or(cmp.Compare(a.rec.Activates, b.rec.Activates), cmp.Compare(a.rec.Created, b.rec.Created), cmp.Compare(a.kid, b.kid))
+		// What took another's place has its time: it comes behind it, made in the same millisecond or not.
+		return cmp.Or(cmp.Compare(a.rec.Activates, b.rec.Activates), cmp.Compare(a.rec.Took, b.rec.Took), cmp.Compare(a.rec.Created, b.rec.Created), cmp.Compare(a.kid, b.kid))
 	})
 	if old, at := k.ring.Load(), k.s.state.position().N; r.pos > at {
 		if r.before = old.before; old.pos <= at {
@@ -373,7 +374,8 @@ type signingKey struct {
 	slow   bool // outside
 }
 
-// active is the key that signs now what is stamped with view.
+// active is the key that signs now what is stamped with view: never one that a rule refuses, though the ring may tell of it
+// as it was before it was withdrawn.
 func (k *SigningKeys) active(view store.Position, now time.Time) (signingKey, error) {
 	r := k.ring.Load()
 	if r.pos > view.N && r.before != nil {
@@ -382,7 +384,7 @@ func (k *SigningKeys) active(view store.Position, now time.Time) (signingKey, er
 	ms, first := now.UnixMilli(), r.first()
 	for i := len(r.keys) - 1; i >= 0; i-- {
 		x := &r.keys[i]
-		if x.rec.Compromised != 0 || x.rec.Activates > ms && i != first {
+		if x.rec.Compromised != 0 || x.rec.Activates > ms && i != first || k.revoked(x.kid) {
 			continue
 		}
 		if x.signer == nil {

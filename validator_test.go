@@ -353,8 +353,7 @@ func TestACutOffHitsWhatDescendsFromBeforeIt(t *testing.T) {
 	ctx := context.Background()
 	c := &clock{}
 	svc := service(t, func(cfg *apitoken.Config) { cfg.Now = c.Now })
-	w := &poll{svc: svc}
-	v := follower(t, w, func(cfg *apitoken.ValidatorConfig) { cfg.Now = c.Now })
+	v := follower(t, &poll{svc: svc}, func(cfg *apitoken.ValidatorConfig) { cfg.Now = c.Now })
 	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "gateway", GrantTypes: []string{apitoken.GrantTokenExchange}, Scopes: apitoken.Scopes{"orders"}, MayImpersonate: true})
 	require.NoError(t, err)
 	early := issue(t, svc, aliceSession)
@@ -363,6 +362,7 @@ func TestACutOffHitsWhatDescendsFromBeforeIt(t *testing.T) {
 	c.Advance(10 * time.Second)
 	cut := c.Now()
 	c.Advance(10 * time.Second)
+	require.NoError(t, svc.Sync(ctx)) // its view has aged with the clock
 	renewed, err := refresh(svc, early.Refresh)
 	require.NoError(t, err)
 	exchange := func(token apitoken.Secret) *apitoken.Issued {
