@@ -176,13 +176,12 @@ func (f freezing) SetReadOnly(ctx context.Context, on bool) error {
 // Copy waits for that, at first while the source goes on, and takes no event for lost that is only out of sight.
 func TestCopyBesideALongTransaction(t *testing.T) {
 	t.Parallel()
-	ctx := context.Background()
+	ctx, cancel := context.WithCancel(context.Background())
 	begin := func(conn *pgxpool.Pool) (end func()) {
 		tx, err := conn.Begin(ctx)
 		require.NoError(t, err)
 		_, err = tx.Exec(ctx, "SELECT pg_current_xact_id()")
 		require.NoError(t, err)
-		t.Cleanup(func() { _ = tx.Rollback(ctx) }) // or the pool would wait for it
 		return func() { require.NoError(t, tx.Rollback(ctx)) }
 	}
 	events := func(st store.Store, newest bool) (n int) {
@@ -198,7 +197,6 @@ func TestCopyBesideALongTransaction(t *testing.T) {
 	e := startPostgres(t)
 	pool, err := pgxpool.New(ctx, e.url)
 	require.NoError(t, err)
-	t.Cleanup(pool.Close)
 	from, to := memstore.New(), e.open(t, "")
 	svc := serviceOn(t, from)
 	for range 20 {
@@ -221,10 +219,12 @@ func TestCopyBesideALongTransaction(t *testing.T) {
 		err error
 	}
 	done := make(chan result, 1)
-	go func() {
+	var copying sync.WaitGroup
+	copying.Go(func() {
 		c, err := apitoken.Copy(ctx, source, to)
 		done <- result{c, err}
-	}()
+	})
+	t.Cleanup(func() { cancel(); copying.Wait(); pool.Reset() }) // and not Close, which waits for what an early end leaves open
 	want := events(from, false)
 	require.Eventually(t, func() bool { return events(to, true) == want }, time.Minute, 5*time.Millisecond, "all is copied")
 	require.Zero(t, events(to, false), "and nothing is in its final order")
