@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/jws"
 )
 
 // verdict is how an error is answered.
@@ -63,7 +64,7 @@ type problem struct {
 }
 
 // dpopAlgs are the algorithms that proofs may be signed with, for challenges (RFC 9449 §7.1).
-const dpopAlgs = "ES256 EdDSA RS256 PS256"
+var dpopAlgs = strings.Join(jws.PublicAlgs, " ")
 
 // Error answers with err's status, challenge and problem body, after OnRefuse has seen it. Errors that are not of
 // apitoken's answer 500. Nothing of it may be stored by a cache.
