@@ -46,3 +46,97 @@ func TestFilePublisherSyncsWhatComesAgain(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, signed, b, "it stands there once")
 }
+
+// clearSealer seals nothing: what is tested here is when the disk has it.
+type clearSealer struct{}
+
+func (clearSealer) Seal(_ context.Context, plain, _ []byte) ([]byte, error)  { return plain, nil }
+func (clearSealer) Open(_ context.Context, sealed, _ []byte) ([]byte, error) { return sealed, nil }
+
+// fickleDisk is a disk behind a kernel that forgets what it could not write, so that the next sync says yes: it gets what was
+// written since the last sync alone.
+type fickleDisk struct {
+	t     *testing.T
+	path  string // the file as the process sees it
+	disk  []byte // as it would come back
+	fail  error
+	clean []byte // as the kernel takes it for written
+}
+
+func (d *fickleDisk) sync(*os.File) error {
+	now, err := os.ReadFile(d.path)
+	require.NoError(d.t, err)
+	if d.fail == nil {
+		for len(d.disk) < len(now) {
+			d.disk = append(d.disk, 0)
+		}
+		for at := 0; at < len(now); at += slotSize { // a page that was not touched since is not written
+			if end := min(at+slotSize, len(now)); len(d.clean) < end || string(d.clean[at:end]) != string(now[at:end]) {
+				copy(d.disk[at:end], now[at:end])
+			}
+		}
+	}
+	d.clean = now
+	return d.fail
+}
+
+// touch is a write of the vault's: what it writes is dirty again, also where it is the same.
+func (d *fickleDisk) touch(at int64, n int) {
+	for i := at; i < at+int64(n) && i < int64(len(d.clean)); i++ {
+		d.clean[i] ^= 0xff
+	}
+}
+
+func TestVaultBehindASyncThatFailed(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	dir := t.TempDir()
+	v, err := OpenVault(ctx, dir, clearSealer{})
+	require.NoError(t, err)
+	d := &fickleDisk{t: t, path: filepath.Join(dir, "persons")}
+	v.fsync, v.wrote = d.sync, d.touch
+	key := func(name string) person {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		p, err := v.person(name)
+		require.NoError(t, err)
+		return p
+	}
+	alice := key(named("alice"))
+	require.NoError(t, v.sync())
+	require.NotContains(t, string(d.disk), string(make([]byte, slotSize)))
+
+	// A new person, whose first sync fails: a record may speak of him only when the disk has him.
+	d.fail = errors.New("no such disk")
+	bob := key(named("bob"))
+	require.ErrorIs(t, v.sync(), d.fail)
+	d.fail = nil
+	require.NoError(t, v.sync())
+
+	// An erasure whose sync fails, and an event about her before it is tried again.
+	d.fail = errors.New("no such disk")
+	_, err = v.Erase(ctx, "alice")
+	require.ErrorIs(t, err, d.fail)
+	d.fail = nil
+	require.NotEqual(t, alice.ref, key(named("alice")).ref, "nothing is sealed under a key that may be gone")
+	gone, err := v.Erase(ctx, "alice")
+	require.NoError(t, err)
+	require.True(t, gone)
+
+	v.fsync, v.wrote = (*os.File).Sync, func(int64, int) {}
+	require.NoError(t, v.Close())
+	require.NoError(t, os.WriteFile(d.path, d.disk, 0o600)) // the power fails
+	v, err = OpenVault(ctx, dir, clearSealer{})
+	require.NoError(t, err)
+	defer v.Close()
+	require.Zero(t, v.Damaged())
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	got, ok, err := v.byRef(bob.ref)
+	require.NoError(t, err)
+	require.True(t, ok, "bob's key is there")
+	require.Equal(t, bob, got)
+	_, ok, err = v.byRef(alice.ref)
+	require.NoError(t, err)
+	require.False(t, ok, "alice's is not")
+}
