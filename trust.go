@@ -551,7 +551,9 @@ func (t *trust) followKeys(ctx context.Context) {
 		} else if !t.fetched.IsZero() {
 			left := t.KeysFor - t.v.now().Sub(t.fetched)
 			if left <= 0 {
+				t.mu.Lock() // else withdraw could put back what it has read just before
 				t.keys.Store(nil)
+				t.mu.Unlock()
 				t.v.gen.Add(1)
 			} else {
 				next = min(next, left)

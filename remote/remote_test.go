@@ -656,6 +656,41 @@ func TestKeySetsOfOthers(t *testing.T) {
 	}
 }
 
+// A key set may be of two validators: where the answer to one hangs, the other gets its own. And nothing is taken for "as before"
+// that was not asked for so.
+func TestKeySetThatIsShared(t *testing.T) {
+	t.Parallel()
+	release, hangs := make(chan struct{}), make(chan struct{})
+	var n, asked atomic.Int32
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch n.Add(1) {
+		case 1:
+			close(hangs)
+			<-release
+		case 2:
+		case 3:
+			if r.Header.Get("If-None-Match") != "" {
+				asked.Add(1)
+			}
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
+		_, _ = w.Write([]byte(`{"keys":[]}`)) // without ETag
+	}))
+	t.Cleanup(srv.Close)
+	keys := remote.Keys(srv.URL, nil)
+	first := make(chan error, 1)
+	go func() { _, err := keys.JWKS(context.Background(), ""); first <- err }()
+	<-hangs
+	_, err := keys.JWKS(context.Background(), "")
+	require.NoError(t, err)
+	_, err = keys.JWKS(context.Background(), "")
+	require.ErrorContains(t, err, "304")
+	require.Zero(t, asked.Load())
+	close(release)
+	require.NoError(t, <-first)
+}
+
 // A service that is closed hands on nothing, and does not answer its followers in a hurry either.
 func TestTheFeedOfAClosedService(t *testing.T) {
 	t.Parallel()
