@@ -371,14 +371,16 @@ func TestKeySetThatMisbehaves(t *testing.T) {
 		"html": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`<html>`)) },
 	} {
 		s.jwks.Store(&f)
-		before := s.count("/.well-known/jwks.json")
+		before, began := s.count("/.well-known/jwks.json"), time.Now()
 		for range 10_000 { // kids that nobody knows
 			_, err := v.Validate(s.ctx, apitoken.Bearer(withKID(token, name)))
 			require.ErrorIs(t, err, apitoken.ErrInvalidToken)
 		}
 		_, err := v.Validate(s.ctx, apitoken.Bearer(token))
 		require.NoError(t, err, "%s: a token under a known key stays good", name)
-		require.LessOrEqual(t, s.count("/.well-known/jwks.json")-before, int64(2), "%s: unknown kids cost at most a request in a cool-down", name)
+		// A set that failed is read again too, each second at most; a machine that does much else may need many for this.
+		most := 2 + int64(time.Since(began)/time.Second)
+		require.LessOrEqual(t, s.count("/.well-known/jwks.json")-before, most, "%s: unknown kids cost at most a request in a cool-down", name)
 	}
 }
 
