@@ -491,6 +491,45 @@ func (deadWitness) AddCheckpoint(context.Context, int64, tlog.TreeProof, []byte)
 	panic(fmt.Sprint("witness", 3))
 }
 
+// stuckWitness does not look at its context.
+type stuckWitness struct {
+	now, most atomic.Int64
+	back      chan struct{}
+}
+
+func (w *stuckWitness) AddCheckpoint(context.Context, int64, tlog.TreeProof, []byte) ([]byte, error) {
+	w.most.Store(max(w.most.Load(), w.now.Add(1)))
+	defer w.now.Add(-1)
+	<-w.back
+	return nil, errors.New("late")
+}
+
+func TestWitnessThatHangs(t *testing.T) {
+	t.Parallel()
+	dir := ledgerPath(t)
+	synctest.Test(t, func(t *testing.T) {
+		_, good := keyPair(t, "good.example.org")
+		_, key := keyPair(t, "witness.example.org")
+		w := &stuckWitness{back: make(chan struct{})}
+		l := open(t, dir, func(c *ledger.Config) {
+			c.Witnesses = []ledger.Witness{{Key: good, Client: deadWitness{}}, {Key: key, Client: w}}
+		})
+		f := &feed{}
+		require.NoError(t, l.Follow(f))
+		f.add(1)
+		for range 5 {
+			_, err := l.Seal(context.Background())
+			require.ErrorContains(t, err, "0 of 2 witnesses")
+		}
+		require.Equal(t, int64(1), w.most.Load(), "it is not asked again until it comes back")
+		close(w.back)
+		synctest.Wait()
+		require.Zero(t, w.now.Load())
+		_, err := l.Seal(context.Background())
+		require.ErrorContains(t, err, "late", "now it is")
+	})
+}
+
 // counting counts what a log asks of its storage.
 type counting struct {
 	ledger.Storage
