@@ -3,12 +3,14 @@ package ledger
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 // A sync that fails leaves pages that the kernel takes for written: a checkpoint counts as published only when it was written
@@ -139,4 +141,48 @@ func TestVaultBehindASyncThatFailed(t *testing.T) {
 	_, ok, err = v.byRef(alice.ref)
 	require.NoError(t, err)
 	require.False(t, ok, "alice's is not")
+}
+
+// After a write that failed nobody knows what the disk has of state.db: it is written anew before it is relied on.
+func TestDirRewritesItsStateAfterAFailedWrite(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	path := t.TempDir()
+	d, err := OpenDir(path, nil)
+	require.NoError(t, err)
+	var tree frontier
+	add := func() error {
+		next := tree.clone()
+		line := []byte(fmt.Sprint("line ", next.size))
+		b := Batch{Lines: [][]byte{line}, IDs: []string{fmt.Sprint("id", next.size)}}
+		b.Hashes = next.push(tlog.RecordHash(line), nil)
+		b.Root = next.root()
+		err := d.Append(ctx, b)
+		if err == nil {
+			tree = next
+		}
+		return err
+	}
+	require.NoError(t, add())
+	full, states := errors.New("no such disk"), 0
+	d.fsync = func(*os.File) error { return full }
+	require.ErrorIs(t, add(), full)
+	require.ErrorIs(t, add(), full, "it does not recover while the disk fails")
+	d.fsync = func(f *os.File) error {
+		if filepath.Base(f.Name()) == "state.db" {
+			states++
+		}
+		return f.Sync()
+	}
+	require.NoError(t, add())
+	require.Equal(t, 2, states, "its pages, then those that say which count")
+	require.NoError(t, add())
+	require.Equal(t, 2, states, "once")
+	require.Equal(t, tree.size, d.State().Size)
+	require.NoError(t, d.Close())
+	d, err = OpenDir(path, nil)
+	require.NoError(t, err)
+	require.Equal(t, tree.size, d.State().Size)
+	require.Equal(t, tree.root(), d.State().Root)
+	require.NoError(t, d.Close())
 }
