@@ -49,7 +49,12 @@ func (l *feedLog) applyRule(s *Service, r store.Record) error {
 	return l.add(s, r)
 }
 
+// add keeps the order: a record whose place was passed is here already. It comes again where a reading of several pages was cut,
+// which begins anew.
 func (l *feedLog) add(s *Service, r store.Record) error {
+	if n := len(l.entries); n > 0 && r.Pos.N <= l.entries[n-1].pos {
+		return nil
+	}
 	x, err := readRule(r)
 	if err != nil {
 		return err
