@@ -674,6 +674,8 @@ func (t *trust) readRules(ctx context.Context) error {
 		switch another := errors.Is(err, store.ErrDiverged) || err == nil && (answer.Next.History != from.History || !t.hashed(&answer)); {
 		case err == nil && answer.Next.History == from.History && answer.Next.N < from.N:
 			return errors.New("the answer goes back")
+		case err == nil && answer.More && answer.Next == from:
+			return errors.New("the answer does not go on") // asked again at once, it would be asked for ever
 		case another && from != (store.Position{}):
 			if restarts++; restarts > rulesRestarts {
 				return errors.New("the source changes its history or its key all the time")
