@@ -251,8 +251,8 @@ func (d *Dir) checkFiles() error {
 		name := filepath.Base(path)
 		_, err := fmt.Sscanf(name, "%d.jsonl", &first)
 		known := slices.ContainsFunc(d.segments, func(s segment) bool { return filepath.Base(d.segmentPath(s.first)) == name })
-		if known || err != nil {
-			continue
+		if ours := filepath.Base(d.segmentPath(first)); known || err != nil || name != ours && name != ours+".tmp" {
+			continue // somebody's own copy, for example, is not ours to remove
 		}
 		if first >= d.state.Size && strings.HasSuffix(name, ".jsonl") { // begun and never committed
 			if err := d.cut(path, 0); err != nil {

@@ -74,6 +74,29 @@ func TestTornTailIsNoTampering(t *testing.T) {
 	}
 }
 
+// What an operator keeps in the log's directory is his; what a crash left of ours goes.
+func TestDirKeepsFilesThatAreNotIts(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	d, err := ledger.OpenDir(dir, nil)
+	require.NoError(t, err)
+	require.NoError(t, d.Close())
+	own := []string{"00000000000000000000.jsonl.bak", "0.jsonl", "7.jsonl", "00000000000000000007.jsonl.gz", "notes.jsonl"}
+	left := []string{"00000000000000000000.jsonl", "00000000000000000007.jsonl.tmp"}
+	for _, name := range append(own, left...) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte("mine\n"), 0o600))
+	}
+	d, err = ledger.OpenDir(dir, nil)
+	require.NoError(t, err)
+	require.NoError(t, d.Close())
+	for _, name := range own {
+		require.FileExists(t, filepath.Join(dir, name))
+	}
+	for _, name := range left {
+		require.NoFileExists(t, filepath.Join(dir, name))
+	}
+}
+
 // TestTamperedStorageIsRefused: what was committed can not be changed by a crash.
 func TestTamperedStorageIsRefused(t *testing.T) {
 	t.Parallel()
