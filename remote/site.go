@@ -117,6 +117,21 @@ func careful(c *http.Client) (*http.Client, *http.Transport) {
 	return &own, made
 }
 
+// patience is how long a client waits for an answer, as far as it tells: whoever asks for a longer poll never gets one.
+func patience(c *http.Client) time.Duration {
+	d := 2 * (maxWait + requestTimeout)
+	if c == nil {
+		return d
+	}
+	if c.Timeout > 0 {
+		d = min(d, c.Timeout)
+	}
+	if t, ok := c.Transport.(*http.Transport); ok && t.ResponseHeaderTimeout > 0 {
+		d = min(d, t.ResponseHeaderTimeout)
+	}
+	return d
+}
+
 var errStatus = errors.New("remote: the issuer refused")
 
 // do sends a request and reads at most limit bytes of its answer.
