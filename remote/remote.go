@@ -29,7 +29,7 @@ type Config struct {
 	// Zero: 30 s. Negative: opaque tokens are refused.
 	OpaqueFor time.Duration
 	// HTTP makes the requests; nil: one with bounded time. Redirects are never followed, and answers are bounded in
-	// size, whatever it does.
+	// size, whatever it does. The feed is a long poll, of half its Timeout at most.
 	HTTP *http.Client
 	Now  func() time.Time // nil: time.Now
 }
@@ -63,7 +63,7 @@ func NewValidator(c Config) (*Validator, error) {
 		if wait == 0 {
 			wait = defaultStaleness
 		}
-		t.Revocations = &feedSource{site: site, client: c.Client, wait: min(wait/3, maxWait), fresh: wait / 4}
+		t.Revocations = &feedSource{site: site, client: c.Client, wait: min(wait/3, maxWait, patience(c.HTTP)/2), fresh: wait / 4}
 		if c.OpaqueFor >= 0 {
 			cfg.OpaqueFor = c.OpaqueFor
 			cfg.Introspect = (&introspector{site: site, client: c.Client}).introspect

@@ -117,6 +117,21 @@ func careful(c *http.Client) (*http.Client, *http.Transport) {
 	return &own, made
 }
 
+// patience is how long a client waits for an answer, as far as it tells: whoever asks for a longer poll never gets one.
+func patience(c *http.Client) time.Duration {
+	d := 2 * (maxWait + requestTimeout)
+	if c == nil {
+		return d
+	}
+	if c.Timeout > 0 {
+		d = min(d, c.Timeout)
+	}
+	if t, ok := c.Transport.(*http.Transport); ok && t.ResponseHeaderTimeout > 0 {
+		d = min(d, t.ResponseHeaderTimeout)
+	}
+	return d
+}
+
 var errStatus = errors.New("remote: the issuer refused")
 
 // do sends a request and reads at most limit bytes of its answer.
@@ -275,10 +290,14 @@ type keySource struct {
 	site *site
 	url  string // fixed, where there is no discovery
 
-	mu   sync.Mutex // guards what follows
-	etag string
-	from string
-	doc  []byte
+	mu   sync.Mutex // guards last; not held while a request is under way
+	last keyAnswer
+}
+
+// keyAnswer is a set as it came last.
+type keyAnswer struct {
+	from, etag string
+	doc        []byte
 }
 
 // Keys fetches the JWKS at url, which is https, or http on loopback: for issuers that are not of this module's making. The
@@ -307,7 +326,8 @@ func (k *keySource) JWKS(ctx context.Context, _ string) ([]byte, error) {
 		from = m.JWKS
 	}
 	k.mu.Lock()
-	defer k.mu.Unlock()
+	last := k.last
+	k.mu.Unlock()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
 	if err != nil {
 		return nil, err
@@ -315,22 +335,25 @@ func (k *keySource) JWKS(ctx context.Context, _ string) ([]byte, error) {
 	r.Header.Set("Accept", "application/jwk-set+json, application/json")
 	// What a cache in between kept may be from before a key was withdrawn. We ask seldom.
 	r.Header.Set("Cache-Control", "no-cache")
-	if k.etag != "" && k.from == from {
-		r.Header.Set("If-None-Match", k.etag)
+	asked := last.etag != "" && last.from == from
+	if asked {
+		r.Header.Set("If-None-Match", last.etag)
 	}
 	res, body, err := k.site.do(r, maxKeySet)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("remote: keys: %w", err)
-	case res.StatusCode == http.StatusNotModified && k.doc != nil:
-		return k.doc, nil
+	case res.StatusCode == http.StatusNotModified && asked:
+		return last.doc, nil
 	case res.StatusCode != http.StatusOK:
 		if k.url == "" {
 			k.site.distrust()
 		}
 		return nil, fmt.Errorf("remote: keys: status %d", res.StatusCode)
 	}
-	k.etag, k.from, k.doc = res.Header.Get("ETag"), from, body
+	k.mu.Lock()
+	k.last = keyAnswer{from, res.Header.Get("ETag"), body}
+	k.mu.Unlock()
 	return body, nil
 }
 
