@@ -253,9 +253,17 @@ func TestSignersOutside(t *testing.T) {
 		require.NoError(t, validate(svc, i.Access))
 		signer.slow.Store(nil)
 		close(release)
+		session := issue(t, svc, aliceSession)
+		before := len(events(t, svc, apitoken.EventQuery{}))
 		signer.lies.Store(true)
 		_, err = svc.Issue(ctx, aliceSession)
 		require.ErrorIs(t, err, apitoken.ErrUnavailable, "what it answers is verified")
+		_, err = refresh(svc, session.Refresh)
+		require.ErrorIs(t, err, apitoken.ErrUnavailable)
+		require.Len(t, events(t, svc, apitoken.EventQuery{}), before, "what was not signed is not written down as issued")
+		signer.lies.Store(false)
+		_, err = refresh(svc, session.Refresh)
+		require.NoError(t, err, "nor is a refresh token spent for it")
 	}
 }
 
