@@ -5,8 +5,9 @@ package apitoken
 import (
 	"context"
 	"errors"
-	"github.com/apitoken-go/apitoken/store"
 	"slices"
+
+	"github.com/apitoken-go/apitoken/store"
 )
 
 // Compromise withdraws a key at once and revokes all that it signed, in every process within its bound. The
@@ -40,7 +41,7 @@ func (k *SigningKeys) withdraw(ctx context.Context, id, reason string, why Event
 		if err := k.s.state.refresh(ctx); err != nil {
 			return unavailable(err, "follow the store")
 		}
-		r := k.ring.Load()
+		lock, r := k.locked(), k.ring.Load()
 		i := slices.IndexFunc(r.keys, func(x ringKey) bool { return x.kid == id })
 		if i < 0 {
 			return fail(ErrNotFound, "no signing key %q", id)
@@ -53,7 +54,7 @@ func (k *SigningKeys) withdraw(ctx context.Context, id, reason string, why Event
 		if err := k.s.addRule(ctx, c, BySigningKey(id), false, reason); err != nil {
 			return err
 		}
-		if err := k.replace(ctx, c, r, bad); err != nil {
+		if err := k.replace(ctx, c, r, bad, lock); err != nil {
 			return err
 		}
 		c.event(ctx, Event{Type: why, OK: true, Reason: reason, Target: BySigningKey(id)})
@@ -68,8 +69,8 @@ func (k *SigningKeys) withdraw(ctx context.Context, id, reason string, why Event
 
 // replace marks bad, destroys its private half, and sees that another key is active. What takes its place takes its time as
 // well: by a clock that is behind, the new key would else not have begun, and one before bad would sign, which may be gone.
-func (k *SigningKeys) replace(ctx context.Context, c *change, r *ring, bad *ringKey) error {
-	if err := k.putLock(c); err != nil {
+func (k *SigningKeys) replace(ctx context.Context, c *change, r *ring, bad *ringKey, lock store.Version) error {
+	if err := k.putLock(c, lock); err != nil {
 		return err
 	}
 	now := k.s.now().UnixMilli()

@@ -48,6 +48,7 @@ type SigningKeys struct {
 	shut    map[[4]byte]store.Record // roots that were not opened yet
 	outside map[string]*jws.Signer   // imported into this process
 	lock    store.Version            // of the ring's lock record
+	sealed  int64                    // since when the store holds no root in clear, Unix ms; 0: it may. Never forgotten
 	ring    atomic.Pointer[ring]
 	looked  atomic.Pointer[time.Time] // when the store was asked for a root last because somebody named it
 	kick    chan struct{}
@@ -57,6 +58,7 @@ type SigningKeys struct {
 type knownSigner struct {
 	rec     keyRecord
 	version store.Version
+	expires int64 // of the record
 	pos     int64 // where its record first stood in the order of changes: whose view reaches there knows the key
 	public  *jws.PublicKey
 	signer  *jws.Signer // nil: outside, and not imported here; or compromised
@@ -98,6 +100,9 @@ type keyRecord struct {
 type lockRecord struct {
 	V int   `json:"v"`
 	N int64 `json:"n"`
+	// Sealed is since when no root lies in clear, Unix ms: a process without a Sealer, which may have been started before, writes
+	// none any more, and one that seals what lies in clear takes none any more.
+	Sealed int64 `json:"sealed,omitempty"`
 }
 
 const (
@@ -142,13 +147,19 @@ func (k *SigningKeys) applyRecord(r store.Record) error {
 	switch {
 	case r.ID == keyLock:
 		k.lock = r.Version
+		var rec lockRecord
+		if err := decodeRecord(r, &rec); err != nil {
+			k.s.log.Error("apitoken: the lock of the signing keys can not be read", "error", err)
+			return nil // it is the version that counts
+		}
+		k.noteSealed(rec.Sealed)
 		return nil
 	case strings.HasPrefix(r.ID, rootPrefix):
 		kid, err := parseRootID(r.ID)
 		if err != nil {
 			return err
 		}
-		if k.roots[kid] == nil {
+		if k.differs(kid, r) {
 			// Opening may take a KMS: not here, where revocations wait.
 			k.shut[kid] = r
 			k.wake()
@@ -177,7 +188,7 @@ func (k *SigningKeys) take(r store.Record) error {
 	}
 	root := k.roots[rec.Root]
 	if root == nil {
-		k.records[kid] = knownSigner{rec: rec, version: r.Version, pos: pos} // until the root comes and is open
+		k.records[kid] = knownSigner{rec: rec, version: r.Version, expires: r.Expires, pos: pos} // until the root comes and is open
 		return nil
 	}
 	x, err := k.open(root, kid, rec)
@@ -188,7 +199,7 @@ func (k *SigningKeys) take(r store.Record) error {
 		k.s.log.Error("apitoken: an older form of a compromised signing key was put back, and is not taken", "kid", kid)
 		return nil
 	}
-	x.version, x.pos = r.Version, pos
+	x.version, x.expires, x.pos = r.Version, r.Expires, pos
 	k.records[kid] = x
 	return nil
 }
@@ -198,6 +209,9 @@ func (k *SigningKeys) open(root *rootSecret, kid string, rec keyRecord) (knownSi
 	x := knownSigner{rec: rec}
 	if rec.V != 1 {
 		return x, errors.New("of a newer version")
+	}
+	if root.spent {
+		return x, errors.New("its root secret proves no signing key any more")
 	}
 	if !root.proves(rec.MAC, rec.bytes(k.s.ns, kid)) {
 		return x, errors.New("its MAC does not fit")
@@ -286,9 +300,7 @@ func (k *SigningKeys) turn() {
 		r.by[kid] = root
 		r.roots = append(r.roots, root)
 	}
-	slices.SortFunc(r.roots, func(a, b *rootSecret) int {
-		return cmp.Or(cmp.Compare(a.created, b.created), slices.Compare(a.kid[:], b.kid[:]))
-	})
+	slices.SortFunc(r.roots, (*rootSecret).compare)
 	for kid, x := range k.records {
 		if k.roots[x.rec.Root] == nil {
 			continue // not known to be authentic
@@ -549,12 +561,21 @@ func (k *SigningKeys) put(c *change, kid string, rec *keyRecord, expires int64, 
 	return nil
 }
 
-// putLock takes the ring for this change alone.
-func (k *SigningKeys) putLock(c *change) error {
+// locked is the version of the ring's lock: it is read before the ring that a change is made from.
+func (k *SigningKeys) locked() store.Version {
 	k.mu.Lock()
-	lock := k.lock
-	k.mu.Unlock()
-	data, err := json.Marshal(lockRecord{V: 1, N: k.s.now().UnixMilli()})
+	defer k.mu.Unlock()
+	return k.lock
+}
+
+// putLock takes the ring for this change alone.
+func (k *SigningKeys) putLock(c *change, lock store.Version) error {
+	now := k.s.now().UnixMilli()
+	rec := lockRecord{V: 1, N: now, Sealed: k.sealedSince()}
+	if rec.Sealed == 0 && k.s.cfg.Seal != nil && k.sealsAll(c) {
+		rec.Sealed = now
+	}
+	data, err := json.Marshal(rec)
 	if err != nil {
 		return err
 	}
@@ -573,15 +594,15 @@ func (k *SigningKeys) change(ctx context.Context, f func(c *change, r *ring) err
 		if err := k.openRoots(ctx); err != nil {
 			return err
 		}
-		c := k.s.newChange()
-		if err := k.putLock(c); err != nil {
-			return err
-		}
+		c, lock := k.s.newChange(), k.locked()
 		if err := f(c, k.ring.Load()); err != nil {
 			return err
 		}
-		if len(c.Puts) == 1 {
+		if len(c.Puts) == 0 {
 			return nil
+		}
+		if err := k.putLock(c, lock); err != nil {
+			return err
 		}
 		_, err := k.s.commit(ctx, c)
 		if !errors.Is(err, store.ErrConflict) {
@@ -619,9 +640,12 @@ func (k *SigningKeys) ensure(ctx context.Context) error {
 	if err := k.openRoots(ctx); err != nil {
 		return wrong("Seal", "%s", detailOf(err)) // said apart: change calls it whatever fails
 	}
+	if err := k.sealClear(ctx); err != nil {
+		return err
+	}
 	err := k.change(ctx, func(c *change, r *ring) error {
 		if len(r.roots) == 0 {
-			root, rec, err := k.newRoot(ctx)
+			root, rec, err := k.newRoot(ctx, r)
 			if err != nil {
 				return wrong("Seal", "%s", detailOf(err))
 			}
@@ -650,10 +674,11 @@ func (k *SigningKeys) ensure(ctx context.Context) error {
 	if err := k.openRoots(ctx); err != nil {
 		return wrong("Seal", "%s", detailOf(err))
 	}
-	if r := k.ring.Load(); len(r.roots) == 0 || r.newest() == nil {
+	r := k.ring.Load()
+	if len(r.roots) == 0 || r.newest() == nil {
 		return fail(ErrUnavailable, "the ring has no usable key: its records were altered")
 	}
-	return nil
+	return k.atRest(r)
 }
 
 // newest is the last key that is good.
@@ -685,14 +710,22 @@ func (k *SigningKeys) run(ctx context.Context) {
 		case <-t.C:
 		}
 		t.Stop()
-		if err := k.openRoots(ctx); err != nil {
-			k.s.log.Error("apitoken: a root secret can not be opened", "error", err)
-		}
-		k.publish()
-		k.heal(ctx)
-		if err := k.rotateIfDue(ctx); err != nil && ctx.Err() == nil {
-			k.s.log.Warn("apitoken: rotation of the signing key failed and will be tried again", "error", err)
-		}
+		k.tend(ctx)
+	}
+}
+
+// tend is one look at the ring.
+func (k *SigningKeys) tend(ctx context.Context) {
+	if err := k.openRoots(ctx); err != nil {
+		k.s.log.Error("apitoken: a root secret can not be opened", "error", err)
+	}
+	k.publish()
+	k.heal(ctx)
+	if err := k.rotateIfDue(ctx); err != nil && ctx.Err() == nil {
+		k.s.log.Warn("apitoken: rotation of the signing key failed and will be tried again", "error", err)
+	}
+	if err := k.spend(ctx); err != nil && ctx.Err() == nil {
+		k.s.log.Warn("apitoken: signing keys could not be sealed under the newest root secret yet", "error", err)
 	}
 }
 
@@ -702,6 +735,10 @@ func (k *SigningKeys) due(r *ring) (bool, int64) {
 	now, lead := k.s.now().UnixMilli(), k.lead().Milliseconds()
 	if newest == nil {
 		return true, now // all were compromised
+	}
+	if k.s.cfg.Seal != nil && !newest.rec.Outside && r.by[newest.rec.Root].compare(k.current(r)) < 0 {
+		// RotateSecrets was called: whoever has the older root has this key too.
+		return true, max(now+lead, newest.rec.Activates+1)
 	}
 	if k.s.cfg.KeyRotation < 0 || newest.rec.Outside {
 		return false, 0

@@ -66,7 +66,12 @@ type Config struct {
 	Store    Store  // required; New's caller closes it, after the Service
 	// Seal encrypts signing keys at rest. It is required, unless InsecureKeysInStore says that
 	// whoever reads the store may forge tokens.
-	Seal                Sealer
+	Seal Sealer
+	// InsecureKeysInStore without Seal keeps the keys in clear. Beside Seal it is the way from there: keys that lie in clear are
+	// taken, though whoever can write the store may have put them there, and sealed at start. Set both in each process, one after the
+	// other, then take InsecureKeysInStore away: without it keys in clear are refused. Processes that still run without Seal go on
+	// meanwhile; they do not start again, and write no secret in clear. Keys that lay in clear are in copies of the store from then:
+	// end with [SigningKeys.RotateSecrets].
 	InsecureKeysInStore bool
 
 	Prefix      string        // of opaque tokens: a letter, then letters or digits, 2 to 16; empty: "at"
@@ -224,9 +229,6 @@ func (c *Config) check() error {
 	}
 	if c.Seal == nil && !c.InsecureKeysInStore {
 		return wrong("Seal", "is required, or InsecureKeysInStore must say that whoever reads the store may sign tokens; KeyFile makes a sealer in a file")
-	}
-	if c.Seal != nil && c.InsecureKeysInStore {
-		return wrong("InsecureKeysInStore", "contradicts Seal")
 	}
 	if c.Prefix == "" {
 		c.Prefix = "at"
