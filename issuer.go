@@ -309,10 +309,10 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 		return nil, nil, fail(ErrInvalidRequest, "the token would have %d scopes, validators read %d", len(p.scopes), maxScopes)
 	}
 	now := s.now()
-	key, err := s.SigningKeys.active(t.pos.view, now)
+	key, err := s.SigningKeys.active(t.pos.view, now, aud)
 	if err != nil && s.state.refresh(ctx) == nil { // withdrawn, and its successor is newer than this view
 		t.pos.view = s.state.position()
-		key, err = s.SigningKeys.active(t.pos.view, now)
+		key, err = s.SigningKeys.active(t.pos.view, now, aud)
 	}
 	if err != nil {
 		return nil, nil, err

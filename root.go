@@ -480,7 +480,7 @@ func (k *SigningKeys) putRoot(ctx context.Context, c *change, root *rootSecret) 
 // rewrapBatch bounds the puts of one change (store.Change).
 const rewrapBatch = 8
 
-// spend takes from older roots the power to prove a signing key, once another is known to every process and the newest key is
+// spend takes from older roots the power to prove a signing key, once another is known to every process and the newest keys are
 // made under it. First the keys go under that one, in as many changes as they need.
 func (k *SigningKeys) spend(ctx context.Context) error {
 	for left := k.spendable(k.ring.Load()); left; {
@@ -532,13 +532,16 @@ func (k *SigningKeys) spend(ctx context.Context) error {
 
 // spendable reports whether a root may be spent.
 func (k *SigningKeys) spendable(r *ring) bool {
-	newest := r.newest()
-	if k.s.cfg.Seal == nil || newest == nil {
+	if k.s.cfg.Seal == nil || r.lanes[0].newest() == nil {
 		return false // in clear, nothing could tell a spent root from the same before
 	}
+	for i := range r.lanes {
+		if x := r.lanes[i].live(); x != nil && r.lanes[i].alg != "" && k.outdated(r, x) {
+			return false
+		}
+	}
 	to := k.current(r)
-	return (newest.rec.Outside || r.by[newest.rec.Root].compare(to) >= 0) &&
-		slices.ContainsFunc(r.roots, func(x *rootSecret) bool { return !x.spent && x.compare(to) < 0 })
+	return slices.ContainsFunc(r.roots, func(x *rootSecret) bool { return !x.spent && x.compare(to) < 0 })
 }
 
 // under is the record of a key under another root.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -572,4 +573,40 @@ func TestSpendingStopsAnywhere(t *testing.T) {
 			require.NoError(t, validate(again, issue(t, again, aliceSession).Access))
 		}
 	}
+}
+
+// Of processes that start together on a store with keys in clear, one seals them, and all go on with the same.
+func TestStartsTogetherSealOnce(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := memstore.New()
+	first := serviceOn(t, st, nil)
+	for range 9 {
+		require.NoError(t, first.SigningKeys.RotateSecrets(ctx))
+	}
+	before := issue(t, first, aliceSession)
+	var list [4]*apitoken.Service
+	var wg sync.WaitGroup
+	for n := range list {
+		wg.Go(func() {
+			cfg := config(st)
+			sealing(localSeal(t, 1))(&cfg)
+			list[n], _ = apitoken.New(cfg)
+		})
+	}
+	wg.Wait()
+	for _, svc := range list {
+		require.NotNil(t, svc)
+		t.Cleanup(func() { require.NoError(t, svc.Close()) })
+		require.NoError(t, validate(svc, before.Access))
+		require.NoError(t, validate(first, issue(t, svc, aliceSession).Access))
+	}
+	require.Zero(t, inClear(t, st))
+	count := 0
+	for _, e := range events(t, first, apitoken.EventQuery{Type: apitoken.EventKeyChanged}) {
+		if e.Reason == "root secrets sealed" {
+			count += e.Count
+		}
+	}
+	require.Equal(t, 10, count)
 }

@@ -297,6 +297,10 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 	}
 	tr.ok("signature", p.Header.Alg)
 
+	if !key.SignsFor(p.Claims.Audience) {
+		return Token{}, nil, false, tr.no("key", fail(ErrInvalidToken, "its key signs for another audience"))
+	}
+
 	// From here on the claims are the issuer's.
 	here := iss.takes(v.audiences, p.Claims.Audience)
 	e, cerr := v.claims(iss, &p, here || c.anywhere && iss.svc != nil)
@@ -456,7 +460,7 @@ func (v *JWTValidator) signedHere(token string) (*tokenData, error) {
 		return nil, fail(ErrInvalidToken, "of another issuer or kind")
 	}
 	key := (*iss.keys.Load())[p.Header.KID]
-	if key == nil || !key.Allows(p.Header.Alg) {
+	if key == nil || !key.Allows(p.Header.Alg) || !key.SignsFor(p.Claims.Audience) {
 		return nil, fail(ErrInvalidToken, "unknown key")
 	}
 	if err := key.Verify(p.SigningInput, p.Signature); err != nil {
