@@ -408,6 +408,24 @@ func TestSecretsOfAudiencesRotate(t *testing.T) {
 	}
 	require.Contains(t, keyEvents(t, svc), "older root secrets prove no signing key any more")
 	require.Len(t, keysOf(t, svc, legacy), 2)
+
+	// A key outside is in nobody's root secret: it stays, and its record is proved by the new one.
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	require.NoError(t, err)
+	outside, err := svc.SigningKeys.Import(ctx, private, "EdDSA")
+	require.NoError(t, err)
+	require.NoError(t, svc.SigningKeys.RotateSecrets(ctx))
+	for range 2 {
+		c.Advance(16 * time.Minute)
+		require.NoError(t, svc.Sync(ctx))
+		apitoken.TendKeys(svc)
+	}
+	i := issueFor(t, svc)
+	_, kid := signedBy(t, i)
+	require.Equal(t, outside.ID, kid)
+	require.NoError(t, validate(svc, i.Access))
+	require.Len(t, filter(keyEvents(t, svc), "older root secrets prove no signing key any more"), 2)
+	require.Len(t, keysOf(t, svc, legacy), 3)
 }
 
 // Processes that start together make one key for each audience.

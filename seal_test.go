@@ -339,10 +339,7 @@ func TestASecretInClearIsNotTakenBack(t *testing.T) {
 	thief := serviceOn(t, thiefs, nil)
 	stolen := issue(t, thief, aliceSession)
 	require.NoError(t, started(st))
-	clear := keyRecords(t, st, "root.")[0]
 	running := []*apitoken.Service{serviceOn(t, st, sealing(seal)), serviceOn(t, st, sealedOnly(seal))}
-	sealedRoot := keyRecords(t, st, "root.")[0]
-	lock := keyRecords(t, st, "ring")[0]
 	good := issue(t, running[0], aliceSession)
 
 	write(t, st, keyRecords(t, thiefs, "root.")[0])
@@ -363,8 +360,9 @@ func TestASecretInClearIsNotTakenBack(t *testing.T) {
 	// decides is the configuration, which is not in the store.
 	st = memstore.New()
 	require.NoError(t, started(st))
-	clear = keyRecords(t, st, "root.")[0]
+	clear := keyRecords(t, st, "root.")[0]
 	require.NoError(t, started(st, sealing(seal)))
+	sealed, lock := keyRecords(t, st, "root.")[0], keyRecords(t, st, "ring")[0]
 	write(t, st, clear)
 	requireWrong(t, started(st, sealing(seal)), "Seal", "someone put it there")
 	lock.Data = []byte(`{"v":1,"n":1}`)
@@ -372,8 +370,11 @@ func TestASecretInClearIsNotTakenBack(t *testing.T) {
 	requireWrong(t, started(st, sealedOnly(seal)), "Seal", "lies in clear")
 
 	// What tells that it lay in clear can not be edited away.
-	sealedRoot = store.Record{Kind: store.KindKey, ID: clear.ID, Data: bytes.Replace(sealedRoot.Data, []byte(`,"exposed":true`), nil, 1)}
-	write(t, st, sealedRoot)
+	write(t, st, sealed)
+	require.NoError(t, started(st, sealedOnly(seal)))
+	require.Contains(t, string(sealed.Data), `,"exposed":true`)
+	sealed.Data = bytes.Replace(sealed.Data, []byte(`,"exposed":true`), nil, 1)
+	write(t, st, sealed)
 	requireWrong(t, started(st, sealedOnly(seal)), "Seal", "altered")
 }
 

@@ -291,15 +291,14 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 	if !key.Allows(p.Header.Alg) {
 		return Token{}, nil, false, tr.no("algorithm", fail(ErrInvalidToken, "alg is not the key's own"))
 	}
+	if !key.SignsFor(p.Claims.Audience) {
+		return Token{}, nil, false, tr.no("key", fail(ErrInvalidToken, "its key signs for another audience"))
+	}
 	tr.ok("key", p.Header.KID)
 	if serr := key.Verify(p.SigningInput, p.Signature); serr != nil {
 		return Token{}, nil, false, tr.no("signature", &Error{Code: ErrInvalidToken, Detail: "signature", Cause: serr})
 	}
 	tr.ok("signature", p.Header.Alg)
-
-	if !key.SignsFor(p.Claims.Audience) {
-		return Token{}, nil, false, tr.no("key", fail(ErrInvalidToken, "its key signs for another audience"))
-	}
 
 	// From here on the claims are the issuer's.
 	here := iss.takes(v.audiences, p.Claims.Audience)
