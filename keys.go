@@ -678,11 +678,13 @@ func (k *SigningKeys) change(ctx context.Context, f func(c *change, r *ring) err
 		if err := k.s.state.refresh(ctx); err != nil {
 			return unavailable(err, "follow the store")
 		}
-		// What another process made meanwhile lies under roots of its own: a ring without them looks emptier than it is.
+		lock := k.locked()
+		// What another process made meanwhile lies under roots of its own: a ring without them looks emptier than it is. What comes
+		// in from here on has another lock.
 		if err := k.openRoots(ctx); err != nil {
 			return err
 		}
-		c, lock := k.s.newChange(), k.locked()
+		c := k.s.newChange()
 		if err := f(c, k.ring.Load()); err != nil {
 			return err
 		}
