@@ -135,7 +135,7 @@ func ExampleSigningKeys_RotateSecrets() {
 		}
 		return svc
 	}
-	close := func(svc *apitoken.Service) {
+	stop := func(svc *apitoken.Service) {
 		if err := svc.Close(); err != nil {
 			log.Fatal(err)
 		}
@@ -145,8 +145,8 @@ func ExampleSigningKeys_RotateSecrets() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	close(svc)
-	close(start(seal, true)) // 1. both, in one process after the other: the first seals what lay in clear
+	stop(svc)
+	stop(start(seal, true))  // 1. both, in one process after the other: the first seals what lay in clear
 	svc = start(seal, false) // 2. InsecureKeysInStore away, in every process
 	defer svc.Close()
 	_, err = svc.Validate(ctx, apitoken.Bearer(token.Access.Reveal()))

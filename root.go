@@ -184,18 +184,18 @@ func (k *SigningKeys) openRoot(ctx context.Context, kid [4]byte, r store.Record)
 	if err := decodeRecord(r, &rec); err != nil {
 		return nil, err
 	}
-	secret, clear := rec.Plain, len(rec.Sealed) == 0
+	secret, bare := rec.Plain, len(rec.Sealed) == 0
 	switch seal, since := k.s.cfg.Seal, k.sealedSince(); {
-	case rec.V != 1 || clear && (rec.Exposed || rec.Spent):
+	case rec.V != 1 || bare && (rec.Exposed || rec.Spent):
 		return nil, fail(ErrUnavailable, "root secret %x is damaged or of a newer version", kid)
-	case seal == nil && (!clear || since != 0):
+	case seal == nil && (!bare || since != 0):
 		return nil, fail(ErrUnavailable, "the store's keys are sealed, from which there is no way back to InsecureKeysInStore: their Sealer is required")
-	case seal != nil && clear && since != 0:
+	case seal != nil && bare && since != 0:
 		return nil, fail(ErrUnavailable, "the store's root secret %x lies in clear, though all were sealed at %s: someone put it there", kid, time.UnixMilli(since).UTC().Format(time.RFC3339))
-	case seal != nil && clear && !k.s.cfg.InsecureKeysInStore:
+	case seal != nil && bare && !k.s.cfg.InsecureKeysInStore:
 		return nil, fail(ErrUnavailable, "the store's root secret %x lies in clear: it was made under InsecureKeysInStore, or put there by someone; "+
 			"if it is yours, start with InsecureKeysInStore beside Seal until all processes have Seal: that seals it", kid)
-	case !clear:
+	case !bare:
 		ctx, cancel := context.WithTimeout(ctx, sealTimeout)
 		defer cancel()
 		var err error
@@ -208,7 +208,7 @@ func (k *SigningKeys) openRoot(ctx context.Context, kid [4]byte, r store.Record)
 	if err != nil {
 		return nil, err
 	}
-	root.exposed, root.spent, root.plain = rec.Exposed, rec.Spent, clear
+	root.exposed, root.spent, root.plain = rec.Exposed, rec.Spent, bare
 	return root, nil
 }
 
@@ -219,17 +219,17 @@ func (k *SigningKeys) differs(kid [4]byte, r store.Record) bool {
 	if err := decodeRecord(r, &rec); err != nil {
 		return known == nil // opening it says what is wrong
 	}
-	clear := len(rec.Sealed) == 0
+	bare := len(rec.Sealed) == 0
 	if k.s.cfg.Seal == nil {
-		if !clear {
+		if !bare {
 			k.noteSealed(k.s.now().UnixMilli())
 		}
 		return known == nil
 	}
-	if known != nil && clear && !known.plain {
+	if known != nil && bare && !known.plain {
 		k.s.log.Error("apitoken: a root secret that was sealed lies in clear in the store: someone put it there; it is not read", "root", hex.EncodeToString(kid[:]))
 	}
-	return known == nil || !clear && (known.plain || rec.Spent && !known.spent)
+	return known == nil || !bare && (known.plain || rec.Spent && !known.spent)
 }
 
 // noteSealed says that no root is written in clear any more. The caller holds mu.
@@ -265,20 +265,22 @@ func (k *SigningKeys) sealsAll(c *change) bool {
 // sealClear seals the roots that lie in clear, where Config.InsecureKeysInStore beside Config.Seal lets openRoot take them. What
 // stops on the way is done by the next start; of several processes one is first, and the others take what it made.
 func (k *SigningKeys) sealClear(ctx context.Context) error {
-	clear := func(r *rootSecret) bool { return r.plain }
+	bare := func(r *rootSecret) bool { return r.plain }
 	roots := k.ring.Load().roots
-	i := slices.IndexFunc(roots, clear)
+	i := slices.IndexFunc(roots, bare)
 	if k.s.cfg.Seal == nil || i < 0 {
 		return nil
 	}
 	if _, err := k.rootRecord(ctx, roots[i]); err != nil { // before anything is altered, and as what it is
 		return wrong("Seal", "%s", detailOf(err))
 	}
-	n, err := k.reseal(ctx, "root secrets sealed", clear)
+	n, err := k.reseal(ctx, "root secrets sealed", bare)
 	if err != nil {
 		return err
 	}
-	k.s.log.Warn("apitoken: the store's keys lay in clear and are sealed now", "roots", n)
+	if n > 0 { // else another process did it
+		k.s.log.Warn("apitoken: the store's keys lay in clear and are sealed now", "roots", n)
+	}
 	return nil
 }
 

@@ -360,10 +360,10 @@ func TestASecretInClearIsNotTakenBack(t *testing.T) {
 	// decides is the configuration, which is not in the store.
 	st = memstore.New()
 	require.NoError(t, started(st))
-	clear := keyRecords(t, st, "root.")[0]
+	bare := keyRecords(t, st, "root.")[0]
 	require.NoError(t, started(st, sealing(seal)))
 	sealed, lock := keyRecords(t, st, "root.")[0], keyRecords(t, st, "ring")[0]
-	write(t, st, clear)
+	write(t, st, bare)
 	requireWrong(t, started(st, sealing(seal)), "Seal", "someone put it there")
 	lock.Data = []byte(`{"v":1,"n":1}`)
 	write(t, st, lock)
@@ -412,7 +412,7 @@ func TestRotateSecretsEndsWhatLayInClear(t *testing.T) {
 		return func(cfg *apitoken.Config) { now(cfg); sealedOnly(s)(cfg) }
 	}
 	require.NoError(t, started(st, now))
-	clear := keyRecords(t, st, "root.")[0]
+	bare := keyRecords(t, st, "root.")[0]
 	require.NoError(t, started(st, now, sealing(localSeal(t, 1))))
 	older := keyRecords(t, st, "root.")[0]
 	one, two := serviceOn(t, st, with(localSeal(t, 1))), serviceOn(t, st, with(localSeal(t, 1)))
@@ -425,7 +425,7 @@ func TestRotateSecretsEndsWhatLayInClear(t *testing.T) {
 	}
 	forge := func() (taken bool) {
 		t.Helper()
-		rec, err := apitoken.ForgeKey(one, clear)
+		rec, err := apitoken.ForgeKey(one, bare)
 		require.NoError(t, err)
 		write(t, st, rec)
 		both(func(svc *apitoken.Service) {
@@ -455,7 +455,7 @@ func TestRotateSecretsEndsWhatLayInClear(t *testing.T) {
 	long := issue(t, two, apitoken.Request{Subject: "alice", Lifetime: time.Hour})
 	kept := session.Access
 	first := activeKey(t, one).ID
-	root := strings.TrimPrefix(clear.ID, "root.")
+	root := strings.TrimPrefix(bare.ID, "root.")
 
 	require.NoError(t, one.SigningKeys.RotateSecrets(ctx))
 	check := func() {

@@ -350,9 +350,9 @@ func TestTheAudienceOfAKey(t *testing.T) {
 	require.NoError(t, err)
 	plain, err := MarshalJWK(k)
 	require.NoError(t, err)
-	any, err := ParseJWK(plain)
+	free, err := ParseJWK(plain)
 	require.NoError(t, err)
-	require.Empty(t, any.Audience)
+	require.Empty(t, free.Audience)
 	k.Audience = "https://api.example.com/<\u00e9>"
 	doc, err := MarshalJWK(k)
 	require.NoError(t, err)
@@ -361,7 +361,7 @@ func TestTheAudienceOfAKey(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, k.Audience, back.Audience)
 	require.True(t, back.Equal(k))
-	require.False(t, back.Equal(any), "another use is another key")
+	require.False(t, back.Equal(free), "another use is another key")
 	for _, x := range []struct {
 		audiences []string
 		bound     bool
@@ -369,7 +369,7 @@ func TestTheAudienceOfAKey(t *testing.T) {
 		{[]string{k.Audience}, true}, {nil, false}, {[]string{"x"}, false}, {[]string{k.Audience, "x"}, false}, {[]string{k.Audience, k.Audience}, false},
 	} {
 		require.Equal(t, x.bound, back.SignsFor(x.audiences), "%q", x.audiences)
-		require.True(t, any.SignsFor(x.audiences))
+		require.True(t, free.SignsFor(x.audiences))
 	}
 	for _, bad := range []string{`""`, `null`, `["x"]`, `{}`, `7`, `"x","apitoken_aud":"y"`} {
 		_, err := ParseJWK(append(append(bytes.TrimSuffix(bytes.Clone(plain), []byte("}")), `,"apitoken_aud":`+bad...), '}'))
