@@ -328,7 +328,7 @@ func (s *Service) SignIntrospection(ctx context.Context, audience string, respon
 	if err := jws.CheckJSON(response); err != nil || !bytes.HasPrefix(response, []byte("{")) {
 		return "", &Error{Code: ErrInvalidRequest, Detail: "not a JSON object", Cause: err}
 	}
-	key, err := s.SigningKeys.active(s.state.position(), s.now())
+	key, err := s.SigningKeys.active(s.state.position(), s.now(), nil)
 	if err != nil {
 		return "", err
 	}

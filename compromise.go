@@ -5,8 +5,8 @@ package apitoken
 import (
 	"context"
 	"errors"
+
 	"github.com/apitoken-go/apitoken/store"
-	"slices"
 )
 
 // Compromise withdraws a key at once and revokes all that it signed, in every process within its bound. The
@@ -40,12 +40,11 @@ func (k *SigningKeys) withdraw(ctx context.Context, id, reason string, why Event
 		if err := k.s.state.refresh(ctx); err != nil {
 			return unavailable(err, "follow the store")
 		}
-		r := k.ring.Load()
-		i := slices.IndexFunc(r.keys, func(x ringKey) bool { return x.kid == id })
-		if i < 0 {
+		lock, r := k.locked(), k.ring.Load()
+		l, bad := r.find(id)
+		if bad == nil {
 			return fail(ErrNotFound, "no signing key %q", id)
 		}
-		bad := &r.keys[i]
 		if bad.rec.Compromised != 0 {
 			return nil
 		}
@@ -53,7 +52,7 @@ func (k *SigningKeys) withdraw(ctx context.Context, id, reason string, why Event
 		if err := k.s.addRule(ctx, c, BySigningKey(id), false, reason); err != nil {
 			return err
 		}
-		if err := k.replace(ctx, c, r, bad); err != nil {
+		if err := k.replace(ctx, c, r, l, bad, lock); err != nil {
 			return err
 		}
 		c.event(ctx, Event{Type: why, OK: true, Reason: reason, Target: BySigningKey(id)})
@@ -66,10 +65,24 @@ func (k *SigningKeys) withdraw(ctx context.Context, id, reason string, why Event
 	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "other processes keep changing the signing keys"}
 }
 
+// find is a key and its lane.
+func (r *ring) find(id string) (*lane, *ringKey) {
+	for i := range r.lanes {
+		l := &r.lanes[i]
+		for j := range l.keys {
+			if l.keys[j].kid == id {
+				return l, &l.keys[j]
+			}
+		}
+	}
+	return nil, nil
+}
+
 // replace marks bad, destroys its private half, and sees that another key is active. What takes its place takes its time as
 // well: by a clock that is behind, the new key would else not have begun, and one before bad would sign, which may be gone.
-func (k *SigningKeys) replace(ctx context.Context, c *change, r *ring, bad *ringKey) error {
-	if err := k.putLock(c); err != nil {
+// For an audience that this process makes no keys for, the common key signs.
+func (k *SigningKeys) replace(ctx context.Context, c *change, r *ring, l *lane, bad *ringKey, lock store.Version) error {
+	if err := k.putLock(c, lock); err != nil {
 		return err
 	}
 	now := k.s.now().UnixMilli()
@@ -81,9 +94,9 @@ func (k *SigningKeys) replace(ctx context.Context, c *change, r *ring, bad *ring
 	}
 	c.event(ctx, keyEvent(bad.kid, rec.Alg, "compromised"))
 	var next *ringKey
-	first := r.first()
-	for i := len(r.keys) - 1; i >= 0; i-- {
-		x := &r.keys[i]
+	first := l.first()
+	for i := len(l.keys) - 1; i >= 0; i-- {
+		x := &l.keys[i]
 		if x.rec.Compromised != 0 {
 			continue
 		}
@@ -105,7 +118,10 @@ func (k *SigningKeys) replace(ctx context.Context, c *change, r *ring, bad *ring
 		fresh.Activates, fresh.Took = bad.rec.Activates, max(now, bad.rec.Took+1)
 		return k.rewrite(ctx, c, r, next, fresh, how)
 	}
-	kid, fresh, err := k.make(k.current(r), bad.rec.Activates)
+	if l.alg == "" || bad.rec.Ends != 0 {
+		return nil
+	}
+	kid, fresh, err := k.make(k.current(r), l, bad.rec.Activates)
 	if err != nil {
 		return err
 	}

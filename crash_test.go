@@ -44,6 +44,7 @@ func TestCrashChild(t *testing.T) {
 	require.NoError(t, err)
 	c := config(st)
 	c.Seal, c.InsecureKeysInStore, c.KeyRotation, c.Refresh.Grace = seal, false, time.Second, crashGrace
+	c.AudienceAlgorithms = map[string]string{testAudience: "EdDSA"} // two rings that rotate; who looks afterwards has no such setting
 	svc, err := apitoken.New(c)
 	require.NoError(t, err)
 	var mu sync.Mutex

@@ -117,6 +117,46 @@ func ExampleNewSealer() {
 	// <nil>
 }
 
+// A store that was begun without a Sealer, and gets one while it is in use.
+func ExampleSigningKeys_RotateSecrets() {
+	ctx := context.Background()
+	st := memstore.New()
+	key := make([]byte, 32) // from your secret manager
+	rand.Read(key)
+	seal, err := apitoken.NewSealer(key)
+	if err != nil {
+		log.Fatal(err)
+	}
+	start := func(seal apitoken.Sealer, insecure bool) *apitoken.Service {
+		svc, err := apitoken.New(apitoken.Config{Issuer: "https://auth.example.com", Audience: "https://api.example.com", Store: st,
+			Seal: seal, InsecureKeysInStore: insecure})
+		if err != nil {
+			log.Fatal(err)
+		}
+		return svc
+	}
+	stop := func(svc *apitoken.Service) {
+		if err := svc.Close(); err != nil {
+			log.Fatal(err)
+		}
+	}
+	svc := start(nil, true)
+	token, err := svc.Issue(ctx, apitoken.Request{Subject: "alice"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	stop(svc)
+	stop(start(seal, true))  // 1. both, in one process after the other: the first seals what lay in clear
+	svc = start(seal, false) // 2. InsecureKeysInStore away, in every process
+	defer svc.Close()
+	_, err = svc.Validate(ctx, apitoken.Bearer(token.Access.Reveal()))
+	fmt.Println(err)
+	fmt.Println(svc.SigningKeys.RotateSecrets(ctx)) // 3. backups hold the older ones in clear
+	// Output:
+	// <nil>
+	// <nil>
+}
+
 // The file is made when the first key is sealed. Back it up, apart from the database: neither is worth anything alone.
 func ExampleKeyFile() {
 	dir, err := os.MkdirTemp("", "example")

@@ -2,7 +2,12 @@ package apitoken
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
+	"strings"
 	"time"
+
+	"github.com/apitoken-go/apitoken/store"
 )
 
 // FlushUses writes what was counted now, and not in half a minute.
@@ -39,4 +44,40 @@ func CacheWeight(s *Service, token string) (weight, held int64, ok bool) {
 		return 0, 0, false
 	}
 	return e.size, int64(cap(e.data.claim)) + int64(len(e.token)) + int64(3*len(e.token)/4), true
+}
+
+// TendKeys is one look of the ring at the clock.
+func TendKeys(s *Service) { s.SigningKeys.tend(context.Background()) }
+
+// ForgeKey is the record of a signing key that somebody makes who has read a root secret in clear.
+func ForgeKey(s *Service, plain store.Record) (store.Record, error) {
+	kid, err := parseRootID(plain.ID)
+	if err != nil {
+		return store.Record{}, err
+	}
+	var rec rootRecord
+	if err := decodeRecord(plain, &rec); err != nil {
+		return store.Record{}, err
+	}
+	root, err := deriveRoot(s.ns, kid, rec.Created, rec.Plain)
+	if err != nil {
+		return store.Record{}, err
+	}
+	name, key, err := s.SigningKeys.make(root, &lane{alg: s.cfg.Algorithm}, s.now().UnixMilli())
+	if err != nil {
+		return store.Record{}, err
+	}
+	data, err := json.Marshal(key)
+	return store.Record{Kind: store.KindKey, ID: keyPrefix + name, Data: data}, err
+}
+
+// SignAs is what token says, signed by somebody who has the active key of an audience.
+func SignAs(s *Service, audience, token string) (string, error) {
+	payload, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
+	if err != nil {
+		return "", err
+	}
+	k := s.SigningKeys
+	x := k.activeOf(k.ring.Load().lane(audience), s.now().UnixMilli())
+	return x.signer.Sign(context.Background(), "at+jwt", payload)
 }

@@ -39,7 +39,13 @@ func TestConfigIsRefused(t *testing.T) {
 		"audience with space": {"Audience", func(c *apitoken.Config) { c.Audience = "a b" }},
 		"no store":            {"Store", func(c *apitoken.Config) { c.Store = nil }},
 		"no sealer":           {"Seal", func(c *apitoken.Config) { c.InsecureKeysInStore = false }},
-		"both":                {"InsecureKeysInStore", func(c *apitoken.Config) { c.Seal, _ = apitoken.NewSealer([]byte(strings.Repeat("ab", 16))) }},
+		"own keys, unknown":   {"AudienceAlgorithms", func(c *apitoken.Config) { c.AudienceAlgorithms = map[string]string{"https://x.example.com": "ES256"} }},
+		"own keys, none":      {"AudienceAlgorithms", func(c *apitoken.Config) { c.AudienceAlgorithms = map[string]string{testAudience: "none"} }},
+		"own keys, shared":    {"AudienceAlgorithms", func(c *apitoken.Config) { c.AudienceAlgorithms = map[string]string{testAudience: "HS256"} }},
+		"own keys, empty":     {"AudienceAlgorithms", func(c *apitoken.Config) { c.AudienceAlgorithms = map[string]string{testAudience: ""} }},
+		"own keys beside HS": {"AudienceAlgorithms", func(c *apitoken.Config) {
+			c.Algorithm, c.AudienceAlgorithms = "HS256", map[string]string{testAudience: "ES256"}
+		}},
 		"prefix":              {"Prefix", func(c *apitoken.Config) { c.Prefix = "A_" }},
 		"first party":         {"FirstParty", func(c *apitoken.Config) { c.FirstParty = "a b" }},
 		"none":                {"Algorithm", func(c *apitoken.Config) { c.Algorithm = "none" }},

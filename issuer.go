@@ -359,10 +359,10 @@ func (s *Service) draft(ctx context.Context, p *plan, t stamp) (draft, error) {
 		return draft{}, fail(ErrInvalidRequest, "the token would have %d scopes, validators read %d", len(p.scopes), maxScopes)
 	}
 	now := s.now()
-	key, err := s.SigningKeys.active(t.pos.view, now)
+	key, err := s.SigningKeys.active(t.pos.view, now, aud)
 	if err != nil && s.state.refresh(ctx) == nil { // withdrawn, and its successor is newer than this view
 		t.pos.view = s.state.position()
-		key, err = s.SigningKeys.active(t.pos.view, now)
+		key, err = s.SigningKeys.active(t.pos.view, now, aud)
 	}
 	if err != nil {
 		return draft{}, err

@@ -28,6 +28,7 @@ import (
 type SigningKey struct {
 	ID        string // RFC 7638 thumbprint
 	Algorithm string // JWA name: "ES256", "EdDSA", "RS256", "PS256", "HS256"
+	Audience  string // whose tokens it signs, see Config.AudienceAlgorithms; "": those of all others
 	// State is "next" (published, not used yet), "active", "retired" (published until the last token that it
 	// signed has died) or "compromised".
 	State   string
@@ -36,7 +37,7 @@ type SigningKey struct {
 	JWK     []byte    // public; nil for HS256
 }
 
-// SigningKeys is the ring. It rotates by itself, as Config.KeyRotation says. A key's state is no record but a function of the
+// SigningKeys is the ring, and those of the audiences that have one of their own. It rotates by itself, as Config.KeyRotation says. A key's state is no record but a function of the
 // ring and the clock: each key is made with the time from which it signs, far enough ahead that every validator
 // knows it by then, and it retires when its successor begins. So all processes agree without a word.
 type SigningKeys struct {
@@ -48,6 +49,7 @@ type SigningKeys struct {
 	shut    map[[4]byte]store.Record // roots that were not opened yet
 	outside map[string]*jws.Signer   // imported into this process
 	lock    store.Version            // of the ring's lock record
+	sealed  int64                    // since when the store holds no root in clear, Unix ms; 0: it may. Never forgotten
 	ring    atomic.Pointer[ring]
 	looked  atomic.Pointer[time.Time] // when the store was asked for a root last because somebody named it
 	kick    chan struct{}
@@ -57,6 +59,7 @@ type SigningKeys struct {
 type knownSigner struct {
 	rec     keyRecord
 	version store.Version
+	expires int64 // of the record
 	pos     int64 // where its record first stood in the order of changes: whose view reaches there knows the key
 	public  *jws.PublicKey
 	signer  *jws.Signer // nil: outside, and not imported here; or compromised
@@ -65,12 +68,20 @@ type knownSigner struct {
 // ring is what readers see: it never changes.
 type ring struct {
 	keys  []ringKey     // by the time from which each signs
+	lanes []lane        // the same keys by whom they sign for: the common one first, then by audience
 	roots []*rootSecret // by age, the oldest first; none only before ensure
 	by    map[[4]byte]*rootSecret
 	pos   int64 // of its newest key
 	// before is the ring of the last complete view, while the view does not reach pos yet: a token that is stamped with a
 	// view must not be signed with a key that this view does not know.
 	before *ring
+}
+
+// lane is a ring in the ring: of the keys in it one is active. Each configured audience has one, keys or not.
+type lane struct {
+	audience string // "": of all that have none of their own
+	alg      string // of the keys that are made here; "": this process makes none, nor signs with them
+	keys     []ringKey
 }
 
 type ringKey struct {
@@ -89,6 +100,7 @@ type keyRecord struct {
 	Created     int64   `json:"created"`        // Unix ms, as all times here
 	Activates   int64   `json:"activates"`      // signs from then on
 	Took        int64   `json:"took,omitempty"` // signs since, where it took the place of a compromised key: Activates is that key's
+	Ends        int64   `json:"ends,omitempty"` // signs no more from then on, though no other has taken its place
 	Compromised int64   `json:"compromised,omitempty"`
 	Root        [4]byte `json:"root"`
 	MAC         []byte  `json:"mac"`
@@ -98,6 +110,9 @@ type keyRecord struct {
 type lockRecord struct {
 	V int   `json:"v"`
 	N int64 `json:"n"`
+	// Sealed is since when no root lies in clear, Unix ms: a process without a Sealer, which may have been started before, writes
+	// none any more, and one that seals what lies in clear takes none any more.
+	Sealed int64 `json:"sealed,omitempty"`
 }
 
 const (
@@ -115,7 +130,7 @@ const (
 func newSigningKeys(s *Service) *SigningKeys {
 	k := &SigningKeys{s: s, kick: make(chan struct{}, 1), roots: map[[4]byte]*rootSecret{}, outside: map[string]*jws.Signer{}}
 	k.records, k.shut = map[string]knownSigner{}, map[[4]byte]store.Record{}
-	k.ring.Store(&ring{})
+	k.ring.Store(&ring{lanes: k.lanes(nil)})
 	return k
 }
 
@@ -142,13 +157,19 @@ func (k *SigningKeys) applyRecord(r store.Record) error {
 	switch {
 	case r.ID == keyLock:
 		k.lock = r.Version
+		var rec lockRecord
+		if err := decodeRecord(r, &rec); err != nil {
+			k.s.log.Error("apitoken: the lock of the signing keys can not be read", "error", err)
+			return nil // it is the version that counts
+		}
+		k.noteSealed(rec.Sealed)
 		return nil
 	case strings.HasPrefix(r.ID, rootPrefix):
 		kid, err := parseRootID(r.ID)
 		if err != nil {
 			return err
 		}
-		if k.roots[kid] == nil {
+		if k.differs(kid, r) {
 			// Opening may take a KMS: not here, where revocations wait.
 			k.shut[kid] = r
 			k.wake()
@@ -177,7 +198,7 @@ func (k *SigningKeys) take(r store.Record) error {
 	}
 	root := k.roots[rec.Root]
 	if root == nil {
-		k.records[kid] = knownSigner{rec: rec, version: r.Version, pos: pos} // until the root comes and is open
+		k.records[kid] = knownSigner{rec: rec, version: r.Version, expires: r.Expires, pos: pos} // until the root comes and is open
 		return nil
 	}
 	x, err := k.open(root, kid, rec)
@@ -188,7 +209,7 @@ func (k *SigningKeys) take(r store.Record) error {
 		k.s.log.Error("apitoken: an older form of a compromised signing key was put back, and is not taken", "kid", kid)
 		return nil
 	}
-	x.version, x.pos = r.Version, pos
+	x.version, x.expires, x.pos = r.Version, r.Expires, pos
 	k.records[kid] = x
 	return nil
 }
@@ -198,6 +219,9 @@ func (k *SigningKeys) open(root *rootSecret, kid string, rec keyRecord) (knownSi
 	x := knownSigner{rec: rec}
 	if rec.V != 1 {
 		return x, errors.New("of a newer version")
+	}
+	if root.spent {
+		return x, errors.New("its root secret proves no signing key any more")
 	}
 	if !root.proves(rec.MAC, rec.bytes(k.s.ns, kid)) {
 		return x, errors.New("its MAC does not fit")
@@ -231,10 +255,13 @@ func (k *SigningKeys) open(root *rootSecret, kid string, rec keyRecord) (knownSi
 	if x.signer, err = jws.NewSigner(kid, rec.Alg, private, false); err != nil {
 		return x, err
 	}
-	if x.public != nil && !x.public.Equal(x.signer.Public) {
+	if x.public == nil {
+		x.public = x.signer.Public
+	}
+	x.signer.Public.Audience = x.public.Audience
+	if !x.public.Equal(x.signer.Public) {
 		return x, errors.New("its halves do not belong together")
 	}
-	x.public = x.signer.Public
 	return x, nil
 }
 
@@ -245,7 +272,10 @@ func (rec *keyRecord) aad(ns, kid string) []byte {
 // bytes is what the MAC covers.
 func (rec *keyRecord) bytes(ns, kid string) []byte {
 	fields := []any{rec.Outside, rec.Created, rec.Activates, rec.Compromised}
-	if rec.Took != 0 {
+	switch {
+	case rec.Ends != 0:
+		fields = append(fields, rec.Took, rec.Ends)
+	case rec.Took != 0:
 		fields = append(fields, rec.Took)
 	}
 	flags, err := json.Marshal(fields)
@@ -286,9 +316,7 @@ func (k *SigningKeys) turn() {
 		r.by[kid] = root
 		r.roots = append(r.roots, root)
 	}
-	slices.SortFunc(r.roots, func(a, b *rootSecret) int {
-		return cmp.Or(cmp.Compare(a.created, b.created), slices.Compare(a.kid[:], b.kid[:]))
-	})
+	slices.SortFunc(r.roots, (*rootSecret).compare)
 	for kid, x := range k.records {
 		if k.roots[x.rec.Root] == nil {
 			continue // not known to be authentic
@@ -303,6 +331,7 @@ func (k *SigningKeys) turn() {
 		// What took another's place has its time: it comes behind it, made in the same millisecond or not.
 		return cmp.Or(cmp.Compare(a.rec.Activates, b.rec.Activates), cmp.Compare(a.rec.Took, b.rec.Took), cmp.Compare(a.rec.Created, b.rec.Created), cmp.Compare(a.kid, b.kid))
 	})
+	r.lanes = k.lanes(r.keys)
 	if old, at := k.ring.Load(), k.s.state.position().N; r.pos > at {
 		if r.before = old.before; old.pos <= at {
 			settled := *old
@@ -312,6 +341,41 @@ func (k *SigningKeys) turn() {
 	}
 	k.ring.Store(r)
 	k.publish()
+}
+
+// lanes sorts the keys by whom they sign for.
+func (k *SigningKeys) lanes(keys []ringKey) []lane {
+	list := []lane{{alg: k.s.cfg.Algorithm}}
+	for audience, alg := range k.s.cfg.AudienceAlgorithms {
+		list = append(list, lane{audience: audience, alg: alg})
+	}
+	for _, x := range keys {
+		audience := x.audience()
+		i := slices.IndexFunc(list, func(l lane) bool { return l.audience == audience })
+		if i < 0 {
+			i, list = len(list), append(list, lane{audience: audience})
+		}
+		list[i].keys = append(list[i].keys, x)
+	}
+	slices.SortFunc(list, func(a, b lane) int { return cmp.Compare(a.audience, b.audience) })
+	return list
+}
+
+// lane is that of an audience: the common one has the name "".
+func (r *ring) lane(audience string) *lane {
+	for i := range r.lanes {
+		if r.lanes[i].audience == audience {
+			return &r.lanes[i]
+		}
+	}
+	return &lane{audience: audience}
+}
+
+func (x *knownSigner) audience() string {
+	if x.public == nil { // a compromised secret
+		return ""
+	}
+	return x.public.Audience
 }
 
 // publish hands the validator what verifies now.
@@ -331,23 +395,34 @@ func (k *SigningKeys) wake() {
 // each walks the ring at now: every key with its state and since when it is in it. Gone keys are passed over.
 func (k *SigningKeys) each(now time.Time, f func(x *ringKey, state string, since int64)) {
 	r := k.ring.Load()
-	ms := now.UnixMilli()
+	for i := range r.lanes {
+		k.eachOf(&r.lanes[i], now.UnixMilli(), f)
+	}
+}
+
+func (k *SigningKeys) eachOf(l *lane, ms int64, f func(x *ringKey, state string, since int64)) {
 	keep := (k.s.longest.Load().access + ruleSlack).Milliseconds()
 	successor := int64(0) // when the key behind this one began to sign; 0: it did not
-	first := r.first()
-	for i := len(r.keys) - 1; i >= 0; i-- {
-		x := &r.keys[i]
-		switch {
-		case x.rec.Compromised != 0 || k.revoked(x.kid): // the rule alone where heal has not come to it yet
+	first := l.first()
+	for i := len(l.keys) - 1; i >= 0; i-- {
+		x := &l.keys[i]
+		if x.rec.Compromised != 0 || k.revoked(x.kid) { // the rule alone where heal has not come to it yet
 			f(x, "compromised", max(x.rec.Compromised, x.rec.signs()))
 			continue // it signs for nobody: whatever stands before it goes on
-		case x.rec.Activates > ms && i != first:
+		}
+		if x.rec.Activates > ms && i != first {
 			f(x, "next", x.rec.Created)
 			continue
-		case successor == 0:
+		}
+		end := successor
+		if x.rec.Ends != 0 && (end == 0 || x.rec.Ends < end) {
+			end = x.rec.Ends
+		}
+		switch {
+		case end == 0 || end > ms:
 			f(x, "active", x.rec.signs())
-		case successor+keep > ms:
-			f(x, "retired", successor)
+		case end+keep > ms:
+			f(x, "retired", end)
 		}
 		successor = x.rec.Activates
 	}
@@ -374,25 +449,48 @@ type signingKey struct {
 	slow   bool // outside
 }
 
-// active is the key that signs now what is stamped with view: never one that a rule refuses, though the ring may tell of it
-// as it was before it was withdrawn.
-func (k *SigningKeys) active(view store.Position, now time.Time) (signingKey, error) {
+// active is the key that signs now what is stamped with view and is for these audiences: never one that a rule refuses, though
+// the ring may tell of it as it was before it was withdrawn.
+func (k *SigningKeys) active(view store.Position, now time.Time, audiences []string) (signingKey, error) {
 	r := k.ring.Load()
 	if r.pos > view.N && r.before != nil {
 		r = r.before
 	}
-	ms, first := now.UnixMilli(), r.first()
-	for i := len(r.keys) - 1; i >= 0; i-- {
-		x := &r.keys[i]
+	ms := now.UnixMilli()
+	var x *ringKey
+	if len(audiences) == 1 {
+		for i := range r.lanes[1:] {
+			if l := &r.lanes[1+i]; l.alg != "" && l.audience == audiences[0] {
+				x = k.activeOf(l, ms) // none yet: the common one goes on, which every validator knows
+				break
+			}
+		}
+	}
+	if x == nil {
+		x = k.activeOf(&r.lanes[0], ms)
+	}
+	switch {
+	case x == nil:
+		return signingKey{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "no signing key is active"}
+	case x.signer == nil:
+		return signingKey{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the active signing key " + x.kid + " is outside: this process has to Import its signer"}
+	}
+	return signingKey{kid: x.kid, signer: x.signer, slow: x.rec.Outside}, nil
+}
+
+func (k *SigningKeys) activeOf(l *lane, ms int64) *ringKey {
+	first := l.first()
+	for i := len(l.keys) - 1; i >= 0; i-- {
+		x := &l.keys[i]
 		if x.rec.Compromised != 0 || x.rec.Activates > ms && i != first || k.revoked(x.kid) {
 			continue
 		}
-		if x.signer == nil {
-			return signingKey{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the active signing key " + x.kid + " is outside: this process has to Import its signer"}
+		if x.rec.Ends != 0 && x.rec.Ends <= ms {
+			return nil
 		}
-		return signingKey{kid: x.kid, signer: x.signer, slow: x.rec.Outside}, nil
+		return x
 	}
-	return signingKey{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "no signing key is active"}
+	return nil
 }
 
 // draft is what is signed of an access token with the claims.
@@ -424,7 +522,7 @@ func (x *signingKey) complete(ctx context.Context, draft []byte) (string, error)
 	return text, nil
 }
 
-// List returns the ring, the newest key first.
+// List returns the ring, the newest key first; behind the common keys those of each audience that has its own.
 func (k *SigningKeys) List(ctx context.Context) ([]SigningKey, error) {
 	if err := k.s.Sync(ctx); err != nil {
 		return nil, err
@@ -435,7 +533,7 @@ func (k *SigningKeys) List(ctx context.Context) ([]SigningKey, error) {
 }
 
 func (x *ringKey) shown(state string, since int64) SigningKey {
-	s := SigningKey{ID: x.kid, Algorithm: x.rec.Alg, State: state, Since: time.UnixMilli(since), Outside: x.rec.Outside}
+	s := SigningKey{ID: x.kid, Algorithm: x.rec.Alg, Audience: x.audience(), State: state, Since: time.UnixMilli(since), Outside: x.rec.Outside}
 	if x.rec.JWK != "" {
 		s.JWK = []byte(x.rec.JWK)
 	}
@@ -481,13 +579,13 @@ func keySetDigest(kids []string) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// make creates a key that signs from activates on.
-func (k *SigningKeys) make(root *rootSecret, activates int64) (string, *keyRecord, error) {
-	private, err := newPrivateKey(k.s.cfg.Algorithm)
+// make creates a key of a lane that signs from activates on.
+func (k *SigningKeys) make(root *rootSecret, l *lane, activates int64) (string, *keyRecord, error) {
+	private, err := newPrivateKey(l.alg)
 	if err != nil {
 		return "", nil, err
 	}
-	rec := &keyRecord{V: 1, Alg: k.s.cfg.Algorithm, Created: k.s.now().UnixMilli(), Activates: activates}
+	rec := &keyRecord{V: 1, Alg: l.alg, Created: k.s.now().UnixMilli(), Activates: activates}
 	var kid string
 	var plain []byte
 	if secret, ok := private.([]byte); ok {
@@ -497,6 +595,7 @@ func (k *SigningKeys) make(root *rootSecret, activates int64) (string, *keyRecor
 		if err != nil {
 			return "", nil, err
 		}
+		signer.Public.Audience = l.audience
 		if kid, err = rec.describe(signer.Public); err != nil {
 			return "", nil, err
 		}
@@ -518,6 +617,7 @@ func (rec *keyRecord) describe(pub *jws.PublicKey) (kid string, err error) {
 	if err != nil {
 		return "", err
 	}
+	named.Audience = pub.Audience
 	doc, err := jws.MarshalJWK(named)
 	rec.JWK = string(doc)
 	return kid, err
@@ -558,12 +658,21 @@ func (k *SigningKeys) put(c *change, kid string, rec *keyRecord, expires int64, 
 	return nil
 }
 
-// putLock takes the ring for this change alone.
-func (k *SigningKeys) putLock(c *change) error {
+// locked is the version of the ring's lock: it is read before the ring that a change is made from.
+func (k *SigningKeys) locked() store.Version {
 	k.mu.Lock()
-	lock := k.lock
-	k.mu.Unlock()
-	data, err := json.Marshal(lockRecord{V: 1, N: k.s.now().UnixMilli()})
+	defer k.mu.Unlock()
+	return k.lock
+}
+
+// putLock takes the ring for this change alone.
+func (k *SigningKeys) putLock(c *change, lock store.Version) error {
+	now := k.s.now().UnixMilli()
+	rec := lockRecord{V: 1, N: now, Sealed: k.sealedSince()}
+	if rec.Sealed == 0 && k.s.cfg.Seal != nil && k.sealsAll(c) {
+		rec.Sealed = now
+	}
+	data, err := json.Marshal(rec)
 	if err != nil {
 		return err
 	}
@@ -578,19 +687,21 @@ func (k *SigningKeys) change(ctx context.Context, f func(c *change, r *ring) err
 		if err := k.s.state.refresh(ctx); err != nil {
 			return unavailable(err, "follow the store")
 		}
-		// What another process made meanwhile lies under roots of its own: a ring without them looks emptier than it is.
+		lock := k.locked()
+		// What another process made meanwhile lies under roots of its own: a ring without them looks emptier than it is. What comes
+		// in from here on has another lock.
 		if err := k.openRoots(ctx); err != nil {
 			return err
 		}
 		c := k.s.newChange()
-		if err := k.putLock(c); err != nil {
-			return err
-		}
 		if err := f(c, k.ring.Load()); err != nil {
 			return err
 		}
-		if len(c.Puts) == 1 {
+		if len(c.Puts) == 0 {
 			return nil
+		}
+		if err := k.putLock(c, lock); err != nil {
+			return err
 		}
 		_, err := k.s.commit(ctx, c)
 		if !errors.Is(err, store.ErrConflict) {
@@ -600,14 +711,10 @@ func (k *SigningKeys) change(ctx context.Context, f func(c *change, r *ring) err
 	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "other processes keep changing the signing keys"}
 }
 
-// add puts a new key into c, and gives those before it a purge time.
-func (k *SigningKeys) add(ctx context.Context, c *change, r *ring, kid string, rec *keyRecord, how string) error {
-	for i := range r.keys {
-		old := &r.keys[i]
-		last := i == len(r.keys)-1
-		if old.rec.Compromised != 0 || !last {
-			continue // stays for ever, or has one already
-		}
+// add puts a new key of a lane into c, and gives the one before it a purge time.
+func (k *SigningKeys) add(ctx context.Context, c *change, l *lane, kid string, rec *keyRecord, how string) error {
+	if n := len(l.keys); n > 0 && l.keys[n-1].rec.Compromised == 0 { // else it stays for ever; those before have one already
+		old := &l.keys[n-1]
 		if err := k.put(c, old.kid, &old.rec, goneAfter(rec.Activates), old.version); err != nil {
 			return err
 		}
@@ -628,30 +735,25 @@ func (k *SigningKeys) ensure(ctx context.Context) error {
 	if err := k.openRoots(ctx); err != nil {
 		return wrong("Seal", "%s", detailOf(err)) // said apart: change calls it whatever fails
 	}
+	if err := k.sealClear(ctx); err != nil {
+		return err
+	}
 	err := k.change(ctx, func(c *change, r *ring) error {
 		if len(r.roots) == 0 {
-			root, rec, err := k.newRoot(ctx)
+			root, rec, err := k.newRoot(ctx, r)
 			if err != nil {
 				return wrong("Seal", "%s", detailOf(err))
 			}
 			c.put(rec, store.Version{})
-			r = &ring{roots: []*rootSecret{root}}
+			r = &ring{roots: []*rootSecret{root}, lanes: r.lanes}
 		}
-		now := k.s.now().UnixMilli()
-		newest := r.newest()
-		if newest != nil && (newest.rec.Outside || newest.rec.Alg == k.s.cfg.Algorithm) {
-			return nil
-		}
-		activates := now
-		if newest != nil { // another algorithm: validators must know the key first
-			activates = now + k.lead().Milliseconds()
-		}
-		kid, rec, err := k.make(k.current(r), activates)
-		if err != nil {
-			return err
-		}
-		return k.add(ctx, c, r, kid, rec, "created")
+		return k.begin(ctx, c, r, &r.lanes[0])
 	})
+	for _, l := range k.ring.Load().lanes[1:] {
+		if err == nil && l.alg != "" {
+			err = k.change(ctx, func(c *change, r *ring) error { return k.begin(ctx, c, r, r.lane(l.audience)) })
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -659,26 +761,60 @@ func (k *SigningKeys) ensure(ctx context.Context) error {
 	if err := k.openRoots(ctx); err != nil {
 		return wrong("Seal", "%s", detailOf(err))
 	}
-	if r := k.ring.Load(); len(r.roots) == 0 || r.newest() == nil {
+	r := k.ring.Load()
+	if len(r.roots) == 0 || r.lanes[0].newest() == nil {
 		return fail(ErrUnavailable, "the ring has no usable key: its records were altered")
 	}
-	return nil
+	return k.atRest(r)
+}
+
+// begin makes the first key of a lane, and another when the configured algorithm is another.
+func (k *SigningKeys) begin(ctx context.Context, c *change, r *ring, l *lane) error {
+	newest := l.live()
+	if newest != nil && (newest.rec.Outside || newest.rec.Alg == l.alg) {
+		return nil
+	}
+	activates := k.s.now().UnixMilli()
+	if newest != nil || l.audience != "" && !k.young(r) { // validators must know the key first
+		activates += k.lead().Milliseconds()
+	}
+	kid, rec, err := k.make(k.current(r), l, activates)
+	if err != nil {
+		return err
+	}
+	return k.add(ctx, c, l, kid, rec, "created")
+}
+
+// young reports whether no validator can have read an older set of keys than this.
+func (k *SigningKeys) young(r *ring) bool {
+	return len(r.keys) == 0 || k.s.now().UnixMilli()-r.keys[0].rec.Created < k.lead().Milliseconds()
 }
 
 // newest is the last key that is good.
-func (r *ring) newest() *ringKey {
-	for i := len(r.keys) - 1; i >= 0; i-- {
-		if r.keys[i].rec.Compromised == 0 {
-			return &r.keys[i]
+func (l *lane) newest() *ringKey {
+	for i := len(l.keys) - 1; i >= 0; i-- {
+		if l.keys[i].rec.Compromised == 0 {
+			return &l.keys[i]
 		}
 	}
 	return nil
 }
 
+// live is the last key that is good, unless the lane has ended with it.
+func (l *lane) live() *ringKey {
+	if x := l.newest(); x != nil && x.rec.Ends == 0 {
+		return x
+	}
+	return nil
+}
+
 // first is the place of the oldest key that is good. It signs where the clock stands before all of the ring: nobody can know
-// another one better.
-func (r *ring) first() int {
-	return slices.IndexFunc(r.keys, func(x ringKey) bool { return x.rec.Compromised == 0 })
+// another one better. For an audience the common key does instead: -1.
+func (l *lane) first() int {
+	if l.audience != "" {
+		return -1
+	}
+	return slices.IndexFunc(l.keys, func(x ringKey) bool { return x.rec.Compromised == 0 })
 }
 
 // run rotates by schedule, opens roots that other processes made, and withdraws keys whose time is over.
@@ -694,29 +830,64 @@ func (k *SigningKeys) run(ctx context.Context) {
 		case <-t.C:
 		}
 		t.Stop()
-		if err := k.openRoots(ctx); err != nil {
-			k.s.log.Error("apitoken: a root secret can not be opened", "error", err)
-		}
-		k.publish()
-		k.heal(ctx)
-		if err := k.rotateIfDue(ctx); err != nil && ctx.Err() == nil {
-			k.s.log.Warn("apitoken: rotation of the signing key failed and will be tried again", "error", err)
-		}
+		k.tend(ctx)
 	}
 }
 
-// due reports whether a next key should be made, and from when it signs.
-func (k *SigningKeys) due(r *ring) (bool, int64) {
-	newest := r.newest()
-	now, lead := k.s.now().UnixMilli(), k.lead().Milliseconds()
-	if newest == nil {
-		return true, now // all were compromised
+// tend is one look at the ring.
+func (k *SigningKeys) tend(ctx context.Context) {
+	if err := k.openRoots(ctx); err != nil {
+		k.s.log.Error("apitoken: a root secret can not be opened", "error", err)
 	}
-	if k.s.cfg.KeyRotation < 0 || newest.rec.Outside {
+	k.publish()
+	k.heal(ctx)
+	if err := k.rotateIfDue(ctx); err != nil && ctx.Err() == nil {
+		k.s.log.Warn("apitoken: rotation of the signing key failed and will be tried again", "error", err)
+	}
+	if err := k.spend(ctx); err != nil && ctx.Err() == nil {
+		k.s.log.Warn("apitoken: signing keys could not be sealed under the newest root secret yet", "error", err)
+	}
+}
+
+// due reports whether a next key should be made in a lane, and from when it signs.
+func (k *SigningKeys) due(r *ring, l *lane) (bool, int64) {
+	if l.alg == "" {
+		return false, 0
+	}
+	newest := l.live()
+	now, lead := k.s.now().UnixMilli(), k.lead().Milliseconds()
+	switch {
+	case newest == nil && (l.audience == "" || k.young(r)):
+		return true, now // all were compromised
+	case newest == nil:
+		return true, now + lead // until then the common key signs
+	case newest.rec.Outside:
+		return false, 0
+	case k.outdated(r, newest):
+		return true, max(now+lead, newest.rec.Activates+1)
+	case k.s.cfg.KeyRotation < 0:
 		return false, 0
 	}
 	at := newest.rec.signs() + k.s.cfg.KeyRotation.Milliseconds()
 	return now >= at-lead, max(at, now+lead)
+}
+
+// outdated reports whether a key was made before the current root was known to every process, and so under an older one: after
+// RotateSecrets, whoever has that may have the key.
+func (k *SigningKeys) outdated(r *ring, x *ringKey) bool {
+	root := k.current(r)
+	known := root.created + k.lead().Milliseconds()
+	return k.s.cfg.Seal != nil && !x.rec.Outside && root != r.roots[0] && x.rec.Created < known && known <= k.s.now().UnixMilli()
+}
+
+// abandoned reports whether the newest key of a lane has passed its time, and no process has made another: none has the lane in
+// its configuration any more.
+func (k *SigningKeys) abandoned(l *lane) bool {
+	newest := l.live()
+	if l.alg != "" || newest == nil || newest.rec.Outside || k.s.cfg.KeyRotation < 0 {
+		return false
+	}
+	return k.s.now().UnixMilli() >= newest.rec.signs()+k.s.cfg.KeyRotation.Milliseconds()+k.lead().Milliseconds()
 }
 
 func (k *SigningKeys) rotateIfDue(ctx context.Context) error {
@@ -724,48 +895,76 @@ func (k *SigningKeys) rotateIfDue(ctx context.Context) error {
 	if len(r.roots) == 0 {
 		return nil
 	}
-	if ok, _ := k.due(r); !ok {
+	var failed error
+	for i := range r.lanes {
+		if ok, _ := k.due(r, &r.lanes[i]); !ok && !k.abandoned(&r.lanes[i]) {
+			continue
+		}
+		began := time.Now()
+		audience := r.lanes[i].audience
+		err := k.change(ctx, func(c *change, r *ring) error { return k.turnLane(ctx, c, r, r.lane(audience)) })
+		k.s.observe(ctx, Observation{Op: "keys", Err: err, Took: time.Since(began)})
+		failed = errors.Join(failed, err)
+	}
+	return failed
+}
+
+// turnLane does what the clock asks for in a lane.
+func (k *SigningKeys) turnLane(ctx context.Context, c *change, r *ring, l *lane) error {
+	if k.abandoned(l) {
+		x := l.live()
+		rec := x.rec
+		rec.Ends = k.s.now().UnixMilli()
+		k.prove(r.by[rec.Root], x.kid, &rec)
+		c.event(ctx, keyEvent(x.kid, rec.Alg, "retired: no process makes keys for its audience"))
+		return k.put(c, x.kid, &rec, goneAfter(rec.Ends), x.version)
+	}
+	ok, at := k.due(r, l)
+	if !ok {
 		return nil
 	}
-	began := time.Now()
-	err := k.change(ctx, func(c *change, r *ring) error {
-		ok, at := k.due(r)
-		if !ok {
-			return nil
-		}
-		kid, rec, err := k.make(k.current(r), at)
-		if err != nil {
-			return err
-		}
-		return k.add(ctx, c, r, kid, rec, "created")
-	})
-	k.s.observe(ctx, Observation{Op: "keys", Err: err, Took: time.Since(began)})
-	return err
+	kid, rec, err := k.make(k.current(r), l, at)
+	if err != nil {
+		return err
+	}
+	return k.add(ctx, c, l, kid, rec, "created")
 }
 
 // Rotate brings a new key forward as soon as every validator can know it: after half of Config.KeyRotation, 15 minutes at
-// most. Tokens of the old one stay good until they expire.
+// most. Tokens of the old one stay good until they expire. Audiences with keys of their own get new ones too.
 func (k *SigningKeys) Rotate(ctx context.Context) error {
 	if err := k.s.audit.ready(); err != nil {
 		return err
 	}
-	return k.change(ctx, func(c *change, r *ring) error {
-		now := k.s.now().UnixMilli()
-		if x := r.newest(); x != nil && x.rec.Activates > now {
-			soon := max(x.rec.Created+k.lead().Milliseconds(), now)
-			if soon >= x.rec.Activates {
-				return nil
-			}
-			rec := x.rec
-			rec.Activates = soon
-			return k.rewrite(ctx, c, r, x, rec, "brought forward")
+	for _, l := range k.ring.Load().lanes {
+		if l.alg == "" {
+			continue
 		}
-		kid, rec, err := k.make(k.current(r), now+k.lead().Milliseconds())
+		err := k.change(ctx, func(c *change, r *ring) error { return k.forward(ctx, c, r, r.lane(l.audience)) })
 		if err != nil {
 			return err
 		}
-		return k.add(ctx, c, r, kid, rec, "created")
-	})
+	}
+	return nil
+}
+
+// forward brings a new key of a lane on its way.
+func (k *SigningKeys) forward(ctx context.Context, c *change, r *ring, l *lane) error {
+	now := k.s.now().UnixMilli()
+	if x := l.live(); x != nil && x.rec.Activates > now {
+		soon := max(x.rec.Created+k.lead().Milliseconds(), now)
+		if soon >= x.rec.Activates {
+			return nil
+		}
+		rec := x.rec
+		rec.Activates = soon
+		return k.rewrite(ctx, c, r, x, rec, "brought forward")
+	}
+	kid, rec, err := k.make(k.current(r), l, now+k.lead().Milliseconds())
+	if err != nil {
+		return err
+	}
+	return k.add(ctx, c, l, kid, rec, "created")
 }
 
 // rewrite puts a key's record anew, under the root that sealed it.
@@ -789,6 +988,15 @@ func (k *SigningKeys) rewrite(ctx context.Context, c *change, r *ring, x *ringKe
 //
 // ErrInvalidRequest: a weak key, another algorithm than the key's, a key that was replaced or compromised.
 func (k *SigningKeys) Import(ctx context.Context, s crypto.Signer, algorithm string) (SigningKey, error) {
+	return k.ImportFor(ctx, "", s, algorithm)
+}
+
+// ImportFor is Import of a key that signs for one audience of Config.AudienceAlgorithms alone. ErrInvalidRequest also where the
+// audience is not among them.
+func (k *SigningKeys) ImportFor(ctx context.Context, audience string, s crypto.Signer, algorithm string) (SigningKey, error) {
+	if k.ring.Load().lane(audience).alg == "" {
+		return SigningKey{}, fail(ErrInvalidRequest, "audience %q is not in Config.AudienceAlgorithms", audience)
+	}
 	if s == nil {
 		return SigningKey{}, fail(ErrInvalidRequest, "no signer")
 	}
@@ -803,9 +1011,11 @@ func (k *SigningKeys) Import(ctx context.Context, s crypto.Signer, algorithm str
 		return SigningKey{}, unavailable(err, "the signer does not sign")
 	}
 	kid := signer.Public.KID
+	signer.Public.Audience = audience
 	err = k.change(ctx, func(c *change, r *ring) error {
 		now, lead := k.s.now().UnixMilli(), k.lead().Milliseconds()
-		newest := r.newest()
+		l := r.lane(audience)
+		newest := l.newest()
 		for i := range r.keys {
 			x := &r.keys[i]
 			if x.kid != kid {
@@ -818,7 +1028,9 @@ func (k *SigningKeys) Import(ctx context.Context, s crypto.Signer, algorithm str
 				return fail(ErrInvalidRequest, "key %s is registered for %s", kid, x.rec.Alg)
 			case !x.rec.Outside:
 				return fail(ErrInvalidRequest, "key %s is the ring's own", kid)
-			case x != newest && x.rec.Activates <= now && newest.rec.Activates <= now:
+			case x.audience() != audience:
+				return fail(ErrInvalidRequest, "key %s signs for another audience", kid)
+			case x.kid != newest.kid && x.rec.Activates <= now && newest.rec.Activates <= now:
 				return fail(ErrInvalidRequest, "key %s was replaced", kid)
 			}
 			return nil
@@ -827,7 +1039,7 @@ func (k *SigningKeys) Import(ctx context.Context, s crypto.Signer, algorithm str
 			return err
 		}
 		rec := &keyRecord{V: 1, Alg: signer.Public.Alg, Outside: true, Created: now, Activates: now + lead}
-		if newest != nil && now-r.keys[0].rec.Created < lead {
+		if newest != nil && k.young(r) {
 			rec.Activates = max(now, newest.rec.Activates+1)
 		}
 		if newest != nil && newest.rec.Activates >= rec.Activates {
@@ -837,7 +1049,7 @@ func (k *SigningKeys) Import(ctx context.Context, s crypto.Signer, algorithm str
 			return &Error{Code: ErrInvalidRequest, Detail: "signer", Cause: err}
 		}
 		k.prove(k.current(r), kid, rec)
-		return k.add(ctx, c, r, kid, rec, "imported")
+		return k.add(ctx, c, l, kid, rec, "imported")
 	})
 	if err != nil {
 		return SigningKey{}, err

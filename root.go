@@ -1,6 +1,8 @@
 package apitoken
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/cipher"
 	"crypto/hkdf"
@@ -26,6 +28,9 @@ type rootSecret struct {
 	keys    map[string][]byte
 	aead    cipher.AEAD // seals signing keys
 	secret  []byte
+	plain   bool // its record lies in clear, as far as is known here
+	exposed bool // it lay in clear before it was sealed
+	spent   bool // it proves and opens no signing key any more
 }
 
 type rootRecord struct {
@@ -33,6 +38,12 @@ type rootRecord struct {
 	Created int64  `json:"created"`
 	Sealed  []byte `json:"sealed,omitempty"`
 	Plain   []byte `json:"plain,omitempty"` // only under Config.InsecureKeysInStore
+	// Exposed: it lay in clear. Older pages of the store's file, its backups and its replicas hold it still: whoever reads one of
+	// them can open the keys under it, and make records of keys that it proves.
+	Exposed bool `json:"exposed,omitempty"`
+	// Spent: a newer one has taken over the signing keys, and it proves none any more. What it did besides goes on: tags are
+	// filters, and the ratchet's secret is of no use without the last token. The seal covers both.
+	Spent bool `json:"spent,omitempty"`
 }
 
 const (
@@ -103,36 +114,62 @@ func (r *rootSecret) unseal(sealed, aad []byte) ([]byte, error) {
 	return plain, nil
 }
 
-func rootContext(ns string, kid [4]byte, created int64) []byte {
-	at, _ := json.Marshal(created)
-	return bound([]byte("apitoken root secret v1"), []byte(ns), kid[:], at)
+func rootContext(ns string, kid [4]byte, rec *rootRecord) []byte {
+	at, _ := json.Marshal(rec.Created)
+	fields := [][]byte{[]byte("apitoken root secret v1"), []byte(ns), kid[:], at}
+	if rec.Exposed {
+		fields = append(fields, []byte("exposed"))
+	}
+	if rec.Spent {
+		fields = append(fields, []byte("spent"))
+	}
+	return bound(fields...)
 }
 
-// newRoot makes a root secret and its record.
-func (k *SigningKeys) newRoot(ctx context.Context) (*rootSecret, store.Record, error) {
+// newRoot makes a root secret and its record: the newest of r, whatever the clock says.
+func (k *SigningKeys) newRoot(ctx context.Context, r *ring) (*rootSecret, store.Record, error) {
+	created := k.s.now().UnixMilli()
+	if n := len(r.roots); n > 0 {
+		created = max(created, r.roots[n-1].created+1)
+	}
 	secret := make([]byte, rootSize)
 	rand.Read(secret)
 	var kid [4]byte
 	rand.Read(kid[:])
-	root, err := deriveRoot(k.s.ns, kid, k.s.now().UnixMilli(), secret)
+	root, err := deriveRoot(k.s.ns, kid, created, secret)
 	if err != nil {
 		return nil, store.Record{}, err
 	}
 	rec, err := k.rootRecord(ctx, root)
+	root.plain = k.s.cfg.Seal == nil
 	return root, rec, err
 }
 
 // rootRecord seals a root as the configuration says.
 func (k *SigningKeys) rootRecord(ctx context.Context, root *rootSecret) (store.Record, error) {
-	rec := rootRecord{V: 1, Created: root.created}
+	rec := rootRecord{V: 1, Created: root.created, Exposed: root.exposed, Spent: root.spent}
 	if k.s.cfg.Seal == nil {
+		if k.sealedSince() != 0 {
+			return store.Record{}, fail(ErrInvalidRequest, "another process has sealed the store's keys: start this one with the same Config.Seal")
+		}
 		rec.Plain = root.secret
 	} else {
+		rec.Exposed = root.exposed || root.plain
 		ctx, cancel := context.WithTimeout(ctx, sealTimeout)
 		defer cancel()
-		sealed, err := k.s.cfg.Seal.Seal(ctx, root.secret, rootContext(k.s.ns, root.kid, root.created))
+		about := rootContext(k.s.ns, root.kid, &rec)
+		sealed, err := k.s.cfg.Seal.Seal(ctx, root.secret, about)
 		if err != nil {
 			return store.Record{}, unavailable(err, "seal the root secret")
+		}
+		// What this replaces may be the only form in which the secret exists: a Sealer that may seal and not open, as a role of a
+		// KMS may be, must be found out before.
+		back, err := k.s.cfg.Seal.Open(ctx, sealed, about)
+		if err != nil {
+			return store.Record{}, unavailable(err, "open the root secret that was just sealed")
+		}
+		if !hmac.Equal(back, root.secret) {
+			return store.Record{}, fail(ErrUnavailable, "Config.Seal does not open what it sealed")
 		}
 		rec.Sealed = sealed
 	}
@@ -147,24 +184,121 @@ func (k *SigningKeys) openRoot(ctx context.Context, kid [4]byte, r store.Record)
 	if err := decodeRecord(r, &rec); err != nil {
 		return nil, err
 	}
-	secret := rec.Plain
-	switch {
-	case rec.V != 1:
+	secret, bare := rec.Plain, len(rec.Sealed) == 0
+	switch seal, since := k.s.cfg.Seal, k.sealedSince(); {
+	case rec.V != 1 || bare && (rec.Exposed || rec.Spent):
 		return nil, fail(ErrUnavailable, "root secret %x is damaged or of a newer version", kid)
-	case k.s.cfg.Seal == nil && len(rec.Sealed) > 0:
-		return nil, fail(ErrUnavailable, "the store's keys are sealed: their Sealer is required")
-	case k.s.cfg.Seal != nil && len(rec.Sealed) == 0:
-		return nil, fail(ErrUnavailable, "the store's root secret %x lies in clear: it was made under InsecureKeysInStore, or put there by someone", kid)
-	case k.s.cfg.Seal != nil:
+	case seal == nil && (!bare || since != 0):
+		return nil, fail(ErrUnavailable, "the store's keys are sealed, from which there is no way back to InsecureKeysInStore: their Sealer is required")
+	case seal != nil && bare && since != 0:
+		return nil, fail(ErrUnavailable, "the store's root secret %x lies in clear, though all were sealed at %s: someone put it there", kid, time.UnixMilli(since).UTC().Format(time.RFC3339))
+	case seal != nil && bare && !k.s.cfg.InsecureKeysInStore:
+		return nil, fail(ErrUnavailable, "the store's root secret %x lies in clear: it was made under InsecureKeysInStore, or put there by someone; "+
+			"if it is yours, start with InsecureKeysInStore beside Seal until all processes have Seal: that seals it", kid)
+	case !bare:
 		ctx, cancel := context.WithTimeout(ctx, sealTimeout)
 		defer cancel()
 		var err error
-		secret, err = k.s.cfg.Seal.Open(ctx, rec.Sealed, rootContext(k.s.ns, kid, rec.Created))
+		secret, err = seal.Open(ctx, rec.Sealed, rootContext(k.s.ns, kid, &rec))
 		if err != nil {
 			return nil, unavailable(err, "open the root secret")
 		}
 	}
-	return deriveRoot(k.s.ns, kid, rec.Created, slices.Clone(secret))
+	root, err := deriveRoot(k.s.ns, kid, rec.Created, slices.Clone(secret))
+	if err != nil {
+		return nil, err
+	}
+	root.exposed, root.spent, root.plain = rec.Exposed, rec.Spent, bare
+	return root, nil
+}
+
+// differs reports whether the record of a root tells something that is not known here. The caller holds mu.
+func (k *SigningKeys) differs(kid [4]byte, r store.Record) bool {
+	known := k.roots[kid]
+	var rec rootRecord
+	if err := decodeRecord(r, &rec); err != nil {
+		return known == nil // opening it says what is wrong
+	}
+	bare := len(rec.Sealed) == 0
+	if k.s.cfg.Seal == nil {
+		if !bare {
+			k.noteSealed(k.s.now().UnixMilli())
+		}
+		return known == nil
+	}
+	if known != nil && bare && !known.plain {
+		k.s.log.Error("apitoken: a root secret that was sealed lies in clear in the store: someone put it there; it is not read", "root", hex.EncodeToString(kid[:]))
+	}
+	return known == nil || !bare && (known.plain || rec.Spent && !known.spent)
+}
+
+// noteSealed says that no root is written in clear any more. The caller holds mu.
+func (k *SigningKeys) noteSealed(since int64) {
+	if k.sealed != 0 || since == 0 {
+		return
+	}
+	k.sealed = since
+	if k.s.cfg.Seal == nil && len(k.roots) > 0 {
+		k.s.log.Warn("apitoken: another process has sealed the store's keys; this one goes on with those it has, and does not start again without Config.Seal")
+	}
+}
+
+// sealedSince is when the last root that lay in clear was sealed, Unix ms; 0: some may lie in clear.
+func (k *SigningKeys) sealedSince() int64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.sealed
+}
+
+// sealsAll reports whether no root lies in clear once c is written.
+func (k *SigningKeys) sealsAll(c *change) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for kid, root := range k.roots {
+		if root.plain && !slices.ContainsFunc(c.Puts, func(p store.Put) bool { return p.ID == rootID(kid) }) {
+			return false
+		}
+	}
+	return true
+}
+
+// sealClear seals the roots that lie in clear, where Config.InsecureKeysInStore beside Config.Seal lets openRoot take them. What
+// stops on the way is done by the next start; of several processes one is first, and the others take what it made.
+func (k *SigningKeys) sealClear(ctx context.Context) error {
+	bare := func(r *rootSecret) bool { return r.plain }
+	roots := k.ring.Load().roots
+	i := slices.IndexFunc(roots, bare)
+	if k.s.cfg.Seal == nil || i < 0 {
+		return nil
+	}
+	if _, err := k.rootRecord(ctx, roots[i]); err != nil { // before anything is altered, and as what it is
+		return wrong("Seal", "%s", detailOf(err))
+	}
+	n, err := k.reseal(ctx, "root secrets sealed", bare)
+	if err != nil {
+		return err
+	}
+	if n > 0 { // else another process did it
+		k.s.log.Warn("apitoken: the store's keys lay in clear and are sealed now", "roots", n)
+	}
+	return nil
+}
+
+// atRest ends a start: it says what is left to do about keys that lie, or lay, in clear.
+func (k *SigningKeys) atRest(r *ring) error {
+	if k.s.cfg.Seal == nil {
+		if k.sealedSince() != 0 { // since they were opened
+			return wrong("Seal", "the store's keys are sealed, from which there is no way back to InsecureKeysInStore: their Sealer is required")
+		}
+		return nil
+	}
+	if k.s.cfg.InsecureKeysInStore {
+		k.s.log.Warn("apitoken: all keys in the store are sealed: InsecureKeysInStore can go, once every process has Seal")
+	}
+	if !slices.ContainsFunc(r.roots, func(x *rootSecret) bool { return !x.exposed }) {
+		k.s.log.Warn("apitoken: the store's keys lay in clear before they were sealed: whoever has a copy of it from then can use them until SigningKeys.RotateSecrets has replaced them")
+	}
+	return nil
 }
 
 // openRoots opens those that came in since. One that can not be opened stays shut, and so do the keys under it.
@@ -180,8 +314,14 @@ func (k *SigningKeys) openRoots(ctx context.Context) error {
 			continue
 		}
 		k.mu.Lock()
+		if k.shut[kid].Version == r.Version {
+			delete(k.shut, kid)
+		}
+		if old := k.roots[kid]; old != nil && old.spent && !root.spent {
+			k.mu.Unlock() // an older form was put back: what a root has lost it does not get again
+			continue
+		}
 		k.roots[kid] = root
-		delete(k.shut, kid)
 		for name, x := range k.records {
 			if x.rec.Root != kid {
 				continue
@@ -192,13 +332,18 @@ func (k *SigningKeys) openRoots(ctx context.Context) error {
 				delete(k.records, name)
 				continue
 			}
-			got.version, got.pos = x.version, x.pos
+			got.version, got.expires, got.pos = x.version, x.expires, x.pos
 			k.records[name] = got
 		}
 		k.turn()
 		k.mu.Unlock()
 	}
 	return failed
+}
+
+// compare orders roots by age, the oldest first.
+func (r *rootSecret) compare(other *rootSecret) int {
+	return cmp.Or(cmp.Compare(r.created, other.created), bytes.Compare(r.kid[:], other.kid[:]))
 }
 
 // mac is the newest root's secret for a purpose, and the root's ID.
@@ -210,12 +355,21 @@ func (k *SigningKeys) mac(purpose string) (kid [4]byte, key []byte) {
 // current is the root under which new things are made: the newest that every process had time to open.
 func (k *SigningKeys) current(r *ring) *rootSecret {
 	known := k.s.now().Add(-k.lead()).UnixMilli()
-	for i := len(r.roots) - 1; i > 0; i-- {
-		if r.roots[i].created <= known {
-			return r.roots[i]
+	var oldest *rootSecret // that may prove a key; if none had time, whoever took that power from the others knew it
+	for i := len(r.roots) - 1; i >= 0; i-- {
+		root := r.roots[i]
+		if root.spent {
+			continue
 		}
+		if root.created <= known {
+			return root
+		}
+		oldest = root
 	}
-	return r.roots[0]
+	if oldest == nil {
+		return r.roots[0]
+	}
+	return oldest
 }
 
 // macFor is the secret of the root kid for a purpose.
@@ -229,13 +383,22 @@ func (k *SigningKeys) macFor(kid [4]byte, purpose string) ([]byte, bool) {
 
 // RotateSecrets makes a new root secret, from which the tags of refresh tokens and API keys, the ratchet and the seals of new
 // signing keys are made, as soon as every process can know it (see Rotate). What was made under an older one stays good.
+//
+// With Config.Seal the ring then moves under the new one by itself: another signing key takes over, as after Rotate, all are
+// sealed anew, and no older secret proves or opens a signing key any more. So it ends what somebody can do who has the older
+// ones, from a copy of the store in which they lay in clear, say; except with a signing key that he has: see Compromise.
+//
+// ErrInvalidRequest: the store is on its way from InsecureKeysInStore to Seal, and processes may run that could not open it.
 func (k *SigningKeys) RotateSecrets(ctx context.Context) error {
 	if err := k.s.audit.ready(); err != nil {
 		return err
 	}
+	if k.s.cfg.Seal != nil && k.s.cfg.InsecureKeysInStore {
+		return fail(ErrInvalidRequest, "InsecureKeysInStore still stands beside Seal: processes without Seal could not open a new secret")
+	}
 	var made *rootSecret
-	err := k.change(ctx, func(c *change, _ *ring) error {
-		root, rec, err := k.newRoot(ctx)
+	err := k.change(ctx, func(c *change, r *ring) error {
+		root, rec, err := k.newRoot(ctx, r)
 		if err != nil {
 			return err
 		}
@@ -257,8 +420,16 @@ func (k *SigningKeys) RotateSecrets(ctx context.Context) error {
 
 // Rewrap seals every root secret again with Config.Seal as it is now: after a new key-encryption key was put in front
 // of the old one, and before the old one is dropped. It returns how many there were. After an error some may still be under
-// the old one; it is safe to repeat.
+// the old one; it is safe to repeat. ErrInvalidRequest: there is no Config.Seal.
 func (k *SigningKeys) Rewrap(ctx context.Context) (int, error) {
+	if k.s.cfg.Seal == nil {
+		return 0, fail(ErrInvalidRequest, "there is no Config.Seal to seal with")
+	}
+	return k.reseal(ctx, "root secrets sealed again", func(*rootSecret) bool { return true })
+}
+
+// reseal writes the chosen roots anew, a few in each change.
+func (k *SigningKeys) reseal(ctx context.Context, how string, chosen func(*rootSecret) bool) (int, error) {
 	done := map[[4]byte]bool{}
 	for {
 		left := false
@@ -266,25 +437,19 @@ func (k *SigningKeys) Rewrap(ctx context.Context) (int, error) {
 		err := k.change(ctx, func(c *change, r *ring) error {
 			left, batch = false, nil
 			for _, root := range r.roots {
-				if done[root.kid] {
+				if done[root.kid] || !chosen(root) {
 					continue
 				}
 				if left = len(batch) == rewrapBatch; left {
 					break
 				}
-				old, err := k.s.get(ctx, store.KindKey, rootID(root.kid))
-				if err != nil {
+				if err := k.putRoot(ctx, c, root); err != nil {
 					return err
 				}
-				rec, err := k.rootRecord(ctx, root)
-				if err != nil {
-					return err
-				}
-				c.put(rec, old.Version)
 				batch = append(batch, root.kid)
 			}
 			if len(batch) > 0 {
-				c.event(ctx, Event{Type: EventKeyChanged, OK: true, Reason: "root secrets sealed again", Count: len(batch)})
+				c.event(ctx, Event{Type: EventKeyChanged, OK: true, Reason: how, Count: len(batch)})
 			}
 			return nil
 		})
@@ -300,5 +465,97 @@ func (k *SigningKeys) Rewrap(ctx context.Context) (int, error) {
 	}
 }
 
+// putRoot replaces the record of a root.
+func (k *SigningKeys) putRoot(ctx context.Context, c *change, root *rootSecret) error {
+	old, err := k.s.get(ctx, store.KindKey, rootID(root.kid))
+	if err != nil {
+		return err
+	}
+	rec, err := k.rootRecord(ctx, root)
+	if err != nil {
+		return err
+	}
+	c.put(rec, old.Version)
+	return nil
+}
+
 // rewrapBatch bounds the puts of one change (store.Change).
 const rewrapBatch = 8
+
+// spend takes from older roots the power to prove a signing key, once another is known to every process and the newest keys are
+// made under it. First the keys go under that one, in as many changes as they need.
+func (k *SigningKeys) spend(ctx context.Context) error {
+	for left := k.spendable(k.ring.Load()); left; {
+		err := k.change(ctx, func(c *change, r *ring) error {
+			if left = k.spendable(r); !left {
+				return nil
+			}
+			to := k.current(r)
+			for i := range r.keys {
+				x := &r.keys[i]
+				from := r.by[x.rec.Root]
+				if from.compare(to) >= 0 {
+					continue
+				}
+				rec, err := k.under(to, from, x)
+				if err != nil {
+					return err
+				}
+				if err := k.put(c, x.kid, &rec, x.expires, x.version); err != nil {
+					return err
+				}
+				if len(c.Puts) == rewrapBatch {
+					break
+				}
+			}
+			if n := len(c.Puts); n > 0 {
+				c.event(ctx, Event{Type: EventKeyChanged, OK: true, Reason: "signing keys sealed again", Count: n})
+				return nil // and the roots when no key is left
+			}
+			for _, root := range r.roots {
+				if root.spent || root.compare(to) >= 0 || len(c.Puts) == rewrapBatch {
+					continue
+				}
+				spent := *root
+				spent.spent = true
+				if err := k.putRoot(ctx, c, &spent); err != nil {
+					return err
+				}
+			}
+			c.event(ctx, Event{Type: EventKeyChanged, OK: true, Reason: "older root secrets prove no signing key any more", Count: len(c.Puts)})
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// spendable reports whether a root may be spent.
+func (k *SigningKeys) spendable(r *ring) bool {
+	if k.s.cfg.Seal == nil || r.lanes[0].newest() == nil {
+		return false // in clear, nothing could tell a spent root from the same before
+	}
+	for i := range r.lanes {
+		if x := r.lanes[i].live(); x != nil && r.lanes[i].alg != "" && k.outdated(r, x) {
+			return false
+		}
+	}
+	to := k.current(r)
+	return slices.ContainsFunc(r.roots, func(x *rootSecret) bool { return !x.spent && x.compare(to) < 0 })
+}
+
+// under is the record of a key under another root.
+func (k *SigningKeys) under(to, from *rootSecret, x *ringKey) (keyRecord, error) {
+	rec := x.rec
+	if len(rec.Sealed) > 0 {
+		plain, err := from.unseal(rec.Sealed, rec.aad(k.s.ns, x.kid))
+		if err != nil {
+			return rec, err
+		}
+		rec.Sealed = to.seal(plain, rec.aad(k.s.ns, x.kid))
+	}
+	k.prove(to, x.kid, &rec)
+	return rec, nil
+}

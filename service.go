@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/url"
 	"reflect"
 	"regexp"
 	"runtime/pprof"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -67,15 +69,26 @@ type Config struct {
 	Store    Store  // required; New's caller closes it, after the Service
 	// Seal encrypts signing keys at rest. It is required, unless InsecureKeysInStore says that
 	// whoever reads the store may forge tokens.
-	Seal                Sealer
+	Seal Sealer
+	// InsecureKeysInStore without Seal keeps the keys in clear. Beside Seal it is the way from there: keys that lie in clear are
+	// taken, though whoever can write the store may have put them there, and sealed at start. Set both in each process, one after the
+	// other, then take InsecureKeysInStore away: without it keys in clear are refused. Processes that still run without Seal go on
+	// meanwhile; they do not start again, and write no secret in clear. Keys that lay in clear are in copies of the store from then:
+	// end with [SigningKeys.RotateSecrets].
 	InsecureKeysInStore bool
 
-	Prefix      string        // of opaque tokens: a letter, then letters or digits, 2 to 16; empty: "at"
-	FirstParty  string        // client_id of tokens issued without a Client; empty: "first-party"
-	Algorithm   string        // JWA name: ES256, EdDSA, RS256, PS256, HS256; empty: "ES256"
-	KeyRotation time.Duration // zero: 90 days; negative: only by call
-	Lifetimes   Lifetimes
-	Limits      Limits
+	Prefix     string // of opaque tokens: a letter, then letters or digits, 2 to 16; empty: "at"
+	FirstParty string // client_id of tokens issued without a Client; empty: "first-party"
+	Algorithm  string // JWA name: ES256, EdDSA, RS256, PS256, HS256; empty: "ES256"
+	// AudienceAlgorithms gives audiences, of Audience and Audiences, signing keys of their own, of the algorithm that it names: for a
+	// service that reads no other, or so that who has one audience's key makes no tokens for another. They sign what is for that
+	// audience alone, and our validators take nothing else from them (others go by aud); the keys of Algorithm sign the rest, and
+	// stand in until a new one can be known to every validator. All rotate, are published and withdrawn alike. An audience that no
+	// process names any more is signed for by the common keys, and its last key retires when its successor would be due.
+	AudienceAlgorithms map[string]string
+	KeyRotation        time.Duration // zero: 90 days; negative: only by call
+	Lifetimes          Lifetimes
+	Limits             Limits
 	// Audiences may be asked for besides Audience when a token is issued. They are for other
 	// services; what is accepted here is Audience and Validation.Audiences.
 	Audiences  []string
@@ -226,9 +239,6 @@ func (c *Config) check() error {
 	if c.Seal == nil && !c.InsecureKeysInStore {
 		return wrong("Seal", "is required, or InsecureKeysInStore must say that whoever reads the store may sign tokens; KeyFile makes a sealer in a file")
 	}
-	if c.Seal != nil && c.InsecureKeysInStore {
-		return wrong("InsecureKeysInStore", "contradicts Seal")
-	}
 	if c.Prefix == "" {
 		c.Prefix = "at"
 	}
@@ -244,12 +254,20 @@ func (c *Config) check() error {
 	if c.Algorithm == "" {
 		c.Algorithm = "ES256"
 	}
-	switch c.Algorithm {
-	case "ES256", "EdDSA", "RS256", "PS256", "HS256":
-	case "none":
-		return wrong("Algorithm", "none is no signature")
-	default:
-		return wrong("Algorithm", "%q is not one of ES256, EdDSA, RS256, PS256, HS256", c.Algorithm)
+	if err := checkAlgorithm("Algorithm", c.Algorithm); err != nil {
+		return err
+	}
+	c.AudienceAlgorithms = maps.Clone(c.AudienceAlgorithms)
+	for audience, alg := range c.AudienceAlgorithms {
+		if audience != c.Audience && !slices.Contains(c.Audiences, audience) {
+			return wrong("AudienceAlgorithms", "%q is neither Audience nor one of Audiences", audience)
+		}
+		if err := checkAlgorithm("AudienceAlgorithms", alg); err != nil {
+			return err
+		}
+		if alg == "HS256" || c.Algorithm == "HS256" {
+			return wrong("AudienceAlgorithms", "HS256 has one secret for issuing and for checking: it is for one process and one audience")
+		}
 	}
 	if c.KeyRotation == 0 {
 		c.KeyRotation = defaultRotation
@@ -313,6 +331,16 @@ func (c *Config) check() error {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	return nil
+}
+
+func checkAlgorithm(field, alg string) error {
+	switch alg {
+	case "ES256", "EdDSA", "RS256", "PS256", "HS256":
+		return nil
+	case "none":
+		return wrong(field, "none is no signature")
+	}
+	return wrong(field, "%q is not one of ES256, EdDSA, RS256, PS256, HS256", alg)
 }
 
 func (c *Config) checkLifetimes() error {

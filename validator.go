@@ -291,6 +291,9 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 	if !key.Allows(p.Header.Alg) {
 		return Token{}, nil, false, tr.no("algorithm", fail(ErrInvalidToken, "alg is not the key's own"))
 	}
+	if !key.SignsFor(p.Claims.Audience) {
+		return Token{}, nil, false, tr.no("key", fail(ErrInvalidToken, "its key signs for another audience"))
+	}
 	tr.ok("key", p.Header.KID)
 	if serr := key.Verify(p.SigningInput, p.Signature); serr != nil {
 		return Token{}, nil, false, tr.no("signature", &Error{Code: ErrInvalidToken, Detail: "signature", Cause: serr})
@@ -456,7 +459,7 @@ func (v *JWTValidator) signedHere(token string) (*tokenData, error) {
 		return nil, fail(ErrInvalidToken, "of another issuer or kind")
 	}
 	key := (*iss.keys.Load())[p.Header.KID]
-	if key == nil || !key.Allows(p.Header.Alg) {
+	if key == nil || !key.Allows(p.Header.Alg) || !key.SignsFor(p.Claims.Audience) {
 		return nil, fail(ErrInvalidToken, "unknown key")
 	}
 	if err := key.Verify(p.SigningInput, p.Signature); err != nil {

@@ -40,7 +40,8 @@ func ours(t *testing.T, alg string) (url, token string) {
 	var h atomic.Pointer[http.Handler] // the issuer's URL is known before the issuer is
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*h.Load()).ServeHTTP(w, r) }))
 	t.Cleanup(srv.Close)
-	svc, err := apitoken.New(apitoken.Config{Issuer: srv.URL, Audience: audience, Store: memstore.New(), InsecureKeysInStore: true, Algorithm: alg})
+	svc, err := apitoken.New(apitoken.Config{Issuer: srv.URL, Audience: audience, Store: memstore.New(), InsecureKeysInStore: true, Algorithm: alg,
+		AudienceAlgorithms: map[string]string{audience: alg}}) // signed by a key whose JWK has a member of ours
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, svc.Close()) })
 	handler := remote.Handler(svc)

@@ -104,19 +104,21 @@ func (h *Handler) metadata() *serverMetadata {
 	return m
 }
 
-// keyAlgs are those of the published signing keys. They change when keys of another kind are imported.
+// keyAlgs are those of the published keys that sign responses to introspection: not of those that sign for one audience's
+// tokens alone. They change when keys of another kind are imported.
 func (h *Handler) keyAlgs() (algs []string) {
 	doc, err := h.svc.SigningKeys.JWKS(context.Background(), "") // of this process's memory
 	var set struct {
 		Keys []struct {
-			Alg string `json:"alg"`
+			Alg      string `json:"alg"`
+			Audience string `json:"apitoken_aud"`
 		} `json:"keys"`
 	}
 	if err != nil || json.Unmarshal(doc, &set) != nil {
 		return nil
 	}
 	for _, k := range set.Keys {
-		if !slices.Contains(algs, k.Alg) {
+		if k.Audience == "" && !slices.Contains(algs, k.Alg) {
 			algs = append(algs, k.Alg)
 		}
 	}

@@ -249,6 +249,12 @@ func TestTheMetadataTellTheTruth(t *testing.T) {
 	require.Equal(t, true, m["authorization_response_iss_parameter_supported"], "as redirected checks each time")
 	require.NotContains(t, m, "require_pushed_authorization_requests", "as the requests above show")
 
+	apart := newSite(t, func(c *apitoken.Config, _ *oauthhttp.Options) {
+		c.AudienceAlgorithms = map[string]string{otherAPI: "EdDSA"}
+	})
+	require.Equal(t, []string{"ES256"}, listed(t, apart.get("/.well-known/oauth-authorization-server").ok().body, "introspection_signing_alg_values_supported"),
+		"a key for one audience's tokens signs no answers")
+
 	sym := newSite(t, func(c *apitoken.Config, _ *oauthhttp.Options) { c.Algorithm, c.Audiences = "HS256", nil })
 	require.NotContains(t, sym.get("/.well-known/oauth-authorization-server").ok().body, "introspection_signing_alg_values_supported", "nobody could verify such an answer")
 }

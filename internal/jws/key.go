@@ -27,8 +27,10 @@ import (
 type PublicKey struct {
 	KID, Alg string
 	Key      crypto.PublicKey // *ecdsa.PublicKey, *rsa.PublicKey, ed25519.PublicKey, or []byte for HMAC
-	sigSize  int              // exact, in bytes
-	macs     *sync.Pool       // of *mac, for HMAC
+	// Audience: what the key signs is for this audience alone; "": for any.
+	Audience string
+	sigSize  int        // exact, in bytes
+	macs     *sync.Pool // of *mac, for HMAC
 }
 
 const (
@@ -169,7 +171,7 @@ func (k *PublicKey) Allows(alg string) bool {
 
 // Equal reports whether both are the same key under the same name and algorithm.
 func (k *PublicKey) Equal(o *PublicKey) bool {
-	if k.KID != o.KID || k.Alg != o.Alg {
+	if k.KID != o.KID || k.Alg != o.Alg || k.Audience != o.Audience {
 		return false
 	}
 	if a, ok := k.Key.([]byte); ok {
@@ -178,6 +180,11 @@ func (k *PublicKey) Equal(o *PublicKey) bool {
 	}
 	eq, ok := k.Key.(interface{ Equal(crypto.PublicKey) bool })
 	return ok && eq.Equal(o.Key)
+}
+
+// SignsFor reports whether the key may sign what is for these audiences: who has one audience's key makes no tokens for others.
+func (k *PublicKey) SignsFor(audiences []string) bool {
+	return k.Audience == "" || len(audiences) == 1 && audiences[0] == k.Audience
 }
 
 // Verify checks a signature, whose length is looked at first. It calls the standard library itself: jwt/v5's methods copy the
@@ -294,8 +301,17 @@ func MarshalJWK(k *PublicKey) ([]byte, error) {
 	if !j.IsPublic() || !j.Valid() {
 		return nil, errors.New("jws: not a public key")
 	}
-	return j.MarshalJSON()
+	doc, err := j.MarshalJSON()
+	if err != nil || k.Audience == "" {
+		return doc, err
+	}
+	doc = append(doc[:len(doc)-1], `,"`+memberAudience+`":`...)
+	return append(appendText(doc, k.Audience), '}'), nil
 }
+
+// memberAudience names PublicKey.Audience in a JWK. Readers that do not know it pass over it (RFC 7517 §4), and go by the
+// token's aud alone.
+const memberAudience = "apitoken_aud"
 
 const (
 	maxSetBytes = 256 << 10
@@ -332,7 +348,8 @@ func parseJWK(doc []byte, usual string) (*PublicKey, error) {
 		return nil, errSize
 	}
 	_, isRSA := j.Key.(*rsa.PublicKey)
-	if err := checkMembers(string(doc), isRSA); err != nil {
+	audience, err := checkMembers(string(doc), isRSA)
+	if err != nil {
 		return nil, err
 	}
 	alg := j.Algorithm
@@ -353,20 +370,32 @@ func parseJWK(doc []byte, usual string) (*PublicKey, error) {
 			alg = "EdDSA"
 		}
 	}
-	return NewPublicKey(j.KeyID, alg, j.Key)
+	k, err := NewPublicKey(j.KeyID, alg, j.Key)
+	if err != nil {
+		return nil, err
+	}
+	k.Audience = audience
+	return k, nil
 }
 
-// checkMembers looks at what go-jose passes over: key_ops without "verify" (RFC 7517 §4.3), and an RSA exponent of more
-// than 32 bits, of which it would keep the low ones and so read another key than other readers do.
-func checkMembers(doc string, isRSA bool) error {
+// checkMembers looks at what go-jose passes over: key_ops without "verify" (RFC 7517 §4.3), an RSA exponent of more
+// than 32 bits, of which it would keep the low ones and so read another key than other readers do, and the audience.
+func checkMembers(doc string, isRSA bool) (audience string, err error) {
 	p := scanner{s: doc}
-	return p.object(func(name string) error {
+	err = p.object(func(name string) error {
 		switch {
 		case name == "key_ops":
 			ops, err := p.texts(maxStrings)
 			if err == nil && !slices.Contains(ops, "verify") {
 				err = errors.New("jws: not for verifying signatures")
 			}
+			return err
+		case name == memberAudience:
+			text, err := p.text()
+			if err == nil && text == "" {
+				err = errors.New("jws: the key is for an audience without a name")
+			}
+			audience = text
 			return err
 		case name == "e" && isRSA:
 			text, err := p.text()
@@ -381,6 +410,7 @@ func checkMembers(doc string, isRSA bool) error {
 		}
 		return p.skip(1)
 	})
+	return audience, err
 }
 
 // ParseJWKS reads a key set. Keys that are of no use here (other types, weak, private, for encryption) are left out, each

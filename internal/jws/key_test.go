@@ -340,3 +340,45 @@ func TestModuliThatCanBeFactored(t *testing.T) {
 	_, err = NewPublicKey("k", "RS256", &rsa.PublicKey{N: n.Add(n, big.NewInt(2)), E: 65537})
 	require.NoError(t, err)
 }
+
+// A key that signs for one audience alone says so in its JWK, beside what every reader knows.
+func TestTheAudienceOfAKey(t *testing.T) {
+	t.Parallel()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	k, err := NewPublicKey("a", "ES256", &key.PublicKey)
+	require.NoError(t, err)
+	plain, err := MarshalJWK(k)
+	require.NoError(t, err)
+	free, err := ParseJWK(plain)
+	require.NoError(t, err)
+	require.Empty(t, free.Audience)
+	k.Audience = "https://api.example.com/<\u00e9>"
+	doc, err := MarshalJWK(k)
+	require.NoError(t, err)
+	require.True(t, json.Valid(doc))
+	back, err := ParseJWK(doc)
+	require.NoError(t, err)
+	require.Equal(t, k.Audience, back.Audience)
+	require.True(t, back.Equal(k))
+	require.False(t, back.Equal(free), "another use is another key")
+	for _, x := range []struct {
+		audiences []string
+		bound     bool
+	}{
+		{[]string{k.Audience}, true}, {nil, false}, {[]string{"x"}, false}, {[]string{k.Audience, "x"}, false}, {[]string{k.Audience, k.Audience}, false},
+	} {
+		require.Equal(t, x.bound, back.SignsFor(x.audiences), "%q", x.audiences)
+		require.True(t, free.SignsFor(x.audiences))
+	}
+	for _, bad := range []string{`""`, `null`, `["x"]`, `{}`, `7`, `"x","apitoken_aud":"y"`} {
+		_, err := ParseJWK(append(append(bytes.TrimSuffix(bytes.Clone(plain), []byte("}")), `,"apitoken_aud":`+bad...), '}'))
+		require.Error(t, err, bad)
+	}
+	// Of two keys with one kid that differ in this alone nobody can say which is meant.
+	set := []byte(`{"keys":[` + string(plain) + `,` + string(doc) + `]}`)
+	list, left, err := ParseJWKS(set, nil)
+	require.NoError(t, err)
+	require.Empty(t, list)
+	require.NotEmpty(t, left)
+}

@@ -18,7 +18,7 @@ import (
 )
 
 // TestKeysRotateUnderLoad: the ring of three processes rotates every two seconds while each issues and all validate. Nothing good
-// is ever refused; at the end a key is declared compromised, and past the bound nothing that it signed is accepted. It takes
+// is ever refused, though one of them gives the audience keys of its own, and the root secret under all of them changes; at the end a key is declared compromised, and past the bound nothing that it signed is accepted. It takes
 // five seconds, or as long as APITOKEN_TEST_LONG says, such as 1m.
 func TestKeysRotateUnderLoad(t *testing.T) {
 	t.Parallel()
@@ -30,10 +30,16 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 	each(t, func(t *testing.T, e engine) {
 		ctx := context.Background()
 		var fleet []process
-		for range 3 {
+		seal, err := apitoken.NewSealer([]byte("a key-encryption key of 32 bytes"))
+		require.NoError(t, err)
+		for n := range 3 {
 			fleet = append(fleet, e.process(t, func(c *apitoken.Config) {
 				c.KeyRotation = 2 * time.Second
 				c.Validation.MaxStaleness = bound
+				c.Seal, c.InsecureKeysInStore = seal, false
+				if n == 0 {
+					c.AudienceAlgorithms = map[string]string{c.Audience: "EdDSA"}
+				}
 			}))
 		}
 		var stop atomic.Bool
@@ -59,6 +65,7 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 				}
 			})
 		}
+		require.NoError(t, fleet[1].SigningKeys.RotateSecrets(ctx))
 		for began := time.Now(); time.Since(began) < long; {
 			time.Sleep(50 * time.Millisecond) // the load is what runs
 		}
@@ -71,6 +78,15 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 			return true
 		})
 		require.GreaterOrEqual(t, count, int(long/(4*time.Second)), "it rotated by itself")
+		require.Eventually(t, func() bool {
+			for e, err := range fleet[2].Events(ctx, apitoken.EventQuery{Type: apitoken.EventKeyChanged}) {
+				require.NoError(t, err)
+				if e.Reason == "older root secrets prove no signing key any more" {
+					return true
+				}
+			}
+			return false
+		}, time.Minute, 50*time.Millisecond, "the ring moved under the new root secret")
 
 		last, err := fleet[0].Issue(ctx, apitoken.Request{Subject: "alice"})
 		require.NoError(t, err)
