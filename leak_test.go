@@ -6,6 +6,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -473,4 +475,59 @@ func TestALeakAgainstAUseInParallel(t *testing.T) {
 			require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
 		}
 	}
+}
+
+// A store that loses its latest writes brings back no leaked secret and no leaked ticket: the rules on them are put back, and
+// the janitor takes the secret out of its record before they go.
+func TestAStoreThatLosesALeak(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := &swapped{}
+	first := tempStore(t)
+	st.Store(first)
+	svc := serviceOn(t, st, nil)
+	web := machine(t, svc, "web")
+	registration, err := svc.Clients.RegistrationToken(ctx, "web")
+	require.NoError(t, err)
+	code, err := svc.Prepare(ctx, aliceSession, apitoken.Ticket{Lifetime: time.Hour})
+	require.NoError(t, err)
+	path := filepath.Join(t.TempDir(), "replica.db")
+	f, err := os.Create(path)
+	require.NoError(t, err)
+	require.NoError(t, first.Backup(ctx, f))
+	require.NoError(t, f.Close())
+	require.Equal(t, 3, leak(t, svc, web.Secret, code, registration))
+
+	replica := openStore(t, path)
+	st.Store(replica)
+	require.NoError(t, svc.Sync(ctx))
+	dead := func(s *apitoken.Service) {
+		t.Helper()
+		require.ErrorIs(t, knows(s, web), apitoken.ErrInvalidClient)
+		_, err := s.Clients.Registered(ctx, "web", registration)
+		require.ErrorIs(t, err, apitoken.ErrInvalidToken)
+		_, err = s.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
+		require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+	}
+	dead(svc)
+	require.Eventually(t, func() bool {
+		p, err := replica.List(ctx, store.Query{Kind: store.KindRule})
+		return err == nil && len(p.Records) == 4
+	}, time.Minute, 5*time.Millisecond, "the rules are not written back")
+	later := &clock{}
+	later.Advance(2 * time.Hour) // old enough for the janitor
+	other := serviceOn(t, replica, func(c *apitoken.Config) { c.Restored, c.Now = apitoken.ReplayedRestored, later.Now })
+	dead(other)
+	record := func() string {
+		r, err := replica.Get(ctx, store.KindClient, "web")
+		require.NoError(t, err)
+		return string(r.Data)
+	}
+	require.Contains(t, record(), `"secrets"`)
+	apitoken.Tidy(other, later.Now())
+	require.NotContains(t, record(), `"secrets"`)
+	require.NotContains(t, record(), `"registration"`)
+	dead(other)
+	require.NoError(t, other.Clients.Declare(ctx, apitoken.Client{ID: "web"}, web.Secret))
+	dead(other)
 }
