@@ -446,27 +446,42 @@ func (cs *Clients) wasLeaked(id string, rec *clientRecord, secret Secret) bool {
 	return cs.s.rules.ended(key.ID.String()) || slices.ContainsFunc(rec.Leaked, func(h []byte) bool { return bytes.Equal(h, hash[:]) })
 }
 
-// findJWTs yields what has the shape of a signed compact JWT.
+// maxJWTStarts bounds at how many places of one run of letters a JWT is supposed to begin.
+const maxJWTStarts = 8
+
+// findJWTs yields what has the shape of a signed compact JWT, also where letters stand in front of it, as in an escaped URL:
+// its header is a JSON object, which begins with a quote, so that its text begins with eyJ.
 func findJWTs(text []byte) func(yield func(string) bool) {
-	word := func(c byte) bool {
-		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_'
+	end := func(i int) int {
+		for ; i < len(text); i++ {
+			if c := text[i]; !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_') {
+				break
+			}
+		}
+		return i
 	}
 	return func(yield func(string) bool) {
-		for i := 0; i+2 < len(text); i++ {
-			if text[i] != 'e' || text[i+1] != 'y' || i > 0 && word(text[i-1]) {
+		for i := 0; i < len(text); {
+			head := end(i)
+			if head == i {
+				i++
 				continue
 			}
-			j, dots := i, 0
-			for j < len(text) && (word(text[j]) || text[j] == '.' && dots < 2) {
-				if text[j] == '.' {
-					dots++
+			from := i
+			i = head
+			claims := end(min(head+1, len(text)))
+			if head == len(text) || text[head] != '.' || claims == len(text) || text[claims] != '.' {
+				continue
+			}
+			last := end(claims + 1)
+			for at, tries := from, 0; at+2 < head && tries < maxJWTStarts; at++ {
+				if text[at] == 'e' && text[at+1] == 'y' && (at == from || text[at+2] == 'J') {
+					tries++
+					if !yield(string(text[at:last])) {
+						return
+					}
 				}
-				j++
 			}
-			if dots == 2 && !yield(string(text[i:j])) {
-				return
-			}
-			i = j
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -131,10 +132,10 @@ func TestTheOtherSecretOfALeakedOneGoesOn(t *testing.T) {
 	require.ErrorIs(t, knows(svc, off), apitoken.ErrInvalidClient, "a client that was disabled meanwhile does not get it back")
 }
 
-// counting counts what is read and written.
+// countedStore counts what is read and written.
 type countedStore struct {
 	store.Store
-	gets, follows, applies atomic.Int64
+	gets, applies atomic.Int64
 }
 
 func (c *countedStore) Get(ctx context.Context, k store.Kind, id string) (store.Record, error) {
@@ -214,6 +215,25 @@ func TestOnlyTheCredentialItselfEndsIt(t *testing.T) {
 	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
 	_, err = svc.APIKeys.Get(ctx, x.ID)
 	require.NoError(t, err)
+}
+
+// Tokens are found where people leave them: in URLs, escaped or not, in file names, behind a look-alike.
+func TestAccessTokensInTheirSurroundings(t *testing.T) {
+	t.Parallel()
+	svc := service(t, nil)
+	for _, around := range []string{"%s", "token=%s&x=1", "https%%3A%%2F%%2Fapp%%2Fcb%%3Faccess_token%%3D%s%%26x", "jwt_%s.txt", "api.example.com.%s", "eyJhbGciOiJFUzI1NiJ9%s",
+		"eyJ.eyJ.eyJ.%s", "x.y.eyJeyJ-%s", "(%s)", "\x00%s\xff", "%[1]s.%[1]s"} {
+		i := issue(t, svc, aliceSession)
+		n, err := svc.RevokeLeaked(context.Background(), fmt.Appendf(nil, around, i.Access.Reveal()), "found")
+		require.NoError(t, err)
+		require.Equal(t, 1, n, around)
+		require.ErrorIs(t, validate(svc, i.Access), apitoken.ErrRevoked, around)
+	}
+	for _, junk := range []string{"", ".", "..", "...", "ey", "eyJ.", "eyJ..", "eyJ.eyJ", "eyJ.eyJ.", ".eyJ.eyJ.eyJ", strings.Repeat("eyJ", 300_000), strings.Repeat("eyJ.", 250_000), strings.Repeat("eyJeyJ.", 140_000)} {
+		n, err := svc.RevokeLeaked(context.Background(), []byte(junk), "found")
+		require.NoError(t, err)
+		require.Zero(t, n)
+	}
 }
 
 // A process that has not heard yet issues to whoever has the leaked secret: what it made is not handed out.
@@ -530,4 +550,53 @@ func TestAStoreThatLosesALeak(t *testing.T) {
 	dead(other)
 	require.NoError(t, other.Clients.Declare(ctx, apitoken.Client{ID: "web"}, web.Secret))
 	dead(other)
+}
+
+// Who changes the client at the same moment does not write the secret back.
+func TestALeakAgainstChangesOfTheClient(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := tempStore(t)
+	list := []*apitoken.Service{serviceOn(t, st, nil), serviceOn(t, st, nil)}
+	for round := range 15 {
+		id := fmt.Sprint("client", round)
+		auth := machine(t, list[0], id)
+		c, err := list[0].Clients.Get(ctx, id)
+		require.NoError(t, err)
+		require.NoError(t, list[1].Sync(ctx))
+		var wg sync.WaitGroup
+		var fresh apitoken.Secret
+		for i, f := range []func() error{
+			func() error {
+				n, err := list[0].RevokeLeaked(ctx, leakText(auth.Secret), "found")
+				if err == nil && n != 1 {
+					err = fmt.Errorf("%d ended", n)
+				}
+				return err
+			},
+			func() (err error) { fresh, err = list[1].Clients.RotateSecret(ctx, id, time.Hour); return err },
+			func() error {
+				_, err := list[0].Clients.Update(ctx, id, func(c *apitoken.Client) error { c.Name = "changed"; return nil })
+				return err
+			},
+			func() error { return list[1].Clients.Declare(ctx, c, auth.Secret) },
+		} {
+			if i == 1 && round%2 == 1 || i == 3 && round%2 == 0 { // one of them makes the secrets what it says
+				continue
+			}
+			wg.Go(func() {
+				if err := f(); err != nil && !errors.Is(err, apitoken.ErrUnavailable) {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		for _, svc := range list {
+			require.NoError(t, svc.Sync(ctx))
+			require.ErrorIs(t, knows(svc, auth), apitoken.ErrInvalidClient)
+			if !fresh.IsZero() {
+				require.NoError(t, knows(svc, apitoken.ClientAuth{ID: id, Secret: fresh}))
+			}
+		}
+	}
 }
