@@ -708,7 +708,7 @@ func (cs *Clients) right(ctx context.Context, k *knownClient, id, secret, from s
 	}
 	live := k.rec.live(cs.s.now())
 	fits := func(cl *clientSecret) bool {
-		proof.secret, proof.bySecret = cl.Hash, true
+		proof.secret, proof.made = cl.Hash, cl.Rounds == 0
 		return !cs.ended(cl)
 	}
 	// Only what we may have made is ours to hash fast: a host may have chosen one that looks like it, or taken that of a

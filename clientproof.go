@@ -174,10 +174,10 @@ func isNamed(cert *x509.Certificate, name string) bool {
 
 // confirmation is the outcome of an authentication, carried on to the calls that follow it in one request.
 type confirmation struct {
-	of       *Clients
-	id       string
-	secret   [32]byte // hash of the secret that was right
-	bySecret bool
+	of     *Clients
+	id     string
+	secret [32]byte // hash of the secret that was right
+	made   bool     // by us: the hash stays the same as long as the secret does
 }
 
 // Confirm is Authenticate for adapters that have more than one call to make: the ClientAuth that it returns carries the
@@ -198,7 +198,7 @@ func (cs *Clients) still(a *ClientAuth) (Client, error) {
 		return Client{}, fail(ErrInvalidClient, "confirmed by another service, or for another client")
 	}
 	c, err := cs.enabled(a.ID)
-	if err == nil && p.bySecret {
+	if err == nil && p.made {
 		k := cs.lookup(a.ID)
 		if k == nil || !slices.ContainsFunc(k.rec.live(cs.s.now()), func(cl clientSecret) bool { return cl.Hash == p.secret && !cs.ended(&cl) }) {
 			return Client{}, fail(ErrInvalidClient, "its secret has ended since it was confirmed")

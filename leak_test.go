@@ -600,3 +600,38 @@ func TestALeakAgainstChangesOfTheClient(t *testing.T) {
 		}
 	}
 }
+
+// A record that nobody can read is tried again for ever, and keeps no other revocation from the store.
+func TestALeakThatCanNotBeWrittenBlocksNoOther(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := &faulty{Store: tempStore(t)}
+	here, other := serviceOn(t, st, nil), serviceOn(t, st.Store, nil)
+	i := issue(t, here, aliceSession)
+	code, err := here.Prepare(ctx, aliceSession, apitoken.Ticket{Lifetime: time.Minute})
+	require.NoError(t, err)
+	k, err := opaque.DecodeKey(code.Reveal(), "at", opaque.Ticket)
+	require.NoError(t, err)
+	r, err := st.Store.Get(ctx, "ticket", k.ID.String())
+	require.NoError(t, err)
+	damage := &store.Change{ID: [16]byte{1}}
+	damage.Puts = []store.Put{{Record: store.Record{Kind: r.Kind, ID: r.ID, Subject: r.Subject, Client: r.Client, Expires: r.Expires, Data: []byte(`{"v":1,"later":true}`)}, Expect: r.Version}}
+	_, err = st.Store.Apply(ctx, damage)
+	require.NoError(t, err)
+	_, err = here.RevokeLeaked(ctx, leakText(code), "found")
+	require.ErrorIs(t, err, apitoken.ErrUnavailable)
+
+	var down atomic.Bool
+	st.onApply(func(context.Context, *store.Change) (error, error) {
+		if down.Load() {
+			return errEngine, nil
+		}
+		return nil, nil
+	})
+	down.Store(true)
+	require.ErrorIs(t, here.Revoke(ctx, apitoken.BySubject("alice"), "left"), apitoken.ErrUnavailable)
+	down.Store(false)
+	require.Eventually(t, func() bool {
+		return other.Sync(ctx) == nil && errors.Is(validate(other, i.Access), apitoken.ErrRevoked)
+	}, time.Minute, 5*time.Millisecond)
+}

@@ -393,6 +393,9 @@ func (s *Service) retryRules(ctx context.Context) {
 			continue
 		}
 		s.log.Warn("apitoken: a revocation is in force here and not yet in the store", "target", first.target, "error", err)
+		s.retryMu.Lock()
+		s.retries = append(s.retries[1:], first) // one that can not be written keeps none of the others from it; their order does not matter
+		s.retryMu.Unlock()
 		if !sleep(ctx, jitter(wait)) {
 			return
 		}
