@@ -23,13 +23,18 @@ type Cache struct {
 const cacheWays = 8
 
 // bucket holds the tokens of some hashes. Readers take no lock: a tag that does not fit its entry is caught by
-// comparing the entry's own hash and text.
+// comparing the entry's own hash and text. Its size is a multiple of the processor's lines, a tag beside its entry.
 type bucket struct {
-	tags  [cacheWays]atomic.Uint64
-	slots [cacheWays]atomic.Pointer[entry]
+	ways  [cacheWays]way
 	mu    sync.Mutex // guards writes
 	bytes atomic.Int64
 	hand  uint32
+	_     [40]byte
+}
+
+type way struct {
+	tag   atomic.Uint64
+	entry atomic.Pointer[entry]
 }
 
 // entry is a verified token and the course of its verdict. Only version and used change after it was kept. What a repeated
@@ -92,11 +97,12 @@ func (c *Cache) find(v *JWTValidator, h uint64, token string) *entry {
 	}
 	for _, n := range [...]uint64{h >> 1, h >> 32} {
 		b := &(*table)[n&c.mask]
-		for i := range b.tags {
-			if b.tags[i].Load() != h {
+		for i := range b.ways {
+			w := &b.ways[i]
+			if w.tag.Load() != h {
 				continue
 			}
-			e := b.slots[i].Load()
+			e := w.entry.Load()
 			if e == nil || e.hash != h || e.v != v || e.token != token || e.gen != v.gen.Load() {
 				continue
 			}
@@ -121,18 +127,19 @@ func (c *Cache) keep(e *entry) {
 		c.buckets.Store(&t)
 	})
 	e.token = strings.Clone(e.token)
-	// Of the two buckets where a token may be, the emptier takes it: a few full ones would cost the tokens in them a
-	// signature check each time. Both hold it if two callers verified it at once, which harms nobody.
+	// Of the two buckets where a token may be, the first takes it while it has room, as it is looked at first, and then the
+	// emptier: a few full ones would cost the tokens in them a signature check each time. Both hold it if two callers
+	// verified it at once, which harms nobody.
 	table := *c.buckets.Load()
 	b := &table[(e.hash>>1)&c.mask]
-	if other := &table[(e.hash>>32)&c.mask]; other.bytes.Load() < b.bytes.Load() {
+	if other := &table[(e.hash>>32)&c.mask]; !b.room(e.size, c.budget) && other.bytes.Load() < b.bytes.Load() {
 		b = other
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	slot := -1
-	for i := range b.slots {
-		old := b.slots[i].Load()
+	for i := range b.ways {
+		old := b.ways[i].entry.Load()
 		switch {
 		case old == nil:
 			if slot < 0 {
@@ -152,8 +159,21 @@ func (c *Cache) keep(e *entry) {
 		slot = b.evict()
 	}
 	b.bytes.Add(e.size)
-	b.slots[slot].Store(e)
-	b.tags[slot].Store(e.hash)
+	b.ways[slot].entry.Store(e)
+	b.ways[slot].tag.Store(e.hash)
+}
+
+// room reports whether an entry fits beside the others.
+func (b *bucket) room(size, budget int64) bool {
+	if b.bytes.Load()+size > budget {
+		return false
+	}
+	for i := range b.ways {
+		if b.ways[i].entry.Load() == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // evict frees the next slot that was not used since the hand passed it last, and returns it.
@@ -161,7 +181,7 @@ func (b *bucket) evict() int {
 	for {
 		i := int(b.hand % cacheWays)
 		b.hand++
-		e := b.slots[i].Load()
+		e := b.ways[i].entry.Load()
 		if e == nil {
 			if b.bytes.Load() == 0 {
 				return i
@@ -177,11 +197,11 @@ func (b *bucket) evict() int {
 }
 
 func (b *bucket) drop(i int) {
-	if e := b.slots[i].Load(); e != nil {
+	if e := b.ways[i].entry.Load(); e != nil {
 		b.bytes.Add(-e.size)
 	}
-	b.tags[i].Store(0)
-	b.slots[i].Store(nil)
+	b.ways[i].tag.Store(0)
+	b.ways[i].entry.Store(nil)
 }
 
 // weight is an upper bound of what an entry keeps alive: its token, the buffer that its claims were decoded into (three

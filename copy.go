@@ -31,6 +31,10 @@ type Copied struct {
 //
 // from must have SetReadOnly(ctx, bool) error, as the stores of this module do. If Copy fails, from takes writes again.
 // A Copy that was interrupted is repeated with the same stores and goes on; to can not be used before it has succeeded.
+//
+// An engine may show an event in its final order a while after it was written, as Postgres does while somebody's long
+// transaction is open. Copy waits for that as long as ctx allows before it makes from refuse writes, and for a few seconds
+// after that; then it gives up with ErrUnavailable.
 func Copy(ctx context.Context, from, to Store) (Copied, error) {
 	source, ok := from.(freezer)
 	if !ok {
@@ -64,7 +68,7 @@ const (
 	copyBatch   = 16  // puts of one change, the contract's limit
 	copyWorkers = 8
 	copyOverlap = time.Minute      // by which the second pass begins before the first one did
-	copyWait    = 10 * time.Second // for a target whose clock is behind
+	copyWait    = 10 * time.Second // for a target whose clock is behind, and for the order of events while writes are refused
 )
 
 // copiedKinds are all but the namespace's own record, the cursors of sinks and the events.
@@ -104,6 +108,10 @@ func (m *mover) move(ctx context.Context) (done Copied, err error) {
 		return done, err
 	}
 	if err := m.pass(ctx, 0); err != nil {
+		return done, err
+	}
+	// Whatever holds back the target's order is waited for here, where it hurts nobody.
+	if err := m.settled(ctx, m.to); err != nil {
 		return done, err
 	}
 	// What changed meanwhile, with the source standing still.
@@ -401,6 +409,7 @@ func (m *mover) keep(ctx context.Context, events []store.Record) error {
 // events copies those that are not yet there, in their order, up to the newest one that is visible now: the order may
 // become final a little later.
 func (m *mover) events(ctx context.Context) error {
+	began := time.Now()
 	newest, err := m.from.List(ctx, store.Query{Kind: store.KindEvent, Newest: true, Limit: 1})
 	if err != nil {
 		return unavailable(err, "list events")
@@ -448,8 +457,43 @@ func (m *mover) events(ctx context.Context) error {
 		if known, err := m.has(ctx, newest.Records[0].ID); err != nil || known {
 			return err
 		}
-		if !sleep(ctx, jitter(50*time.Millisecond)) {
-			return unavailable(ctx.Err(), "wait for the order of events")
+		if err := m.await(ctx, began); err != nil {
+			return err
+		}
+	}
+}
+
+// await sleeps a little until the order of events is looked at again: for ever, but not while the source refuses writes.
+func (m *mover) await(ctx context.Context, began time.Time) error {
+	if m.frozen && time.Since(began) > copyWait {
+		return fail(ErrUnavailable, "the order of events is not final after %s: something, as a long transaction, holds it back", copyWait)
+	}
+	if !sleep(ctx, jitter(50*time.Millisecond)) {
+		return unavailable(ctx.Err(), "wait for the order of events")
+	}
+	return nil
+}
+
+// settled waits until the newest event of a store stands in the final order, and so every other that anybody can see.
+func (m *mover) settled(ctx context.Context, st store.Store) error {
+	for began := time.Now(); ; {
+		newest, err := st.List(ctx, store.Query{Kind: store.KindEvent, Newest: true, Limit: 1})
+		if err != nil {
+			return unavailable(err, "list events")
+		}
+		if len(newest.Records) == 0 {
+			return nil
+		}
+		last, found := newest.Records[0], false
+		err = list(ctx, st, store.Query{Kind: store.KindEvent, Since: last.Written}, func(page []store.Record) error {
+			found = found || slices.ContainsFunc(page, func(r store.Record) bool { return r.ID == last.ID })
+			return nil
+		})
+		if err != nil || found {
+			return err
+		}
+		if err := m.await(ctx, began); err != nil {
+			return err
 		}
 	}
 }
@@ -481,6 +525,11 @@ func (m *mover) verify(ctx context.Context) (done Copied, err error) {
 	now, err := m.clock(ctx)
 	if err != nil {
 		return done, err
+	}
+	for _, st := range []store.Store{m.from, m.to} {
+		if err := m.settled(ctx, st); err != nil {
+			return done, err
+		}
 	}
 	done.Records = map[store.Kind]int{}
 	all := sha256.New()

@@ -22,7 +22,6 @@ type feedLog struct {
 	entries []feedEntry
 	keys    []changedKey // API keys that changed
 	since   int64        // API-key changes are known from this position on
-	history uint64
 }
 
 type feedEntry struct {
@@ -50,7 +49,12 @@ func (l *feedLog) applyRule(s *Service, r store.Record) error {
 	return l.add(s, r)
 }
 
+// add keeps the order: a record whose place was passed is here already. It comes again where a reading of several pages was cut,
+// which begins anew.
 func (l *feedLog) add(s *Service, r store.Record) error {
+	if n := len(l.entries); n > 0 && r.Pos.N <= l.entries[n-1].pos {
+		return nil
+	}
 	x, err := readRule(r)
 	if err != nil {
 		return err
@@ -112,7 +116,7 @@ func (l *feedLog) load(ctx context.Context, s *Service) error {
 	}
 	l.mu.Unlock()
 	at := s.state.position()
-	fresh := feedLog{root: root, key: key, since: at.N, history: at.History}
+	fresh := feedLog{root: root, key: key, since: at.N}
 	var from store.Position
 	for {
 		v, err := s.st.Follow(ctx, from, []store.Kind{store.KindRule}, followPage)
@@ -133,7 +137,7 @@ func (l *feedLog) load(ctx context.Context, s *Service) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.on, l.root, l.key, l.entries, l.keys, l.since, l.history = true, root, key, fresh.entries, nil, at.N, at.History
+	l.on, l.root, l.key, l.entries, l.keys, l.since = true, root, key, fresh.entries, nil, at.N
 	return nil
 }
 

@@ -253,10 +253,11 @@ func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.Refre
 	}
 	now := s.now()
 	st := stamp{jti: newID(now), grant: id, iat: now, exp: g.cut(now.Add(p.life)), pos: positions{birth: g.Birth, view: s.state.position()}}
-	i, rs, err := s.sign(ctx, p, st)
+	d, err := s.draft(ctx, p, st)
 	if err != nil {
 		return nil, err
 	}
+	i, rs := d.issued, d.rules
 	c := s.newChange()
 	next := *g
 	if s.rotates(&p.client, g) {
@@ -285,7 +286,7 @@ func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.Refre
 		c.put(rec, v)
 	}
 	c.event(ctx, p.eventOf(st))
-	if _, err := s.commit(ctx, c); err != nil {
+	if err := s.commitSigned(ctx, c, &d); err != nil {
 		return nil, err
 	}
 	for try := 1; ; try++ {

@@ -551,7 +551,9 @@ func (t *trust) followKeys(ctx context.Context) {
 		} else if !t.fetched.IsZero() {
 			left := t.KeysFor - t.v.now().Sub(t.fetched)
 			if left <= 0 {
+				t.mu.Lock() // else withdraw could put back what it has read just before
 				t.keys.Store(nil)
+				t.mu.Unlock()
 				t.v.gen.Add(1)
 			} else {
 				next = min(next, left)
@@ -672,6 +674,8 @@ func (t *trust) readRules(ctx context.Context) error {
 		switch another := errors.Is(err, store.ErrDiverged) || err == nil && (answer.Next.History != from.History || !t.hashed(&answer)); {
 		case err == nil && answer.Next.History == from.History && answer.Next.N < from.N:
 			return errors.New("the answer goes back")
+		case err == nil && answer.More && answer.Next == from:
+			return errors.New("the answer does not go on") // asked again at once, it would be asked for ever
 		case another && from != (store.Position{}):
 			if restarts++; restarts > rulesRestarts {
 				return errors.New("the source changes its history or its key all the time")

@@ -125,6 +125,23 @@ func TestALaggingIssuerIsNotBelieved(t *testing.T) {
 	})
 }
 
+// A source that has more and never gets there is asked again after a pause, and vouches for nothing.
+func TestAFeedThatDoesNotGoOn(t *testing.T) {
+	wired(t, short, 0, func(t *testing.T, svc *apitoken.Service, w *wire, val *apitoken.JWTValidator) {
+		i := issue(t, svc, aliceSession)
+		require.NoError(t, validate(val, i.Access))
+		w.set(func(ctx context.Context, after store.Position, max int) (apitoken.RevocationView, error) {
+			v, err := svc.Revocations(ctx, after, max)
+			v.Next, v.More = after, true
+			return v, err
+		}, nil)
+		before := w.polls.Load()
+		pass(10 * time.Second)
+		require.Less(t, w.polls.Load()-before, int64(100))
+		require.ErrorIs(t, validate(val, i.Access), apitoken.ErrUnavailable)
+	})
+}
+
 // Another history is read from zero and merged: no rule that was known is forgotten, whether the source says that it has
 // another one or not.
 func TestAnotherHistoryIsMerged(t *testing.T) {

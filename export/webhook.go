@@ -2,6 +2,7 @@ package export
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -198,7 +199,7 @@ func (w *Webhook) Close(ctx context.Context) error {
 	}
 	w.stop()
 	if n := w.Waiting(); n > 0 {
-		return fmt.Errorf("export: %d events were not delivered: %w", n, ctx.Err())
+		return fmt.Errorf("export: %d events were not delivered: %w", n, cmp.Or(ctx.Err(), ErrClosed))
 	}
 	return nil
 }

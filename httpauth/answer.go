@@ -5,11 +5,13 @@ import (
 	"errors"
 	"math"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/jws"
 )
 
 // verdict is how an error is answered.
@@ -62,7 +64,7 @@ type problem struct {
 }
 
 // dpopAlgs are the algorithms that proofs may be signed with, for challenges (RFC 9449 §7.1).
-const dpopAlgs = "ES256 EdDSA RS256 PS256"
+var dpopAlgs = strings.Join(jws.PublicAlgs, " ")
 
 // Error answers with err's status, challenge and problem body, after OnRefuse has seen it. Errors that are not of
 // apitoken's answer 500. Nothing of it may be stored by a cache.
@@ -181,27 +183,30 @@ func (a *Auth) challenge(scheme string, v verdict, scope string) string {
 func redacted(r *http.Request) *http.Request {
 	c := r.Clone(r.Context())
 	for name, values := range c.Header {
-		switch name {
-		case "Referer": // the page before this one may have had a code in its query
-			for i, v := range values {
-				values[i], _, _ = strings.Cut(v, "?")
+		for i, v := range values {
+			switch {
+			case name == "Cookie", name == "Sec-Websocket-Protocol", telling(name): // in a browser the only header for a WebSocket's token
+				v = hidden
+			case name == "Referer", strings.HasSuffix(name, "-Uri"), strings.HasSuffix(name, "-Url"):
+				v, _, _ = strings.Cut(v, "?") // what led here may have had a code in its query
 			}
-			continue
-		case "Cookie":
-		default:
-			if !telling(name) {
-				continue
+			if holdsToken(v) {
+				v = hidden
 			}
+			values[i] = v
 		}
-		c.Header[name] = []string{hidden}
 	}
 	if c.URL.RawQuery != "" {
-		q := c.URL.Query() // drops what is malformed
-		for name, values := range q {
-			for i, v := range values {
+		q := url.Values{}
+		for name, values := range c.URL.Query() { // drops what is malformed
+			for _, v := range values {
 				if telling(name) || holdsToken(v) {
-					values[i] = hidden
+					v = hidden
 				}
+				if holdsToken(name) {
+					name = hidden
+				}
+				q.Add(name, v)
 			}
 		}
 		c.URL.RawQuery = q.Encode()

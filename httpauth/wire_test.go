@@ -273,11 +273,13 @@ func TestHooksAreNoWayIn(t *testing.T) {
 	refuse("/a?y="+jwt, http.Header{"Dpop": {"hunter2"}, "Cookie": {"a=hunter2"}, "Proxy-Authorization": {"hunter2"}})
 	refuse("/link/"+key.Reveal(), http.Header{"Referer": {"https://app.example.com/cb?code=hunter2"}})
 	refuse("http://user:hunter2@api.example.com/a", http.Header{})
-	require.Equal(t, 5, n)
+	refuse("/a?"+jwt+"&"+key.Reveal()+"=1", http.Header{"Sec-Websocket-Protocol": {"bearer, hunter2"}, "X-Trace": {"of " + jwt, key.Reveal()}})
+	refuse("/a", http.Header{"Referer": {"https://app.example.com/link/" + key.Reveal()}, "X-Original-Uri": {"/cb?code=hunter2"}, "X-Forwarded-Url": {"/" + jwt}})
+	require.Equal(t, 7, n)
 	for _, secret := range []string{"hunter2", key.Reveal(), jwt} {
 		require.NotContains(t, seen, secret)
 	}
-	for _, want := range []string{"page=2", "kept", "kept too", "https://app.example.com/cb"} {
+	for _, want := range []string{"page=2", "kept", "kept too", "https://app.example.com/cb", "X-Original-Uri:[/cb]"} {
 		require.Contains(t, seen, want)
 	}
 	require.False(t, reached)

@@ -46,6 +46,7 @@ type Dir struct {
 	tail     *os.File
 	hashes   *os.File
 	broken   error
+	fsync    func(*os.File) error // tests make it fail
 }
 
 // DirOptions are the settings of a Dir; zero fields take the default in brackets.
@@ -78,7 +79,7 @@ var (
 // committed data are missing or changed: the lines of the newest file are held against the tree, the others by
 // [Ledger.Check].
 func OpenDir(path string, opts *DirOptions) (*Dir, error) {
-	d := &Dir{path: path}
+	d := &Dir{path: path, fsync: (*os.File).Sync}
 	if opts != nil {
 		d.opts = *opts
 	}
@@ -106,7 +107,7 @@ func (d *Dir) Torn() Torn { return d.torn }
 
 func (d *Dir) open() error {
 	_, statErr := os.Stat(filepath.Join(d.path, "state.db"))
-	if err := d.openState(); err != nil {
+	if err := d.openState(false); err != nil {
 		return err
 	}
 	if errors.Is(statErr, fs.ErrNotExist) && len(d.segments) == 0 {
@@ -139,8 +140,8 @@ func (d *Dir) open() error {
 	return syncDir(d.path)
 }
 
-// openState opens state.db and reads it.
-func (d *Dir) openState() error {
+// openState opens state.db and reads it. again says that a write of it has failed.
+func (d *Dir) openState(again bool) error {
 	db, err := bbolt.Open(filepath.Join(d.path, "state.db"), 0o600, &bbolt.Options{Timeout: d.opts.LockTimeout})
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
@@ -149,6 +150,11 @@ func (d *Dir) openState() error {
 		return fmt.Errorf("ledger: %s: %w", filepath.Join(d.path, "state.db"), err)
 	}
 	d.db = db
+	if again { // under the lock, which bbolt has
+		if err := d.rewriteState(db.Info().PageSize); err != nil {
+			return fmt.Errorf("ledger: %s: %w", db.Path(), err)
+		}
+	}
 	return db.Update(func(tx *bbolt.Tx) error {
 		for _, name := range [][]byte{bucketState, bucketSegments, bucketCheckpoints} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
@@ -171,6 +177,38 @@ func (d *Dir) openState() error {
 			return nil
 		})
 	})
+}
+
+// rewriteState writes what the kernel shows of state.db to the disk once more. What a sync that failed left unwritten counts as
+// written in memory, so that no later commit would take it along. The two pages that say which others count come last.
+func (d *Dir) rewriteState(page int) error {
+	f, err := os.OpenFile(filepath.Join(d.path, "state.db"), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	again := func(from, to int64) error {
+		buf := make([]byte, 1<<20)
+		for at := from; at < to; at += int64(len(buf)) {
+			b := buf[:min(int64(len(buf)), to-at)]
+			if _, err := f.ReadAt(b, at); err != nil {
+				return err
+			}
+			if _, err := f.WriteAt(b, at); err != nil {
+				return err
+			}
+		}
+		return d.fsync(f)
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	metas := 2 * int64(page)
+	if err := again(metas, info.Size()); err != nil {
+		return err
+	}
+	return again(0, min(metas, info.Size()))
 }
 
 // checkHashes holds the tree's right edge against the state.
@@ -213,8 +251,8 @@ func (d *Dir) checkFiles() error {
 		name := filepath.Base(path)
 		_, err := fmt.Sscanf(name, "%d.jsonl", &first)
 		known := slices.ContainsFunc(d.segments, func(s segment) bool { return filepath.Base(d.segmentPath(s.first)) == name })
-		if known || err != nil {
-			continue
+		if ours := filepath.Base(d.segmentPath(first)); known || err != nil || name != ours && name != ours+".tmp" {
+			continue // somebody's own copy, for example, is not ours to remove
 		}
 		if first >= d.state.Size && strings.HasSuffix(name, ".jsonl") { // begun and never committed
 			if err := d.cut(path, 0); err != nil {
@@ -349,7 +387,7 @@ func (d *Dir) Append(ctx context.Context, b Batch) error {
 		if _, err := d.hashes.WriteAt(raw, tlog.StoredHashCount(d.state.Size)*tlog.HashSize); err != nil {
 			return d.undo(err)
 		}
-		if err := d.hashes.Sync(); err != nil {
+		if err := d.fsync(d.hashes); err != nil {
 			d.broken = err
 			return d.undo(err)
 		}
@@ -391,7 +429,7 @@ func (d *Dir) writeLines(b Batch, segments *[]segment) error {
 		if _, err := d.tail.WriteAt(buf.Bytes(), s.Bytes); err != nil {
 			return err
 		}
-		if err := d.tail.Sync(); err != nil {
+		if err := d.fsync(d.tail); err != nil {
 			d.broken = err // what a failed sync left in memory is not known
 			return err
 		}
@@ -465,7 +503,7 @@ func (d *Dir) usable() error {
 		return nil
 	}
 	_ = d.db.Close()
-	err := d.openState()
+	err := d.openState(true)
 	if err == nil {
 		err = d.reopenTail()
 	}

@@ -74,6 +74,29 @@ func TestTornTailIsNoTampering(t *testing.T) {
 	}
 }
 
+// What an operator keeps in the log's directory is his; what a crash left of ours goes.
+func TestDirKeepsFilesThatAreNotIts(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	d, err := ledger.OpenDir(dir, nil)
+	require.NoError(t, err)
+	require.NoError(t, d.Close())
+	own := []string{"00000000000000000000.jsonl.bak", "0.jsonl", "7.jsonl", "00000000000000000007.jsonl.gz", "notes.jsonl"}
+	left := []string{"00000000000000000000.jsonl", "00000000000000000007.jsonl.tmp"}
+	for _, name := range append(own, left...) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte("mine\n"), 0o600))
+	}
+	d, err = ledger.OpenDir(dir, nil)
+	require.NoError(t, err)
+	require.NoError(t, d.Close())
+	for _, name := range own {
+		require.FileExists(t, filepath.Join(dir, name))
+	}
+	for _, name := range left {
+		require.NoFileExists(t, filepath.Join(dir, name))
+	}
+}
+
 // TestTamperedStorageIsRefused: what was committed can not be changed by a crash.
 func TestTamperedStorageIsRefused(t *testing.T) {
 	t.Parallel()
@@ -489,6 +512,45 @@ type deadWitness struct{}
 
 func (deadWitness) AddCheckpoint(context.Context, int64, tlog.TreeProof, []byte) ([]byte, error) {
 	panic(fmt.Sprint("witness", 3))
+}
+
+// stuckWitness does not look at its context.
+type stuckWitness struct {
+	now, most atomic.Int64
+	back      chan struct{}
+}
+
+func (w *stuckWitness) AddCheckpoint(context.Context, int64, tlog.TreeProof, []byte) ([]byte, error) {
+	w.most.Store(max(w.most.Load(), w.now.Add(1)))
+	defer w.now.Add(-1)
+	<-w.back
+	return nil, errors.New("late")
+}
+
+func TestWitnessThatHangs(t *testing.T) {
+	t.Parallel()
+	dir := ledgerPath(t)
+	synctest.Test(t, func(t *testing.T) {
+		_, good := keyPair(t, "good.example.org")
+		_, key := keyPair(t, "witness.example.org")
+		w := &stuckWitness{back: make(chan struct{})}
+		l := open(t, dir, func(c *ledger.Config) {
+			c.Witnesses = []ledger.Witness{{Key: good, Client: deadWitness{}}, {Key: key, Client: w}}
+		})
+		f := &feed{}
+		require.NoError(t, l.Follow(f))
+		f.add(1)
+		for range 5 {
+			_, err := l.Seal(context.Background())
+			require.ErrorContains(t, err, "0 of 2 witnesses")
+		}
+		require.Equal(t, int64(1), w.most.Load(), "it is not asked again until it comes back")
+		close(w.back)
+		synctest.Wait()
+		require.Zero(t, w.now.Load())
+		_, err := l.Seal(context.Background())
+		require.ErrorContains(t, err, "late", "now it is")
+	})
 }
 
 // counting counts what a log asks of its storage.

@@ -81,8 +81,9 @@ type Ledger struct {
 	stat  Status
 
 	outlets []*outlet
-	asking  chan struct{} // holds whoever asks the witnesses
-	fresh   chan struct{} // there is a checkpoint that they have not seen
+	asking  chan struct{}   // holds whoever asks the witnesses
+	busy    []chan struct{} // of each witness: holds the one call that may be under way
+	fresh   chan struct{}   // there is a checkpoint that they have not seen
 	kick    chan struct{}
 	ctx     context.Context
 	stop    context.CancelFunc
@@ -146,6 +147,9 @@ func Open(c Config) (*Ledger, error) {
 		c.Now = time.Now
 	}
 	l := &Ledger{cfg: c, log: c.Logger, turn: make(chan struct{}, 1), asking: make(chan struct{}, 1), fresh: make(chan struct{}, 1), recent: map[string]int64{}, moved: make(chan struct{}), kick: make(chan struct{}, 1)}
+	for range c.Witnesses {
+		l.busy = append(l.busy, make(chan struct{}, 1))
+	}
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	if err := l.load(); err != nil {
 		l.stop()

@@ -27,11 +27,12 @@ func (f PublisherFunc) Publish(ctx context.Context, signed []byte) error { retur
 
 // FilePublisher appends checkpoints to a file and syncs it: one on a disk or mount that this host can only append to, best. What a
 // crash cut off at its end is written over; a file that ends with anything else is refused. [SplitCheckpoints] reads the file.
-func FilePublisher(path string) Publisher { return &filePublisher{path: path} }
+func FilePublisher(path string) Publisher { return &filePublisher{path: path, sync: (*os.File).Sync} }
 
 type filePublisher struct {
 	path string
-	mu   sync.Mutex // one write at a time
+	sync func(*os.File) error // tests make it fail
+	mu   sync.Mutex           // one write at a time
 }
 
 func (p *filePublisher) Publish(_ context.Context, signed []byte) error {
@@ -41,8 +42,11 @@ func (p *filePublisher) Publish(_ context.Context, signed []byte) error {
 	if err != nil {
 		return fmt.Errorf("ledger: %w", err)
 	}
-	size, err := appendCheckpoint(f, signed)
-	if err = errors.Join(err, f.Close()); err == nil && size == 0 {
+	fresh, err := appendCheckpoint(f, signed)
+	if err == nil {
+		err = p.sync(f)
+	}
+	if err = errors.Join(err, f.Close()); err == nil && fresh {
 		err = syncDir(filepath.Dir(p.path))
 	}
 	if err != nil {
@@ -51,42 +55,43 @@ func (p *filePublisher) Publish(_ context.Context, signed []byte) error {
 	return nil
 }
 
-// appendCheckpoint writes signed behind the last whole checkpoint of f, unless it is that one, and returns what f's size was. Of a
-// file that grows for years it reads the end.
-func appendCheckpoint(f *os.File, signed []byte) (size int64, err error) {
+// appendCheckpoint writes signed behind the last whole checkpoint of f, or over it if it is that one: whether an attempt before
+// has reached the disk is not known. fresh says that the same goes for the file's name. Of a file that grows for years it reads the
+// end.
+func appendCheckpoint(f *os.File, signed []byte) (fresh bool, err error) {
 	info, err := f.Stat()
 	if err != nil {
-		return 0, err
+		return false, err
 	}
-	size = info.Size()
+	size := info.Size()
 	var tail []byte
 	whole, from := 0, size
 	for want := int64(16 << 10); whole == 0 && from > 0; want *= 4 {
 		from = max(0, size-want)
 		tail = make([]byte, size-from)
 		if _, err := f.ReadAt(tail, from); err != nil {
-			return size, err
+			return false, err
 		}
 		whole = wholeCheckpoints(tail)
 	}
-	if bytes.HasSuffix(tail[:whole], signed) {
-		return size, nil // it came again
+	end := from + int64(whole)
+	if bytes.HasSuffix(tail[:whole], signed) { // it came again
+		end -= int64(len(signed))
+		_, err = f.WriteAt(signed, end)
+		return end == 0, err
 	}
 	// A crash leaves a part of a checkpoint, or zeros. A file of anything else is not ours to cut.
 	torn, _, _ := bytes.Cut(bytes.Trim(tail[whole:], "\x00\n"), []byte("\n"))
 	if !bytes.HasPrefix(signed, torn) {
-		return size, fmt.Errorf("%s holds something else than checkpoints", f.Name())
+		return false, fmt.Errorf("%s holds something else than checkpoints", f.Name())
 	}
-	end := from + int64(whole)
 	if end < size {
 		if err := f.Truncate(end); err != nil {
-			return size, err
+			return false, err
 		}
 	}
-	if _, err := f.WriteAt(signed, end); err != nil {
-		return size, err
-	}
-	return size, f.Sync()
+	_, err = f.WriteAt(signed, end)
+	return end == 0, err
 }
 
 // wholeCheckpoints is where the last whole checkpoint in the end of a file ends, zero where there is none.

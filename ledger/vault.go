@@ -47,8 +47,14 @@ type Vault struct {
 	slots map[[personMAC]byte]uint32 // about 40 bytes in memory for a person
 	count uint32                     // slots in the file
 	known map[string]person          // opened lately, at most knownPersons
-	dirty bool
 	bad   int
+
+	// What no sync has confirmed. After one that failed the kernel takes it for written, so that it is written again.
+	fresh  []uint32 // slots of new persons
+	zeroed []uint32 // slots of erased ones
+	again  bool
+	fsync  func(*os.File) error      // tests make it fail
+	wrote  func(offset int64, n int) // tests look on
 }
 
 const (
@@ -121,7 +127,8 @@ func OpenVault(ctx context.Context, path string, seal apitoken.Sealer) (*Vault, 
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("ledger: %w", err)
 	}
-	v := &Vault{path: path, seal: seal, keks: map[uint32]cipher.AEAD{}, slots: map[[personMAC]byte]uint32{}, known: map[string]person{}}
+	v := &Vault{path: path, seal: seal, keks: map[uint32]cipher.AEAD{}, slots: map[[personMAC]byte]uint32{}, known: map[string]person{},
+		fsync: (*os.File).Sync, wrote: func(int64, int) {}}
 	if err := v.open(ctx); err != nil {
 		_ = v.Close()
 		return nil, err
@@ -391,11 +398,11 @@ func (v *Vault) findOrMake(name string) (person, error) {
 	key := make([]byte, dataKey)
 	rand.Read(key)
 	v.sealSlot(at, &s, key)
-	if _, err := v.file.WriteAt(s.bytes(), int64(at)*slotSize); err != nil {
-		return person{}, fmt.Errorf("ledger: %w", err)
+	if err := v.write(at, s.bytes()); err != nil {
+		return person{}, err
 	}
 	v.count++
-	v.slots[mac], v.dirty = at, true
+	v.slots[mac], v.fresh = at, append(v.fresh, at)
 	return person{refOf(at, &s), key}, nil
 }
 
@@ -409,13 +416,43 @@ func (v *Vault) sealSlot(at uint32, s *slot, key []byte) {
 func (v *Vault) sync() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if !v.dirty {
+	if len(v.fresh)+len(v.zeroed) == 0 {
 		return nil
 	}
-	if err := v.file.Sync(); err != nil {
+	return v.flush()
+}
+
+// flush makes all that was written durable. The caller holds mu.
+func (v *Vault) flush() error {
+	if v.again {
+		for _, at := range v.fresh {
+			var b [slotSize]byte
+			if _, err := v.file.ReadAt(b[:], int64(at)*slotSize); err != nil {
+				return fmt.Errorf("ledger: %w", err)
+			}
+			if err := v.write(at, b[:]); err != nil {
+				return err
+			}
+		}
+		for _, at := range v.zeroed {
+			if err := v.write(at, make([]byte, slotSize)); err != nil {
+				return err
+			}
+		}
+	}
+	if err := v.fsync(v.file); err != nil {
+		v.again = true
 		return fmt.Errorf("ledger: %w", err)
 	}
-	v.dirty = false
+	v.fresh, v.zeroed, v.again = nil, nil, false
+	return nil
+}
+
+func (v *Vault) write(at uint32, slot []byte) error {
+	if _, err := v.file.WriteAt(slot, int64(at)*slotSize); err != nil {
+		return fmt.Errorf("ledger: %w", err)
+	}
+	v.wrote(int64(at)*slotSize, len(slot))
 	return nil
 }
 
@@ -452,14 +489,15 @@ func (v *Vault) erase(ctx context.Context, name string) (bool, error) {
 	if !ok {
 		return false, nil
 	}
-	if _, err := v.file.WriteAt(make([]byte, slotSize), int64(at)*slotSize); err != nil {
-		return false, fmt.Errorf("ledger: %w", err)
+	delete(v.known, name) // whatever comes of it: nothing is sealed under a key that may be gone
+	if err := v.write(at, make([]byte, slotSize)); err != nil {
+		return false, err
 	}
-	if err := v.file.Sync(); err != nil {
-		return false, fmt.Errorf("ledger: %w", err)
+	v.zeroed = append(v.zeroed, at)
+	if err := v.flush(); err != nil {
+		return false, err
 	}
 	delete(v.slots, mac)
-	delete(v.known, name)
 	return true, nil
 }
 
@@ -488,12 +526,12 @@ func (v *Vault) Rotate(ctx context.Context) error {
 			return err
 		}
 		v.sealSlot(at, &s, p.key)
-		if _, err := v.file.WriteAt(s.bytes(), int64(at)*slotSize); err != nil {
-			return fmt.Errorf("ledger: %w", err)
+		if err := v.write(at, s.bytes()); err != nil {
+			return err
 		}
 	}
-	if err := v.file.Sync(); err != nil {
-		return fmt.Errorf("ledger: %w", err)
+	if err := v.flush(); err != nil {
+		return err
 	}
 	kept := v.kept
 	var err error
@@ -519,7 +557,7 @@ func (v *Vault) Close() error {
 	defer v.mu.Unlock()
 	var err error
 	if v.file != nil {
-		err = errors.Join(v.file.Sync(), v.file.Close())
+		err = errors.Join(v.flush(), v.file.Close())
 	}
 	if v.lock != nil {
 		err = errors.Join(err, v.lock.Close())

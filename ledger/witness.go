@@ -133,13 +133,20 @@ func (l *Ledger) cosign(ctx context.Context, c Checkpoint, signed []byte) ([]byt
 		err   error
 	}
 	answers := make(chan answer, len(l.cfg.Witnesses))
-	for _, w := range l.cfg.Witnesses {
+	for i, w := range l.cfg.Witnesses {
+		select {
+		case l.busy[i] <- struct{}{}:
+		default: // one that does not look at its context must not gather goroutines
+			answers <- answer{err: fmt.Errorf("witness %s has not come back from an earlier call", w.Key.Name())}
+			continue
+		}
 		go func() {
 			var a answer
 			defer func() {
 				if p := recover(); p != nil {
 					a = answer{err: fmt.Errorf("the witness panicked: %v", p)}
 				}
+				<-l.busy[i] // before the answer: whoever has it may ask again
 				answers <- a
 			}()
 			a.lines, a.err = l.ask(actx, w, c, signed)

@@ -25,7 +25,7 @@ type count struct {
 	tag         uint64 // hash of the key; 0: free
 	now, before uint16 // in this half of the window, and in the one before it
 	half        uint16 // which half it is, as far as it fits
-	raised      uint16 // half in which the threshold was passed, plus one
+	raised      uint16 // half in which the threshold was passed, by mark; 0: in none
 }
 
 // newCountTable makes a table, or none for a detector that is off.
@@ -73,10 +73,18 @@ func (t *countTable) add(h uint64, half uint32, limit int) (n int, passed bool) 
 		c.now++
 	}
 	n = int(c.now) + int(c.before)
-	if n >= limit && c.raised != uint16(half)+1 {
-		c.raised, passed = uint16(half)+1, true
+	if n >= limit && c.raised != mark(half) {
+		c.raised, passed = mark(half), true
 	}
 	return n, passed
+}
+
+// mark is half in two bytes, never 0: it is one half in 65,536 that shares its mark with another, half a year away.
+func mark(half uint32) uint16 {
+	if m := uint16(half); m != 0 {
+		return m
+	}
+	return 1 << 15
 }
 
 // roll moves the counts on to half.

@@ -51,7 +51,7 @@ type moves struct {
 	now, before  uint64 // networks in this half of the window, and in the one before it
 	half         uint32 // which half it is
 	agent, other uint32 // the program used last, and another one used before it
-	raised       uint16 // half in which an alert was raised, plus one
+	raised       uint16 // half in which an alert was raised, by mark; 0: in none
 	back         uint8  // changes to the program before, in this half
 	backBefore   uint8
 }
@@ -166,8 +166,8 @@ func (t *tokenTable) moved(h, place uint64, o *apitoken.Origin, half uint32, lim
 	atOnce := limits.back > 0 && found.back >= limits.back
 	if limits.networks > 0 && found.networks*2 >= limits.networks || found.back > 0 || tooMany || atOnce {
 		x := s.suspect(h, o, half)
-		if (tooMany || atOnce) && m.raised != uint16(half)+1 {
-			m.raised = uint16(half) + 1
+		if (tooMany || atOnce) && m.raised != mark(half) {
+			m.raised = mark(half)
 			found.tooMany, found.atOnce = tooMany, atOnce
 			found.addresses, found.agents = slices.Clone(x.addresses), slices.Clone(x.agents)
 		}

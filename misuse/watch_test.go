@@ -194,3 +194,26 @@ func TestNetworksAreEstimated(t *testing.T) {
 	}
 	assert.Equal(t, 1, f.networks)
 }
+
+// There is no half of the window, however its number falls, in which nothing alerts.
+func TestAnAlertInEveryHalf(t *testing.T) {
+	t.Parallel()
+	for half := range uint32(1 << 16) {
+		h := mix(uint64(half) + 1)
+		c := &countShard{buckets: make([][countPlaces]count, 1)}
+		table := &countTable{}
+		table.shards[h>>58].buckets = c.buckets
+		_, passed := table.add(h, half, 1)
+		require.True(t, passed, "half %d", half)
+		_, passed = table.add(h, half, 1)
+		require.False(t, passed, "half %d, again", half)
+		_, passed = table.add(h, half+1, 1)
+		require.True(t, passed, "half %d, and the next", half)
+	}
+	var tokens tokenTable
+	tokens.init(maphash.MakeSeed(), 8)
+	for half := uint32(1<<16 - 2); half < 1<<16+2; half++ {
+		o := apitoken.Origin{Address: netip.MustParseAddr("192.0.2.1")}
+		require.True(t, tokens.moved(uint64(half), tokens.place(&o), &o, half, moveLimits{networks: 1}).tooMany, "half %d", half)
+	}
+}

@@ -65,10 +65,11 @@ type site struct {
 type failing struct {
 	store.Store
 	writes, reads atomic.Bool
+	unless        atomic.Int64 // so many writes that still go through
 }
 
 func (f *failing) Apply(ctx context.Context, c *store.Change) (store.Commit, error) {
-	if f.writes.Load() {
+	if f.writes.Load() && f.unless.Add(-1) < 0 {
 		return store.Commit{}, fmt.Errorf("engine: connection lost")
 	}
 	return f.Store.Apply(ctx, c)

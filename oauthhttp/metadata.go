@@ -9,13 +9,14 @@ import (
 	"strings"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/remote"
 )
 
 var (
 	authMethods = []string{"client_secret_basic", "client_secret_post", "private_key_jwt", "tls_client_auth", "self_signed_tls_client_auth"}
 	// signAlgs are those of client assertions and DPoP proofs.
-	signAlgs = []string{"ES256", "ES384", "ES512", "EdDSA", "Ed25519", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}
+	signAlgs = jws.PublicAlgs
 )
 
 // serverMetadata is RFC 8414 §2 and what other RFCs add to it.

@@ -318,27 +318,20 @@ func (h *Handler) cors(w http.ResponseWriter, r *http.Request, methods string) b
 	head := w.Header()
 	origin := r.Header.Get("Origin")
 	preflight := r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != ""
+	allowed := "*" // to all, also to who does not say where it comes from: a cache may keep what is public for the next one
 	if h.o.Origins != nil {
 		head.Add("Vary", "Origin")
-	}
-	if origin != "" {
-		allowed := "*"
-		if h.o.Origins != nil {
-			allowed = ""
-			for _, o := range h.o.Origins {
-				if o == origin {
-					allowed = o
-				}
-			}
+		if allowed = ""; slices.Contains(h.o.Origins, origin) {
+			allowed = origin
 		}
-		if allowed != "" {
-			head.Set("Access-Control-Allow-Origin", allowed)
-			head.Set("Access-Control-Expose-Headers", "WWW-Authenticate, DPoP-Nonce, Retry-After")
-			if preflight {
-				head.Set("Access-Control-Allow-Methods", strings.ReplaceAll(methods, " ", ", "))
-				head.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, DPoP")
-				head.Set("Access-Control-Max-Age", "600")
-			}
+	}
+	if allowed != "" {
+		head.Set("Access-Control-Allow-Origin", allowed)
+		head.Set("Access-Control-Expose-Headers", "WWW-Authenticate, DPoP-Nonce, Retry-After")
+		if preflight {
+			head.Set("Access-Control-Allow-Methods", strings.ReplaceAll(methods, " ", ", "))
+			head.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, DPoP")
+			head.Set("Access-Control-Max-Age", "600")
 		}
 	}
 	if preflight {

@@ -98,6 +98,10 @@ func TestBrowsersMayCall(t *testing.T) {
 	require.Equal(t, "*", a.Header.Get("Access-Control-Allow-Origin"), "errors are read by pages too")
 	require.Contains(t, a.Header.Get("Access-Control-Expose-Headers"), "DPoP-Nonce")
 	require.Equal(t, "*", s.get("/.well-known/jwks.json").Header.Get("Access-Control-Allow-Origin"))
+	for _, path := range []string{"/.well-known/oauth-authorization-server", "/openapi.json"} { // what a cache keeps of a program's request serves a page too
+		require.Contains(t, s.get(path).Header.Get("Cache-Control"), "public")
+		require.Equal(t, "*", s.get(path).Header.Get("Access-Control-Allow-Origin"), path)
+	}
 
 	s = newSite(t, func(_ *apitoken.Config, o *oauthhttp.Options) { o.Origins = []string{"https://app.example.com"} })
 	a = preflight("/token")

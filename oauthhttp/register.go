@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/internal/jws"
@@ -340,19 +341,45 @@ func (h *Handler) manageClient(w http.ResponseWriter, r *http.Request) error {
 		if c.Public != was.Public {
 			return badMetadata("A client does not change between public and confidential.")
 		}
-		needsSecret = usesSecret(c) && !usesSecret(&was)
+		if needsSecret = usesSecret(c) && !usesSecret(&was); needsSecret {
+			return h.owe(ctx, id, true)
+		}
 		return nil
 	})
 	if err != nil {
 		return metadataError(err)
+	}
+	if usesSecret(&c) && !needsSecret { // of a change before this one, whose secret could not be made
+		_, err := h.svc.Note(ctx, owedName(id))
+		if needsSecret = err == nil; err != nil && !errors.Is(err, apitoken.ErrNotFound) {
+			return err
+		}
 	}
 	var secret apitoken.Secret
 	if needsSecret {
 		if secret, err = h.svc.Clients.RotateSecret(ctx, id, 0); err != nil {
 			return err
 		}
+		if err := h.owe(ctx, id, false); err != nil { // the next change makes another one, and tells it
+			h.log.WarnContext(ctx, "oauthhttp: a client's secret was made and is still noted as owed", "client", id, "cause", err)
+		}
 	}
 	return h.answer(w, r, http.StatusOK, h.information(c, secret, apitoken.Secret{}))
+}
+
+// A client that is changed to one with a secret gets it in a write of its own. Between the two it is owed one, which is noted
+// first: whoever repeats, within a day, a change that failed there would else be answered 200 and never have a secret.
+const owedFor = 23 * time.Hour // less than a note may live, for clocks that differ
+
+func owedName(client string) string { return "secret\x00" + client }
+
+func (h *Handler) owe(ctx context.Context, client string, on bool) error {
+	return h.svc.ChangeNote(ctx, owedName(client), func(n *apitoken.Note) error {
+		if n.Data, n.Expires = nil, h.now(); on {
+			n.Data, n.Expires = []byte{1}, h.now().Add(owedFor)
+		}
+		return nil
+	})
 }
 
 func usesSecret(c *apitoken.Client) bool {

@@ -103,6 +103,32 @@ func TestAProgramRegistersAClient(t *testing.T) {
 	require.Equal(t, 400, s.get("/authorize?"+authorization(id).Encode()).StatusCode)
 }
 
+// However many of the writes of a change go through, whoever repeats it until it is answered has a secret that works.
+func TestAChangeToASecretThatIsCutShort(t *testing.T) {
+	t.Parallel()
+	for writes := range int64(4) {
+		s, initial := registrar(t, nil)
+		k := newSigner(t)
+		a := s.register(metadata{"redirect_uris": []string{callback}, "token_endpoint_auth_method": "private_key_jwt", "jwks": metadata{"keys": []any{k.jwk}}}, bearer(initial))
+		require.Equal(t, 201, a.StatusCode, string(a.raw))
+		id, token := a.text("client_id"), a.text("registration_access_token")
+		put := func() *answer {
+			return s.do(jsonRequest(t, "PUT", "/register/"+url.PathEscape(id), metadata{"client_id": id, "redirect_uris": []string{callback}}), bearer(token))
+		}
+		s.st.unless.Store(writes)
+		s.st.writes.Store(true)
+		cut := put()
+		s.st.writes.Store(false)
+		if writes < 3 {
+			require.Equal(t, 503, cut.StatusCode, "%d writes", writes)
+			cut = put()
+		}
+		s.secrets[id] = cut.ok().text("client_secret")
+		require.NotEmpty(t, s.secrets[id], "%d writes", writes)
+		s.token(redemption("x"), s.as(id)).refused(400, "invalid_grant", "it is who it says")
+	}
+}
+
 func TestARegistrationNeedsItsToken(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()

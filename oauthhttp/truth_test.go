@@ -14,6 +14,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"maps"
+	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strings"
@@ -24,6 +25,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/httpauth"
 	"github.com/apitoken-go/apitoken/oauthhttp"
 )
 
@@ -134,6 +136,9 @@ func TestTheMetadataTellTheTruth(t *testing.T) {
 	token := s.token(own, s.as("app")).ok().text("access_token")
 
 	proofs := listed(t, m, "dpop_signing_alg_values_supported")
+	w := httptest.NewRecorder() // a resource says the same in its challenge (RFC 9449 §7.1)
+	httpauth.New(s.svc, &httpauth.Options{BaseURL: testIssuer}).Error(w, httptest.NewRequest("GET", "/", nil), apitoken.ErrInvalidProof)
+	require.Contains(t, w.Header().Get("WWW-Authenticate"), `algs="`+strings.Join(proofs, " ")+`"`)
 	for _, alg := range append(slices.Clone(proofs), neverTaken...) {
 		k := newAlgSigner(t, alg)
 		proof := k.sign(t, map[string]any{"typ": "dpop+jwt", "jwk": k.jwk(t)}, map[string]any{"jti": rand.Text(), "htm": "POST", "htu": testIssuer + "/token", "iat": s.at.Now().Unix()})

@@ -30,8 +30,9 @@ type Config struct {
 	// Zero: 30 s. Negative: opaque tokens are refused.
 	OpaqueFor time.Duration
 	// HTTP makes the requests; nil: one with bounded time. Redirects are never followed, and answers are bounded in
-	// size, whatever it does. A certificate that changes comes from its tls.Config.GetClientCertificate: where the issuer
-	// takes the one before no longer, its idle connections are closed, so that the next one shows the new one.
+	// size, whatever it does. The feed is a long poll, of half its Timeout at most. A certificate that changes comes from
+	// its tls.Config.GetClientCertificate: where the issuer takes the one before no longer, its idle connections are closed,
+	// so that the next one shows the new one.
 	HTTP *http.Client
 	Now  func() time.Time // nil: time.Now
 }
@@ -67,12 +68,13 @@ func NewValidator(c Config) (*Validator, error) {
 			if err := showsCertificate(c.HTTP, site.issuer.Scheme); err != nil {
 				return nil, err
 			}
+			site.shows = true
 		}
 		wait := c.Validation.MaxStaleness
 		if wait == 0 {
 			wait = defaultStaleness
 		}
-		t.Revocations = &feedSource{site: site, client: c.Client, wait: min(wait/3, maxWait), fresh: wait / 4}
+		t.Revocations = &feedSource{site: site, client: c.Client, wait: min(wait/3, maxWait, patience(c.HTTP)/2), fresh: wait / 4}
 		if c.OpaqueFor >= 0 {
 			cfg.OpaqueFor = c.OpaqueFor
 			cfg.Introspect = (&introspector{site: site, client: c.Client}).introspect

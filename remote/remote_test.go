@@ -371,14 +371,16 @@ func TestKeySetThatMisbehaves(t *testing.T) {
 		"html": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`<html>`)) },
 	} {
 		s.jwks.Store(&f)
-		before := s.count("/.well-known/jwks.json")
+		before, began := s.count("/.well-known/jwks.json"), time.Now()
 		for range 10_000 { // kids that nobody knows
 			_, err := v.Validate(s.ctx, apitoken.Bearer(withKID(token, name)))
 			require.ErrorIs(t, err, apitoken.ErrInvalidToken)
 		}
 		_, err := v.Validate(s.ctx, apitoken.Bearer(token))
 		require.NoError(t, err, "%s: a token under a known key stays good", name)
-		require.LessOrEqual(t, s.count("/.well-known/jwks.json")-before, int64(2), "%s: unknown kids cost at most a request in a cool-down", name)
+		// A set that failed is read again too, each second at most; a machine that does much else may need many for this.
+		most := 2 + int64(time.Since(began)/time.Second)
+		require.LessOrEqual(t, s.count("/.well-known/jwks.json")-before, most, "%s: unknown kids cost at most a request in a cool-down", name)
 	}
 }
 
@@ -637,6 +639,37 @@ func TestMetadataThatHangHoldUpNothing(t *testing.T) {
 	})
 }
 
+// A host's own client may give a request less time than a poll takes: then the poll takes less, and the view stays fresh.
+func TestAClientInAHurry(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		svc, err := apitoken.New(apitoken.Config{Issuer: "https://auth.example.com", Audience: "a", Store: memstore.New(), InsecureKeysInStore: true})
+		require.NoError(t, err)
+		defer svc.Close()
+		c, secret, err := svc.Clients.Create(context.Background(), apitoken.Client{ID: "orders", GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{remote.FollowScope}})
+		require.NoError(t, err)
+		h := remote.Handler(svc)
+		v, err := remote.NewValidator(remote.Config{
+			Issuer: "https://auth.example.com", Audience: "a", Client: apitoken.ClientAuth{ID: c.ID, Secret: secret}, Validation: apitoken.Validation{MaxStaleness: 30 * time.Second},
+			HTTP: &http.Client{Timeout: 2 * time.Second, Transport: tripper(func(r *http.Request) (*http.Response, error) {
+				w := httptest.NewRecorder()
+				h.ServeHTTP(w, r)
+				if err := r.Context().Err(); err != nil {
+					return nil, err
+				}
+				return w.Result(), nil
+			})},
+		})
+		require.NoError(t, err)
+		defer v.Close()
+		require.NoError(t, v.Ready(context.Background()))
+		for range 60 {
+			time.Sleep(3 * time.Second)
+			require.Less(t, v.Freshness().Age, 10*time.Second)
+		}
+	})
+}
+
 type tripper func(*http.Request) (*http.Response, error)
 
 func (f tripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
@@ -654,6 +687,41 @@ func TestKeySetsOfOthers(t *testing.T) {
 		_, err := remote.Keys(bad, nil).JWKS(context.Background(), "")
 		require.ErrorContains(t, err, "https", bad)
 	}
+}
+
+// A key set may be of two validators: where the answer to one hangs, the other gets its own. And nothing is taken for "as before"
+// that was not asked for so.
+func TestKeySetThatIsShared(t *testing.T) {
+	t.Parallel()
+	release, hangs := make(chan struct{}), make(chan struct{})
+	var n, asked atomic.Int32
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch n.Add(1) {
+		case 1:
+			close(hangs)
+			<-release
+		case 2:
+		case 3:
+			if r.Header.Get("If-None-Match") != "" {
+				asked.Add(1)
+			}
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
+		_, _ = w.Write([]byte(`{"keys":[]}`)) // without ETag
+	}))
+	t.Cleanup(srv.Close)
+	keys := remote.Keys(srv.URL, nil)
+	first := make(chan error, 1)
+	go func() { _, err := keys.JWKS(context.Background(), ""); first <- err }()
+	<-hangs
+	_, err := keys.JWKS(context.Background(), "")
+	require.NoError(t, err)
+	_, err = keys.JWKS(context.Background(), "")
+	require.ErrorContains(t, err, "304")
+	require.Zero(t, asked.Load())
+	close(release)
+	require.NoError(t, <-first)
 }
 
 // A service that is closed hands on nothing, and does not answer its followers in a hurry either.

@@ -40,6 +40,7 @@ type site struct {
 	name   string // issuer as it was written: what its metadata must say
 	http   *http.Client
 	own    *http.Transport // made here; nil: the host's
+	shows  bool            // a certificate proves this process
 
 	first chan struct{} // holds the one right to read the metadata while there are none; a channel, so that waiting ends with a context
 	ctx   context.Context
@@ -135,6 +136,21 @@ func careful(c *http.Client) (*http.Client, *http.Transport) {
 	own.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	own.Jar = nil
 	return &own, made
+}
+
+// patience is how long a client waits for an answer, as far as it tells: whoever asks for a longer poll never gets one.
+func patience(c *http.Client) time.Duration {
+	d := 2 * (maxWait + requestTimeout)
+	if c == nil {
+		return d
+	}
+	if c.Timeout > 0 {
+		d = min(d, c.Timeout)
+	}
+	if t, ok := c.Transport.(*http.Transport); ok && t.ResponseHeaderTimeout > 0 {
+		d = min(d, t.ResponseHeaderTimeout)
+	}
+	return d
 }
 
 var errStatus = errors.New("remote: the issuer refused")
@@ -284,7 +300,7 @@ func (s *site) fetch(ctx context.Context) (*metadata, error) {
 	}
 	// Their hosts are others on purpose, and get no credential that could be used elsewhere.
 	for _, endpoint := range []string{m.Aliases.Introspection, m.Aliases.Revocations} {
-		if endpoint == "" {
+		if endpoint == "" || !s.shows {
 			continue
 		}
 		if err := s.check(endpoint, false); err != nil {
@@ -323,10 +339,14 @@ type keySource struct {
 	site *site
 	url  string // fixed, where there is no discovery
 
-	mu   sync.Mutex // guards what follows
-	etag string
-	from string
-	doc  []byte
+	mu   sync.Mutex // guards last; not held while a request is under way
+	last keyAnswer
+}
+
+// keyAnswer is a set as it came last.
+type keyAnswer struct {
+	from, etag string
+	doc        []byte
 }
 
 // Keys fetches the JWKS at url, which is https, or http on loopback: for issuers that are not of this module's making. The
@@ -355,7 +375,8 @@ func (k *keySource) JWKS(ctx context.Context, _ string) ([]byte, error) {
 		from = m.JWKS
 	}
 	k.mu.Lock()
-	defer k.mu.Unlock()
+	last := k.last
+	k.mu.Unlock()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
 	if err != nil {
 		return nil, err
@@ -363,22 +384,25 @@ func (k *keySource) JWKS(ctx context.Context, _ string) ([]byte, error) {
 	r.Header.Set("Accept", "application/jwk-set+json, application/json")
 	// What a cache in between kept may be from before a key was withdrawn. We ask seldom.
 	r.Header.Set("Cache-Control", "no-cache")
-	if k.etag != "" && k.from == from {
-		r.Header.Set("If-None-Match", k.etag)
+	asked := last.etag != "" && last.from == from
+	if asked {
+		r.Header.Set("If-None-Match", last.etag)
 	}
 	res, body, err := k.site.do(r, maxKeySet)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("remote: keys: %w", err)
-	case res.StatusCode == http.StatusNotModified && k.doc != nil:
-		return k.doc, nil
+	case res.StatusCode == http.StatusNotModified && asked:
+		return last.doc, nil
 	case res.StatusCode != http.StatusOK:
 		if k.url == "" {
 			k.site.distrust()
 		}
 		return nil, fmt.Errorf("remote: keys: status %d", res.StatusCode)
 	}
-	k.etag, k.from, k.doc = res.Header.Get("ETag"), from, body
+	k.mu.Lock()
+	k.last = keyAnswer{from, res.Header.Get("ETag"), body}
+	k.mu.Unlock()
 	return body, nil
 }
 

@@ -40,6 +40,10 @@ const (
 
 var curves = map[string]elliptic.Curve{"ES256": elliptic.P256(), "ES384": elliptic.P384(), "ES512": elliptic.P521()}
 
+// PublicAlgs are the algorithms by which others may sign for us: DPoP proofs, client assertions. Ed25519 is RFC 9864's name of
+// EdDSA with such a key.
+var PublicAlgs = []string{"ES256", "ES384", "ES512", "EdDSA", "Ed25519", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}
+
 var errVerify = errors.New("jws: the signature does not fit")
 
 // NewPublicKey checks and prepares a key. It refuses weak and malformed ones with the reason.

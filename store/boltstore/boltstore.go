@@ -242,17 +242,19 @@ func (s *Store) lockedBy(wait time.Duration) error {
 	return fmt.Errorf("%w: %s has it open (waited %v)", ErrLocked, who, wait)
 }
 
+// tempName begins the names of the files that this package makes beside the database for a while. Nobody names a file of his
+// own so: a copy that an operator keeps there, such as tokens.db.backup-20260301, is not ours to remove.
+const tempName = ".apitoken-tmp-"
+
 // removeLeftovers takes away what a crash left of Open, Compact and Backup. Only the holder of the lock does.
 func (s *Store) removeLeftovers() {
-	_ = os.Remove(s.path + ".new")
-	_ = os.Remove(s.path + ".compact")
 	dir, base := filepath.Split(s.path)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return
 	}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), base+".backup-") {
+		if strings.HasPrefix(e.Name(), base+tempName) {
 			_ = os.Remove(filepath.Join(dir, e.Name()))
 		}
 	}
@@ -290,7 +292,7 @@ func checkMagic(path string) error {
 // create makes the file whole beside its place and links it there: a crash never leaves half of one, and a file that
 // appears meanwhile is not replaced.
 func (s *Store) create() error {
-	name := s.path + ".new"
+	name := s.path + tempName + "new"
 	db, err := bbolt.Open(name, 0o600, &bbolt.Options{Timeout: time.Second})
 	if err != nil {
 		return err

@@ -41,7 +41,7 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 	if s.readOnly {
 		return s.backupReadOnly(ctx, w)
 	}
-	f, err := os.CreateTemp(filepath.Dir(s.path), filepath.Base(s.path)+".backup-*")
+	f, err := os.CreateTemp(filepath.Dir(s.path), filepath.Base(s.path)+tempName+"backup-*")
 	if err != nil {
 		return fmt.Errorf("boltstore: backup: %w", err)
 	}
@@ -98,7 +98,7 @@ func (s *Store) Compact(ctx context.Context) error {
 	if s.readOnly {
 		return fmt.Errorf("%w: compact needs a store open for writing", errInvalid)
 	}
-	return s.copyTo(ctx, s.path+".compact", false, func(c *copier) error { return s.replace(c) })
+	return s.copyTo(ctx, s.path+tempName+"compact", false, func(c *copier) error { return s.replace(c) })
 }
 
 // copyTo makes the copy. finish runs in the writer while nothing is written, after the copy is complete and synced.

@@ -374,7 +374,7 @@ func TestCallerOfBackupMayWrite(t *testing.T) {
 	boom := errors.New("boom")
 	require.ErrorIs(t, s.Backup(context.Background(), writerFunc(func([]byte) (int, error) { return 0, boom })), boom)
 	require.ErrorIs(t, s.Backup(ctx, io.Discard), context.Canceled)
-	left, err := filepath.Glob(s.path + ".backup-*")
+	left, err := filepath.Glob(s.path + tempName + "*")
 	require.NoError(t, err)
 	require.Empty(t, left, "no copy is left behind")
 }

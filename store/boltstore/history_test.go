@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -184,19 +185,34 @@ func TestCompactGivesSpaceBack(t *testing.T) {
 	cancelled, cancel := context.WithCancel(ctx)
 	cancel()
 	require.ErrorIs(t, s.Compact(cancelled), context.Canceled)
-	require.NoFileExists(t, s.path+".compact")
+	require.NoFileExists(t, s.path+tempName+"compact")
 }
 
 func TestCrashInCompactLeavesLeftovers(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "tokens.db")
 	require.NoError(t, newAt(t, path).Close())
-	for _, suffix := range []string{".compact", ".new", ".backup-123"} {
+	for _, suffix := range []string{tempName + "compact", tempName + "new", tempName + "backup-123"} {
 		require.NoError(t, os.WriteFile(path+suffix, []byte("half a file"), 0o600))
 	}
 	s := openT(t, path, nil)
 	require.False(t, s.Restored())
-	for _, suffix := range []string{".compact", ".new", ".backup-123"} {
+	for _, suffix := range []string{tempName + "compact", tempName + "new", tempName + "backup-123"} {
 		require.NoFileExists(t, path+suffix)
+	}
+	// What an operator keeps beside the database is his.
+	own := []string{".backup-20260301", ".backup-1", ".new", ".compact", ".old", ".bak"}
+	require.NoError(t, s.Close())
+	for _, suffix := range own {
+		require.NoError(t, os.WriteFile(path+suffix, []byte("mine"), 0o600))
+	}
+	s = openT(t, path, nil)
+	require.NoError(t, s.Compact(context.Background()))
+	require.NoError(t, s.Backup(context.Background(), io.Discard))
+	require.NoError(t, s.Close())
+	for _, suffix := range own {
+		b, err := os.ReadFile(path + suffix)
+		require.NoError(t, err, suffix)
+		require.Equal(t, "mine", string(b), suffix)
 	}
 }

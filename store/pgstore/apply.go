@@ -195,7 +195,7 @@ func (s *Store) write(ctx context.Context, in *intent, unknown error) (store.Com
 		case isPg(err, "AP004") && adopted < 3: // the server is another one since: adopt it, and write
 			adopted++
 			if err := s.adopt(ctx); err != nil {
-				return store.Commit{}, err
+				return refused(err)
 			}
 			continue
 		case isPg(err, "AP005"):
@@ -205,8 +205,8 @@ func (s *Store) write(ctx context.Context, in *intent, unknown error) (store.Com
 		case rolledBack(err), pgconn.SafeToRetry(err):
 		case broken(err) && in.puts > 0:
 			unknown = err
-		default:
-			return store.Commit{}, s.cause(err)
+		default: // a server that is a replica says ErrReadOnly
+			return refused(s.cause(err))
 		}
 		if !pause(ctx, wait) {
 			return store.Commit{}, s.cause(err)

@@ -202,6 +202,65 @@ func TestOverwrittenBeforeTheAnswer(t *testing.T) {
 	require.ErrorIs(t, err, store.ErrConflict)
 }
 
+// A change is done, its answer lost, and the session that asks for it again may only read, as after a hand-over to a server that is
+// one's own replica: that is unknown, and not "not done".
+func TestReadOnlyBehindALostAnswer(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]*store.Change{"in a group": grant("g", "1", store.Version{}), "alone": rule("r")} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx := context.Background()
+			p := prefix()
+			w := newWire(t, server(t))
+			var readOnly atomic.Bool
+			s := open(t, newPool(t, server(t), 1, w.behind, func(c *pgxpool.Config) {
+				c.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
+					if readOnly.Load() {
+						c.RuntimeParams["default_transaction_read_only"] = "on"
+					}
+					return nil
+				}
+			}), pgstore.Options{Prefix: p, Timeout: time.Minute})
+			other := open(t, newPool(t, server(t), 4), pgstore.Options{Prefix: p})
+			_, err := s.Apply(ctx, grant("warm", "1", store.Version{}))
+			require.NoError(t, err)
+			readOnly.Store(true)
+			w.swallow.Store(1)
+			_, err = s.Apply(ctx, c)
+			require.Error(t, err)
+			require.NotErrorIs(t, err, store.ErrReadOnly, "which would say that it was not done")
+			r, err := other.Get(ctx, c.Puts[0].Kind, c.Puts[0].ID)
+			require.NoError(t, err)
+			require.Equal(t, c.ID, r.Version, "it was")
+			_, err = s.Apply(ctx, grant("late", "1", store.Version{}))
+			require.ErrorIs(t, err, store.ErrReadOnly, "what was asked for once alone was not done")
+		})
+	}
+}
+
+// Where each question comes to a server of another history than the row that the one before has adopted, as between two
+// primaries, a follower must not take an answer of nothing for all that there is.
+func TestFollowBetweenTwoHistories(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	pool := newPool(t, server(t), 4)
+	p := prefix()
+	s := open(t, pool, pgstore.Options{Prefix: p})
+	_, err := s.Apply(ctx, rule("r1"))
+	require.NoError(t, err)
+	_, err = pool.Exec(ctx, "UPDATE "+p+"namespace SET timeline = '0000000A'")
+	require.NoError(t, err)
+	_, err = pool.Exec(ctx, "CREATE FUNCTION "+p+"stay() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; CREATE TRIGGER stay BEFORE UPDATE ON "+p+"namespace FOR EACH ROW EXECUTE FUNCTION "+p+"stay()")
+	require.NoError(t, err)
+	v, err := s.Follow(ctx, store.Position{}, nil, 10)
+	require.Error(t, err, "%+v", v)
+	_, err = pool.Exec(ctx, "DROP TRIGGER stay ON "+p+"namespace")
+	require.NoError(t, err)
+	v, err = s.Follow(ctx, store.Position{}, nil, 10)
+	require.NoError(t, err)
+	require.Len(t, v.Records, 1)
+}
+
 // A server that hangs: callers come back with their deadlines, and neither goroutines nor writes pile up behind them.
 func TestServerThatHangs(t *testing.T) {
 	// Not parallel: it counts goroutines.

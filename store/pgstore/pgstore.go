@@ -112,6 +112,8 @@ var (
 var (
 	errInvalid = errors.New("pgstore: invalid argument")
 	errReplica = errors.New("pgstore: this server is a replica: the store reads and writes the primary")
+	// Two primaries, or a fail-over under way.
+	errTwoServers = errors.New("pgstore: the pool leads to servers of different histories")
 )
 
 // New returns the namespace "" of the tables, which it makes first unless o.Manual is set. The pool stays the host's; close the

@@ -120,8 +120,11 @@ func (s *Store) Follow(ctx context.Context, after store.Position, kinds []store.
 	}
 	for try := 0; ; try++ {
 		v, same, err := s.follow(ctx, after, only, max)
-		if err != nil || same || try == 1 {
+		switch {
+		case err != nil || same:
 			return v, err
+		case try == 1: // an empty answer would say that nothing was ever written
+			return store.View{}, errTwoServers
 		}
 		if err := s.adopt(ctx); err != nil { // the server is another one since
 			return store.View{}, err

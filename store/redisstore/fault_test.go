@@ -1,8 +1,11 @@
 package redisstore_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -318,4 +321,49 @@ func TestKilledUnderLoad(t *testing.T) {
 		}
 	}
 	require.Len(t, seen, n)
+}
+
+// TestFileCutInAChange: a crash cuts the server's file in the middle of a change's last command. The server comes back
+// without the change, goes on, and crashes again: it is not there, not in part either, and all that came later is.
+func TestFileCutInAChange(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	server := redistest.Private(t)
+	c := server.Client(t)
+	s := openAt(t, c, &redisstore.Options{RestartLosesNothing: true, Timeout: 20 * time.Second})
+	must(t, s, []store.Put{put(store.KindRule, "before", store.Version{})}, event("before"))
+	dir := c.ConfigGet(ctx, "dir").Val()["dir"]
+	files := func() []string {
+		names, err := filepath.Glob(filepath.Join(dir, "appendonlydir", "*.incr.aof"))
+		require.NoError(t, err)
+		require.Len(t, names, 1)
+		return names
+	}
+	whole, err := os.ReadFile(files()[0])
+	require.NoError(t, err)
+	must(t, s, []store.Put{put(store.KindRule, "cut", store.Version{})}, event("cut"))
+	server.Kill()
+	both, err := os.ReadFile(files()[0])
+	require.NoError(t, err)
+	require.Greater(t, len(both), len(whole))
+	// Within the record's commands: what is left of the change is its first write and a piece of the second.
+	second := bytes.Index(both[len(whole):], []byte("ZADD"))
+	require.Positive(t, second)
+	require.NoError(t, os.WriteFile(files()[0], both[:len(whole)+second+10], 0o600))
+
+	// This process has seen the change acknowledged, which would be a loss; one that has not comes first.
+	require.NoError(t, s.Close())
+	require.NoError(t, server.Run())
+	s = openAt(t, server.Client(t), &redisstore.Options{RestartLosesNothing: true, Timeout: 20 * time.Second})
+	must(t, s, []store.Put{put(store.KindRule, "after", store.Version{})}, event("after"))
+	for range 2 {
+		rules, _ := snapshotOf(t, s)
+		require.Equal(t, []string{"before", "after"}, ids(rules))
+		require.Equal(t, []string{"before", "after"}, ids(all(t, s, store.Query{Kind: store.KindEvent})))
+		_, err = s.Get(ctx, store.KindRule, "cut")
+		require.ErrorIs(t, err, store.ErrNotFound, "half of a change came back")
+		server.Kill()
+		require.NoError(t, server.Run())
+	}
+	must(t, s, []store.Put{put(store.KindRule, "cut", store.Version{})}, event("cut"))
 }

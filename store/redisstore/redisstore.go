@@ -22,11 +22,14 @@
 //
 //   - maxmemory-policy noeviction (or Options.InsecureMayEvict)
 //   - appendonly yes and appendfsync always; or Options.WaitAOF; or Options.WaitReplicas; or Options.InsecureMayLoseWrites
+//   - an append-only file, where there is one, that was rewritten since the server's start: New and whoever finds the server
+//     started again have it rewritten and wait for that. With aof-load-truncated yes, the default, what a crash has cut off
+//     in the middle of a change could otherwise come back, in part, after the next one.
 //
 // A server that is configured anew while it runs is not looked at again. Its user needs keys that begin with "{" and the
 // prefix and ":", the channel of the prefix and ":wake", and these commands:
 //
-//	eval evalsha info config|get publish subscribe unsubscribe ping time exists wait waitaof
+//	eval evalsha info config|get bgrewriteaof publish subscribe unsubscribe ping time exists wait waitaof
 //	hget hset hdel hmget hgetall get set del append xadd xdel xrange xrevrange
 //	zadd zrem zscore zcard zrange zrangebylex zrevrangebylex zrangebyscore zrevrangebyscore zremrangebyscore zremrangebyrank
 //

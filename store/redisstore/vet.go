@@ -44,7 +44,7 @@ func (s *Store) vet(ctx context.Context, key string) (string, error) {
 	replication = pipe.Info(ctx, "replication")
 	server, memory, persistence := pipe.Info(ctx, "server"), pipe.Info(ctx, "memory"), pipe.Info(ctx, "persistence")
 	config := map[string]*redis.MapStringStringCmd{}
-	for _, name := range [...]string{configPolicy, configAppend, configFsync} {
+	for _, name := range [...]string{configPolicy, configAppend, configFsync, configTruncated} {
 		config[name] = pipe.ConfigGet(ctx, name)
 	}
 	if _, err := pipe.Exec(ctx); err != nil && !isServerError(err) {
@@ -73,6 +73,9 @@ func (s *Store) vet(ctx context.Context, key string) (string, error) {
 		s.log.Error("redisstore: server refused", "error", err)
 		return "", err
 	}
+	if err := s.wholeLog(ctx, node, facts[configTruncated]); err != nil {
+		return "", err
+	}
 	if n, _ := strconv.Atoi(infoField(replication.Val(), "connected_slaves")); n > 0 && s.o.WaitReplicas == 0 {
 		s.log.Warn("redisstore: the server has replicas, and no write waits for them: a failover may lose what was acknowledged (Options.WaitReplicas)")
 	}
@@ -86,10 +89,58 @@ func (s *Store) vet(ctx context.Context, key string) (string, error) {
 }
 
 const (
-	configPolicy = "maxmemory-policy"
-	configAppend = "appendonly"
-	configFsync  = "appendfsync"
+	configPolicy    = "maxmemory-policy"
+	configAppend    = "appendonly"
+	configFsync     = "appendfsync"
+	configTruncated = "aof-load-truncated"
 )
+
+// wholeLog makes a server that was started again write its append-only file anew before it is used.
+//
+// A crash may cut the file in the middle of a script's writes. With aof-load-truncated, the default, the server then starts
+// without them, as it must, but all versions until the middle of 2026 take away the last command only, and leave the others
+// and the MULTI before them in the file. What is written afterwards follows there, its EXEC ends that MULTI too, and after
+// one more crash half a change comes back. A file that was rewritten since the server's start has no such rest.
+func (s *Store) wholeLog(ctx context.Context, node pipeliner, truncated string) error {
+	asked := false
+	for wait := firstWait; ; {
+		pipe := node.Pipeline()
+		cmd := pipe.Info(ctx, "persistence")
+		if _, err := pipe.Exec(ctx); err != nil {
+			return err
+		}
+		info := cmd.Val()
+		rewriting := infoField(info, "aof_rewrite_in_progress") == "1" || infoField(info, "aof_rewrite_scheduled") == "1"
+		rewritten := !strings.HasPrefix(infoField(info, "aof_last_rewrite_time_sec"), "-") && infoField(info, "aof_last_bgrewrite_status") == "ok"
+		switch {
+		case infoField(info, "aof_enabled") == "0", truncated == "no", rewritten && !rewriting:
+			return nil
+		case rewriting:
+		case asked:
+			return fmt.Errorf("%w: the server fails to rewrite its append-only file: see its log", ErrFull)
+		default:
+			pipe := node.Pipeline()
+			rewrite := pipe.BgRewriteAOF(ctx)
+			_, _ = pipe.Exec(ctx)
+			switch err := rewrite.Err(); {
+			case err == nil:
+				asked = true
+			case hasCode(err, "NOPERM"), hasCode(err, "ERR unknown command"):
+				if s.o.TrustServerConfig {
+					return nil
+				}
+				return fmt.Errorf("%w: after a start its append-only file must be rewritten, as it may end within a change, and BGREWRITEAOF is forbidden (%w): "+
+					"allow it, have it run, set aof-load-truncated no, or vouch with Options.TrustServerConfig", ErrUnsafe, err)
+			case !isServerError(err):
+				return err
+			}
+			// Whatever else the server says, as that another process has asked: the next look tells.
+		}
+		if !pause(ctx, s.ctx, &wait) {
+			return fmt.Errorf("%w: the server rewrites its append-only file after its start", errAway)
+		}
+	}
+}
 
 func isServerError(err error) bool {
 	_, ok := serverError(err)

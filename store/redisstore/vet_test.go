@@ -82,6 +82,20 @@ func TestConfigForbidden(t *testing.T) {
 	require.ErrorContains(t, err, "TrustServerConfig")
 	s := openAt(t, c, &redisstore.Options{TrustServerConfig: true})
 
+	// One who may look and not have the file rewritten is told how to go on.
+	require.NoError(t, admin.Do(ctx, "acl", "setuser", "app", "+config|get").Err())
+	_, err = redisstore.New(ctx, c, nil)
+	require.ErrorIs(t, err, redisstore.ErrUnsafe)
+	require.ErrorContains(t, err, "BGREWRITEAOF")
+	require.NoError(t, admin.ConfigSet(ctx, "aof-load-truncated", "no").Err())
+	require.NoError(t, openAt(t, c, nil).Close(), "a server that never starts with a file that was cut")
+	require.NoError(t, admin.ConfigSet(ctx, "aof-load-truncated", "yes").Err())
+	require.NoError(t, admin.Do(ctx, "acl", "setuser", "app", "+bgrewriteaof").Err())
+	require.NoError(t, openAt(t, c, nil).Close())
+	require.NoError(t, admin.Do(ctx, "acl", "setuser", "app", "-bgrewriteaof").Err())
+	require.NoError(t, openAt(t, c, nil).Close(), "it was rewritten")
+	require.NoError(t, admin.Do(ctx, "acl", "setuser", "app", "-config|get").Err())
+
 	// Every script runs within those permissions.
 	p, e := put(store.KindRule, "a", store.Version{}), event("e")
 	p.Expires, p.Subject, e.Expires = 1, "s", 1

@@ -18,6 +18,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/store"
+	"github.com/apitoken-go/apitoken/store/memstore"
 	"github.com/apitoken-go/apitoken/store/pgstore"
 	"github.com/apitoken-go/apitoken/store/redisstore"
 )
@@ -156,6 +157,87 @@ func TestCopyFromEngineToEngine(t *testing.T) {
 		require.ErrorIs(t, left.Revoke(ctx, apitoken.BySubject("idler"), "too late"), apitoken.ErrUnavailable)
 	}
 	require.NoError(t, verdict(ctx, svc, refreshAt(t, svc, idler)), "who slept all the way goes on")
+}
+
+// freezing tells when its store begins to refuse writes, before it does.
+type freezing struct {
+	store.Store
+	frozen func(on bool)
+}
+
+func (f freezing) SetReadOnly(ctx context.Context, on bool) error {
+	f.frozen(on)
+	return f.Store.(interface {
+		SetReadOnly(context.Context, bool) error
+	}).SetReadOnly(ctx, on)
+}
+
+// TestCopyBesideALongTransaction: while somebody's transaction is open, Postgres shows no event after it in the final order.
+// Copy waits for that, at first while the source goes on, and takes no event for lost that is only out of sight.
+func TestCopyBesideALongTransaction(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(context.Background())
+	begin := func(conn *pgxpool.Pool) (end func()) {
+		tx, err := conn.Begin(ctx)
+		require.NoError(t, err)
+		_, err = tx.Exec(ctx, "SELECT pg_current_xact_id()")
+		require.NoError(t, err)
+		return func() { require.NoError(t, tx.Rollback(ctx)) }
+	}
+	events := func(st store.Store, newest bool) (n int) {
+		for q := (store.Query{Kind: store.KindEvent, Newest: newest}); ; {
+			p, err := st.List(ctx, q)
+			require.NoError(t, err)
+			n += len(p.Records)
+			if q.Cursor = p.Cursor; q.Cursor == "" {
+				return n
+			}
+		}
+	}
+	e := startPostgres(t)
+	pool, err := pgxpool.New(ctx, e.url)
+	require.NoError(t, err)
+	from, to := memstore.New(), e.open(t, "")
+	svc := serviceOn(t, from)
+	for range 20 {
+		issueAt(t, svc, "alice")
+	}
+
+	// One that was open before, and one that begins when the source stands still.
+	first := begin(pool)
+	var second func()
+	var refused atomic.Int64
+	seen := make(chan struct{})
+	source := freezing{from, func(on bool) {
+		if on && refused.Add(1) == 1 {
+			second = begin(pool)
+			close(seen)
+		}
+	}}
+	type result struct {
+		apitoken.Copied
+		err error
+	}
+	done := make(chan result, 1)
+	var copying sync.WaitGroup
+	copying.Go(func() {
+		c, err := apitoken.Copy(ctx, source, to)
+		done <- result{c, err}
+	})
+	t.Cleanup(func() { cancel(); copying.Wait(); pool.Reset() }) // and not Close, which waits for what an early end leaves open
+	want := events(from, false)
+	require.Eventually(t, func() bool { return events(to, true) == want }, time.Minute, 5*time.Millisecond, "all is copied")
+	require.Zero(t, events(to, false), "and nothing is in its final order")
+	require.Zero(t, refused.Load(), "while it waits, nobody is refused")
+	issueAt(t, svc, "bob")
+	first()
+	<-seen
+	require.Eventually(t, func() bool { return events(to, true) > want }, time.Minute, 5*time.Millisecond, "bob's is copied, out of sight again")
+	second()
+	r := <-done
+	require.NoError(t, r.err)
+	require.Greater(t, r.Events, want)
+	require.Equal(t, events(from, false), events(to, false))
 }
 
 // copyVariable makes the tests' own binary the process that copies: from the Redis to the Postgres that it names.

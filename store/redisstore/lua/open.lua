@@ -24,17 +24,20 @@ elseif m[2] ~= replid then
   end
 end
 if why ~= '' then
+  local set = {'history', ARGV[4], 'replid', replid, 'format', ARGV[5]}
   if history then
     -- Cursors of the feed that lead beyond what is left go on from here.
     local fields = call('HGETALL', meta)
     for i = 1, #fields, 2 do
       if sub(fields[i], 1, 4) == 'end:' and tonumber(fields[i + 1]) > event then
-        call('HSET', meta, fields[i], int(event))
+        set[#set + 1] = fields[i]
+        set[#set + 1] = int(event)
       end
     end
-    call('HSET', meta, 'end:' .. history, int(event))
+    set[#set + 1] = 'end:' .. history
+    set[#set + 1] = int(event)
   end
   history = ARGV[4]
-  call('HSET', meta, 'history', history, 'replid', replid, 'format', ARGV[5])
+  call('HSET', meta, lua_unpack(set))
 end
 return {'A', int(writes), history, why, int(lost), replid}
