@@ -590,6 +590,9 @@ func (k *APIKeys) identify(ctx context.Context, text string) (string, error) {
 	if err != nil {
 		return "", fail(ErrNotFound, "not an API key")
 	}
+	if !k.mayBeOurs(ctx, key) {
+		return "", fail(ErrNotFound, "an API key that this service did not make")
+	}
 	rec, _, err := k.read(ctx, key.ID.String())
 	if err != nil {
 		return "", err
@@ -651,10 +654,8 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 	hash := k.s.hashAPIKey(&key)
 	e := k.keys.get(key.ID)
 	if e == nil {
-		// A filter: junk ends here, without a store read. What is under a root that can not be opened now passes it.
-		mac, err := k.s.SigningKeys.presented(ctx, key.KID, purposeAPIKeyTag)
-		tag := opaque.Tag(mac, "ak1", []byte(k.s.ns), key.ID[:], key.Secret[:])
-		if err == nil && (mac == nil || subtle.ConstantTimeCompare(tag[:], key.Tag[:]) != 1) {
+		var err error
+		if !k.mayBeOurs(ctx, &key) {
 			return Token{}, tr.no("tag", fail(ErrInvalidToken, "an API key that this service did not make"))
 		}
 		if e, err = k.load(ctx, key.ID); err != nil {
@@ -696,6 +697,13 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 		e.use.hit(now, addressOf(ctx))
 	}
 	return Token{d: e.d, fresh: f}, nil
+}
+
+// mayBeOurs is a filter: junk ends here, without a store read. What is under a root that can not be opened now passes it.
+func (k *APIKeys) mayBeOurs(ctx context.Context, key *opaque.Key) bool {
+	mac, err := k.s.SigningKeys.presented(ctx, key.KID, purposeAPIKeyTag)
+	tag := opaque.Tag(mac, "ak1", []byte(k.s.ns), key.ID[:], key.Secret[:])
+	return err != nil || mac != nil && subtle.ConstantTimeCompare(tag[:], key.Tag[:]) == 1
 }
 
 const keyReadTimeout = 2 * time.Second

@@ -52,8 +52,8 @@ const (
 	EventExchanged     EventType = "token.exchanged"
 	EventRefused       EventType = "token.refused"
 	EventRevoked       EventType = "token.revoked"
-	EventReused        EventType = "token.reused" // a spent refresh token or ticket: what came from it is revoked
-	EventLeaked        EventType = "token.leaked"
+	EventReused        EventType = "token.reused"   // a spent refresh token or ticket: what came from it is revoked
+	EventLeaked        EventType = "token.leaked"   // Extra's "leaked" says what it was, if no token: a client secret, a registration token, a ticket
 	EventClientRefused EventType = "client.refused" // Extra's "claimed" is the registered client that was not proved to be there
 	EventClientChanged EventType = "client.changed"
 	EventAPIKeyChanged EventType = "apikey.changed"

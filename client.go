@@ -79,6 +79,7 @@ func (a ClientAuth) isZero() bool {
 type Clients struct {
 	s     *Service
 	known sync.Map // ID → *knownClient
+	made  sync.Map // opaque.ID of a secret that we made → IDs of the clients that have it; written by whoever follows the state
 	fails failures
 	slow  [slowLanes]chan struct{} // bounds the slow hashes that run at once, by source
 	proof atomic.Pointer[[32]byte] // key of this process for the memory of verified slow secrets
@@ -117,10 +118,12 @@ type clientRecord struct {
 	BindDPoP        bool            `json:"bind_dpop,omitempty"`
 	BindCertificate bool            `json:"bind_cert,omitempty"`
 	Registration    *clientSecret   `json:"registration,omitempty"` // verifier of its registration token
+	Leaked          [][]byte        `json:"leaked,omitempty"`       // hashes of secrets that Declare must not bring back
 }
 
 // clientSecret is a verifier: of 256 random bits a plain hash is enough, what a host chose gets a slow one.
 type clientSecret struct {
+	ID      []byte   `json:"id,omitempty"` // of a secret that we made: what finds its client when it turns up somewhere
 	Hash    [32]byte `json:"h"`
 	Salt    []byte   `json:"salt,omitempty"` // of a slow hash
 	Rounds  int      `json:"rounds,omitempty"`
@@ -151,7 +154,10 @@ func newClients(s *Service) *Clients {
 	return cs
 }
 
-func (cs *Clients) reset() { cs.known.Clear() }
+func (cs *Clients) reset() {
+	cs.known.Clear()
+	cs.made.Clear()
+}
 
 func (cs *Clients) applyRecord(r store.Record) error {
 	var rec clientRecord
@@ -165,7 +171,10 @@ func (cs *Clients) applyRecord(r store.Record) error {
 	if err != nil {
 		return &Error{Code: ErrUnavailable, Detail: "the keys of client " + r.ID + " are damaged", Cause: err}
 	}
-	cs.known.Store(r.ID, &knownClient{Client: rec.public(r.ID), rec: rec, version: r.Version, keys: keys, certs: certs})
+	old := cs.lookup(r.ID)
+	k := &knownClient{Client: rec.public(r.ID), rec: rec, version: r.Version, keys: keys, certs: certs}
+	cs.known.Store(r.ID, k)
+	cs.reindex(old, k)
 	return nil
 }
 
@@ -287,9 +296,9 @@ func (cs *Clients) newSecret(client string) (Secret, clientSecret) {
 	k := opaque.Key{ID: opaque.NewID(now)}
 	rand.Read(k.Secret[:])
 	var key []byte
-	k.KID, key = cs.s.SigningKeys.mac("secret-tag")
+	k.KID, key = cs.s.SigningKeys.mac(purposeSecretTag)
 	k.Tag = opaque.Tag(key, "cs1", []byte(cs.s.ns), k.ID[:], k.Secret[:])
-	return NewSecret(opaque.EncodeKey(cs.s.cfg.Prefix, opaque.ClientSecret, &k)), clientSecret{Hash: cs.hash(client, &k), Created: now.UnixMilli()}
+	return NewSecret(opaque.EncodeKey(cs.s.cfg.Prefix, opaque.ClientSecret, &k)), clientSecret{ID: k.ID[:], Hash: cs.hash(client, &k), Created: now.UnixMilli()}
 }
 
 func (cs *Clients) hash(client string, k *opaque.Key) [32]byte {
@@ -298,15 +307,11 @@ func (cs *Clients) hash(client string, k *opaque.Key) [32]byte {
 
 // write stores rec with its event and, where rights were narrowed, the rules that say so.
 func (cs *Clients) write(ctx context.Context, id string, rec *clientRecord, v store.Version, how string, rules func(*change) error) error {
-	data, err := json.Marshal(rec)
-	if err != nil {
-		return &Error{Code: ErrInvalidRequest, Detail: "client", Cause: err}
-	}
-	if len(data) > maxClientRecord {
-		return fail(ErrInvalidRequest, "client %q takes %d bytes, at most %d", id, len(data), maxClientRecord)
-	}
 	c := cs.s.newChange()
-	c.put(store.Record{Kind: store.KindClient, ID: id, Client: id, Data: data}, v)
+	err := cs.put(c, id, rec, v)
+	if err != nil {
+		return err
+	}
 	if rules != nil {
 		if err := rules(c); err != nil {
 			return err
@@ -315,6 +320,19 @@ func (cs *Clients) write(ctx context.Context, id string, rec *clientRecord, v st
 	c.event(ctx, Event{Type: EventClientChanged, OK: true, Reason: how, Client: id, Scopes: rec.Scopes})
 	_, err = cs.s.commit(ctx, c)
 	return err
+}
+
+// put adds rec to c.
+func (cs *Clients) put(c *change, id string, rec *clientRecord, v store.Version) error {
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return &Error{Code: ErrInvalidRequest, Detail: "client", Cause: err}
+	}
+	if len(data) > maxClientRecord {
+		return fail(ErrInvalidRequest, "client %q takes %d bytes, at most %d", id, len(data), maxClientRecord)
+	}
+	c.put(store.Record{Kind: store.KindClient, ID: id, Client: id, Data: data}, v)
+	return nil
 }
 
 // Get returns one client, ErrNotFound if there is none.
@@ -479,6 +497,9 @@ func (rec *clientRecord) live(now time.Time) []clientSecret {
 // Declare makes the client with c.ID be as c says and its secrets be these, and writes nothing if
 // that is so already: for clients that a program's own configuration names, at each start. A secret has at
 // least 16 bytes; two may be given while one replaces the other. What HashSecret made of a secret stands for it.
+//
+// A secret that RevokeLeaked has ended does not come back: it is left out, with a warning in the log, so that a program whose
+// configuration still names it starts. A client that has no other one is shut out until it is given one.
 func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) error {
 	if err := cs.check(&c); err != nil {
 		return err
@@ -504,7 +525,11 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) err
 		if err != nil && !isNotFound(err) {
 			return err
 		}
-		if err == nil && rec.same(c) && cs.holds(c.ID, &rec, secrets) {
+		good := slices.DeleteFunc(slices.Clone(secrets), func(x Secret) bool { return cs.wasLeaked(c.ID, &rec, x) })
+		if len(good) < len(secrets) {
+			cs.s.log.Warn("apitoken: a declared secret was found in a leak and is left out: give the client another one", "client", c.ID, "left", len(good))
+		}
+		if err == nil && rec.same(c) && cs.holds(c.ID, &rec, good) {
 			return nil
 		}
 		if err == nil && rec.Public != c.Public {
@@ -517,7 +542,7 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) err
 		}
 		rec.set(c)
 		rec.Secrets = nil
-		for _, x := range secrets {
+		for _, x := range good {
 			cl, err := cs.chosen(c.ID, x.Reveal())
 			if err != nil {
 				return err
@@ -574,7 +599,7 @@ func (cs *Clients) chosen(id, secret string) (clientSecret, error) {
 		return cl, err
 	}
 	if k, err := opaque.DecodeKey(secret, cs.s.cfg.Prefix, opaque.ClientSecret); err == nil {
-		return clientSecret{Hash: cs.hash(id, k), Created: now}, nil
+		return clientSecret{ID: k.ID[:], Hash: cs.hash(id, k), Created: now}, nil
 	}
 	cl := clientSecret{Salt: make([]byte, 16), Rounds: slowRounds, Created: now}
 	rand.Read(cl.Salt)
@@ -615,25 +640,30 @@ func (cs *Clients) fits(id string, cl clientSecret, secret string) bool {
 // wrong; ErrLimited when too many failures came from one source for one client. A correct secret of
 // our making always passes, so that a stranger can not lock the client out.
 func (cs *Clients) Authenticate(ctx context.Context, a ClientAuth) (Client, error) {
+	c, _, err := cs.confirm(ctx, a)
+	return c, err
+}
+
+// confirm is Authenticate, and says by what it was convinced.
+func (cs *Clients) confirm(ctx context.Context, a ClientAuth) (Client, *confirmation, error) {
 	if a.confirmed != nil { // earlier in the same request
-		if a.confirmed.of != cs || a.confirmed.id != a.ID {
-			return Client{}, fail(ErrInvalidClient, "confirmed by another service, or for another client")
-		}
-		return cs.enabled(a.ID)
+		c, err := cs.still(&a)
+		return c, a.confirmed, err
 	}
 	if a.ID == "" && !a.Assertion.IsZero() {
 		a.ID = assertionSubject(a.Assertion.Reveal())
 	}
 	began := time.Now()
-	c, err := cs.authenticate(ctx, a)
+	proof := &confirmation{of: cs, id: a.ID}
+	c, err := cs.authenticate(ctx, a, proof)
 	cs.s.observe(ctx, Observation{Op: "authenticate", Client: a.ID, Err: err, Took: time.Since(began)})
 	if err != nil && (errors.Is(err, ErrInvalidClient) || errors.Is(err, ErrLimited)) {
 		cs.s.audit.clientRefused(ctx, reasonOf(err), a.ID)
 	}
-	return c, err
+	return c, proof, err
 }
 
-func (cs *Clients) authenticate(ctx context.Context, a ClientAuth) (Client, error) {
+func (cs *Clients) authenticate(ctx context.Context, a ClientAuth, proof *confirmation) (Client, error) {
 	if !a.Secret.IsZero() && !a.Assertion.IsZero() {
 		return Client{}, fail(ErrInvalidRequest, "a secret and an assertion: one of them (RFC 6749 §2.3)")
 	}
@@ -650,7 +680,7 @@ func (cs *Clients) authenticate(ctx context.Context, a ClientAuth) (Client, erro
 	if a.Secret.IsZero() && (!a.Assertion.IsZero() || a.Certificate != nil) {
 		ok, err = cs.prove(ctx, k, &a)
 	} else {
-		ok, err = cs.right(ctx, k, a.ID, a.Secret.Reveal(), from)
+		ok, err = cs.right(ctx, k, a.ID, a.Secret.Reveal(), from, proof)
 	}
 	if err != nil {
 		return Client{}, err
@@ -671,21 +701,29 @@ func (cs *Clients) authenticate(ctx context.Context, a ClientAuth) (Client, erro
 // nobody has the shape of a confidential client and no secret that fits: unknown IDs walk the same path.
 var nobody = &knownClient{}
 
-func (cs *Clients) right(ctx context.Context, k *knownClient, id, secret, from string) (bool, error) {
+// right compares a secret with the client's live ones, and notes in proof which it was.
+func (cs *Clients) right(ctx context.Context, k *knownClient, id, secret, from string, proof *confirmation) (bool, error) {
 	if k == nil || k.Public {
 		k = nobody
 	}
 	live := k.rec.live(cs.s.now())
-	if opaque.KindOf(secret) == opaque.ClientSecret {
+	fits := func(cl *clientSecret) bool {
+		proof.secret, proof.made = cl.Hash, cl.Rounds == 0
+		return !cs.ended(cl)
+	}
+	// Only what we may have made is ours to hash fast: a host may have chosen one that looks like it, or taken that of a
+	// service with another prefix.
+	if key, err := opaque.DecodeKey(secret, cs.s.cfg.Prefix, opaque.ClientSecret); err == nil {
+		got := cs.hash(id, key)
 		ok := false
 		decoy := clientSecret{}
 		for i := range maxLiveSecrets {
-			cl := decoy
+			cl := &decoy
 			if i < len(live) && live[i].Rounds == 0 {
-				cl = live[i]
+				cl = &live[i]
 			}
-			if cs.fits(id, cl, secret) && i < len(live) {
-				ok = true
+			if subtle.ConstantTimeCompare(got[:], cl.Hash[:]) == 1 && i < len(live) {
+				ok = fits(cl)
 			}
 		}
 		return ok, nil
@@ -695,7 +733,8 @@ func (cs *Clients) right(ctx context.Context, k *knownClient, id, secret, from s
 	}
 	mark := cs.mark(id, secret)
 	if p := k.proved.Load(); p != nil && hmac.Equal(p.mark[:], mark[:]) {
-		return slices.ContainsFunc(live, func(cl clientSecret) bool { return cl.Hash == p.hash }), nil
+		i := slices.IndexFunc(live, func(cl clientSecret) bool { return cl.Hash == p.hash })
+		return i >= 0 && fits(&live[i]), nil
 	}
 	if cs.fails.over(id, from, cs.s.now()) {
 		return false, nil // no slow hash for whoever has failed too often
@@ -723,7 +762,7 @@ func (cs *Clients) right(ctx context.Context, k *knownClient, id, secret, from s
 			break
 		}
 		if cs.fits(id, cl, secret) && real {
-			ok = true
+			ok = fits(&cl)
 			k.proved.Store(&provedSecret{mark, cl.Hash})
 		}
 	}

@@ -174,23 +174,37 @@ func isNamed(cert *x509.Certificate, name string) bool {
 
 // confirmation is the outcome of an authentication, carried on to the calls that follow it in one request.
 type confirmation struct {
-	of *Clients
-	id string
+	of     *Clients
+	id     string
+	secret [32]byte // hash of the secret that was right
+	made   bool     // by us: the hash stays the same as long as the secret does
 }
 
 // Confirm is Authenticate for adapters that have more than one call to make: the ClientAuth that it returns carries the
 // outcome, so that an assertion, which is good once, is not used twice. Keep it no longer than the request.
 func (cs *Clients) Confirm(ctx context.Context, a ClientAuth) (Client, ClientAuth, error) {
-	c, err := cs.Authenticate(ctx, a)
+	c, proof, err := cs.confirm(ctx, a)
 	if err != nil {
 		return Client{}, ClientAuth{}, err
 	}
-	return c, cs.confirmed(c.ID), nil
+	return c, ClientAuth{ID: c.ID, confirmed: proof}, nil
 }
 
-// confirmed is the credential of a client that has proved who it is.
-func (cs *Clients) confirmed(id string) ClientAuth {
-	return ClientAuth{ID: id, confirmed: &confirmation{cs, id}}
+// still is what a confirmation is worth now: the client may have been disabled since, and the secret that convinced us may
+// have ended, so that nothing more comes of it once this process has heard.
+func (cs *Clients) still(a *ClientAuth) (Client, error) {
+	p := a.confirmed
+	if p.of != cs || p.id != a.ID {
+		return Client{}, fail(ErrInvalidClient, "confirmed by another service, or for another client")
+	}
+	c, err := cs.enabled(a.ID)
+	if err == nil && p.made {
+		k := cs.lookup(a.ID)
+		if k == nil || !slices.ContainsFunc(k.rec.live(cs.s.now()), func(cl clientSecret) bool { return cl.Hash == p.secret && !cs.ended(&cl) }) {
+			return Client{}, fail(ErrInvalidClient, "its secret has ended since it was confirmed")
+		}
+	}
+	return c, err
 }
 
 // prove checks an assertion or a certificate. nil error and false: it is not the client's.
@@ -198,18 +212,21 @@ func (cs *Clients) prove(ctx context.Context, k *knownClient, a *ClientAuth) (bo
 	if k == nil {
 		k = nobody
 	}
-	switch {
-	case !a.Assertion.IsZero():
+	if !a.Assertion.IsZero() {
 		if k.AuthMethod != authAssertion {
 			return false, nil
 		}
 		return cs.assertion(ctx, k, a)
-	case k.AuthMethod == authTLS:
+	}
+	// Also of a chain that was verified: the connection that showed it may be older than its end.
+	if now := cs.s.now(); now.Before(a.Certificate.NotBefore) || now.After(a.Certificate.NotAfter) {
+		return false, nil
+	}
+	switch k.AuthMethod {
+	case authTLS:
 		return a.CertificateVerified && isNamed(a.Certificate, k.TLSName), nil
-	case k.AuthMethod == authSelfSigned:
-		now := cs.s.now()
-		sum := sha256.Sum256(a.Certificate.Raw)
-		return slices.Contains(k.certs, sum) && !now.Before(a.Certificate.NotBefore) && !now.After(a.Certificate.NotAfter), nil
+	case authSelfSigned:
+		return slices.Contains(k.certs, sha256.Sum256(a.Certificate.Raw)), nil
 	}
 	return false, nil
 }
@@ -303,7 +320,7 @@ func (cs *Clients) Registered(ctx context.Context, id string, token Secret) (Cli
 		return Client{}, fail(ErrInvalidToken, "not a registration token")
 	}
 	got := cs.hash(registrationOf(id), k)
-	if subtle.ConstantTimeCompare(got[:], want.Hash[:]) != 1 {
+	if subtle.ConstantTimeCompare(got[:], want.Hash[:]) != 1 || cs.ended(&want) {
 		return Client{}, fail(ErrInvalidToken, "not the registration token of client %q", id)
 	}
 	return rec.public(id), nil

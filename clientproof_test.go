@@ -196,6 +196,16 @@ func TestAClientProvesItselfByItsCertificate(t *testing.T) {
 	require.NoError(t, err)
 	_, err = svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: c.ID, Certificate: old})
 	require.ErrorIs(t, err, apitoken.ErrInvalidClient, "a certificate that has expired")
+
+	// What a connection showed when it began may have ended since, also where its chain was verified then.
+	clk := &clock{}
+	later := service(t, func(c *apitoken.Config) { c.Now = clk.Now })
+	_, _, err = later.Clients.Create(ctx, apitoken.Client{ID: "worker", AuthMethod: "tls_client_auth", TLSName: "dns:worker.example.com"})
+	require.NoError(t, err)
+	auth := apitoken.ClientAuth{ID: "worker", Certificate: cert, CertificateVerified: true}
+	require.NoError(t, knows(later, auth))
+	clk.Advance(time.Until(cert.NotAfter) + time.Second)
+	require.ErrorIs(t, knows(later, auth), apitoken.ErrInvalidClient)
 }
 
 func jwkOfCertificate(t testing.TB, cert *x509.Certificate) map[string]any {

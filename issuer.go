@@ -143,7 +143,8 @@ const (
 // plan is a request that was checked: who gets what, not yet how long the state stood where.
 type plan struct {
 	client    Client
-	own       bool // the client's own tokens
+	auth      ClientAuth // how it was confirmed, for the next try
+	own       bool       // the client's own tokens
 	subject   string
 	scopes    Scopes
 	roles     []string
@@ -194,7 +195,7 @@ func (s *Service) issue(ctx context.Context, r Request, with func(*change, strin
 			return nil, err
 		}
 		if !r.Auth.isZero() { // an assertion is good once
-			r.Auth = s.Clients.confirmed(p.client.ID)
+			r.Auth = p.auth
 		}
 		i, err := s.open(ctx, p, r.Refresh, with)
 		if err == nil && r.Refresh {
@@ -470,11 +471,11 @@ func (s *Service) planClient(ctx context.Context, p *plan, r Request, id string)
 		}
 		p.client = Client{ID: s.cfg.FirstParty, Public: true}
 	} else if r.Subject == "" || !r.Auth.isZero() {
-		c, err := s.Clients.Authenticate(ctx, r.Auth)
+		c, auth, err := s.Clients.Confirm(ctx, r.Auth)
 		if err != nil {
 			return err
 		}
-		p.client = c
+		p.client, p.auth = c, auth
 	} else {
 		c, err := s.Clients.enabled(id)
 		if err != nil {

@@ -113,8 +113,8 @@ func (c *trustedClock) now() time.Time {
 	return believed
 }
 
-// finishRules gives rules without a purge time one, once the API keys that they hit have ended: those may live for
-// ever, so that the rule would have to as well.
+// finishRules gives rules without a purge time one, once the API keys and client secrets that they hit have ended: those may
+// live for ever, so that the rule would have to as well.
 func (s *Service) finishRules(ctx context.Context, now time.Time) {
 	for r, err := range s.pages(ctx, store.Query{Kind: store.KindRule, Until: now.Add(-ruleSlack).UnixMilli()}, Page{}) {
 		if err != nil || ctx.Err() != nil {
@@ -146,7 +146,7 @@ func (s *Service) finishRules(ctx context.Context, now time.Time) {
 	}
 }
 
-// endKeys writes the end into the API keys that a rule hits, and reports whether none is left.
+// endKeys writes the end into the API keys and client secrets that a rule hits, and reports whether none is left.
 func (s *Service) endKeys(ctx context.Context, x ruleRecord) bool {
 	t := x.Target
 	q := store.Query{Kind: store.KindAPIKey}
@@ -158,7 +158,10 @@ func (s *Service) endKeys(ctx context.Context, x ruleRecord) bool {
 		q.Subject = t.id
 	case targetToken:
 		_, err := s.APIKeys.change(ctx, t.id, "revoked", s.endKey)
-		return err == nil || isNotFound(err)
+		if isNotFound(err) {
+			err = s.Clients.forget(ctx, t.id)
+		}
+		return err == nil
 	case targetAll:
 	default:
 		return true // API keys have no client and no session

@@ -194,12 +194,17 @@ func (s *Service) nameOwner(ctx context.Context, e *Event) {
 
 // addRule puts the rule's record into c.
 func (s *Service) addRule(ctx context.Context, c *change, t Target, mint bool, reason string) error {
+	return s.addRuleUntil(ctx, c, t, mint, reason, s.ruleExpiry(ctx, t, s.state.latest(s.now())))
+}
+
+// addRuleUntil is addRule for a rule that may be purged at expires, Unix ms; 0: as ruleExpiry says.
+func (s *Service) addRuleUntil(ctx context.Context, c *change, t Target, mint bool, reason string, expires int64) error {
 	now := s.state.latest(s.now())
 	data, err := json.Marshal(ruleRecord{V: 1, Target: t, Mint: mint, At: now.UnixMilli(), Reason: clip(reason, maxReason), Actor: actorOf(ctx)})
 	if err != nil {
 		return &Error{Code: ErrInvalidRequest, Detail: "rule", Cause: err}
 	}
-	r := store.Record{Kind: store.KindRule, ID: newID(now), Type: t.kind.String(), Data: data, Expires: s.ruleExpiry(ctx, t, now)}
+	r := store.Record{Kind: store.KindRule, ID: newID(now), Type: t.kind.String(), Data: data, Expires: expires}
 	r.Subject, r.Client, r.Grant, r.Token = t.eventSubject(), t.eventClient(), t.eventID(targetGrant), t.eventID(targetToken)
 	c.put(r, store.Version{})
 	return nil
@@ -309,12 +314,17 @@ func clip(s string, n int) string {
 
 // retryRule keeps trying to write a rule whose outcome is unknown, until it is known or the service closes.
 func (s *Service) retryRule(hold *pendingRule, write func(context.Context) error) {
+	s.retry(hold.target, write, func() { s.rules.release(hold) })
+}
+
+// retry keeps trying to write what ends target, which is in force here, and calls done when the store has it.
+func (s *Service) retry(target Target, write func(context.Context) error, done func()) {
 	s.retryMu.Lock()
 	defer s.retryMu.Unlock()
 	if s.ctx.Err() != nil {
 		return // closing: still in force here, never acknowledged
 	}
-	s.retries = append(s.retries, ruleRetry{write, hold})
+	s.retries = append(s.retries, ruleRetry{target, write, done})
 	select {
 	case s.retryKick <- struct{}{}:
 	default:
@@ -322,8 +332,9 @@ func (s *Service) retryRule(hold *pendingRule, write func(context.Context) error
 }
 
 type ruleRetry struct {
-	write func(context.Context) error
-	hold  *pendingRule
+	target Target // for the log
+	write  func(context.Context) error
+	done   func()
 }
 
 // ruleWriter writes c again, which holds a rule. Where what came with the rule lost a race in the meantime, or was done and
@@ -378,10 +389,13 @@ func (s *Service) retryRules(ctx context.Context) {
 			s.retryMu.Lock()
 			s.retries = s.retries[1:]
 			s.retryMu.Unlock()
-			s.rules.release(first.hold)
+			first.done()
 			continue
 		}
-		s.log.Warn("apitoken: a revocation is in force here and not yet in the store", "target", first.hold.target, "error", err)
+		s.log.Warn("apitoken: a revocation is in force here and not yet in the store", "target", first.target, "error", err)
+		s.retryMu.Lock()
+		s.retries = append(s.retries[1:], first) // one that can not be written keeps none of the others from it; their order does not matter
+		s.retryMu.Unlock()
 		if !sleep(ctx, jitter(wait)) {
 			return
 		}
@@ -416,72 +430,4 @@ func (s *Service) TargetOf(ctx context.Context, token string) (Target, error) {
 		return ByGrant(d.Grant), nil
 	}
 	return ByToken(d.ID), nil
-}
-
-const (
-	maxLeakText    = 1 << 20
-	maxLeakMatches = 100
-)
-
-// RevokeLeaked finds this service's tokens in text, verifies each, revokes them and returns how many. Look-alikes
-// and tokens of others are passed over. ErrInvalidRequest: the text is over 1 MiB; it acts on the first 100 tokens.
-func (s *Service) RevokeLeaked(ctx context.Context, text []byte, reason string) (int, error) {
-	if len(text) > maxLeakText {
-		return 0, fail(ErrInvalidRequest, "the text has %d bytes, at most %d are searched", len(text), maxLeakText)
-	}
-	done := map[Target]bool{}
-	seen := 0
-	revoke := func(token string) error {
-		if seen++; seen > maxLeakMatches {
-			return nil
-		}
-		t, err := s.TargetOf(ctx, token)
-		if errors.Is(err, ErrNotFound) || err == nil && done[t] {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if err := s.revoke(ctx, t, reason, EventLeaked); err != nil {
-			return err
-		}
-		done[t] = true
-		return nil
-	}
-	for secret := range Find(text) {
-		if err := revoke(secret.Reveal()); err != nil {
-			return len(done), err
-		}
-	}
-	for token := range findJWTs(text) {
-		if err := revoke(token); err != nil {
-			return len(done), err
-		}
-	}
-	return len(done), nil
-}
-
-// findJWTs yields what has the shape of a signed compact JWT.
-func findJWTs(text []byte) func(yield func(string) bool) {
-	word := func(c byte) bool {
-		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_'
-	}
-	return func(yield func(string) bool) {
-		for i := 0; i+2 < len(text); i++ {
-			if text[i] != 'e' || text[i+1] != 'y' || i > 0 && word(text[i-1]) {
-				continue
-			}
-			j, dots := i, 0
-			for j < len(text) && (word(text[j]) || text[j] == '.' && dots < 2) {
-				if text[j] == '.' {
-					dots++
-				}
-				j++
-			}
-			if dots == 2 && !yield(string(text[i:j])) {
-				return
-			}
-			i = j
-		}
-	}
 }

@@ -77,6 +77,23 @@ type ticketRecord struct {
 	Claims    json.RawMessage `json:"claims,omitempty"`
 	Binding   string          `json:"binding,omitempty"`
 	Spent     string          `json:"spent,omitempty"` // the grant that the first use got
+	Leaked    bool            `json:"leaked,omitempty"`
+}
+
+// got is what rules see of what a spent ticket got.
+func (t *ticketRecord) got() *ruleSubject {
+	return &ruleSubject{subject: t.Subject, client: t.Client, grant: t.Spent, pos: positions{birth: t.Birth, view: t.Birth}, renews: true}
+}
+
+func readTicket(r store.Record) (*ticketRecord, error) {
+	t := new(ticketRecord)
+	if err := decodeRecord(r, t); err != nil {
+		return nil, err
+	}
+	if t.V != 1 {
+		return nil, fail(ErrUnavailable, "ticket %q is of a newer version", r.ID)
+	}
+	return t, nil
 }
 
 // Prepare checks r as Issue would, records it and returns the ticket that redeems it. With t.CodeSHA256 the code is
@@ -216,12 +233,9 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 	if err != nil {
 		return nil, err
 	}
-	var t ticketRecord
-	if err := decodeRecord(rec, &t); err != nil {
+	t, err := readTicket(rec)
+	if err != nil {
 		return nil, err
-	}
-	if t.V != 1 {
-		return nil, fail(ErrUnavailable, "ticket %q is of a newer version", id)
 	}
 	if subtle.ConstantTimeCompare(hash[:], t.Hash[:]) != 1 {
 		return nil, fail(ErrInvalidGrant, "no such ticket")
@@ -241,8 +255,7 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 	}
 	if t.Spent != "" {
 		// Who holds a spent code may have copied it: what the first use got ends (RFC 6749 §4.1.2), once.
-		got := &ruleSubject{subject: t.Subject, client: t.Client, grant: t.Spent, pos: positions{birth: t.Birth, view: t.Birth}, renews: true}
-		if s.rules.hit(got) != "" {
+		if s.rules.hit(t.got()) != "" {
 			return nil, fail(ErrInvalidGrant, "the ticket was used before, and what it got has ended")
 		}
 		if err := s.writeRule(ctx, ByGrant(t.Spent), false, "ticket used again", EventReused, nil); err != nil {
@@ -251,6 +264,8 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 		return nil, fail(ErrInvalidGrant, "the ticket was used before: what it got is revoked")
 	}
 	switch {
+	case t.Leaked || s.rules.ended(id):
+		return nil, fail(ErrInvalidGrant, "the ticket was found in a leak")
 	case s.now().UnixMilli() >= t.Expires:
 		return nil, fail(ErrInvalidGrant, "the ticket has expired")
 	case t.Redirect != r.RedirectURI:

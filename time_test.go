@@ -209,7 +209,7 @@ func TestNoSecretLiesAnywhere(t *testing.T) {
 		_, err := svc.Validate(ctx, apitoken.Bearer(s.Reveal()))
 		shown = append(shown, err, svc.Explain(ctx, apitoken.Bearer(s.Reveal()), apitoken.Authenticated()))
 	}
-	_, err = svc.RevokeLeaked(ctx, []byte(key.Reveal()), "found")
+	_, err = svc.RevokeLeaked(ctx, leakText(key, second, registration), "found")
 	require.NoError(t, err)
 	shown = append(shown, client, auth, x, reused, redeemed, apitoken.Bearer(key.Reveal()), c.Seal)
 	list := events(t, svc, apitoken.EventQuery{})

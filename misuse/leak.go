@@ -15,13 +15,15 @@ import (
 	"github.com/apitoken-go/apitoken"
 )
 
-// Leak is a token of the service that was reported or presented, and is revoked.
+// Leak is a credential of the service that was reported or presented, and is ended.
 type Leak struct {
-	Target apitoken.Target // what was revoked: the token's grant, or the API key. The event token.leaked names its owner
-	By     string          // "scanner" or "holder"
-	Type   string          // scanner: the name of the pattern that matched
-	URL    string          // scanner: where it was found, may be empty
-	Source string          // scanner: in what it was found, such as "commit"
+	// Target is what was revoked: the token's grant, or the API key; zero for a client secret or a ticket. The event
+	// token.leaked names its owner, or the client.
+	Target apitoken.Target
+	By     string // "scanner" or "holder"
+	Type   string // scanner: the name of the pattern that matched
+	URL    string // scanner: where it was found, may be empty
+	Source string // scanner: in what it was found, such as "commit"
 }
 
 // leaks revokes what is reported, and remembers what it has revoked: whoever holds one old token can present it all day,
@@ -47,11 +49,19 @@ func newLeaks(svc *apitoken.Service, notify func(context.Context, Leak), log *sl
 	return leaks{svc: svc, notify: notify, log: log, done: map[apitoken.Target]bool{}}
 }
 
-// revoke ends token if it is the service's, with its event, and tells the host. An error means that the report must come again.
+// revoke ends token if it is the service's, whatever its kind, with its event, and tells the host. An error means that the report must come again.
 func (l *leaks) revoke(ctx context.Context, token, reason string, leak Leak) error {
 	t, err := l.svc.TargetOf(ctx, token)
 	if errors.Is(err, apitoken.ErrNotFound) {
-		return nil
+		// No token. A client secret or a ticket is ended here; what has ended already is not ended again.
+		if !opaqueToken(token) {
+			return nil
+		}
+		n, err := l.svc.RevokeLeaked(ctx, []byte(token), reason)
+		if err == nil && n > 0 {
+			l.tell(ctx, leak)
+		}
+		return err
 	}
 	if err != nil {
 		return err
@@ -78,6 +88,14 @@ func (l *leaks) revoke(ctx context.Context, token, reason string, leak Leak) err
 	leak.Target = t
 	l.tell(ctx, leak)
 	return nil
+}
+
+// opaqueToken reports whether text is, as a whole, of the shape of this module's opaque credentials.
+func opaqueToken(text string) bool {
+	for found := range apitoken.Find([]byte(text)) {
+		return found.Reveal() == text
+	}
+	return false
 }
 
 // tell calls the host, whose panic must not keep the next token from being revoked.

@@ -202,6 +202,55 @@ func TestScannerReportsRevoke(t *testing.T) {
 	assert.Len(t, h.told(), 2)
 }
 
+// Client secrets and tickets end too, whoever brings them, and each secret of a client for itself.
+func TestLeaksOfSecretsAndTickets(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	h, s := newLeakHouse(t), newScanner(t)
+	scan := NewScannerHandler(h.svc, &ScannerOptions{Keys: NewGitHubKeys(&GitHubKeysOptions{URL: s.URL}), Notify: h.notify})
+	present := NewPresentHandler(h.svc, &PresentOptions{Notify: h.notify})
+	_, secret, err := h.svc.Clients.Create(ctx, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantClientCredentials}})
+	require.NoError(t, err)
+	code, err := h.svc.Prepare(ctx, apitoken.Request{Subject: "alice"}, apitoken.Ticket{Lifetime: time.Minute})
+	require.NoError(t, err)
+	body := report(secret.Reveal(), code.Reveal())
+	for range 2 {
+		require.Equal(t, http.StatusOK, post(scan, s.sign(body), body).Code)
+		require.Len(t, h.told(), 2, "told once")
+		require.Equal(t, 2, h.leaked(t))
+	}
+	require.Equal(t, Leak{By: "scanner", Type: "example_api_token", URL: "https://github.com/octo/hello/blob/1/a.txt", Source: "commit"}, h.told()[0])
+	_, err = h.svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: "web", Secret: secret})
+	require.ErrorIs(t, err, apitoken.ErrInvalidClient)
+	_, err = h.svc.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
+	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+
+	fresh, err := h.svc.Clients.RotateSecret(ctx, "web", 0)
+	require.NoError(t, err)
+	text := http.Header{"Content-Type": {"text/plain"}}
+	want := post(present, text, "nothing").Body.String()
+	for _, x := range []string{fresh.Reveal()[:60], fresh.Reveal() + "0", "secret=" + fresh.Reveal(), secret.Reveal()} {
+		w := post(present, text, x)
+		require.Equal(t, http.StatusOK, w.Code)
+		require.Equal(t, want, w.Body.String())
+		_, err = h.svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: "web", Secret: fresh})
+		require.NoError(t, err, "what is not the secret ends nothing")
+	}
+	require.Equal(t, want, post(present, text, fresh.Reveal()).Body.String())
+	_, err = h.svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: "web", Secret: fresh})
+	require.ErrorIs(t, err, apitoken.ErrInvalidClient)
+	require.Len(t, h.told(), 3)
+
+	again, err := h.svc.Clients.RotateSecret(ctx, "web", 0)
+	require.NoError(t, err)
+	h.st.broken.Store(true)
+	require.Equal(t, http.StatusServiceUnavailable, post(present, text, again.Reveal()).Code)
+	require.Len(t, h.told(), 3)
+	_, err = h.svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: "web", Secret: again})
+	require.ErrorIs(t, err, apitoken.ErrInvalidClient, "refused here, and tried again")
+	h.st.broken.Store(false)
+}
+
 func TestScannerRefusesWhatIsNotSigned(t *testing.T) {
 	t.Parallel()
 	h, s := newLeakHouse(t), newScanner(t)

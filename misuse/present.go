@@ -24,8 +24,8 @@ const presentBody = 80 << 10
 
 // NewPresentHandler lets whoever holds a token revoke it: finders of a leaked one, and owners who lost theirs. It takes a
 // POST with the token in the Authorization header (Bearer or DPoP), or in the body: form field or JSON member
-// "token", or the text itself as text/plain. An access or refresh token ends its whole grant, an API key itself; it
-// is recorded as token.leaked and told to Notify.
+// "token", or the text itself as text/plain. It ends what Service.RevokeLeaked does: with an access or refresh token its whole
+// grant, an API key, a client secret or a ticket itself; it is recorded as token.leaked and told to Notify.
 //
 // It answers 200 with a constant body, the same for known, unknown, expired and revoked tokens (a known one takes as long as
 // writing its revocation does: that it was good until then is all that whoever held it can tell); 400 when there is no

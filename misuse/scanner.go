@@ -46,8 +46,8 @@ const (
 
 // NewScannerHandler takes the reports of GitHub's secret scanning partner program: POST of a JSON array of
 // {"token", "type", "url", "source"}, signed by ECDSA P-256 over the SHA-256 of the body, with the headers
-// Github-Public-Key-Identifier and Github-Public-Key-Signature (base64 of the ASN.1 form). Each token of the service is
-// revoked with its grant, recorded as token.leaked, and told to Notify.
+// Github-Public-Key-Identifier and Github-Public-Key-Signature (base64 of the ASN.1 form). Each credential of the service is
+// ended as by Service.RevokeLeaked, recorded as token.leaked, and told to Notify.
 //
 // It answers 200 with the program's feedback, {"token_hash", "token_type", "label": "true_positive"} for each match,
 // the same whether the service knows the token or not; 401 when the signature does not fit; 413 for over MaxBody or 10,000 matches; 503 with

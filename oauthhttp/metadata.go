@@ -60,6 +60,7 @@ type mtlsAliases struct {
 	Introspection string `json:"introspection_endpoint"`
 	Pushed        string `json:"pushed_authorization_request_endpoint,omitempty"`
 	Device        string `json:"device_authorization_endpoint,omitempty"`
+	Revocations   string `json:"apitoken_revocations_endpoint"`
 }
 
 func (h *Handler) metadata() *serverMetadata {
@@ -72,7 +73,8 @@ func (h *Handler) metadata() *serverMetadata {
 		IntrospectionSign: h.keyAlgs(), DPoPAlgs: signAlgs, CertificateBound: true, Revocations: remote.FeedURL(h.base), Description: h.base + openAPIPath,
 	}
 	if h.o.MutualTLS != "" {
-		m.Aliases = &mtlsAliases{Token: h.o.MutualTLS + tokenPath, Revocation: h.o.MutualTLS + revokePath, Introspection: h.o.MutualTLS + introspectPath}
+		m.Aliases = &mtlsAliases{Token: h.o.MutualTLS + tokenPath, Revocation: h.o.MutualTLS + revokePath, Introspection: h.o.MutualTLS + introspectPath,
+			Revocations: remote.FeedURL(h.o.MutualTLS)}
 	}
 	if h.o.Consent != nil {
 		m.Authorization, m.Pushed, m.RequirePushed, m.ResponseIssuer = h.base+authorizePath, h.base+parPath, h.o.RequirePushed, true

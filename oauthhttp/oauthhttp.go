@@ -29,6 +29,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/httpauth"
+	"github.com/apitoken-go/apitoken/internal/peercert"
 	"github.com/apitoken-go/apitoken/remote"
 )
 
@@ -238,7 +239,7 @@ func (h *Handler) mount() {
 	at(h.path+revokePath, h.Revocation())
 	at(h.path+introspectPath, h.Introspection())
 	if feed, err := url.Parse(remote.FeedURL(h.base)); err == nil {
-		at(feed.EscapedPath(), getOnly(remote.Feed(h.svc)))
+		at(feed.EscapedPath(), getOnly(remote.Feed(h.svc, remote.ClientCertificates(h.certificate))))
 	}
 	if h.o.Consent != nil {
 		at(h.path+authorizePath, h.Authorize())
@@ -347,22 +348,7 @@ func (h *Handler) certificate(r *http.Request) (*x509.Certificate, bool) {
 	if h.o.Certificate != nil {
 		return h.o.Certificate(r)
 	}
-	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
-		return nil, false
-	}
-	cert := r.TLS.PeerCertificates[0]
-	if len(r.TLS.VerifiedChains) > 0 {
-		return cert, true
-	}
-	if h.o.ClientCAs == nil {
-		return cert, false
-	}
-	between := x509.NewCertPool()
-	for _, c := range r.TLS.PeerCertificates[1:] {
-		between.AddCert(c)
-	}
-	_, err := cert.Verify(x509.VerifyOptions{Roots: h.o.ClientCAs, Intermediates: between, CurrentTime: h.now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
-	return cert, err == nil
+	return peercert.Of(r, h.o.ClientCAs, h.now())
 }
 
 func sumOf(cert *x509.Certificate) [32]byte {

@@ -258,6 +258,7 @@ func TestMetadata(t *testing.T) {
 		require.Equal(t, want, m[name], name)
 	}
 	require.Equal(t, "https://mtls.example.com/token", m["mtls_endpoint_aliases"].(map[string]any)["token_endpoint"])
+	require.Equal(t, "https://mtls.example.com/apitoken/revocations", m["mtls_endpoint_aliases"].(map[string]any)["apitoken_revocations_endpoint"])
 	require.NotContains(t, m["grant_types_supported"], apitoken.GrantJWTBearer, "what is off is not announced")
 	require.NotContains(t, m["introspection_endpoint_auth_methods_supported"], "none")
 	for _, name := range []string{"token_endpoint", "authorization_endpoint", "revocation_endpoint", "introspection_endpoint", "pushed_authorization_request_endpoint", "device_authorization_endpoint", "jwks_uri", "service_documentation", "registration_endpoint"} {

@@ -2,6 +2,7 @@ package remote_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log"
@@ -91,4 +92,25 @@ func ExampleNewValidator() {
 	// Output:
 	// alice <nil>
 	// revoked: true
+}
+
+// Without a secret: the client is registered for tls_client_auth or self_signed_tls_client_auth, and its certificate proves it.
+// It is read again at each handshake, so that a new one needs no restart.
+func ExampleNewValidator_certificate() {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.TLSClientConfig = &tls.Config{
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			cert, err := tls.LoadX509KeyPair("orders.pem", "orders.key")
+			return &cert, err
+		},
+	}
+	validator, err := remote.NewValidator(remote.Config{
+		Issuer: "https://auth.example.com", Audience: "https://api.example.com",
+		Client: apitoken.ClientAuth{ID: "orders"},
+		HTTP:   &http.Client{Transport: transport},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer validator.Close()
 }

@@ -3,6 +3,7 @@ package remote
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/peercert"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -26,17 +28,51 @@ const (
 	introspectPath = "/apitoken/introspect"
 )
 
+// Option changes how Handler, Feed and Introspect know who asks.
+type Option func(*callers)
+
+// ClientCertificates says which certificate the client of a request showed, nil if none, and whether its chain was verified, in
+// place of the connection's own. For a service whose TLS ends at a proxy: see oauthhttp.CertificateBehindProxies.
+func ClientCertificates(of func(*http.Request) (cert *x509.Certificate, verified bool)) Option {
+	return func(c *callers) { c.certificate = of }
+}
+
+// ClientCAs name the clients of tls_client_auth where the TLS listener asks for certificates without verifying them, as it
+// must (tls.RequestClientCert) for self-signed ones. Without it only what the listener has verified counts.
+func ClientCAs(pool *x509.CertPool) Option { return func(c *callers) { c.cas = pool } }
+
+// callers confirms who asks.
+type callers struct {
+	svc         *apitoken.Service
+	certificate func(*http.Request) (*x509.Certificate, bool)
+	cas         *x509.CertPool
+}
+
+func newCallers(svc *apitoken.Service, options []Option) *callers {
+	c := &callers{svc: svc}
+	c.certificate = func(r *http.Request) (*x509.Certificate, bool) { return peercert.Of(r, c.cas, time.Now()) }
+	for _, o := range options {
+		o(c)
+	}
+	return c
+}
+
 // Handler serves metadata and JWKS to all, the feed and introspection to clients that hold FollowScope. It answers at the
 // paths that the issuer's URL implies; mount it at the root of the issuer's host, or at those paths. oauthhttp serves
 // richer metadata and the same feed: one of the two is enough.
-func Handler(svc *apitoken.Service) http.Handler {
+//
+// A client proves who it is by HTTP Basic, by an access token of its own, or by the certificate of its TLS connection
+// (RFC 8705 §2) with its client_id: in the feed's query, in the form of an introspection. The server must then ask for
+// certificates: tls.Config.ClientAuth is VerifyClientCertIfGiven with ClientCAs for clients of tls_client_auth, and
+// RequestClientCert for those of self_signed_tls_client_auth, or for both with the option [ClientCAs].
+func Handler(svc *apitoken.Service, options ...Option) http.Handler {
 	base := strings.TrimSuffix(svc.Issuer(), "/")
 	path := pathOf(base)
 	mux := http.NewServeMux()
 	mux.Handle("GET "+wellKnown+path, metadataHandler(svc.Issuer(), base))
 	mux.Handle("GET "+path+jwksPath, JWKS(svc))
-	mux.Handle("GET "+path+feedPath, Feed(svc))
-	mux.Handle("POST "+path+introspectPath, Introspect(svc))
+	mux.Handle("GET "+path+feedPath, Feed(svc, options...))
+	mux.Handle("POST "+path+introspectPath, Introspect(svc, options...))
 	return mux
 }
 
@@ -56,7 +92,8 @@ func metadataHandler(issuer, base string) http.Handler {
 	doc, err := json.Marshal(map[string]any{
 		"issuer": issuer, "jwks_uri": base + jwksPath, "introspection_endpoint": base + introspectPath,
 		"apitoken_revocations_endpoint": base + feedPath, "response_types_supported": []string{},
-		"introspection_endpoint_auth_methods_supported": []string{"client_secret_basic"},
+		"introspection_endpoint_auth_methods_supported": []string{"client_secret_basic", "tls_client_auth", "self_signed_tls_client_auth"},
+		"tls_client_certificate_bound_access_tokens":    true,
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		if err != nil {
@@ -106,15 +143,17 @@ func matches(header, etag string) bool {
 }
 
 // Feed serves the rules behind a position, from memory, to clients that hold FollowScope. With wait (milliseconds) it
-// answers when there is news, or after so long; the caller's right is checked again then. With fresh (milliseconds) it looks at
+// answers when there is news, or after so long; the caller's right is checked again then, and his certificate too. With fresh (milliseconds) it looks at
 // the store where its own view is older than that, once for all who ask: a caller's bound may be tighter than the issuer's.
-func Feed(svc *apitoken.Service) http.Handler {
+func Feed(svc *apitoken.Service, options ...Option) http.Handler {
+	callers := newCallers(svc, options)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
-		if !allowed(svc, w, r) {
+		q := r.URL.Query()
+		named := func() (url.Values, error) { return q, nil }
+		if !callers.allowed(w, r, named) {
 			return
 		}
-		q := r.URL.Query()
 		after, ok := parsePosition(q.Get("after"))
 		nonce := q.Get("nonce")
 		limit, err1 := number(q.Get("max"), 1000)
@@ -141,7 +180,7 @@ func Feed(svc *apitoken.Service) http.Handler {
 			case err != nil && !over: // the service is closed
 				unavailable(w)
 				return
-			case !allowed(svc, w, r):
+			case !callers.allowed(w, r, named):
 				return
 			}
 		}
@@ -182,14 +221,19 @@ func number(s string, without int) (int, error) {
 
 // Introspect answers about tokens (RFC 7662) to clients that hold FollowScope, with what this package's validators
 // need besides.
-func Introspect(svc *apitoken.Service) http.Handler {
+func Introspect(svc *apitoken.Service, options ...Option) http.Handler {
+	callers := newCallers(svc, options)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
-		if !allowed(svc, w, r) {
+		r.Body = http.MaxBytesReader(w, r.Body, 96<<10)
+		form := func() (url.Values, error) {
+			err := r.ParseForm()
+			return r.PostForm, err
+		}
+		if !callers.allowed(w, r, form) {
 			return
 		}
-		r.Body = http.MaxBytesReader(w, r.Body, 96<<10)
-		if err := r.ParseForm(); err != nil || len(r.PostForm["token"]) != 1 {
+		if f, err := form(); err != nil || len(f["token"]) != 1 {
 			http.Error(w, "exactly one token", http.StatusBadRequest)
 			return
 		}
@@ -208,48 +252,74 @@ func Introspect(svc *apitoken.Service) http.Handler {
 	})
 }
 
-// allowed confirms a client that holds FollowScope, by HTTP Basic or by an access token, and answers for the others.
-func allowed(svc *apitoken.Service, w http.ResponseWriter, r *http.Request) bool {
+// allowed confirms a client that holds FollowScope, by exactly one method, and answers for the others. params are where
+// a client that shows a certificate names itself; they are read only where there is one.
+func (c *callers) allowed(w http.ResponseWriter, r *http.Request, params func() (url.Values, error)) bool {
 	ctx := r.Context()
 	if peer, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		ctx = apitoken.WithOrigin(ctx, apitoken.Origin{Address: peer.Addr().Unmap(), UserAgent: r.UserAgent()})
 	}
+	cert, verified := c.certificate(r)
 	headers := r.Header.Values("Authorization")
-	if len(headers) != 1 {
+	switch {
+	case len(headers) == 0 && cert != nil:
+		p, err := params()
+		if err != nil || len(p["client_id"]) > 1 || p.Has("client_secret") || p.Has("client_assertion") {
+			http.Error(w, "one client_id, and nothing else beside the certificate", http.StatusBadRequest)
+			return false
+		}
+		if p.Get("client_id") == "" { // required by RFC 8705 §2
+			challenge(w, http.StatusUnauthorized)
+			return false
+		}
+		return c.confirmed(ctx, w, apitoken.ClientAuth{ID: p.Get("client_id"), Certificate: cert, CertificateVerified: verified})
+	case len(headers) != 1:
 		challenge(w, http.StatusUnauthorized)
 		return false
 	}
 	if id, secret, ok := basicOf(headers[0]); ok {
 		id, err1 := url.QueryUnescape(id)
 		secret, err2 := url.QueryUnescape(secret)
-		c, err := svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: id, Secret: apitoken.NewSecret(secret)})
-		switch err = errors.Join(err1, err2, err); {
-		case errors.Is(err, apitoken.ErrUnavailable):
-			unavailable(w)
-		case errors.Is(err, apitoken.ErrLimited):
-			w.Header().Set("Retry-After", "60")
-			challenge(w, http.StatusTooManyRequests)
-		case err != nil:
+		if err1 != nil || err2 != nil || secret == "" {
 			challenge(w, http.StatusUnauthorized)
-		case c.Public || !c.Scopes.Cover(apitoken.Scopes{FollowScope}):
-			challenge(w, http.StatusForbidden)
-		default:
-			return true
+			return false
 		}
-		return false
+		return c.confirmed(ctx, w, apitoken.ClientAuth{ID: id, Secret: apitoken.NewSecret(secret)})
 	}
 	scheme, token, _ := strings.Cut(headers[0], " ")
 	if !strings.EqualFold(scheme, "Bearer") {
 		challenge(w, http.StatusUnauthorized)
 		return false
 	}
-	t, err := svc.Validate(ctx, apitoken.Bearer(token))
+	bearer := apitoken.Bearer(token)
+	if cert != nil { // for tokens that are bound to it (RFC 8705 §3)
+		bearer.CertSHA256 = sha256.Sum256(cert.Raw)
+	}
+	t, err := c.svc.Validate(ctx, bearer)
 	switch {
 	case errors.Is(err, apitoken.ErrUnavailable):
 		unavailable(w)
 	case err != nil:
 		challenge(w, http.StatusUnauthorized)
 	case !t.IsClient() || !t.Allows(FollowScope):
+		challenge(w, http.StatusForbidden)
+	default:
+		return true
+	}
+	return false
+}
+
+func (c *callers) confirmed(ctx context.Context, w http.ResponseWriter, a apitoken.ClientAuth) bool {
+	client, err := c.svc.Clients.Authenticate(ctx, a)
+	switch {
+	case errors.Is(err, apitoken.ErrUnavailable):
+		unavailable(w)
+	case errors.Is(err, apitoken.ErrLimited):
+		w.Header().Set("Retry-After", "60")
+		challenge(w, http.StatusTooManyRequests)
+	case err != nil || client.Public: // whose ID alone convinces
+		challenge(w, http.StatusUnauthorized)
+	case !client.Scopes.Cover(apitoken.Scopes{FollowScope}):
 		challenge(w, http.StatusForbidden)
 	default:
 		return true

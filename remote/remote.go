@@ -18,8 +18,9 @@ import (
 type Config struct {
 	Issuer   string // required: its metadata is discovered (RFC 8414); https, or http on loopback
 	Audience string // required: what this process is called in aud
-	// Client authenticates this process to the feed and to introspection; its scopes must cover FollowScope.
-	// Required, unless InsecureNoRevocations is set.
+	// Client authenticates this process to the feed and to introspection; its scopes must cover FollowScope. It has an ID and a
+	// Secret; or an ID alone where HTTP shows the client's certificate (RFC 8705 §2), which then goes to the hosts that the
+	// issuer's mtls_endpoint_aliases name, if it has such. Required, unless InsecureNoRevocations is set.
 	Client                apitoken.ClientAuth
 	InsecureNoRevocations bool // tokens live until they expire
 	Validation            apitoken.Validation
@@ -29,7 +30,9 @@ type Config struct {
 	// Zero: 30 s. Negative: opaque tokens are refused.
 	OpaqueFor time.Duration
 	// HTTP makes the requests; nil: one with bounded time. Redirects are never followed, and answers are bounded in
-	// size, whatever it does. The feed is a long poll, of half its Timeout at most.
+	// size, whatever it does. The feed is a long poll, of half its Timeout at most. A certificate that changes comes from
+	// its tls.Config.GetClientCertificate: where the issuer takes the one before no longer, its idle connections are closed,
+	// so that the next one shows the new one.
 	HTTP *http.Client
 	Now  func() time.Time // nil: time.Now
 }
@@ -56,9 +59,17 @@ func NewValidator(c Config) (*Validator, error) {
 	switch {
 	case c.InsecureNoRevocations && c.Client.ID != "":
 		return nil, refuse("Client", "is for the feed, which InsecureNoRevocations does without")
-	case !c.InsecureNoRevocations && (c.Client.ID == "" || c.Client.Secret.IsZero()):
+	case !c.InsecureNoRevocations && c.Client.ID == "":
 		return nil, refuse("Client", "is required, to follow revocations; InsecureNoRevocations takes tokens until they expire")
+	case !c.Client.Assertion.IsZero() || c.Client.Certificate != nil:
+		return nil, refuse("Client", "has an ID, and a Secret or the certificate that HTTP shows: an assertion is good once")
 	case !c.InsecureNoRevocations:
+		if c.Client.Secret.IsZero() {
+			if err := showsCertificate(c.HTTP, site.issuer.Scheme); err != nil {
+				return nil, err
+			}
+			site.shows = true
+		}
 		wait := c.Validation.MaxStaleness
 		if wait == 0 {
 			wait = defaultStaleness
@@ -75,6 +86,22 @@ func NewValidator(c Config) (*Validator, error) {
 		return nil, err
 	}
 	return &Validator{v: v, site: site}, nil
+}
+
+// showsCertificate refuses what can not show a certificate, as far as that is seen.
+func showsCertificate(c *http.Client, scheme string) error {
+	switch {
+	case scheme != "https":
+		return refuse("Client", "has no Secret: the certificate that proves it in its place needs an https issuer")
+	case c == nil || c.Transport == nil:
+		return refuse("Client", "has no Secret: HTTP must show the client's certificate")
+	}
+	if t, ok := c.Transport.(*http.Transport); ok && t.DialTLSContext == nil {
+		if x := t.TLSClientConfig; x == nil || len(x.Certificates) == 0 && x.GetClientCertificate == nil {
+			return refuse("Client", "has no Secret, and HTTP's transport no certificate to show")
+		}
+	}
+	return nil
 }
 
 func refuse(field, why string) error {

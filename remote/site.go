@@ -40,6 +40,7 @@ type site struct {
 	name   string // issuer as it was written: what its metadata must say
 	http   *http.Client
 	own    *http.Transport // made here; nil: the host's
+	shows  bool            // a certificate proves this process
 
 	first chan struct{} // holds the one right to read the metadata while there are none; a channel, so that waiting ends with a context
 	ctx   context.Context
@@ -59,6 +60,26 @@ type metadata struct {
 	JWKS          string `json:"jwks_uri"`
 	Introspection string `json:"introspection_endpoint"`
 	Revocations   string `json:"apitoken_revocations_endpoint"`
+	// Aliases are for clients that show certificates (RFC 8705 §5).
+	Aliases struct {
+		Introspection string `json:"introspection_endpoint"`
+		Revocations   string `json:"apitoken_revocations_endpoint"`
+	} `json:"mtls_endpoint_aliases"`
+}
+
+// introspection and revocations are where a client goes, by how it proves who it is.
+func (m *metadata) introspection(c *apitoken.ClientAuth) string {
+	if c.Secret.IsZero() && m.Aliases.Introspection != "" {
+		return m.Aliases.Introspection
+	}
+	return m.Introspection
+}
+
+func (m *metadata) revocations(c *apitoken.ClientAuth) string {
+	if c.Secret.IsZero() && m.Aliases.Revocations != "" {
+		return m.Aliases.Revocations
+	}
+	return m.Revocations
 }
 
 func newSite(issuer string, c *http.Client) (*site, error) {
@@ -149,6 +170,25 @@ func (s *site) do(r *http.Request, limit int64) (*http.Response, []byte, error) 
 		return nil, nil, fmt.Errorf("remote: an answer over %d bytes", limit)
 	}
 	return res, body, nil
+}
+
+// ask sends what build makes as client, and reads the answer. A certificate may have changed since the connection was made that
+// is refused now: then another one is made, once.
+func (s *site) ask(client *apitoken.ClientAuth, limit int64, build func() (*http.Request, error)) (*http.Response, []byte, error) {
+	for again := false; ; again = true {
+		r, err := build()
+		if err != nil {
+			return nil, nil, err
+		}
+		if !client.Secret.IsZero() {
+			r.SetBasicAuth(url.QueryEscape(client.ID), url.QueryEscape(client.Secret.Reveal())) // RFC 6749 §2.3.1
+		}
+		res, body, err := s.do(r, limit)
+		if err != nil || again || res.StatusCode != http.StatusUnauthorized || !client.Secret.IsZero() {
+			return res, body, err
+		}
+		s.http.CloseIdleConnections()
+	}
 }
 
 // clean takes the URL out of an error of net/http: a query may hold what no log should.
@@ -256,6 +296,15 @@ func (s *site) fetch(ctx context.Context) (*metadata, error) {
 		}
 		if err := s.check(endpoint, true); err != nil {
 			return nil, fmt.Errorf("remote: an endpoint %w", err)
+		}
+	}
+	// Their hosts are others on purpose, and get no credential that could be used elsewhere.
+	for _, endpoint := range []string{m.Aliases.Introspection, m.Aliases.Revocations} {
+		if endpoint == "" || !s.shows {
+			continue
+		}
+		if err := s.check(endpoint, false); err != nil {
+			return nil, fmt.Errorf("remote: an endpoint for certificates %w", err)
 		}
 	}
 	return &m, nil
@@ -375,7 +424,8 @@ func (f *feedSource) Revocations(ctx context.Context, after store.Position, max 
 	if err != nil {
 		return none, err
 	}
-	if m.Revocations == "" {
+	endpoint := m.revocations(&f.client)
+	if endpoint == "" {
 		f.site.distrust()
 		return none, errors.New("remote: the issuer has no feed: it does not mount remote.Handler")
 	}
@@ -384,14 +434,14 @@ func (f *feedSource) Revocations(ctx context.Context, after store.Position, max 
 	if after != (store.Position{}) {
 		q.Set("wait", strconv.FormatInt(f.wait.Milliseconds(), 10))
 	}
+	if f.client.Secret.IsZero() {
+		q.Set("client_id", f.client.ID)
+	}
 	ctx, cancel := context.WithTimeout(ctx, f.wait+requestTimeout)
 	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, m.Revocations+"?"+q.Encode(), nil)
-	if err != nil {
-		return none, err
-	}
-	r.SetBasicAuth(url.QueryEscape(f.client.ID), url.QueryEscape(f.client.Secret.Reveal())) // RFC 6749 §2.3.1
-	res, body, err := f.site.do(r, maxFeed)
+	res, body, err := f.site.ask(&f.client, maxFeed, func() (*http.Request, error) {
+		return http.NewRequestWithContext(ctx, http.MethodGet, endpoint+"?"+q.Encode(), nil)
+	})
 	switch {
 	case err != nil:
 		return none, fmt.Errorf("remote: feed: %w", err)
@@ -418,19 +468,23 @@ func (i *introspector) introspect(ctx context.Context, token string) (apitoken.I
 	if err != nil {
 		return none, err
 	}
-	if m.Introspection == "" {
+	endpoint := m.introspection(&i.client)
+	if endpoint == "" {
 		i.site.distrust()
 		return none, errors.New("remote: the issuer does not introspect")
 	}
 	form := url.Values{"token": {token}}
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, m.Introspection, strings.NewReader(form.Encode()))
-	if err != nil {
-		return none, err
+	if i.client.Secret.IsZero() {
+		form.Set("client_id", i.client.ID)
 	}
-	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	r.Header.Set("Accept", "application/json")
-	r.SetBasicAuth(url.QueryEscape(i.client.ID), url.QueryEscape(i.client.Secret.Reveal()))
-	res, body, err := i.site.do(r, maxIntrospection)
+	res, body, err := i.site.ask(&i.client, maxIntrospection, func() (*http.Request, error) {
+		r, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, strings.NewReader(form.Encode()))
+		if err == nil {
+			r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+			r.Header.Set("Accept", "application/json")
+		}
+		return r, err
+	})
 	if err != nil {
 		return none, fmt.Errorf("remote: introspection: %w", err)
 	}

@@ -1,0 +1,487 @@
+package apitoken
+
+import (
+	"bytes"
+	"context"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// What is found where it does not belong is ended. Only the thing itself ends it: an ID, a part of it or a look-alike does
+// nothing, and takes no longer than junk.
+
+const (
+	maxLeakText    = 1 << 20
+	maxLeakMatches = 100
+	// maxLeaked is how many leaked secrets of one client are remembered, the latest ones, so that Declare does not bring them
+	// back.
+	maxLeaked = 16
+)
+
+// RevokeLeaked finds this service's credentials in text, verifies each, ends them and returns how many, each with an event
+// token.leaked. Look-alikes, and what is another service's, are passed over and cost no read of the store.
+//
+//   - An access or refresh token, expired or not, ends its grant, an API key itself.
+//   - A ticket can not be redeemed any more; one that was ends what it got.
+//   - A generated client secret is right no longer, and the tokens that the client got with it for itself end; those of its
+//     users stay. Another live secret of the client goes on until its own end. Where there is none the client is shut out until
+//     Clients.RotateSecret makes one: what anybody can read proves nobody.
+//   - A registration token (Clients.RegistrationToken) is good no longer.
+//
+// A ticket or secret that has ended already is passed over. ErrInvalidRequest: the text is over 1 MiB. ErrUnavailable: as for
+// Revoke, what was found is refused here and this process goes on trying to write it; what could not even be looked up stays,
+// so call again. It stops after 100 credentials.
+func (s *Service) RevokeLeaked(ctx context.Context, text []byte, reason string) (int, error) {
+	if len(text) > maxLeakText {
+		return 0, fail(ErrInvalidRequest, "the text has %d bytes, at most %d are searched", len(text), maxLeakText)
+	}
+	l := &leakSearch{s: s, reason: reason, seen: map[Target]bool{}}
+	for secret := range Find(text) {
+		if !l.end(ctx, secret.Reveal()) {
+			return l.ended, l.err
+		}
+	}
+	for token := range findJWTs(text) {
+		if !l.end(ctx, token) {
+			break
+		}
+	}
+	return l.ended, l.err
+}
+
+// leakSearch is one call of RevokeLeaked.
+type leakSearch struct {
+	s      *Service
+	reason string
+	seen   map[Target]bool
+	found  int // of ours, ended or not
+	ended  int
+	err    error // the first one; what follows is ended all the same
+}
+
+// end ends one credential, and says whether to go on.
+func (l *leakSearch) end(ctx context.Context, text string) bool {
+	found, ended, err := 0, 0, error(nil)
+	switch opaque.KindOf(text) {
+	case opaque.ClientSecret:
+		found, ended, err = l.s.Clients.endLeaked(ctx, text, l.reason)
+	case opaque.Ticket:
+		found, ended, err = l.s.endLeakedTicket(ctx, text, l.reason)
+	default:
+		found, ended, err = l.endToken(ctx, text)
+	}
+	l.found += found
+	l.ended += ended
+	if err != nil && l.err == nil {
+		l.err = err
+	}
+	return l.found < maxLeakMatches
+}
+
+func (l *leakSearch) endToken(ctx context.Context, text string) (found, ended int, err error) {
+	t, err := l.s.TargetOf(ctx, text)
+	switch {
+	case errors.Is(err, ErrNotFound) || err == nil && l.seen[t]:
+		return 0, 0, nil
+	case err != nil:
+		return 0, 0, err
+	}
+	l.seen[t] = true
+	if err := l.s.revoke(ctx, t, l.reason, EventLeaked); err != nil {
+		return 1, 0, err
+	}
+	return 1, 1, nil
+}
+
+// The end of a secret or a ticket is a rule on its ID, as that of an API key is: in force here before the store is asked,
+// put back into a store that lost it, copied with the others. It is written together with what takes the thing out of its
+// record, which decides in other processes where their view would be too old.
+
+// ended reports whether a rule has ended the single thing with this ID.
+func (b *ruleBook) ended(id string) bool {
+	if p := b.pending.Load(); p != nil && slices.ContainsFunc(*p, func(r *pendingRule) bool { return r.target == ByToken(id) }) {
+		return true
+	}
+	v, ok := b.at(classAlways, targetToken, "", id, "")
+	return ok && v > 0
+}
+
+// endHeld puts rules on targets into force here, then has the store told by write, which does nothing where it was told
+// already. As long as the outcome is unknown they stay in force, and write is tried again.
+func (s *Service) endHeld(ctx context.Context, targets []Target, write func(context.Context) (bool, error)) (bool, error) {
+	began := time.Now()
+	holds := make([]*pendingRule, len(targets))
+	for i, t := range targets {
+		holds[i] = &pendingRule{target: t}
+		s.rules.hold(holds[i])
+	}
+	release := func() {
+		for _, h := range holds {
+			s.rules.release(h)
+		}
+	}
+	ended, err := write(ctx)
+	s.observe(ctx, Observation{Op: "revoke", Err: err, Took: time.Since(began)})
+	if !errors.Is(err, ErrUnavailable) {
+		release()
+		return ended, err
+	}
+	who, origin := actorOf(ctx), originOf(ctx)
+	s.retry(targets[0], func(ctx context.Context) error {
+		_, err := write(WithOrigin(WithActor(ctx, who), origin))
+		return err
+	}, release)
+	return false, err
+}
+
+// endLeakedTicket ends the ticket that text is, and what it got.
+func (s *Service) endLeakedTicket(ctx context.Context, text, reason string) (found, ended int, err error) {
+	id, hash, err := s.findTicket(ctx, text)
+	switch {
+	case errors.Is(err, ErrInvalidGrant):
+		return 0, 0, nil
+	case err != nil:
+		return 0, 0, err
+	}
+	ok, err := s.endHeld(ctx, []Target{ByToken(id)}, func(ctx context.Context) (bool, error) { return s.spoilTicket(ctx, id, hash, reason) })
+	switch {
+	case err != nil:
+		return 1, 0, err
+	case !ok:
+		return 0, 0, nil
+	}
+	return 1, 1, nil
+}
+
+// spoilTicket writes that a ticket has leaked, and reports whether there was anything to end. Against a use in parallel the
+// store decides: either that finds it spoilt, or what it got is revoked.
+func (s *Service) spoilTicket(ctx context.Context, id string, hash [32]byte, reason string) (bool, error) {
+	for try := 0; try < refreshTries; try++ {
+		r, err := s.get(ctx, kindTicket, id)
+		switch {
+		case isNotFound(err): // purged, or not written after all
+			return false, nil
+		case err != nil:
+			return false, err
+		}
+		t, err := readTicket(r)
+		if err != nil {
+			return false, err
+		}
+		if t.Leaked || subtle.ConstantTimeCompare(hash[:], t.Hash[:]) != 1 {
+			return false, nil
+		}
+		if t.Spent != "" {
+			if s.rules.hit(t.got()) != "" {
+				return false, nil
+			}
+			err := s.writeRule(ctx, ByGrant(t.Spent), false, reason, EventLeaked, nil)
+			return err == nil, err
+		}
+		t.Leaked = true
+		data, err := json.Marshal(t)
+		if err != nil {
+			return false, &Error{Code: ErrInvalidRequest, Detail: "ticket", Cause: err}
+		}
+		c := s.newChange()
+		c.put(store.Record{Kind: kindTicket, ID: id, Subject: r.Subject, Client: r.Client, Expires: r.Expires, Data: data}, r.Version)
+		if err := s.addRuleUntil(ctx, c, ByToken(id), false, reason, r.Expires); err != nil {
+			return false, err
+		}
+		c.event(ctx, Event{Type: EventLeaked, OK: true, Reason: reason, Target: ByToken(id), TokenID: id, Subject: t.Subject, Client: t.Client, Scopes: t.Scopes,
+			Extra: map[string]string{"leaked": "ticket"}})
+		_, err = s.commit(ctx, c)
+		if !errors.Is(err, store.ErrConflict) {
+			return err == nil, err
+		}
+	}
+	return false, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel uses of one ticket"}
+}
+
+// heldSecret is a client's secret, or its registration token, as it is stored.
+type heldSecret struct {
+	client       string
+	id           string // its own
+	hash         [32]byte
+	registration bool // gets no tokens
+}
+
+func (x heldSecret) targets() []Target {
+	if x.registration {
+		return []Target{ByToken(x.id)}
+	}
+	return []Target{ByToken(x.id), ownTokens(x.client)}
+}
+
+// reindex keeps cs.made. The caller has the state's turn.
+func (cs *Clients) reindex(before, now *knownClient) {
+	had, has := before.madeIDs(), now.madeIDs()
+	change := func(id opaque.ID, f func([]string) []string) {
+		var list []string
+		if v, ok := cs.made.Load(id); ok {
+			list = v.([]string)
+		}
+		if list = f(slices.Clone(list)); len(list) > 0 {
+			cs.made.Store(id, list)
+		} else {
+			cs.made.Delete(id)
+		}
+	}
+	for _, id := range has {
+		if !slices.Contains(had, id) {
+			change(id, func(list []string) []string { return append(list, now.ID) })
+		}
+	}
+	for _, id := range had {
+		if !slices.Contains(has, id) {
+			change(id, func(list []string) []string {
+				return slices.DeleteFunc(list, func(s string) bool { return s == now.ID })
+			})
+		}
+	}
+}
+
+// madeIDs are the IDs of a client's secrets of our making, each once.
+func (k *knownClient) madeIDs() (ids []opaque.ID) {
+	if k == nil {
+		return nil
+	}
+	add := func(cl *clientSecret) {
+		if len(cl.ID) == len(opaque.ID{}) && !slices.Contains(ids, opaque.ID(cl.ID)) {
+			ids = append(ids, opaque.ID(cl.ID))
+		}
+	}
+	for i := range k.rec.Secrets {
+		add(&k.rec.Secrets[i])
+	}
+	if k.rec.Registration != nil {
+		add(k.rec.Registration)
+	}
+	return ids
+}
+
+// holders are those whose live secret, or registration token, key is: more than one where a host has declared it twice.
+func (cs *Clients) holders(key *opaque.Key) (list []heldSecret) {
+	v, ok := cs.made.Load(key.ID)
+	if !ok {
+		return nil
+	}
+	for _, id := range v.([]string) {
+		k := cs.lookup(id)
+		if k == nil {
+			continue
+		}
+		secret, registration := cs.hash(id, key), cs.hash(registrationOf(id), key)
+		for _, cl := range k.rec.live(cs.s.now()) {
+			if cl.Rounds == 0 && subtle.ConstantTimeCompare(cl.Hash[:], secret[:]) == 1 {
+				list = append(list, heldSecret{id, key.ID.String(), secret, false})
+			}
+		}
+		if r := k.rec.Registration; r != nil && subtle.ConstantTimeCompare(r.Hash[:], registration[:]) == 1 {
+			list = append(list, heldSecret{id, key.ID.String(), registration, true})
+		}
+	}
+	return list
+}
+
+// ownTokens are what a client got for itself, and what came of that.
+func ownTokens(client string) Target { return BySubject(client).HeldBy(client) }
+
+// endLeaked ends the client secret or registration token that text is, with whomever has it.
+func (cs *Clients) endLeaked(ctx context.Context, text, reason string) (found, ended int, err error) {
+	key, err := opaque.DecodeKey(text, cs.s.cfg.Prefix, opaque.ClientSecret)
+	if err != nil {
+		return 0, 0, nil
+	}
+	list := cs.holders(key)
+	if len(list) == 0 {
+		// Another process may have made it a moment ago. Junk ends at the tag, without a look at the store.
+		mac, err := cs.s.SigningKeys.presented(ctx, key.KID, purposeSecretTag)
+		if err != nil {
+			return 0, 0, err
+		}
+		tag := opaque.Tag(mac, "cs1", []byte(cs.s.ns), key.ID[:], key.Secret[:])
+		if mac == nil || subtle.ConstantTimeCompare(tag[:], key.Tag[:]) != 1 {
+			return 0, 0, nil
+		}
+		if err := cs.s.state.refresh(ctx); err != nil {
+			return 0, 0, unavailable(err, "look for the client of a leaked secret")
+		}
+		list = cs.holders(key)
+	}
+	for _, x := range list {
+		ok, e := cs.s.endHeld(ctx, x.targets(), func(ctx context.Context) (bool, error) { return cs.withdraw(ctx, x, reason) })
+		switch {
+		case e != nil:
+			found++
+			if err == nil {
+				err = e
+			}
+		case ok:
+			found++
+			ended++
+		}
+	}
+	return found, ended, err
+}
+
+// withdraw takes x out of its client's record, and reports whether it was there.
+func (cs *Clients) withdraw(ctx context.Context, x heldSecret, reason string) (bool, error) {
+	for try := 0; try < refreshTries; try++ {
+		rec, v, err := cs.read(ctx, x.client)
+		switch {
+		case isNotFound(err):
+			return false, nil
+		case err != nil:
+			return false, err
+		}
+		if !rec.withdraw(x.hash, cs.s.now()) {
+			// Done before, perhaps by us, unheard: this process must know it too before it stops refusing on its own.
+			if err := cs.s.state.refresh(ctx); err != nil {
+				return false, unavailable(err, "read back the client of a leaked secret")
+			}
+			return false, nil
+		}
+		c := cs.s.newChange()
+		if err := cs.put(c, x.client, &rec, v); err != nil {
+			return false, err
+		}
+		// The rule on the secret stays until the janitor has seen to it that no record holds the secret.
+		if err := cs.s.addRuleUntil(ctx, c, ByToken(x.id), false, reason, 0); err != nil {
+			return false, err
+		}
+		what := "registration token"
+		if !x.registration {
+			what = "client secret"
+			if err := cs.s.addRule(ctx, c, ownTokens(x.client), false, reason); err != nil {
+				return false, err
+			}
+			c.event(ctx, Event{Type: EventRevoked, OK: true, Reason: reason, Target: ownTokens(x.client), Subject: x.client, Client: x.client})
+		}
+		c.event(ctx, Event{Type: EventLeaked, OK: true, Reason: reason, Target: ByToken(x.id), TokenID: x.id, Client: x.client, Extra: map[string]string{"leaked": what}})
+		_, err = cs.s.commit(ctx, c)
+		if !errors.Is(err, store.ErrConflict) {
+			return err == nil, err
+		}
+	}
+	return false, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel updates of client " + x.client}
+}
+
+// withdraw drops the verifier with this hash, and remembers it if it is of a secret that a host may declare again.
+func (rec *clientRecord) withdraw(hash [32]byte, now time.Time) bool {
+	if r := rec.Registration; r != nil && r.Hash == hash {
+		rec.Registration = nil
+		return true
+	}
+	if !slices.ContainsFunc(rec.live(now), func(cl clientSecret) bool { return cl.Hash == hash }) {
+		return false
+	}
+	rec.Secrets = slices.DeleteFunc(rec.Secrets, func(cl clientSecret) bool { return cl.Hash == hash })
+	rec.remember(hash)
+	return true
+}
+
+func (rec *clientRecord) remember(hash [32]byte) {
+	rec.Leaked = append(rec.Leaked, hash[:])
+	rec.Leaked = rec.Leaked[max(0, len(rec.Leaked)-maxLeaked):]
+}
+
+// ended reports whether a rule has ended a secret of our making.
+func (cs *Clients) ended(cl *clientSecret) bool {
+	return len(cl.ID) == len(opaque.ID{}) && cs.s.rules.ended(opaque.ID(cl.ID).String())
+}
+
+// forget takes secrets that a rule has ended out of records that still have them, because the store once lost its latest
+// writes and got the rule back.
+func (cs *Clients) forget(ctx context.Context, id string) error {
+	key, err := opaque.ParseID(id)
+	if err != nil {
+		return nil
+	}
+	v, ok := cs.made.Load(key)
+	if !ok {
+		return nil
+	}
+	is := func(cl *clientSecret) bool { return bytes.Equal(cl.ID, key[:]) }
+	for _, client := range v.([]string) {
+		rec, v, err := cs.read(ctx, client)
+		if isNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		n := len(rec.Secrets)
+		rec.Secrets = slices.DeleteFunc(rec.Secrets, func(cl clientSecret) bool {
+			if is(&cl) {
+				rec.remember(cl.Hash)
+			}
+			return is(&cl)
+		})
+		if rec.Registration != nil && is(rec.Registration) {
+			rec.Registration = nil
+		} else if len(rec.Secrets) == n {
+			continue
+		}
+		if err := cs.write(ctx, client, &rec, v, "leaked secret withdrawn", nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// wasLeaked reports whether secret is one of the client's that RevokeLeaked has ended.
+func (cs *Clients) wasLeaked(id string, rec *clientRecord, secret Secret) bool {
+	key, err := opaque.DecodeKey(secret.Reveal(), cs.s.cfg.Prefix, opaque.ClientSecret)
+	if err != nil {
+		return false
+	}
+	hash := cs.hash(id, key)
+	return cs.s.rules.ended(key.ID.String()) || slices.ContainsFunc(rec.Leaked, func(h []byte) bool { return bytes.Equal(h, hash[:]) })
+}
+
+// maxJWTStarts bounds at how many places of one run of letters a JWT is supposed to begin.
+const maxJWTStarts = 8
+
+// findJWTs yields what has the shape of a signed compact JWT, also where letters stand in front of it, as in an escaped URL:
+// its header is a JSON object, which begins with a quote, so that its text begins with eyJ.
+func findJWTs(text []byte) func(yield func(string) bool) {
+	end := func(i int) int {
+		for ; i < len(text); i++ {
+			if c := text[i]; !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_') {
+				break
+			}
+		}
+		return i
+	}
+	return func(yield func(string) bool) {
+		for i := 0; i < len(text); {
+			head := end(i)
+			if head == i {
+				i++
+				continue
+			}
+			from := i
+			i = head
+			claims := end(min(head+1, len(text)))
+			if head == len(text) || text[head] != '.' || claims == len(text) || text[claims] != '.' {
+				continue
+			}
+			last := end(claims + 1)
+			for at, tries := from, 0; at+2 < head && tries < maxJWTStarts; at++ {
+				if text[at] == 'e' && text[at+1] == 'y' && (at == from || text[at+2] == 'J') {
+					tries++
+					if !yield(string(text[at:last])) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
