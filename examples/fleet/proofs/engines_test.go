@@ -75,7 +75,7 @@ func startPostgres(t testing.TB) engine {
 			return
 		}
 		if postgres.dir, postgres.err = os.MkdirTemp("", "apitoken-pg-"); postgres.err == nil {
-			postgres.srv, postgres.err = pgtest.New(postgres.dir)
+			postgres.srv, postgres.err = pgtest.New(postgres.dir, pgtest.Quick...)
 		}
 	})
 	pgtest.Check(t, postgres.err)
@@ -133,7 +133,7 @@ func startRedis(t testing.TB) engine {
 }
 
 func startEtcd(t testing.TB) engine {
-	cluster := etcdtest.Start(t, 1)
+	cluster := etcdtest.Start(t, 1, etcdtest.Quick)
 	u, err := url.Parse(cluster.Endpoints()[0])
 	require.NoError(t, err)
 	return engine{addr: u.Host,

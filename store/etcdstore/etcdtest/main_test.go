@@ -43,7 +43,7 @@ func sharedClient(tb testing.TB) *clientv3.Client {
 		if shared.dir, shared.err = os.MkdirTemp("", "etcdtest"); shared.err != nil {
 			return
 		}
-		if shared.cluster, shared.err = New(shared.dir, 3); shared.err != nil {
+		if shared.cluster, shared.err = New(shared.dir, 3, Quick); shared.err != nil {
 			return
 		}
 		shared.client, shared.err = clientv3.New(clientv3.Config{Endpoints: shared.cluster.Endpoints(), Logger: zap.NewNop()})
