@@ -154,6 +154,9 @@ func New(ctx context.Context, client *clientv3.Client, o *Options) (*Store, erro
 	for first.Err() == nil && (errors.Is(err, context.DeadlineExceeded) || codeOf(err) == codes.DeadlineExceeded) {
 		err = s.check(first, true)
 	}
+	if over := first.Err(); err != nil && over != nil && !errors.Is(err, over) {
+		err = fmt.Errorf("%w: %w", over, err) // what was last tried is not why it failed
+	}
 	if err != nil {
 		s.cancel()
 		return nil, fmt.Errorf("etcdstore: open: %w", err)

@@ -4,6 +4,7 @@ package proofs
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"net/url"
@@ -60,8 +61,18 @@ func (e engine) open(t testing.TB, addr string) store.Store {
 	return s
 }
 
-// connect opens the store that a server at addr has.
+// connect opens the store that a server at addr has. Where a server is too busy to answer in time it is asked again, as whoever
+// starts processes does.
 func connect(ctx context.Context, engine, addr, prefix string) (st store.Store, disconnect func(), err error) {
+	for began := time.Now(); ; {
+		st, disconnect, err = connectOnce(ctx, engine, addr, prefix)
+		if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > time.Minute {
+			return st, disconnect, err
+		}
+	}
+}
+
+func connectOnce(ctx context.Context, engine, addr, prefix string) (st store.Store, disconnect func(), err error) {
 	switch engine {
 	case "postgres":
 		pool, err := pgPool(ctx, addr)

@@ -3,6 +3,7 @@ package etcdtest
 import (
 	"context"
 	"crypto/rand"
+	"flag"
 	"fmt"
 	"os"
 	"sync"
@@ -26,6 +27,14 @@ var shared struct {
 }
 
 func TestMain(m *testing.M) {
+	// More tests at once than there are cores, unless the command line says how many: most of their time is that of elections and
+	// leases.
+	flag.Parse()
+	said := false
+	flag.Visit(func(f *flag.Flag) { said = said || f.Name == "test.parallel" })
+	if !said {
+		_ = flag.Set("test.parallel", "6") // it is a number
+	}
 	code := m.Run()
 	if shared.client != nil {
 		_ = shared.client.Close()
