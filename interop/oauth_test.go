@@ -26,6 +26,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -70,6 +71,29 @@ func pemOf(t *testing.T, change func(*x509.Certificate)) (cert, key, der []byte)
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}), der
 }
 
+// built is where the program of all tests lies.
+var built string
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	_ = os.RemoveAll(built) // "" is no error
+	os.Exit(code)
+}
+
+// serverProgram builds examples/server for the first test that asks.
+var serverProgram = sync.OnceValues(func() (program string, err error) {
+	if built, err = os.MkdirTemp("", "apitoken-server-"); err != nil {
+		return "", err
+	}
+	program = filepath.Join(built, "server")
+	build := exec.Command("go", "build", "-o", program, "./examples/server")
+	build.Dir = ".." // the root module, which has all that the program needs
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return program, nil
+})
+
 // startServer builds examples/server, starts it with settings for these tests, and stops it after the test.
 func startServer(t *testing.T) *issuerSite {
 	t.Helper()
@@ -113,11 +137,8 @@ func startServer(t *testing.T) *issuerSite {
 	})
 	require.NoError(t, err)
 
-	program := filepath.Join(dir, "server")
-	build := exec.Command("go", "build", "-o", program, "./examples/server")
-	build.Dir = ".." // the root module, which has all that the program needs
-	out, err := build.CombinedOutput()
-	require.NoError(t, err, string(out))
+	program, err := serverProgram()
+	require.NoError(t, err)
 	run := exec.Command(program, "-addr", "127.0.0.1:0", "-db", filepath.Join(dir, "tokens.db"), "-config", write("server.json", settings),
 		"-tls-cert", write("server.pem", s.ca), "-tls-key", write("server-key.pem", serverKey), "-client-ca", write("clients.pem", s.cert))
 	said, err := run.StderrPipe()
@@ -229,7 +250,7 @@ func TestNodeFlows(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), b, 0o644))
 	}
-	cmd := exec.Command(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+	cmd := exec.Command(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline")
 	cmd.Dir = dir
 	if out, err := cmd.CombinedOutput(); err != nil {
 		need(err, "npm ci: "+string(out))

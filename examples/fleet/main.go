@@ -259,6 +259,7 @@ func (s *show) load(ctx context.Context) {
 			}
 			s.mu.Unlock()
 		}
+		pause(5 * time.Millisecond) // a show needs no more
 	}
 }
 

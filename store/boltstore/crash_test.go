@@ -102,7 +102,7 @@ func TestKill9(t *testing.T) {
 		require.True(t, sc.Scan())
 		require.Equal(t, "open", sc.Text())
 		// Killed after so many acknowledgements, which puts the kill at any point of a commit.
-		for left := rand.IntN(400); sc.Scan(); left-- {
+		for left := rand.IntN(200); sc.Scan(); left-- {
 			f := strings.Fields(sc.Text())
 			require.Equal(t, "ack", f[0], sc.Text())
 			w, _ := strconv.Atoi(f[1])

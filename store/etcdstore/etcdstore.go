@@ -25,6 +25,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
 
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -145,10 +146,18 @@ func New(ctx context.Context, client *clientv3.Client, o *Options) (*Store, erro
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.space = newSpace(s, "", nil)
 
-	// A client connects for ever; the first question must not.
+	// A client connects for ever; the first question must not. A member is asked for a part of the time only, so that there is
+	// some for another; where there is none, or all are slow, they are asked again until the time is over.
 	first, stop := context.WithTimeout(ctx, s.timeout)
 	defer stop()
-	if err := s.check(first, true); err != nil {
+	err := s.check(first, true)
+	for first.Err() == nil && (errors.Is(err, context.DeadlineExceeded) || codeOf(err) == codes.DeadlineExceeded) {
+		err = s.check(first, true)
+	}
+	if over := first.Err(); err != nil && over != nil && !errors.Is(err, over) {
+		err = fmt.Errorf("%w: %w", over, err) // what was last tried is not why it failed
+	}
+	if err != nil {
 		s.cancel()
 		return nil, fmt.Errorf("etcdstore: open: %w", err)
 	}

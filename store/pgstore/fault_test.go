@@ -423,7 +423,7 @@ func TestFenceUnderEveryIsolation(t *testing.T) {
 func TestFailoverThatLosesTheTail(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
-	primary := pgtest.Private(t, "fsync=off")
+	primary := pgtest.Private(t, pgtest.Quick...)
 	p := prefix()
 	var port atomic.Int64
 	port.Store(int64(primary.Port()))

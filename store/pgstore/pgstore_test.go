@@ -44,7 +44,7 @@ func server(t testing.TB) *pgtest.Server {
 			return
 		}
 		if shared.dir, shared.err = os.MkdirTemp("", "apitoken-pg-"); shared.err == nil {
-			shared.srv, shared.err = pgtest.New(shared.dir, "fsync=off") // who harms it not needs no disk
+			shared.srv, shared.err = pgtest.New(shared.dir, pgtest.Quick...)
 		}
 	})
 	pgtest.Check(t, shared.err)
@@ -85,29 +85,38 @@ func open(t testing.TB, pool *pgxpool.Pool, o pgstore.Options) *pgstore.Store {
 	return s
 }
 
+// TestSuite runs the suite in tables of each subtest's own, which are made for it, and in namespaces of one set of tables, which is
+// what a process finds that opens a store again.
 func TestSuite(t *testing.T) {
 	t.Parallel()
 	srv := server(t)
 	for name, o := range map[string]struct {
 		pgstore.Options
-		isolation string
+		isolation  string
+		namespaces bool
 	}{
-		"prepared":     {pgstore.Options{}, "read committed"},
-		"pooler":       {pgstore.Options{Pooler: true}, "read committed"},
-		"serializable": {pgstore.Options{}, "serializable"},
+		"prepared":     {pgstore.Options{}, "read committed", false},
+		"pooler":       {pgstore.Options{Pooler: true}, "read committed", true},
+		"serializable": {pgstore.Options{}, "serializable", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			pool := newPool(t, srv, 24, isolated(o.isolation))
+			common := prefix()
 			dirs := map[string]string{} // the suite's directories, as table prefixes
 			storetest.Run(t, func(t *testing.T, dir string) store.Store {
-				o := o.Options
-				if o.Prefix = dirs[dir]; o.Prefix == "" {
-					o.Prefix = prefix()
-					dirs[dir] = o.Prefix
+				own := o.Options
+				if own.Prefix = common; !o.namespaces {
+					if own.Prefix = dirs[dir]; own.Prefix == "" {
+						own.Prefix = prefix()
+						dirs[dir] = own.Prefix
+					}
 				}
-				s, err := pgstore.New(context.Background(), pool, &o)
+				s, err := pgstore.New(context.Background(), pool, &own)
 				require.NoError(t, err)
+				if o.namespaces {
+					return s.Namespace(dir)
+				}
 				return s
 			})
 		})
@@ -203,7 +212,7 @@ func TestHintsThatAreCut(t *testing.T) {
 func TestServerThatCrashes(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
-	srv := pgtest.Private(t)
+	srv := pgtest.Private(t, pgtest.Quick...)
 	s := open(t, newPool(t, srv, 8), pgstore.Options{Prefix: prefix(), Timeout: time.Second})
 	_, err := s.Apply(ctx, rule("before"))
 	require.NoError(t, err)

@@ -45,7 +45,7 @@ func serviceOn(t *testing.T, st store.Store) process {
 }
 
 // writes repeats what may be repeated until it is done: on a busy machine an answer may come too late.
-func writes(t *testing.T, what func() error) {
+func writes(t testing.TB, what func() error) {
 	t.Helper()
 	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		err := what()
@@ -244,7 +244,15 @@ func TestCopyBesideALongTransaction(t *testing.T) {
 const copyVariable = "APITOKEN_PROOFS_COPY"
 
 func TestMain(m *testing.M) {
+	if described := os.Getenv(processVariable); described != "" {
+		if err := serve(context.Background(), described, os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	if os.Getenv(copyVariable) == "" {
+		waitTogether()
 		code := m.Run()
 		if postgres.srv != nil {
 			postgres.srv.Stop()
@@ -332,7 +340,7 @@ func TestCopyIsKilled(t *testing.T) {
 			case err := <-ended:
 				require.NoError(t, err, "Copy failed by itself before %s", when.name)
 				finished, wait = true, false
-			default:
+			case <-time.After(time.Millisecond): // who only looks leaves the cores to who copies
 				if when.is() {
 					_ = cmd.Process.Kill()
 					finished = <-ended == nil

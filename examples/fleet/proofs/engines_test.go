@@ -4,6 +4,8 @@ package proofs
 
 import (
 	"context"
+	"errors"
+	"flag"
 	"fmt"
 	"net/url"
 	"os"
@@ -16,6 +18,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/examples/fleet/cut"
@@ -32,26 +36,107 @@ import (
 
 // engine is one kind of store, running.
 type engine struct {
-	// open connects as one more process does, through addr, or to the server itself if that is empty.
-	open func(t testing.TB, addr string) store.Store
-	addr string // of the server; empty: there is none, and processes are services that share a value
+	name string
+	// store is what all services share where there is no server.
+	store store.Store
+	addr  string // of the server; empty: there is none
 	// deafen ends the connections that bring hints, on the server's side; nil: there are none.
 	deafen func(t testing.TB)
 	// url and prefix are for processes that connect by themselves to Postgres.
 	url, prefix string
 }
 
+// open connects as one more process does, through addr, or to the server itself if that is empty.
+func (e engine) open(t testing.TB, addr string) store.Store {
+	t.Helper()
+	if e.store != nil {
+		return e.store
+	}
+	if addr == "" {
+		addr = e.addr
+	}
+	s, disconnect, err := connect(context.Background(), e.name, addr, e.prefix)
+	require.NoError(t, err)
+	t.Cleanup(disconnect)
+	return s
+}
+
+// connect opens the store that a server at addr has. Where a server is too busy to answer in time it is asked again, as whoever
+// starts processes does.
+func connect(ctx context.Context, engine, addr, prefix string) (st store.Store, disconnect func(), err error) {
+	for began := time.Now(); ; {
+		st, disconnect, err = connectOnce(ctx, engine, addr, prefix)
+		if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > time.Minute {
+			return st, disconnect, err
+		}
+	}
+}
+
+func connectOnce(ctx context.Context, engine, addr, prefix string) (st store.Store, disconnect func(), err error) {
+	switch engine {
+	case "postgres":
+		pool, err := pgPool(ctx, addr)
+		if err != nil {
+			return nil, nil, err
+		}
+		s, err := pgstore.New(ctx, pool, &pgstore.Options{Prefix: prefix})
+		if err != nil {
+			pool.Close()
+			return nil, nil, err
+		}
+		return s, func() { _ = s.Close(); pool.Close() }, nil
+	case "redis":
+		c := redis.NewClient(&redis.Options{Addr: addr, ContextTimeoutEnabled: true})
+		s, err := redisstore.New(ctx, c, nil)
+		if err != nil {
+			_ = c.Close()
+			return nil, nil, err
+		}
+		return s, func() { _ = s.Close(); _ = c.Close() }, nil
+	case "etcd":
+		c, err := clientv3.New(clientv3.Config{Endpoints: []string{"http://" + addr}, Logger: zap.NewNop(),
+			DialTimeout: 2 * time.Second, DialKeepAliveTime: 2 * time.Second, DialKeepAliveTimeout: time.Second})
+		if err != nil {
+			return nil, nil, err
+		}
+		s, err := etcdstore.New(ctx, c, nil)
+		if err != nil {
+			_ = c.Close()
+			return nil, nil, err
+		}
+		return s, func() { _ = s.Close(); _ = c.Close() }, nil
+	}
+	return nil, nil, fmt.Errorf("no server %q", engine)
+}
+
+// pgPool has the few connections that a process of the fleet is given.
+func pgPool(ctx context.Context, addr string) (*pgxpool.Pool, error) {
+	c, err := pgxpool.ParseConfig(postgresURL(addr))
+	if err != nil {
+		return nil, err
+	}
+	c.MaxConns = 4
+	return pgxpool.NewWithConfig(ctx, c)
+}
+
+// postgresURL is that of the tests' server at another address, through which it is reached.
+func postgresURL(addr string) string {
+	u, err := url.Parse(os.Getenv("APITOKEN_TEST_POSTGRES")) // whose user and database are the host's
+	if err != nil || u.Host == "" {
+		return "postgres://postgres@" + addr + "/postgres?sslmode=disable"
+	}
+	u.Host = addr
+	return u.String()
+}
+
 // engines starts them. Each lives as long as the test that starts it.
 var engines = map[string]func(t testing.TB) engine{
-	"memory": func(t testing.TB) engine {
-		st := memstore.New()
-		return engine{open: func(testing.TB, string) store.Store { return st }}
-	},
+	"memory": func(t testing.TB) engine { return engine{name: "memory", store: memstore.New()} },
 	"bbolt": func(t testing.TB) engine {
 		st, err := boltstore.Open(filepath.Join(t.TempDir(), "tokens.db"), nil)
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, st.Close()) })
-		return engine{open: func(testing.TB, string) store.Store { return st }}
+		return engine{name: "bbolt", store: st}
 	},
 	"postgres": startPostgres,
 	"redis":    startRedis,
@@ -75,35 +160,16 @@ func startPostgres(t testing.TB) engine {
 			return
 		}
 		if postgres.dir, postgres.err = os.MkdirTemp("", "apitoken-pg-"); postgres.err == nil {
-			postgres.srv, postgres.err = pgtest.New(postgres.dir)
+			postgres.srv, postgres.err = pgtest.New(postgres.dir, pgtest.Quick...)
 		}
 	})
 	pgtest.Check(t, postgres.err)
-	srv := postgres.srv
-	prefix := fmt.Sprintf("f%d_%d_", time.Now().UnixNano()%1e9, schemas.Add(1))
-	u, err := url.Parse(srv.URL)
+	u, err := url.Parse(postgres.srv.URL)
 	require.NoError(t, err)
-	pool := func(t testing.TB, addr string) *pgxpool.Pool {
-		v := *u
-		if addr != "" {
-			v.Host = addr
-		}
-		c, err := pgxpool.ParseConfig(v.String())
-		require.NoError(t, err)
-		c.MaxConns = 6
-		p, err := pgxpool.NewWithConfig(context.Background(), c)
-		require.NoError(t, err)
-		t.Cleanup(p.Close)
-		return p
-	}
-	admin := pool(t, "")
-	return engine{addr: u.Host, url: srv.URL, prefix: prefix,
-		open: func(t testing.TB, addr string) store.Store {
-			s, err := pgstore.New(context.Background(), pool(t, addr), &pgstore.Options{Prefix: prefix})
-			require.NoError(t, err)
-			t.Cleanup(func() { _ = s.Close() })
-			return s
-		},
+	admin, err := pgPool(context.Background(), u.Host)
+	require.NoError(t, err)
+	t.Cleanup(admin.Close)
+	return engine{name: "postgres", addr: u.Host, url: postgres.srv.URL, prefix: fmt.Sprintf("f%d_%d_", time.Now().UnixNano()%1e9, schemas.Add(1)),
 		deafen: func(t testing.TB) {
 			_, err := admin.Exec(context.Background(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND pid <> pg_backend_pid()")
 			require.NoError(t, err)
@@ -114,18 +180,7 @@ func startPostgres(t testing.TB) engine {
 func startRedis(t testing.TB) engine {
 	srv := redistest.Private(t)
 	admin := srv.Client(t)
-	return engine{addr: srv.Addr,
-		open: func(t testing.TB, addr string) store.Store {
-			if addr == "" {
-				addr = srv.Addr
-			}
-			c := redis.NewClient(&redis.Options{Addr: addr, ContextTimeoutEnabled: true})
-			t.Cleanup(func() { _ = c.Close() })
-			s, err := redisstore.New(context.Background(), c, nil)
-			require.NoError(t, err)
-			t.Cleanup(func() { _ = s.Close() })
-			return s
-		},
+	return engine{name: "redis", addr: srv.Addr,
 		deafen: func(t testing.TB) {
 			require.NoError(t, admin.Do(context.Background(), "CLIENT", "KILL", "TYPE", "pubsub").Err())
 		},
@@ -133,20 +188,9 @@ func startRedis(t testing.TB) engine {
 }
 
 func startEtcd(t testing.TB) engine {
-	cluster := etcdtest.Start(t, 1)
-	u, err := url.Parse(cluster.Endpoints()[0])
+	u, err := url.Parse(etcdtest.Start(t, 1, etcdtest.Quick).Endpoints()[0])
 	require.NoError(t, err)
-	return engine{addr: u.Host,
-		open: func(t testing.TB, addr string) store.Store {
-			if addr == "" {
-				addr = u.Host
-			}
-			s, err := etcdstore.New(context.Background(), etcdtest.Connect(t, "http://"+addr), nil)
-			require.NoError(t, err)
-			t.Cleanup(func() { _ = s.Close() })
-			return s
-		},
-	}
+	return engine{name: "etcd", addr: u.Host}
 }
 
 // process is a service as one process of the fleet has it, with its own connections, which go through a proxy where the
@@ -184,5 +228,16 @@ func each(t *testing.T, test func(t *testing.T, e engine)) {
 			t.Parallel()
 			test(t, start(t))
 		})
+	}
+}
+
+// waitTogether lets more tests run at once than there are cores, unless the command line says how many: here most of a test's
+// time is that of outages, bounds and rotations.
+func waitTogether() {
+	flag.Parse()
+	said := false
+	flag.Visit(func(f *flag.Flag) { said = said || f.Name == "test.parallel" })
+	if !said {
+		_ = flag.Set("test.parallel", "6") // it is a number
 	}
 }

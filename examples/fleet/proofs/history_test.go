@@ -2,7 +2,6 @@ package proofs
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -114,98 +113,115 @@ func firstOf(grant string) string {
 	return v.(string)
 }
 
-// TestHistoriesAreLinearizable: eight processes refresh and revoke the same few sessions, with current, old and older
-// tokens, and what their callers saw can be put into one order.
-func TestHistoriesAreLinearizable(t *testing.T) {
+// TestEightProcesses: on an engine with a server they are eight processes of the system's, which have nothing in common but that.
+func TestEightProcesses(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, e engine) {
-		var fleet []process
-		for range processes {
-			fleet = append(fleet, e.process(t, func(c *apitoken.Config) { c.Refresh.Grace = time.Minute }))
-		}
-		ctx := context.Background()
-		type shared struct {
-			id     string
-			mu     sync.Mutex
-			tokens []string
-		}
-		var list []*shared
-		for i := range 6 {
-			issued, err := fleet[i].Issue(ctx, apitoken.Request{Subject: fmt.Sprint("user-", i), Refresh: true})
-			require.NoError(t, err)
-			g := &shared{id: issued.Token.Grant(), tokens: []string{issued.Refresh.Reveal()}}
-			firsts.Store(g.id, g.tokens[0])
-			list = append(list, g)
-		}
-		var mu sync.Mutex
-		var history []porcupine.Operation
-		var wins, ends atomic.Int64
-		began := time.Now()
-		var wg sync.WaitGroup
-		for p := range processes {
-			wg.Go(func() {
-				r := rand.New(rand.NewPCG(uint64(p), 7))
-				for range 40 {
-					g := list[r.IntN(len(list))]
-					in := call{grant: g.id}
+		s := setup{Grace: time.Minute}
+		fleet := e.fleet(t, processes, s)
+		t.Run("nothing descends past a rule", func(t *testing.T) { nothingDescendsPastARule(t, fleet) })
+		t.Run("uses are counted", func(t *testing.T) { usesAreCounted(t, fleet) })
+		t.Run("histories are linearizable", func(t *testing.T) { historiesAreLinearizable(t, e, s, fleet) })
+	})
+}
+
+// historiesAreLinearizable: eight processes refresh and revoke the same few sessions, with current, old and older tokens, one of
+// them is killed in the middle and another takes its place, and what their callers saw can be put into one order. What a process
+// was at when it died, and whatever else got no answer, may be done at any time after it was asked.
+func historiesAreLinearizable(t *testing.T, e engine, s setup, fleet []*peer) {
+	const calls = 40
+	type shared struct {
+		id     string
+		mu     sync.Mutex
+		tokens []string
+	}
+	var list []*shared
+	for i := range 6 {
+		issued := fleet[i].insist(t, question{Call: "issue", Subject: fmt.Sprint("linear-", i)})
+		g := &shared{id: issued.Grant, tokens: []string{issued.Refresh}}
+		firsts.Store(g.id, g.tokens[0])
+		list = append(list, g)
+	}
+	var mu sync.Mutex // guards history
+	var history []porcupine.Operation
+	var wins, asked atomic.Int64
+	began := time.Now()
+	var wg sync.WaitGroup
+	for p := range processes {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(p), 7))
+			self := fleet[p]
+			for range calls {
+				if p != 0 && asked.Add(1) == processes*calls/2 && e.addr != "" {
+					fleet[0].kill()
+				}
+				g := list[r.IntN(len(list))]
+				in := call{grant: g.id}
+				g.mu.Lock()
+				in.token = g.tokens[len(g.tokens)-1]
+				switch d := r.IntN(100); {
+				case d < 30 && len(g.tokens) > 1:
+					in.token = g.tokens[len(g.tokens)-2] // a repetition
+				case d == 30 && len(g.tokens) > 3:
+					in.token = g.tokens[r.IntN(len(g.tokens)-2)] // a thief
+				case d == 31:
+					in.revoke = true
+				}
+				g.mu.Unlock()
+				var out answer
+				saw, lost := false, false
+				start := time.Since(began)
+				var err error
+				if in.revoke {
+					_, err = self.ask(question{Call: "revoke grant", ID: g.id})
+					out.unknown, lost = err != nil, err != nil
+				} else {
+					var issued reply
+					issued, err = self.ask(question{Call: "refresh", Token: in.token})
+					switch {
+					case err == nil:
+						out.next = issued.Refresh
+						wins.Add(1)
+					case errors.Is(err, apitoken.ErrInvalidGrant), errors.Is(err, apitoken.ErrRevoked):
+						out.unknown, saw = true, true
+					case errors.Is(err, apitoken.ErrUnavailable):
+						out.unknown, lost = true, true
+					default:
+						t.Errorf("a refresh failed: %v", err)
+						return
+					}
+				}
+				end := int64(time.Since(began))
+				if errors.Is(err, errKilled) {
+					if self = e.spawn(t, s); self == nil {
+						return
+					}
+				}
+				if lost {
+					end = int64(24 * time.Hour) // after everything else
+				}
+				if out.next != "" {
 					g.mu.Lock()
-					in.token = g.tokens[len(g.tokens)-1]
-					switch d := r.IntN(100); {
-					case d < 30 && len(g.tokens) > 1:
-						in.token = g.tokens[len(g.tokens)-2] // a repetition
-					case d == 30 && len(g.tokens) > 3:
-						in.token = g.tokens[r.IntN(len(g.tokens)-2)] // a thief
-					case d == 31:
-						in.revoke = true
+					if !slices.Contains(g.tokens, out.next) {
+						g.tokens = append(g.tokens, out.next)
 					}
 					g.mu.Unlock()
-					var out answer
-					saw := false
-					start := time.Since(began)
-					if in.revoke {
-						err := fleet[p].Revoke(ctx, apitoken.ByGrant(g.id), "test")
-						out.unknown = err != nil
-						ends.Add(1)
-					} else {
-						issued, err := fleet[p].Refresh(ctx, apitoken.RefreshRequest{Token: in.token})
-						switch {
-						case err == nil:
-							out.next = issued.Refresh.Reveal()
-							wins.Add(1)
-						case errors.Is(err, apitoken.ErrInvalidGrant), errors.Is(err, apitoken.ErrRevoked):
-							out.unknown, saw = true, true
-						default:
-							require.ErrorIs(t, err, apitoken.ErrUnavailable)
-							out.unknown = true
-						}
-					}
-					end := time.Since(began)
-					if out.next != "" {
-						g.mu.Lock()
-						known := false
-						for _, tok := range g.tokens {
-							known = known || tok == out.next
-						}
-						if !known {
-							g.tokens = append(g.tokens, out.next)
-						}
-						g.mu.Unlock()
-					}
-					mu.Lock()
-					history = append(history, porcupine.Operation{ClientId: p, Input: in, Output: out, Call: int64(start), Return: int64(end)})
-					if saw {
-						history = append(history, porcupine.Operation{ClientId: p, Input: call{grant: g.id, saw: true}, Output: answer{}, Call: int64(start), Return: int64(end)})
-					}
-					mu.Unlock()
 				}
-			})
-		}
-		wg.Wait()
-		require.Positive(t, wins.Load())
-		if verdict := porcupine.CheckOperationsTimeout(sessions.ToModel(), history, 30*time.Second); verdict != porcupine.Ok {
-			t.Fatalf("%s: what eight processes answered about one session has no order in which it makes sense:\n%s", verdict, tell(history))
-		}
-	})
+				mu.Lock()
+				history = append(history, porcupine.Operation{ClientId: p, Input: in, Output: out, Call: int64(start), Return: end})
+				if saw {
+					history = append(history, porcupine.Operation{ClientId: p, Input: call{grant: g.id, saw: true}, Output: answer{}, Call: int64(start), Return: end})
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	require.Positive(t, wins.Load())
+	require.True(t, e.addr == "" || fleet[0].cmd.ProcessState != nil, "one was killed")
+	if verdict := porcupine.CheckOperationsTimeout(sessions.ToModel(), history, time.Minute); verdict != porcupine.Ok {
+		t.Fatalf("%s: what eight processes answered about one session has no order in which it makes sense:\n%s", verdict, tell(history))
+	}
 }
 
 // TestTheCheckerBites: a second successor of one token is found.
@@ -226,95 +242,84 @@ func TestTheCheckerBites(t *testing.T) {
 	require.True(t, porcupine.CheckOperations(sessions.ToModel(), good))
 }
 
-// TestUsesAreCounted: eight processes share an API key that is good for twelve uses.
-func TestUsesAreCounted(t *testing.T) {
-	t.Parallel()
-	each(t, func(t *testing.T, e engine) {
-		ctx := context.Background()
-		var fleet []process
-		for range processes {
-			fleet = append(fleet, e.process(t, nil))
+// usesAreCounted: eight processes share an API key that is good for twelve uses.
+func usesAreCounted(t *testing.T, fleet []*peer) {
+	key := fleet[0].insist(t, question{Call: "make key", Subject: "robot", Uses: 12}).Access
+	var taken, unknown atomic.Int64
+	var wg sync.WaitGroup
+	for _, p := range fleet {
+		wg.Go(func() {
+			for range 5 {
+				switch _, err := p.ask(question{Call: "use", Token: key}); {
+				case err == nil:
+					taken.Add(1)
+				case errors.Is(err, apitoken.ErrLimited):
+				case errors.Is(err, apitoken.ErrUnavailable):
+					unknown.Add(1)
+				default:
+					t.Errorf("a use failed: %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	require.LessOrEqual(t, taken.Load(), int64(12), "never above the limit")
+	require.GreaterOrEqual(t, taken.Load()+unknown.Load(), int64(12), "and exact below sixteen")
+}
+
+// nothingDescendsPastARule: eight processes refresh sessions of one subject while one of them revokes it. Whatever was handed out
+// is refused everywhere afterwards, and a new login is good at once.
+func nothingDescendsPastARule(t *testing.T, fleet []*peer) {
+	for round := range 3 {
+		subject := fmt.Sprint("user-", round)
+		var mu sync.Mutex // guards all
+		var all []string
+		keep := func(access string) {
+			mu.Lock()
+			all = append(all, access)
+			mu.Unlock()
 		}
-		_, key, err := fleet[0].APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice", MaxUses: 12})
-		require.NoError(t, err)
-		var taken, unknown atomic.Int64
 		var wg sync.WaitGroup
-		for p := range processes {
+		var done atomic.Bool
+		for p := range fleet {
+			first := fleet[p].insist(t, question{Call: "issue", Subject: subject})
+			keep(first.Access)
 			wg.Go(func() {
-				for range 5 {
-					_, err := apitoken.Authorize(ctx, fleet[p], apitoken.Bearer(key.Reveal()), apitoken.Authenticated())
+				token := first.Refresh
+				for n := 0; n < 50; n++ {
+					next, err := fleet[(p+n)%len(fleet)].ask(question{Call: "refresh", Token: token})
 					switch {
 					case err == nil:
-						taken.Add(1)
-					case errors.Is(err, apitoken.ErrLimited):
-					default:
-						require.ErrorIs(t, err, apitoken.ErrUnavailable)
-						unknown.Add(1)
+						keep(next.Access)
+						token = next.Refresh
+					case errors.Is(err, apitoken.ErrInvalidGrant):
+						return
+					}
+					if done.Load() && n < 40 {
+						n = 40
 					}
 				}
 			})
 		}
+		fleet[round].insist(t, question{Call: "revoke subject", Subject: subject})
+		done.Store(true)
+		again := fleet[round].insist(t, question{Call: "issue", Subject: subject})
 		wg.Wait()
-		require.LessOrEqual(t, taken.Load(), int64(12), "never above the limit")
-		require.GreaterOrEqual(t, taken.Load()+unknown.Load(), int64(12), "and exact below sixteen")
-	})
-}
-
-// TestNothingDescendsPastARule: eight processes refresh sessions of one subject while one of them revokes it. Whatever was
-// handed out is refused everywhere afterwards, and a new login is good at once.
-func TestNothingDescendsPastARule(t *testing.T) {
-	t.Parallel()
-	each(t, func(t *testing.T, e engine) {
-		ctx := context.Background()
-		var fleet []process
-		for range processes {
-			fleet = append(fleet, e.process(t, nil))
-		}
-		for round := range 3 {
-			subject := fmt.Sprint("user-", round)
-			var mu sync.Mutex
-			var all []*apitoken.Issued
-			keep := func(i *apitoken.Issued) {
-				mu.Lock()
-				all = append(all, i)
-				mu.Unlock()
-			}
-			var wg sync.WaitGroup
-			var done atomic.Bool
-			for p := range processes {
-				i, err := fleet[p].Issue(ctx, apitoken.Request{Subject: subject, Refresh: true})
-				require.NoError(t, err)
-				keep(i)
-				wg.Go(func() {
-					for n := 0; n < 50; n++ {
-						next, err := fleet[(p+n)%processes].Refresh(ctx, apitoken.RefreshRequest{Token: i.Refresh.Reveal()})
-						switch {
-						case err == nil:
-							keep(next)
-							i = next
-						case errors.Is(err, apitoken.ErrInvalidGrant):
-							return
-						}
-						if done.Load() && n < 40 {
-							n = 40
-						}
+		for _, p := range fleet {
+			wg.Go(func() {
+				p.insist(t, question{Call: "sync"})
+				for _, access := range all {
+					if err := p.verdict(access); !errors.Is(err, apitoken.ErrRevoked) {
+						t.Errorf("it descends from before the revocation: %v", err)
 					}
-				})
-			}
-			require.NoError(t, fleet[round].Revoke(ctx, apitoken.BySubject(subject), "fired"))
-			done.Store(true)
-			again, err := fleet[round].Issue(ctx, apitoken.Request{Subject: subject, Refresh: true})
-			require.NoError(t, err)
-			wg.Wait()
-			for p := range fleet {
-				require.NoError(t, fleet[p].Sync(ctx))
-				for _, i := range all {
-					require.ErrorIs(t, verdict(ctx, fleet[p], i), apitoken.ErrRevoked, "it descends from before the revocation")
 				}
-				require.NoError(t, verdict(ctx, fleet[p], again), "issued after the revocation was acknowledged")
-			}
+				if err := p.verdict(again.Access); err != nil {
+					t.Errorf("issued after the revocation was acknowledged: %v", err)
+				}
+			})
 		}
-	})
+		wg.Wait()
+	}
 }
 
 // tell writes down the first session whose history makes no sense, with short names for its tokens.

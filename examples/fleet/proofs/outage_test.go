@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
+	"regexp"
+	"runtime/pprof"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -27,18 +30,14 @@ func TestRevocationsWhileHintsAreCut(t *testing.T) {
 		if e.addr == "" {
 			t.Skip("one process has no wire to cut")
 		}
-		ctx := context.Background()
-		var fleet []process
-		for range 3 {
-			fleet = append(fleet, e.process(t, func(c *apitoken.Config) { c.Validation.MaxStaleness = bound }))
-		}
+		fleet := e.fleet(t, 3, setup{Staleness: bound})
 		var took []time.Duration
 		for round := range rounds {
-			tokens := make([]*apitoken.Issued, each1)
+			tokens := make([]reply, each1)
 			issuer, revoker := fleet[round%3], fleet[(round+1)%3]
 			var all sync.WaitGroup
 			for n := range tokens {
-				all.Go(func() { tokens[n] = issueAt(t, issuer, fmt.Sprint("u", n)) })
+				all.Go(func() { tokens[n] = issuer.insist(t, question{Call: "issue", Subject: fmt.Sprint("u", n)}) })
 			}
 			all.Wait()
 			if e.deafen != nil && round%2 == 0 {
@@ -48,16 +47,14 @@ func TestRevocationsWhileHintsAreCut(t *testing.T) {
 			}
 			acked := make([]time.Time, len(tokens))
 			for n, i := range tokens {
-				require.Eventually(t, func() bool {
-					return revoker.Revoke(ctx, apitoken.ByGrant(i.Token.Grant()), "test") == nil
-				}, 20*time.Second, time.Millisecond)
+				revoker.insist(t, question{Call: "revoke grant", ID: i.Grant})
 				acked[n] = time.Now()
 			}
 			for _, p := range fleet {
 				for n, i := range tokens {
 					for {
 						asked := time.Now()
-						_, err := p.Validate(ctx, apitoken.Bearer(i.Access.Reveal()))
+						_, err := p.ask(question{Call: "validate", Token: i.Access})
 						if err != nil {
 							if errors.Is(err, apitoken.ErrRevoked) {
 								took = append(took, asked.Sub(acked[n]))
@@ -77,15 +74,18 @@ func TestRevocationsWhileHintsAreCut(t *testing.T) {
 // TestOutages: the engine is gone, hangs, or answers after five seconds. Validation goes on until the bound and then
 // refuses; what writes answers the retryable error within its deadline; nothing piles up; and it ends by itself.
 func TestOutages(t *testing.T) {
-	// Not parallel: it counts goroutines.
+	t.Parallel()
 	const bound = 500 * time.Millisecond
 	for name, start := range engines {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			e := start(t)
 			if e.addr == "" {
 				t.Skip("there is no server to lose")
 			}
 			ctx := context.Background()
+			// What is started from here on carries this mark: goroutines are counted while other tests run.
+			pprof.SetGoroutineLabels(pprof.WithLabels(ctx, pprof.Labels("outage", name)))
 			p := e.process(t, func(c *apitoken.Config) { c.Validation.MaxStaleness = bound })
 			other := e.process(t, nil)
 			for _, outage := range []struct {
@@ -97,18 +97,16 @@ func TestOutages(t *testing.T) {
 				{"slow", func() { p.wire.Slow(5 * time.Second) }},
 			} {
 				t.Run(outage.name, func(t *testing.T) {
-					good, err := p.Issue(ctx, apitoken.Request{Subject: "alice", Refresh: true})
-					require.NoError(t, err)
-					bad, err := p.Issue(ctx, apitoken.Request{Subject: "mallory", Refresh: true})
-					require.NoError(t, err)
+					good, bad := issueAt(t, p, "alice"), issueAt(t, p, "mallory")
 					check := func(i *apitoken.Issued) error {
 						_, err := p.Validate(ctx, apitoken.Bearer(i.Access.Reveal()))
 						return err
 					}
-					before := runtime.NumGoroutine()
+					before := goroutines(name)
+					require.Positive(t, before)
 
 					outage.begin()
-					require.NoError(t, other.Revoke(ctx, apitoken.BySubject("mallory"), "stolen"))
+					writes(t, func() error { return other.Revoke(ctx, apitoken.BySubject("mallory"), "stolen") })
 					revoked := time.Now()
 					require.Eventually(t, func() bool {
 						asked := time.Now()
@@ -140,9 +138,24 @@ func TestOutages(t *testing.T) {
 						_, err := p.Issue(ctx, apitoken.Request{Subject: "alice"})
 						return err == nil
 					}, 60*time.Second, 10*time.Millisecond)
-					require.Eventually(t, func() bool { return runtime.NumGoroutine() < before+60 }, 60*time.Second, 50*time.Millisecond, "goroutines piled up")
+					require.Eventually(t, func() bool { return goroutines(name) < before+60 }, 60*time.Second, 50*time.Millisecond, "goroutines piled up")
 				})
 			}
 		})
 	}
+}
+
+var marked = regexp.MustCompile(`(?m)^(\d+) @ .*\n# labels: (\{.*\})$`)
+
+// goroutines counts those that carry the mark of an engine's outages.
+func goroutines(engine string) (n int) {
+	var b strings.Builder
+	_ = pprof.Lookup("goroutine").WriteTo(&b, 1) // a Builder never fails
+	for _, m := range marked.FindAllStringSubmatch(b.String(), -1) {
+		if strings.Contains(m[2], strconv.Quote(engine)) {
+			k, _ := strconv.Atoi(m[1])
+			n += k
+		}
+	}
+	return n
 }

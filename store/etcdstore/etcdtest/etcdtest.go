@@ -41,11 +41,15 @@ type member struct {
 	client string
 }
 
-// Start runs a cluster of n members until the test ends. Where that is not possible the test is skipped, or fails if
-// APITOKEN_TEST_REQUIRE is 1.
-func Start(tb testing.TB, n int) *Cluster {
+// Quick is a change for [Start] and [New] in tests where no machine dies: members write as they always do, and force nothing
+// to the disk. One that is killed has lost nothing by that, because the system has what it wrote. Benchmarks do without.
+func Quick(c *embed.Config) { c.UnsafeNoFsync = true }
+
+// Start runs a cluster of n members until the test ends, each with its configuration as the changes leave it. Where that is
+// not possible the test is skipped, or fails if APITOKEN_TEST_REQUIRE is 1.
+func Start(tb testing.TB, n int, changes ...func(*embed.Config)) *Cluster {
 	tb.Helper()
-	c, err := New(tb.TempDir(), n)
+	c, err := New(tb.TempDir(), n, changes...)
 	if err != nil {
 		if os.Getenv(RequireVariable) == "1" {
 			tb.Fatalf("etcd cluster: %v", err)
@@ -57,16 +61,16 @@ func Start(tb testing.TB, n int) *Cluster {
 }
 
 // New runs a cluster of n members with its data under dir. Close ends it.
-func New(dir string, n int) (*Cluster, error) {
+func New(dir string, n int, changes ...func(*embed.Config)) (*Cluster, error) {
 	for try := 1; ; try++ {
-		c, err := start(filepath.Join(dir, fmt.Sprint("cluster", try)), n)
+		c, err := start(filepath.Join(dir, fmt.Sprint("cluster", try)), n, changes)
 		if err == nil || try == 5 || !errors.Is(err, syscall.EADDRINUSE) {
 			return c, err
 		}
 	}
 }
 
-func start(dir string, n int) (*Cluster, error) {
+func start(dir string, n int, changes []func(*embed.Config)) (*Cluster, error) {
 	c := &Cluster{dir: dir}
 	ports, err := freePorts(2 * n)
 	if err != nil {
@@ -85,6 +89,9 @@ func start(dir string, n int) (*Cluster, error) {
 		cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 		cfg.LogLevel = "error"
 		cfg.WarningUnaryRequestDuration = time.Minute // zero formats each request for a log that nobody reads
+		for _, change := range changes {
+			change(cfg)
+		}
 		initial = append(initial, cfg.Name+"="+peer.String())
 		c.members = append(c.members, &member{cfg: cfg, client: client.String()})
 	}

@@ -82,7 +82,7 @@ func ExampleNew_cluster() {
 		log.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	cluster, err := etcdtest.New(dir, 3)
+	cluster, err := etcdtest.New(dir, 3, etcdtest.Quick)
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -19,7 +19,7 @@ import (
 // event once, and writing goes on by itself.
 func TestLeaderKilledUnderLoad(t *testing.T) {
 	t.Parallel()
-	c := Start(t, 3)
+	c := Start(t, 3, Quick)
 	s := openAt(t, c.Client(t), nil)
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Second)
 	defer cancel()

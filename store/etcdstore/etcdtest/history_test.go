@@ -60,7 +60,7 @@ func TestHistory(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			c, keep := Start(t, tc.members), filepath.Join(t.TempDir(), "keep")
+			c, keep := Start(t, tc.members, Quick), filepath.Join(t.TempDir(), "keep")
 			stayed := openAt(t, c.Client(t), nil)
 			must(t, stayed, []store.Put{put(store.KindRule, "old", store.Version{})})
 			if tc.before != nil {

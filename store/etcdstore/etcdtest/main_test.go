@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"sync"
@@ -27,6 +28,14 @@ var shared struct {
 }
 
 func TestMain(m *testing.M) {
+	// More tests at once than there are cores, unless the command line says how many: most of their time is that of elections and
+	// leases.
+	flag.Parse()
+	said := false
+	flag.Visit(func(f *flag.Flag) { said = said || f.Name == "test.parallel" })
+	if !said {
+		_ = flag.Set("test.parallel", "6") // it is a number
+	}
 	code := m.Run()
 	if shared.client != nil {
 		_ = shared.client.Close()
@@ -44,7 +53,7 @@ func sharedClient(tb testing.TB) *clientv3.Client {
 		if shared.dir, shared.err = os.MkdirTemp("", "etcdtest"); shared.err != nil {
 			return
 		}
-		if shared.cluster, shared.err = New(shared.dir, 3); shared.err != nil {
+		if shared.cluster, shared.err = New(shared.dir, 3, Quick); shared.err != nil {
 			return
 		}
 		shared.client, shared.err = clientv3.New(clientv3.Config{Endpoints: shared.cluster.Endpoints(), Logger: zap.NewNop()})

@@ -248,7 +248,7 @@ func TestOutboxFull(t *testing.T) {
 // TestNoSpace raises the cluster's alarm: what was refused was not done, says so, and purging still works.
 func TestNoSpace(t *testing.T) {
 	t.Parallel()
-	c := Start(t, 1)
+	c := Start(t, 1, Quick)
 	client := c.Client(t)
 	s := openAt(t, client, nil)
 	ctx := context.Background()

@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(childVariable) == "" {
 		os.Exit(m.Run())
 	}
-	s, err := New(os.Args[1])
+	s, err := New(os.Args[1], Quick...)
 	if err != nil {
 		fmt.Println("error", err)
 		os.Exit(1)

@@ -31,6 +31,10 @@ type Server struct {
 	ended    chan struct{} // closed when cmd is gone
 }
 
+// Quick are settings for a test in which no machine dies: a server writes as it always does, and forces nothing to the disk. One
+// that is killed has lost nothing by that, because the system has what it wrote. Benchmarks do without.
+var Quick = []string{"fsync=off", "full_page_writes=off"}
+
 // ErrNone: there is no Postgres to start.
 var ErrNone = errors.New("no Postgres: apt-get install postgresql, or set APITOKEN_TEST_POSTGRES to a URL")
 

@@ -62,10 +62,18 @@ func Start(tb testing.TB) *Server {
 }
 
 // Private gives a server of the test's own, which it may kill, stop and configure: args are options of redis-server
-// ("--appendfsync", "everysec"), which come after, and so override, those that make it keep all it acknowledges.
+// ("--appendfsync", "everysec"), which come after, and so override, those that make it keep all it acknowledges. In a test
+// its files lie in memory where there is room, and outlive it there as on a disk; in a benchmark they are on the disk.
 func Private(tb testing.TB, args ...string) *Server {
 	tb.Helper()
-	s, err := New(tb.TempDir(), args...)
+	dir := ""
+	if _, measures := tb.(*testing.B); !measures {
+		dir = quickDir(tb)
+	}
+	if dir == "" {
+		dir = tb.TempDir()
+	}
+	s, err := New(dir, args...)
 	if errors.Is(err, ErrNone) && os.Getenv(RequireVariable) != "1" {
 		tb.Skip(err)
 	}
