@@ -232,11 +232,10 @@ func (s *Service) open(ctx context.Context, p *plan, refresh bool, with func(*ch
 	if refresh && t.exp.After(end) {
 		t.exp = end
 	}
-	d, err := s.draft(ctx, p, t)
+	i, rs, err := s.sign(ctx, p, t)
 	if err != nil {
 		return nil, err
 	}
-	i, rs := d.issued, d.rules
 	c := s.newChange()
 	if refresh {
 		g := &grantRecord{V: 1, Subject: p.subject, Client: p.client.ID, Scopes: p.scopes, Roles: p.roles, Audiences: p.audiences,
@@ -265,7 +264,7 @@ func (s *Service) open(ctx context.Context, p *plan, refresh bool, with func(*ch
 		}
 	}
 	c.event(ctx, p.eventOf(t))
-	if err := s.commitSigned(ctx, c, &d); err != nil {
+	if _, err := s.commit(ctx, c); err != nil {
 		return nil, err
 	}
 	if s.rules.version.Load() != known || s.rules.pending.Load() != nil {
@@ -301,63 +300,14 @@ type stamp struct {
 	iat, exp   time.Time
 }
 
-// draft is an access token to which only the signature is missing.
-type draft struct {
-	issued *Issued // without Access
-	rules  *ruleSubject
-	key    signingKey
-	input  []byte
-}
-
-// sign completes the draft.
-func (d *draft) sign(ctx context.Context) error {
-	text, err := d.key.complete(ctx, d.input)
-	if err == nil {
-		d.issued.Access = NewSecret(text)
-	}
-	return err
-}
-
 // sign makes the access token, and what rules will see of it.
 func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSubject, error) {
-	d, err := s.draft(ctx, p, t)
-	if err == nil {
-		err = d.sign(ctx)
-	}
-	if err != nil {
-		return nil, nil, err
-	}
-	return d.issued, d.rules, nil
-}
-
-// commitSigned writes what belongs to a token, and signs it: while the write waits for a disk or a network the processor has
-// nothing better to do. A key outside the process comes before the write, as it may fail; one inside does not.
-func (s *Service) commitSigned(ctx context.Context, c *change, d *draft) error {
-	if s.instant || d.key.slow {
-		if err := d.sign(ctx); err != nil {
-			return err
-		}
-		_, err := s.commit(ctx, c)
-		return err
-	}
-	behind := *d // what the goroutine holds is on the heap, only where there is one
-	signed := make(chan error, 1)
-	go func() { signed <- behind.sign(ctx) }()
-	_, err := s.commit(ctx, c)
-	if serr := <-signed; err == nil {
-		err = serr
-	}
-	return err
-}
-
-// draft makes the access token but for its signature, and what rules will see of it.
-func (s *Service) draft(ctx context.Context, p *plan, t stamp) (draft, error) {
 	aud := p.audiences
 	if p.narrow != nil {
 		aud = p.narrow
 	}
 	if len(p.scopes) > maxScopes { // roles may give that many
-		return draft{}, fail(ErrInvalidRequest, "the token would have %d scopes, validators read %d", len(p.scopes), maxScopes)
+		return nil, nil, fail(ErrInvalidRequest, "the token would have %d scopes, validators read %d", len(p.scopes), maxScopes)
 	}
 	now := s.now()
 	key, err := s.SigningKeys.active(t.pos.view, now, aud)
@@ -366,7 +316,7 @@ func (s *Service) draft(ctx context.Context, p *plan, t stamp) (draft, error) {
 		key, err = s.SigningKeys.active(t.pos.view, now, aud)
 	}
 	if err != nil {
-		return draft{}, err
+		return nil, nil, err
 	}
 	iat, exp := t.iat.Unix(), t.exp.Unix()
 	if exp <= iat {
@@ -377,12 +327,12 @@ func (s *Service) draft(ctx context.Context, p *plan, t stamp) (draft, error) {
 		ID: t.jti, ClientID: p.client.ID, Scope: p.scopes.String(), Roles: p.roles, SessionID: t.grant,
 		Position: t.pos.String(), Chain: p.chain, Actors: p.actors, Binding: p.binding,
 	}
-	input, err := key.draft(&cl, p.claims)
+	text, err := key.sign(ctx, &cl, p.claims)
 	if err != nil {
-		return draft{}, err
+		return nil, nil, err
 	}
-	if n := key.signer.Size(input); n > s.cfg.Validation.MaxTokenBytes {
-		return draft{}, fail(ErrInvalidRequest, "the token would have %d bytes, validators read %d", n, s.cfg.Validation.MaxTokenBytes)
+	if len(text) > s.cfg.Validation.MaxTokenBytes {
+		return nil, nil, fail(ErrInvalidRequest, "the token would have %d bytes, validators read %d", len(text), s.cfg.Validation.MaxTokenBytes)
 	}
 	spec := TokenSpec{
 		Kind: KindAccess, ID: t.jti, Issuer: s.cfg.Issuer, Subject: p.subject, Client: p.client.ID, Grant: t.grant,
@@ -402,7 +352,7 @@ func (s *Service) draft(ctx context.Context, p *plan, t stamp) (draft, error) {
 	made.data = tokenOf(spec, p.claims)
 	made.data.from, made.data.by = rs, s.valid
 	tok := Token{d: &made.data, fresh: s.trust.freshness(s.trust.look(), now)}
-	return draft{&Issued{Token: tok}, rs, key, input}, nil
+	return &Issued{Access: NewSecret(text), Token: tok}, rs, nil
 }
 
 // planFor checks r against the client, the scopes and the roles.
@@ -662,22 +612,22 @@ func (s *Service) issueUnder(ctx context.Context, r Request) (*Issued, error) {
 
 // record signs a token that opens nothing, writes its event, and checks the rules again before it hands it out.
 func (s *Service) record(ctx context.Context, p *plan, t stamp) (*Issued, error) {
-	d, err := s.draft(ctx, p, t)
+	i, rs, err := s.sign(ctx, p, t)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.overtaken(d.rules); err != nil {
+	if err := s.overtaken(rs); err != nil {
 		return nil, err
 	}
 	c := s.newChange()
 	c.event(ctx, p.eventOf(t))
-	if err := s.commitSigned(ctx, c, &d); err != nil {
+	if _, err := s.commit(ctx, c); err != nil {
 		return nil, err
 	}
-	if err := s.overtaken(d.rules); err != nil {
+	if err := s.overtaken(rs); err != nil {
 		return nil, err
 	}
-	return d.issued, nil
+	return i, nil
 }
 
 // overtaken tells what to do with a token that a rule hits after it was signed under a grant: nothing more comes of what

@@ -493,29 +493,20 @@ func (k *SigningKeys) activeOf(l *lane, ms int64) *ringKey {
 	return nil
 }
 
-// draft is what is signed of an access token with the claims.
-func (x *signingKey) draft(c *jws.Claims, private []byte) ([]byte, error) {
+// sign makes an access token of the claims.
+func (x *signingKey) sign(ctx context.Context, c *jws.Claims, private []byte) (string, error) {
 	var buf [1024]byte
-	return x.signer.Input("at+jwt", jws.AppendClaims(buf[:0], c, private))
+	return x.signText(ctx, "at+jwt", jws.AppendClaims(buf[:0], c, private))
 }
 
-// signText makes a token of another typ.
 func (x *signingKey) signText(ctx context.Context, typ string, payload []byte) (string, error) {
-	input, err := x.signer.Input(typ, payload)
-	if err != nil {
-		return "", unavailable(err, "sign with key "+x.kid)
-	}
-	return x.complete(ctx, input)
-}
-
-// complete signs a draft, and makes it the token.
-func (x *signingKey) complete(ctx context.Context, draft []byte) (string, error) {
 	if x.slow {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, signTimeout)
 		defer cancel()
+		payload = slices.Clone(payload) // off the caller's stack only where it must be
 	}
-	text, err := x.signer.Complete(ctx, draft)
+	text, err := x.signer.Sign(ctx, typ, payload)
 	if err != nil {
 		return "", unavailable(err, "sign with key "+x.kid)
 	}

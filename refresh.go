@@ -253,11 +253,10 @@ func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.Refre
 	}
 	now := s.now()
 	st := stamp{jti: newID(now), grant: id, iat: now, exp: g.cut(now.Add(p.life)), pos: positions{birth: g.Birth, view: s.state.position()}}
-	d, err := s.draft(ctx, p, st)
+	i, rs, err := s.sign(ctx, p, st)
 	if err != nil {
 		return nil, err
 	}
-	i, rs := d.issued, d.rules
 	c := s.newChange()
 	next := *g
 	if s.rotates(&p.client, g) {
@@ -286,7 +285,7 @@ func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.Refre
 		c.put(rec, v)
 	}
 	c.event(ctx, p.eventOf(st))
-	if err := s.commitSigned(ctx, c, &d); err != nil {
+	if _, err := s.commit(ctx, c); err != nil {
 		return nil, err
 	}
 	for try := 1; ; try++ {

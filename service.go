@@ -47,7 +47,6 @@ type Service struct {
 	longest  atomic.Pointer[lifespans] // of tokens, as ever configured
 
 	turns    turns // of those who redeem one ticket
-	instant  bool  // the store's writes wait for nothing
 	injected bool  // Config.Now was given
 
 	retryMu   sync.Mutex // guards retries
@@ -415,9 +414,6 @@ func New(c Config) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{cfg: c, injected: injected, st: c.Store, now: c.Now, log: c.Logger, retryKick: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
-	if st, ok := s.st.(store.Instant); ok {
-		s.instant = st.Instant()
-	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.Clients = newClients(s)
 	s.APIKeys = newAPIKeys(s)

@@ -52,12 +52,6 @@ type Waker interface {
 	Wait(ctx context.Context, p Position) error
 }
 
-// Instant is optional. A store whose Instant returns true waits for no disk and no network: there is nothing that could
-// be done while it writes.
-type Instant interface {
-	Instant() bool
-}
-
 // Kind is the sort of a record. State kinds (rule, key, client, role, apikey, meta) change seldom, are wanted by every
 // process, and get a Pos. Grants change often and get none. Events are only ever in Change.Events.
 type Kind string

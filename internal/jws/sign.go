@@ -81,45 +81,26 @@ func NewSigner(kid, alg string, key any, remote bool) (*Signer, error) {
 
 // Sign makes a token of the given typ from a JSON payload.
 func (s *Signer) Sign(ctx context.Context, typ string, payload []byte) (string, error) {
-	input, err := s.Input(typ, payload)
-	if err != nil {
-		return "", err
-	}
-	return s.Complete(ctx, input)
-}
-
-// Input is what is signed of a token of the given typ, with room behind it for the signature.
-func (s *Signer) Input(typ string, payload []byte) ([]byte, error) {
 	prefix, ok := s.prefix[typ]
 	if !ok {
-		return nil, errors.New("jws: a typ that this signer does not make")
+		return "", errors.New("jws: a typ that this signer does not make")
 	}
 	enc := base64.RawURLEncoding
 	n := len(prefix) + enc.EncodedLen(len(payload))
 	out := make([]byte, n, n+1+enc.EncodedLen(s.Public.sigSize))
 	copy(out, prefix)
 	enc.Encode(out[len(prefix):], payload)
-	return out, nil
-}
-
-// Size is how long the token will be that Complete makes of an input.
-func (s *Signer) Size(input []byte) int {
-	return len(input) + 1 + base64.RawURLEncoding.EncodedLen(s.Public.sigSize)
-}
-
-// Complete signs what Input made, which is its own from then on, and returns the token.
-func (s *Signer) Complete(ctx context.Context, input []byte) (string, error) {
-	sig, err := s.raw(ctx, input)
+	sig, err := s.raw(ctx, out)
 	if err != nil {
 		return "", err
 	}
 	if s.remote {
-		if err := s.Public.Verify(asString(input), sig); err != nil {
+		if err := s.Public.Verify(asString(out), sig); err != nil {
 			return "", errors.New("jws: the signer outside answered a signature that does not verify")
 		}
 	}
-	input = append(input, '.')
-	return asString(base64.RawURLEncoding.AppendEncode(input, sig)), nil
+	out = append(out, '.')
+	return asString(enc.AppendEncode(out, sig)), nil
 }
 
 func (s *Signer) raw(ctx context.Context, input []byte) ([]byte, error) {

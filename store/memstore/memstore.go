@@ -49,8 +49,6 @@ type space struct {
 var (
 	_ store.Store = (*Store)(nil)
 	_ store.Waker = (*Store)(nil)
-
-	_ store.Instant = (*Store)(nil)
 )
 
 // New returns an empty store.
@@ -280,9 +278,6 @@ func wanted(kinds []store.Kind, k store.Kind) bool {
 	}
 	return len(kinds) == 0
 }
-
-// Instant implements [store.Instant].
-func (s *Store) Instant() bool { return true }
 
 // Wait implements [store.Waker]: it returns when the namespace has state after p, or ctx ends.
 func (s *Store) Wait(ctx context.Context, p store.Position) error {
