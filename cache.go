@@ -127,12 +127,12 @@ func (c *Cache) keep(e *entry) {
 		c.buckets.Store(&t)
 	})
 	e.token = strings.Clone(e.token)
-	// Of the two buckets where a token may be, the first takes it while it has room, as it is looked at first, and then the
-	// emptier: a few full ones would cost the tokens in them a signature check each time. Both hold it if two callers
+	// Of the two buckets where a token may be, the first takes it until it is half full, as it is looked at first, and then
+	// the emptier: a few full ones would cost the tokens in them a signature check each time. Both hold it if two callers
 	// verified it at once, which harms nobody.
 	table := *c.buckets.Load()
 	b := &table[(e.hash>>1)&c.mask]
-	if other := &table[(e.hash>>32)&c.mask]; !b.room(e.size, c.budget) && other.bytes.Load() < b.bytes.Load() {
+	if other := &table[(e.hash>>32)&c.mask]; b.bytes.Load() > c.budget/2 && other.bytes.Load() < b.bytes.Load() {
 		b = other
 	}
 	b.mu.Lock()
@@ -161,19 +161,6 @@ func (c *Cache) keep(e *entry) {
 	b.bytes.Add(e.size)
 	b.ways[slot].entry.Store(e)
 	b.ways[slot].tag.Store(e.hash)
-}
-
-// room reports whether an entry fits beside the others.
-func (b *bucket) room(size, budget int64) bool {
-	if b.bytes.Load()+size > budget {
-		return false
-	}
-	for i := range b.ways {
-		if b.ways[i].entry.Load() == nil {
-			return true
-		}
-	}
-	return false
 }
 
 // evict frees the next slot that was not used since the hand passed it last, and returns it.
