@@ -105,6 +105,13 @@ func (s *Service) refuseForeign(ctx context.Context) error {
 		return wrong("Store", "a Copy into it has not succeeded yet: repeat it")
 	}
 	if len(v.Records) > 0 && v.Records[0].Kind != store.KindMeta {
+		// Or others that start beside this one have made the namespace since it was looked for, and more.
+		switch _, err := s.st.Get(ctx, store.KindMeta, metaID); {
+		case err == nil:
+			return nil // what writes the namespace's record finds that it is there
+		case !errors.Is(err, store.ErrNotFound):
+			return startError(ctx, unavailable(err, "read the store"))
+		}
 		return wrong("Store", "it has records and no namespace: it is damaged, or not a store of this module")
 	}
 	return nil

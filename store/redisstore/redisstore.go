@@ -126,8 +126,9 @@ type Options struct {
 	// revoked in its last second. It is found, as described above, and not prevented.
 	InsecureMayLoseWrites bool
 
-	// TrustServerConfig is for servers that forbid CONFIG GET, as managed ones do: the host vouches for what can't be
-	// seen. What INFO tells is still looked at.
+	// TrustServerConfig is for servers that forbid CONFIG GET or BGREWRITEAOF, as managed ones do: the host vouches for what
+	// can't be seen, and that a file which a crash has cut is rewritten, or not started with. What INFO tells is still
+	// looked at.
 	TrustServerConfig bool
 
 	// Log hears of what needs an operator: lost history, a server that is not safe. Nil: nobody.
