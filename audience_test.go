@@ -474,3 +474,34 @@ func TestTheEndOfAKeyIsNotWrittenByOthers(t *testing.T) {
 	write(t, st, rec)
 	require.Equal(t, []string{"active"}, statesOf(t, svc, legacy))
 }
+
+// RotateSecrets ends the key of an audience that nobody names any more too: whoever has the old root secret may have it.
+func TestSecretsRotateWithoutTheAudience(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	c := &clock{}
+	st := memstore.New()
+	start := func(alg string) *apitoken.Service {
+		return serviceOn(t, st, func(cfg *apitoken.Config) {
+			if alg != "" {
+				on(c, alg)(cfg)
+			} else {
+				cfg.Now = c.Now
+			}
+			cfg.KeyRotation = -1 // by the clock it would never go
+			sealedOnly(localSeal(t, 1))(cfg)
+		})
+	}
+	with := start("EdDSA")
+	require.Equal(t, []string{"active"}, statesOf(t, with, legacy))
+	require.NoError(t, with.Close())
+	svc := start("")
+	require.Equal(t, []string{"active"}, statesOf(t, svc, legacy))
+	require.NoError(t, svc.SigningKeys.RotateSecrets(ctx))
+	for range 3 {
+		c.Advance(16 * time.Minute)
+		require.NoError(t, svc.Sync(ctx))
+		apitoken.TendKeys(svc)
+	}
+	require.Equal(t, []string{"retired"}, statesOf(t, svc, legacy))
+}

@@ -40,8 +40,13 @@ func (k *SigningKeys) withdraw(ctx context.Context, id, reason string, why Event
 		if err := k.s.state.refresh(ctx); err != nil {
 			return unavailable(err, "follow the store")
 		}
-		lock, r := k.locked(), k.ring.Load()
+		lock := k.locked()
+		shut := k.openRoots(ctx) // that does not keep a key under another root from being withdrawn
+		r := k.ring.Load()
 		l, bad := r.find(id)
+		if bad == nil && shut != nil {
+			return unavailable(shut, "open the root secret under which the key may lie")
+		}
 		if bad == nil {
 			return fail(ErrNotFound, "no signing key %q", id)
 		}

@@ -430,6 +430,9 @@ func (m *mover) events(ctx context.Context) error {
 			r.Version, r.Pos, r.Written = store.Version{}, store.Position{}, 0
 			next = append(next, r)
 		}
+		if len(next) > 0 {
+			began = time.Now() // it is not the order that keeps us
+		}
 		for len(next) > 0 {
 			n, size := 0, 0
 			for n < len(next) && n < copyBatch && (n == 0 || size+len(next[n].Data)+512 < maxChange) {
@@ -450,7 +453,7 @@ func (m *mover) events(ctx context.Context) error {
 			m.mark.Cursor, m.mark.Seen = p.Cursor, nil
 			continue
 		}
-		if len(newest.Records) == 0 || m.mark.Last >= newest.Records[0].ID || slices.Contains(m.mark.Seen, newest.Records[0].ID) {
+		if len(newest.Records) == 0 || m.mark.Last == newest.Records[0].ID || slices.Contains(m.mark.Seen, newest.Records[0].ID) {
 			return nil
 		}
 		// The last of them may already be behind a cursor, out of sight.

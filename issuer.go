@@ -190,6 +190,8 @@ func (s *Service) issue(ctx context.Context, r Request, with func(*change, strin
 	}
 	for try := 1; ; try++ {
 		// At each try anew: the rule that overtook the one before may tell of a client or a role that lost what was planned.
+		// From before the plan on: a rule that comes while a client proves itself reaches what is made of what it was.
+		at, known := s.state.position(), s.rules.version.Load()
 		p, err := s.planFor(ctx, r)
 		if err != nil {
 			return nil, err
@@ -197,7 +199,7 @@ func (s *Service) issue(ctx context.Context, r Request, with func(*change, strin
 		if !r.Auth.isZero() { // an assertion is good once
 			r.Auth = p.auth
 		}
-		i, err := s.open(ctx, p, r.Refresh, with)
+		i, err := s.open(ctx, p, at, known, r.Refresh, with)
 		if err == nil && r.Refresh {
 			err = s.limitGrants(ctx, p.subject, i.Token.Grant())
 		}
@@ -221,10 +223,8 @@ func (s *Service) issue(ctx context.Context, r Request, with func(*change, strin
 var errOvertaken = errors.New("apitoken: overtaken by a revocation")
 
 // open stamps, signs and records. Nothing is returned before it is recorded, nothing that a known rule hits.
-func (s *Service) open(ctx context.Context, p *plan, refresh bool, with func(*change, string) error) (*Issued, error) {
+func (s *Service) open(ctx context.Context, p *plan, at store.Position, known uint64, refresh bool, with func(*change, string) error) (*Issued, error) {
 	now := s.now()
-	at := s.state.position()
-	known := s.rules.version.Load()
 	grant := newID(now)
 	t := stamp{jti: newID(now), grant: grant, pos: positions{birth: at, view: at}, iat: now, exp: now.Add(p.life)}
 	life := s.lifetimes(&p.client)
@@ -578,6 +578,7 @@ func (s *Service) issueUnder(ctx context.Context, r Request) (*Issued, error) {
 			return nil, fail(ErrInvalidRequest, "the grant is another client's")
 		}
 	}
+	view := s.state.position()
 	p, err := s.planUnder(ctx, r.Grant, g, r.Scopes)
 	if err != nil {
 		return nil, err
@@ -606,7 +607,7 @@ func (s *Service) issueUnder(ctx context.Context, r Request) (*Issued, error) {
 		}
 	}
 	now := s.now()
-	t := stamp{jti: newID(now), grant: r.Grant, iat: now, exp: g.cut(now.Add(p.life)), pos: positions{birth: g.Birth, view: s.state.position()}}
+	t := stamp{jti: newID(now), grant: r.Grant, iat: now, exp: g.cut(now.Add(p.life)), pos: positions{birth: g.Birth, view: view}}
 	return s.record(ctx, p, t)
 }
 
@@ -736,6 +737,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 	if err := s.audit.ready(); err != nil {
 		return nil, err
 	}
+	view := s.state.position() // as old as what is decided by
 	c, err := s.Clients.Authenticate(ctx, r.Auth)
 	if err != nil {
 		return nil, err
@@ -816,7 +818,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 		}
 	}
 	now := s.now()
-	t := stamp{jti: newID(now), grant: newID(now), iat: now, exp: now.Add(p.life), pos: positions{birth: birth, view: s.state.position()}}
+	t := stamp{jti: newID(now), grant: newID(now), iat: now, exp: now.Add(p.life), pos: positions{birth: birth, view: view}}
 	if end := parent.ExpiresAt(); !end.IsZero() && t.exp.After(end) {
 		t.exp = end
 	}

@@ -871,14 +871,18 @@ func (k *SigningKeys) outdated(r *ring, x *ringKey) bool {
 	return k.s.cfg.Seal != nil && !x.rec.Outside && root != r.roots[0] && x.rec.Created < known && known <= k.s.now().UnixMilli()
 }
 
-// abandoned reports whether the newest key of a lane has passed its time, and no process has made another: none has the lane in
-// its configuration any more.
-func (k *SigningKeys) abandoned(l *lane) bool {
+// abandoned reports whether the newest key of a lane has passed its time, or an older root secret has, and no process has made
+// another: none has the lane in its configuration any more.
+func (k *SigningKeys) abandoned(r *ring, l *lane) bool {
 	newest := l.live()
-	if l.alg != "" || newest == nil || newest.rec.Outside || k.s.cfg.KeyRotation < 0 {
+	if l.alg != "" || newest == nil || newest.rec.Outside {
 		return false
 	}
-	return k.s.now().UnixMilli() >= newest.rec.signs()+k.s.cfg.KeyRotation.Milliseconds()+k.lead().Milliseconds()
+	now, lead := k.s.now().UnixMilli(), k.lead().Milliseconds()
+	if k.outdated(r, newest) {
+		return now >= k.current(r).created+2*lead // a process that has the lane makes another after one
+	}
+	return k.s.cfg.KeyRotation >= 0 && now >= newest.rec.signs()+k.s.cfg.KeyRotation.Milliseconds()+lead
 }
 
 func (k *SigningKeys) rotateIfDue(ctx context.Context) error {
@@ -888,7 +892,7 @@ func (k *SigningKeys) rotateIfDue(ctx context.Context) error {
 	}
 	var failed error
 	for i := range r.lanes {
-		if ok, _ := k.due(r, &r.lanes[i]); !ok && !k.abandoned(&r.lanes[i]) {
+		if ok, _ := k.due(r, &r.lanes[i]); !ok && !k.abandoned(r, &r.lanes[i]) {
 			continue
 		}
 		began := time.Now()
@@ -902,7 +906,7 @@ func (k *SigningKeys) rotateIfDue(ctx context.Context) error {
 
 // turnLane does what the clock asks for in a lane.
 func (k *SigningKeys) turnLane(ctx context.Context, c *change, r *ring, l *lane) error {
-	if k.abandoned(l) {
+	if k.abandoned(r, l) {
 		x := l.live()
 		rec := x.rec
 		rec.Ends = k.s.now().UnixMilli()

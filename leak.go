@@ -41,7 +41,7 @@ func (s *Service) RevokeLeaked(ctx context.Context, text []byte, reason string) 
 	if len(text) > maxLeakText {
 		return 0, fail(ErrInvalidRequest, "the text has %d bytes, at most %d are searched", len(text), maxLeakText)
 	}
-	l := &leakSearch{s: s, reason: reason, seen: map[Target]bool{}}
+	l := &leakSearch{s: s, reason: reason, seen: map[Target]bool{}, read: map[string]bool{}}
 	for secret := range Find(text) {
 		if !l.end(ctx, secret.Reveal()) {
 			return l.ended, l.err
@@ -60,13 +60,18 @@ type leakSearch struct {
 	s      *Service
 	reason string
 	seen   map[Target]bool
-	found  int // of ours, ended or not
+	read   map[string]bool // texts: what stands twice is looked up once
+	found  int             // of ours, ended or not
 	ended  int
 	err    error // the first one; what follows is ended all the same
 }
 
 // end ends one credential, and says whether to go on.
 func (l *leakSearch) end(ctx context.Context, text string) bool {
+	if l.read[text] {
+		return true
+	}
+	l.read[text] = true
 	found, ended, err := 0, 0, error(nil)
 	switch opaque.KindOf(text) {
 	case opaque.ClientSecret:

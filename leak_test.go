@@ -635,3 +635,30 @@ func TestALeakThatCanNotBeWrittenBlocksNoOther(t *testing.T) {
 		return other.Sync(ctx) == nil && errors.Is(validate(other, i.Access), apitoken.ErrRevoked)
 	}, time.Minute, 5*time.Millisecond)
 }
+
+// countingReads counts the reads of a store.
+type countingReads struct {
+	store.Store
+	reads atomic.Int64
+}
+
+func (c *countingReads) Get(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
+	c.reads.Add(1)
+	return c.Store.Get(ctx, kind, id)
+}
+
+// One dead credential that stands in a text a thousand times is looked up once.
+func TestALeakThatRepeatsItself(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := &countingReads{Store: tempStore(t)}
+	svc := serviceOn(t, st, nil)
+	code, err := svc.Prepare(ctx, aliceSession, apitoken.Ticket{Lifetime: time.Minute})
+	require.NoError(t, err)
+	require.Equal(t, 1, leak(t, svc, code))
+	before := st.reads.Load()
+	n, err := svc.RevokeLeaked(ctx, []byte(strings.Repeat(code.Reveal()+"\n", 1000)), "paste")
+	require.NoError(t, err)
+	require.Zero(t, n)
+	require.Less(t, st.reads.Load()-before, int64(10))
+}

@@ -247,12 +247,13 @@ func (s *Service) rotates(c *Client, g *grantRecord) bool {
 // advance is the refresh proper: check, sign, then write with one compare-and-swap. A failure before the write
 // burns nothing.
 func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.RefreshToken, id string, g *grantRecord, v store.Version) (*Issued, error) {
+	view := s.state.position() // before the plan: a rule that comes while the host is asked reaches what is made of it
 	p, err := s.planRefresh(ctx, id, g, r)
 	if err != nil {
 		return nil, err
 	}
 	now := s.now()
-	st := stamp{jti: newID(now), grant: id, iat: now, exp: g.cut(now.Add(p.life)), pos: positions{birth: g.Birth, view: s.state.position()}}
+	st := stamp{jti: newID(now), grant: id, iat: now, exp: g.cut(now.Add(p.life)), pos: positions{birth: g.Birth, view: view}}
 	i, rs, err := s.sign(ctx, p, st)
 	if err != nil {
 		return nil, err
@@ -297,10 +298,10 @@ func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.Refre
 			return nil, err
 		}
 		// The token is spent by now, so that the answer is made of what is allowed since, rather than asked for again.
+		st.pos.view = s.state.position()
 		if p, err = s.planRefresh(ctx, id, &next, r); err != nil {
 			return nil, err
 		}
-		st.pos.view = s.state.position()
 		again, seen, err := s.sign(ctx, p, st)
 		if err != nil {
 			return nil, err
@@ -333,6 +334,7 @@ func (s *Service) planRefresh(ctx context.Context, id string, g *grantRecord, r 
 // the same jti and times. There is nothing new, so there is nothing to write, and racers do not conflict. Only when that
 // access token has run out meanwhile there is a new one beside the same refresh token.
 func (s *Service) repeat(ctx context.Context, r RefreshRequest, id string, g *grantRecord, next *opaque.RefreshToken) (*Issued, error) {
+	view := s.state.position()
 	p, err := s.planRefresh(ctx, id, g, RefreshRequest{Binding: r.Binding})
 	if err != nil {
 		return nil, err
@@ -351,7 +353,7 @@ func (s *Service) repeat(ctx context.Context, r RefreshRequest, id string, g *gr
 		return nil, err
 	}
 	now := s.now()
-	st := stamp{jti: g.JTI, grant: id, iat: time.UnixMilli(g.IAT), exp: time.UnixMilli(g.EXP), pos: positions{birth: g.Birth, view: s.state.position()}}
+	st := stamp{jti: g.JTI, grant: id, iat: time.UnixMilli(g.IAT), exp: time.UnixMilli(g.EXP), pos: positions{birth: g.Birth, view: view}}
 	var i *Issued
 	if now.Before(st.exp) {
 		var rs *ruleSubject

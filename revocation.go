@@ -384,7 +384,9 @@ func (s *Service) retryRules(ctx context.Context) {
 			}
 			continue
 		}
-		err := first.write(ctx)
+		tctx, cancel := context.WithTimeout(ctx, commitTimeout) // one that hangs keeps none of the others from being written
+		err := first.write(tctx)
+		cancel()
 		if err == nil || errors.Is(err, store.ErrConflict) || errors.Is(err, ErrInvalidRequest) || errors.Is(err, ErrNotFound) {
 			s.retryMu.Lock()
 			s.retries = s.retries[1:]

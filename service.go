@@ -82,7 +82,8 @@ type Config struct {
 	// AudienceAlgorithms gives audiences, of Audience and Audiences, signing keys of their own, of the algorithm that it names: for a
 	// service that reads no other, or so that who has one audience's key makes no tokens for another. They sign what is for that
 	// audience alone, and our validators take nothing else from them (others go by aud); the keys of Algorithm sign the rest, and
-	// stand in until a new one can be known to every validator. All rotate, are published and withdrawn alike. An audience that no
+	// stand in until a new one can be known to every validator. A token of such a key may still be exchanged for one for another
+	// audience, by a client that may. All rotate, are published and withdrawn alike. An audience that no
 	// process names any more is signed for by the common keys, and its last key retires when its successor would be due.
 	AudienceAlgorithms map[string]string
 	KeyRotation        time.Duration // zero: 90 days; negative: only by call

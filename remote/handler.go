@@ -34,7 +34,11 @@ type Option func(*callers)
 // ClientCertificates says which certificate the client of a request showed, nil if none, and whether its chain was verified, in
 // place of the connection's own. For a service whose TLS ends at a proxy: see oauthhttp.CertificateBehindProxies.
 func ClientCertificates(of func(*http.Request) (cert *x509.Certificate, verified bool)) Option {
-	return func(c *callers) { c.certificate = of }
+	return func(c *callers) {
+		if of != nil {
+			c.certificate = of
+		}
+	}
 }
 
 // ClientCAs name the clients of tls_client_auth where the TLS listener asks for certificates without verifying them, as it
