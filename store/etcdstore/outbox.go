@@ -94,7 +94,8 @@ func (o *measure) try() bool {
 	}
 }
 
-// count counts the outbox, and gives the gate back.
+// count counts the outbox, and gives the gate back. It may miss changes whose write is under way, so that the bound is passed by
+// as much at most.
 func (n *space) count(ctx context.Context) error {
 	o := &n.outbox
 	defer func() { <-o.gate }()
