@@ -102,8 +102,10 @@ func (n *space) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	select {
 	case slots <- struct{}{}:
 	case <-ctx.Done():
+		n.outbox.end(in)
 		return store.Commit{}, ctx.Err()
 	case <-n.s.ctx.Done():
+		n.outbox.end(in)
 		return store.Commit{}, ErrClosed
 	}
 	p := &pending{in: in, slots: slots, begun: time.Now(), done: make(chan result, 1)}
@@ -112,6 +114,7 @@ func (n *space) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 		g = &n.state
 	}
 	if err := g.submit(n, p); err != nil {
+		n.outbox.end(in)
 		<-slots
 		return store.Commit{}, err
 	}

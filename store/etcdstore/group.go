@@ -123,6 +123,7 @@ func (n *space) finish(p *pending, commit store.Commit, err error) {
 	if err == nil && len(p.in.events) > 0 {
 		n.s.shipSoon()
 	}
+	n.outbox.end(p.in)
 	p.done <- result{commit, err}
 	<-p.slots
 }

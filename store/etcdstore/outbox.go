@@ -36,7 +36,26 @@ type measure struct {
 	mu    sync.Mutex // guards what follows
 	at    time.Time  // when the count was asked for; zero: never
 	count int64      // units then, and those that this process has written since
-	since int64      // units written since the count under way was asked for
+	since int64      // units begun before the count under way was answered, of which it may not have all
+	under int64      // units whose write is under way
+	rough bool       // some were when the count was asked for, so that it may have them twice
+}
+
+// begin notes units that are going to be written, with mu held.
+func (o *measure) begin(units int64) {
+	o.count += units
+	o.since += units
+	o.under += units
+}
+
+// end notes that the write of a change has ended, or was not begun.
+func (o *measure) end(in *intent) {
+	if in.urgent || len(in.events) == 0 {
+		return // room has not noted it
+	}
+	o.mu.Lock()
+	o.under -= units(in.size)
+	o.mu.Unlock()
 }
 
 // room answers ErrOutboxFull where a change may not add its events.
@@ -48,8 +67,7 @@ func (n *space) room(ctx context.Context, in *intent) error {
 	o.mu.Lock()
 	age, fits := time.Since(o.at), o.count+add <= n.s.limit
 	if !o.at.IsZero() && fits {
-		o.count += add
-		o.since += add
+		o.begin(add)
 		o.mu.Unlock()
 		if age > countAge && o.try() {
 			n.s.background(func() {
@@ -68,7 +86,7 @@ func (n *space) room(ctx context.Context, in *intent) error {
 		return fmt.Errorf("etcdstore: waiting for the outbox to be counted: %w", ctx.Err())
 	}
 	o.mu.Lock()
-	fresh := !o.at.IsZero() && time.Since(o.at) < refusalAge
+	fresh := !o.at.IsZero() && time.Since(o.at) < refusalAge && !o.rough
 	o.mu.Unlock()
 	if fresh {
 		<-o.gate
@@ -80,8 +98,7 @@ func (n *space) room(ctx context.Context, in *intent) error {
 	if o.count+add > n.s.limit {
 		return fmt.Errorf("%w: %d of %d KiB", ErrOutboxFull, o.count*unit>>10, n.s.limit*unit>>10)
 	}
-	o.count += add
-	o.since += add
+	o.begin(add)
 	return nil
 }
 
@@ -94,14 +111,13 @@ func (o *measure) try() bool {
 	}
 }
 
-// count counts the outbox, and gives the gate back. It may miss changes whose write is under way, so that the bound is passed by
-// as much at most.
+// count counts the outbox, and gives the gate back. What is under way meanwhile it takes for missing.
 func (n *space) count(ctx context.Context) error {
 	o := &n.outbox
 	defer func() { <-o.gate }()
 	o.mu.Lock()
-	at := time.Now()
-	o.since = 0
+	at, rough := time.Now(), o.under > 0
+	o.since = o.under
 	o.mu.Unlock()
 	r, err := n.s.read(ctx,
 		clientv3.OpGet(n.keys.events, clientv3.WithPrefix(), clientv3.WithCountOnly()),
@@ -111,7 +127,7 @@ func (n *space) count(ctx context.Context) error {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.at, o.count = at, r.Responses[0].GetResponseRange().Count+r.Responses[1].GetResponseRange().Count+o.since
+	o.at, o.rough, o.count = at, rough, r.Responses[0].GetResponseRange().Count+r.Responses[1].GetResponseRange().Count+o.since
 	return nil
 }
 
