@@ -3,7 +3,6 @@ package apitoken
 import (
 	"hash/maphash"
 	"math/bits"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -46,18 +45,16 @@ type entry struct {
 	gen     uint64        // of v, read before the verification began
 	version atomic.Uint64 // of the rules that it was checked against, read before that check
 	exp     int64
-	nbf     int64
-	iat     int64
+	from    int64 // nbf or iat, whichever is later
 	needs   int64 // the position that its issuer had seen; 0 for issuers without positions
 	iss     *trust
 	use     *useCounter
-	d       *tokenData // &data: the Tokens that were handed out share it
 	used    atomic.Bool
 	bound   bool // names a binding, whose proof is checked at each sight
 	size    int64
 	rule    ruleSubject
-	data    tokenData
-	scopes  [4]Scope // room for those of most tokens
+	data    tokenData // the Tokens that were handed out share it
+	scopes  [4]Scope  // room for those of most tokens
 }
 
 // bucketBytes is how much of the budget one bucket of eight has: tokens of ordinary size fill it with eight.
@@ -115,7 +112,7 @@ func (c *Cache) find(v *JWTValidator, h uint64, token string) *entry {
 	return nil
 }
 
-// keep stores e, in the place of an older entry when its bucket is full. The token is cloned: the caller's string
+// keep stores e, in the place of an older entry when its bucket is full. Its texts must be its own: a caller's string
 // may hold a whole request in memory.
 func (c *Cache) keep(e *entry) {
 	e.size = e.weight()
@@ -126,7 +123,6 @@ func (c *Cache) keep(e *entry) {
 		t := make([]bucket, c.mask+1)
 		c.buckets.Store(&t)
 	})
-	e.token = strings.Clone(e.token)
 	// Of the two buckets where a token may be, the first takes it until it is half full, as it is looked at first, and then
 	// the emptier: a few full ones would cost the tokens in them a signature check each time. Both hold it if two callers
 	// verified it at once, which harms nobody.
@@ -148,7 +144,7 @@ func (c *Cache) keep(e *entry) {
 		case old.hash == e.hash && old.v == e.v && old.token == e.token:
 			b.drop(i)
 			slot = i
-		case old.gen != old.v.gen.Load() || old.exp < e.iat:
+		case old.gen != old.v.gen.Load() || old.exp < e.from:
 			b.drop(i)
 			if slot < 0 {
 				slot = i
@@ -196,16 +192,16 @@ func (b *bucket) drop(i int) {
 // and the structures around them.
 func (e *entry) weight() int64 {
 	const perScope = int64(unsafe.Sizeof(Scope("")) * 4)
-	n := int64(unsafe.Sizeof(*e)) + int64(len(e.token)+(3*len(e.token)+3)/4) + int64(cap(e.d.claim)) + perScope*int64(len(e.d.Scopes))
+	n := int64(unsafe.Sizeof(*e)) + int64(len(e.token)+(3*len(e.token)+3)/4) + int64(cap(e.data.claim)) + perScope*int64(len(e.data.Scopes))
 	r := &e.rule
-	texts := len(e.d.Subject) + len(e.d.ID) + len(r.client) + len(r.grant) + len(r.kid) + len(e.d.Binding)
-	for _, list := range [...][]string{e.d.Audiences, r.roles, e.d.Actors, r.chain} {
+	texts := len(e.data.Subject) + len(e.data.ID) + len(r.client) + len(r.grant) + len(r.kid) + len(e.data.Binding)
+	for _, list := range [...][]string{e.data.Audiences, r.roles, e.data.Actors, r.chain} {
 		n += int64(unsafe.Sizeof("")) * int64(cap(list))
 		for _, s := range list {
 			texts += len(s)
 		}
 	}
-	for _, s := range e.d.Scopes {
+	for _, s := range e.data.Scopes {
 		texts += len(s)
 	}
 	n += 2 * int64(texts) // with what growing them left over

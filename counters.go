@@ -140,19 +140,28 @@ const (
 	maxUsedScopes = 32 // kept of one grant or API key
 )
 
-// useLog collects counters that have something to write.
+// useLog knows the counters that have something to write, and those that were asked for since the last flush.
 type useLog struct {
-	mu     sync.Mutex // guards all below
-	dirty  []*useCounter
-	stored map[string]storedUse // of what was written last, so that the next write needs no read
+	mu     sync.Mutex           // guards all below
+	open   map[used]*useCounter // one of each grant and API key
+	second []*useCounter        // of those that have one in open already: from a cache that kept it for longer, or given back
+	stored map[used]storedUse   // what was written last, so that the next write needs no read
 	busy   sync.Mutex           // one flush at a time
 }
 
-// useCounter counts the uses of one token's grant or API key in this process. Several may count the same one.
-type useCounter struct {
-	log  *useLog
+// used is what uses are counted of.
+type used struct {
 	kind string // useGrant or useAPIKey
 	id   string
+}
+
+func (u used) String() string { return u.kind + u.id }
+
+// useCounter counts the uses of one grant or API key in this process, whatever number of tokens it has. It refers to no token:
+// it may outlive them in the log.
+type useCounter struct {
+	used
+	log  *useLog
 	n    atomic.Uint64
 	last atomic.Int64                 // Unix ms
 	from atomic.Pointer[[]netip.Addr] // the latest first, at most maxAddresses; never changed, only replaced
@@ -198,11 +207,42 @@ func (s *Service) Usage(ctx context.Context, t Target) (Usage, error) {
 	return Usage{}, fail(ErrInvalidRequest, "use is counted of one grant or one API key")
 }
 
-func (l *useLog) init() { l.stored = map[string]storedUse{} }
+func (l *useLog) init() { l.open, l.stored = map[used]*useCounter{}, map[used]storedUse{} }
 
+// counter is the one that counts the uses of a grant or API key.
 func (a *auditLog) counter(kind, id string) *useCounter {
-	return &useCounter{log: &a.uses, kind: kind, id: id}
+	l := &a.uses
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	u := used{kind, id}
+	if c := l.open[u]; c != nil {
+		return c
+	}
+	u.id = strings.Clone(id) // the caller's may be a part of a request
+	c := &useCounter{log: l, used: u}
+	if l.room() {
+		l.open[u] = c
+	}
+	return c
 }
+
+// room tells whether there is place for one more counter. The caller holds mu.
+func (l *useLog) room() bool { return len(l.open)+len(l.second) < maxUses }
+
+// waiting is how many counters have something to write.
+func (l *useLog) waiting() (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.open {
+		if c.counted() {
+			n++
+		}
+	}
+	return n + len(l.second)
+}
+
+// counted tells whether c has something to write.
+func (c *useCounter) counted() bool { return c.n.Load() > 0 || c.more.Load() }
 
 // hit counts one use. It is on the path of every request: the first one since a flush takes a lock, the rest do not.
 func (c *useCounter) hit(now time.Time, from *netip.Addr) {
@@ -279,10 +319,17 @@ func (c *useCounter) asked(s Scope) {
 func (l *useLog) enlist(c *useCounter) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.dirty) >= maxUses {
+	other := l.open[c.used]
+	switch {
+	case other == c:
+		return true
+	case !l.room():
 		return false
+	case other == nil:
+		l.open[c.used] = c
+	case !slices.Contains(l.second, c):
+		l.second = append(l.second, c)
 	}
-	l.dirty = append(l.dirty, c)
 	return true
 }
 
@@ -327,24 +374,37 @@ func (u *useRecord) add(last int64, from []string, scopes Scopes) {
 	}
 }
 
+// toWrite takes the counters that have something to write, and forgets those that nobody used since it was called last.
+func (l *useLog) toWrite() []*useCounter {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := l.second
+	l.second = nil
+	for u, c := range l.open {
+		if c.counted() {
+			list = append(list, c)
+		} else {
+			delete(l.open, u)
+		}
+	}
+	return list
+}
+
 // flush adds what was counted to the stored records, sixteen in a change.
 func (l *useLog) flush(ctx context.Context, s *Service) error {
 	l.busy.Lock()
 	defer l.busy.Unlock()
-	l.mu.Lock()
-	dirty := l.dirty
-	l.dirty = nil
-	l.mu.Unlock()
-	sums := make(map[string]*useRecord, len(dirty))
-	for _, c := range dirty {
-		u := sums[c.kind+c.id]
+	list := l.toWrite()
+	sums := make(map[used]*useRecord, len(list))
+	for _, c := range list {
+		u := sums[c.used]
 		if u == nil {
 			u = &useRecord{V: 1}
-			sums[c.kind+c.id] = u
+			sums[c.used] = u
 		}
 		c.take(u)
 	}
-	batch := make(map[string]*useRecord, 16)
+	batch := make(map[used]*useRecord, 16)
 	var failed error
 	for id, u := range sums {
 		if u.Count == 0 && len(u.Scopes) == 0 {
@@ -367,8 +427,8 @@ func (l *useLog) flush(ctx context.Context, s *Service) error {
 }
 
 // giveBack keeps a count for the next flush.
-func (l *useLog) giveBack(id string, u *useRecord) {
-	c := &useCounter{log: l, kind: id[:len(useGrant)], id: id[len(useGrant):]} // both kinds are as long
+func (l *useLog) giveBack(id used, u *useRecord) {
+	c := &useCounter{log: l, used: id}
 	c.n.Store(u.Count)
 	c.last.Store(u.Last)
 	var from []netip.Addr
@@ -387,9 +447,9 @@ func (l *useLog) giveBack(id string, u *useRecord) {
 	l.enlist(c)
 }
 
-func (l *useLog) write(ctx context.Context, s *Service, batch map[string]*useRecord) error {
+func (l *useLog) write(ctx context.Context, s *Service, batch map[used]*useRecord) error {
 	for try := 0; try < 4; try++ {
-		next := make(map[string]storedUse, len(batch))
+		next := make(map[used]storedUse, len(batch))
 		c := s.newChange()
 		for id, u := range batch {
 			old, err := l.read(ctx, s, id, try > 0)
@@ -407,10 +467,10 @@ func (l *useLog) write(ctx context.Context, s *Service, batch map[string]*useRec
 				return err
 			}
 			life := useSlack
-			if strings.HasPrefix(id, useGrant) {
+			if id.kind == useGrant {
 				life = s.longest.Load().grant + grantSlack
 			}
-			c.put(store.Record{Kind: kindUse, ID: id, Data: data, Expires: s.now().Add(life).UnixMilli()}, old.version)
+			c.put(store.Record{Kind: kindUse, ID: id.String(), Data: data, Expires: s.now().Add(life).UnixMilli()}, old.version)
 			next[id] = storedUse{sum, c.ID}
 		}
 		_, err := s.commit(ctx, c)
@@ -435,14 +495,14 @@ func (l *useLog) write(ctx context.Context, s *Service, batch map[string]*useRec
 	return nil
 }
 
-func (l *useLog) keep(batch map[string]*useRecord) {
+func (l *useLog) keep(batch map[used]*useRecord) {
 	for id, u := range batch {
 		l.giveBack(id, u)
 	}
 }
 
 // read is the stored count, from memory unless fresh is asked for.
-func (l *useLog) read(ctx context.Context, s *Service, id string, fresh bool) (storedUse, error) {
+func (l *useLog) read(ctx context.Context, s *Service, id used, fresh bool) (storedUse, error) {
 	if !fresh {
 		l.mu.Lock()
 		u, ok := l.stored[id]
@@ -451,7 +511,7 @@ func (l *useLog) read(ctx context.Context, s *Service, id string, fresh bool) (s
 			return u, nil
 		}
 	}
-	r, err := s.get(ctx, kindUse, id)
+	r, err := s.get(ctx, kindUse, id.String())
 	if isNotFound(err) {
 		return storedUse{}, nil
 	}
@@ -465,21 +525,22 @@ func (l *useLog) read(ctx context.Context, s *Service, id string, fresh bool) (s
 
 // usage is what is stored of a grant's or API key's use, and what this process has counted since.
 func (a *auditLog) usage(ctx context.Context, kind, id string) (Usage, error) {
-	u, err := a.uses.read(ctx, a.s, kind+id, true)
+	of := used{kind, id}
+	u, err := a.uses.read(ctx, a.s, of, true)
 	if err != nil {
 		return Usage{}, err
 	}
 	sum := u.useRecord
-	var counted []*useCounter
 	a.uses.mu.Lock()
-	for _, c := range a.uses.dirty {
-		if c.kind == kind && c.id == id {
-			if !slices.Contains(counted, c) { // one with a new scope may be there twice
-				sum.Count += c.n.Load()
-				c.peek(&sum, true)
-				counted = append(counted, c)
-			}
+	add := func(c *useCounter) {
+		if c != nil && c.used == of && c.counted() {
+			sum.Count += c.n.Load()
+			c.peek(&sum, true)
 		}
+	}
+	add(a.uses.open[of])
+	for _, c := range a.uses.second {
+		add(c)
 	}
 	a.uses.mu.Unlock()
 	out := Usage{Count: sum.Count, Addresses: sum.From, Scopes: sum.Scopes}

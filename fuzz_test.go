@@ -79,7 +79,7 @@ func FuzzStoredRecord(f *testing.F) {
 	}
 	s := &Service{cfg: Config{Issuer: "https://a.example.com", KeyRotation: time.Hour}, now: time.Now}
 	s.longest.Store(&lifespans{})
-	s.audit = &auditLog{s: s}
+	s.audit = newAuditLog(s)
 	s.Clients, s.SigningKeys, s.APIKeys = newClients(s), newSigningKeys(s), newAPIKeys(s)
 	f.Fuzz(func(t *testing.T, data []byte, id string) {
 		for _, kind := range []store.Kind{store.KindRule, store.KindClient, store.KindRole, store.KindAPIKey, kindGrant, kindTicket, store.KindEvent} {

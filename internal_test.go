@@ -4,8 +4,12 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"strconv"
 	"sync"
 	"testing"
+	"time"
+
+	is "github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken/internal/jws"
 )
@@ -46,4 +50,43 @@ func TestACompromisedKeyLosesEveryRace(t *testing.T) {
 			t.Fatal("what it verified is not void")
 		}
 	}
+}
+
+// The tokens of a grant share its counter, which holds on to none of them; those that nobody uses are forgotten, and counted
+// on when they are used again.
+func TestOneCounterForAGrant(t *testing.T) {
+	t.Parallel()
+	a := newAuditLog(&Service{})
+	l := &a.uses
+	id := []byte("a grant of a request's memory")
+	one := a.counter(useGrant, string(id))
+	is.Same(t, one, a.counter(useGrant, string(id)))
+	is.NotSame(t, one, a.counter(useAPIKey, string(id)))
+	is.Zero(t, l.waiting())
+	one.hit(time.Now(), nil)
+	one.hit(time.Now(), nil)
+	is.Equal(t, 1, l.waiting())
+
+	list := l.toWrite()
+	is.Equal(t, []*useCounter{one}, list)
+	var u useRecord
+	one.take(&u)
+	is.Equal(t, uint64(2), u.Count)
+	is.Same(t, one, a.counter(useGrant, string(id)), "it was used")
+	is.Empty(t, l.toWrite())
+	is.Empty(t, l.open, "it was not")
+
+	two := a.counter(useGrant, string(id)) // of another token, while a cache holds the first
+	two.hit(time.Now(), nil)
+	one.hit(time.Now(), nil)
+	is.NotSame(t, one, two)
+	is.Equal(t, 2, l.waiting())
+	is.ElementsMatch(t, []*useCounter{one, two}, l.toWrite())
+
+	for i := range maxUses + 10 {
+		a.counter(useGrant, strconv.Itoa(i)).hit(time.Now(), nil)
+	}
+	is.Len(t, l.open, maxUses)
+	l.toWrite()
+	is.Equal(t, maxUses, l.waiting(), "until they are taken")
 }

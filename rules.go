@@ -19,8 +19,8 @@ import (
 type ruleBook struct {
 	key     ruleKeyer
 	index   *revindex.Index
-	used    [ruleClasses][targetKinds]atomic.Bool // whether any rule of that sort was ever seen: most lookups end here
-	all     [ruleClasses]atomic.Int64             // rules on everything
+	used    [targetKinds]atomic.Uint32 // a bit for each class of which a rule was ever seen: most lookups end here
+	all     [ruleClasses]atomic.Int64  // rules on everything
 	pending atomic.Pointer[[]*pendingRule]
 	version atomic.Uint64 // rises after every change; a cached verdict of another version is checked again
 	older   *ruleBook     // what was known under an earlier key of the feed; set once
@@ -163,7 +163,7 @@ func (b *ruleBook) raise(c ruleClass, t Target, v, expires int64) {
 	}
 	k, id, holder := t.indexed()
 	b.index.Raise(b.key(c, k, t.issuer, id, holder), v, expires)
-	b.used[c][k].Store(true)
+	b.used[k].Or(1 << c)
 }
 
 // indexed is what a rule on t is found by. Narrowing to an owner or a holder is either proved before the rule is
@@ -331,6 +331,11 @@ func (b *ruleBook) principalHit(x *ruleSubject, issuer, subject string) bool {
 
 // passed reports whether a rule on one target refuses x.
 func (b *ruleBook) passed(x *ruleSubject, k targetKind, issuer, id, holder string) bool {
+	return (k == targetAll || b.used[k].Load() != 0) && b.decides(x, k, issuer, id, holder)
+}
+
+// decides is passed for a kind of target that has rules.
+func (b *ruleBook) decides(x *ruleSubject, k targetKind, issuer, id, holder string) bool {
 	if v, ok := b.at(classAlways, k, issuer, id, holder); ok && v > 0 {
 		return true
 	}
@@ -356,7 +361,7 @@ func (b *ruleBook) at(c ruleClass, k targetKind, issuer, id, holder string) (int
 		v := b.all[c].Load()
 		return v, v != 0
 	}
-	if !b.used[c][k].Load() {
+	if b.used[k].Load()&(1<<c) == 0 {
 		return 0, false
 	}
 	return b.index.Get(b.key(c, k, issuer, id, holder))

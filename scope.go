@@ -59,7 +59,9 @@ func appendScopes(out Scopes, s string) (Scopes, error) {
 	if n > cap(out) {
 		out = make(Scopes, 0, n)
 	}
-	for part := range strings.SplitSeq(s, " ") {
+	for more := true; more; {
+		var part string
+		part, s, more = strings.Cut(s, " ")
 		if !Scope(part).wellFormed() {
 			return nil, fail(ErrInvalidScope, "%.40q is no scope (RFC 6749 §3.3)", part)
 		}

@@ -794,5 +794,5 @@ func (b *ruleBook) raiseHashed(c ruleClass, k targetKind, key [16]byte, v, expir
 	}
 	key[0] ^= byte(c)
 	b.index.Raise(key, v, expires)
-	b.used[c][k].Store(true)
+	b.used[k].Or(1 << c)
 }

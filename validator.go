@@ -131,6 +131,7 @@ type JWTValidator struct {
 	opaque    func(context.Context, Credential, *trace) (Token, error)
 	now       func() time.Time
 	cache     *Cache
+	headers   jws.Headers
 	proofs    *proofBook
 	shelf     *opaqueShelf  // of answers about opaque tokens; nil where none are asked for
 	gen       atomic.Uint64 // rises when a key or an issuer goes: older entries of the cache are void
@@ -180,13 +181,13 @@ func (v *JWTValidator) quick(ctx context.Context, c *Credential) (Token, bool) {
 	now := v.now()
 	f := e.iss.freshness(w, now)
 	sec := now.Unix()
-	if sec >= e.exp || sec < e.nbf || sec < e.iat || f.Stale || e.needs > f.Position.N {
+	if sec >= e.exp || sec < e.from || f.Stale || e.needs > f.Position.N {
 		return Token{}, false
 	}
 	if e.use != nil {
 		e.use.hit(now, addressOf(ctx))
 	}
-	t := Token{d: e.d, fresh: f}
+	t := Token{d: &e.data, fresh: f}
 	if v.observers.any() {
 		v.seen(ctx, t)
 	}
@@ -264,14 +265,14 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 	h := v.cache.hash(token)
 	if e := v.cache.find(v, h, token); e != nil && tr == nil {
 		t, err := v.decide(ctx, c, e, true, nil)
-		return t, e.d, true, err
+		return t, &e.data, true, err
 	}
 
 	// Read before the check begins, so that what is cached is never newer than what it was checked against.
 	gen := v.gen.Load()
 
 	var p jws.Token
-	if perr := jws.Parse(token, v.cfg.MaxTokenBytes, &p); perr != nil {
+	if perr := v.headers.Parse(token, v.cfg.MaxTokenBytes, &p); perr != nil {
 		return Token{}, nil, false, tr.no("structure", &Error{Code: ErrInvalidToken, Detail: "malformed", Cause: perr})
 	}
 	tr.ok("structure", "strict JWS and JSON")
@@ -299,6 +300,7 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 		return Token{}, nil, false, tr.no("signature", &Error{Code: ErrInvalidToken, Detail: "signature", Cause: serr})
 	}
 	tr.ok("signature", p.Header.Alg)
+	v.headers.Learn(&p)
 
 	// From here on the claims are the issuer's.
 	here := iss.takes(v.audiences, p.Claims.Audience)
@@ -306,16 +308,16 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 	if cerr != nil {
 		return Token{}, nil, false, tr.no("claims", cerr)
 	}
-	e.token, e.hash, e.gen, e.v = token, h, gen, v
+	e.token, e.hash, e.gen, e.v = p.Raw, h, gen, v
 	if tr != nil {
-		tr.d = e.d
+		tr.d = &e.data
 	}
 	tr.ok("claims", "required claims, audience, times in range")
 	t, err = v.decide(ctx, c, e, false, tr)
 	if here && err == nil { // what was refused is never kept; what is for others is never found by who asks for himself
 		v.cache.keep(e)
 	}
-	return t, e.d, false, err
+	return t, &e.data, false, err
 }
 
 // decide says yes or no to a token whose signature and claims were verified, now or before. known: it was checked
@@ -340,12 +342,12 @@ func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, w *v
 	if now.Add(-v.cfg.Skew).Unix() >= e.exp {
 		return Token{}, tr.no("expiry", fail(ErrExpired, "exp has passed"))
 	}
-	if sec := now.Add(v.cfg.Skew).Unix(); sec < e.nbf || sec < e.iat {
+	if sec := now.Add(v.cfg.Skew).Unix(); sec < e.from {
 		return Token{}, tr.no("expiry", fail(ErrInvalidToken, "not valid yet"))
 	}
 	tr.ok("expiry", "within nbf and exp")
-	if (e.d.Binding != "" || c.DPoP != "") && !c.unproved {
-		if err := v.proved(c, e.d.Binding, now); err != nil {
+	if (e.data.Binding != "" || c.DPoP != "") && !c.unproved {
+		if err := v.proved(c, e.data.Binding, now); err != nil {
 			return Token{}, tr.no("binding", err)
 		}
 		tr.ok("binding", "proved")
@@ -363,7 +365,7 @@ func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, w *v
 	if e.use != nil && tr == nil {
 		e.use.hit(now, addressOf(ctx))
 	}
-	return Token{d: e.d, fresh: f}, nil
+	return Token{d: &e.data, fresh: f}, nil
 }
 
 // tooStale refuses what a view of f's age can not answer for.
@@ -403,7 +405,7 @@ func (v *JWTValidator) claims(iss *trust, p *jws.Token, takes bool) (*entry, *Er
 		Kind: KindAccess, ID: cl.ID, Issuer: iss.issuer, Subject: cl.Subject, Audiences: cl.Audience,
 		IssuedAt: time.Unix(cl.IssuedAt, 0), ExpiresAt: time.Unix(cl.Expires, 0), Binding: cl.Binding,
 	}
-	e := &entry{iss: iss, bound: cl.Binding != "", exp: cl.Expires, nbf: cl.NotBefore, iat: cl.IssuedAt}
+	e := &entry{iss: iss, bound: cl.Binding != "", exp: cl.Expires, from: max(cl.NotBefore, cl.IssuedAt)}
 	r := &e.rule
 	r.subject, r.id, r.kid, r.iat, r.skew = cl.Subject, cl.ID, p.Header.KID, spec.IssuedAt, v.cfg.Skew
 	scopes, err := appendScopes(e.scopes[:0:len(e.scopes)], cl.Scope)
@@ -439,11 +441,10 @@ func (v *JWTValidator) claims(iss *trust, p *jws.Token, takes bool) (*entry, *Er
 		r.abroad = iss.foreign(r)
 	}
 	e.data = tokenOf(spec, p.PrivateClaims())
-	e.d = &e.data
-	e.d.from, e.d.by = r, v
+	e.data.from, e.data.by = r, v
 	if v.audit != nil && iss.own && spec.Grant != "" {
 		e.use = v.audit.counter(useGrant, spec.Grant)
-		e.d.use = e.use
+		e.data.use = e.use
 	}
 	return e, nil
 }

@@ -196,18 +196,20 @@ func (k *PublicKey) Verify(signingInput string, sig []byte) error {
 	good := false
 	switch key := k.Key.(type) {
 	case *ecdsa.PublicKey:
-		buf := digest(make([]byte, 0, sha512.Size+maxDER), k.Alg, signingInput) // both in one piece: they go to the heap
-		der := appendASN1(buf[len(buf):], sig)
-		good = ecdsa.VerifyASN1(key, buf, der)
+		s := scratches.Get().(*scratch)
+		good = ecdsa.VerifyASN1(key, digest(s.sum[:0], k.Alg, signingInput), appendASN1(s.der[:0], sig))
+		scratches.Put(s)
 	case ed25519.PublicKey:
 		good = ed25519.Verify(key, asBytes(signingInput), sig)
 	case *rsa.PublicKey:
-		h, sum := hashOf(k.Alg), digest(make([]byte, 0, sha512.Size), k.Alg, signingInput)
+		s := scratches.Get().(*scratch)
+		h, sum := hashOf(k.Alg), digest(s.sum[:0], k.Alg, signingInput)
 		if k.Alg[0] == 'P' {
 			good = rsa.VerifyPSS(key, h, sum, sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
 		} else {
 			good = rsa.VerifyPKCS1v15(key, h, sum, sig) == nil
 		}
+		scratches.Put(s)
 	case []byte:
 		m := k.macs.Get().(*mac)
 		good = hmac.Equal(m.sum(signingInput), sig)
@@ -218,6 +220,14 @@ func (k *PublicKey) Verify(signingInput string, sig []byte) error {
 	}
 	return nil
 }
+
+// scratch is what a check needs for a moment and the standard library takes for something that stays.
+type scratch struct {
+	sum [sha512.Size]byte
+	der [maxDER]byte
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
 // mac is an HMAC-SHA-256 under one key that is used again and again: what the key does to its pads is computed once.
 type mac struct {

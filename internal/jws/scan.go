@@ -1,7 +1,9 @@
 package jws
 
 import (
+	"encoding/binary"
 	"errors"
+	"math/bits"
 	"strings"
 	"unicode"
 	"unicode/utf16"
@@ -48,7 +50,9 @@ func (p *scanner) space() {
 
 // next skips space and reports whether c comes, consuming it.
 func (p *scanner) next(c byte) bool {
-	p.space()
+	if p.i >= len(p.s) || p.s[p.i] <= ' ' { // mostly there is none
+		p.space()
+	}
 	if p.i < len(p.s) && p.s[p.i] == c {
 		p.i++
 		return true
@@ -77,26 +81,48 @@ func (p *scanner) text() (string, error) {
 	if !p.next('"') {
 		return "", errType
 	}
-	from, ascii := p.i, true
-	for p.i < len(p.s) {
-		switch c := p.s[p.i]; {
-		case c == '"':
-			out := p.s[from:p.i]
-			p.i++
-			if !ascii && !utf8.ValidString(out) {
-				return "", errUTF8
-			}
-			return out, nil
-		case c == '\\':
-			return p.escaped(from)
-		case c < 0x20:
-			return "", errSyntax
-		case c >= utf8.RuneSelf:
-			ascii = false
-		}
-		p.i++
+	from := p.i
+	end, ascii := plainEnd(p.s, from)
+	if p.i = end; end == len(p.s) {
+		return "", errSyntax
 	}
-	return "", errSyntax
+	switch p.s[end] {
+	case '"':
+		out := p.s[from:end]
+		p.i++
+		if !ascii && !utf8.ValidString(out) {
+			return "", errUTF8
+		}
+		return out, nil
+	case '\\':
+		return p.escaped(from)
+	}
+	return "", errSyntax // a control character
+}
+
+// plainEnd is where the text from i on has its first quote, backslash or control character, and whether all before is ASCII.
+// It looks at eight bytes at a time: most of a token is text.
+func plainEnd(s string, i int) (end int, ascii bool) {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	var all uint64
+	for ; len(s)-i >= 8; i += 8 {
+		w := binary.LittleEndian.Uint64(asBytes(s[i:]))
+		quote, slash := w^('"'*ones), w^('\\'*ones)
+		// The highest bit of each byte that is one of them; above the first it may be another's too.
+		if m := ((quote-ones)&^quote | (slash-ones)&^slash | (w-' '*ones)&^w) & highs; m != 0 {
+			n := bits.TrailingZeros64(m) &^ 7
+			return i + n/8, (all|w&(1<<n-1))&highs == 0
+		}
+		all |= w
+	}
+	for ; i < len(s); i++ {
+		c := s[i]
+		if c == '"' || c == '\\' || c < ' ' {
+			break
+		}
+		all |= uint64(c)
+	}
+	return i, all&highs == 0
 }
 
 func (p *scanner) escaped(from int) (string, error) {

@@ -3,8 +3,12 @@
 package jws
 
 import (
+	"encoding/binary"
 	"errors"
+	"maps"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"unsafe"
 )
 
@@ -22,10 +26,12 @@ var (
 type Token struct {
 	Header       Header
 	Claims       Claims
+	Raw          string // a copy of what was read, so that nobody who keeps it keeps a request; empty in a proof
 	SigningInput string
 	Signature    []byte
 
 	payload string
+	learned bool    // the header was known
 	private [8]span // the members that no RFC names, in the payload
 	nprivat int
 	more    []span
@@ -68,12 +74,61 @@ const (
 )
 
 // Parse reads token, whose signature it does not check. Its size is looked at before anything is decoded.
-func Parse(token string, maxBytes int, t *Token) error { return parse(token, maxBytes, t, false) }
+func Parse(token string, maxBytes int, t *Token) error { return parse(token, maxBytes, t, nil, false) }
 
 // ParseProof is Parse for JWTs that bring their own key in the header.
-func ParseProof(token string, maxBytes int, t *Token) error { return parse(token, maxBytes, t, true) }
+func ParseProof(token string, maxBytes int, t *Token) error {
+	return parse(token, maxBytes, t, nil, true)
+}
 
-func parse(token string, maxBytes int, t *Token, jwk bool) error {
+// Headers are those that tokens with a good signature had: all tokens under one key have the same, to the letter, and it needs
+// to be read once. The zero Headers knows none.
+type Headers struct {
+	mu    sync.Mutex                        // guards writes
+	known atomic.Pointer[map[string]Header] // by their encoded text; never changed, only replaced
+}
+
+// maxHeaders bounds how many are known. Only an issuer can bring another one: they are signed.
+const maxHeaders = 64
+
+// Parse is Parse, which h spares the header.
+func (h *Headers) Parse(token string, maxBytes int, t *Token) error {
+	return parse(token, maxBytes, t, h, false)
+}
+
+// Learn notes the header of a token whose signature was found good under a key that is trusted.
+func (h *Headers) Learn(t *Token) {
+	if t.learned {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	next := map[string]Header{}
+	if old := h.known.Load(); old != nil && len(*old) < maxHeaders {
+		maps.Copy(next, *old)
+	}
+	head := strings.Clone(t.SigningInput[:strings.IndexByte(t.SigningInput, '.')])
+	next[head] = Header{Alg: strings.Clone(t.Header.Alg), KID: strings.Clone(t.Header.KID), Typ: strings.Clone(t.Header.Typ)}
+	h.known.Store(&next)
+}
+
+// find reads a header that is known.
+func (h *Headers) find(text string, into *Header) bool {
+	if h == nil {
+		return false
+	}
+	known := h.known.Load()
+	if known == nil {
+		return false
+	}
+	v, ok := (*known)[text]
+	if ok {
+		*into = v
+	}
+	return ok
+}
+
+func parse(token string, maxBytes int, t *Token, known *Headers, proof bool) error {
 	if len(token) > maxBytes {
 		return errSize
 	}
@@ -96,16 +151,35 @@ func parse(token string, maxBytes int, t *Token, jwk bool) error {
 	if len(head) > maxHeaderBytes {
 		return errSize
 	}
-	buf := make([]byte, decodedSize(len(head))+decodedSize(len(body))+decodedSize(len(sig)))
-	h, ok1 := decode64(buf, head)
-	b, ok2 := decode64(buf[len(h):], body)
-	s, ok3 := decode64(buf[len(h)+len(b):], sig)
-	if !ok1 || !ok2 || !ok3 {
+	size := decodedSize(len(body)) + decodedSize(len(sig))
+	if t.learned = known.find(head, &t.Header); !t.learned {
+		size += decodedSize(len(head))
+	}
+	t.Raw = ""
+	if !proof {
+		size += len(token)
+	}
+	buf := make([]byte, size)
+	if !proof {
+		n := copy(buf, token)
+		t.Raw = asString(buf[:n])
+		token, buf = t.Raw, buf[n:]
+	}
+	b, ok1 := decode64(buf, body)
+	buf = buf[len(b):]
+	s, ok2 := decode64(buf, sig)
+	if !ok1 || !ok2 {
 		return errBase64
 	}
 	t.SigningInput, t.Signature = token[:two], s
-	if err := t.Header.parse(asString(h), jwk); err != nil {
-		return err
+	if !t.learned {
+		h, ok := decode64(buf[len(s):], head)
+		if !ok {
+			return errBase64
+		}
+		if err := t.Header.parse(asString(h), proof); err != nil {
+			return err
+		}
 	}
 	t.payload = asString(b)
 	return t.parseClaims()
@@ -498,14 +572,26 @@ var value64 = func() (t [256]byte) {
 // white space, and the bits that the last character has to spare must be zero.
 func decode64(dst []byte, s string) ([]byte, bool) {
 	n, i := 0, 0
-	for ; i+4 <= len(s); i += 4 {
+	var bad byte
+	for ; len(s)-i >= 8 && len(dst)-n >= 8; i += 8 { // writes eight bytes, of which two are written again
+		in := s[i : i+8]
+		a, b, c, d := value64[in[0]], value64[in[1]], value64[in[2]], value64[in[3]]
+		e, f, g, h := value64[in[4]], value64[in[5]], value64[in[6]], value64[in[7]]
+		bad |= a | b | c | d | e | f | g | h
+		high := uint64(a)<<18 | uint64(b)<<12 | uint64(c)<<6 | uint64(d)
+		low := uint64(e)<<18 | uint64(f)<<12 | uint64(g)<<6 | uint64(h)
+		binary.BigEndian.PutUint64(dst[n:], high<<40|low<<16)
+		n += 6
+	}
+	for ; len(s)-i >= 4; i += 4 {
 		a, b, c, d := value64[s[i]], value64[s[i+1]], value64[s[i+2]], value64[s[i+3]]
-		if (a|b|c|d)&0xc0 != 0 {
-			return nil, false
-		}
+		bad |= a | b | c | d
 		v := uint32(a)<<18 | uint32(b)<<12 | uint32(c)<<6 | uint32(d)
 		dst[n], dst[n+1], dst[n+2] = byte(v>>16), byte(v>>8), byte(v)
 		n += 3
+	}
+	if bad&0xc0 != 0 {
+		return nil, false
 	}
 	switch len(s) - i {
 	case 1:

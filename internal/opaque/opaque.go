@@ -9,7 +9,6 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base32"
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
@@ -281,7 +280,18 @@ func findFrom(w *scratch, text []byte, done, i, end int, k Kind) int {
 // ID is a time-ordered identifier: 48 bits of Unix ms, then 80 random bits.
 type ID [16]byte
 
-var idText = base32.NewEncoding("0123456789abcdefghijklmnopqrstuv").WithPadding(base32.NoPadding)
+// idDigits are those of base32hex (RFC 4648 §7) in small letters: texts sort as the bytes do.
+const idDigits = "0123456789abcdefghijklmnopqrstuv"
+
+var idValues = func() (t [256]byte) {
+	for i := range t {
+		t[i] = 0xff
+	}
+	for i := range idDigits {
+		t[idDigits[i]] = byte(i)
+	}
+	return t
+}()
 
 // idTextSize is the length of an ID as text.
 const idTextSize = 26
@@ -311,7 +321,13 @@ func NewID(now time.Time) (id ID) {
 // String is 26 characters, in the same order as the bytes.
 func (id ID) String() string {
 	var b [idTextSize]byte
-	idText.Encode(b[:], id[:])
+	hi, lo := binary.BigEndian.Uint64(id[:8]), binary.BigEndian.Uint64(id[8:])
+	for i := range 12 {
+		b[i] = idDigits[hi>>(59-5*i)&31]
+		b[13+i] = idDigits[lo>>(58-5*i)&31]
+	}
+	b[12] = idDigits[hi<<1&31|lo>>63]
+	b[25] = idDigits[lo<<2&31]
 	return string(b[:])
 }
 
@@ -325,14 +341,19 @@ func ParseID(s string) (id ID, err error) {
 	if len(s) != idTextSize {
 		return id, ErrShape
 	}
-	var b [17]byte
-	if n, err := idText.Decode(b[:], []byte(s)); err != nil || n != len(id) {
+	var hi, lo uint64
+	var bad byte
+	for i := range 12 {
+		a, b := idValues[s[i]], idValues[s[13+i]]
+		bad |= a | b
+		hi, lo = hi<<5|uint64(a), lo<<5|uint64(b)
+	}
+	middle, last := idValues[s[12]], idValues[s[25]]
+	if bad |= middle | last; bad > 31 || last&3 != 0 { // the last character has two bits to spare
 		return id, ErrShape
 	}
-	copy(id[:], b[:])
-	if id.String() != s { // the last character has bits to spare
-		return ID{}, ErrShape
-	}
+	binary.BigEndian.PutUint64(id[:8], hi<<4|uint64(middle>>1))
+	binary.BigEndian.PutUint64(id[8:], uint64(middle)<<63|lo<<3|uint64(last>>2))
 	return id, nil
 }
 

@@ -3,6 +3,7 @@ package opaque
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/base32"
 	"encoding/hex"
 	"regexp"
 	"slices"
@@ -277,6 +278,38 @@ func TestIDs(t *testing.T) {
 	} {
 		_, err := ParseID(bad)
 		require.ErrorIs(t, err, ErrShape, name)
+	}
+}
+
+// What is written by hand for speed is what the standard library writes.
+func TestIDsAreBase32Hex(t *testing.T) {
+	t.Parallel()
+	std := base32.HexEncoding.WithPadding(base32.NoPadding)
+	check := func(id ID) {
+		text := strings.ToLower(std.EncodeToString(id[:]))
+		require.Equal(t, text, id.String())
+		back, err := ParseID(text)
+		require.NoError(t, err)
+		require.Equal(t, id, back)
+	}
+	for bit := range 128 {
+		var id ID
+		id[bit/8] = 0x80 >> (bit % 8)
+		check(id)
+	}
+	for range 200 {
+		var id ID
+		rand.Read(id[:])
+		check(id)
+		text := []byte(id.String())
+		for c := range 256 { // each character in a place of its own
+			at := c % (idTextSize - 1)
+			was := text[at]
+			text[at] = byte(c)
+			_, err := ParseID(string(text))
+			require.Equal(t, strings.IndexByte(idDigits, byte(c)) < 0, err != nil, "%q at %d", c, at)
+			text[at] = was
+		}
 	}
 }
 
