@@ -157,8 +157,8 @@ func newAuditLog(s *Service) *auditLog {
 	return a
 }
 
-// record completes e and makes its record.
-func (a *auditLog) record(ctx context.Context, e Event) store.Record {
+// record completes e and makes its record, in the memory of data while that is enough.
+func (a *auditLog) record(ctx context.Context, e Event, data []byte) store.Record {
 	now := a.s.now()
 	e.ID, e.Time = newID(now), now
 	e.Origin = originOf(ctx)
@@ -172,7 +172,7 @@ func (a *auditLog) record(ctx context.Context, e Event) store.Record {
 	if keep := a.s.cfg.KeepEvents; keep > 0 {
 		r.Expires = now.Add(keep).UnixMilli()
 	}
-	r.Data = e.append(make([]byte, 0, 384))
+	r.Data = e.append(data)
 	if len(r.Data) > maxEventBytes {
 		kept := map[string]string{"cut": "this event was too large"}
 		if chain := e.Extra["chain"]; chain != "" { // short, and what a report follows

@@ -335,8 +335,8 @@ func (s *Service) Check(ctx context.Context, r Request) error {
 	if r.Grant != "" {
 		return fail(ErrInvalidRequest, "a request under a grant is not checked ahead")
 	}
-	_, err := s.planFor(ctx, r)
-	return err
+	var p plan
+	return s.planFor(ctx, &p, &r)
 }
 
 // SignIntrospection signs an introspection response for the resource server that audience names (RFC 9701 §5). response

@@ -192,14 +192,14 @@ func (s *Service) issue(ctx context.Context, r Request, with func(*change, strin
 		// At each try anew: the rule that overtook the one before may tell of a client or a role that lost what was planned.
 		// From before the plan on: a rule that comes while a client proves itself reaches what is made of what it was.
 		at, known := s.state.position(), s.rules.version.Load()
-		p, err := s.planFor(ctx, r)
-		if err != nil {
+		var p plan
+		if err := s.planFor(ctx, &p, &r); err != nil {
 			return nil, err
 		}
 		if !r.Auth.isZero() { // an assertion is good once
 			r.Auth = p.auth
 		}
-		i, err := s.open(ctx, p, at, known, r.Refresh, with)
+		i, err := s.open(ctx, &p, at, known, r.Refresh, with)
 		if err == nil && r.Refresh {
 			err = s.limitGrants(ctx, p.subject, i.Token.Grant())
 		}
@@ -225,8 +225,8 @@ var errOvertaken = errors.New("apitoken: overtaken by a revocation")
 // open stamps, signs and records. Nothing is returned before it is recorded, nothing that a known rule hits.
 func (s *Service) open(ctx context.Context, p *plan, at store.Position, known uint64, refresh bool, with func(*change, string) error) (*Issued, error) {
 	now := s.now()
-	grant := newID(now)
-	t := stamp{jti: newID(now), grant: grant, pos: positions{birth: at, view: at}, iat: now, exp: now.Add(p.life)}
+	jti, grant := newIDs(now)
+	t := stamp{jti: jti, grant: grant, pos: positions{birth: at, view: at}, iat: now, exp: now.Add(p.life)}
 	life := s.lifetimes(&p.client)
 	end := now.Add(life.Grant)
 	if refresh && t.exp.After(end) {
@@ -309,7 +309,7 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 	if len(p.scopes) > maxScopes { // roles may give that many
 		return nil, nil, fail(ErrInvalidRequest, "the token would have %d scopes, validators read %d", len(p.scopes), maxScopes)
 	}
-	now := s.now()
+	now := s.now() // a stamp may be of an answer that is given again
 	key, err := s.SigningKeys.active(t.pos.view, now, aud)
 	if err != nil && s.state.refresh(ctx) == nil { // withdrawn, and its successor is newer than this view
 		t.pos.view = s.state.position()
@@ -339,8 +339,9 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 		Audiences: aud, Scopes: p.scopes, Roles: p.roles, IssuedAt: time.Unix(iat, 0), ExpiresAt: time.Unix(exp, 0), Binding: p.binding,
 	}
 	made := &struct { // one piece of memory: they live as long as each other
-		data tokenData
-		rule ruleSubject
+		issued Issued
+		data   tokenData
+		rule   ruleSubject
 	}{}
 	rs := &made.rule
 	*rs = ruleSubject{subject: p.subject, client: p.client.ID, id: t.jti, kid: key.kid, grant: t.grant, chain: p.chain, roles: p.roles, pos: t.pos, iat: spec.IssuedAt}
@@ -352,15 +353,16 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 	made.data = tokenOf(spec, p.claims)
 	made.data.from, made.data.by = rs, s.valid
 	tok := Token{d: &made.data, fresh: s.trust.freshness(s.trust.look(), now)}
-	return &Issued{Access: NewSecret(text), Token: tok}, rs, nil
+	made.issued = Issued{Access: NewSecret(text), Token: tok}
+	return &made.issued, rs, nil
 }
 
-// planFor checks r against the client, the scopes and the roles.
-func (s *Service) planFor(ctx context.Context, r Request) (*plan, error) {
-	p := &plan{subject: r.Subject, binding: r.Binding}
+// planFor checks r against the client, the scopes and the roles, and fills in p; and in r, whom its Auth names.
+func (s *Service) planFor(ctx context.Context, p *plan, r *Request) error {
+	p.subject, p.binding = r.Subject, r.Binding
 	if r.Auth.ID == "" && !r.Auth.isZero() {
 		if r.Auth.ID = assertionSubject(r.Auth.Assertion.Reveal()); r.Auth.ID == "" {
-			return nil, fail(ErrInvalidClient, "Auth names no client")
+			return fail(ErrInvalidClient, "Auth names no client")
 		}
 	}
 	id := r.Client
@@ -368,35 +370,35 @@ func (s *Service) planFor(ctx context.Context, r Request) (*plan, error) {
 		id = r.Auth.ID
 	}
 	if r.Auth.ID != "" && r.Auth.ID != id {
-		return nil, fail(ErrInvalidRequest, "Client and Auth name different clients")
+		return fail(ErrInvalidRequest, "Client and Auth name different clients")
 	}
 	if err := s.planClient(ctx, p, r, id); err != nil {
-		return nil, err
+		return err
 	}
 	if err := checkSubject(p.subject); err != nil {
-		return nil, err
+		return err
 	}
 	if r.Refresh && id != "" && !slices.Contains(p.client.GrantTypes, GrantRefreshToken) {
-		return nil, fail(ErrDenied, "client %q has no grant type refresh_token", id)
+		return fail(ErrDenied, "client %q has no grant type refresh_token", id)
 	}
 	if err := checkBinding(r.Binding); err != nil {
-		return nil, err
+		return err
 	}
 	if err := s.planScopes(p, r.Scopes, r.Roles, id != ""); err != nil {
-		return nil, err
+		return err
 	}
 	var err error
 	if p.audiences, err = s.audiencesFor(&p.client, r.Audiences); err != nil {
-		return nil, err
+		return err
 	}
 	if p.life, err = s.lifeFor(&p.client, r.Lifetime); err != nil {
-		return nil, err
+		return err
 	}
 	if err := p.narrowTo(r.narrow); err != nil {
-		return nil, err
+		return err
 	}
 	p.claims, err = marshalClaims(r.Claims)
-	return p, err
+	return err
 }
 
 // narrowTo makes this token be for some of the audiences only.
@@ -414,7 +416,7 @@ func (p *plan) narrowTo(audiences []string) error {
 
 // planClient decides who asks: the host itself, a client for a subject that the host vouches for, or a client for
 // itself, which must prove it.
-func (s *Service) planClient(ctx context.Context, p *plan, r Request, id string) error {
+func (s *Service) planClient(ctx context.Context, p *plan, r *Request, id string) error {
 	if id == "" {
 		if r.Subject == "" {
 			return fail(ErrInvalidRequest, "neither a Subject nor a Client")
@@ -510,7 +512,7 @@ func (s *Service) audiencesOf(c *Client) []string {
 	if len(c.Audiences) > 0 {
 		return c.Audiences
 	}
-	return append([]string{s.cfg.Audience}, s.cfg.Audiences...)
+	return s.audiences
 }
 
 // audiencesFor checks asked against what the client may ask for.
@@ -818,7 +820,8 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 		}
 	}
 	now := s.now()
-	t := stamp{jti: newID(now), grant: newID(now), iat: now, exp: now.Add(p.life), pos: positions{birth: birth, view: view}}
+	jti, grant := newIDs(now)
+	t := stamp{jti: jti, grant: grant, iat: now, exp: now.Add(p.life), pos: positions{birth: birth, view: view}}
 	if end := parent.ExpiresAt(); !end.IsZero() && t.exp.After(end) {
 		t.exp = end
 	}

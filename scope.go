@@ -141,7 +141,12 @@ func (s Scopes) String() string {
 		s = slices.Clone(s)
 		slices.Sort(s)
 	}
+	n := len(s) - 1
+	for _, x := range s {
+		n += len(x)
+	}
 	var b strings.Builder
+	b.Grow(n)
 	for i, x := range s {
 		if i > 0 {
 			b.WriteByte(' ')

@@ -41,6 +41,8 @@ type Service struct {
 	valid *JWTValidator
 	trust *trust // our own issuer, among valid's
 
+	audiences []string // all of cfg's, the first one first
+
 	accepted uint64                    // the store's history that the services accepted; set by New
 	copied   [2]int64                  // metaRecord.Copied
 	hurry    chan struct{}             // wakes the janitor: a store has lost rules that are known here
@@ -421,6 +423,7 @@ func New(c Config) (*Service, error) {
 	s.SigningKeys = newSigningKeys(s)
 	s.roles = newRoleBook()
 	s.rules = newRuleBook(localKeyer())
+	s.audiences = append([]string{c.Audience}, c.Audiences...)
 	s.audit = newAuditLog(s)
 	s.state = newState(s)
 	if err := s.start(); err != nil {

@@ -112,8 +112,8 @@ func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (Secret, err
 	if err := s.audit.ready(); err != nil {
 		return Secret{}, err
 	}
-	p, err := s.planFor(ctx, r)
-	if err != nil {
+	var p plan
+	if err := s.planFor(ctx, &p, &r); err != nil {
 		return Secret{}, err
 	}
 	if t.Client == "" {

@@ -31,7 +31,8 @@ type Signer struct {
 	secret []byte // HS256
 	remote bool
 	places chan struct{}     // of calls that run, for a key outside
-	prefix map[string]string // header and dot, by typ
+	access string        // header and dot of an access token
+	answer string        // the same of a signed introspection response (RFC 9701)
 }
 
 // maxRemote bounds the calls of one key outside that run at once: one that hangs must not gather goroutines.
@@ -70,19 +71,29 @@ func NewSigner(kid, alg string, key any, remote bool) (*Signer, error) {
 	if len(kid) > maxKID || !utf8.ValidString(kid) {
 		return nil, errors.New("jws: a kid that Parse would not take")
 	}
-	s.prefix = map[string]string{}
-	for _, typ := range []string{"at+jwt", "token-introspection+jwt"} {
+	prefix := func(typ string) string {
 		h := append([]byte(`{"alg":"`+s.Public.Alg+`","kid":`), appendText(nil, kid)...)
 		h = append(h, `,"typ":"`+typ+`"}`...)
-		s.prefix[typ] = base64.RawURLEncoding.EncodeToString(h) + "."
+		return base64.RawURLEncoding.EncodeToString(h) + "."
 	}
+	s.access, s.answer = prefix(typAccess), prefix(typAnswer)
 	return s, nil
 }
 
+const (
+	typAccess = "at+jwt"
+	typAnswer = "token-introspection+jwt"
+)
+
 // Sign makes a token of the given typ from a JSON payload.
 func (s *Signer) Sign(ctx context.Context, typ string, payload []byte) (string, error) {
-	prefix, ok := s.prefix[typ]
-	if !ok {
+	var prefix string
+	switch typ {
+	case typAccess:
+		prefix = s.access
+	case typAnswer:
+		prefix = s.answer
+	default:
 		return "", errors.New("jws: a typ that this signer does not make")
 	}
 	enc := base64.RawURLEncoding
@@ -90,7 +101,8 @@ func (s *Signer) Sign(ctx context.Context, typ string, payload []byte) (string, 
 	out := make([]byte, n, n+1+enc.EncodedLen(s.Public.sigSize))
 	copy(out, prefix)
 	enc.Encode(out[len(prefix):], payload)
-	sig, err := s.raw(ctx, out)
+	var room [maxECDSA]byte
+	sig, err := s.raw(ctx, out, room[:0])
 	if err != nil {
 		return "", err
 	}
@@ -103,7 +115,8 @@ func (s *Signer) Sign(ctx context.Context, typ string, payload []byte) (string, 
 	return asString(enc.AppendEncode(out, sig)), nil
 }
 
-func (s *Signer) raw(ctx context.Context, input []byte) ([]byte, error) {
+// raw signs input. The signature may be in the memory of room.
+func (s *Signer) raw(ctx context.Context, input, room []byte) ([]byte, error) {
 	if s.secret != nil {
 		m := hmac.New(sha256.New, s.secret)
 		m.Write(input)
@@ -127,7 +140,7 @@ func (s *Signer) raw(ctx context.Context, input []byte) ([]byte, error) {
 		return nil, err
 	}
 	if _, ok := s.Public.Key.(*ecdsa.PublicKey); ok {
-		return fixedWidth(sig, s.Public.sigSize/2)
+		return fixedWidth(room, sig, s.Public.sigSize/2)
 	}
 	if len(sig) != s.Public.sigSize {
 		return nil, errors.New("jws: the signature has the wrong size")
@@ -179,8 +192,11 @@ func (s *Signer) call(ctx context.Context, msg []byte, opts crypto.SignerOpts) (
 	}
 }
 
-// fixedWidth turns an ASN.1 signature into r||s (RFC 7518 §3.4).
-func fixedWidth(der []byte, half int) ([]byte, error) {
+// maxECDSA is r||s on the largest curve.
+const maxECDSA = 132
+
+// fixedWidth appends an ASN.1 signature as r||s (RFC 7518 §3.4) to room.
+func fixedWidth(room, der []byte, half int) ([]byte, error) {
 	bad := errors.New("jws: not an ECDSA signature")
 	if len(der) < 8 || der[0] != 0x30 {
 		return nil, bad
@@ -193,7 +209,8 @@ func fixedWidth(der []byte, half int) ([]byte, error) {
 		return nil, bad
 	}
 	b = b[1:]
-	out := make([]byte, 2*half)
+	out := append(room, make([]byte, 2*half)...)
+	both := out[len(room):]
 	for i := range 2 {
 		if len(b) < 3 || b[0] != 0x02 || int(b[1]) > len(b)-2 || b[1] == 0 {
 			return nil, bad
@@ -206,7 +223,7 @@ func fixedWidth(der []byte, half int) ([]byte, error) {
 		if len(v) > half {
 			return nil, bad
 		}
-		copy(out[(i+1)*half-len(v):], v)
+		copy(both[(i+1)*half-len(v):], v)
 	}
 	if len(b) != 0 {
 		return nil, bad

@@ -142,7 +142,7 @@ func TestECDSAForms(t *testing.T) {
 			require.NoError(t, err)
 			got := appendASN1(nil, flat)
 			require.Equal(t, want, got)
-			back, err := fixedWidth(got, half)
+			back, err := fixedWidth(nil, got, half)
 			require.NoError(t, err)
 			require.Equal(t, flat, back)
 		}
