@@ -3,6 +3,7 @@ package apitoken
 import (
 	"hash/maphash"
 	"math/bits"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -22,7 +23,7 @@ type Cache struct {
 const cacheWays = 8
 
 // bucket holds the tokens of some hashes. Readers take no lock: a tag that does not fit its entry is caught by
-// comparing the entry's own hash and text. Its size is a multiple of the processor's lines, a tag beside its entry.
+// comparing the text. Its size is a multiple of the processor's lines, a tag beside its entry.
 type bucket struct {
 	ways  [cacheWays]way
 	mu    sync.Mutex // guards writes
@@ -37,24 +38,90 @@ type way struct {
 }
 
 // entry is a verified token and the course of its verdict. Only version and used change after it was kept. What a repeated
-// sight reads comes first: it lies in two lines of the processor's cache.
+// sight reads comes first: it lies in two lines of the processor's cache. The token's text lies behind the entry, in the same
+// memory: the processor fetches both at once, where a pointer to the text would have it wait twice.
 type entry struct {
 	hash    uint64
-	token   string
 	v       *JWTValidator // whose verdict it is: one cache may serve many tenants
 	gen     uint64        // of v, read before the verification began
 	version atomic.Uint64 // of the rules that it was checked against, read before that check
 	exp     int64
 	from    int64 // nbf or iat, whichever is later
+	length  int32 // of the token
+	size    int32
 	needs   int64 // the position that its issuer had seen; 0 for issuers without positions
 	iss     *trust
 	use     *useCounter
 	used    atomic.Bool
 	bound   bool // names a binding, whose proof is checked at each sight
-	size    int64
 	rule    ruleSubject
 	data    tokenData // the Tokens that were handed out share it
 	scopes  [4]Scope  // room for those of most tokens
+	apart   string    // the text, where it is too long to lie behind
+}
+
+// Entries with room for a text behind them, so that each fills a size that memory is given out in.
+type (
+	entry384 struct {
+		entry
+		text [384]byte
+	}
+	entry512 struct {
+		entry
+		text [512]byte
+	}
+	entry768 struct {
+		entry
+		text [768]byte
+	}
+	entry1280 struct {
+		entry
+		text [1280]byte
+	}
+	entry2304 struct {
+		entry
+		text [2304]byte
+	}
+)
+
+// longestBehind is the longest text that lies behind its entry.
+const longestBehind = 2304
+
+// newEntry makes an entry with a copy of the token: a caller's string may hold a whole request in memory.
+func newEntry(token string) *entry {
+	var e *entry
+	var text []byte
+	switch n := len(token); {
+	case n <= 384:
+		x := new(entry384)
+		e, text = &x.entry, x.text[:]
+	case n <= 512:
+		x := new(entry512)
+		e, text = &x.entry, x.text[:]
+	case n <= 768:
+		x := new(entry768)
+		e, text = &x.entry, x.text[:]
+	case n <= 1280:
+		x := new(entry1280)
+		e, text = &x.entry, x.text[:]
+	case n <= longestBehind:
+		x := new(entry2304)
+		e, text = &x.entry, x.text[:]
+	default:
+		e = &entry{apart: strings.Clone(token), size: int32(len(token))}
+	}
+	copy(text, token)
+	e.length = int32(len(token))
+	e.size += int32(unsafe.Sizeof(*e)) + int32(len(text))
+	return e
+}
+
+// token is the text of the token.
+func (e *entry) token() string {
+	if e.length > longestBehind {
+		return e.apart
+	}
+	return unsafe.String((*byte)(unsafe.Add(unsafe.Pointer(e), unsafe.Sizeof(*e))), e.length)
 }
 
 // bucketBytes is how much of the budget one bucket of eight has: tokens of ordinary size fill it with eight.
@@ -100,7 +167,7 @@ func (c *Cache) find(v *JWTValidator, h uint64, token string) *entry {
 				continue
 			}
 			e := w.entry.Load()
-			if e == nil || e.hash != h || e.v != v || e.token != token || e.gen != v.gen.Load() {
+			if e == nil || e.v != v || int(e.length) != len(token) || e.token() != token || e.gen != v.gen.Load() {
 				continue
 			}
 			if !e.used.Load() {
@@ -112,11 +179,10 @@ func (c *Cache) find(v *JWTValidator, h uint64, token string) *entry {
 	return nil
 }
 
-// keep stores e, in the place of an older entry when its bucket is full. Its texts must be its own: a caller's string
-// may hold a whole request in memory.
+// keep stores e, in the place of an older entry when its bucket is full.
 func (c *Cache) keep(e *entry) {
-	e.size = e.weight()
-	if c.budget == 0 || e.size > c.budget {
+	e.size += int32(e.weight())
+	if c.budget == 0 || int64(e.size) > c.budget {
 		return
 	}
 	c.once.Do(func() {
@@ -141,7 +207,7 @@ func (c *Cache) keep(e *entry) {
 			if slot < 0 {
 				slot = i
 			}
-		case old.hash == e.hash && old.v == e.v && old.token == e.token:
+		case old.hash == e.hash && old.v == e.v && old.token() == e.token():
 			b.drop(i)
 			slot = i
 		case old.gen != old.v.gen.Load() || old.exp < e.from:
@@ -151,10 +217,10 @@ func (c *Cache) keep(e *entry) {
 			}
 		}
 	}
-	for slot < 0 || b.bytes.Load()+e.size > c.budget {
+	for slot < 0 || b.bytes.Load()+int64(e.size) > c.budget {
 		slot = b.evict()
 	}
-	b.bytes.Add(e.size)
+	b.bytes.Add(int64(e.size))
 	b.ways[slot].entry.Store(e)
 	b.ways[slot].tag.Store(e.hash)
 }
@@ -181,18 +247,18 @@ func (b *bucket) evict() int {
 
 func (b *bucket) drop(i int) {
 	if e := b.ways[i].entry.Load(); e != nil {
-		b.bytes.Add(-e.size)
+		b.bytes.Add(-int64(e.size))
 	}
 	b.ways[i].tag.Store(0)
 	b.ways[i].entry.Store(nil)
 }
 
-// weight is an upper bound of what an entry keeps alive: its token, the buffer that its claims were decoded into (three
-// quarters of the token), the host's own claims, texts that were written with escapes and so stand outside the buffer,
-// and the structures around them.
+// weight is an upper bound of what an entry keeps alive beside itself: the buffer that its claims were decoded into (three
+// quarters of the token), the host's own claims, texts that were written with escapes and so stand outside the buffer, and the
+// structures around them.
 func (e *entry) weight() int64 {
 	const perScope = int64(unsafe.Sizeof(Scope("")) * 4)
-	n := int64(unsafe.Sizeof(*e)) + int64(len(e.token)+(3*len(e.token)+3)/4) + int64(cap(e.data.claim)) + perScope*int64(len(e.data.Scopes))
+	n := int64((3*e.length+3)/4) + int64(cap(e.data.claim)) + perScope*int64(len(e.data.Scopes))
 	r := &e.rule
 	texts := len(e.data.Subject) + len(e.data.ID) + len(r.client) + len(r.grant) + len(r.kid) + len(e.data.Binding)
 	for _, list := range [...][]string{e.data.Audiences, r.roles, e.data.Actors, r.chain} {

@@ -245,8 +245,11 @@ func (l *useLog) waiting() (n int) {
 func (c *useCounter) counted() bool { return c.n.Load() > 0 || c.more.Load() }
 
 // hit counts one use. It is on the path of every request: the first one since a flush takes a lock, the rest do not.
-func (c *useCounter) hit(now time.Time, from *netip.Addr) {
-	if ms := now.UnixMilli(); ms-c.last.Load() >= 1000 {
+func (c *useCounter) hit(now time.Time, from *netip.Addr) { c.hitAfter(c.last.Load(), now, from) }
+
+// hitAfter is hit for who has read c.last before.
+func (c *useCounter) hitAfter(last int64, now time.Time, from *netip.Addr) {
+	if ms := now.UnixMilli(); ms-last >= 1000 {
 		c.last.Store(ms)
 	}
 	if from != nil && from.IsValid() {

@@ -43,7 +43,7 @@ func CacheWeight(s *Service, token string) (weight, held int64, ok bool) {
 	if e == nil {
 		return 0, 0, false
 	}
-	return e.size, int64(cap(e.data.claim)) + int64(len(e.token)) + int64(3*len(e.token)/4), true
+	return int64(e.size), int64(cap(e.data.claim)) + int64(len(token)) + int64(3*len(token)/4), true
 }
 
 // TendKeys is one look of the ring at the clock.

@@ -242,6 +242,10 @@ func FromContext(ctx context.Context) Token {
 
 // NewContext returns a context that carries t. Adapters call it after Validate.
 func NewContext(ctx context.Context, t Token) context.Context {
+	if c, ok := ctx.(*originContext); ok && c.taken.CompareAndSwap(false, true) {
+		c.next = tokenContext{Context: c, token: t}
+		return &c.next
+	}
 	return &tokenContext{Context: ctx, token: t}
 }
 

@@ -178,6 +178,10 @@ func (v *JWTValidator) quick(ctx context.Context, c *Credential) (Token, bool) {
 	if e.version.Load() != e.iss.version() {
 		return Token{}, false
 	}
+	var last int64 // read before the clock, which waits for all that was asked of memory before and lets nothing overtake it
+	if e.use != nil {
+		last = e.use.last.Load()
+	}
 	now := v.now()
 	f := e.iss.freshness(w, now)
 	sec := now.Unix()
@@ -185,7 +189,7 @@ func (v *JWTValidator) quick(ctx context.Context, c *Credential) (Token, bool) {
 		return Token{}, false
 	}
 	if e.use != nil {
-		e.use.hit(now, addressOf(ctx))
+		e.use.hitAfter(last, now, addressOf(ctx))
 	}
 	t := Token{d: &e.data, fresh: f}
 	if v.observers.any() {
@@ -304,11 +308,11 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 
 	// From here on the claims are the issuer's.
 	here := iss.takes(v.audiences, p.Claims.Audience)
-	e, cerr := v.claims(iss, &p, here || c.anywhere && iss.svc != nil)
+	e, cerr := v.claims(iss, token, &p, here || c.anywhere && iss.svc != nil)
 	if cerr != nil {
 		return Token{}, nil, false, tr.no("claims", cerr)
 	}
-	e.token, e.hash, e.gen, e.v = p.Raw, h, gen, v
+	e.hash, e.gen, e.v = h, gen, v
 	if tr != nil {
 		tr.d = &e.data
 	}
@@ -381,7 +385,7 @@ func (v *JWTValidator) tooStale(iss *trust, f Freshness) *Error {
 }
 
 // claims checks what does not change while the token lives, and makes the entry. takes: its audience was found good.
-func (v *JWTValidator) claims(iss *trust, p *jws.Token, takes bool) (*entry, *Error) {
+func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, takes bool) (*entry, *Error) {
 	cl := &p.Claims
 	switch {
 	case cl.Subject == "" || len(cl.Subject) > 255:
@@ -405,7 +409,8 @@ func (v *JWTValidator) claims(iss *trust, p *jws.Token, takes bool) (*entry, *Er
 		Kind: KindAccess, ID: cl.ID, Issuer: iss.issuer, Subject: cl.Subject, Audiences: cl.Audience,
 		IssuedAt: time.Unix(cl.IssuedAt, 0), ExpiresAt: time.Unix(cl.Expires, 0), Binding: cl.Binding,
 	}
-	e := &entry{iss: iss, bound: cl.Binding != "", exp: cl.Expires, from: max(cl.NotBefore, cl.IssuedAt)}
+	e := newEntry(token)
+	e.iss, e.bound, e.exp, e.from = iss, cl.Binding != "", cl.Expires, max(cl.NotBefore, cl.IssuedAt)
 	r := &e.rule
 	r.subject, r.id, r.kid, r.iat, r.skew = cl.Subject, cl.ID, p.Header.KID, spec.IssuedAt, v.cfg.Skew
 	scopes, err := appendScopes(e.scopes[:0:len(e.scopes)], cl.Scope)

@@ -29,7 +29,8 @@ func number(variable string, otherwise int) int {
 }
 
 // many is the repeat validation of 10,000 tokens, as often as a Zipf distribution of 1.1 says, beside a bare sync.Map that is
-// asked for the same strings; by one caller, and by one on each core.
+// asked for the same strings, and beside one whose caller also looks at the clock, as whoever judges expiry must; by one
+// caller, and by one on each core.
 func many(tb testing.TB) group {
 	ctx := context.Background()
 	svc := newService(tb, "EdDSA", nil)
@@ -52,6 +53,7 @@ func many(tb testing.TB) group {
 		order[i] = uint16(z.Uint64())
 	}
 	g := group{name: "ValidateMany"}
+	until := time.Now().Add(time.Hour)
 	cores := runtime.GOMAXPROCS(0)
 	for _, n := range slices.Compact([]int{1, cores}) {
 		type place struct { // each caller has a line of the processor's cache of its own
@@ -64,6 +66,12 @@ func many(tb testing.TB) group {
 		}{
 			{"raw", func(s string) error {
 				if _, ok := bare.Load(s); !ok {
+					return errors.New("not found")
+				}
+				return nil
+			}},
+			{"raw-and-clock", func(s string) error {
+				if _, ok := bare.Load(s); !ok || time.Now().After(until) {
 					return errors.New("not found")
 				}
 				return nil

@@ -286,11 +286,52 @@ func (a *Auth) origin(r *http.Request) apitoken.Origin {
 }
 
 func peer(r *http.Request) netip.Addr {
+	if a, ok := peer4(r.RemoteAddr); ok {
+		return a
+	}
 	p, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
 		return netip.Addr{}
 	}
 	return p.Addr().Unmap()
+}
+
+// peer4 reads what net/http writes of an IPv4 connection, such as 192.0.2.1:80. What is not exactly of that form is for
+// netip to read, which takes four times as long.
+func peer4(s string) (netip.Addr, bool) {
+	var a [4]byte
+	at, n, digits := 0, uint(0), 0 // the octet, its value so far and its digits
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c >= '0' && c <= '9':
+			if digits > 0 && n == 0 {
+				return netip.Addr{}, false // no zero in front
+			}
+			n = n*10 + uint(c-'0')
+			if digits++; n > 255 {
+				return netip.Addr{}, false
+			}
+		case digits > 0 && (c == '.' && at < 3 || c == ':' && at == 3):
+			a[at] = byte(n)
+			if at, n, digits = at+1, 0, 0; at == 4 {
+				return netip.AddrFrom4(a), isPort(s[i+1:])
+			}
+		default:
+			return netip.Addr{}, false
+		}
+	}
+	return netip.Addr{}, false
+}
+
+func isPort(s string) bool {
+	n := 0
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' || i == 5 {
+			return false
+		}
+		n = n*10 + int(s[i]-'0')
+	}
+	return s != "" && n <= 65535
 }
 
 // BehindProxies is an Options.Address that believes X-Forwarded-For as far as trusted proxies have written it: from its

@@ -219,7 +219,6 @@ func TestKnownHeadersChangeNothing(t *testing.T) {
 		require.Equal(t, without.Claims, with.Claims, name)
 		require.Equal(t, without.Signature, with.Signature, name)
 		require.Equal(t, without.PrivateClaims(), with.PrivateClaims(), name)
-		require.Equal(t, token, with.Raw, name)
 		require.NoError(t, key.public.Verify(with.SigningInput, with.Signature), name)
 	}
 
@@ -231,7 +230,7 @@ func TestKnownHeadersChangeNothing(t *testing.T) {
 	}
 }
 
-// What is kept of a token is a copy: a caller's string may be a part of something large, or of memory that changes.
+// The claims and what is learned are copies: a caller's string may be a part of something large, or of memory that changes.
 func TestNothingOfACallersTokenIsKept(t *testing.T) {
 	t.Parallel()
 	const header = `{"alg":"ES256","kid":"k","typ":"at+jwt"}`
@@ -242,8 +241,6 @@ func TestNothingOfACallersTokenIsKept(t *testing.T) {
 	require.NoError(t, known.Parse(asString(caller), fuzzLimit, &tok))
 	known.Learn(&tok)
 	clear(caller)
-	require.Equal(t, text, tok.Raw)
-	require.Equal(t, text[:len(text)-5], tok.SigningInput)
 	require.Equal(t, "b", tok.Claims.Subject)
 	require.NoError(t, known.Parse(text, fuzzLimit, &tok))
 	require.True(t, tok.learned)
@@ -357,7 +354,7 @@ func TestReadingCostsInProportion(t *testing.T) { // not parallel: it counts the
 				_ = Parse(token, fuzzLimit, &tok)
 			}
 			runtime.ReadMemStats(&after)
-			if each := (after.TotalAlloc - before.TotalAlloc) / rounds; each > uint64(13*len(token)+4096) { // its copy is one of them
+			if each := (after.TotalAlloc - before.TotalAlloc) / rounds; each > uint64(12*len(token)+4096) {
 				t.Fatalf("%d bytes of token take %d bytes of memory", len(token), each)
 			}
 		})

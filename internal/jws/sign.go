@@ -30,7 +30,7 @@ type Signer struct {
 	signer crypto.Signer
 	secret []byte // HS256
 	remote bool
-	places chan struct{}     // of calls that run, for a key outside
+	places chan struct{} // of calls that run, for a key outside
 	access string        // header and dot of an access token
 	answer string        // the same of a signed introspection response (RFC 9701)
 }

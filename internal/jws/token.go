@@ -22,11 +22,10 @@ var (
 	errSignature = errors.New("jws: no signature")
 )
 
-// Token is a JWT as Parse reads it. Its strings are cut out of one buffer, which lives as long as any of them.
+// Token is a JWT as Parse reads it. Its strings, but SigningInput, are cut out of one buffer, which lives as long as any of them.
 type Token struct {
 	Header       Header
 	Claims       Claims
-	Raw          string // a copy of what was read, so that nobody who keeps it keeps a request; empty in a proof
 	SigningInput string
 	Signature    []byte
 
@@ -155,16 +154,7 @@ func parse(token string, maxBytes int, t *Token, known *Headers, proof bool) err
 	if t.learned = known.find(head, &t.Header); !t.learned {
 		size += decodedSize(len(head))
 	}
-	t.Raw = ""
-	if !proof {
-		size += len(token)
-	}
 	buf := make([]byte, size)
-	if !proof {
-		n := copy(buf, token)
-		t.Raw = asString(buf[:n])
-		token, buf = t.Raw, buf[n:]
-	}
 	b, ok1 := decode64(buf, body)
 	buf = buf[len(b):]
 	s, ok2 := decode64(buf, sig)
