@@ -47,8 +47,9 @@ type Store struct {
 	clock    *clock
 	commit   func(*bbolt.Tx) error // tests make it fail
 
-	queueMu sync.Mutex // guards queue and closing
+	queueMu sync.Mutex // guards queue, want and closing
 	queue   []*request
+	want    int // the writer is not to be woken for a shorter queue
 	closing bool
 	wake    chan struct{} // holds one signal that the queue has something
 	stopped chan struct{} // closed when the writer has ended
@@ -71,6 +72,7 @@ type Store struct {
 	closeOne sync.Once
 
 	// The writer's alone, once it runs.
+	file    *os.File // db's, which closes it
 	id      [16]byte
 	meta    fileMeta
 	mark    *mark
@@ -369,6 +371,8 @@ func (s *Store) openDB(wait time.Duration, inspect func(*os.File) error) (db *bb
 		return nil, s.lockedBy(wait)
 	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	case err == nil:
+		s.file = opened
 	}
 	return db, err
 }

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -14,16 +14,14 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// Group commit. One goroutine owns the write transaction. It takes whoever waits when the last commit ends, without a
-// timer: alone, a caller pays one commit; with 64, each commit carries most of them. Every change is judged by itself
-// inside the shared transaction, and answered only when that has committed, conflicts too, for they may lean on a
-// change of the same group.
+// Group commit. One goroutine owns the write transaction. It takes whoever waits when the last commit ends: alone, a
+// caller pays one commit; with 64, each commit carries all of them, because it begins when those whom the last one answered
+// are back, see gather. Every change is judged by itself inside the shared transaction, and answered only when that has
+// committed, conflicts too, for they may lean on a change of the same group.
 
 const (
 	maxGroup   = 512
-	maxQueue   = 1 << 14   // callers that gave up leave their writes behind: a disk that hangs must not fill the memory
-	minGrow    = 256 << 10 // bytes
-	maxGrow    = 16 << 20
+	maxQueue   = 1 << 14     // callers that gave up leave their writes behind: a disk that hangs must not fill the memory
 	probeEvery = time.Second // between attempts to come back from a full disk or a failed commit
 )
 
@@ -62,10 +60,13 @@ func (s *Store) submit(ctx context.Context, r *request) error {
 		return fmt.Errorf("boltstore: %d writes are waiting for the disk already", maxQueue)
 	}
 	s.queue = append(s.queue, r)
+	if r.urgent {
+		s.want = 0
+	}
+	enough := len(s.queue) >= s.want
 	s.queueMu.Unlock()
-	select {
-	case s.wake <- struct{}{}:
-	default:
+	if enough {
+		s.signal()
 	}
 	select {
 	case <-r.done:
@@ -75,18 +76,22 @@ func (s *Store) submit(ctx context.Context, r *request) error {
 	}
 }
 
+// signal wakes the writer, now or when it next waits.
+func (s *Store) signal() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
 // run is the writer. It ends when Close has been called and the queue is empty.
 func (s *Store) run() {
 	defer close(s.stopped)
-	last := 0
+	last, took := 0, time.Duration(0)
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
 	for {
-		// Those whom the last commit woke come back at once if they are given the processor: a group twice the size
-		// for some microseconds. It ends when a round brings nobody, so nobody waits for who does something else.
-		all := s.waiting() + last
-		for n := -1; n < s.waiting() && s.waiting() < all; {
-			n = s.waiting()
-			runtime.Gosched()
-		}
+		s.gather(last, took, timer)
 		group, closing := s.take()
 		if len(group) == 0 {
 			if closing {
@@ -97,8 +102,54 @@ func (s *Store) run() {
 			continue
 		}
 		last = len(group)
+		began := time.Now()
 		s.commitGroup(group)
+		took = time.Since(began)
 	}
+}
+
+// slowCommit is the longest that a commit counts for when the next group is waited for: a disk that hung once must not have
+// everybody wait once more.
+const slowCommit = 8 * time.Millisecond
+
+// gather waits for those whom the last commit answered, while they come back one upon the other. Who writes in a loop does
+// something else in between, such as signing; a commit that began at the first one back would leave out the rest, and two
+// half groups in turn are slower than a whole one, the more so as the disk's answer waits for a processor that is busy with
+// the other half's work. It ends when they are all back, when for an eighth of the last commit's time nobody came, or after
+// half of it. One caller alone is never waited for, and a revocation waits for nobody.
+func (s *Store) gather(last int, commit time.Duration, timer *time.Timer) {
+	s.queueMu.Lock()
+	n := len(s.queue)
+	alone := n == 0 && last <= 1
+	if s.want = min(n+last, maxGroup); slices.ContainsFunc(s.queue, func(r *request) bool { return r.urgent }) {
+		s.want = 0
+	}
+	s.queueMu.Unlock()
+	commit = min(commit, slowCommit)
+	until := time.Now().Add(commit / 2)
+	timer.Reset(commit / 8)
+	for before := n; !alone && !s.enough(); {
+		select {
+		case <-s.wake: // at times for a write that is counted already
+			continue
+		case <-timer.C:
+		}
+		if n = s.waiting(); n == before || time.Now().After(until) {
+			break
+		}
+		before = n
+		timer.Reset(commit / 8)
+	}
+	s.queueMu.Lock()
+	s.want = 0
+	s.queueMu.Unlock()
+}
+
+// enough tells whether the queue is what gather waits for.
+func (s *Store) enough() bool {
+	s.queueMu.Lock()
+	defer s.queueMu.Unlock()
+	return len(s.queue) >= s.want || s.closing
 }
 
 // idle waits for work. A store that failed tries to come back by itself: its readers do not write.
@@ -290,8 +341,7 @@ func (s *Store) tryGroup(group []*request) (culprit int, err error) {
 	if err := t.finish(); err != nil {
 		panic(err)
 	}
-	// bbolt makes room for 16 MiB at a time, which would be most of a small file.
-	s.db.AllocSize = int(min(max(tx.Size()/8, minGrow), maxGrow))
+	s.makeRoom(tx)
 	s.takeOff(group, t)
 	if err := s.commit(tx); err != nil {
 		s.setFailure(err)
