@@ -86,7 +86,8 @@ type subject struct {
 	svc    *apitoken.Service // with a cache
 	cold   *apitoken.Service // with a cache too small for what it is asked
 	token  string
-	fresh  []string         // more tokens than cold's cache holds
+	fresh  []string         // more tokens than cold's cache holds: each first sight is of the next one
+	theirs []string         // the same for the others
 	public crypto.PublicKey // []byte for HS256
 	kid    string
 	set    []byte
@@ -113,57 +114,83 @@ func newSubject(tb testing.TB, alg string) *subject {
 		secret := make([]byte, 32)
 		rand.Read(secret)
 		s.public = secret
-		return s
+	} else {
+		s.public, s.kid = set.Keys[0].Key, set.Keys[0].KeyID
 	}
-	s.public, s.kid = set.Keys[0].Key, set.Keys[0].KeyID
+	s.theirs = s.foreign()
 	return s
 }
 
-// foreign is the token that peers check: ours, except for HS256.
-func (s *subject) foreign() string {
+// foreign are the tokens that the others check: ours, except for HS256. All sides look at as many different ones in turn: the
+// same signature again and again is one that the processor has learned.
+func (s *subject) foreign() []string {
 	secret, ok := s.public.([]byte)
 	if !ok {
-		return s.token
+		return s.fresh
 	}
-	parts := strings.Split(s.token, ".")
-	m := hmac.New(sha256.New, secret)
-	m.Write([]byte(parts[0] + "." + parts[1]))
-	return parts[0] + "." + parts[1] + "." + base64.RawURLEncoding.EncodeToString(m.Sum(nil))
+	var list []string
+	for _, token := range s.fresh {
+		parts := strings.Split(token, ".")
+		m := hmac.New(sha256.New, secret)
+		m.Write([]byte(parts[0] + "." + parts[1]))
+		list = append(list, parts[0]+"."+parts[1]+"."+base64.RawURLEncoding.EncodeToString(m.Sum(nil)))
+	}
+	return list
+}
+
+// inTurn gives one of list after the other, over and over.
+func inTurn[T any](list []T) func() T {
+	i := 0
+	return func() T {
+		i++
+		return list[i%len(list)]
+	}
 }
 
 // raw is the bare signature check.
 func (s *subject) raw() func() error {
-	token := s.foreign()
-	i := strings.LastIndexByte(token, '.')
-	input, sig := []byte(token[:i]), must(base64.RawURLEncoding.DecodeString(token[i+1:]))
+	type signed struct{ input, sig []byte }
+	var list []signed
+	for _, token := range s.theirs {
+		i := strings.LastIndexByte(token, '.')
+		x := signed{[]byte(token[:i]), must(base64.RawURLEncoding.DecodeString(token[i+1:]))}
+		if s.alg == "ES256" {
+			x.sig = asn1(x.sig)
+		}
+		list = append(list, x)
+	}
+	next := inTurn(list)
 	bad := errors.New("signature")
 	switch key := s.public.(type) {
 	case *ecdsa.PublicKey:
-		der := asn1(sig)
 		return func() error {
-			h := sha256.Sum256(input)
-			if !ecdsa.VerifyASN1(key, h[:], der) {
+			x := next()
+			h := sha256.Sum256(x.input)
+			if !ecdsa.VerifyASN1(key, h[:], x.sig) {
 				return bad
 			}
 			return nil
 		}
 	case ed25519.PublicKey:
 		return func() error {
-			if !ed25519.Verify(key, input, sig) {
+			x := next()
+			if !ed25519.Verify(key, x.input, x.sig) {
 				return bad
 			}
 			return nil
 		}
 	case *rsa.PublicKey:
 		return func() error {
-			h := sha256.Sum256(input)
-			return rsa.VerifyPKCS1v15(key, crypto.SHA256, h[:], sig)
+			x := next()
+			h := sha256.Sum256(x.input)
+			return rsa.VerifyPKCS1v15(key, crypto.SHA256, h[:], x.sig)
 		}
 	case []byte:
 		return func() error {
+			x := next()
 			m := hmac.New(sha256.New, key)
-			m.Write(input)
-			if !hmac.Equal(m.Sum(nil), sig) {
+			m.Write(x.input)
+			if !hmac.Equal(m.Sum(nil), x.sig) {
 				return bad
 			}
 			return nil
@@ -198,21 +225,21 @@ type scopeClaims struct {
 
 // peers are the validators beside ours. Each checks signature, algorithm, issuer, audience and times, and reads the scope.
 func (s *subject) peers() map[string]func() error {
-	token := s.foreign()
+	token := inTurn(s.theirs)
 	key := s.public
 	out := map[string]func() error{"raw": s.raw()}
 
 	parser := golangjwt.NewParser(golangjwt.WithValidMethods([]string{s.alg}), golangjwt.WithIssuer(issuer), golangjwt.WithAudience(audience), golangjwt.WithExpirationRequired(), golangjwt.WithIssuedAt())
 	out["golang-jwt"] = func() error {
 		var c scopeClaims
-		_, err := parser.ParseWithClaims(token, &c, func(*golangjwt.Token) (any, error) { return key, nil })
+		_, err := parser.ParseWithClaims(token(), &c, func(*golangjwt.Token) (any, error) { return key, nil })
 		return err
 	}
 
 	algX, _ := jwa.LookupSignatureAlgorithm(s.alg)
 	keyX := must(jwk.Import(key))
 	out["jwx"] = func() error {
-		t, err := jwt.Parse([]byte(token), jwt.WithKey(algX, keyX), jwt.WithValidate(true), jwt.WithIssuer(issuer), jwt.WithAudience(audience))
+		t, err := jwt.Parse([]byte(token()), jwt.WithKey(algX, keyX), jwt.WithValidate(true), jwt.WithIssuer(issuer), jwt.WithAudience(audience))
 		if err != nil {
 			return err
 		}
@@ -222,7 +249,7 @@ func (s *subject) peers() map[string]func() error {
 
 	algs := []jose.SignatureAlgorithm{jose.SignatureAlgorithm(s.alg)}
 	out["go-jose"] = func() error {
-		t, err := josejwt.ParseSigned(token, algs)
+		t, err := josejwt.ParseSigned(token(), algs)
 		if err != nil {
 			return err
 		}
@@ -240,7 +267,7 @@ func (s *subject) peers() map[string]func() error {
 	if s.alg != "HS256" {
 		v := oidc.NewVerifier(issuer, &staticKeys{oidc.StaticKeySet{PublicKeys: []crypto.PublicKey{key}}}, &oidc.Config{ClientID: audience, SupportedSigningAlgs: []string{s.alg}})
 		out["go-oidc"] = func() error {
-			t, err := v.Verify(ctx, token)
+			t, err := v.Verify(ctx, token())
 			if err != nil {
 				return err
 			}
@@ -251,14 +278,14 @@ func (s *subject) peers() map[string]func() error {
 		}
 		z := op.NewAccessTokenVerifier(issuer, zitadelKeys{key, s.alg}, op.WithSupportedAccessTokenSigningAlgorithms(s.alg))
 		out["zitadel"] = func() error {
-			_, err := op.VerifyAccessToken[*zitadel.AccessTokenClaims](ctx, token, z)
+			_, err := op.VerifyAccessToken[*zitadel.AccessTokenClaims](ctx, token(), z)
 			return err
 		}
 	}
 
 	if v := cristalVerifier(s.alg, key); v != nil {
 		out["cristalhq"] = func() error {
-			t, err := cristal.Parse([]byte(token), v)
+			t, err := cristal.Parse([]byte(token()), v)
 			if err != nil {
 				return err
 			}
@@ -281,7 +308,7 @@ func (s *subject) peers() map[string]func() error {
 	}
 	out["fosite"] = func() error {
 		// fosite's parser takes the key by callback and checks times; issuer and audience are its caller's.
-		t, err := fositejwt.ParseWithClaims(token, fositejwt.MapClaims{}, func(*fositejwt.Token) (any, error) { return key, nil })
+		t, err := fositejwt.ParseWithClaims(token(), fositejwt.MapClaims{}, func(*fositejwt.Token) (any, error) { return key, nil })
 		if err != nil {
 			return err
 		}
@@ -294,10 +321,10 @@ func (s *subject) peers() map[string]func() error {
 	return s.withAuth0(out, token, key)
 }
 
-func (s *subject) withAuth0(out map[string]func() error, token string, key crypto.PublicKey) map[string]func() error {
+func (s *subject) withAuth0(out map[string]func() error, token func() string, key crypto.PublicKey) map[string]func() error {
 	a := must(auth0.New(func(context.Context) (any, error) { return key, nil }, auth0.SignatureAlgorithm(s.alg), issuer, []string{audience}))
 	out["auth0"] = func() error {
-		_, err := a.ValidateToken(context.Background(), token)
+		_, err := a.ValidateToken(context.Background(), token())
 		return err
 	}
 	return out
@@ -326,11 +353,10 @@ func validating(tb testing.TB, alg string) group {
 	ctx := context.Background()
 	s := newSubject(tb, alg)
 	c := apitoken.Bearer(s.token)
-	turn := 0
+	fresh := inTurn(s.fresh)
 	g := group{name: "Validate/" + alg, rows: []row{
 		{name: "apitoken/first", f: once(func() error {
-			turn++
-			_, err := s.cold.Validate(ctx, apitoken.Bearer(s.fresh[turn%len(s.fresh)]))
+			_, err := s.cold.Validate(ctx, apitoken.Bearer(fresh()))
 			return err
 		})},
 		{name: "apitoken/repeat", f: once(func() error { _, err := s.svc.Validate(ctx, c); return err })},
