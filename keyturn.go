@@ -1,0 +1,376 @@
+package apitoken
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// How keys come and go: made, rewritten, turned when they are due, each under the ring's lock.
+
+// make creates a key of a lane that signs from activates on.
+func (k *SigningKeys) make(root *rootSecret, l *lane, activates int64) (string, *keyRecord, error) {
+	private, err := newPrivateKey(l.alg)
+	if err != nil {
+		return "", nil, err
+	}
+	rec := &keyRecord{V: 1, Alg: l.alg, Created: k.s.now().UnixMilli(), Activates: activates}
+	var kid string
+	var plain []byte
+	if secret, ok := private.([]byte); ok {
+		kid, plain = newID(k.s.now()), secret
+	} else {
+		signer, err := jws.NewSigner("", rec.Alg, private, false)
+		if err != nil {
+			return "", nil, err
+		}
+		signer.Public.Audience = l.audience
+		if kid, err = rec.describe(signer.Public); err != nil {
+			return "", nil, err
+		}
+		if plain, err = x509.MarshalPKCS8PrivateKey(private); err != nil {
+			return "", nil, err
+		}
+	}
+	rec.Sealed = root.seal(plain, rec.aad(k.s.ns, kid))
+	k.prove(root, kid, rec)
+	return kid, rec, nil
+}
+
+// describe notes the public half.
+func (rec *keyRecord) describe(pub *jws.PublicKey) (kid string, err error) {
+	if kid, err = jws.Thumbprint(pub.Key); err != nil {
+		return "", err
+	}
+	named, err := jws.NewPublicKey(kid, rec.Alg, pub.Key)
+	if err != nil {
+		return "", err
+	}
+	named.Audience = pub.Audience
+	doc, err := jws.MarshalJWK(named)
+	rec.JWK = string(doc)
+	return kid, err
+}
+
+func (k *SigningKeys) prove(root *rootSecret, kid string, rec *keyRecord) {
+	rec.Root = root.kid
+	rec.MAC = root.mac(rec.bytes(k.s.ns, kid))
+}
+
+func newPrivateKey(alg string) (any, error) {
+	switch alg {
+	case "ES256":
+		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case "EdDSA":
+		_, key, err := ed25519.GenerateKey(rand.Reader)
+		return key, err
+	case "RS256", "PS256":
+		return rsa.GenerateKey(rand.Reader, 2048)
+	case "HS256":
+		key := make([]byte, 32)
+		rand.Read(key)
+		return key, nil
+	}
+	return nil, fail(ErrInvalidRequest, "algorithm %q", alg)
+}
+
+// goneAfter is a purge time behind the death of the last token of a key whose successor begins at activates: longer than
+// any MaxAccess that a configuration may hold.
+func goneAfter(activates int64) int64 { return activates + (48 * time.Hour).Milliseconds() }
+
+func (k *SigningKeys) put(c *change, kid string, rec *keyRecord, expires int64, expect store.Version) error {
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return &Error{Code: ErrInvalidRequest, Detail: "signing key", Cause: err}
+	}
+	c.put(store.Record{Kind: store.KindKey, ID: keyPrefix + kid, Data: data, Expires: expires}, expect)
+	return nil
+}
+
+// locked is the version of the ring's lock: it is read before the ring that a change is made from.
+func (k *SigningKeys) locked() store.Version {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.lock
+}
+
+// putLock takes the ring for this change alone.
+func (k *SigningKeys) putLock(c *change, lock store.Version) error {
+	now := k.s.now().UnixMilli()
+	rec := lockRecord{V: 1, N: now, Sealed: k.sealedSince()}
+	if rec.Sealed == 0 && k.s.cfg.Seal != nil && k.sealsAll(c) {
+		rec.Sealed = now
+	}
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	c.put(store.Record{Kind: store.KindKey, ID: keyLock, Data: data}, lock)
+	return nil
+}
+
+// change alters the ring: f fills the change from the ring as it stands, and is asked again after another process was
+// first. A change that stays empty is not written.
+func (k *SigningKeys) change(ctx context.Context, f func(c *change, r *ring) error) error {
+	for try := 0; try < keyTries; try++ {
+		if err := k.s.state.refresh(ctx); err != nil {
+			return unavailable(err, "follow the store")
+		}
+		lock := k.locked()
+		// What another process made meanwhile lies under roots of its own: a ring without them looks emptier than it is. What comes
+		// in from here on has another lock.
+		if err := k.openRoots(ctx); err != nil {
+			return err
+		}
+		c := k.s.newChange()
+		if err := f(c, k.ring.Load()); err != nil {
+			return err
+		}
+		if len(c.Puts) == 0 {
+			return nil
+		}
+		if err := k.putLock(c, lock); err != nil {
+			return err
+		}
+		_, err := k.s.commit(ctx, c)
+		if !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+	}
+	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "other processes keep changing the signing keys"}
+}
+
+// add puts a new key of a lane into c, and gives the one before it a purge time.
+func (k *SigningKeys) add(ctx context.Context, c *change, l *lane, kid string, rec *keyRecord, how string) error {
+	if n := len(l.keys); n > 0 && l.keys[n-1].rec.Compromised == 0 { // else it stays for ever; those before have one already
+		old := &l.keys[n-1]
+		if err := k.put(c, old.kid, &old.rec, goneAfter(rec.Activates), old.version); err != nil {
+			return err
+		}
+	}
+	if err := k.put(c, kid, rec, 0, store.Version{}); err != nil {
+		return err
+	}
+	c.event(ctx, keyEvent(kid, rec.Alg, how))
+	return nil
+}
+
+func keyEvent(kid, alg, how string) Event {
+	return Event{Type: EventKeyChanged, OK: true, Reason: how, Extra: map[string]string{"kid": kid, "alg": alg}}
+}
+
+// ensure opens the roots and makes the ring usable: called by New, before anything is signed.
+func (k *SigningKeys) ensure(ctx context.Context) error {
+	if err := k.openRoots(ctx); err != nil {
+		return wrong("Seal", "%s", detailOf(err)) // said apart: change calls it whatever fails
+	}
+	if err := k.sealClear(ctx); err != nil {
+		return err
+	}
+	err := k.change(ctx, func(c *change, r *ring) error {
+		if len(r.roots) == 0 {
+			root, rec, err := k.newRoot(ctx, r)
+			if err != nil {
+				return wrong("Seal", "%s", detailOf(err))
+			}
+			c.put(rec, store.Version{})
+			r = &ring{roots: []*rootSecret{root}, lanes: r.lanes}
+		}
+		return k.begin(ctx, c, r, &r.lanes[0])
+	})
+	for _, l := range k.ring.Load().lanes[1:] {
+		if err == nil && l.alg != "" {
+			err = k.change(ctx, func(c *change, r *ring) error { return k.begin(ctx, c, r, r.lane(l.audience)) })
+		}
+	}
+	if err != nil {
+		return err
+	}
+	// Another process may have made the root.
+	if err := k.openRoots(ctx); err != nil {
+		return wrong("Seal", "%s", detailOf(err))
+	}
+	r := k.ring.Load()
+	if len(r.roots) == 0 || r.lanes[0].newest() == nil {
+		return fail(ErrUnavailable, "the ring has no usable key: its records were altered")
+	}
+	return k.atRest(r)
+}
+
+// begin makes the first key of a lane, and another when the configured algorithm is another.
+func (k *SigningKeys) begin(ctx context.Context, c *change, r *ring, l *lane) error {
+	newest := l.live()
+	if newest != nil && (newest.rec.Outside || newest.rec.Alg == l.alg) {
+		return nil
+	}
+	activates := k.s.now().UnixMilli()
+	if newest != nil || l.audience != "" && !k.young(r) { // validators must know the key first
+		activates += k.lead().Milliseconds()
+	}
+	kid, rec, err := k.make(k.current(r), l, activates)
+	if err != nil {
+		return err
+	}
+	return k.add(ctx, c, l, kid, rec, "created")
+}
+
+// young reports whether no validator can have read an older set of keys than this.
+func (k *SigningKeys) young(r *ring) bool {
+	return len(r.keys) == 0 || k.s.now().UnixMilli()-r.keys[0].rec.Created < k.lead().Milliseconds()
+}
+
+// run rotates by schedule, opens roots that other processes made, and withdraws keys whose time is over.
+func (k *SigningKeys) run(ctx context.Context) {
+	tick := min(max(k.lead()/8, 10*time.Millisecond), keyTick)
+	for {
+		t := time.NewTimer(jitter(tick))
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-k.kick:
+		case <-t.C:
+		}
+		t.Stop()
+		k.tend(ctx)
+	}
+}
+
+// tend is one look at the ring.
+func (k *SigningKeys) tend(ctx context.Context) {
+	if err := k.openRoots(ctx); err != nil {
+		k.s.log.Error("apitoken: a root secret can not be opened", "error", err)
+	}
+	k.publish()
+	k.heal(ctx)
+	if err := k.rotateIfDue(ctx); err != nil && ctx.Err() == nil {
+		k.s.log.Warn("apitoken: rotation of the signing key failed and will be tried again", "error", err)
+	}
+	if err := k.spend(ctx); err != nil && ctx.Err() == nil {
+		k.s.log.Warn("apitoken: signing keys could not be sealed under the newest root secret yet", "error", err)
+	}
+}
+
+// due reports whether a next key should be made in a lane, and from when it signs.
+func (k *SigningKeys) due(r *ring, l *lane) (bool, int64) {
+	if l.alg == "" {
+		return false, 0
+	}
+	newest := l.live()
+	now, lead := k.s.now().UnixMilli(), k.lead().Milliseconds()
+	switch {
+	case newest == nil && (l.audience == "" || k.young(r)):
+		return true, now // all were compromised
+	case newest == nil:
+		return true, now + lead // until then the common key signs
+	case newest.rec.Outside:
+		return false, 0
+	case k.outdated(r, newest):
+		return true, max(now+lead, newest.rec.Activates+1)
+	case k.s.cfg.KeyRotation < 0:
+		return false, 0
+	}
+	at := newest.rec.signs() + k.s.cfg.KeyRotation.Milliseconds()
+	return now >= at-lead, max(at, now+lead)
+}
+
+// outdated reports whether a key was made before the current root was known to every process, and so under an older one: after
+// RotateSecrets, whoever has that may have the key.
+func (k *SigningKeys) outdated(r *ring, x *ringKey) bool {
+	root := k.current(r)
+	known := root.created + k.lead().Milliseconds()
+	return k.s.cfg.Seal != nil && !x.rec.Outside && root != r.roots[0] && x.rec.Created < known && known <= k.s.now().UnixMilli()
+}
+
+// abandoned reports whether the newest key of a lane has passed its time, or an older root secret has, and no process has made
+// another: none has the lane in its configuration any more.
+func (k *SigningKeys) abandoned(r *ring, l *lane) bool {
+	newest := l.live()
+	if l.alg != "" || newest == nil || newest.rec.Outside {
+		return false
+	}
+	now, lead := k.s.now().UnixMilli(), k.lead().Milliseconds()
+	if k.outdated(r, newest) {
+		return now >= k.current(r).created+2*lead // a process that has the lane makes another after one
+	}
+	return k.s.cfg.KeyRotation >= 0 && now >= newest.rec.signs()+k.s.cfg.KeyRotation.Milliseconds()+lead
+}
+
+func (k *SigningKeys) rotateIfDue(ctx context.Context) error {
+	r := k.ring.Load()
+	if len(r.roots) == 0 {
+		return nil
+	}
+	var failed error
+	for i := range r.lanes {
+		if ok, _ := k.due(r, &r.lanes[i]); !ok && !k.abandoned(r, &r.lanes[i]) {
+			continue
+		}
+		began := time.Now()
+		audience := r.lanes[i].audience
+		err := k.change(ctx, func(c *change, r *ring) error { return k.turnLane(ctx, c, r, r.lane(audience)) })
+		k.s.observe(ctx, Observation{Op: "keys", Err: err, Took: time.Since(began)})
+		failed = errors.Join(failed, err)
+	}
+	return failed
+}
+
+// turnLane does what the clock asks for in a lane.
+func (k *SigningKeys) turnLane(ctx context.Context, c *change, r *ring, l *lane) error {
+	if k.abandoned(r, l) {
+		x := l.live()
+		rec := x.rec
+		rec.Ends = k.s.now().UnixMilli()
+		k.prove(r.by[rec.Root], x.kid, &rec)
+		c.event(ctx, keyEvent(x.kid, rec.Alg, "retired: no process makes keys for its audience"))
+		return k.put(c, x.kid, &rec, goneAfter(rec.Ends), x.version)
+	}
+	ok, at := k.due(r, l)
+	if !ok {
+		return nil
+	}
+	kid, rec, err := k.make(k.current(r), l, at)
+	if err != nil {
+		return err
+	}
+	return k.add(ctx, c, l, kid, rec, "created")
+}
+
+// forward brings a new key of a lane on its way.
+func (k *SigningKeys) forward(ctx context.Context, c *change, r *ring, l *lane) error {
+	now := k.s.now().UnixMilli()
+	if x := l.live(); x != nil && x.rec.Activates > now {
+		soon := max(x.rec.Created+k.lead().Milliseconds(), now)
+		if soon >= x.rec.Activates {
+			return nil
+		}
+		rec := x.rec
+		rec.Activates = soon
+		return k.rewrite(ctx, c, r, x, rec, "brought forward")
+	}
+	kid, rec, err := k.make(k.current(r), l, now+k.lead().Milliseconds())
+	if err != nil {
+		return err
+	}
+	return k.add(ctx, c, l, kid, rec, "created")
+}
+
+// rewrite puts a key's record anew, under the root that sealed it.
+func (k *SigningKeys) rewrite(ctx context.Context, c *change, r *ring, x *ringKey, rec keyRecord, how string) error {
+	k.prove(r.by[rec.Root], x.kid, &rec)
+	if err := k.put(c, x.kid, &rec, 0, x.version); err != nil {
+		return err
+	}
+	c.event(ctx, keyEvent(x.kid, rec.Alg, how))
+	return nil
+}
