@@ -222,12 +222,27 @@ func TestKnownHeadersChangeNothing(t *testing.T) {
 		require.NoError(t, key.public.Verify(with.SigningInput, with.Signature), name)
 	}
 
-	for i := range 3 * maxHeaders { // an issuer's keys come and go
-		var tok Token
-		require.NoError(t, known.Parse(sign(`{"alg":"ES256","kid":"`+strconv.Itoa(i)+`"}`, `{}`), fuzzLimit, &tok))
+	other := func(i int) (tok Token) {
+		text := b64(`{"alg":"ES256","kid":"`+strconv.Itoa(i)+`"}`) + ".e30.AA"
+		require.NoError(t, known.Parse(text, fuzzLimit, &tok))
+		return tok
+	}
+	for i := range maxHeaders { // an issuer's keys come and go
+		tok := other(i)
 		known.Learn(&tok)
 		require.LessOrEqual(t, len(*known.known.Load()), maxHeaders)
 	}
+	full := known.known.Load()
+	for i := range 16*maxHeaders - 2 { // or it writes something else into each header
+		tok := other(maxHeaders + i)
+		known.Learn(&tok)
+	}
+	require.Same(t, full, known.known.Load())
+	tok := other(-1)
+	known.Learn(&tok)
+	require.Len(t, *known.known.Load(), 1, "it begins anew")
+	tok = other(-1)
+	require.True(t, tok.learned)
 }
 
 // The claims and what is learned are copies: a caller's string may be a part of something large, or of memory that changes.

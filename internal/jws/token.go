@@ -83,8 +83,10 @@ func ParseProof(token string, maxBytes int, t *Token) error {
 // Headers are those that tokens with a good signature had: all tokens under one key have the same, to the letter, and it needs
 // to be read once. The zero Headers knows none.
 type Headers struct {
-	mu    sync.Mutex                        // guards writes
 	known atomic.Pointer[map[string]Header] // by their encoded text; never changed, only replaced
+
+	mu   sync.Mutex // guards writes, and late
+	late int        // headers that came when known was full
 }
 
 // maxHeaders bounds how many are known. Only an issuer can bring another one: they are signed.
@@ -105,6 +107,13 @@ func (h *Headers) Learn(t *Token) {
 	next := map[string]Header{}
 	if old := h.known.Load(); old != nil && len(*old) < maxHeaders {
 		maps.Copy(next, *old)
+	} else if old != nil {
+		// From time to time it begins anew, for keys come and go; not at each header, for there are issuers that write
+		// something else into each.
+		if h.late++; h.late < 16*maxHeaders {
+			return
+		}
+		h.late = 0
 	}
 	head := strings.Clone(t.SigningInput[:strings.IndexByte(t.SigningInput, '.')])
 	next[head] = Header{Alg: strings.Clone(t.Header.Alg), KID: strings.Clone(t.Header.KID), Typ: strings.Clone(t.Header.Typ)}
