@@ -88,7 +88,8 @@ func (c *originContext) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// WithOrigin returns a context whose events carry o. Its strings are cut to 256 bytes when they are kept, and what can
+// WithOrigin returns a context whose events carry o: for one request, since the first Token that is put into it stays in memory
+// as long as it does. Its strings are cut to 256 bytes when they are kept, and what can
 // not be shown in them is escaped.
 func WithOrigin(ctx context.Context, o Origin) context.Context {
 	return &originContext{Context: ctx, origin: o}

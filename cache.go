@@ -60,59 +60,60 @@ type entry struct {
 	apart   string    // the text, where it is too long to lie behind
 }
 
-// Entries with room for a text behind them, so that each fills a size that memory is given out in.
+// Entries with room for a text behind them, so that each fills a size that memory is given out in, with the eight bytes that
+// the runtime puts in front.
 type (
-	entry384 struct {
+	entry376 struct {
 		entry
-		text [384]byte
+		text [376]byte
 	}
-	entry512 struct {
+	entry504 struct {
 		entry
-		text [512]byte
+		text [504]byte
 	}
-	entry768 struct {
+	entry760 struct {
 		entry
-		text [768]byte
+		text [760]byte
 	}
-	entry1280 struct {
+	entry1272 struct {
 		entry
-		text [1280]byte
+		text [1272]byte
 	}
-	entry2304 struct {
+	entry2296 struct {
 		entry
-		text [2304]byte
+		text [2296]byte
 	}
 )
 
 // longestBehind is the longest text that lies behind its entry.
-const longestBehind = 2304
+const longestBehind = 2296
 
 // newEntry makes an entry with a copy of the token: a caller's string may hold a whole request in memory.
 func newEntry(token string) *entry {
 	var e *entry
 	var text []byte
 	switch n := len(token); {
-	case n <= 384:
-		x := new(entry384)
+	case n <= 376:
+		x := new(entry376)
 		e, text = &x.entry, x.text[:]
-	case n <= 512:
-		x := new(entry512)
+	case n <= 504:
+		x := new(entry504)
 		e, text = &x.entry, x.text[:]
-	case n <= 768:
-		x := new(entry768)
+	case n <= 760:
+		x := new(entry760)
 		e, text = &x.entry, x.text[:]
-	case n <= 1280:
-		x := new(entry1280)
+	case n <= 1272:
+		x := new(entry1272)
 		e, text = &x.entry, x.text[:]
 	case n <= longestBehind:
-		x := new(entry2304)
+		x := new(entry2296)
 		e, text = &x.entry, x.text[:]
 	default:
 		e = &entry{apart: strings.Clone(token), size: int32(len(token))}
 	}
 	copy(text, token)
 	e.length = int32(len(token))
-	e.size += int32(unsafe.Sizeof(*e)) + int32(len(text))
+	e.size += 8 + int32(unsafe.Sizeof(*e)) + int32(len(text))
 	return e
 }
 

@@ -140,7 +140,7 @@ const (
 	maxUsedScopes = 32 // kept of one grant or API key
 )
 
-// useLog knows the counters that have something to write, and those that were asked for since the last flush.
+// useLog knows the counters that have something to write, and those that were used since the flush before the last.
 type useLog struct {
 	mu     sync.Mutex           // guards all below
 	open   map[used]*useCounter // one of each grant and API key
@@ -161,10 +161,11 @@ func (u used) String() string { return u.kind + u.id }
 // it may outlive them in the log.
 type useCounter struct {
 	used
-	log  *useLog
-	n    atomic.Uint64
-	last atomic.Int64                 // Unix ms
-	from atomic.Pointer[[]netip.Addr] // the latest first, at most maxAddresses; never changed, only replaced
+	log    *useLog
+	listed bool // in second; guarded by log.mu
+	n      atomic.Uint64
+	last   atomic.Int64                 // Unix ms
+	from   atomic.Pointer[[]netip.Addr] // the latest first, at most maxAddresses; never changed, only replaced
 	// The scopes that were asked of it and that it held, at most maxUsedScopes; never changed, only replaced. Their strings are
 	// those of the host's requirements.
 	scopes atomic.Pointer[Scopes]
@@ -209,19 +210,16 @@ func (s *Service) Usage(ctx context.Context, t Target) (Usage, error) {
 
 func (l *useLog) init() { l.open, l.stored = map[used]*useCounter{}, map[used]storedUse{} }
 
-// counter is the one that counts the uses of a grant or API key.
+// counter counts the uses of a grant or API key. It is known from its first use on: what is refused takes no room.
 func (a *auditLog) counter(kind, id string) *useCounter {
 	l := &a.uses
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	u := used{kind, id}
-	if c := l.open[u]; c != nil {
-		return c
-	}
-	u.id = strings.Clone(id) // the caller's may be a part of a request
-	c := &useCounter{log: l, used: u}
-	if l.room() {
-		l.open[u] = c
+	l.mu.Lock()
+	c := l.open[u]
+	l.mu.Unlock()
+	if c == nil {
+		u.id = strings.Clone(id) // the caller's may be a part of a request
+		c = &useCounter{log: l, used: u}
 	}
 	return c
 }
@@ -324,14 +322,14 @@ func (l *useLog) enlist(c *useCounter) bool {
 	defer l.mu.Unlock()
 	other := l.open[c.used]
 	switch {
-	case other == c:
+	case other == c || c.listed:
 		return true
 	case !l.room():
 		return false
 	case other == nil:
 		l.open[c.used] = c
-	case !slices.Contains(l.second, c):
-		l.second = append(l.second, c)
+	default:
+		l.second, c.listed = append(l.second, c), true
 	}
 	return true
 }
@@ -383,6 +381,9 @@ func (l *useLog) toWrite() []*useCounter {
 	defer l.mu.Unlock()
 	list := l.second
 	l.second = nil
+	for _, c := range list {
+		c.listed = false
+	}
 	for u, c := range l.open {
 		if c.counted() {
 			list = append(list, c)
@@ -447,7 +448,9 @@ func (l *useLog) giveBack(id used, u *useRecord) {
 		c.scopes.Store(&u.Scopes)
 		c.more.Store(true)
 	}
-	l.enlist(c)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.second, c.listed = append(l.second, c), true // it had room before it was taken
 }
 
 func (l *useLog) write(ctx context.Context, s *Service, batch map[used]*useRecord) error {

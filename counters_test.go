@@ -133,6 +133,26 @@ func TestUsedScopesAreBoundedAndSurviveAFailedWrite(t *testing.T) {
 	require.NotEmpty(t, u.Addresses)
 }
 
+// Whoever has old tokens can show them as often as he likes: they take no room from those that are good.
+func TestRefusedTokensTakeNoRoomOfUses(t *testing.T) {
+	t.Parallel()
+	svc := serviceOn(t, tempStore(t), func(c *apitoken.Config) { c.Validation.CacheBytes = -1 })
+	bad := issue(t, svc, apitoken.Request{Subject: "mallory"})
+	require.NoError(t, svc.Revoke(context.Background(), apitoken.ByGrant(bad.Token.Grant()), "test"))
+	_, err := svc.Validate(context.Background(), apitoken.Bearer(bad.Access.Reveal()))
+	require.ErrorIs(t, err, apitoken.ErrRevoked)
+	svc.Explain(context.Background(), apitoken.Bearer(bad.Access.Reveal()), apitoken.Authenticated())
+	require.Zero(t, apitoken.UseCounters(svc))
+
+	good := issue(t, svc, apitoken.Request{Subject: "alice"})
+	for range 3 {
+		_, err := svc.Validate(context.Background(), apitoken.Bearer(good.Access.Reveal()))
+		require.NoError(t, err)
+	}
+	require.Equal(t, 1, apitoken.UseCounters(svc))
+	require.Equal(t, uint64(3), usageOf(t, svc, apitoken.ByGrant(good.Token.Grant())).Count)
+}
+
 func TestExplainCountsNothing(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()

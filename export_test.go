@@ -81,3 +81,10 @@ func SignAs(s *Service, audience, token string) (string, error) {
 	x := k.activeOf(k.ring.Load().lane(audience), s.now().UnixMilli())
 	return x.signer.Sign(context.Background(), "at+jwt", payload)
 }
+
+// UseCounters is how many use counters the log knows.
+func UseCounters(s *Service) int {
+	s.audit.uses.mu.Lock()
+	defer s.audit.uses.mu.Unlock()
+	return len(s.audit.uses.open) + len(s.audit.uses.second)
+}

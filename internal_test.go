@@ -64,10 +64,10 @@ func TestOneCounterForAGrant(t *testing.T) {
 	l := &a.uses
 	id := []byte("a grant of a request's memory")
 	one := a.counter(useGrant, string(id))
+	is.Empty(t, l.open, "it was not used")
+	one.hit(time.Now(), nil)
 	is.Same(t, one, a.counter(useGrant, string(id)))
 	is.NotSame(t, one, a.counter(useAPIKey, string(id)))
-	is.Zero(t, l.waiting())
-	one.hit(time.Now(), nil)
 	one.hit(time.Now(), nil)
 	is.Equal(t, 1, l.waiting())
 
@@ -101,7 +101,7 @@ func TestTheCacheComparesWholeTexts(t *testing.T) {
 	c := NewCache(32 << 20)
 	v := newValidator(Validation{Cache: c}, "https://api.example.com", nil)
 	tail := strings.Repeat("s", 64) // the same for all, so that all have one hash
-	for i, n := range []int{65, 383, 384, 385, 512, 513, 768, 769, 1280, 1281, longestBehind, longestBehind + 1, 8 << 10} {
+	for i, n := range []int{65, 375, 376, 377, 504, 505, 760, 761, 1272, 1273, longestBehind, longestBehind + 1, 8 << 10} {
 		text := []byte(strings.Repeat(string(rune('A'+i)), n-len(tail)) + tail)
 		e := newEntry(string(text))
 		h := c.hash(e.token())
@@ -123,6 +123,30 @@ func TestTheCacheComparesWholeTexts(t *testing.T) {
 		mine := newEntry(unsafe.String(&caller[0], len(caller)))
 		clear(caller)
 		is.Equal(t, string(text), mine.token(), n)
+	}
+}
+
+// What could not be written is written later, however much there is of it: scopes too, which a counter notes once.
+func TestCountsThatWereNotWrittenHaveRoom(t *testing.T) {
+	t.Parallel()
+	l := &newAuditLog(&Service{}).uses
+	const many = maxUses/2 + 1000
+	for i := range many {
+		c := &useCounter{log: l, used: used{useGrant, strconv.Itoa(i)}}
+		c.hit(time.Now(), nil)
+		c.asked("orders:read")
+	}
+	for range 3 { // flushes that fail
+		list := l.toWrite()
+		is.Len(t, list, many)
+		for _, c := range list {
+			u := &useRecord{V: 1}
+			c.take(u)
+			is.Equal(t, uint64(1), u.Count)
+			is.Equal(t, Scopes{"orders:read"}, u.Scopes)
+			l.giveBack(c.used, u)
+		}
+		is.Equal(t, many, l.waiting())
 	}
 }
 

@@ -1,6 +1,10 @@
 package boltstore
 
-import "go.etcd.io/bbolt"
+import (
+	"slices"
+
+	"go.etcd.io/bbolt"
+)
 
 // bbolt makes a file longer by truncating it: the new part is a hole, and each commit that writes into it for the first time
 // makes the file system give out blocks and note that in its journal before the data counts as synced. That doubles what a
@@ -15,7 +19,7 @@ var zeros [zeroSize]byte
 
 // makeRoom is called before each commit. Behind the last page that a transaction has seen there is nothing that counts, and
 // nobody else writes to the file. If it fails, bbolt asks for the room itself, and its error is the one that counts.
-func (s *Store) makeRoom(tx *bbolt.Tx) {
+func (s *Store) makeRoom(tx *bbolt.Tx, group []*request) {
 	// Where it is not enough, bbolt makes room for 16 MiB at a time, which would be most of a small file.
 	ahead := min(max(tx.Size()/8, minRoom), maxRoom)
 	s.db.AllocSize = int(ahead)
@@ -27,8 +31,11 @@ func (s *Store) makeRoom(tx *bbolt.Tx) {
 		return
 	}
 	end := fi.Size()
-	if tx.Size()+ahead/2 < end {
+	if end < tx.Size() { // somebody has cut it: zeros would hide that
 		return
+	}
+	if end >= tx.Size()+ahead/2 || end > tx.Size() && slices.ContainsFunc(group, func(r *request) bool { return r.urgent }) {
+		return // there is enough, or a revocation does not wait for what others need
 	}
 	for n := int64(0); n < ahead; n += zeroSize {
 		if _, err := s.file.WriteAt(zeros[:], end+n); err != nil {

@@ -341,7 +341,7 @@ func (s *Store) tryGroup(group []*request) (culprit int, err error) {
 	if err := t.finish(); err != nil {
 		panic(err)
 	}
-	s.makeRoom(tx)
+	s.makeRoom(tx, group)
 	s.takeOff(group, t)
 	if err := s.commit(tx); err != nil {
 		s.setFailure(err)

@@ -142,3 +142,26 @@ func TestRoomIsMadeAhead(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, page.Records, 60)
 }
+
+// A file that somebody has cut below its last page is not made whole with zeros: it is refused when it is opened.
+func TestRoomHidesNoCut(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "tokens.db")
+	s := openT(t, path, nil)
+	for i := range 200 {
+		p := put(store.KindRule, fmt.Sprint("r", i), store.Version{})
+		p.Data = make([]byte, 15<<10)
+		must(t, s, []store.Put{p})
+	}
+	require.NoError(t, s.alone(context.Background(), func() error {
+		return s.db.View(func(tx *bbolt.Tx) error {
+			return os.Truncate(path, tx.Size()-16*int64(os.Getpagesize()))
+		})
+	}))
+	e := event("alice")
+	_, applied := s.Apply(context.Background(), &store.Change{ID: newVersion(), Events: []store.Record{e}})
+	closed := s.Close()
+	_, err := Open(path, nil)
+	require.ErrorIs(t, err, ErrDamaged, "Apply: %v, Close: %v", applied, closed)
+	require.ErrorContains(t, err, "cut short")
+}
