@@ -5,7 +5,6 @@ import (
 	"flag"
 	"fmt"
 	"regexp"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -139,7 +138,6 @@ func (g group) measure(t *testing.T, rounds int) {
 	for k := range rounds {
 		for j := range g.rows {
 			i := (j + k) % len(g.rows)
-			runtime.GC() // nobody pays for another's garbage, nor for the caches that others left
 			if _, err := g.rows[i].time(sizes[i] / 2); err != nil {
 				t.Fatalf("%s/%s: %v", g.name, g.rows[i].name, err)
 			}
