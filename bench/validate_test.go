@@ -379,7 +379,8 @@ func BenchmarkValidate(b *testing.B) {
 	})
 }
 
-// middleware is a known token on its way through net/http middleware. raw is the bare handler.
+// middleware is a known token on its way through net/http middleware. raw is the bare handler; raw-and-context is one behind
+// the least that puts something into a request's context, which net/http copies the request for.
 func middleware(tb testing.TB) group {
 	s := newSubject(tb, "ES256")
 	bare := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
@@ -393,6 +394,9 @@ func middleware(tb testing.TB) group {
 		h    http.Handler
 	}{
 		{"raw", bare},
+		{"raw-and-context", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			bare(w, r.WithContext(context.WithValue(r.Context(), caller{}, s)))
+		})},
 		{"apitoken", httpauth.New(s.svc, nil).Require("orders:read")(bare)},
 		{"jwtauth", jwtauth.Verifier(ja)(jwtauth.Authenticator(ja)(bare))},
 		{"auth0", jwtmiddleware.New(a0.ValidateToken).CheckJWT(bare)},
@@ -415,6 +419,8 @@ func middleware(tb testing.TB) group {
 	}
 	return g
 }
+
+type caller struct{}
 
 func BenchmarkMiddleware(b *testing.B) { middleware(b).bench(b) }
 

@@ -49,7 +49,7 @@ func (n *space) List(ctx context.Context, q store.Query) (store.Page, error) {
 	}
 	if dest := n.dest(); dest != nil {
 		if q.Newest {
-			return n.listNewest(ctx, &q, dest, cur, raw != "")
+			return uncompacted(func() (store.Page, error) { return n.listNewest(ctx, &q, dest, cur, raw != "") })
 		}
 		return n.listFeed(ctx, &q, dest, raw)
 	}

@@ -423,7 +423,7 @@ func (n *space) listNewest(ctx context.Context, q *store.Query, dest store.Store
 		}
 		rest, _, err := n.walk(ctx, q, &cur, set, cur.at, &p.Records)
 		switch {
-		case errCompacted(err):
+		case errCompacted(err) && set: // the first page may have another snapshot, see List
 			return store.Page{}, fmt.Errorf("%w: etcd was compacted past the first page", store.ErrTrimmed)
 		case err != nil:
 			return store.Page{}, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -182,6 +183,54 @@ func TestShipsUnderLoad(t *testing.T) {
 	for _, e := range all(t, b, store.Query{Kind: store.KindEvent, Limit: 77}) {
 		require.Equal(t, fmt.Sprint(next[e.Subject]), e.ID, "each writer's events in the order it was acknowledged")
 		next[e.Subject]++
+	}
+}
+
+// compacting compacts etcd past what is read at a revision, once, when so many such reads have come.
+type compacting struct {
+	clientv3.KV
+	reads atomic.Int32 // until it does
+}
+
+func (c *compacting) Txn(ctx context.Context) clientv3.Txn {
+	return &compactingTxn{Txn: c.KV.Txn(ctx), ctx: ctx, kv: c}
+}
+
+type compactingTxn struct {
+	clientv3.Txn
+	ctx context.Context
+	kv  *compacting
+}
+
+func (t *compactingTxn) Then(ops ...clientv3.Op) clientv3.Txn {
+	if slices.ContainsFunc(ops, func(op clientv3.Op) bool { return op.Rev() > 0 }) && t.kv.reads.Add(-1) == 0 {
+		if r, err := t.kv.Put(t.ctx, "past", ""); err == nil {
+			_, _ = t.kv.Compact(t.ctx, r.Header.Revision) // others of this test binary compact too
+		}
+	}
+	return t.Txn.Then(ops...)
+}
+
+// TestFirstPageWhileCompacted reads the newest events while etcd is compacted between the reads of which the first page
+// consists. Nobody has a cursor yet that could be too old.
+func TestFirstPageWhileCompacted(t *testing.T) {
+	t.Parallel()
+	sharedClient(t)
+	bolt := boltAt(t)
+	f := &faulty{Store: bolt}
+	f.down.Store(true) // what is written waits in etcd
+	client := Connect(t, shared.cluster.Endpoints()[0])
+	kv := &compacting{KV: client.KV}
+	client.KV = kv
+	s := openAt(t, client, &etcdstore.Options{Prefix: fmt.Sprintf("past-%x/", newVersion()), Events: namespaced(f, bolt)})
+	for i := range 10 {
+		must(t, s, nil, event(fmt.Sprint(i)))
+	}
+	for at := range int32(6) {
+		kv.reads.Store(at + 1)
+		p, err := s.List(context.Background(), store.Query{Kind: store.KindEvent, Newest: true})
+		require.NoError(t, err)
+		require.Len(t, p.Records, 10)
 	}
 }
 
