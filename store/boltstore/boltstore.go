@@ -47,9 +47,8 @@ type Store struct {
 	clock    *clock
 	commit   func(*bbolt.Tx) error // tests make it fail
 
-	queueMu sync.Mutex // guards queue, want and closing
+	queueMu sync.Mutex // guards queue and closing
 	queue   []*request
-	want    int // the writer is not to be woken for a shorter queue
 	closing bool
 	wake    chan struct{} // holds one signal that the queue has something
 	stopped chan struct{} // closed when the writer has ended
