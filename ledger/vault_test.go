@@ -54,7 +54,7 @@ func TestErasedPersonIsGoneAndTheLogVerifies(t *testing.T) {
 	seals := sealer(t)
 	vault := openVaultAs(t, dir, seals)
 	l := open(t, ledgerPath(t), func(c *ledger.Config) { c.Vault = vault })
-	from := apitoken.Origin{Address: netip.MustParseAddr("198.51.100.7"), UserAgent: "Mozilla/5.0 (alice's)", RequestID: "r-1"}
+	from := apitoken.Origin{Address: netip.MustParseAddr("198.51.100.7"), UserAgent: "Mozilla/5.0 (alice's)", RequestID: "request:1"}
 	f := &feed{events: []apitoken.Event{
 		{ID: "01a", Time: eventTime, Type: apitoken.EventIssued, OK: true, Actor: "alice", Subject: "alice", Client: "web", TokenID: "t1", Scopes: apitoken.Scopes{"a"}, Origin: from},
 		{ID: "01b", Time: eventTime, Type: apitoken.EventRevoked, OK: true, Actor: "operator-bob", Subject: "alice", Target: apitoken.BySubject("alice"), Reason: "alice left", Origin: from, Extra: map[string]string{"note": "alice"}},
@@ -66,7 +66,8 @@ func TestErasedPersonIsGoneAndTheLogVerifies(t *testing.T) {
 	require.NoError(t, l.Follow(f))
 	before := seal(t, l)
 	export := exported(t, l, 0, -1)
-	for _, secret := range []string{"alice", "bob", "carol", "198.51.100.7", "Mozilla", "r-1"} {
+	// None of them could stand in base64url by chance: they are too long, or have a letter that it has not.
+	for _, secret := range []string{"alice", "operator-bob", "carol", "198.51.100.7", "Mozilla", "request:1"} {
 		require.NotContains(t, string(export), secret, "what concerns a person does not stand in the log")
 	}
 	require.Contains(t, string(export), `"reason":"unknown"`, "what concerns nobody does")
