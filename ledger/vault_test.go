@@ -217,7 +217,7 @@ func TestWhoeverAnEventTellsOfCanBeErased(t *testing.T) {
 	ctx := context.Background()
 	at := netip.MustParseAddr("198.51.100.7")
 	exchanged := apitoken.Event{ID: "01a", Time: eventTime, Type: apitoken.EventExchanged, OK: true, Subject: "alice", Client: "web", Grant: "g1",
-		Extra: map[string]string{"actor": "bob", "chain": "g0"}}
+		Extra: map[string]string{"actor": "robert", "chain": "g0"}}
 	helped := exchanged
 	helped.Actor = "carol"
 	own := exchanged
@@ -238,11 +238,11 @@ func TestWhoeverAnEventTellsOfCanBeErased(t *testing.T) {
 		erase func(*ledger.Vault) (bool, error)
 		left  apitoken.Event
 	}{
-		{"who acts for the subject", exchanged, erase("bob"), with(bare, "alice", "")},
+		{"who acts for the subject", exchanged, erase("robert"), with(bare, "alice", "")},
 		{"the subject", exchanged, erase("alice"), bare},
-		{"who acts, beside a third one", helped, erase("bob"), with(bare, "alice", "carol")},
+		{"who acts, beside a third one", helped, erase("robert"), with(bare, "alice", "carol")},
 		{"the third one", helped, erase("carol"), with(bare, "alice", "")},
-		{"who acts for who asked", own, erase("bob"), with(bare, "alice", "alice")},
+		{"who acts for who asked", own, erase("robert"), with(bare, "alice", "alice")},
 		{"who asked", own, erase("alice"), bare},
 		{"a stranger's address in an alert", strange, func(v *ledger.Vault) (bool, error) { return v.EraseAddress(ctx, at) },
 			apitoken.Event{ID: "01b", Time: eventTime, Type: apitoken.EventAlert, Actor: "misuse", Count: 200}},
@@ -252,7 +252,7 @@ func TestWhoeverAnEventTellsOfCanBeErased(t *testing.T) {
 		src := &feed{events: []apitoken.Event{c.event}}
 		require.NoError(t, l.Follow(src))
 		seal(t, l)
-		for _, name := range []string{"alice", "bob", "carol", "198.51.100.7"} {
+		for _, name := range []string{"alice", "robert", "carol", "198.51.100.7"} {
 			require.NotContains(t, string(exported(t, l, 0, -1)), name, c.what)
 		}
 		leaf := leaves(t, l)[0]
