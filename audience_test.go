@@ -136,7 +136,7 @@ func TestAnAudienceHasKeysOfItsOwn(t *testing.T) {
 	require.Len(t, keysOf(t, svc, legacy), 1)
 	require.Equal(t, "RS256", keysOf(t, svc, legacy)[0].Algorithm)
 	require.Contains(t, string(keysOf(t, svc, legacy)[0].JWK), legacy)
-	require.NotContains(t, string(keysOf(t, svc, "")[0].JWK), "aud")
+	require.NotContains(t, string(keysOf(t, svc, "")[0].JWK), "apitoken_aud")
 }
 
 // Who has the key of one audience makes no tokens for another, here or where the key set alone is known.
