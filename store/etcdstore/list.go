@@ -59,9 +59,10 @@ func (n *space) List(ctx context.Context, q store.Query) (store.Page, error) {
 	return uncompacted(func() (store.Page, error) { return n.listKept(ctx, &q, cur, raw != "") })
 }
 
-// uncompacted repeats a page whose revision was compacted away while it was read.
+// uncompacted repeats a page whose revision was compacted away while it was read: often enough also where somebody compacts
+// etcd several times a second.
 func uncompacted(page func() (store.Page, error)) (p store.Page, err error) {
-	for range 4 {
+	for range 32 {
 		if p, err = page(); !errCompacted(err) {
 			return p, err
 		}
