@@ -24,7 +24,7 @@ type change struct {
 	puts     [1]store.Put
 	events   [1]store.Record
 	deadline deadline
-	data     [384]byte // of the first event
+	data     [eventRoom]byte // of the first event
 }
 
 func (s *Service) newChange() *change {
@@ -40,14 +40,15 @@ func (c *change) put(r store.Record, expect store.Version) {
 }
 
 func (c *change) event(ctx context.Context, e Event) {
-	var room []byte
-	if len(c.Events) == 0 {
-		room = c.data[:0]
+	room := c.data[:0]
+	if len(c.Events) > 0 {
+		room = make([]byte, 0, eventRoom)
 	}
 	c.Events = append(c.Events, c.s.audit.record(ctx, e, room))
 }
 
 const (
+	eventRoom     = 384 // bytes, what the JSON of most events takes
 	commitTries   = 5
 	commitTimeout = 10 * time.Second // of one commit with its retries, when the caller sets no deadline
 )
@@ -187,12 +188,6 @@ func (s *Service) get(ctx context.Context, kind store.Kind, id string) (store.Re
 
 // newID makes an ID that sorts by time: 26 characters, unguessable in its second half.
 func newID(now time.Time) string { return opaque.NewID(now).String() }
-
-// newIDs makes two that are kept together.
-func newIDs(now time.Time) (string, string) {
-	both := opaque.NewID(now).String() + opaque.NewID(now).String()
-	return both[:len(both)/2], both[len(both)/2:]
-}
 
 // jitter spreads d over half to one and a half of it, so that processes that failed together do not return together.
 func jitter(d time.Duration) time.Duration {

@@ -225,8 +225,8 @@ var errOvertaken = errors.New("apitoken: overtaken by a revocation")
 // open stamps, signs and records. Nothing is returned before it is recorded, nothing that a known rule hits.
 func (s *Service) open(ctx context.Context, p *plan, at store.Position, known uint64, refresh bool, with func(*change, string) error) (*Issued, error) {
 	now := s.now()
-	jti, grant := newIDs(now)
-	t := stamp{jti: jti, grant: grant, pos: positions{birth: at, view: at}, iat: now, exp: now.Add(p.life)}
+	grant := newID(now)
+	t := stamp{jti: newID(now), grant: grant, pos: positions{birth: at, view: at}, iat: now, exp: now.Add(p.life)}
 	life := s.lifetimes(&p.client)
 	end := now.Add(life.Grant)
 	if refresh && t.exp.After(end) {
@@ -820,8 +820,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 		}
 	}
 	now := s.now()
-	jti, grant := newIDs(now)
-	t := stamp{jti: jti, grant: grant, iat: now, exp: now.Add(p.life), pos: positions{birth: birth, view: view}}
+	t := stamp{jti: newID(now), grant: newID(now), iat: now, exp: now.Add(p.life), pos: positions{birth: birth, view: view}}
 	if end := parent.ExpiresAt(); !end.IsZero() && t.exp.After(end) {
 		t.exp = end
 	}

@@ -136,6 +136,29 @@ func memory() int64 {
 	return int64(m.HeapAlloc + m.StackInuse)
 }
 
+// BenchmarkCached is the memory of a verified token in the cache, with the counter of its session: of 10,000 tokens or
+// APITOKEN_BENCH_TOKENS.
+func BenchmarkCached(b *testing.B) {
+	n := number("APITOKEN_BENCH_TOKENS", 10_000)
+	ctx := context.Background()
+	for b.Loop() {
+		svc := newService(b, "ES256", func(c *apitoken.Config) { c.Validation.CacheBytes = int64(n) << 13 })
+		tokens := make([]string, n)
+		for i := range tokens {
+			tokens[i] = mint(b, svc)
+		}
+		before := memory()
+		for _, token := range tokens {
+			if _, err := svc.Validate(ctx, apitoken.Bearer(token)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(memory()-before)/float64(n), "bytes/token")
+		runtime.KeepAlive(svc)
+		runtime.KeepAlive(tokens)
+	}
+}
+
 // BenchmarkHold is the memory of a process that knows API keys: 10,000 or APITOKEN_BENCH_KEYS, each seen once. Grants cost a
 // process nothing: they lie in the store.
 func BenchmarkHold(b *testing.B) {

@@ -306,22 +306,16 @@ var random struct {
 func NewID(now time.Time) (id ID) {
 	ms := uint64(max(now.UnixMilli(), 0))
 	binary.BigEndian.PutUint64(id[:8], ms<<16)
-	Random(id[6:])
-	return id
-}
-
-// Random fills b, of at most a few bytes, with what nobody can guess. It asks the system for many at once.
-func Random(b []byte) {
 	random.mu.Lock()
-	defer random.mu.Unlock()
-	if random.n < len(b) {
+	if random.n == 0 {
 		rand.Read(random.buf[:])
 		random.n = len(random.buf)
 	}
-	from := random.buf[random.n-len(b) : random.n]
-	copy(b, from)
-	clear(from)
-	random.n -= len(b)
+	copy(id[6:], random.buf[random.n-10:random.n])
+	clear(random.buf[random.n-10 : random.n])
+	random.n -= 10
+	random.mu.Unlock()
+	return id
 }
 
 // String is 26 characters, in the same order as the bytes.

@@ -7,8 +7,8 @@ import (
 )
 
 // bbolt makes a file longer by truncating it: the new part is a hole, and each commit that writes into it for the first time
-// makes the file system give out blocks and note that in its journal before the data counts as synced. That doubles what a
-// commit takes. So the file is made longer here, ahead of bbolt, with zeros that are written: a commit then only overwrites.
+// makes the file system give out blocks and note that in its journal before the data counts as synced. So the file is made
+// longer here, ahead of bbolt, with zeros that are written: a commit then only overwrites.
 const (
 	minRoom  = 256 << 10 // bytes ahead; a small file stays small
 	maxRoom  = 4 << 20
@@ -23,7 +23,7 @@ func (s *Store) makeRoom(tx *bbolt.Tx, group []*request) {
 	// Where it is not enough, bbolt makes room for 16 MiB at a time, which would be most of a small file.
 	ahead := min(max(tx.Size()/8, minRoom), maxRoom)
 	s.db.AllocSize = int(ahead)
-	if s.full || s.file == nil {
+	if s.full {
 		return
 	}
 	fi, err := s.file.Stat()

@@ -79,9 +79,8 @@ func (s *Store) run() {
 	last := 0
 	for {
 		// Those whom the last commit woke come back at once if they are given the processor: a group twice the size
-		// for some microseconds. It ends when a round brings nobody, so nobody waits for who does something else. To wait
-		// for them by a timer makes the groups of 64 busy callers whole, a fifth more, and was taken out again: the
-		// runtime of an idle process wakes no sooner than in a millisecond, which tripled what 8 callers waited who were not.
+		// for some microseconds. It ends when a round brings nobody, so nobody waits for who does something else. No
+		// timer waits for them: the runtime of an idle process wakes no sooner than in a millisecond, longer than a commit.
 		all := s.waiting() + last
 		for n := -1; n < s.waiting() && s.waiting() < all; {
 			n = s.waiting()
