@@ -6,21 +6,19 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
-	"crypto/hmac"
 	"crypto/rsa"
 	"crypto/sha256"
-	"crypto/sha512"
+	_ "crypto/sha512" // SHA-384 and SHA-512
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"math/big"
 	"slices"
-	"sync"
 	"unsafe"
 
 	"github.com/go-jose/go-jose/v4"
+	"github.com/golang-jwt/jwt/v5"
 )
 
 // PublicKey verifies tokens under the one algorithm that is registered for it. For HS256 it is the secret itself.
@@ -29,8 +27,7 @@ type PublicKey struct {
 	Key      crypto.PublicKey // *ecdsa.PublicKey, *rsa.PublicKey, ed25519.PublicKey, or []byte for HMAC
 	// Audience: what the key signs is for this audience alone; "": for any.
 	Audience string
-	sigSize  int        // exact, in bytes
-	macs     *sync.Pool // of *mac, for HMAC
+	sigSize  int // exact, in bytes
 }
 
 const (
@@ -109,7 +106,6 @@ func NewPublicKey(kid, alg string, key any) (*PublicKey, error) {
 			return nil, fmt.Errorf("jws: the HMAC secret has %d bytes, at least %d are needed (RFC 7518 §3.2)", len(key), minHMAC)
 		}
 		k.sigSize = sha256.Size
-		k.macs = &sync.Pool{New: func() any { return &mac{Hash: hmac.New(sha256.New, key)} }}
 	default:
 		return nil, fmt.Errorf("jws: keys of type %T are not supported", key)
 	}
@@ -187,58 +183,25 @@ func (k *PublicKey) SignsFor(audiences []string) bool {
 	return k.Audience == "" || len(audiences) == 1 && audiences[0] == k.Audience
 }
 
-// Verify checks a signature, whose length is looked at first. It calls the standard library itself: jwt/v5's methods copy the
-// input, go through big integers for ECDSA, and take a PSS salt of any length, where RFC 7518 §3.5 fixes it at the hash's.
+// methods are jwt/v5's, by name. PSS is pinned to a salt as long as the hash (RFC 7518 §3.5): jwt/v5's own take any.
+var methods = func() map[string]jwt.SigningMethod {
+	m := map[string]jwt.SigningMethod{"HS256": jwt.SigningMethodHS256, "EdDSA": jwt.SigningMethodEdDSA}
+	for _, x := range []jwt.SigningMethod{jwt.SigningMethodES256, jwt.SigningMethodES384, jwt.SigningMethodES512,
+		jwt.SigningMethodRS256, jwt.SigningMethodRS384, jwt.SigningMethodRS512} {
+		m[x.Alg()] = x
+	}
+	for _, x := range []*jwt.SigningMethodRSAPSS{jwt.SigningMethodPS256, jwt.SigningMethodPS384, jwt.SigningMethodPS512} {
+		m[x.Alg()] = &jwt.SigningMethodRSAPSS{SigningMethodRSA: x.SigningMethodRSA, Options: x.Options, VerifyOptions: &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}}
+	}
+	return m
+}()
+
+// Verify checks a signature, whose length is looked at first.
 func (k *PublicKey) Verify(signingInput string, sig []byte) error {
-	if len(sig) != k.sigSize {
-		return errVerify
-	}
-	good := false
-	switch key := k.Key.(type) {
-	case *ecdsa.PublicKey:
-		s := scratches.Get().(*scratch)
-		good = ecdsa.VerifyASN1(key, digest(s.sum[:0], k.Alg, signingInput), appendASN1(s.der[:0], sig))
-		scratches.Put(s)
-	case ed25519.PublicKey:
-		good = ed25519.Verify(key, asBytes(signingInput), sig)
-	case *rsa.PublicKey:
-		s := scratches.Get().(*scratch)
-		h, sum := hashOf(k.Alg), digest(s.sum[:0], k.Alg, signingInput)
-		if k.Alg[0] == 'P' {
-			good = rsa.VerifyPSS(key, h, sum, sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
-		} else {
-			good = rsa.VerifyPKCS1v15(key, h, sum, sig) == nil
-		}
-		scratches.Put(s)
-	case []byte:
-		m := k.macs.Get().(*mac)
-		good = hmac.Equal(m.sum(signingInput), sig)
-		k.macs.Put(m)
-	}
-	if !good {
+	if len(sig) != k.sigSize || methods[k.Alg].Verify(signingInput, sig, k.Key) != nil {
 		return errVerify
 	}
 	return nil
-}
-
-// scratch is what a check needs for a moment and the standard library takes for something that stays.
-type scratch struct {
-	sum [sha512.Size]byte
-	der [maxDER]byte
-}
-
-var scratches = sync.Pool{New: func() any { return new(scratch) }}
-
-// mac is an HMAC-SHA-256 under one key that is used again and again: what the key does to its pads is computed once.
-type mac struct {
-	hash.Hash
-	out [sha256.Size]byte
-}
-
-func (m *mac) sum(s string) []byte {
-	m.Reset()
-	m.Write(asBytes(s))
-	return m.Sum(m.out[:0])
 }
 
 // asBytes is s without a copy, for those who only read.
@@ -246,53 +209,9 @@ func asBytes(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)
 
 // digest appends the hash of s to dst.
 func digest(dst []byte, alg, s string) []byte {
-	b := asBytes(s)
-	switch alg {
-	case "ES384", "RS384", "PS384":
-		d := sha512.Sum384(b)
-		return append(dst, d[:]...)
-	case "ES512", "RS512", "PS512":
-		d := sha512.Sum512(b)
-		return append(dst, d[:]...)
-	}
-	d := sha256.Sum256(b)
-	return append(dst, d[:]...)
-}
-
-// maxDER is what an ECDSA signature of the largest curve takes in ASN.1.
-const maxDER = 139
-
-// appendASN1 turns r||s (RFC 7518 §3.4) into the SEQUENCE of two INTEGERs that crypto/ecdsa takes.
-func appendASN1(dst, sig []byte) []byte {
-	half := len(sig) / 2
-	var ints [2][]byte
-	size := 0
-	for i, v := range [...][]byte{sig[:half], sig[half:]} {
-		v = bytes.TrimLeft(v, "\x00")
-		ints[i] = v
-		size += 2 + len(v)
-		if len(v) == 0 || v[0] >= 0x80 {
-			size++
-		}
-	}
-	dst = append(dst, 0x30)
-	if size >= 0x80 {
-		dst = append(dst, 0x81)
-	}
-	dst = append(dst, byte(size))
-	for _, v := range ints {
-		pad := len(v) == 0 || v[0] >= 0x80
-		n := len(v)
-		if pad {
-			n++
-		}
-		dst = append(dst, 0x02, byte(n))
-		if pad {
-			dst = append(dst, 0)
-		}
-		dst = append(dst, v...)
-	}
-	return dst
+	h := hashOf(alg).New()
+	h.Write(asBytes(s))
+	return h.Sum(dst)
 }
 
 // Thumbprint is the RFC 7638 thumbprint of a public key, SHA-256, base64url.

@@ -5,10 +5,8 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/hmac"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/base64"
 	"errors"
@@ -117,10 +115,8 @@ func (s *Signer) Sign(ctx context.Context, typ string, payload []byte) (string, 
 
 // raw signs input. The signature may be in the memory of room.
 func (s *Signer) raw(ctx context.Context, input, room []byte) ([]byte, error) {
-	if s.secret != nil {
-		m := hmac.New(sha256.New, s.secret)
-		m.Write(input)
-		return m.Sum(nil), nil
+	if key := s.local(); key != nil {
+		return methods[s.Public.Alg].Sign(asString(input), key)
 	}
 	var msg []byte
 	opts := crypto.SignerOpts(crypto.Hash(0))
@@ -146,6 +142,21 @@ func (s *Signer) raw(ctx context.Context, input, room []byte) ([]byte, error) {
 		return nil, errors.New("jws: the signature has the wrong size")
 	}
 	return sig, nil
+}
+
+// local is a key that jwt/v5 signs with: what is outside, or of somebody's own type, is asked by crypto.Signer.
+func (s *Signer) local() any {
+	if s.secret != nil {
+		return s.secret
+	}
+	if s.remote {
+		return nil
+	}
+	switch s.signer.(type) {
+	case *ecdsa.PrivateKey, *rsa.PrivateKey, ed25519.PrivateKey:
+		return s.signer
+	}
+	return nil
 }
 
 func hashOf(alg string) crypto.Hash {
