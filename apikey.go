@@ -52,8 +52,12 @@ type Rate struct {
 
 // APIKeys are a service's keys, or those of one caller: see For.
 type APIKeys struct {
-	s    *Service
-	keys *keyShelf
+	s       *core
+	signing *SigningKeys
+	clients *Clients
+	trust   *trust        // our own issuer; set once the validator is made
+	valid   *JWTValidator // ours, likewise
+	keys    *keyShelf
 	// Set in a caller's own view.
 	view    bool
 	subject string
@@ -88,7 +92,9 @@ const (
 	keySlack         = 30 * 24 * time.Hour // an ended key stays in lists for so long
 )
 
-func newAPIKeys(s *Service) *APIKeys { return &APIKeys{s: s, keys: newKeyShelf()} }
+func newAPIKeys(s *core, signing *SigningKeys, clients *Clients) *APIKeys {
+	return &APIKeys{s: s, signing: signing, clients: clients, keys: newKeyShelf()}
+}
 
 func (k *APIKeys) reset() { k.keys.clear() }
 
@@ -115,7 +121,7 @@ func (k *APIKeys) applyRecord(r store.Record) error {
 // For returns the keys as the caller t may see and change them: its subject's own, others are
 // ErrNotFound; none made with more scopes than t holds or with claims that t has not; nothing by way of an API key.
 func (k *APIKeys) For(t Token) *APIKeys {
-	v := &APIKeys{s: k.s, keys: k.keys, view: true}
+	v := &APIKeys{s: k.s, signing: k.signing, clients: k.clients, trust: k.trust, valid: k.valid, keys: k.keys, view: true}
 	switch {
 	case t.IsZero():
 		v.refuse = "no caller"
@@ -191,7 +197,7 @@ func (k *APIKeys) plan(r APIKeyRequest) (*apiKeyRecord, error) {
 	if err := checkSubject(r.Subject); err != nil {
 		return nil, err
 	}
-	if r.Subject == k.s.cfg.FirstParty || k.s.Clients.lookup(r.Subject) != nil {
+	if r.Subject == k.s.cfg.FirstParty || k.clients.lookup(r.Subject) != nil {
 		return nil, fail(ErrInvalidRequest, "the subject is a client's ID")
 	}
 	if err := checkKeyName(r.Name); err != nil {
@@ -313,12 +319,12 @@ func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, also func(*chan
 	now := s.now()
 	rec := *plan
 	known := s.rules.version.Load()
-	rec.Birth = s.state.position()
+	rec.Birth = s.state.Position()
 	rec.Created = now.UnixMilli()
 	key := opaque.Key{ID: opaque.NewID(now)}
 	rand.Read(key.Secret[:])
 	var mac []byte
-	key.KID, mac = s.SigningKeys.mac(purposeAPIKeyTag)
+	key.KID, mac = k.signing.mac(purposeAPIKeyTag)
 	key.Tag = opaque.Tag(mac, "ak1", []byte(s.ns), key.ID[:], key.Secret[:])
 	rec.TagKID, rec.Hash = key.KID, s.hashAPIKey(&key)
 	text := opaque.EncodeKey(s.cfg.Prefix, opaque.APIKey, &key)
@@ -347,7 +353,7 @@ func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, also func(*chan
 	return rec.public(id), NewSecret(text), nil
 }
 
-func (s *Service) hashAPIKey(k *opaque.Key) [32]byte {
+func (s *core) hashAPIKey(k *opaque.Key) [32]byte {
 	return opaque.Hash(labelAPIKey, []byte(s.ns), k.ID[:], k.Secret[:])
 }
 
@@ -581,7 +587,7 @@ func (k *APIKeys) Revoke(ctx context.Context, id, reason string) error {
 	if _, _, err := k.read(ctx, id); err != nil && (isNotFound(err) || k.view) {
 		return err
 	}
-	return k.s.Revoke(ctx, ByToken(id), reason)
+	return k.s.end(ctx, ByToken(id), reason)
 }
 
 // identify is the ID of an API key of ours, ended or not.
@@ -635,7 +641,7 @@ func (k *APIKeys) entry(r store.Record) (*knownKey, error) {
 	e := &knownKey{hash: rec.Hash, end: end, rule: rec.ruleSubject(r.ID), maxUses: rec.MaxUses, rate: rec.Rate, meter: newMeter(),
 		counter: rec.counter(r.ID), expires: rec.Expires}
 	e.d = makeToken(spec, rec.Claims).d
-	e.d.from, e.d.by, e.d.counted = e.rule, k.s.valid, rec.MaxUses > 0
+	e.d.from, e.d.by, e.d.counted = e.rule, k.valid, rec.MaxUses > 0
 	e.use = k.s.audit.counter(useAPIKey, r.ID)
 	e.d.use = e.use
 	return e, nil
@@ -673,7 +679,7 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 	if tr != nil {
 		tr.d = e.d
 	}
-	w, rules := k.s.trust.look(), k.s.rules // the view first: its rules are all among those that are looked at
+	w, rules := k.trust.look(), k.s.rules // the view first: its rules are all among those that are looked at
 	if version := rules.version.Load(); e.version.Load() != version {
 		if rule := rules.hit(e.rule); rule != "" {
 			return Token{d: e.d}, tr.no("revocation", fail(ErrRevoked, "a rule on its %s", rule))
@@ -685,9 +691,9 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 	if e.end != 0 && now.UnixMilli() >= e.end {
 		return Token{d: e.d}, tr.no("expiry", fail(ErrExpired, "the key has ended"))
 	}
-	f := k.s.trust.freshness(w, now)
+	f := k.trust.freshness(w, now)
 	if f.Stale { // never past the bound for opaque tokens
-		k.s.state.wake()
+		k.s.state.Wake()
 		return Token{d: e.d}, tr.no("freshness", &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"})
 	}
 	if tr != nil {
@@ -701,7 +707,7 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 
 // mayBeOurs is a filter: junk ends here, without a store read. What is under a root that can not be opened now passes it.
 func (k *APIKeys) mayBeOurs(ctx context.Context, key *opaque.Key) bool {
-	mac, err := k.s.SigningKeys.presented(ctx, key.KID, purposeAPIKeyTag)
+	mac, err := k.signing.presented(ctx, key.KID, purposeAPIKeyTag)
 	tag := opaque.Tag(mac, "ak1", []byte(k.s.ns), key.ID[:], key.Secret[:])
 	return err != nil || mac != nil && subtle.ConstantTimeCompare(tag[:], key.Tag[:]) == 1
 }

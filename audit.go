@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -139,12 +140,13 @@ func actorOf(ctx context.Context) string {
 
 // auditLog writes events, sums up what may be summed up, and feeds the sinks.
 type auditLog struct {
-	s     *Service
+	s     *core
 	tally tally
 	uses  useLog
 	sinks []*sinkFeed
 	fed   sync.Map // *sinkFeed: those of Feed, while it runs
 	kick  chan struct{}
+	known func(client string) bool // whether one is registered
 }
 
 const (
@@ -152,7 +154,7 @@ const (
 	maxExtra   = 16               // members of Event.Extra
 )
 
-func newAuditLog(s *Service) *auditLog {
+func newAuditLog(s *core) *auditLog {
 	a := &auditLog{s: s, kick: make(chan struct{}, 1)}
 	a.tally.init()
 	a.uses.init()
@@ -345,8 +347,8 @@ func (a *auditLog) refused(ctx context.Context, t EventType, reason string, d *t
 // clientRefused counts a failed authentication of a client. claimed is the ID that was given.
 func (a *auditLog) clientRefused(ctx context.Context, reason, claimed string) {
 	r := refusal{kind: EventClientRefused, reason: reason}
-	if c := a.s.Clients.lookup(claimed); c != nil {
-		r.claimed = c.ID // any other name is whatever a stranger likes to write into the log
+	if a.known(claimed) {
+		r.claimed = claimed // any other name is whatever a stranger likes to write into the log
 	}
 	a.tally.one(r, originOf(ctx).Address)
 }
@@ -357,7 +359,7 @@ func (a *auditLog) run(ctx context.Context) {
 		a.s.goRun("sink", f.run)
 	}
 	for {
-		t := time.NewTimer(jitter(flushEvery))
+		t := time.NewTimer(follow.Jitter(flushEvery))
 		select {
 		case <-ctx.Done():
 			t.Stop()
@@ -487,7 +489,9 @@ func (s *Service) EventPage(ctx context.Context, q EventQuery, cursor string, li
 
 // Alert adds an alert to the audit log: e's Reason says of what, its ID, Time, Type and Origin (ctx's) are set here.
 // ErrUnavailable: it may not be in the log.
-func (s *Service) Alert(ctx context.Context, e Event) error {
+func (s *Service) Alert(ctx context.Context, e Event) error { return s.alarm(ctx, e) }
+
+func (s *core) alarm(ctx context.Context, e Event) error {
 	e.Type = EventAlert
 	c := s.newChange()
 	c.event(ctx, e)

@@ -4,10 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	mathrand "math/rand/v2"
 	"sync"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -17,7 +17,7 @@ import (
 // unknown outcome recognises itself.
 type change struct {
 	store.Change
-	s     *Service
+	s     *core
 	state bool // holds records that other processes follow
 
 	// Room for what most changes need: one piece of memory instead of four.
@@ -27,7 +27,7 @@ type change struct {
 	data     [eventRoom]byte // of the first event
 }
 
-func (s *Service) newChange() *change {
+func (s *core) newChange() *change {
 	c := &change{s: s}
 	c.Puts, c.Events = c.puts[:0], c.events[:0]
 	rand.Read(c.ID[:]) // of the system, at each change: two clones of a virtual machine must not take their writes for each other's
@@ -57,7 +57,7 @@ const (
 // is an *Error, ErrUnavailable where the outcome is unknown or nothing could be written. When others
 // have moved the state meanwhile, or c did, this process has caught up before commit returns: its caller checks
 // the rules again before it hands anything out.
-func (s *Service) commit(ctx context.Context, c *change) (store.Commit, error) {
+func (s *core) commit(ctx context.Context, c *change) (store.Commit, error) {
 	if _, ok := ctx.Deadline(); !ok {
 		d := &c.deadline
 		if d.parent != nil { // a second try: whoever still waits by the first one's must not wake up to this one
@@ -71,8 +71,8 @@ func (s *Service) commit(ctx context.Context, c *change) (store.Commit, error) {
 	if err != nil {
 		return done, err
 	}
-	if c.state || s.state.behind(done.Head) {
-		if err := s.state.catchUp(ctx, done.Head); err != nil {
+	if c.state || s.state.Behind(done.Head) {
+		if err := s.state.CatchUp(ctx, done.Head); err != nil {
 			return done, unavailable(err, "written, but the store could not be read back")
 		}
 	}
@@ -141,12 +141,12 @@ func (d *deadline) end() {
 	}
 }
 
-func (s *Service) applyRetrying(ctx context.Context, c *change) (store.Commit, error) {
+func (s *core) applyRetrying(ctx context.Context, c *change) (store.Commit, error) {
 	if s.closed.Load() {
 		return store.Commit{}, fail(ErrUnavailable, "the service is closed")
 	}
-	if s.state.gone.Load() {
-		return store.Commit{}, unavailable(errGone, "write")
+	if s.state.Gone() {
+		return store.Commit{}, unavailable(follow.ErrGone, "write")
 	}
 	wait := 5 * time.Millisecond
 	for try := 1; ; try++ {
@@ -164,7 +164,7 @@ func (s *Service) applyRetrying(ctx context.Context, c *change) (store.Commit, e
 			// Without puts a repetition might write the event twice; the caller has nothing yet, so nothing is lost.
 			return done, unavailable(err, "write")
 		}
-		if !sleep(ctx, jitter(wait)) {
+		if !follow.Sleep(ctx, follow.Jitter(wait)) {
 			return done, unavailable(err, "write")
 		}
 		wait *= 4
@@ -172,7 +172,7 @@ func (s *Service) applyRetrying(ctx context.Context, c *change) (store.Commit, e
 }
 
 // get reads one record: ErrNotFound or ErrUnavailable.
-func (s *Service) get(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
+func (s *core) get(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
 	if id == "" || len(id) > 255 {
 		return store.Record{}, fail(ErrNotFound, "no %s has such an ID", kind)
 	}
@@ -188,20 +188,3 @@ func (s *Service) get(ctx context.Context, kind store.Kind, id string) (store.Re
 
 // newID makes an ID that sorts by time: 26 characters, unguessable in its second half.
 func newID(now time.Time) string { return opaque.NewID(now).String() }
-
-// jitter spreads d over half to one and a half of it, so that processes that failed together do not return together.
-func jitter(d time.Duration) time.Duration {
-	return d/2 + time.Duration(mathrand.Int64N(int64(d)+1))
-}
-
-// sleep waits for d in real time and reports whether ctx still lives.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}

@@ -77,12 +77,13 @@ func (a ClientAuth) isZero() bool {
 
 // Clients are the registered clients of a service. They are state: every process knows them all.
 type Clients struct {
-	s     *Service
-	known sync.Map // ID → *knownClient
-	made  sync.Map // opaque.ID of a secret that we made → IDs of the clients that have it; written by whoever follows the state
-	fails failures
-	slow  [slowLanes]chan struct{} // bounds the slow hashes that run at once, by source
-	proof atomic.Pointer[[32]byte] // key of this process for the memory of verified slow secrets
+	s       *core
+	signing *SigningKeys
+	known   sync.Map // ID → *knownClient
+	made    sync.Map // opaque.ID of a secret that we made → IDs of the clients that have it; written by whoever follows the state
+	fails   failures
+	slow    [slowLanes]chan struct{} // bounds the slow hashes that run at once, by source
+	proof   atomic.Pointer[[32]byte] // key of this process for the memory of verified slow secrets
 }
 
 // knownClient is a client as this process knows it.
@@ -143,8 +144,8 @@ const (
 
 var grantTypes = []string{GrantClientCredentials, GrantRefreshToken, GrantAuthorizationCode, GrantTokenExchange, GrantJWTBearer, GrantDeviceCode}
 
-func newClients(s *Service) *Clients {
-	cs := &Clients{s: s}
+func newClients(s *core, signing *SigningKeys) *Clients {
+	cs := &Clients{s: s, signing: signing}
 	for i := range cs.slow {
 		cs.slow[i] = make(chan struct{}, 1)
 	}
@@ -296,7 +297,7 @@ func (cs *Clients) newSecret(client string) (Secret, clientSecret) {
 	k := opaque.Key{ID: opaque.NewID(now)}
 	rand.Read(k.Secret[:])
 	var key []byte
-	k.KID, key = cs.s.SigningKeys.mac(purposeSecretTag)
+	k.KID, key = cs.signing.mac(purposeSecretTag)
 	k.Tag = opaque.Tag(key, "cs1", []byte(cs.s.ns), k.ID[:], k.Secret[:])
 	return NewSecret(opaque.EncodeKey(cs.s.cfg.Prefix, opaque.ClientSecret, &k)), clientSecret{ID: k.ID[:], Hash: cs.hash(client, &k), Created: now.UnixMilli()}
 }

@@ -269,7 +269,7 @@ func (cs *Clients) assertion(ctx context.Context, k *knownClient, a *ClientAuth)
 	}) {
 		return false, nil
 	}
-	err := cs.s.Once(ctx, "assertion\x00"+k.ID+"\x00"+cl.ID, time.Unix(cl.Expires, 0))
+	err := cs.s.claim(ctx, "assertion\x00"+k.ID+"\x00"+cl.ID, time.Unix(cl.Expires, 0))
 	if errors.Is(err, ErrInvalidRequest) {
 		return false, nil // used before
 	}
@@ -345,7 +345,7 @@ func (s *Service) SignIntrospection(ctx context.Context, audience string, respon
 	if err := jws.CheckJSON(response); err != nil || !bytes.HasPrefix(response, []byte("{")) {
 		return "", &Error{Code: ErrInvalidRequest, Detail: "not a JSON object", Cause: err}
 	}
-	key, err := s.SigningKeys.active(s.state.position(), s.now(), nil)
+	key, err := s.SigningKeys.active(s.state.Position(), s.now(), nil)
 	if err != nil {
 		return "", err
 	}

@@ -37,7 +37,7 @@ func (k *SigningKeys) compromise(ctx context.Context, id, reason string, why Eve
 // withdraw writes the rule on what a key signed, and the ring without it, in one change.
 func (k *SigningKeys) withdraw(ctx context.Context, id, reason string, why EventType) error {
 	for try := 0; try < keyTries; try++ {
-		if err := k.s.state.refresh(ctx); err != nil {
+		if err := k.s.state.Refresh(ctx); err != nil {
 			return unavailable(err, "follow the store")
 		}
 		lock := k.locked()
@@ -153,7 +153,4 @@ func (k *SigningKeys) heal(ctx context.Context) {
 }
 
 // revoked reports whether a rule refuses all that a key signed.
-func (k *SigningKeys) revoked(kid string) bool {
-	v, ok := k.s.rules.at(classAlways, targetKey, "", kid, "")
-	return ok && v > 0
-}
+func (k *SigningKeys) revoked(kid string) bool { return k.s.rules.signed(kid) }

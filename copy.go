@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -382,7 +383,7 @@ func apply(ctx context.Context, st store.Store, c *store.Change) error {
 		case errors.Is(err, store.ErrReadOnly), errors.Is(err, store.ErrTooLarge), try == commitTries, ctx.Err() != nil:
 			return unavailable(err, "write")
 		}
-		if !sleep(ctx, jitter(wait)) {
+		if !follow.Sleep(ctx, follow.Jitter(wait)) {
 			return unavailable(err, "write")
 		}
 		wait *= 4
@@ -471,7 +472,7 @@ func (m *mover) await(ctx context.Context, began time.Time) error {
 	if m.frozen && time.Since(began) > copyWait {
 		return fail(ErrUnavailable, "the order of events is not final after %s: something, as a long transaction, holds it back", copyWait)
 	}
-	if !sleep(ctx, jitter(50*time.Millisecond)) {
+	if !follow.Sleep(ctx, follow.Jitter(50*time.Millisecond)) {
 		return unavailable(ctx.Err(), "wait for the order of events")
 	}
 	return nil
@@ -666,7 +667,7 @@ func (m *mover) cursors(ctx context.Context) error {
 
 // finish opens the target: its positions must lie behind all of the source's, or new rules would not reach old tokens.
 func (m *mover) finish(ctx context.Context, began time.Time) error {
-	last, err := follow(ctx, m.from)
+	last, err := readAll(ctx, m.from)
 	if err != nil {
 		return err
 	}
@@ -676,7 +677,7 @@ func (m *mover) finish(ctx context.Context, began time.Time) error {
 		if err := m.over(ctx, store.Record{Kind: store.KindMeta, ID: copyID, Data: []byte(time.Now().Format(time.RFC3339Nano))}); err != nil {
 			return err
 		}
-		head, err := follow(ctx, m.to)
+		head, err := readAll(ctx, m.to)
 		if err != nil {
 			return err
 		}
@@ -687,7 +688,7 @@ func (m *mover) finish(ctx context.Context, began time.Time) error {
 		if time.Now().After(deadline) {
 			return fail(ErrUnavailable, "the target's clock is behind the source's by %s: set it and repeat", time.Duration(last.N-head.N>>16)*time.Millisecond)
 		}
-		if !sleep(ctx, jitter(50*time.Millisecond)) {
+		if !follow.Sleep(ctx, follow.Jitter(50*time.Millisecond)) {
 			return unavailable(ctx.Err(), "wait for the target's clock")
 		}
 	}
@@ -700,9 +701,9 @@ func (m *mover) finish(ctx context.Context, began time.Time) error {
 }
 
 // follow is a store's newest position.
-func follow(ctx context.Context, st store.Store) (p store.Position, err error) {
+func readAll(ctx context.Context, st store.Store) (p store.Position, err error) {
 	for {
-		v, err := st.Follow(ctx, p, nil, followPage)
+		v, err := st.Follow(ctx, p, nil, follow.Page)
 		if err != nil {
 			return p, unavailable(err, "follow")
 		}

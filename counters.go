@@ -395,7 +395,7 @@ func (l *useLog) toWrite() []*useCounter {
 }
 
 // flush adds what was counted to the stored records, sixteen in a change.
-func (l *useLog) flush(ctx context.Context, s *Service) error {
+func (l *useLog) flush(ctx context.Context, s *core) error {
 	l.busy.Lock()
 	defer l.busy.Unlock()
 	list := l.toWrite()
@@ -453,7 +453,7 @@ func (l *useLog) giveBack(id used, u *useRecord) {
 	l.second, c.listed = append(l.second, c), true // it had room before it was taken
 }
 
-func (l *useLog) write(ctx context.Context, s *Service, batch map[used]*useRecord) error {
+func (l *useLog) write(ctx context.Context, s *core, batch map[used]*useRecord) error {
 	for try := 0; try < 4; try++ {
 		next := make(map[used]storedUse, len(batch))
 		c := s.newChange()
@@ -508,7 +508,7 @@ func (l *useLog) keep(batch map[used]*useRecord) {
 }
 
 // read is the stored count, from memory unless fresh is asked for.
-func (l *useLog) read(ctx context.Context, s *Service, id used, fresh bool) (storedUse, error) {
+func (l *useLog) read(ctx context.Context, s *core, id used, fresh bool) (storedUse, error) {
 	if !fresh {
 		l.mu.Lock()
 		u, ok := l.stored[id]

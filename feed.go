@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -40,7 +41,7 @@ const (
 )
 
 // applyRule appends a rule that the store has.
-func (l *feedLog) applyRule(s *Service, r store.Record) error {
+func (l *feedLog) applyRule(s *core, r store.Record) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.on {
@@ -51,7 +52,7 @@ func (l *feedLog) applyRule(s *Service, r store.Record) error {
 
 // add keeps the order: a record whose place was passed is here already. It comes again where a reading of several pages was cut,
 // which begins anew.
-func (l *feedLog) add(s *Service, r store.Record) error {
+func (l *feedLog) add(s *core, r store.Record) error {
 	if n := len(l.entries); n > 0 && r.Pos.N <= l.entries[n-1].pos {
 		return nil
 	}
@@ -87,7 +88,7 @@ func (x *ruleRecord) entry(key []byte, ns string) RevocationEntry {
 }
 
 // applyKey notes that an API key changed: answers about it that others keep are void.
-func (l *feedLog) applyKey(s *Service, r store.Record) {
+func (l *feedLog) applyKey(s *core, r store.Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.on {
@@ -107,19 +108,18 @@ func (l *feedLog) reset() {
 }
 
 // load fills the log from the store. The caller has the state's turn, so that no record comes in meanwhile.
-func (l *feedLog) load(ctx context.Context, s *Service) error {
-	root, key := s.SigningKeys.mac(purposeFeed)
+func (l *feedLog) load(ctx context.Context, s *core, root [4]byte, key []byte) error {
 	l.mu.Lock()
 	if l.on && l.root == root {
 		l.mu.Unlock()
 		return nil
 	}
 	l.mu.Unlock()
-	at := s.state.position()
+	at := s.state.Position()
 	fresh := feedLog{root: root, key: key, since: at.N}
 	var from store.Position
 	for {
-		v, err := s.st.Follow(ctx, from, []store.Kind{store.KindRule}, followPage)
+		v, err := s.st.Follow(ctx, from, []store.Kind{store.KindRule}, follow.Page)
 		if err != nil {
 			return err
 		}
@@ -166,10 +166,10 @@ func (s *Service) Revocations(ctx context.Context, after store.Position, max int
 	switch {
 	case !l.on:
 		return RevocationView{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the store's history changed just now"}
-	case after != (store.Position{}) && after.History != w.pos.History:
+	case after != (store.Position{}) && after.History != w.Pos.History:
 		return RevocationView{}, store.ErrDiverged
 	}
-	v := RevocationView{Key: bytes.Clone(l.key), Namespace: s.ns, Age: age, MaxLifetime: s.longest.Load().access, Next: w.pos, KeySet: s.SigningKeys.digest(), DropOpaque: after.N < l.since}
+	v := RevocationView{Key: bytes.Clone(l.key), Namespace: s.ns, Age: age, MaxLifetime: s.longest.Load().access, Next: w.Pos, KeySet: s.SigningKeys.digest(), DropOpaque: after.N < l.since}
 	// Entries are in order of position: the first one behind after.
 	i, _ := slices.BinarySearchFunc(l.entries, after.N+1, func(e feedEntry, n int64) int {
 		switch {
@@ -180,7 +180,7 @@ func (s *Service) Revocations(ctx context.Context, after store.Position, max int
 		}
 		return 0
 	})
-	for ; i < len(l.entries) && l.entries[i].pos <= w.pos.N; i++ {
+	for ; i < len(l.entries) && l.entries[i].pos <= w.Pos.N; i++ {
 		if len(v.Rules) == max {
 			v.More, v.Next.N = true, l.entries[i-1].pos
 			break
@@ -210,23 +210,23 @@ func (s *Service) loadFeed(ctx context.Context) error {
 	if ok {
 		return nil
 	}
-	if err := s.state.refresh(ctx); err != nil {
+	if err := s.state.Refresh(ctx); err != nil {
 		return err
 	}
-	select {
-	case s.state.turn <- struct{}{}:
-		defer func() { <-s.state.turn }()
-	case <-ctx.Done():
-		return ctx.Err()
+	release, err := s.state.Hold(ctx)
+	if err != nil {
+		return err
 	}
-	return s.feed.load(ctx, s)
+	defer release()
+	root, key := s.SigningKeys.mac(purposeFeed)
+	return s.feed.load(ctx, s.core, root, key)
 }
 
 // Wait returns when this process's view of the state is not at p, or ctx ends. For long polls of [Service.Revocations].
 func (s *Service) Wait(ctx context.Context, p store.Position) error {
 	for {
-		moved := *s.state.moved.Load()
-		if s.state.position() != p {
+		moved := s.state.Moved()
+		if s.state.Position() != p {
 			return nil
 		}
 		select {

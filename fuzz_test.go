@@ -77,10 +77,11 @@ func FuzzStoredRecord(f *testing.F) {
 	for _, s := range []string{`{"v":1}`, `{"v":1,"target":"subject:a","at":1}`, `{"v":2}`, `{"v":1,"sub":"a","client":"c","aud":["x"],"expires":1}`, `{}`, `null`, `[]`, `{"v":1,"v":1}`, ``} {
 		f.Add([]byte(s), "subject:a")
 	}
-	s := &Service{cfg: Config{Issuer: "https://a.example.com", KeyRotation: time.Hour}, now: time.Now}
+	s := &Service{core: newCore(Config{Issuer: "https://a.example.com", KeyRotation: time.Hour, Now: time.Now}, false)}
 	s.longest.Store(&lifespans{})
-	s.audit = newAuditLog(s)
-	s.Clients, s.SigningKeys, s.APIKeys = newClients(s), newSigningKeys(s), newAPIKeys(s)
+	s.SigningKeys = newSigningKeys(s.core)
+	s.Clients = newClients(s.core, s.SigningKeys)
+	s.APIKeys = newAPIKeys(s.core, s.SigningKeys, s.Clients)
 	f.Fuzz(func(t *testing.T, data []byte, id string) {
 		for _, kind := range []store.Kind{store.KindRule, store.KindClient, store.KindRole, store.KindAPIKey, kindGrant, kindTicket, store.KindEvent} {
 			r := store.Record{Kind: kind, ID: id, Data: data}
@@ -91,7 +92,7 @@ func FuzzStoredRecord(f *testing.F) {
 				}
 				_ = newRuleBook(localKeyer()).applyRecord(r)
 			case store.KindClient:
-				_ = newClients(s).applyRecord(r)
+				_ = newClients(s.core, s.SigningKeys).applyRecord(r)
 			case store.KindRole:
 				_ = newRoleBook().applyRecord(r)
 			case store.KindAPIKey:
@@ -130,36 +131,4 @@ func FuzzCleanText(f *testing.F) {
 			t.Fatalf("%q comes out as %q", s, out)
 		}
 	})
-}
-
-// A store whose clock went back stamps its writes as before, so that by it nothing ever gets older. Grace is not for ever.
-func TestTheAgeOfARotation(t *testing.T) {
-	t.Parallel()
-	now := time.UnixMilli(1_800_000_000_000)
-	sec := func(n int) int64 { return now.UnixMilli() + int64(n)*1000 }
-	for name, c := range map[string]struct {
-		ahead          int64 // the store's clock before ours, s
-		written, local int   // s from now, by the store's clock and by its writer's
-		injected       bool
-		want           time.Duration
-		ok             bool
-	}{
-		"clocks agree":                        {0, -7, -7, false, 7 * time.Second, true},
-		"the store's is ahead":                {3600, 3593, -7, false, 7 * time.Second, true},
-		"the store's is behind":               {-3600, -3607, -7, false, 7 * time.Second, true},
-		"the writer's is wrong":               {0, -7, 3600, false, 7 * time.Second, true},
-		"an answer took long":                 {-2, 0, 0, false, 0, true},
-		"the store's went back before it":     {0, 3600, -7, false, 7 * time.Second, true},
-		"both went back since":                {0, 3600, 3600, false, 0, false},
-		"a test's clock stands before a wall": {0, -3600, -7, true, time.Hour, true},
-		"a test's clock moves on":             {0, 0, -60, true, time.Minute, true},
-	} {
-		s := &Service{now: func() time.Time { return now }, injected: c.injected}
-		st := newState(s)
-		st.ahead.Store(c.ahead * 1000)
-		age, ok := st.since(sec(c.written), sec(c.local))
-		if age != c.want || ok != c.ok {
-			t.Errorf("%s: %s, %v; want %s, %v", name, age, ok, c.want, c.ok)
-		}
-	}
 }

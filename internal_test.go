@@ -60,7 +60,7 @@ func TestACompromisedKeyLosesEveryRace(t *testing.T) {
 // on when they are used again.
 func TestOneCounterForAGrant(t *testing.T) {
 	t.Parallel()
-	a := newAuditLog(&Service{})
+	a := newAuditLog(&core{})
 	l := &a.uses
 	id := []byte("a grant of a request's memory")
 	one := a.counter(useGrant, string(id))
@@ -129,7 +129,7 @@ func TestTheCacheComparesWholeTexts(t *testing.T) {
 // What could not be written is written later, however much there is of it: scopes too, which a counter notes once.
 func TestCountsThatWereNotWrittenHaveRoom(t *testing.T) {
 	t.Parallel()
-	l := &newAuditLog(&Service{}).uses
+	l := &newAuditLog(&core{}).uses
 	const many = maxUses/2 + 1000
 	for i := range many {
 		c := &useCounter{log: l, used: used{useGrant, strconv.Itoa(i)}}

@@ -191,7 +191,7 @@ func (s *Service) issue(ctx context.Context, r Request, with func(*change, strin
 	for try := 1; ; try++ {
 		// At each try anew: the rule that overtook the one before may tell of a client or a role that lost what was planned.
 		// From before the plan on: a rule that comes while a client proves itself reaches what is made of what it was.
-		at, known := s.state.position(), s.rules.version.Load()
+		at, known := s.state.Position(), s.rules.version.Load()
 		var p plan
 		if err := s.planFor(ctx, &p, &r); err != nil {
 			return nil, err
@@ -311,8 +311,8 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 	}
 	now := s.now() // a stamp may be of an answer that is given again
 	key, err := s.SigningKeys.active(t.pos.view, now, aud)
-	if err != nil && s.state.refresh(ctx) == nil { // withdrawn, and its successor is newer than this view
-		t.pos.view = s.state.position()
+	if err != nil && s.state.Refresh(ctx) == nil { // withdrawn, and its successor is newer than this view
+		t.pos.view = s.state.Position()
 		key, err = s.SigningKeys.active(t.pos.view, now, aud)
 	}
 	if err != nil {
@@ -508,7 +508,7 @@ func sortedScopes(in Scopes) Scopes {
 }
 
 // audiencesOf is what a client may ask for, its default first.
-func (s *Service) audiencesOf(c *Client) []string {
+func (s *core) audiencesOf(c *Client) []string {
 	if len(c.Audiences) > 0 {
 		return c.Audiences
 	}
@@ -533,7 +533,7 @@ func (s *Service) audiencesFor(c *Client, asked []string) ([]string, error) {
 }
 
 // lifetimes are the client's, and the service's where it has none, never longer than the service's maximum.
-func (s *Service) lifetimes(c *Client) Lifetimes {
+func (s *core) lifetimes(c *Client) Lifetimes {
 	l, base := c.Lifetimes, s.cfg.Lifetimes
 	pick := func(own, base time.Duration) time.Duration {
 		if own > 0 {
@@ -548,7 +548,7 @@ func (s *Service) lifetimes(c *Client) Lifetimes {
 	return l
 }
 
-func (s *Service) lifeFor(c *Client, asked time.Duration) (time.Duration, error) {
+func (s *core) lifeFor(c *Client, asked time.Duration) (time.Duration, error) {
 	l := s.lifetimes(c)
 	switch {
 	case asked < 0:
@@ -580,7 +580,7 @@ func (s *Service) issueUnder(ctx context.Context, r Request) (*Issued, error) {
 			return nil, fail(ErrInvalidRequest, "the grant is another client's")
 		}
 	}
-	view := s.state.position()
+	view := s.state.Position()
 	p, err := s.planUnder(ctx, r.Grant, g, r.Scopes)
 	if err != nil {
 		return nil, err
@@ -739,7 +739,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 	if err := s.audit.ready(); err != nil {
 		return nil, err
 	}
-	view := s.state.position() // as old as what is decided by
+	view := s.state.Position() // as old as what is decided by
 	c, err := s.Clients.Authenticate(ctx, r.Auth)
 	if err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -18,9 +19,9 @@ const (
 
 // janitor removes what has expired, in small steps, and finishes rules that must wait for API keys to end.
 func (s *Service) janitor(ctx context.Context) {
-	clock := newTrustedClock(s.now)
+	clock := follow.NewClock(s.now)
 	for {
-		t := time.NewTimer(jitter(janitorEvery))
+		t := time.NewTimer(follow.Jitter(janitorEvery))
 		select {
 		case <-ctx.Done():
 			t.Stop()
@@ -28,18 +29,18 @@ func (s *Service) janitor(ctx context.Context) {
 		case <-s.hurry:
 			t.Stop()
 			s.putBack(ctx)
-			if s.rules.missing.Load() && !sleep(ctx, time.Second) { // the store is not there yet
+			if s.rules.missing.Load() && !follow.Sleep(ctx, time.Second) { // the store is not there yet
 				return
 			}
 			s.hasten()
 		case <-t.C:
-			s.tidy(ctx, clock.now())
+			s.tidy(ctx, clock.Now())
 		}
 	}
 }
 
 // hasten makes the janitor put back lost rules now, if there are any.
-func (s *Service) hasten() {
+func (s *core) hasten() {
 	if !s.rules.missing.Load() {
 		return
 	}
@@ -69,48 +70,13 @@ func (s *Service) tidy(ctx context.Context, before time.Time) {
 				}
 				return
 			}
-			if n < purgeStep || !sleep(ctx, purgePause) {
+			if n < purgeStep || !follow.Sleep(ctx, purgePause) {
 				break
 			}
 		}
 	}
 	s.rules.sweep(before)
 	s.feed.sweep(before)
-}
-
-// trustedClock believes a forward step only after it has stood for an hour of monotonic time.
-type trustedClock struct {
-	wall  func() time.Time
-	base  time.Time // believed
-	mono  time.Time // when base was believed
-	since time.Time // when the wall was first seen ahead; zero: it is not
-}
-
-const (
-	stepBelieved = time.Hour
-	stepSize     = time.Minute
-)
-
-func newTrustedClock(wall func() time.Time) *trustedClock {
-	return &trustedClock{wall: wall, base: wall().Round(0), mono: time.Now()}
-}
-
-func (c *trustedClock) now() time.Time {
-	mono := time.Now()
-	wall := c.wall().Round(0)
-	believed := c.base.Add(mono.Sub(c.mono))
-	if wall.Sub(believed) < stepSize {
-		c.since = time.Time{}
-		return wall
-	}
-	if c.since.IsZero() {
-		c.since = mono
-	}
-	if mono.Sub(c.since) >= stepBelieved {
-		c.base, c.mono, c.since = wall, mono, time.Time{}
-		return wall
-	}
-	return believed
 }
 
 // finishRules gives rules without a purge time one, once the API keys and client secrets that they hit have ended: those may
@@ -132,7 +98,7 @@ func (s *Service) finishRules(ctx context.Context, now time.Time) {
 		}
 		// From now, not from when it was made: the clock may have been behind then.
 		life := s.longest.Load()
-		r.Expires = s.state.latest(now).Add(max(life.access+life.grant, life.foreign) + ruleSlack).UnixMilli()
+		r.Expires = s.state.Latest(now).Add(max(life.access+life.grant, life.foreign) + ruleSlack).UnixMilli()
 		data, err := json.Marshal(x) // with Q: rewriting must not move the rule behind what came since
 		if err != nil {
 			continue
@@ -233,7 +199,7 @@ func (s *Service) putBackAll(ctx context.Context) error {
 }
 
 // pages walks a listing. No transaction of the store is open while the caller runs.
-func (s *Service) pages(ctx context.Context, q store.Query, p Page) iter.Seq2[store.Record, error] {
+func (s *core) pages(ctx context.Context, q store.Query, p Page) iter.Seq2[store.Record, error] {
 	return func(yield func(store.Record, error) bool) {
 		q.Limit = 200
 		n := 0

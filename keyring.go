@@ -187,7 +187,7 @@ func (k *SigningKeys) presented(ctx context.Context, kid [4]byte, purpose string
 		if looked || last != nil && now.Sub(*last) < lookEvery || !k.looked.CompareAndSwap(last, &now) {
 			return nil, nil
 		}
-		if err := k.s.state.refresh(ctx); err != nil {
+		if err := k.s.state.Refresh(ctx); err != nil {
 			return nil, unavailable(err, "look for a root secret")
 		}
 	}
@@ -216,7 +216,7 @@ func (k *SigningKeys) turn() {
 		return cmp.Or(cmp.Compare(a.rec.Activates, b.rec.Activates), cmp.Compare(a.rec.Took, b.rec.Took), cmp.Compare(a.rec.Created, b.rec.Created), cmp.Compare(a.kid, b.kid))
 	})
 	r.lanes = k.lanes(r.keys)
-	if old, at := k.ring.Load(), k.s.state.position().N; r.pos > at {
+	if old, at := k.ring.Load(), k.s.state.Position().N; r.pos > at {
 		if r.before = old.before; old.pos <= at {
 			settled := *old
 			settled.before = nil
@@ -224,7 +224,7 @@ func (k *SigningKeys) turn() {
 		}
 	}
 	k.ring.Store(r)
-	k.publish()
+	k.tell()
 }
 
 // lanes sorts the keys by whom they sign for.
@@ -262,10 +262,10 @@ func (x *knownSigner) audience() string {
 	return x.public.Audience
 }
 
-// publish hands the validator what verifies now.
-func (k *SigningKeys) publish() {
-	if t := k.s.trust; t != nil {
-		t.setKeys(k.publicKeys())
+// tell hands the validator what verifies now.
+func (k *SigningKeys) tell() {
+	if k.publish != nil {
+		k.publish(k.publicKeys())
 	}
 }
 

@@ -30,7 +30,8 @@ type SigningKey struct {
 // ring and the clock: each key is made with the time from which it signs, far enough ahead that every validator
 // knows it by then, and it retires when its successor begins. So all processes agree without a word.
 type SigningKeys struct {
-	s *Service
+	s       *core
+	publish func([]*jws.PublicKey) // to our validator; nil before there is one
 
 	mu      sync.Mutex // guards the maps, and the making of rings from them
 	records map[string]knownSigner
@@ -116,7 +117,7 @@ const (
 	signTimeout = 5 * time.Second // of a key outside, when the caller sets no deadline
 )
 
-func newSigningKeys(s *Service) *SigningKeys {
+func newSigningKeys(s *core) *SigningKeys {
 	k := &SigningKeys{s: s, kick: make(chan struct{}, 1), roots: map[[4]byte]*rootSecret{}, outside: map[string]*jws.Signer{}}
 	k.records, k.shut = map[string]knownSigner{}, map[[4]byte]store.Record{}
 	k.ring.Store(&ring{lanes: k.lanes(nil)})
@@ -152,7 +153,7 @@ func (x *signingKey) signText(ctx context.Context, typ string, payload []byte) (
 
 // List returns the ring, the newest key first; behind the common keys those of each audience that has its own.
 func (k *SigningKeys) List(ctx context.Context) ([]SigningKey, error) {
-	if err := k.s.Sync(ctx); err != nil {
+	if err := k.s.sync(ctx); err != nil {
 		return nil, err
 	}
 	var out []SigningKey

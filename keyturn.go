@@ -12,6 +12,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -123,7 +124,7 @@ func (k *SigningKeys) putLock(c *change, lock store.Version) error {
 // first. A change that stays empty is not written.
 func (k *SigningKeys) change(ctx context.Context, f func(c *change, r *ring) error) error {
 	for try := 0; try < keyTries; try++ {
-		if err := k.s.state.refresh(ctx); err != nil {
+		if err := k.s.state.Refresh(ctx); err != nil {
 			return unavailable(err, "follow the store")
 		}
 		lock := k.locked()
@@ -233,7 +234,7 @@ func (k *SigningKeys) young(r *ring) bool {
 func (k *SigningKeys) run(ctx context.Context) {
 	tick := min(max(k.lead()/8, 10*time.Millisecond), keyTick)
 	for {
-		t := time.NewTimer(jitter(tick))
+		t := time.NewTimer(follow.Jitter(tick))
 		select {
 		case <-ctx.Done():
 			t.Stop()
@@ -251,7 +252,7 @@ func (k *SigningKeys) tend(ctx context.Context) {
 	if err := k.openRoots(ctx); err != nil {
 		k.s.log.Error("apitoken: a root secret can not be opened", "error", err)
 	}
-	k.publish()
+	k.tell()
 	k.heal(ctx)
 	if err := k.rotateIfDue(ctx); err != nil && ctx.Err() == nil {
 		k.s.log.Warn("apitoken: rotation of the signing key failed and will be tried again", "error", err)

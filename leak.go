@@ -119,7 +119,7 @@ func (b *ruleBook) ended(id string) bool {
 
 // endHeld puts rules on targets into force here, then has the store told by write, which does nothing where it was told
 // already. As long as the outcome is unknown they stay in force, and write is tried again.
-func (s *Service) endHeld(ctx context.Context, targets []Target, write func(context.Context) (bool, error)) (bool, error) {
+func (s *core) endHeld(ctx context.Context, targets []Target, write func(context.Context) (bool, error)) (bool, error) {
 	began := time.Now()
 	holds := make([]*pendingRule, len(targets))
 	for i, t := range targets {
@@ -307,7 +307,7 @@ func (cs *Clients) endLeaked(ctx context.Context, text, reason string) (found, e
 	list := cs.holders(key)
 	if len(list) == 0 {
 		// Another process may have made it a moment ago. Junk ends at the tag, without a look at the store.
-		mac, err := cs.s.SigningKeys.presented(ctx, key.KID, purposeSecretTag)
+		mac, err := cs.signing.presented(ctx, key.KID, purposeSecretTag)
 		if err != nil {
 			return 0, 0, err
 		}
@@ -315,7 +315,7 @@ func (cs *Clients) endLeaked(ctx context.Context, text, reason string) (found, e
 		if mac == nil || subtle.ConstantTimeCompare(tag[:], key.Tag[:]) != 1 {
 			return 0, 0, nil
 		}
-		if err := cs.s.state.refresh(ctx); err != nil {
+		if err := cs.s.state.Refresh(ctx); err != nil {
 			return 0, 0, unavailable(err, "look for the client of a leaked secret")
 		}
 		list = cs.holders(key)
@@ -348,7 +348,7 @@ func (cs *Clients) withdraw(ctx context.Context, x heldSecret, reason string) (b
 		}
 		if !rec.withdraw(x.hash, cs.s.now()) {
 			// Done before, perhaps by us, unheard: this process must know it too before it stops refusing on its own.
-			if err := cs.s.state.refresh(ctx); err != nil {
+			if err := cs.s.state.Refresh(ctx); err != nil {
 				return false, unavailable(err, "read back the client of a leaked secret")
 			}
 			return false, nil

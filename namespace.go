@@ -122,7 +122,7 @@ func (s *Service) writeMeta(ctx context.Context, m metaRecord, v store.Version) 
 	if err != nil {
 		return err
 	}
-	c := &change{s: s}
+	c := &change{s: s.core}
 	rand.Read(c.ID[:])
 	c.Puts = append(c.Puts, store.Put{Record: store.Record{Kind: store.KindMeta, ID: metaID, Data: data}, Expect: v})
 	_, err = s.applyRetrying(ctx, c)
@@ -132,7 +132,7 @@ func (s *Service) writeMeta(ctx context.Context, m metaRecord, v store.Version) 
 // afterRestore compares the store's history with the one that was accepted. Another one means that acknowledged
 // writes may be lost, revocations among them: it takes a choice.
 func (s *Service) afterRestore(ctx context.Context) error {
-	now := s.state.position().History
+	now := s.state.Position().History
 	if s.accepted == now || now == 0 {
 		return nil
 	}

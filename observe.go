@@ -82,13 +82,6 @@ func (l *observers) add(o Observer) (stop func()) {
 // Observe adds o, until stop is called. Metrics, traces and misuse detectors attach themselves by it.
 func (s *Service) Observe(o Observer) (stop func()) { return s.valid.observers.add(o) }
 
-func (s *Service) observe(ctx context.Context, o Observation) {
-	if s.valid != nil && s.valid.observers.any() {
-		o.Origin = originOf(ctx)
-		s.valid.observers.observe(ctx, o)
-	}
-}
-
 // Backlog is what one process has counted, decided or is to deliver, and has not got rid of yet: for metrics and health checks.
 type Backlog struct {
 	Refusals    int // distinct ones that were counted and are not in the log yet, at most 128

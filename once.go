@@ -36,7 +36,7 @@ func (s *Service) DoOnce(ctx context.Context, name string, until time.Time, f fu
 		return false, fail(ErrInvalidRequest, "a deed without a name or a function")
 	}
 	h := opaque.Hash("deed1", []byte(s.ns), []byte(name))
-	d := deed{s: s, id: hex.EncodeToString(h[:]), until: until}
+	d := deed{s: s.core, id: hex.EncodeToString(h[:]), until: until}
 	if free, err := d.begin(ctx); !free {
 		return false, err
 	}
@@ -59,7 +59,7 @@ func (s *Service) DoOnce(ctx context.Context, name string, until time.Time, f fu
 
 // deed is one try.
 type deed struct {
-	s       *Service
+	s       *core
 	id      string
 	until   time.Time
 	version store.Version

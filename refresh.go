@@ -183,10 +183,10 @@ func (s *Service) refreshOnce(ctx context.Context, r RefreshRequest, t *opaque.R
 	}
 	if next != nil {
 		// Asked now: what others have revoked is not handed out again, and the store's clock says how long ago it was.
-		if err := s.state.refresh(ctx); err != nil {
+		if err := s.state.Refresh(ctx); err != nil {
 			return nil, unavailable(err, "look for revocations")
 		}
-		age, ok := s.state.since(g.written(rec), g.Refreshed)
+		age, ok := s.state.Since(g.written(rec), g.Refreshed)
 		grace := s.cfg.Refresh.Grace
 		// Whoever had to prove himself may ask again until he has used the answer.
 		proved := !owner.Public || g.Binding != ""
@@ -247,7 +247,7 @@ func (s *Service) rotates(c *Client, g *grantRecord) bool {
 // advance is the refresh proper: check, sign, then write with one compare-and-swap. A failure before the write
 // burns nothing.
 func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.RefreshToken, id string, g *grantRecord, v store.Version) (*Issued, error) {
-	view := s.state.position() // before the plan: a rule that comes while the host is asked reaches what is made of it
+	view := s.state.Position() // before the plan: a rule that comes while the host is asked reaches what is made of it
 	p, err := s.planRefresh(ctx, id, g, r)
 	if err != nil {
 		return nil, err
@@ -298,7 +298,7 @@ func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.Refre
 			return nil, err
 		}
 		// The token is spent by now, so that the answer is made of what is allowed since, rather than asked for again.
-		st.pos.view = s.state.position()
+		st.pos.view = s.state.Position()
 		if p, err = s.planRefresh(ctx, id, &next, r); err != nil {
 			return nil, err
 		}
@@ -334,7 +334,7 @@ func (s *Service) planRefresh(ctx context.Context, id string, g *grantRecord, r 
 // the same jti and times. There is nothing new, so there is nothing to write, and racers do not conflict. Only when that
 // access token has run out meanwhile there is a new one beside the same refresh token.
 func (s *Service) repeat(ctx context.Context, r RefreshRequest, id string, g *grantRecord, next *opaque.RefreshToken) (*Issued, error) {
-	view := s.state.position()
+	view := s.state.Position()
 	p, err := s.planRefresh(ctx, id, g, RefreshRequest{Binding: r.Binding})
 	if err != nil {
 		return nil, err
@@ -372,10 +372,10 @@ func (s *Service) repeat(ctx context.Context, r RefreshRequest, id string, g *gr
 }
 
 // alert records what nobody should ever see. It never stops what it tells of.
-func (s *Service) alert(ctx context.Context, what string, e Event) {
+func (s *core) alert(ctx context.Context, what string, e Event) {
 	e.Reason = what
 	s.log.Error("apitoken: alert", "what", what, "grant", e.Grant)
-	if err := s.Alert(ctx, e); err != nil {
+	if err := s.alarm(ctx, e); err != nil {
 		s.log.Error("apitoken: the alert could not be recorded", "what", what, "error", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -63,7 +64,7 @@ func (s *Service) revoke(ctx context.Context, target Target, reason string, why 
 }
 
 // ownTarget spells our own issuer as the empty one, so that one principal has one key.
-func (s *Service) ownTarget(t Target) Target {
+func (s *core) ownTarget(t Target) Target {
 	if t.issuer == s.cfg.Issuer {
 		t.issuer = ""
 	}
@@ -146,7 +147,7 @@ func (t *Target) proved(subject, client string) error {
 
 // writeRule puts a rule into force here, then into the store, together with its event and what extra adds. While
 // the outcome is unknown the rule stays in force here and is tried again until the store has it.
-func (s *Service) writeRule(ctx context.Context, t Target, mint bool, reason string, why EventType, extra func(*change) error) error {
+func (s *core) writeRule(ctx context.Context, t Target, mint bool, reason string, why EventType, extra func(*change) error) error {
 	hold := &pendingRule{target: t, mint: mint}
 	s.rules.hold(hold)
 	c := s.newChange()
@@ -177,7 +178,7 @@ func (s *Service) writeRule(ctx context.Context, t Target, mint bool, reason str
 
 // nameOwner notes whose grant or API key was revoked, where the store says so at once: the rule is in force by now, and does
 // not wait for it.
-func (s *Service) nameOwner(ctx context.Context, e *Event) {
+func (s *core) nameOwner(ctx context.Context, e *Event) {
 	if e.Subject != "" || e.Grant == "" && e.TokenID == "" {
 		return
 	}
@@ -193,13 +194,13 @@ func (s *Service) nameOwner(ctx context.Context, e *Event) {
 }
 
 // addRule puts the rule's record into c.
-func (s *Service) addRule(ctx context.Context, c *change, t Target, mint bool, reason string) error {
-	return s.addRuleUntil(ctx, c, t, mint, reason, s.ruleExpiry(ctx, t, s.state.latest(s.now())))
+func (s *core) addRule(ctx context.Context, c *change, t Target, mint bool, reason string) error {
+	return s.addRuleUntil(ctx, c, t, mint, reason, s.ruleExpiry(ctx, t, s.state.Latest(s.now())))
 }
 
 // addRuleUntil is addRule for a rule that may be purged at expires, Unix ms; 0: as ruleExpiry says.
-func (s *Service) addRuleUntil(ctx context.Context, c *change, t Target, mint bool, reason string, expires int64) error {
-	now := s.state.latest(s.now())
+func (s *core) addRuleUntil(ctx context.Context, c *change, t Target, mint bool, reason string, expires int64) error {
+	now := s.state.Latest(s.now())
 	data, err := json.Marshal(ruleRecord{V: 1, Target: t, Mint: mint, At: now.UnixMilli(), Reason: clip(reason, maxReason), Actor: actorOf(ctx)})
 	if err != nil {
 		return &Error{Code: ErrInvalidRequest, Detail: "rule", Cause: err}
@@ -260,7 +261,7 @@ const ruleSlack = time.Hour
 
 // ruleExpiry is the earliest time to purge a rule on t: after everything that it hits has died. 0: not before the
 // janitor has ended the API keys that it hits, or never.
-func (s *Service) ruleExpiry(ctx context.Context, t Target, now time.Time) int64 {
+func (s *core) ruleExpiry(ctx context.Context, t Target, now time.Time) int64 {
 	longest := s.longest.Load()
 	access := now.Add(longest.access + ruleSlack)
 	session := access.Add(longest.grant)
@@ -313,12 +314,12 @@ func clip(s string, n int) string {
 }
 
 // retryRule keeps trying to write a rule whose outcome is unknown, until it is known or the service closes.
-func (s *Service) retryRule(hold *pendingRule, write func(context.Context) error) {
+func (s *core) retryRule(hold *pendingRule, write func(context.Context) error) {
 	s.retry(hold.target, write, func() { s.rules.release(hold) })
 }
 
 // retry keeps trying to write what ends target, which is in force here, and calls done when the store has it.
-func (s *Service) retry(target Target, write func(context.Context) error, done func()) {
+func (s *core) retry(target Target, write func(context.Context) error, done func()) {
 	s.retryMu.Lock()
 	defer s.retryMu.Unlock()
 	if s.ctx.Err() != nil {
@@ -340,7 +341,7 @@ type ruleRetry struct {
 // ruleWriter writes c again, which holds a rule. Where what came with the rule lost a race in the meantime, or was done and
 // changed again, the rule is written alone: whoever asked for both was told that it is in force and will be written. If the
 // rule is there already, a conflict says so.
-func (s *Service) ruleWriter(c *change) func(context.Context) error {
+func (s *core) ruleWriter(c *change) func(context.Context) error {
 	return func(ctx context.Context) error {
 		_, err := s.commit(ctx, c)
 		if !errors.Is(err, store.ErrConflict) || len(c.Puts) == 1 {
@@ -365,7 +366,7 @@ func (c *change) alone() *change {
 }
 
 // retryRules is the loop behind retryRule.
-func (s *Service) retryRules(ctx context.Context) {
+func (s *core) retryRules(ctx context.Context) {
 	wait := 100 * time.Millisecond
 	for {
 		s.retryMu.Lock()
@@ -398,7 +399,7 @@ func (s *Service) retryRules(ctx context.Context) {
 		s.retryMu.Lock()
 		s.retries = append(s.retries[1:], first) // one that can not be written keeps none of the others from it; their order does not matter
 		s.retryMu.Unlock()
-		if !sleep(ctx, jitter(wait)) {
+		if !follow.Sleep(ctx, follow.Jitter(wait)) {
 			return
 		}
 		wait = min(2*wait, 5*time.Second)

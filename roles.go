@@ -132,7 +132,7 @@ func (s *Service) defineRoles(ctx context.Context) error {
 		}
 		err := s.writeRole(ctx, role, roleRecord{V: 1, Scopes: sortedScopes(s.cfg.Roles[role])}, store.Version{}, false)
 		if errors.Is(err, store.ErrConflict) { // another process was first
-			err = s.state.refresh(ctx)
+			err = s.state.Refresh(ctx)
 		}
 		if err != nil {
 			return err

@@ -410,3 +410,9 @@ func (b *ruleBook) sweep(before time.Time) {
 		b.index.Sweep(before.UnixMilli())
 	}
 }
+
+// signed reports whether a rule refuses all that a key signed.
+func (b *ruleBook) signed(kid string) bool {
+	v, ok := b.at(classAlways, targetKey, "", kid, "")
+	return ok && v > 0
+}

@@ -8,13 +8,12 @@ import (
 	"net/url"
 	"reflect"
 	"regexp"
-	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -28,39 +27,16 @@ type Service struct {
 	APIKeys     *APIKeys     // the keys of all subjects; APIKeys.For narrows it to one caller
 	SigningKeys *SigningKeys // the ring
 
-	cfg   Config // as checked, with defaults; never changed after New
-	st    store.Store
-	now   func() time.Time
-	log   *slog.Logger
-	ns    string // random name of this namespace, part of every MAC, hash and associated data
-	state *state
-	audit *auditLog
-	rules *ruleBook
+	*core
 	feed  feedLog
 	roles *roleBook
 	valid *JWTValidator
 	trust *trust // our own issuer, among valid's
 
-	audiences []string // all of cfg's, the first one first
-
-	accepted uint64                    // the store's history that the services accepted; set by New
-	copied   [2]int64                  // metaRecord.Copied
-	hurry    chan struct{}             // wakes the janitor: a store has lost rules that are known here
-	longest  atomic.Pointer[lifespans] // of tokens, as ever configured
-
-	turns    turns // of those who redeem one ticket
-	injected bool  // Config.Now was given
-
-	retryMu   sync.Mutex // guards retries
-	retries   []ruleRetry
-	retryKick chan struct{}
-
-	ctx  context.Context // ends at Close
-	stop context.CancelFunc
-	wg   sync.WaitGroup
-	once sync.Once
-
-	closed atomic.Bool // by Close, once all is written
+	accepted uint64   // the store's history that the services accepted; set by New
+	copied   [2]int64 // metaRecord.Copied
+	turns    turns    // of those who redeem one ticket
+	once     sync.Once
 }
 
 // Config configures New. Required fields have no silent default.
@@ -416,16 +392,14 @@ func New(c Config) (*Service, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: c, injected: injected, st: c.Store, now: c.Now, log: c.Logger, retryKick: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
-	s.ctx, s.stop = context.WithCancel(context.Background())
-	s.Clients = newClients(s)
-	s.APIKeys = newAPIKeys(s)
-	s.SigningKeys = newSigningKeys(s)
+	s := &Service{core: newCore(c, injected)}
+	s.SigningKeys = newSigningKeys(s.core)
+	s.Clients = newClients(s.core, s.SigningKeys)
+	s.APIKeys = newAPIKeys(s.core, s.SigningKeys, s.Clients)
+	s.audit.known = func(client string) bool { return s.Clients.lookup(client) != nil }
 	s.roles = newRoleBook()
-	s.rules = newRuleBook(localKeyer())
-	s.audiences = append([]string{c.Audience}, c.Audiences...)
-	s.audit = newAuditLog(s)
-	s.state = newState(s)
+	s.state = follow.New(s.ctx, follow.Config{Store: c.Store, Now: c.Now, Injected: injected, Log: c.Logger, Staleness: c.Validation.MaxStaleness,
+		First: snapshotKinds, Then: followedKinds}, follow.To{Apply: s.apply, Aside: s.setAside, Forget: s.forget, Lost: s.lost, Round: s.round})
 	if err := s.start(); err != nil {
 		s.Close()
 		return nil, err
@@ -439,7 +413,7 @@ func (s *Service) start() error {
 	if err := s.openNamespace(ctx); err != nil {
 		return err
 	}
-	if err := s.state.refresh(ctx); err != nil {
+	if err := s.state.Refresh(ctx); err != nil {
 		return startError(ctx, err)
 	}
 	if err := s.SigningKeys.ensure(ctx); err != nil {
@@ -456,7 +430,7 @@ func (s *Service) start() error {
 	if err := s.afterRestore(ctx); err != nil {
 		return startError(ctx, err)
 	}
-	s.goRun("follow", s.state.run)
+	s.goRun("follow", s.state.Run)
 	s.goRun("keys", s.SigningKeys.run)
 	s.goRun("audit", s.audit.run)
 	s.goRun("janitor", s.janitor)
@@ -473,16 +447,6 @@ func startError(ctx context.Context, err error) error {
 		return &ConfigError{Field: "Store", Err: fail(ErrUnavailable, "Config.Store did not answer within %s: %s", startTimeout, detailOf(err))}
 	}
 	return &ConfigError{Field: "Store", Err: &Error{Code: ErrUnavailable, Detail: "start: " + detailOf(err), Cause: nil}}
-}
-
-// goRun runs f until Close; its context ends then.
-func (s *Service) goRun(name string, f func(context.Context)) {
-	s.wg.Add(1)
-	go func() {
-		defer s.wg.Done()
-		// In a host's profiles, what runs behind its calls has a name.
-		pprof.Do(s.ctx, pprof.Labels("apitoken", name), f)
-	}()
 }
 
 // Close ends the service's goroutines and writes what is buffered. It does not close the store. What would change something
@@ -506,10 +470,7 @@ func (s *Service) Close() error {
 
 // Sync catches up with the store: what any process wrote before the call is in force here when it returns.
 func (s *Service) Sync(ctx context.Context) error {
-	if err := s.state.refresh(ctx); err != nil {
-		return unavailable(err, "follow the store")
-	}
-	return nil
+	return s.sync(ctx)
 }
 
 // Now is the service's clock, Config.Now: for whatever compares times with its records.

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -38,7 +39,7 @@ func (s *Service) Feed(ctx context.Context, x Sink) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
-	f := newSinkFeed(s, x)
+	f := newSinkFeed(s.core, x)
 	s.audit.fed.Store(f, nil)
 	defer s.audit.fed.Delete(f)
 	f.run(ctx)
@@ -72,7 +73,7 @@ type cursorRecord struct {
 
 // sinkFeed feeds one sink.
 type sinkFeed struct {
-	s    *Service
+	s    *core
 	sink Sink
 	id   string // of this process
 
@@ -84,7 +85,7 @@ type sinkFeed struct {
 	busy    chan struct{} // holds the one call that may be under way
 }
 
-func newSinkFeed(s *Service, x Sink) *sinkFeed {
+func newSinkFeed(s *core, x Sink) *sinkFeed {
 	if x.Timeout == 0 {
 		x.Timeout = sinkTimeout
 	}
@@ -100,7 +101,7 @@ func (f *sinkFeed) lag(now time.Time) time.Duration {
 
 func (f *sinkFeed) run(ctx context.Context) {
 	wait := sinkPoll
-	for sleep(ctx, jitter(wait)) {
+	for follow.Sleep(ctx, follow.Jitter(wait)) {
 		n, err := f.round(ctx)
 		if err != nil && ctx.Err() == nil {
 			f.s.log.Warn("apitoken: audit sink is behind", "sink", f.sink.Name, "lag", f.lag(f.s.now()), "error", err)

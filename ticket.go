@@ -124,7 +124,7 @@ func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (Secret, err
 	}
 	now := s.now()
 	rec := ticketRecord{V: 1, Client: t.Client, Challenge: t.Challenge, Redirect: t.RedirectURI, Expires: now.Add(t.Lifetime).UnixMilli(),
-		Birth: s.state.position(), Subject: r.Subject, Scopes: r.Scopes, Roles: r.Roles, Audiences: r.Audiences,
+		Birth: s.state.Position(), Subject: r.Subject, Scopes: r.Scopes, Roles: r.Roles, Audiences: r.Audiences,
 		Lifetime: int64(r.Lifetime), Refresh: r.Refresh, Claims: p.claims, Binding: r.Binding}
 	if p.client.ID != s.cfg.FirstParty { // also where Auth named it
 		rec.For = p.client.ID
@@ -356,6 +356,11 @@ func verifies(challenge, verifier string) bool {
 // Once claims id until then: nil for the first caller in any process, ErrInvalidRequest for others. For the jti of
 // assertions and proofs.
 func (s *Service) Once(ctx context.Context, id string, until time.Time) error {
+	return s.claim(ctx, id, until)
+}
+
+// claim is Once.
+func (s *core) claim(ctx context.Context, id string, until time.Time) error {
 	if id == "" {
 		return fail(ErrInvalidRequest, "an empty ID")
 	}

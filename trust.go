@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -121,12 +122,12 @@ type trust struct {
 	own    bool // positions, roles, scopes and clients are taken
 	scopes Scopes
 	v      *JWTValidator
-	svc    *Service // set for the service's own issuer: state and ring feed it
+	state  *follow.Follower // set for the service's own issuer: it feeds it
 	keys   atomic.Pointer[map[string]*jws.PublicKey]
 	rules  atomic.Pointer[ruleBook] // nil: InsecureNoRevocations
 	host   *ruleBook                // the service's own rules, which may name foreign principals
 	home   string                   // the service's own issuer
-	view   atomic.Pointer[view]
+	view   atomic.Pointer[follow.View]
 	life   atomic.Int64 // longest lifetime of an access token, ns
 	asked  chan string  // kids that are missing
 	kick   chan struct{}
@@ -137,7 +138,7 @@ type trust struct {
 	renew   chan struct{}
 	toldAt  atomic.Int64  // Unix ns: when the feed told of a key set that was not read yet; 0: there is none
 	book    *ruleBook     // of the feed's key now; the follower's own
-	clock   *trustedClock // by which rules are forgotten; the follower's own
+	clock   *follow.Clock // by which rules are forgotten; the follower's own
 	swept   time.Time     // when they were last; the follower's own
 
 	mu          sync.Mutex // guards what follows, and writes to keys; only the followers write
@@ -230,32 +231,32 @@ func (t *trust) foreign(x *ruleSubject) *ruleSubject {
 
 // look is what is known now. Whoever decides takes it first, then looks at the rules, then at the clock: so the rules
 // that it stands for were all looked at, and a stop of the process in between shows in its age.
-func (t *trust) look() *view {
-	if t.svc != nil {
-		return t.svc.state.view.Load()
+func (t *trust) look() *follow.View {
+	if t.state != nil {
+		return t.state.View()
 	}
 	return t.view.Load()
 }
 
 // freshness is the age of w at now, by whichever clock shows more.
-func (t *trust) freshness(w *view, now time.Time) Freshness {
+func (t *trust) freshness(w *follow.View, now time.Time) Freshness {
 	if t.InsecureNoRevocations {
 		return Freshness{}
 	}
-	if w == nil || w.wall == 0 {
+	if w == nil || w.Wall == 0 {
 		return Freshness{Age: 1<<63 - 1, Stale: true}
 	}
-	age := now.Sub(w.sent)
-	if wall := time.Duration(now.UnixNano() - w.wall); wall > age {
+	age := now.Sub(w.Sent)
+	if wall := time.Duration(now.UnixNano() - w.Wall); wall > age {
 		age = wall
 	}
-	return Freshness{Position: w.pos, Age: max(age, 0), Stale: age > t.v.cfg.MaxStaleness}
+	return Freshness{Position: w.Pos, Age: max(age, 0), Stale: age > t.v.cfg.MaxStaleness}
 }
 
 // wake asks whoever feeds this issuer's rules to look now.
 func (t *trust) wake() {
-	if t.svc != nil {
-		t.svc.state.wake()
+	if t.state != nil {
+		t.state.Wake()
 		return
 	}
 	select {
@@ -283,7 +284,7 @@ func (t *trust) key(ctx context.Context, kid, position string) (*jws.PublicKey, 
 	if kid == "" {
 		return nil, unknown
 	}
-	if t.svc == nil {
+	if t.state == nil {
 		t.mu.Lock()
 		bad := t.compromised[kid]
 		t.mu.Unlock()
@@ -299,15 +300,15 @@ func (t *trust) key(ctx context.Context, kid, position string) (*jws.PublicKey, 
 		}
 		return nil, unknown
 	}
-	if t.svc.SigningKeys.revoked(kid) {
+	if t.rules.Load().signed(kid) {
 		return nil, fail(ErrInvalidToken, "its signing key was declared compromised")
 	}
 	// A token says how much its issuer had seen when it signed, the ring included (see ring.before). An issuer that had seen
 	// no more than we have knows no key that we do not.
-	if p, ok := parsePositions(position); !ok || p.view.N <= t.svc.state.position().N {
+	if p, ok := parsePositions(position); !ok || p.view.N <= t.state.Position().N {
 		return nil, unknown
 	}
-	if err := t.svc.state.look(ctx); err != nil {
+	if err := t.state.Look(ctx); err != nil {
 		return nil, unavailable(err, "look for the token's signing key")
 	}
 	if k := (*t.keys.Load())[kid]; k != nil {
@@ -442,12 +443,13 @@ func newServiceValidator(s *Service) (*JWTValidator, error) {
 	v.audit = s.audit
 	v.opaque = s.APIKeys.validate
 	v.consume = s.Consume
-	t := &trust{issuer: s.cfg.Issuer, own: true, v: v, svc: s}
+	t := &trust{issuer: s.cfg.Issuer, own: true, v: v, state: s.state}
 	t.rules.Store(s.rules)
 	t.life.Store(int64(s.longest.Load().access))
 	t.setKeys(s.SigningKeys.publicKeys())
 	v.trusts[t.issuer] = t
-	s.trust = t
+	s.trust, s.watchers, s.APIKeys.trust, s.APIKeys.valid = t, &v.observers, t, v
+	s.SigningKeys.publish = t.setKeys
 	v.follow(s.cfg.Trust, s.rules, s.cfg.Issuer)
 	return v, nil
 }
@@ -457,7 +459,7 @@ func (v *JWTValidator) follow(list []Trusted, host *ruleBook, home string) {
 	ctx := v.ctx
 	for _, x := range list {
 		t := &trust{
-			Trusted: x, issuer: x.Issuer, own: x.Own, scopes: x.Scopes, v: v, host: host, home: home, clock: newTrustedClock(v.now),
+			Trusted: x, issuer: x.Issuer, own: x.Own, scopes: x.Scopes, v: v, host: host, home: home, clock: follow.NewClock(v.now),
 			asked: make(chan string, 1), kick: make(chan struct{}, 1), renew: make(chan struct{}, 1), ready: make(chan struct{}), compromised: map[string]bool{},
 		}
 		if t.KeysFor == 0 {
@@ -486,7 +488,7 @@ func (v *JWTValidator) follow(list []Trusted, host *ruleBook, home string) {
 // Ready blocks until the keys and rules of every trusted issuer are loaded once, or ctx ends.
 func (v *JWTValidator) Ready(ctx context.Context) error {
 	for _, t := range v.trusts {
-		if t.svc != nil {
+		if t.state != nil {
 			continue
 		}
 		select {
@@ -540,13 +542,13 @@ func (t *trust) followKeys(ctx context.Context) {
 			return
 		}
 		last := time.Now()
-		next := jitter(wait)
+		next := follow.Jitter(wait)
 		if err == nil {
 			t.fetched = t.v.now()
 			t.setKeys(keys)
 			t.loaded()
 			if t.complete() {
-				wait, next = time.Second, jitter(min(keysEvery, t.KeysFor/4))
+				wait, next = time.Second, follow.Jitter(min(keysEvery, t.KeysFor/4))
 			}
 		} else if !t.fetched.IsZero() {
 			left := t.KeysFor - t.v.now().Sub(t.fetched)
@@ -638,7 +640,7 @@ func (t *trust) followRules(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		default:
-			pause = jitter(wait)
+			pause = follow.Jitter(wait)
 			wait = min(2*wait, 5*time.Second)
 		}
 		timer := time.NewTimer(pause)
@@ -664,12 +666,12 @@ const (
 func (t *trust) readRules(ctx context.Context) error {
 	var from, last store.Position
 	if w := t.view.Load(); w != nil {
-		from, last = w.pos, w.pos
+		from, last = w.Pos, w.Pos
 	}
 	for restarts := 0; ; {
 		sent := t.v.now()
 		tctx, cancel := context.WithTimeout(ctx, rulesTimeout)
-		answer, err := t.Revocations.Revocations(tctx, from, followPage)
+		answer, err := t.Revocations.Revocations(tctx, from, follow.Page)
 		cancel()
 		switch another := errors.Is(err, store.ErrDiverged) || err == nil && (answer.Next.History != from.History || !t.hashed(&answer)); {
 		case err == nil && answer.Next.History == from.History && answer.Next.N < from.N:
@@ -693,7 +695,7 @@ func (t *trust) readRules(ctx context.Context) error {
 			return errors.New("the answer goes back") // read from the start, of a source that lags: what it brought counts, its age does not
 		}
 		sent = sent.Add(-answer.Age)
-		t.view.Store(&view{pos: from, sent: sent, wall: sent.UnixNano()})
+		t.view.Store(&follow.View{Pos: from, Sent: sent, Wall: sent.UnixNano()})
 		t.loaded()
 		t.sweep()
 		return nil
@@ -707,7 +709,7 @@ func (t *trust) hashed(a *RevocationView) bool {
 
 // sweep forgets rules that no living token can meet any more, now and then, by a clock that does not believe a jump.
 func (t *trust) sweep() {
-	now := t.clock.now()
+	now := t.clock.Now()
 	if mono := time.Now(); mono.Sub(t.swept) >= sweepEvery {
 		t.swept = mono
 		if b := t.rules.Load(); b != nil {

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/store"
@@ -308,7 +309,7 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 
 	// From here on the claims are the issuer's.
 	here := iss.takes(v.audiences, p.Claims.Audience)
-	e, cerr := v.claims(iss, token, &p, here || c.anywhere && iss.svc != nil)
+	e, cerr := v.claims(iss, token, &p, here || c.anywhere && iss.state != nil)
 	if cerr != nil {
 		return Token{}, nil, false, tr.no("claims", cerr)
 	}
@@ -341,7 +342,7 @@ func (v *JWTValidator) decide(ctx context.Context, c *Credential, e *entry, know
 
 // finish checks what must be checked at every sight: times by the real clock, the proof of a binding, the age of w, the
 // view whose rules were checked. The clock is read last: a process that was stopped must not answer from before.
-func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, w *view, tr *trace) (Token, error) {
+func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, w *follow.View, tr *trace) (Token, error) {
 	now := v.now()
 	if now.Add(-v.cfg.Skew).Unix() >= e.exp {
 		return Token{}, tr.no("expiry", fail(ErrExpired, "exp has passed"))

@@ -1,0 +1,83 @@
+package apitoken
+
+import (
+	"context"
+	"log/slog"
+	"runtime/pprof"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// core is what every part of a service stands on: the checked configuration, the clock, the log, the store with its one way
+// of writing, what is known of its state, the rules, and the audit log. It knows none of the parts.
+type core struct {
+	cfg      Config // as checked, with defaults; never changed after New
+	st       store.Store
+	now      func() time.Time
+	injected bool // Config.Now was given
+	log      *slog.Logger
+	ns       string // random name of this namespace, part of every MAC, hash and associated data
+	state    *follow.Follower
+	rules    *ruleBook
+	audit    *auditLog
+	watchers *observers // our validator's; nil before there is one
+
+	audiences []string                  // all of cfg's, the first one first
+	longest   atomic.Pointer[lifespans] // of tokens, as ever configured
+	hurry     chan struct{}             // wakes the janitor: a store has lost rules that are known here
+
+	retryMu   sync.Mutex // guards retries
+	retries   []ruleRetry
+	retryKick chan struct{}
+
+	ctx    context.Context // ends at Close
+	stop   context.CancelFunc
+	wg     sync.WaitGroup
+	closed atomic.Bool // by Close, once all is written
+}
+
+func newCore(c Config, injected bool) *core {
+	s := &core{cfg: c, injected: injected, st: c.Store, now: c.Now, log: c.Logger, retryKick: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.rules = newRuleBook(localKeyer())
+	s.audiences = append([]string{c.Audience}, c.Audiences...)
+	s.audit = newAuditLog(s)
+	return s
+}
+
+// goRun runs f until Close; its context ends then.
+func (s *core) goRun(name string, f func(context.Context)) {
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		// In a host's profiles, what runs behind its calls has a name.
+		pprof.Do(s.ctx, pprof.Labels("apitoken", name), f)
+	}()
+}
+
+func (s *core) observe(ctx context.Context, o Observation) {
+	if s.watchers != nil && s.watchers.any() {
+		o.Origin = originOf(ctx)
+		s.watchers.observe(ctx, o)
+	}
+}
+
+// sync catches up with the store.
+func (s *core) sync(ctx context.Context) error {
+	if err := s.state.Refresh(ctx); err != nil {
+		return unavailable(err, "follow the store")
+	}
+	return nil
+}
+
+// end writes the rule that a host asked for, of a target that needs no proof.
+func (s *core) end(ctx context.Context, t Target, reason string) error {
+	began := time.Now()
+	err := s.writeRule(ctx, t, false, reason, EventRevoked, nil)
+	s.observe(ctx, Observation{Op: "revoke", Err: err, Took: time.Since(began)})
+	return err
+}
