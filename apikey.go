@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -116,6 +117,13 @@ func (k *APIKeys) applyRecord(r store.Record) error {
 	e.d.use = e.use
 	k.keys.replace(raw, e)
 	return nil
+}
+
+// setAside makes a key that can not be read be read again when it is presented, which says so.
+func (k *APIKeys) setAside(r store.Record) {
+	if raw, err := opaque.ParseID(r.ID); err == nil {
+		k.keys.drop(raw)
+	}
 }
 
 // For returns the keys as the caller t may see and change them: its subject's own, others are
@@ -303,8 +311,7 @@ func (k *APIKeys) room(ctx context.Context, subject string) (func(*change) error
 	}
 	return func(c *change) error {
 		r.Expires = k.s.now().Add(quotaKept).UnixMilli()
-		c.put(r, old.Version)
-		return nil
+		return bare(c, r, old.Version)
 	}, nil
 }
 
@@ -330,12 +337,10 @@ func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, also func(*chan
 	text := opaque.EncodeKey(s.cfg.Prefix, opaque.APIKey, &key)
 	id := key.ID.String()
 	rec.Start = opaque.Start(text)
-	r, err := rec.record(id)
-	if err != nil {
+	c := s.newChange()
+	if err := rec.put(c, id, store.Version{}); err != nil {
 		return APIKey{}, Secret{}, err
 	}
-	c := s.newChange()
-	c.put(r, store.Version{})
 	if also != nil {
 		if err := also(c); err != nil {
 			return APIKey{}, Secret{}, err
@@ -357,16 +362,14 @@ func (s *core) hashAPIKey(k *opaque.Key) [32]byte {
 	return opaque.Hash(labelAPIKey, []byte(s.ns), k.ID[:], k.Secret[:])
 }
 
-func (rec *apiKeyRecord) record(id string) (store.Record, error) {
-	data, err := json.Marshal(rec)
-	if err != nil {
-		return store.Record{}, &Error{Code: ErrInvalidRequest, Detail: "API key", Cause: err}
-	}
-	r := store.Record{Kind: store.KindAPIKey, ID: id, Subject: rec.Subject, Token: id, Data: data}
+var apiKeyForm = record.Form[apiKeyRecord]{Kind: store.KindAPIKey, Check: func(rec *apiKeyRecord) error { return first(rec.V) }}
+
+func (rec *apiKeyRecord) put(c *change, id string, expect store.Version) error {
+	r := store.Record{ID: id, Subject: rec.Subject, Token: id}
 	if end := rec.end(); end != 0 {
 		r.Expires = end + int64(keySlack/time.Millisecond)
 	}
-	return r, nil
+	return put(c, &apiKeyForm, r, rec, expect)
 }
 
 // counter names the record that counts its uses.
@@ -398,11 +401,8 @@ func (k *APIKeys) read(ctx context.Context, id string) (apiKeyRecord, store.Reco
 	if err != nil {
 		return rec, r, err
 	}
-	if err := decodeRecord(r, &rec); err != nil {
+	if err := read(&apiKeyForm, r, &rec); err != nil {
 		return rec, r, err
-	}
-	if rec.V != 1 {
-		return rec, r, fail(ErrUnavailable, "API key %q is of a newer version", id)
 	}
 	if k.view && rec.Subject != k.subject {
 		return rec, r, fail(ErrNotFound, "another's key")
@@ -457,7 +457,7 @@ func (k *APIKeys) list(ctx context.Context, subject string, p Page, use bool) it
 		for r, err := range k.s.pages(ctx, store.Query{Kind: store.KindAPIKey, Subject: subject, Newest: true}, p) {
 			var rec apiKeyRecord
 			if err == nil {
-				err = decodeRecord(r, &rec)
+				err = read(&apiKeyForm, r, &rec)
 			}
 			if err != nil {
 				if !yield(APIKey{}, err) {
@@ -492,12 +492,10 @@ func (k *APIKeys) change(ctx context.Context, id, how string, f func(*apiKeyReco
 		if err := f(&rec); err != nil {
 			return APIKey{}, err
 		}
-		next, err := rec.record(id)
-		if err != nil {
+		c := k.s.newChange()
+		if err := rec.put(c, id, r.Version); err != nil {
 			return APIKey{}, err
 		}
-		c := k.s.newChange()
-		c.put(next, r.Version)
 		c.event(ctx, Event{Type: EventAPIKeyChanged, OK: true, Reason: how, Subject: rec.Subject, TokenID: id})
 		_, err = k.s.commit(ctx, c)
 		if errors.Is(err, store.ErrConflict) {
@@ -565,11 +563,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 			rec.Replaced = min(rec.Replaced, rec.Expires)
 		}
 		fresh, secret, err := k.write(ctx, &next, func(c *change) error {
-			old, err := rec.record(id)
-			if err == nil {
-				c.put(old, r.Version)
-			}
-			return err
+			return rec.put(c, id, r.Version)
 		}, "rotated from "+id)
 		if errors.Is(err, store.ErrConflict) || errors.Is(err, errOvertaken) {
 			continue
@@ -626,11 +620,8 @@ type knownKey struct {
 
 func (k *APIKeys) entry(r store.Record) (*knownKey, error) {
 	var rec apiKeyRecord
-	if err := decodeRecord(r, &rec); err != nil {
+	if err := read(&apiKeyForm, r, &rec); err != nil {
 		return nil, err
-	}
-	if rec.V != 1 {
-		return nil, fail(ErrUnavailable, "API key %q is of a newer version", r.ID)
 	}
 	spec := TokenSpec{Kind: KindAPIKey, ID: r.ID, Issuer: k.s.cfg.Issuer, Subject: rec.Subject, Audiences: []string{k.s.cfg.Audience},
 		Scopes: rec.Scopes, IssuedAt: time.UnixMilli(rec.Created)}

@@ -315,7 +315,9 @@ func appendJSON(b []byte, s string) []byte {
 func readEvent(r store.Record) (Event, error) {
 	var e Event
 	if err := json.Unmarshal(r.Data, &e); err != nil {
-		return e, &Error{Code: ErrUnavailable, Detail: "stored event " + r.ID + " can not be read", Cause: err}
+		// One that can not be read whole keeps nobody from reading those behind it: it is given as its record tells of it.
+		e = Event{ID: r.ID, Time: time.UnixMilli(r.Written), Type: EventType(r.Type), Subject: r.Subject, Client: r.Client, Grant: r.Grant, TokenID: r.Token,
+			Extra: map[string]string{"unreadable": cleanText(err.Error())}}
 	}
 	if e.ID != r.ID {
 		return e, fail(ErrUnavailable, "stored event %q is damaged", r.ID)

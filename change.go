@@ -9,6 +9,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -34,9 +35,55 @@ func (s *core) newChange() *change {
 	return c
 }
 
-func (c *change) put(r store.Record, expect store.Version) {
+func (c *change) put(w record.Written, expect store.Version) {
+	r := w.Record()
 	c.Puts = append(c.Puts, store.Put{Record: r, Expect: expect})
 	c.state = c.state || r.Kind.State()
+}
+
+// put adds v to c in its form. ErrInvalidRequest: nobody could read it back.
+func put[T any](c *change, f *record.Form[T], r store.Record, v *T, expect store.Version) error {
+	w, err := write(f, r, v)
+	if err == nil {
+		c.put(w, expect)
+	}
+	return err
+}
+
+func write[T any](f *record.Form[T], r store.Record, v *T) (record.Written, error) {
+	w, err := f.Write(r, v)
+	if err != nil {
+		return w, &Error{Code: ErrInvalidRequest, Detail: "a " + string(f.Kind) + " that can not be stored", Cause: err}
+	}
+	return w, nil
+}
+
+// bare adds a record that has no form.
+func bare(c *change, r store.Record, expect store.Version) error {
+	w, err := record.Bare(r)
+	if err != nil {
+		return &Error{Code: ErrInvalidRequest, Detail: "a " + string(r.Kind) + " that can not be stored", Cause: err}
+	}
+	c.put(w, expect)
+	return nil
+}
+
+// read takes v out of its form. ErrUnavailable: it is damaged, or of a newer version.
+func read[T any](f *record.Form[T], r store.Record, v *T) error {
+	if err := f.Read(r, v); err != nil {
+		return &Error{Code: ErrUnavailable, Detail: "stored " + string(r.Kind) + " " + r.ID + " can not be read", Cause: err}
+	}
+	return nil
+}
+
+var errVersion = errors.New("damaged or of a newer version")
+
+// first refuses what is not of version 1.
+func first(v int) error {
+	if v != 1 {
+		return errVersion
+	}
+	return nil
 }
 
 func (c *change) event(ctx context.Context, e Event) {

@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"iter"
 	"slices"
 	"sync"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/source"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -93,6 +95,7 @@ type knownClient struct {
 	version store.Version
 	keys    []*jws.PublicKey             // verify its assertions
 	certs   [][32]byte                   // SHA-256 of its self-signed certificates
+	damaged error                        // its record can not be read: nobody may act as it, and nobody is told that it is not there
 	proved  atomic.Pointer[provedSecret] // the host-chosen secret that was right last: it need not be hashed slowly again
 }
 
@@ -142,6 +145,13 @@ const (
 	labelClient     = "cs1h"
 )
 
+var clientForm = record.Form[clientRecord]{Kind: store.KindClient, Check: func(rec *clientRecord) error {
+	if _, _, err := clientKeys(rec.Keys); err != nil {
+		return fmt.Errorf("its keys: %s", detailOf(err))
+	}
+	return first(rec.V)
+}}
+
 var grantTypes = []string{GrantClientCredentials, GrantRefreshToken, GrantAuthorizationCode, GrantTokenExchange, GrantJWTBearer, GrantDeviceCode}
 
 func newClients(s *core, signing *SigningKeys) *Clients {
@@ -162,15 +172,12 @@ func (cs *Clients) reset() {
 
 func (cs *Clients) applyRecord(r store.Record) error {
 	var rec clientRecord
-	if err := decodeRecord(r, &rec); err != nil {
+	if err := read(&clientForm, r, &rec); err != nil {
 		return err
-	}
-	if rec.V != 1 {
-		return fail(ErrUnavailable, "client %q is damaged or of a newer version", r.ID)
 	}
 	keys, certs, err := clientKeys(rec.Keys)
 	if err != nil {
-		return &Error{Code: ErrUnavailable, Detail: "the keys of client " + r.ID + " are damaged", Cause: err}
+		return err
 	}
 	old := cs.lookup(r.ID)
 	k := &knownClient{Client: rec.public(r.ID), rec: rec, version: r.Version, keys: keys, certs: certs}
@@ -210,10 +217,28 @@ func (cs *Clients) enabled(id string) (Client, error) {
 	if k == nil {
 		return Client{}, fail(ErrInvalidClient, "no client %q", id)
 	}
-	if k.Disabled {
-		return Client{}, fail(ErrDenied, "client %q is disabled", id)
+	if err := k.usable(); err != nil {
+		return Client{}, err
 	}
 	return k.Client, nil
+}
+
+func (k *knownClient) usable() error {
+	switch {
+	case k.damaged != nil:
+		return unavailable(k.damaged, "the record of client "+k.ID+" can not be read")
+	case k.Disabled:
+		return fail(ErrDenied, "client %q is disabled", k.ID)
+	}
+	return nil
+}
+
+// setAside keeps everybody from acting as a client whose record can not be read.
+func (cs *Clients) setAside(r store.Record, why error) {
+	old := cs.lookup(r.ID)
+	k := &knownClient{Client: Client{ID: r.ID}, version: r.Version, damaged: why}
+	cs.known.Store(r.ID, k)
+	cs.reindex(old, k)
 }
 
 // check refuses clients that contradict themselves or the service.
@@ -325,14 +350,14 @@ func (cs *Clients) write(ctx context.Context, id string, rec *clientRecord, v st
 
 // put adds rec to c.
 func (cs *Clients) put(c *change, id string, rec *clientRecord, v store.Version) error {
-	data, err := json.Marshal(rec)
+	w, err := write(&clientForm, store.Record{ID: id, Client: id}, rec)
 	if err != nil {
-		return &Error{Code: ErrInvalidRequest, Detail: "client", Cause: err}
+		return err
 	}
-	if len(data) > maxClientRecord {
-		return fail(ErrInvalidRequest, "client %q takes %d bytes, at most %d", id, len(data), maxClientRecord)
+	if n := len(w.Record().Data); n > maxClientRecord {
+		return fail(ErrInvalidRequest, "client %q takes %d bytes, at most %d", id, n, maxClientRecord)
 	}
-	c.put(store.Record{Kind: store.KindClient, ID: id, Client: id, Data: data}, v)
+	c.put(w, v)
 	return nil
 }
 
@@ -351,7 +376,7 @@ func (cs *Clients) read(ctx context.Context, id string) (clientRecord, store.Ver
 	if err != nil {
 		return rec, store.Version{}, err
 	}
-	return rec, r.Version, decodeRecord(r, &rec)
+	return rec, r.Version, read(&clientForm, r, &rec)
 }
 
 // List lists the clients, newest ID first.
@@ -360,7 +385,7 @@ func (cs *Clients) List(ctx context.Context, p Page) iter.Seq2[Client, error] {
 		for r, err := range cs.s.pages(ctx, store.Query{Kind: store.KindClient, Newest: true}, p) {
 			var rec clientRecord
 			if err == nil {
-				err = decodeRecord(r, &rec)
+				err = read(&clientForm, r, &rec)
 			}
 			if !yield(rec.public(r.ID), err) {
 				return
@@ -670,10 +695,7 @@ func (cs *Clients) authenticate(ctx context.Context, a ClientAuth, proof *confir
 	}
 	k := cs.lookup(a.ID)
 	if a.Secret.IsZero() && a.Assertion.IsZero() && k != nil && k.Public {
-		if k.Disabled {
-			return Client{}, fail(ErrDenied, "client %q is disabled", a.ID)
-		}
-		return k.Client, nil
+		return k.Client, k.usable()
 	}
 	from := source.Of(originOf(ctx).Address)
 	var ok bool
@@ -686,6 +708,9 @@ func (cs *Clients) authenticate(ctx context.Context, a ClientAuth, proof *confir
 	if err != nil {
 		return Client{}, err
 	}
+	if !ok && k != nil && k.damaged != nil {
+		return Client{}, k.usable()
+	}
 	if !ok {
 		now := cs.s.now()
 		if cs.fails.add(a.ID, from, now) {
@@ -693,8 +718,8 @@ func (cs *Clients) authenticate(ctx context.Context, a ClientAuth, proof *confir
 		}
 		return Client{}, fail(ErrInvalidClient, "unknown client or wrong secret")
 	}
-	if k.Disabled {
-		return Client{}, fail(ErrDenied, "client %q is disabled", a.ID)
+	if err := k.usable(); err != nil {
+		return Client{}, err
 	}
 	return k.Client, nil
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -84,6 +85,11 @@ type copyRecord struct {
 	Events    int      `json:"events"`
 	Last      string   `json:"last,omitempty"`
 }
+
+var (
+	copyForm  = record.Form[copyRecord]{Kind: kindCopy}
+	movedForm = record.Form[movedRecord]{Kind: store.KindMeta}
+)
 
 type movedRecord struct {
 	V  int   `json:"v"`
@@ -168,7 +174,7 @@ func (m *mover) open(ctx context.Context) error {
 	if err != nil {
 		return unavailable(err, "read the source")
 	}
-	if err := decodeRecord(r, &m.meta); err != nil {
+	if err := read(&metaForm, r, &m.meta); err != nil {
 		return err
 	}
 	if _, err := m.from.Get(ctx, store.KindMeta, movedID); err == nil {
@@ -185,7 +191,7 @@ func (m *mover) open(ctx context.Context) error {
 	r, err = m.to.Get(ctx, kindCopy, copyID)
 	switch {
 	case err == nil:
-		if err := decodeRecord(r, &m.mark); err != nil {
+		if err := read(&copyForm, r, &m.mark); err != nil {
 			return err
 		}
 		m.markVersion = r.Version
@@ -392,12 +398,12 @@ func apply(ctx context.Context, st store.Store, c *store.Change) error {
 
 // keep writes how far the events are, with events.
 func (m *mover) keep(ctx context.Context, events []store.Record) error {
-	data, err := json.Marshal(m.mark)
+	w, err := write(&copyForm, store.Record{ID: copyID}, &m.mark)
 	if err != nil {
 		return err
 	}
 	c := freshChange()
-	c.Puts = []store.Put{{Record: store.Record{Kind: kindCopy, ID: copyID, Data: data}, Expect: m.markVersion}}
+	c.Puts = []store.Put{{Record: w.Record(), Expect: m.markVersion}}
 	c.Events = events
 	err = apply(ctx, m.to, c)
 	if errors.Is(err, store.ErrConflict) {
@@ -597,7 +603,7 @@ func (m *mover) tellMoved(ctx context.Context) error {
 	if m.moved {
 		return nil
 	}
-	data, err := json.Marshal(movedRecord{V: 1, At: time.Now().UnixMilli()})
+	w, err := write(&movedForm, store.Record{ID: movedID}, &movedRecord{V: 1, At: time.Now().UnixMilli()})
 	if err != nil {
 		return err
 	}
@@ -605,7 +611,7 @@ func (m *mover) tellMoved(ctx context.Context) error {
 		return err
 	}
 	c := freshChange()
-	c.Puts = []store.Put{{Record: store.Record{Kind: store.KindMeta, ID: movedID, Data: data}}}
+	c.Puts = []store.Put{{Record: w.Record()}}
 	err = apply(ctx, m.from, c)
 	if err != nil {
 		// It may be there all the same: then the source has moved, and a repeated Copy goes on from here.
@@ -622,7 +628,7 @@ func (m *mover) cursors(ctx context.Context) error {
 	return list(ctx, m.from, store.Query{Kind: kindCursor}, func(page []store.Record) error {
 		for _, r := range page {
 			var rec cursorRecord
-			if err := decodeRecord(r, &rec); err != nil {
+			if err := read(&cursorForm, r, &rec); err != nil {
 				return err
 			}
 			left := 0
@@ -653,11 +659,11 @@ func (m *mover) cursors(ctx context.Context) error {
 				}
 				next.Cursor = p.Cursor
 			}
-			data, err := json.Marshal(next)
+			w, err := write(&cursorForm, store.Record{ID: r.ID}, &next)
 			if err != nil {
 				return err
 			}
-			if err := m.over(ctx, store.Record{Kind: kindCursor, ID: r.ID, Data: data}); err != nil {
+			if err := m.over(ctx, w.Record()); err != nil {
 				return err
 			}
 		}
@@ -693,11 +699,11 @@ func (m *mover) finish(ctx context.Context, began time.Time) error {
 		}
 	}
 	m.meta.Copied = [2]int64{began.Add(-copyOverlap).UnixMilli(), time.Now().Add(copyOverlap).UnixMilli()}
-	data, err := json.Marshal(m.meta)
+	w, err := write(&metaForm, store.Record{ID: metaID}, &m.meta)
 	if err != nil {
 		return err
 	}
-	return m.over(ctx, store.Record{Kind: store.KindMeta, ID: metaID, Data: data})
+	return m.over(ctx, w.Record())
 }
 
 // follow is a store's newest position.

@@ -2,7 +2,6 @@ package apitoken
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"net/netip"
 	"slices"
@@ -11,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -171,6 +171,8 @@ type useCounter struct {
 	scopes atomic.Pointer[Scopes]
 	more   atomic.Bool // scopes holds some that were not taken yet
 }
+
+var useForm = record.Form[useRecord]{Kind: kindUse}
 
 type useRecord struct {
 	V      int      `json:"v"`
@@ -467,16 +469,14 @@ func (l *useLog) write(ctx context.Context, s *core, batch map[used]*useRecord) 
 			sum.V = 1
 			sum.Count += u.Count
 			sum.add(u.Last, u.From, u.Scopes)
-			data, err := json.Marshal(sum)
-			if err != nil {
-				l.keep(batch)
-				return err
-			}
 			life := useSlack
 			if id.kind == useGrant {
 				life = s.longest.Load().grant + grantSlack
 			}
-			c.put(store.Record{Kind: kindUse, ID: id.String(), Data: data, Expires: s.now().Add(life).UnixMilli()}, old.version)
+			if err := put(c, &useForm, store.Record{ID: id.String(), Expires: s.now().Add(life).UnixMilli()}, &sum, old.version); err != nil {
+				l.keep(batch)
+				return err
+			}
 			next[id] = storedUse{sum, c.ID}
 		}
 		_, err := s.commit(ctx, c)
@@ -525,7 +525,7 @@ func (l *useLog) read(ctx context.Context, s *core, id used, fresh bool) (stored
 		return storedUse{}, err
 	}
 	u := storedUse{version: r.Version}
-	err = decodeRecord(r, &u.useRecord)
+	err = read(&useForm, r, &u.useRecord)
 	return u, err
 }
 

@@ -53,7 +53,7 @@ func (s *Service) endings(r store.Record) ([]Expiry, error) {
 	switch r.Kind {
 	case store.KindAPIKey:
 		var rec apiKeyRecord
-		if err := decodeRecord(r, &rec); err != nil {
+		if err := read(&apiKeyForm, r, &rec); err != nil {
 			return nil, err
 		}
 		end := rec.end()
@@ -63,7 +63,7 @@ func (s *Service) endings(r store.Record) ([]Expiry, error) {
 		return []Expiry{{Kind: "apikey", ID: r.ID, Owner: rec.Subject, Name: rec.Name, Created: time.UnixMilli(rec.Created), Ends: time.UnixMilli(end)}}, nil
 	case store.KindClient:
 		var rec clientRecord
-		if err := decodeRecord(r, &rec); err != nil {
+		if err := read(&clientForm, r, &rec); err != nil {
 			return nil, err
 		}
 		var list []Expiry

@@ -56,7 +56,7 @@ func ForgeKey(s *Service, plain store.Record) (store.Record, error) {
 		return store.Record{}, err
 	}
 	var rec rootRecord
-	if err := decodeRecord(plain, &rec); err != nil {
+	if err := read(&rootForm, plain, &rec); err != nil {
 		return store.Record{}, err
 	}
 	root, err := deriveRoot(s.ns, kid, rec.Created, rec.Plain)

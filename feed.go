@@ -57,8 +57,10 @@ func (l *feedLog) add(s *core, r store.Record) error {
 		return nil
 	}
 	x, err := readRule(r)
-	if err != nil {
-		return err
+	if err != nil { // set aside
+		if x, _ = atMost(r); x.Target.kind == targetNone {
+			return err
+		}
 	}
 	e := feedEntry{pos: r.Pos.N, RevocationEntry: x.entry(l.key, s.ns)}
 	e.Expires = r.Expires

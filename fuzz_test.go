@@ -103,13 +103,13 @@ func FuzzStoredRecord(f *testing.F) {
 				}
 			case kindTicket:
 				var x ticketRecord
-				_ = decodeRecord(r, &x)
+				_ = read(&ticketForm, r, &x)
 			case store.KindEvent:
 				_, _ = readEvent(r)
 			}
 		}
 		var rec keyRecord
-		if decodeRecord(store.Record{Kind: store.KindKey, ID: id, Data: data}, &rec) == nil {
+		if read(&keyForm, store.Record{Kind: store.KindKey, ID: id, Data: data}, &rec) == nil {
 			root, err := deriveRoot("ns", [4]byte{}, 0, make([]byte, 32))
 			if err != nil {
 				t.Fatal(err)

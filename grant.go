@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -66,12 +67,15 @@ type grantRecord struct {
 // grantSlack keeps a grant's record for a while behind its end, so that what comes late is told from junk.
 const grantSlack = 24 * time.Hour
 
-func (g *grantRecord) record(id string) (store.Record, error) {
-	data, err := json.Marshal(g)
-	if err != nil {
-		return store.Record{}, &Error{Code: ErrInvalidRequest, Detail: "grant", Cause: err}
+var grantForm = record.Form[grantRecord]{Kind: kindGrant, Check: func(g *grantRecord) error {
+	if g.V != 1 || g.Subject == "" || g.Client == "" || len(g.Audiences) == 0 || g.Expires <= 0 {
+		return errVersion
 	}
-	return store.Record{Kind: kindGrant, ID: id, Subject: g.Subject, Client: g.Client, Expires: g.Expires + int64(grantSlack/time.Millisecond), Data: data}, nil
+	return nil
+}}
+
+func (g *grantRecord) put(c *change, id string, expect store.Version) error {
+	return put(c, &grantForm, store.Record{ID: id, Subject: g.Subject, Client: g.Client, Expires: g.Expires + int64(grantSlack/time.Millisecond)}, g, expect)
 }
 
 // written is when the refresh token rotated last, by the store's clock.
@@ -84,13 +88,7 @@ func (g *grantRecord) written(r store.Record) int64 {
 
 func readGrant(r store.Record) (*grantRecord, error) {
 	g := new(grantRecord)
-	if err := decodeRecord(r, g); err != nil {
-		return nil, err
-	}
-	if g.V != 1 || g.Subject == "" || g.Client == "" || len(g.Audiences) == 0 || g.Expires <= 0 {
-		return nil, fail(ErrUnavailable, "grant %q is damaged or of a newer version", r.ID)
-	}
-	return g, nil
+	return g, read(&grantForm, r, g)
 }
 
 // last notes the access token that goes out with this state of the grant.

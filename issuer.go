@@ -252,11 +252,9 @@ func (s *Service) open(ctx context.Context, p *plan, at store.Position, known ui
 		}
 		i.Refresh = NewSecret(text)
 		g.last(t, p)
-		rec, err := g.record(grant)
-		if err != nil {
+		if err := g.put(c, grant, store.Version{}); err != nil {
 			return nil, err
 		}
-		c.put(rec, store.Version{})
 	}
 	if with != nil {
 		if err := with(c, grant); err != nil {
@@ -476,7 +474,10 @@ func (s *Service) planScopes(p *plan, asked Scopes, roles []string, registered b
 	if len(roles) > 0 {
 		var given Scopes
 		for i, role := range roles {
-			scopes, ok := s.roles.scopes(role)
+			scopes, ok, err := s.roles.known(role)
+			if err != nil {
+				return err
+			}
 			if !ok || slices.Contains(roles[:i], role) {
 				return fail(ErrInvalidRequest, "role %q is unknown or named twice", role)
 			}
@@ -667,7 +668,10 @@ func (s *Service) planUnder(ctx context.Context, id string, g *grantRecord, aske
 	if len(g.Roles) > 0 { // roles may have changed since: what they give now is what goes on
 		var given Scopes
 		for _, role := range g.Roles {
-			scopes, _ := s.roles.scopes(role)
+			scopes, _, err := s.roles.known(role)
+			if err != nil {
+				return nil, err
+			}
 			given = append(given, scopes...)
 		}
 		held = intersectScopes(held, given)

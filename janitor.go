@@ -2,7 +2,6 @@ package apitoken
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"iter"
 	"time"
@@ -56,6 +55,9 @@ func (s *Service) tidy(ctx context.Context, before time.Time) {
 	if s.rules.missing.Load() {
 		s.putBack(ctx)
 	}
+	if s.unsure.Load() {
+		return
+	}
 	s.finishRules(ctx, before)
 	for _, kind := range []store.Kind{store.KindRule, kindGrant, kindTicket, kindOnce, kindNote, store.KindAPIKey, store.KindKey, kindUse, kindSpent, kindQuota, store.KindEvent} {
 		before := before
@@ -99,13 +101,10 @@ func (s *Service) finishRules(ctx context.Context, now time.Time) {
 		// From now, not from when it was made: the clock may have been behind then.
 		life := s.longest.Load()
 		r.Expires = s.state.Latest(now).Add(max(life.access+life.grant, life.foreign) + ruleSlack).UnixMilli()
-		data, err := json.Marshal(x) // with Q: rewriting must not move the rule behind what came since
-		if err != nil {
+		c := s.newChange()
+		if put(c, &ruleForm, r, &x, r.Version) != nil { // with Q: rewriting must not move the rule behind what came since
 			continue
 		}
-		r.Data = data
-		c := s.newChange()
-		c.put(r, r.Version)
 		if _, err := s.commit(ctx, c); err != nil && !errors.Is(err, store.ErrConflict) {
 			return
 		}
@@ -137,7 +136,7 @@ func (s *Service) endKeys(ctx context.Context, x ruleRecord) bool {
 			return false
 		}
 		var rec apiKeyRecord
-		if decodeRecord(r, &rec) != nil || rec.Revoked != 0 {
+		if read(&apiKeyForm, r, &rec) != nil || rec.Revoked != 0 {
 			continue
 		}
 		if s.rules.hit(rec.ruleSubject(r.ID)) == "" {
@@ -185,11 +184,10 @@ func (s *Service) putBackAll(ctx context.Context) error {
 		if err != nil {
 			continue
 		}
-		if r.Data, err = json.Marshal(x); err != nil {
+		c := s.newChange()
+		if put(c, &ruleForm, r, &x, store.Version{}) != nil {
 			continue
 		}
-		c := s.newChange()
-		c.put(r, store.Version{})
 		c.event(ctx, Event{Type: EventAlert, Reason: "a lost revocation was put back", Target: x.Target, OK: true})
 		if _, err := s.commit(ctx, c); err != nil && !errors.Is(err, store.ErrConflict) {
 			return err

@@ -42,7 +42,7 @@ func (k *SigningKeys) applyRecord(r store.Record) error {
 	case r.ID == keyLock:
 		k.lock = r.Version
 		var rec lockRecord
-		if err := decodeRecord(r, &rec); err != nil {
+		if err := read(&lockForm, r, &rec); err != nil {
 			k.s.log.Error("apitoken: the lock of the signing keys can not be read", "error", err)
 			return nil // it is the version that counts
 		}
@@ -72,7 +72,7 @@ func (k *SigningKeys) applyRecord(r store.Record) error {
 func (k *SigningKeys) take(r store.Record) error {
 	kid := strings.TrimPrefix(r.ID, keyPrefix)
 	var rec keyRecord
-	if err := decodeRecord(r, &rec); err != nil {
+	if err := read(&keyForm, r, &rec); err != nil {
 		return err
 	}
 	old, known := k.records[kid]

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -104,6 +105,11 @@ type lockRecord struct {
 	// none any more, and one that seals what lies in clear takes none any more.
 	Sealed int64 `json:"sealed,omitempty"`
 }
+
+var (
+	keyForm  = record.Form[keyRecord]{Kind: store.KindKey, Check: func(rec *keyRecord) error { return first(rec.V) }}
+	lockForm = record.Form[lockRecord]{Kind: store.KindKey}
+)
 
 const (
 	keyLock   = "ring"

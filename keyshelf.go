@@ -183,3 +183,11 @@ func (h *shelfShard) fly(f *flight, id opaque.ID, now time.Time, read func() (*k
 		return
 	}
 }
+
+// drop forgets id: it is read again when it is presented.
+func (s *keyShelf) drop(id opaque.ID) {
+	h := s.shard(id)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.keys, id)
+}

@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"time"
 
@@ -90,12 +89,7 @@ func newPrivateKey(alg string) (any, error) {
 func goneAfter(activates int64) int64 { return activates + (48 * time.Hour).Milliseconds() }
 
 func (k *SigningKeys) put(c *change, kid string, rec *keyRecord, expires int64, expect store.Version) error {
-	data, err := json.Marshal(rec)
-	if err != nil {
-		return &Error{Code: ErrInvalidRequest, Detail: "signing key", Cause: err}
-	}
-	c.put(store.Record{Kind: store.KindKey, ID: keyPrefix + kid, Data: data, Expires: expires}, expect)
-	return nil
+	return put(c, &keyForm, store.Record{ID: keyPrefix + kid, Expires: expires}, rec, expect)
 }
 
 // locked is the version of the ring's lock: it is read before the ring that a change is made from.
@@ -112,12 +106,7 @@ func (k *SigningKeys) putLock(c *change, lock store.Version) error {
 	if rec.Sealed == 0 && k.s.cfg.Seal != nil && k.sealsAll(c) {
 		rec.Sealed = now
 	}
-	data, err := json.Marshal(rec)
-	if err != nil {
-		return err
-	}
-	c.put(store.Record{Kind: store.KindKey, ID: keyLock, Data: data}, lock)
-	return nil
+	return put(c, &lockForm, store.Record{ID: keyLock}, &rec, lock)
 }
 
 // change alters the ring: f fills the change from the ring as it stands, and is asked again after another process was

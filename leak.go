@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/subtle"
-	"encoding/json"
 	"errors"
 	"slices"
 	"time"
@@ -190,12 +189,10 @@ func (s *Service) spoilTicket(ctx context.Context, id string, hash [32]byte, rea
 			return err == nil, err
 		}
 		t.Leaked = true
-		data, err := json.Marshal(t)
-		if err != nil {
-			return false, &Error{Code: ErrInvalidRequest, Detail: "ticket", Cause: err}
-		}
 		c := s.newChange()
-		c.put(store.Record{Kind: kindTicket, ID: id, Subject: r.Subject, Client: r.Client, Expires: r.Expires, Data: data}, r.Version)
+		if err := put(c, &ticketForm, store.Record{ID: id, Subject: r.Subject, Client: r.Client, Expires: r.Expires}, t, r.Version); err != nil {
+			return false, err
+		}
 		if err := s.addRuleUntil(ctx, c, ByToken(id), false, reason, r.Expires); err != nil {
 			return false, err
 		}

@@ -2,12 +2,12 @@ package apitoken
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"sync"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -26,6 +26,8 @@ type spentRecord struct {
 	V int    `json:"v"`
 	N uint64 `json:"n"`
 }
+
+var spentForm = record.Form[spentRecord]{Kind: kindSpent, Check: func(rec *spentRecord) error { return first(rec.V) }}
 
 // meter limits one API key in this process: by rate, and by uses of which it reserves a batch at a time. It outlives
 // changes of the key's record.
@@ -129,16 +131,14 @@ func (k *APIKeys) reserve(ctx context.Context, e *knownKey) (uint64, error) {
 			return 0, fail(ErrLimited, "the API key has no uses left")
 		}
 		got := max((limit-spent.N)/16, 1)
-		data, err := json.Marshal(spentRecord{V: 1, N: spent.N + got})
-		if err != nil {
-			return 0, err
-		}
 		c := k.s.newChange()
-		r := store.Record{Kind: kindSpent, ID: e.counter, Data: data}
+		r := store.Record{ID: e.counter}
 		if e.expires != 0 { // never before the key's own record: a count that is gone would begin again
 			r.Expires = e.expires + int64((keySlack+ruleSlack)/time.Millisecond)
 		}
-		c.put(r, v)
+		if err := put(c, &spentForm, r, &spentRecord{V: 1, N: spent.N + got}, v); err != nil {
+			return 0, err
+		}
 		_, err = k.s.commit(ctx, c)
 		if errors.Is(err, store.ErrConflict) {
 			continue
@@ -160,11 +160,5 @@ func (k *APIKeys) spentRecord(ctx context.Context, id string) (spentRecord, stor
 	if err != nil {
 		return rec, store.Version{}, err
 	}
-	if err := decodeRecord(r, &rec); err != nil {
-		return rec, store.Version{}, err
-	}
-	if rec.V != 1 { // a count that can not be read is not a count of nothing
-		return rec, store.Version{}, fail(ErrUnavailable, "the uses of API key %q are damaged or of a newer version", id)
-	}
-	return rec, r.Version, nil
+	return rec, r.Version, read(&spentForm, r, &rec) // a count that can not be read is not a count of nothing
 }

@@ -4,10 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -26,6 +26,8 @@ type metaRecord struct {
 }
 
 const metaID = "service"
+
+var metaForm = record.Form[metaRecord]{Kind: store.KindMeta}
 
 // lifespans are the longest that tokens of this service may ever live.
 type lifespans struct{ access, grant, foreign time.Duration }
@@ -46,7 +48,7 @@ func (s *Service) openNamespace(ctx context.Context) error {
 		case err != nil:
 			return startError(ctx, unavailable(err, "read the namespace"))
 		default:
-			if err := decodeRecord(r, &m); err != nil {
+			if err := read(&metaForm, r, &m); err != nil {
 				return startError(ctx, err)
 			}
 			if _, err := s.st.Get(ctx, store.KindMeta, movedID); err == nil {
@@ -82,9 +84,10 @@ func (s *Service) openNamespace(ctx context.Context) error {
 // must.
 func (s *Service) longer(r store.Record) error {
 	var m metaRecord
-	if err := decodeRecord(r, &m); err != nil {
+	if err := read(&metaForm, r, &m); err != nil {
 		return err
 	}
+	s.unsure.Store(false)
 	old := s.longest.Load()
 	ms := func(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
 	next := lifespans{access: max(old.access, ms(m.MaxAccess)), grant: max(old.grant, ms(m.MaxGrant)), foreign: max(old.foreign, ms(m.MaxForeign))}
@@ -118,14 +121,11 @@ func (s *Service) refuseForeign(ctx context.Context) error {
 }
 
 func (s *Service) writeMeta(ctx context.Context, m metaRecord, v store.Version) error {
-	data, err := json.Marshal(m)
-	if err != nil {
+	c := s.newChange()
+	if err := put(c, &metaForm, store.Record{ID: metaID}, &m, v); err != nil {
 		return err
 	}
-	c := &change{s: s.core}
-	rand.Read(c.ID[:])
-	c.Puts = append(c.Puts, store.Put{Record: store.Record{Kind: store.KindMeta, ID: metaID, Data: data}, Expect: v})
-	_, err = s.applyRetrying(ctx, c)
+	_, err := s.applyRetrying(ctx, c)
 	return err
 }
 
@@ -153,7 +153,7 @@ func (s *Service) afterRestore(ctx context.Context) error {
 			return unavailable(err, "read the namespace")
 		}
 		var m metaRecord
-		if err := decodeRecord(r, &m); err != nil {
+		if err := read(&metaForm, r, &m); err != nil {
 			return err
 		}
 		m.History = now

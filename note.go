@@ -74,7 +74,9 @@ func (s *Service) ChangeNote(ctx context.Context, name string, f func(*Note) err
 			return fail(ErrInvalidRequest, "a note must expire, within a day")
 		}
 		c := s.newChange()
-		c.put(store.Record{Kind: kindNote, ID: s.noteID(name), Expires: n.Expires.UnixMilli(), Data: n.Data}, v)
+		if err := bare(c, store.Record{Kind: kindNote, ID: s.noteID(name), Expires: n.Expires.UnixMilli(), Data: n.Data}, v); err != nil {
+			return err
+		}
 		if _, err := s.commit(ctx, c); !errors.Is(err, store.ErrConflict) {
 			return err
 		}

@@ -3,11 +3,11 @@ package apitoken
 import (
 	"context"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -25,6 +25,8 @@ type deedRecord struct {
 	Owner string `json:"owner,omitempty"` // a name for one try
 	Lease int64  `json:"lease,omitempty"` // Unix ms by the owner's clock
 }
+
+var deedForm = record.Form[deedRecord]{Kind: kindOnce, Check: func(rec *deedRecord) error { return first(rec.V) }}
 
 // DoOnce calls f unless it was done before under this name, by any process on this store; that it was done is
 // remembered until then, across restarts. did is true where this call did it. f has 45 s by its context. When it fails, its
@@ -72,11 +74,8 @@ func (d *deed) begin(ctx context.Context) (free bool, err error) {
 	switch {
 	case err == nil:
 		var rec deedRecord
-		if err := decodeRecord(r, &rec); err != nil {
+		if err := read(&deedForm, r, &rec); err != nil {
 			return false, err
-		}
-		if rec.V != 1 {
-			return false, fail(ErrUnavailable, "deed %q is damaged or of a newer version", d.id)
 		}
 		if rec.Done {
 			return false, nil
@@ -104,12 +103,11 @@ func (d *deed) do(ctx context.Context, f func(context.Context) error) error {
 }
 
 func (d *deed) write(ctx context.Context, rec deedRecord) error {
-	data, err := json.Marshal(rec)
-	if err != nil {
+	c := d.s.newChange()
+	end := max(d.until.UnixMilli(), d.s.now().Add(deedLease).UnixMilli()) + int64(ruleSlack/time.Millisecond)
+	if err := put(c, &deedForm, store.Record{ID: d.id, Expires: end}, &rec, d.version); err != nil {
 		return err
 	}
-	c := d.s.newChange()
-	c.put(store.Record{Kind: kindOnce, ID: d.id, Data: data, Expires: max(d.until.UnixMilli(), d.s.now().Add(deedLease).UnixMilli()) + int64(ruleSlack/time.Millisecond)}, d.version)
 	if _, err := d.s.commit(ctx, c); err != nil {
 		return err
 	}

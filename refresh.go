@@ -279,11 +279,9 @@ func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.Refre
 	}
 	if next.Seq != g.Seq || g.Idle > 0 {
 		next.last(st, p)
-		rec, err := next.record(id)
-		if err != nil {
+		if err := next.put(c, id, v); err != nil {
 			return nil, err
 		}
-		c.put(rec, v)
 	}
 	c.event(ctx, p.eventOf(st))
 	if _, err := s.commit(ctx, c); err != nil {

@@ -2,8 +2,8 @@ package apitoken
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/follow"
@@ -201,14 +201,9 @@ func (s *core) addRule(ctx context.Context, c *change, t Target, mint bool, reas
 // addRuleUntil is addRule for a rule that may be purged at expires, Unix ms; 0: as ruleExpiry says.
 func (s *core) addRuleUntil(ctx context.Context, c *change, t Target, mint bool, reason string, expires int64) error {
 	now := s.state.Latest(s.now())
-	data, err := json.Marshal(ruleRecord{V: 1, Target: t, Mint: mint, At: now.UnixMilli(), Reason: clip(reason, maxReason), Actor: actorOf(ctx)})
-	if err != nil {
-		return &Error{Code: ErrInvalidRequest, Detail: "rule", Cause: err}
-	}
-	r := store.Record{Kind: store.KindRule, ID: newID(now), Type: t.kind.String(), Data: data, Expires: expires}
+	r := store.Record{ID: newID(now), Type: t.kind.String(), Expires: expires}
 	r.Subject, r.Client, r.Grant, r.Token = t.eventSubject(), t.eventClient(), t.eventID(targetGrant), t.eventID(targetToken)
-	c.put(r, store.Version{})
-	return nil
+	return put(c, &ruleForm, r, &ruleRecord{V: 1, Target: t, Mint: mint, At: now.UnixMilli(), Reason: clip(strings.ToValidUTF8(reason, "\ufffd"), maxReason), Actor: actorOf(ctx)}, store.Version{})
 }
 
 // whyRevoked tells of the newest rule that hits t, for Explain; empty if none is found.
@@ -358,7 +353,7 @@ func (c *change) alone() *change {
 	a := c.s.newChange()
 	for _, p := range c.Puts {
 		if p.Kind == store.KindRule {
-			a.put(p.Record, store.Version{})
+			a.Puts, a.state = append(a.Puts, store.Put{Record: p.Record}), true
 		}
 	}
 	a.Events = c.Events[len(c.Events)-1:]

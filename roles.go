@@ -2,12 +2,12 @@ package apitoken
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"maps"
 	"slices"
 	"sync"
 
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -15,6 +15,7 @@ import (
 type roleBook struct {
 	mu    sync.RWMutex // guards what follows
 	roles map[string]roleRecord
+	aside map[string]error // those whose record can not be read
 	vers  map[string]store.Version
 }
 
@@ -22,6 +23,8 @@ type roleRecord struct {
 	V      int    `json:"v"`
 	Scopes Scopes `json:"scopes"`
 }
+
+var roleForm = record.Form[roleRecord]{Kind: store.KindRole, Check: func(rec *roleRecord) error { return first(rec.V) }}
 
 func newRoleBook() *roleBook {
 	b := &roleBook{}
@@ -32,21 +35,37 @@ func newRoleBook() *roleBook {
 func (b *roleBook) reset() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.roles, b.vers = map[string]roleRecord{}, map[string]store.Version{}
+	b.roles, b.aside, b.vers = map[string]roleRecord{}, map[string]error{}, map[string]store.Version{}
 }
 
 func (b *roleBook) applyRecord(r store.Record) error {
 	var rec roleRecord
-	if err := decodeRecord(r, &rec); err != nil {
+	if err := read(&roleForm, r, &rec); err != nil {
 		return err
-	}
-	if rec.V != 1 {
-		return fail(ErrUnavailable, "role %q is damaged or of a newer version", r.ID)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.roles[r.ID], b.vers[r.ID] = rec, r.Version
+	delete(b.aside, r.ID)
 	return nil
+}
+
+func (b *roleBook) setAside(r store.Record, why error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.roles, r.ID)
+	b.aside[r.ID] = why
+}
+
+// known is scopes for whoever must not take a role that can not be read for one that is not there.
+func (b *roleBook) known(role string) (Scopes, bool, error) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if why := b.aside[role]; why != nil {
+		return nil, false, unavailable(why, "what role "+role+" gives can not be read")
+	}
+	rec, ok := b.roles[role]
+	return rec.Scopes, ok, nil
 }
 
 func (b *roleBook) scopes(role string) (Scopes, bool) {
@@ -81,7 +100,7 @@ func (s *Service) SetRole(ctx context.Context, role string, scopes Scopes) error
 		case err != nil:
 			return err
 		default:
-			if err := decodeRecord(r, &old); err != nil {
+			if err := read(&roleForm, r, &old); err != nil {
 				return err
 			}
 		}
@@ -104,30 +123,26 @@ func (s *Service) SetRole(ctx context.Context, role string, scopes Scopes) error
 }
 
 func (s *Service) writeRole(ctx context.Context, role string, rec roleRecord, v store.Version, narrowed bool) error {
-	data, err := json.Marshal(rec)
-	if err != nil {
-		return &Error{Code: ErrInvalidRequest, Detail: "role", Cause: err}
-	}
-	put := store.Record{Kind: store.KindRole, ID: role, Data: data}
 	e := Event{Type: EventRoleChanged, OK: true, Reason: role, Scopes: rec.Scopes}
 	if narrowed {
 		return s.writeRule(ctx, ByRole(role), true, "role "+role+" lost scopes", EventRevoked, func(c *change) error {
-			c.put(put, v)
 			c.event(ctx, e)
-			return nil
+			return put(c, &roleForm, store.Record{ID: role}, &rec, v)
 		})
 	}
 	c := s.newChange()
-	c.put(put, v)
+	if err := put(c, &roleForm, store.Record{ID: role}, &rec, v); err != nil {
+		return err
+	}
 	c.event(ctx, e)
-	_, err = s.commit(ctx, c)
+	_, err := s.commit(ctx, c)
 	return err
 }
 
 // defineRoles writes Config.Roles that nobody has defined yet: later changes are SetRole's.
 func (s *Service) defineRoles(ctx context.Context) error {
 	for _, role := range slices.Sorted(maps.Keys(s.cfg.Roles)) {
-		if _, ok := s.roles.scopes(role); ok {
+		if _, ok, err := s.roles.known(role); ok || err != nil {
 			continue
 		}
 		err := s.writeRole(ctx, role, roleRecord{V: 1, Scopes: sortedScopes(s.cfg.Roles[role])}, store.Version{}, false)

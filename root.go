@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -45,6 +46,8 @@ type rootRecord struct {
 	// filters, and the ratchet's secret is of no use without the last token. The seal covers both.
 	Spent bool `json:"spent,omitempty"`
 }
+
+var rootForm = record.Form[rootRecord]{Kind: store.KindKey, Check: func(rec *rootRecord) error { return first(rec.V) }}
 
 const (
 	rootPrefix        = "root."
@@ -127,7 +130,7 @@ func rootContext(ns string, kid [4]byte, rec *rootRecord) []byte {
 }
 
 // newRoot makes a root secret and its record: the newest of r, whatever the clock says.
-func (k *SigningKeys) newRoot(ctx context.Context, r *ring) (*rootSecret, store.Record, error) {
+func (k *SigningKeys) newRoot(ctx context.Context, r *ring) (*rootSecret, record.Written, error) {
 	created := k.s.now().UnixMilli()
 	if n := len(r.roots); n > 0 {
 		created = max(created, r.roots[n-1].created+1)
@@ -138,7 +141,7 @@ func (k *SigningKeys) newRoot(ctx context.Context, r *ring) (*rootSecret, store.
 	rand.Read(kid[:])
 	root, err := deriveRoot(k.s.ns, kid, created, secret)
 	if err != nil {
-		return nil, store.Record{}, err
+		return nil, record.Written{}, err
 	}
 	rec, err := k.rootRecord(ctx, root)
 	root.plain = k.s.cfg.Seal == nil
@@ -146,11 +149,11 @@ func (k *SigningKeys) newRoot(ctx context.Context, r *ring) (*rootSecret, store.
 }
 
 // rootRecord seals a root as the configuration says.
-func (k *SigningKeys) rootRecord(ctx context.Context, root *rootSecret) (store.Record, error) {
+func (k *SigningKeys) rootRecord(ctx context.Context, root *rootSecret) (record.Written, error) {
 	rec := rootRecord{V: 1, Created: root.created, Exposed: root.exposed, Spent: root.spent}
 	if k.s.cfg.Seal == nil {
 		if k.sealedSince() != 0 {
-			return store.Record{}, fail(ErrInvalidRequest, "another process has sealed the store's keys: start this one with the same Config.Seal")
+			return record.Written{}, fail(ErrInvalidRequest, "another process has sealed the store's keys: start this one with the same Config.Seal")
 		}
 		rec.Plain = root.secret
 	} else {
@@ -160,28 +163,27 @@ func (k *SigningKeys) rootRecord(ctx context.Context, root *rootSecret) (store.R
 		about := rootContext(k.s.ns, root.kid, &rec)
 		sealed, err := k.s.cfg.Seal.Seal(ctx, root.secret, about)
 		if err != nil {
-			return store.Record{}, unavailable(err, "seal the root secret")
+			return record.Written{}, unavailable(err, "seal the root secret")
 		}
 		// What this replaces may be the only form in which the secret exists: a Sealer that may seal and not open, as a role of a
 		// KMS may be, must be found out before.
 		back, err := k.s.cfg.Seal.Open(ctx, sealed, about)
 		if err != nil {
-			return store.Record{}, unavailable(err, "open the root secret that was just sealed")
+			return record.Written{}, unavailable(err, "open the root secret that was just sealed")
 		}
 		if !hmac.Equal(back, root.secret) {
-			return store.Record{}, fail(ErrUnavailable, "Config.Seal does not open what it sealed")
+			return record.Written{}, fail(ErrUnavailable, "Config.Seal does not open what it sealed")
 		}
 		rec.Sealed = sealed
 	}
-	data, err := json.Marshal(rec)
-	return store.Record{Kind: store.KindKey, ID: rootID(root.kid), Data: data}, err
+	return write(&rootForm, store.Record{ID: rootID(root.kid)}, &rec)
 }
 
 // openRoot brings out a root secret. A secret in clear is only taken where the configuration says so: whoever writes the
 // store could put one there.
 func (k *SigningKeys) openRoot(ctx context.Context, kid [4]byte, r store.Record) (*rootSecret, error) {
 	var rec rootRecord
-	if err := decodeRecord(r, &rec); err != nil {
+	if err := read(&rootForm, r, &rec); err != nil {
 		return nil, err
 	}
 	secret, bare := rec.Plain, len(rec.Sealed) == 0
@@ -216,7 +218,7 @@ func (k *SigningKeys) openRoot(ctx context.Context, kid [4]byte, r store.Record)
 func (k *SigningKeys) differs(kid [4]byte, r store.Record) bool {
 	known := k.roots[kid]
 	var rec rootRecord
-	if err := decodeRecord(r, &rec); err != nil {
+	if err := read(&rootForm, r, &rec); err != nil {
 		return known == nil // opening it says what is wrong
 	}
 	bare := len(rec.Sealed) == 0

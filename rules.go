@@ -1,7 +1,6 @@
 package apitoken
 
 import (
-	"encoding/json"
 	"hash/maphash"
 	"slices"
 	"strings"
@@ -10,6 +9,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/revindex"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -89,31 +89,20 @@ type ruleRecord struct {
 	Actor  string `json:"actor,omitempty"`
 }
 
+var ruleForm = record.Form[ruleRecord]{Kind: store.KindRule, Check: func(x *ruleRecord) error {
+	if x.V != 1 || x.Target.IsZero() || x.Q < 0 || x.At < 0 {
+		return errVersion
+	}
+	return nil
+}}
+
 func readRule(r store.Record) (ruleRecord, error) {
 	var x ruleRecord
-	if err := decodeRecord(r, &x); err != nil {
-		return x, err
-	}
-	if x.V != 1 || x.Target.IsZero() || x.Q < 0 || x.At < 0 {
-		return x, fail(ErrUnavailable, "rule %q is damaged or of a newer version", r.ID)
-	}
+	err := read(&ruleForm, r, &x)
 	if x.Q == 0 {
 		x.Q = r.Pos.N
 	}
-	return x, nil
-}
-
-// decodeRecord is strict about what this module once wrote: another member means a newer version or damage.
-func decodeRecord(r store.Record, v any) error {
-	d := json.NewDecoder(strings.NewReader(string(r.Data)))
-	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
-		return &Error{Code: ErrUnavailable, Detail: "stored " + string(r.Kind) + " " + r.ID + " can not be read", Cause: err}
-	}
-	if d.More() {
-		return fail(ErrUnavailable, "stored %s %q has trailing data", r.Kind, r.ID)
-	}
-	return nil
+	return x, err
 }
 
 // applyRecord enters a rule that the store has.
@@ -123,6 +112,42 @@ func (b *ruleBook) applyRecord(r store.Record) error {
 		return err
 	}
 	b.enter(x, r.Expires)
+	b.keep(r)
+	return nil
+}
+
+// setAside enters what a rule that can not be read says at most: its record still tells whom it is about and where it stands. ok is
+// false where it does not.
+func (b *ruleBook) setAside(r store.Record) (ok bool) {
+	x, ok := atMost(r)
+	if ok {
+		b.enter(x, 0)
+		b.keep(r)
+	}
+	return ok
+}
+
+// atMost is the widest rule that a record may stand for, by its selectors.
+func atMost(r store.Record) (x ruleRecord, ok bool) {
+	x = ruleRecord{V: 1, Q: r.Pos.N, At: r.Written}
+	switch r.Type {
+	case "token":
+		x.Target = Target{kind: targetToken, id: r.Token}
+	case "grant":
+		x.Target = Target{kind: targetGrant, id: r.Grant}
+	case "subject", "sessions":
+		x.Target = Target{kind: targetSubject, id: r.Subject}
+	case "client":
+		x.Target = Target{kind: targetClient, id: r.Client}
+	case "role":
+		x.Target, x.Mint = Target{kind: targetAll}, true // which, nobody knows: all are minted again
+	case "everything":
+		x.Target = Target{kind: targetAll}
+	}
+	return x, x.Target.kind == targetAll || x.Target.id != ""
+}
+
+func (b *ruleBook) keep(r store.Record) {
 	b.mu.Lock()
 	if len(b.recent) < recentRules {
 		b.recent = append(b.recent, r)
@@ -132,7 +157,6 @@ func (b *ruleBook) applyRecord(r store.Record) error {
 	}
 	b.mu.Unlock()
 	b.version.Add(1)
-	return nil
 }
 
 func (b *ruleBook) enter(x ruleRecord, expires int64) {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/follow"
@@ -33,9 +34,10 @@ type Service struct {
 	valid *JWTValidator
 	trust *trust // our own issuer, among valid's
 
-	accepted uint64   // the store's history that the services accepted; set by New
-	copied   [2]int64 // metaRecord.Copied
-	turns    turns    // of those who redeem one ticket
+	accepted uint64      // the store's history that the services accepted; set by New
+	copied   [2]int64    // metaRecord.Copied
+	unsure   atomic.Bool // the namespace can not be read: nothing is purged
+	turns    turns       // of those who redeem one ticket
 	once     sync.Once
 }
 

@@ -2,7 +2,6 @@ package apitoken
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,6 +9,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -70,6 +70,8 @@ type cursorRecord struct {
 	Owner  string   `json:"owner"` // the process that feeds it
 	Until  int64    `json:"until"` // Unix ms: the owner's lease
 }
+
+var cursorForm = record.Form[cursorRecord]{Kind: kindCursor}
 
 // sinkFeed feeds one sink.
 type sinkFeed struct {
@@ -212,7 +214,7 @@ func (f *sinkFeed) lease(ctx context.Context) (bool, error) {
 		return false, err
 	default:
 		var rec cursorRecord
-		if err := decodeRecord(r, &rec); err != nil {
+		if err := read(&cursorForm, r, &rec); err != nil {
 			return false, err
 		}
 		f.rec, f.version = rec, r.Version
@@ -238,13 +240,11 @@ func (f *sinkFeed) write(ctx context.Context) error {
 }
 
 func (f *sinkFeed) put(ctx context.Context) error {
-	data, err := json.Marshal(f.rec)
-	if err != nil {
+	c := f.s.newChange()
+	if err := put(c, &cursorForm, store.Record{ID: f.sink.Name}, &f.rec, f.version); err != nil {
 		return err
 	}
-	c := f.s.newChange()
-	c.put(store.Record{Kind: kindCursor, ID: f.sink.Name, Data: data}, f.version)
-	_, err = f.s.commit(ctx, c)
+	_, err := f.s.commit(ctx, c)
 	if err != nil {
 		f.rec.Owner = "" // read it again
 		return err

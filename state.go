@@ -49,7 +49,23 @@ func (s *Service) apply(r store.Record) error {
 
 // setAside makes what depends on a record that can not be read fail closed.
 func (s *Service) setAside(r store.Record, why error) error {
-	return why
+	switch r.Kind {
+	case store.KindRule:
+		if !s.rules.setAside(r) {
+			return why // nobody can tell what it refuses: the view gets no newer
+		}
+		return s.feed.applyRule(s.core, r)
+	case store.KindClient:
+		s.Clients.setAside(r, why)
+	case store.KindRole:
+		s.roles.setAside(r, why)
+	case store.KindAPIKey:
+		s.APIKeys.setAside(r)
+	case store.KindMeta:
+		s.unsure.Store(true) // how long tokens live: rules stay
+	case store.KindKey: // a key that can not be read signs and verifies nothing
+	}
+	return nil
 }
 
 // forget drops what was read of another history. The rules keep all they hold.

@@ -4,6 +4,7 @@ import (
 	"net/url"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Target names tokens. The zero Target, and one made of an empty ID, names none: Revoke refuses it.
@@ -63,20 +64,25 @@ func BySigningKey(kid string) Target { return named(targetKey, kid) }
 func Everything() Target { return Target{kind: targetAll} }
 
 func named(k targetKind, id string) Target {
-	return Target{kind: k, id: id, none: id == "" || len(id) > 255}
+	return Target{kind: k, id: id, none: id == "" || !storable(id)}
+}
+
+// storable reports whether a name may be part of a record: what a store takes, and what is the same when it is read back.
+func storable(s string) bool {
+	return len(s) <= 255 && utf8.ValidString(s) && strings.IndexByte(s, 0) < 0
 }
 
 // OfIssuer makes a subject one of another trusted issuer: a principal is issuer and subject together.
 func (t Target) OfIssuer(issuer string) Target {
 	t.issuer = issuer
-	t.none = t.none || issuer == "" || t.kind != targetSubject && t.kind != targetSessions && t.kind != targetToken
+	t.none = t.none || issuer == "" || !utf8.ValidString(issuer) || t.kind != targetSubject && t.kind != targetSessions && t.kind != targetToken
 	return t
 }
 
 // OwnedBy narrows a target to what is subject's: Revoke answers ErrNotFound for a grant or token
 // of someone else. For pages where users name IDs. An empty subject makes the target name none.
 func (t Target) OwnedBy(subject string) Target {
-	t.none = t.none || subject == "" || t.owner != "" && t.owner != subject
+	t.none = t.none || subject == "" || !storable(subject) || t.owner != "" && t.owner != subject
 	t.owner = subject
 	return t
 }
@@ -84,7 +90,7 @@ func (t Target) OwnedBy(subject string) Target {
 // HeldBy narrows a target to what client holds: with BySubject, one application of one user. An
 // empty client makes the target name none.
 func (t Target) HeldBy(client string) Target {
-	t.none = t.none || client == "" || t.holder != "" && t.holder != client
+	t.none = t.none || client == "" || !storable(client) || t.holder != "" && t.holder != client
 	t.holder = client
 	return t
 }
@@ -93,7 +99,7 @@ func (t Target) HeldBy(client string) Target {
 // from it, refreshed or exchanged since. A time in the future is taken as now.
 func (t Target) IssuedBefore(then time.Time) Target {
 	t.before = then
-	t.none = t.none || then.IsZero()
+	t.none = t.none || then.IsZero() || then.UTC().Year() < 1 || then.UTC().Year() > 9999 // RFC 3339 has four digits
 	return t
 }
 
@@ -149,7 +155,7 @@ func (t *Target) UnmarshalText(b []byte) error {
 	var out Target
 	for k := targetToken; k <= targetAll; k++ {
 		if targetNames[k] == name {
-			out = Target{kind: k, id: id, none: (id == "") != (k == targetAll) || len(id) > 255}
+			out = Target{kind: k, id: id, none: (id == "") != (k == targetAll) || !storable(id)}
 		}
 	}
 	for _, p := range parts[1:] {

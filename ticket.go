@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -85,15 +86,11 @@ func (t *ticketRecord) got() *ruleSubject {
 	return &ruleSubject{subject: t.Subject, client: t.Client, grant: t.Spent, pos: positions{birth: t.Birth, view: t.Birth}, renews: true}
 }
 
+var ticketForm = record.Form[ticketRecord]{Kind: kindTicket, Check: func(t *ticketRecord) error { return first(t.V) }}
+
 func readTicket(r store.Record) (*ticketRecord, error) {
 	t := new(ticketRecord)
-	if err := decodeRecord(r, t); err != nil {
-		return nil, err
-	}
-	if t.V != 1 {
-		return nil, fail(ErrUnavailable, "ticket %q is of a newer version", r.ID)
-	}
-	return t, nil
+	return t, read(&ticketForm, r, t)
 }
 
 // Prepare checks r as Issue would, records it and returns the ticket that redeems it. With t.CodeSHA256 the code is
@@ -144,12 +141,11 @@ func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (Secret, err
 		id = k.ID.String()
 		code = NewSecret(opaque.EncodeKey(s.cfg.Prefix, opaque.Ticket, &k))
 	}
-	data, err := json.Marshal(rec)
-	if err != nil {
-		return Secret{}, &Error{Code: ErrInvalidRequest, Detail: "ticket", Cause: err}
-	}
 	c := s.newChange()
-	c.put(store.Record{Kind: kindTicket, ID: id, Subject: r.Subject, Client: t.Client, Expires: rec.Expires + int64(ticketSlack/time.Millisecond), Data: data}, store.Version{})
+	put := put(c, &ticketForm, store.Record{ID: id, Subject: r.Subject, Client: t.Client, Expires: rec.Expires + int64(ticketSlack/time.Millisecond)}, &rec, store.Version{})
+	if put != nil {
+		return Secret{}, put
+	}
 	c.event(ctx, Event{Type: EventPrepared, OK: true, Subject: r.Subject, Client: t.Client, Scopes: p.scopes})
 	if _, err := s.commit(ctx, c); err != nil {
 		if errors.Is(err, store.ErrConflict) {
@@ -295,12 +291,7 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 	}
 	return s.issue(ctx, req, func(c *change, grant string) error {
 		t.Spent = grant
-		data, err := json.Marshal(t)
-		if err != nil {
-			return &Error{Code: ErrInvalidRequest, Detail: "ticket", Cause: err}
-		}
-		c.put(store.Record{Kind: kindTicket, ID: id, Subject: rec.Subject, Client: rec.Client, Expires: rec.Expires, Data: data}, rec.Version)
-		return nil
+		return put(c, &ticketForm, store.Record{ID: id, Subject: rec.Subject, Client: rec.Client, Expires: rec.Expires}, t, rec.Version)
 	})
 }
 
@@ -366,7 +357,9 @@ func (s *core) claim(ctx context.Context, id string, until time.Time) error {
 	}
 	h := opaque.Hash("once1", []byte(s.ns), []byte(id))
 	c := s.newChange()
-	c.put(store.Record{Kind: kindOnce, ID: hex.EncodeToString(h[:]), Expires: until.Add(ruleSlack).UnixMilli()}, store.Version{})
+	if err := bare(c, store.Record{Kind: kindOnce, ID: hex.EncodeToString(h[:]), Expires: until.Add(ruleSlack).UnixMilli()}, store.Version{}); err != nil {
+		return err
+	}
 	_, err := s.commit(ctx, c)
 	if errors.Is(err, store.ErrConflict) {
 		return fail(ErrInvalidRequest, "used before")

@@ -131,7 +131,7 @@ func TestSignerOutsideIsNotWaitedFor(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
-// The numbers of an ECDSA signature lose and gain zeros on the way between both forms.
+// The numbers of an ECDSA signature gain zeros on the way out of DER.
 func TestECDSAForms(t *testing.T) {
 	t.Parallel()
 	for _, half := range []int{32, 48, 66} {
@@ -140,9 +140,7 @@ func TestECDSAForms(t *testing.T) {
 			flat := append(r.FillBytes(make([]byte, half)), s.FillBytes(make([]byte, half))...)
 			want, err := asn1.Marshal(struct{ R, S *big.Int }{r, s})
 			require.NoError(t, err)
-			got := appendASN1(nil, flat)
-			require.Equal(t, want, got)
-			back, err := fixedWidth(nil, got, half)
+			back, err := fixedWidth(nil, want, half)
 			require.NoError(t, err)
 			require.Equal(t, flat, back)
 		}

@@ -1,0 +1,86 @@
+// Package record is how what a service keeps is written and read back. Whoever owns a kind of record declares its Form; nothing gets
+// into a change but what its Form has written, and a Form gives out nothing that it does not read back as the same.
+//
+// It stands on package store alone, takes no lock and does no I/O.
+package record
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Form is one stored form.
+type Form[T any] struct {
+	Kind store.Kind
+	// Check is what readers demand besides that it decodes, such as a version that they know; nil: nothing. It runs at each Read, and
+	// so at each Write too.
+	Check func(*T) error
+}
+
+// Written is a record that was read back. Only Write and Bare make one.
+type Written struct{ r store.Record }
+
+// Record is what a store gets.
+func (w Written) Record() store.Record { return w.r }
+
+// Read takes what this module once wrote: another member means a newer version or damage.
+func (f *Form[T]) Read(r store.Record, v *T) error {
+	d := json.NewDecoder(strings.NewReader(string(r.Data)))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return err
+	}
+	if d.More() {
+		return errors.New("trailing data")
+	}
+	if f.Check != nil {
+		return f.Check(v)
+	}
+	return nil
+}
+
+// Write makes the record of v under r's ID, selectors and end. It fails where a reader would not take it, or would take it for
+// something else: text that is no UTF-8 becomes another one in JSON.
+func (f *Form[T]) Write(r store.Record, v *T) (Written, error) {
+	if err := checkNames(&r); err != nil {
+		return Written{}, err
+	}
+	data, err := json.Marshal(v)
+	if err != nil {
+		return Written{}, err
+	}
+	r.Kind, r.Data = f.Kind, data
+	back := new(T)
+	if err := f.Read(r, back); err != nil {
+		return Written{}, fmt.Errorf("it could not be read back: %w", err)
+	}
+	again, err := json.Marshal(back)
+	if err != nil || !bytes.Equal(again, data) {
+		return Written{}, errors.New("it would read back as something else")
+	}
+	return Written{r}, nil
+}
+
+// Bare is a record whose content is nobody's form: none at all, or what a host gave.
+func Bare(r store.Record) (Written, error) { return Written{r}, checkNames(&r) }
+
+// maxName is what the contract of a store takes.
+const maxName = 255
+
+func checkNames(r *store.Record) error {
+	if r.ID == "" {
+		return errors.New("a record without an ID")
+	}
+	for _, s := range [...]string{r.ID, r.Type, r.Subject, r.Client, r.Grant, r.Token} {
+		if len(s) > maxName || !utf8.ValidString(s) || strings.IndexByte(s, 0) >= 0 {
+			return fmt.Errorf("%.40q can not be part of a record: over %d bytes, no UTF-8, or with NUL", s, maxName)
+		}
+	}
+	return nil
+}
