@@ -9,6 +9,8 @@ import (
 	"encoding/json"
 	"errors"
 	"iter"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -60,11 +62,14 @@ type APIKeys struct {
 	valid   *JWTValidator // ours, likewise
 	keys    *keyShelf
 	// Set in a caller's own view.
-	view    bool
-	subject string
-	held    heldScopes
-	claims  map[string]json.RawMessage
-	refuse  string
+	view     bool
+	caller   Token
+	verified bool  // by us: it is not what NewToken made, for which the host vouches
+	birth    birth // the caller's
+	subject  string
+	held     heldScopes
+	claims   map[string]json.RawMessage
+	refuse   string
 }
 
 type apiKeyRecord struct {
@@ -82,6 +87,7 @@ type apiKeyRecord struct {
 	Counter  string          `json:"counter,omitempty"` // of its uses: the ID of the key that it was rotated from; empty: its own
 	Rate     Rate            `json:"rate,omitzero"`
 	Birth    store.Position  `json:"birth"`
+	By       []string        `json:"by,omitempty"` // as a token's chain: the client and the signing key of the token by which it was made
 	Hash     [32]byte        `json:"h"`
 	TagKID   [4]byte         `json:"tag"`
 }
@@ -140,7 +146,8 @@ func (k *APIKeys) For(t Token) *APIKeys {
 	case t.IsClient():
 		v.refuse = "a client's own token has no API keys"
 	default:
-		v.subject, v.held = t.Subject(), t.d.held
+		v.caller, v.subject, v.held = t, t.Subject(), t.d.held
+		v.birth, v.verified = t.birth(k.s)
 		if err := t.Claims(&v.claims); err != nil {
 			v.refuse = "the caller's claims can not be read"
 		}
@@ -148,11 +155,46 @@ func (k *APIKeys) For(t Token) *APIKeys {
 	return v
 }
 
-func (k *APIKeys) allowed() error {
-	if k.refuse != "" {
+// allowed asks again whether the caller of a view is good: the request may be older than a rule on its token.
+func (k *APIKeys) allowed(ctx context.Context) error {
+	switch {
+	case k.refuse != "":
 		return fail(ErrDenied, "%s", k.refuse)
+	case k.view:
+		return k.caller.Recheck(ctx)
 	}
 	return nil
+}
+
+// from is the birth of what the caller of a view makes, or the host in this moment.
+func (k *APIKeys) from(m moment) birth {
+	if k.verified {
+		return k.birth
+	}
+	return m.login()
+}
+
+// madeBy is what ends a key besides its subject: the client that held the token by which it was made, and the key that signed
+// that. Not its session: who logs out keeps his keys.
+func (k *APIKeys) madeBy() []string {
+	if !k.verified {
+		return nil
+	}
+	var by []string
+	x := k.caller.d.from
+	if x.client != "" && x.client != k.s.cfg.FirstParty {
+		by = append(by, chainClient+x.client)
+	}
+	if x.kid != "" {
+		by = append(by, chainKey+x.kid)
+	}
+	for _, s := range x.chain {
+		if strings.Contains(s, ":") {
+			by = append(by, s)
+		}
+	}
+	slices.Sort(by)
+	return slices.Compact(by)
 }
 
 func (rec *apiKeyRecord) public(id string) APIKey {
@@ -170,7 +212,7 @@ func (rec *apiKeyRecord) public(id string) APIKey {
 // Create makes a key and returns its secret: shown now and never again. ErrLimited: the subject has
 // Limits.APIKeysPerSubject already.
 func (k *APIKeys) Create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, error) {
-	if err := k.allowed(); err != nil {
+	if err := k.allowed(ctx); err != nil {
 		return APIKey{}, Secret{}, err
 	}
 	if k.view {
@@ -186,13 +228,21 @@ func (k *APIKeys) Create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, 
 	if err := k.s.audit.ready(); err != nil {
 		return APIKey{}, Secret{}, err
 	}
+	rec.By = k.madeBy()
 	for try := 0; try < refreshTries; try++ {
+		m := k.s.begin(ctx)
+		if err := k.allowed(ctx); err != nil {
+			return APIKey{}, Secret{}, err
+		}
 		count, err := k.room(ctx, r.Subject)
 		if err != nil {
 			return APIKey{}, Secret{}, err
 		}
-		x, secret, err := k.write(ctx, rec, count, "created")
-		if !errors.Is(err, errOvertaken) && !errors.Is(err, store.ErrConflict) {
+		x, secret, err := k.write(ctx, rec, m, k.from(m), count, "created")
+		switch {
+		case errors.Is(err, errOvertaken) && (k.verified || m.begun):
+			return APIKey{}, Secret{}, fail(ErrRevoked, "a revocation came while the key was made")
+		case !errors.Is(err, errOvertaken) && !errors.Is(err, store.ErrConflict):
 			return x, secret, err
 		}
 	}
@@ -321,12 +371,11 @@ func (k *APIKeys) live(x *APIKey) bool {
 }
 
 // write makes the secret and stores the key, with another put where it replaces one.
-func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, also func(*change) error, how string) (APIKey, Secret, error) {
+func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from birth, also func(*change) error, how string) (APIKey, Secret, error) {
 	s := k.s
 	now := s.now()
 	rec := *plan
-	known := s.rules.version.Load()
-	rec.Birth = s.state.Position()
+	rec.Birth = from.at
 	rec.Created = now.UnixMilli()
 	key := opaque.Key{ID: opaque.NewID(now)}
 	rand.Read(key.Secret[:])
@@ -346,14 +395,16 @@ func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, also func(*chan
 			return APIKey{}, Secret{}, err
 		}
 	}
-	c.event(ctx, Event{Type: EventAPIKeyChanged, OK: true, Reason: how, Subject: rec.Subject, TokenID: id, Scopes: rec.Scopes})
+	e := Event{Type: EventAPIKeyChanged, OK: true, Reason: how, Subject: rec.Subject, TokenID: id, Scopes: rec.Scopes}
+	if k.view { // by whom
+		e.Client, e.Grant, e.Extra = k.caller.Client(), k.caller.Grant(), map[string]string{"chain": k.caller.ID()}
+	}
+	c.event(ctx, e)
 	if _, err := s.commit(ctx, c); err != nil {
 		return APIKey{}, Secret{}, err
 	}
-	if s.rules.version.Load() != known || s.rules.pending.Load() != nil {
-		if s.rules.hit(rec.ruleSubject(id)) != "" {
-			return APIKey{}, Secret{}, errOvertaken
-		}
+	if m.passed(s.rules) && (s.rules.hit(rec.ruleSubject(id)) != "" || k.verified && s.rules.hit(k.caller.d.from) != "") {
+		return APIKey{}, Secret{}, errOvertaken
 	}
 	return rec.public(id), NewSecret(text), nil
 }
@@ -392,7 +443,7 @@ func (rec *apiKeyRecord) end() int64 {
 }
 
 func (rec *apiKeyRecord) ruleSubject(id string) *ruleSubject {
-	return &ruleSubject{subject: rec.Subject, id: id, apiKey: true, iat: time.UnixMilli(rec.Created), pos: positions{birth: rec.Birth, view: rec.Birth}}
+	return &ruleSubject{subject: rec.Subject, id: id, apiKey: true, chain: rec.By, iat: time.UnixMilli(rec.Created), pos: positions{birth: rec.Birth, view: rec.Birth}}
 }
 
 func (k *APIKeys) read(ctx context.Context, id string) (apiKeyRecord, store.Record, error) {
@@ -415,7 +466,7 @@ func (k *APIKeys) read(ctx context.Context, id string) (apiKeyRecord, store.Reco
 
 // Get returns one key. ErrNotFound: there is none, or it is not the caller's.
 func (k *APIKeys) Get(ctx context.Context, id string) (APIKey, error) {
-	if err := k.allowed(); err != nil {
+	if err := k.allowed(ctx); err != nil {
 		return APIKey{}, err
 	}
 	rec, _, err := k.read(ctx, id)
@@ -437,7 +488,7 @@ func (k *APIKeys) used(ctx context.Context, x APIKey) APIKey {
 
 // List lists keys, newest first: also those that have ended, for some time.
 func (k *APIKeys) List(ctx context.Context, p Page) iter.Seq2[APIKey, error] {
-	if err := k.allowed(); err != nil {
+	if err := k.allowed(ctx); err != nil {
 		return func(yield func(APIKey, error) bool) { yield(APIKey{}, err) }
 	}
 	return k.list(ctx, k.subject, p, true)
@@ -481,7 +532,7 @@ func (k *APIKeys) list(ctx context.Context, subject string, p Page, use bool) it
 
 // change rewrites a key in one compare-and-swap.
 func (k *APIKeys) change(ctx context.Context, id, how string, f func(*apiKeyRecord) error) (APIKey, error) {
-	if err := k.allowed(); err != nil {
+	if err := k.allowed(ctx); err != nil {
 		return APIKey{}, err
 	}
 	for try := 0; try < refreshTries; try++ {
@@ -520,13 +571,14 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 	if overlap < 0 {
 		return APIKey{}, Secret{}, fail(ErrInvalidRequest, "negative overlap")
 	}
-	if err := k.allowed(); err != nil {
+	if err := k.allowed(ctx); err != nil {
 		return APIKey{}, Secret{}, err
 	}
 	if err := k.s.audit.ready(); err != nil {
 		return APIKey{}, Secret{}, err
 	}
 	for try := 0; try < refreshTries; try++ {
+		m := k.s.begin(ctx)
 		rec, r, err := k.read(ctx, id)
 		if err != nil {
 			return APIKey{}, Secret{}, err
@@ -562,7 +614,8 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 		if rec.Expires != 0 {
 			rec.Replaced = min(rec.Replaced, rec.Expires)
 		}
-		fresh, secret, err := k.write(ctx, &next, func(c *change) error {
+		// The successor descends from the key: a rule that hits that hits it, whenever it came.
+		fresh, secret, err := k.write(ctx, &next, m, rec.birth(), func(c *change) error {
 			return rec.put(c, id, r.Version)
 		}, "rotated from "+id)
 		if errors.Is(err, store.ErrConflict) || errors.Is(err, errOvertaken) {
@@ -575,7 +628,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 
 // Revoke ends a key at once. ErrNotFound: there is none, or it is not the caller's.
 func (k *APIKeys) Revoke(ctx context.Context, id, reason string) error {
-	if err := k.allowed(); err != nil {
+	if err := k.allowed(ctx); err != nil {
 		return err
 	}
 	if _, _, err := k.read(ctx, id); err != nil && (isNotFound(err) || k.view) {

@@ -335,8 +335,12 @@ func (s *Service) Check(ctx context.Context, r Request) error {
 	if r.Grant != "" {
 		return fail(ErrInvalidRequest, "a request under a grant is not checked ahead")
 	}
+	who, err := s.Clients.caller(ctx, r.Auth)
+	if err != nil {
+		return err
+	}
 	var p plan
-	return s.planFor(ctx, &p, &r)
+	return s.planFor(&p, &r, &who)
 }
 
 // SignIntrospection signs an introspection response for the resource server that audience names (RFC 9701 §5). response
@@ -345,7 +349,7 @@ func (s *Service) SignIntrospection(ctx context.Context, audience string, respon
 	if err := jws.CheckJSON(response); err != nil || !bytes.HasPrefix(response, []byte("{")) {
 		return "", &Error{Code: ErrInvalidRequest, Detail: "not a JSON object", Cause: err}
 	}
-	key, err := s.SigningKeys.active(s.state.Position(), s.now(), nil)
+	key, err := s.SigningKeys.active(s.begin(ctx).view, s.now(), nil)
 	if err != nil {
 		return "", err
 	}

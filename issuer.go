@@ -143,8 +143,7 @@ const (
 // plan is a request that was checked: who gets what, not yet how long the state stood where.
 type plan struct {
 	client    Client
-	auth      ClientAuth // how it was confirmed, for the next try
-	own       bool       // the client's own tokens
+	own       bool // the client's own tokens
 	subject   string
 	scopes    Scopes
 	roles     []string
@@ -161,10 +160,10 @@ type plan struct {
 // Issue implements [Issuer].
 func (s *Service) Issue(ctx context.Context, r Request) (*Issued, error) {
 	if !s.valid.observers.any() {
-		return s.issue(ctx, r, nil)
+		return s.issueFor(ctx, r)
 	}
 	began := time.Now()
-	i, err := s.issue(ctx, r, nil)
+	i, err := s.issueFor(ctx, r)
 	s.observeIssue(ctx, "issue", began, i, err)
 	return i, err
 }
@@ -180,53 +179,78 @@ func (s *Service) observeIssue(ctx context.Context, op string, began time.Time, 
 	s.observe(ctx, o)
 }
 
-// issue checks r and opens what it asks for. with adds to the same write, such as a ticket that is spent by it.
-func (s *Service) issue(ctx context.Context, r Request, with func(*change, string) error) (*Issued, error) {
-	if err := s.audit.ready(); err != nil {
+func (s *Service) issueFor(ctx context.Context, r Request) (*Issued, error) {
+	if r.Client != "" && r.Auth.ID != "" && r.Auth.ID != r.Client {
+		return nil, fail(ErrInvalidRequest, "Client and Auth name different clients")
+	}
+	m := s.begin(ctx)
+	who, err := s.Clients.caller(ctx, r.Auth)
+	if err != nil {
 		return nil, err
 	}
 	if r.Grant != "" {
-		return s.issueUnder(ctx, r)
+		return s.issueUnder(ctx, r, m, &who)
+	}
+	return s.issue(ctx, r, m, &who, nil)
+}
+
+// spending is what is spent by what is issued: it has its own birth, and its change of the record goes with the write.
+type spending struct {
+	birth birth
+	with  func(c *change, grant string) error
+}
+
+// issue checks r and opens what it asks for, with what that spends.
+func (s *Service) issue(ctx context.Context, r Request, m moment, who *caller, spent *spending) (*Issued, error) {
+	if err := s.audit.ready(); err != nil {
+		return nil, err
 	}
 	for try := 1; ; try++ {
-		// At each try anew: the rule that overtook the one before may tell of a client or a role that lost what was planned.
-		// From before the plan on: a rule that comes while a client proves itself reaches what is made of what it was.
-		at, known := s.state.Position(), s.rules.version.Load()
 		var p plan
-		if err := s.planFor(ctx, &p, &r); err != nil {
+		if err := s.planFor(&p, &r, who); err != nil {
 			return nil, err
 		}
-		if !r.Auth.isZero() { // an assertion is good once
-			r.Auth = p.auth
-		}
-		i, err := s.open(ctx, &p, at, known, r.Refresh, with)
+		i, err := s.open(ctx, &p, m, r.Refresh, spent)
 		if err == nil && r.Refresh {
 			err = s.limitGrants(ctx, p.subject, i.Token.Grant())
 		}
 		if err == nil {
 			return i, nil
 		}
+		if err == errStale && try < signTries {
+			m = s.begin(ctx)
+			continue
+		}
 		if !errors.Is(err, errOvertaken) {
 			return nil, err
 		}
-		if with != nil {
-			// What it spends was made before the rule: it stands for what the rule ended.
+		if spent != nil || m.begun {
+			// What it spends was made before the rule, or who it is was confirmed: it stands for what the rule ended.
 			return nil, fail(ErrInvalidGrant, "a revocation came first")
 		}
 		if try == signTries {
 			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "revocations keep overtaking this login"}
 		}
+		// The rule may tell of a client or a role that lost what was planned.
+		m = s.begin(ctx)
 	}
 }
 
 // errOvertaken says that a rule came between reading the state and the write: the token must be stamped again.
 var errOvertaken = errors.New("apitoken: overtaken by a revocation")
 
+// errStale says that no signing key is as old as the view that the plan was made in.
+var errStale = &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the signing key was withdrawn while the token was made"}
+
 // open stamps, signs and records. Nothing is returned before it is recorded, nothing that a known rule hits.
-func (s *Service) open(ctx context.Context, p *plan, at store.Position, known uint64, refresh bool, with func(*change, string) error) (*Issued, error) {
+func (s *Service) open(ctx context.Context, p *plan, m moment, refresh bool, spent *spending) (*Issued, error) {
+	from := m.login()
+	if spent != nil {
+		from = spent.birth
+	}
 	now := s.now()
 	grant := newID(now)
-	t := stamp{jti: newID(now), grant: grant, pos: positions{birth: at, view: at}, iat: now, exp: now.Add(p.life)}
+	t := stamp{jti: newID(now), grant: grant, pos: m.stamp(from), iat: now, exp: now.Add(p.life)}
 	life := s.lifetimes(&p.client)
 	end := now.Add(life.Grant)
 	if refresh && t.exp.After(end) {
@@ -239,7 +263,7 @@ func (s *Service) open(ctx context.Context, p *plan, at store.Position, known ui
 	c := s.newChange()
 	if refresh {
 		g := &grantRecord{V: 1, Subject: p.subject, Client: p.client.ID, Scopes: p.scopes, Roles: p.roles, Audiences: p.audiences,
-			Claims: p.claims, Binding: p.binding, Birth: at, Created: now.UnixMilli(), Life: int64(p.life / time.Second)}
+			Claims: p.claims, Binding: p.binding, Birth: from.at, Created: now.UnixMilli(), Life: int64(p.life / time.Second)}
 		g.Expires, g.Idle = end.UnixMilli(), life.Idle.Milliseconds()
 		o := originOf(ctx)
 		g.UserAgent = cleanText(o.UserAgent)
@@ -256,8 +280,8 @@ func (s *Service) open(ctx context.Context, p *plan, at store.Position, known ui
 			return nil, err
 		}
 	}
-	if with != nil {
-		if err := with(c, grant); err != nil {
+	if spent != nil {
+		if err := spent.with(c, grant); err != nil {
 			return nil, err
 		}
 	}
@@ -265,10 +289,8 @@ func (s *Service) open(ctx context.Context, p *plan, at store.Position, known ui
 	if _, err := s.commit(ctx, c); err != nil {
 		return nil, err
 	}
-	if s.rules.version.Load() != known || s.rules.pending.Load() != nil {
-		if s.rules.hit(rs) != "" {
-			return nil, errOvertaken
-		}
+	if m.passed(s.rules) && s.rules.hit(rs) != "" {
+		return nil, errOvertaken
 	}
 	return i, nil
 }
@@ -309,9 +331,9 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 	}
 	now := s.now() // a stamp may be of an answer that is given again
 	key, err := s.SigningKeys.active(t.pos.view, now, aud)
-	if err != nil && s.state.Refresh(ctx) == nil { // withdrawn, and its successor is newer than this view
-		t.pos.view = s.state.Position()
-		key, err = s.SigningKeys.active(t.pos.view, now, aud)
+	if err != nil && s.state.Refresh(ctx) == nil && s.begin(ctx).view != t.pos.view {
+		// Withdrawn, and its successor is newer than this view: what was planned under it has to be planned again.
+		return nil, nil, errStale
 	}
 	if err != nil {
 		return nil, nil, err
@@ -355,22 +377,17 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 	return &made.issued, rs, nil
 }
 
-// planFor checks r against the client, the scopes and the roles, and fills in p; and in r, whom its Auth names.
-func (s *Service) planFor(ctx context.Context, p *plan, r *Request) error {
+// planFor checks r against the client, the scopes and the roles, and fills in p.
+func (s *Service) planFor(p *plan, r *Request, who *caller) error {
 	p.subject, p.binding = r.Subject, r.Binding
-	if r.Auth.ID == "" && !r.Auth.isZero() {
-		if r.Auth.ID = assertionSubject(r.Auth.Assertion.Reveal()); r.Auth.ID == "" {
-			return fail(ErrInvalidClient, "Auth names no client")
-		}
-	}
 	id := r.Client
 	if id == "" {
-		id = r.Auth.ID
+		id = who.id()
 	}
-	if r.Auth.ID != "" && r.Auth.ID != id {
+	if !who.none() && who.id() != id {
 		return fail(ErrInvalidRequest, "Client and Auth name different clients")
 	}
-	if err := s.planClient(ctx, p, r, id); err != nil {
+	if err := s.planClient(p, r, id, who); err != nil {
 		return err
 	}
 	if err := checkSubject(p.subject); err != nil {
@@ -414,18 +431,20 @@ func (p *plan) narrowTo(audiences []string) error {
 
 // planClient decides who asks: the host itself, a client for a subject that the host vouches for, or a client for
 // itself, which must prove it.
-func (s *Service) planClient(ctx context.Context, p *plan, r *Request, id string) error {
+func (s *Service) planClient(p *plan, r *Request, id string, who *caller) error {
 	if id == "" {
 		if r.Subject == "" {
 			return fail(ErrInvalidRequest, "neither a Subject nor a Client")
 		}
 		p.client = Client{ID: s.cfg.FirstParty, Public: true}
-	} else if r.Subject == "" || !r.Auth.isZero() {
-		c, auth, err := s.Clients.Confirm(ctx, r.Auth)
+	} else if !who.none() {
+		c, err := who.now(s.Clients)
 		if err != nil {
 			return err
 		}
-		p.client, p.auth = c, auth
+		p.client = c
+	} else if r.Subject == "" {
+		return fail(ErrInvalidClient, "a client's own tokens are for whoever proves to be it")
 	} else {
 		c, err := s.Clients.enabled(id)
 		if err != nil {
@@ -561,7 +580,10 @@ func (s *core) lifeFor(c *Client, asked time.Duration) (time.Duration, error) {
 }
 
 // issueUnder issues under a grant that lives: at most what the grant holds, for no longer than it.
-func (s *Service) issueUnder(ctx context.Context, r Request) (*Issued, error) {
+func (s *Service) issueUnder(ctx context.Context, r Request, m moment, who *caller) (*Issued, error) {
+	if err := s.audit.ready(); err != nil {
+		return nil, err
+	}
 	g, _, err := s.grant(ctx, r.Grant)
 	if errors.Is(err, ErrNotFound) {
 		return nil, fail(ErrInvalidGrant, "no grant %q: only those with a refresh token can be issued under", r.Grant)
@@ -572,16 +594,9 @@ func (s *Service) issueUnder(ctx context.Context, r Request) (*Issued, error) {
 	if r.Subject != "" && r.Subject != g.Subject || r.Client != "" && r.Client != g.Client || r.Refresh {
 		return nil, fail(ErrInvalidRequest, "the request contradicts the grant it names")
 	}
-	if !r.Auth.isZero() {
-		c, err := s.Clients.Authenticate(ctx, r.Auth)
-		if err != nil {
-			return nil, err
-		}
-		if c.ID != g.Client {
-			return nil, fail(ErrInvalidRequest, "the grant is another client's")
-		}
+	if !who.none() && who.id() != g.Client {
+		return nil, fail(ErrInvalidRequest, "the grant is another client's")
 	}
-	view := s.state.Position()
 	p, err := s.planUnder(ctx, r.Grant, g, r.Scopes)
 	if err != nil {
 		return nil, err
@@ -610,7 +625,7 @@ func (s *Service) issueUnder(ctx context.Context, r Request) (*Issued, error) {
 		}
 	}
 	now := s.now()
-	t := stamp{jti: newID(now), grant: r.Grant, iat: now, exp: g.cut(now.Add(p.life)), pos: positions{birth: g.Birth, view: view}}
+	t := stamp{jti: newID(now), grant: r.Grant, iat: now, exp: g.cut(now.Add(p.life)), pos: m.stamp(g.birth())}
 	return s.record(ctx, p, t)
 }
 
@@ -743,8 +758,15 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 	if err := s.audit.ready(); err != nil {
 		return nil, err
 	}
-	view := s.state.Position() // as old as what is decided by
-	c, err := s.Clients.Authenticate(ctx, r.Auth)
+	m := s.begin(ctx)
+	who, err := s.Clients.caller(ctx, r.Auth)
+	if err != nil {
+		return nil, err
+	}
+	if who.none() {
+		return nil, fail(ErrInvalidClient, "a client that exchanges tokens has to prove who it is")
+	}
+	c, err := who.now(s.Clients)
 	if err != nil {
 		return nil, err
 	}
@@ -756,11 +778,11 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 		return nil, err
 	}
 	from := parent.d.from
-	if from == nil || parent.d.Issuer != s.cfg.Issuer { // another's subjects and positions are not ours, whatever we trust it with
+	birth, ours := parent.birth(s.core)
+	if !ours { // another's subjects and positions are not ours, whatever we trust it with
 		return nil, fail(ErrInvalidRequest, "only tokens of this service are exchanged")
 	}
 	p := &plan{client: c, subject: parent.Subject(), roles: parent.d.Roles, claims: parent.d.claim, binding: parent.d.Binding, event: EventExchanged}
-	birth := from.pos.birth
 	used := []Token{parent}
 	// Every actor of the chain is kept: who acts now comes first (RFC 8693 §4.1).
 	for _, a := range from.actors {
@@ -775,15 +797,14 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 		if err != nil {
 			return nil, err
 		}
-		if actor.d.from == nil || actor.d.Issuer != s.cfg.Issuer {
+		acts, ours := actor.birth(s.core)
+		if !ours {
 			return nil, fail(ErrInvalidRequest, "only tokens of this service name actors")
 		}
 		used = append(used, actor)
 		p.actors = slices.Insert(p.actors, 0, jws.Actor{Subject: actor.Subject()})
 		p.chain = actor.d.from.lineage()
-		if b := actor.d.from.pos.birth; b.N < birth.N { // a rule that hits either hits what both made
-			birth = b
-		}
+		birth = birth.earlier(acts)
 	}
 	if p.chain = append(p.chain, from.lineage()...); len(p.chain) > maxChain || len(p.actors) > maxActors {
 		return nil, fail(ErrInvalidRequest, "the chain of exchanges is too long")
@@ -824,7 +845,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 		}
 	}
 	now := s.now()
-	t := stamp{jti: newID(now), grant: newID(now), iat: now, exp: now.Add(p.life), pos: positions{birth: birth, view: view}}
+	t := stamp{jti: newID(now), grant: newID(now), iat: now, exp: now.Add(p.life), pos: m.stamp(birth)}
 	if end := parent.ExpiresAt(); !end.IsZero() && t.exp.After(end) {
 		t.exp = end
 	}

@@ -114,16 +114,13 @@ func (s *Service) refresh(ctx context.Context, r RefreshRequest) (*Issued, error
 	if err != nil {
 		return nil, err
 	}
-	var caller Client // who proved to be there; zero when nobody did
-	if !r.Auth.isZero() {
-		// A stranger's failed authentication never reaches the token.
-		if caller, err = s.Clients.Authenticate(ctx, r.Auth); err != nil {
-			return nil, err
-		}
+	who, err := s.Clients.caller(ctx, r.Auth) // a stranger's failed authentication never reaches the token
+	if err != nil {
+		return nil, err
 	}
 	id := opaque.ID(t.Grant).String()
 	for try := 1; try <= refreshTries; try++ {
-		i, err := s.refreshOnce(ctx, r, t, id, caller, try == 1)
+		i, err := s.refreshOnce(ctx, r, t, id, &who, try == 1)
 		if !errors.Is(err, store.ErrConflict) {
 			return i, err
 		}
@@ -132,7 +129,7 @@ func (s *Service) refresh(ctx context.Context, r RefreshRequest) (*Issued, error
 }
 
 // refreshOnce is one read of the grant and what follows from it. store.ErrConflict: another was first, read again.
-func (s *Service) refreshOnce(ctx context.Context, r RefreshRequest, t *opaque.RefreshToken, id string, caller Client, first bool) (*Issued, error) {
+func (s *Service) refreshOnce(ctx context.Context, r RefreshRequest, t *opaque.RefreshToken, id string, who *caller, first bool) (*Issued, error) {
 	rec, err := s.get(ctx, kindGrant, id)
 	if isNotFound(err) {
 		return nil, fail(ErrInvalidGrant, "the grant has ended long ago")
@@ -144,7 +141,7 @@ func (s *Service) refreshOnce(ctx context.Context, r RefreshRequest, t *opaque.R
 	if err != nil {
 		return nil, err
 	}
-	owner, foreign, err := s.refreshCaller(g, caller, r)
+	owner, foreign, err := s.refreshCaller(g, who, r)
 	if err != nil {
 		return nil, err
 	}
@@ -219,17 +216,17 @@ func (s *Service) endGrant(ctx context.Context, id string, g *grantRecord, why E
 }
 
 // refreshCaller checks who presents the token against whose it is. foreign: a client that proved to be another.
-func (s *Service) refreshCaller(g *grantRecord, caller Client, r RefreshRequest) (owner Client, foreign bool, err error) {
+func (s *Service) refreshCaller(g *grantRecord, who *caller, r RefreshRequest) (owner Client, foreign bool, err error) {
 	if owner, err = s.grantClient(g); err != nil {
 		return owner, false, err
 	}
 	switch {
-	case caller.ID != "" && caller.ID != g.Client:
-		if caller.Public {
+	case !who.none() && who.id() != g.Client:
+		if who.public {
 			return owner, false, fail(ErrInvalidGrant, "another client's refresh token") // anybody can call himself a public client
 		}
 		return owner, true, nil
-	case !owner.Public && caller.ID == "":
+	case !owner.Public && who.none():
 		return owner, false, fail(ErrInvalidClient, "client %q must authenticate", g.Client)
 	case g.Client != s.cfg.FirstParty && !slices.Contains(owner.GrantTypes, GrantRefreshToken):
 		return owner, false, fail(ErrDenied, "client %q has the grant type refresh_token no more", g.Client)
@@ -247,13 +244,13 @@ func (s *Service) rotates(c *Client, g *grantRecord) bool {
 // advance is the refresh proper: check, sign, then write with one compare-and-swap. A failure before the write
 // burns nothing.
 func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.RefreshToken, id string, g *grantRecord, v store.Version) (*Issued, error) {
-	view := s.state.Position() // before the plan: a rule that comes while the host is asked reaches what is made of it
+	m := s.begin(ctx) // before the plan: a rule that comes while the host is asked reaches what is made of it
 	p, err := s.planRefresh(ctx, id, g, r)
 	if err != nil {
 		return nil, err
 	}
 	now := s.now()
-	st := stamp{jti: newID(now), grant: id, iat: now, exp: g.cut(now.Add(p.life)), pos: positions{birth: g.Birth, view: view}}
+	st := stamp{jti: newID(now), grant: id, iat: now, exp: g.cut(now.Add(p.life)), pos: m.stamp(g.birth())}
 	i, rs, err := s.sign(ctx, p, st)
 	if err != nil {
 		return nil, err
@@ -296,7 +293,7 @@ func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.Refre
 			return nil, err
 		}
 		// The token is spent by now, so that the answer is made of what is allowed since, rather than asked for again.
-		st.pos.view = s.state.Position()
+		st.pos = s.begin(ctx).stamp(g.birth())
 		if p, err = s.planRefresh(ctx, id, &next, r); err != nil {
 			return nil, err
 		}
@@ -332,7 +329,7 @@ func (s *Service) planRefresh(ctx context.Context, id string, g *grantRecord, r 
 // the same jti and times. There is nothing new, so there is nothing to write, and racers do not conflict. Only when that
 // access token has run out meanwhile there is a new one beside the same refresh token.
 func (s *Service) repeat(ctx context.Context, r RefreshRequest, id string, g *grantRecord, next *opaque.RefreshToken) (*Issued, error) {
-	view := s.state.Position()
+	m := s.begin(ctx)
 	p, err := s.planRefresh(ctx, id, g, RefreshRequest{Binding: r.Binding})
 	if err != nil {
 		return nil, err
@@ -351,7 +348,7 @@ func (s *Service) repeat(ctx context.Context, r RefreshRequest, id string, g *gr
 		return nil, err
 	}
 	now := s.now()
-	st := stamp{jti: g.JTI, grant: id, iat: time.UnixMilli(g.IAT), exp: time.UnixMilli(g.EXP), pos: positions{birth: g.Birth, view: view}}
+	st := stamp{jti: g.JTI, grant: id, iat: time.UnixMilli(g.IAT), exp: time.UnixMilli(g.EXP), pos: m.stamp(g.birth())}
 	var i *Issued
 	if now.Before(st.exp) {
 		var rs *ruleSubject

@@ -109,8 +109,13 @@ func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (Secret, err
 	if err := s.audit.ready(); err != nil {
 		return Secret{}, err
 	}
+	m := s.begin(ctx)
+	who, err := s.Clients.caller(ctx, r.Auth)
+	if err != nil {
+		return Secret{}, err
+	}
 	var p plan
-	if err := s.planFor(ctx, &p, &r); err != nil {
+	if err := s.planFor(&p, &r, &who); err != nil {
 		return Secret{}, err
 	}
 	if t.Client == "" {
@@ -121,7 +126,7 @@ func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (Secret, err
 	}
 	now := s.now()
 	rec := ticketRecord{V: 1, Client: t.Client, Challenge: t.Challenge, Redirect: t.RedirectURI, Expires: now.Add(t.Lifetime).UnixMilli(),
-		Birth: s.state.Position(), Subject: r.Subject, Scopes: r.Scopes, Roles: r.Roles, Audiences: r.Audiences,
+		Birth: m.login().at, Subject: r.Subject, Scopes: r.Scopes, Roles: r.Roles, Audiences: r.Audiences,
 		Lifetime: int64(r.Lifetime), Refresh: r.Refresh, Claims: p.claims, Binding: r.Binding}
 	if p.client.ID != s.cfg.FirstParty { // also where Auth named it
 		rec.For = p.client.ID
@@ -201,11 +206,9 @@ func (s *Service) redeem(ctx context.Context, r Redemption) (*Issued, error) {
 	if err != nil {
 		return nil, err
 	}
-	var caller Client
-	if !r.Auth.isZero() {
-		if caller, err = s.Clients.Authenticate(ctx, r.Auth); err != nil {
-			return nil, err
-		}
+	who, err := s.Clients.caller(ctx, r.Auth)
+	if err != nil {
+		return nil, err
 	}
 	leave, err := s.turns.enter(ctx, id)
 	if err != nil {
@@ -213,7 +216,7 @@ func (s *Service) redeem(ctx context.Context, r Redemption) (*Issued, error) {
 	}
 	defer leave()
 	for try := 0; try < 3; try++ {
-		i, err := s.redeemOnce(ctx, r, id, hash, caller)
+		i, err := s.redeemOnce(ctx, r, id, hash, &who)
 		if !errors.Is(err, store.ErrConflict) {
 			return i, err
 		}
@@ -221,7 +224,8 @@ func (s *Service) redeem(ctx context.Context, r Redemption) (*Issued, error) {
 	return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel uses of one ticket"}
 }
 
-func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash [32]byte, caller Client) (*Issued, error) {
+func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash [32]byte, who *caller) (*Issued, error) {
+	m := s.begin(ctx)
 	rec, err := s.get(ctx, kindTicket, id)
 	if isNotFound(err) {
 		return nil, fail(ErrInvalidGrant, "no such ticket")
@@ -241,12 +245,12 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 		switch {
 		case err != nil:
 			return nil, &Error{Code: ErrInvalidGrant, Detail: "its client is gone or disabled", Cause: err}
-		case caller.ID != "" && caller.ID != t.Client:
+		case !who.none() && who.id() != t.Client:
 			return nil, fail(ErrInvalidGrant, "another client's ticket")
-		case caller.ID == "" && !c.Public:
+		case who.none() && !c.Public:
 			return nil, fail(ErrInvalidClient, "client %q must authenticate", t.Client)
 		}
-	} else if caller.ID != "" {
+	} else if !who.none() {
 		return nil, fail(ErrInvalidGrant, "another client's ticket")
 	}
 	if t.Spent != "" {
@@ -289,10 +293,11 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 			return nil, &Error{Code: ErrInvalidGrant, Detail: "Config.MayContinue refused", Cause: err}
 		}
 	}
-	return s.issue(ctx, req, func(c *change, grant string) error {
+	host := caller{} // it was asked for by whoever prepared it
+	return s.issue(ctx, req, m, &host, &spending{birth: t.birth(), with: func(c *change, grant string) error {
 		t.Spent = grant
 		return put(c, &ticketForm, store.Record{ID: id, Subject: rec.Subject, Client: rec.Client, Expires: rec.Expires}, t, rec.Version)
-	})
+	}})
 }
 
 // turns lets those who redeem one ticket in one process come one after another: the first has its answer before a

@@ -305,7 +305,7 @@ func (h *Handler) Approve(w http.ResponseWriter, r *http.Request, a *Authorizati
 		h.page(w, r, errServer)
 		return
 	}
-	code, err := h.approve(r.Context(), a, x)
+	code, err := h.approve(h.svc.Begin(r.Context()), a, x) // what is revoked from here on reaches what comes of it
 	if err == nil {
 		h.redirect(w, r, a, url.Values{"code": {code.Reveal()}})
 		return

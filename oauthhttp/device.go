@@ -336,6 +336,7 @@ func (h *Handler) ApproveDevice(ctx context.Context, x *DeviceRequest, a Approva
 	if x == nil || x.sum == "" {
 		return errNoDevice()
 	}
+	ctx = h.svc.Begin(ctx)
 	// What can not be approved decides nothing: it is found out before anything is written.
 	req, err := a.request(x.Client, x.Scopes, x.Resources, x.Details)
 	if err != nil {

@@ -1,0 +1,79 @@
+package apitoken
+
+import (
+	"context"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Two places in the order of changes decide whether a rule refuses something: where its identity was confirmed, and what was
+// known when it was made. Both are taken here and nowhere else, so that nothing is stamped with a place that is later than what
+// was looked at: a test sees to it that no other file asks for the position.
+
+// birth is where an identity was confirmed. What descends from it has its birth, however much later it is made: a rule that came
+// since refuses it. There are two ways to one: a moment, in which the host itself vouches for somebody, and what was verified and
+// has one already, a token, a ticket, a grant or an API key.
+type birth struct{ at store.Position }
+
+// moment is what was known at the start of a call, or of a new try: before anything is looked at that the outcome stands on.
+type moment struct {
+	view  store.Position
+	rules uint64 // their version
+	host  birth  // of an identity that the host confirms: now, or when it began
+	begun bool   // by the host, before this call: its birth can not be had anew
+}
+
+// begin takes the moment.
+func (s *core) begin(ctx context.Context) moment {
+	m := moment{view: s.state.Position(), rules: s.rules.version.Load()}
+	m.host = birth{m.view}
+	if b, ok := ctx.Value(begunKey{}).(begun); ok && b.by == s {
+		m.host, m.rules, m.begun = b.host, b.rules, true
+	}
+	return m
+}
+
+// login is the birth of an identity that the host confirmed.
+func (m moment) login() birth { return m.host }
+
+// stamp is what a token or an API key carries that was made in this moment.
+func (m moment) stamp(b birth) positions { return positions{birth: b.at, view: m.view} }
+
+// passed reports whether a rule came since the moment, or is on its way.
+func (m moment) passed(rules *ruleBook) bool {
+	return rules.version.Load() != m.rules || rules.pending.Load() != nil
+}
+
+type begunKey struct{}
+
+type begun struct {
+	by *core
+	moment
+}
+
+// Begin returns a context in which what is issued or prepared counts from now: call it when somebody begins to prove who he is.
+// Whatever is revoked meanwhile, while a directory is asked or a request's body comes in, then reaches what comes of it.
+// It is for one request.
+func (s *Service) Begin(ctx context.Context) context.Context {
+	return context.WithValue(ctx, begunKey{}, begun{s.core, s.begin(ctx)})
+}
+
+// birth is that of a token of ours that was verified; false: it has none here.
+func (t Token) birth(s *core) (birth, bool) {
+	if t.d == nil || t.d.from == nil || t.d.Issuer != s.cfg.Issuer {
+		return birth{}, false
+	}
+	return birth{t.d.from.pos.birth}, true
+}
+
+func (t *ticketRecord) birth() birth   { return birth{t.Birth} }
+func (g *grantRecord) birth() birth    { return birth{g.Birth} }
+func (rec *apiKeyRecord) birth() birth { return birth{rec.Birth} }
+
+// earlier is the birth of what two made: a rule that hits either hits it.
+func (b birth) earlier(o birth) birth {
+	if o.at.N < b.at.N {
+		return o
+	}
+	return b
+}

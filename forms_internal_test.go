@@ -1,0 +1,153 @@
+package apitoken
+
+import (
+	"flag"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	is "github.com/stretchr/testify/require"
+
+	"github.com/apitoken-go/apitoken/internal/record"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+var golden = flag.Bool("golden", false, "write the golden files of the stored forms anew")
+
+// fill sets every member to something that tells: a form that loses one is found out.
+func fill(v reflect.Value, n *int) {
+	*n++
+	switch x := v.Addr().Interface().(type) {
+	case *Target:
+		*x = BySubject("al;ice").IssuedBefore(time.Unix(1_700_000_000, 0).UTC())
+		return
+	case *[]byte:
+		*x = []byte{byte(*n), 2, 3}
+		return
+	}
+	switch v.Kind() {
+	case reflect.Struct:
+		for i := range v.NumField() {
+			fill(v.Field(i), n)
+		}
+	case reflect.String:
+		v.SetString("t" + string(rune('a'+*n%26)))
+	case reflect.Bool:
+		v.SetBool(true)
+	case reflect.Int, reflect.Int64:
+		v.SetInt(int64(1000 + *n))
+	case reflect.Uint8, reflect.Uint32, reflect.Uint64:
+		v.SetUint(uint64(1 + *n%200))
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		fill(v.Elem(), n)
+	case reflect.Slice:
+		if v.Type().String() == "json.RawMessage" {
+			v.SetBytes([]byte(`{"plan":"gold"}`))
+			return
+		}
+		v.Set(reflect.MakeSlice(v.Type(), 2, 2))
+		fallthrough
+	case reflect.Array:
+		for i := range v.Len() {
+			fill(v.Index(i), n)
+		}
+	}
+}
+
+func goldenForm[T any](t *testing.T, name string, f *record.Form[T], id string) {
+	t.Run(name, func(t *testing.T) {
+		v := new(T)
+		n := 0
+		fill(reflect.ValueOf(v).Elem(), &n)
+		reflect.ValueOf(v).Elem().FieldByName("V").SetInt(1)
+		if c, ok := any(v).(*clientRecord); ok {
+			c.Keys = []byte(`{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}`)
+		}
+		w, err := f.Write(store.Record{ID: id}, v)
+		is.NoError(t, err)
+		file := filepath.Join("testdata", "forms", name+".json")
+		if *golden {
+			is.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
+			is.NoError(t, os.WriteFile(file, append(w.Record().Data, '\n'), 0o644))
+		}
+		want, err := os.ReadFile(file)
+		is.NoError(t, err)
+		is.Equal(t, strings.TrimSpace(string(want)), string(w.Record().Data), "the stored form changed: older processes may not read it")
+		back := new(T)
+		is.NoError(t, f.Read(store.Record{ID: id, Data: want}, back))
+		is.Equal(t, v, back)
+		for _, bad := range []string{"", "null x", `{"v":2}`, `{"v":1,"later":true}`, string(want[:len(want)-3])} {
+			if f.Check != nil || bad != `{"v":2}` {
+				is.Error(t, f.Read(store.Record{ID: id, Data: []byte(bad)}, new(T)), bad)
+			}
+		}
+	})
+}
+
+func TestStoredForms(t *testing.T) {
+	goldenForm(t, "rule", &ruleForm, "r")
+	goldenForm(t, "grant", &grantForm, "g")
+	goldenForm(t, "ticket", &ticketForm, "t")
+	goldenForm(t, "client", &clientForm, "c")
+	goldenForm(t, "apikey", &apiKeyForm, "k")
+	goldenForm(t, "role", &roleForm, "admin")
+	goldenForm(t, "key", &keyForm, "sign.x")
+	goldenForm(t, "lock", &lockForm, "ring")
+	goldenForm(t, "root", &rootForm, "root.x")
+	goldenForm(t, "meta", &metaForm, "service")
+	goldenForm(t, "deed", &deedForm, "d")
+	goldenForm(t, "use", &useForm, "u")
+	goldenForm(t, "spent", &spentForm, "s")
+	goldenForm(t, "cursor", &cursorForm, "sink")
+	goldenForm(t, "copy", &copyForm, "copy")
+	goldenForm(t, "moved", &movedForm, "moved")
+}
+
+// A record that nobody can read keeps what it concerns from being used, and nothing else from going on.
+func TestUnreadableRecordsAreSetAside(t *testing.T) {
+	t.Parallel()
+	b := newRuleBook(localKeyer())
+	alice := &ruleSubject{subject: "alice", pos: positions{birth: store.Position{N: 5}, view: store.Position{N: 5}}}
+	bob := &ruleSubject{subject: "bob", pos: alice.pos}
+	r := store.Record{Kind: store.KindRule, ID: "r", Type: "subject", Subject: "alice", Data: []byte(`{"v":9}`), Pos: store.Position{N: 7}}
+	is.Error(t, b.applyRecord(r))
+	is.True(t, b.setAside(r))
+	is.Equal(t, "subject", b.hit(alice))
+	is.Empty(t, b.hit(bob))
+	is.False(t, b.setAside(store.Record{Type: "signingkey"}))
+}
+
+// Nothing is stamped with a place that is later than what was looked at: the position is taken in one file. The others compare it.
+func TestThePositionIsTakenInOnePlace(t *testing.T) {
+	t.Parallel()
+	may := map[string]string{"birth.go": "takes it", "feed.go": "compares", "keyring.go": "compares", "namespace.go": "asks for the history", "trust.go": "compares"}
+	files, err := filepath.Glob("*.go")
+	is.NoError(t, err)
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") || may[name] != "" {
+			continue
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+		is.NoError(t, err)
+		ast.Inspect(f, func(n ast.Node) bool {
+			if x, ok := n.(*ast.SelectorExpr); ok {
+				is.NotEqual(t, "Position", x.Sel.Name+position(x), "%s takes a position", name)
+			}
+			return true
+		})
+	}
+}
+
+func position(x *ast.SelectorExpr) string {
+	if y, ok := x.X.(*ast.SelectorExpr); ok && y.Sel.Name == "state" {
+		return ""
+	}
+	return " of a store"
+}
