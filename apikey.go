@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
@@ -93,10 +94,9 @@ type apiKeyRecord struct {
 }
 
 const (
-	maxKeyName       = 100
-	purposeAPIKeyTag = "apikey-tag"
-	labelAPIKey      = "ak1h"
-	keySlack         = 30 * 24 * time.Hour // an ended key stays in lists for so long
+	maxKeyName  = 100
+	labelAPIKey = "ak1h"
+	keySlack    = 30 * 24 * time.Hour // an ended key stays in lists for so long
 )
 
 func newAPIKeys(s *core, signing *SigningKeys, clients *Clients) *APIKeys {
@@ -380,7 +380,7 @@ func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from 
 	key := opaque.Key{ID: opaque.NewID(now)}
 	rand.Read(key.Secret[:])
 	var mac []byte
-	key.KID, mac = k.signing.mac(purposeAPIKeyTag)
+	key.KID, mac = k.signing.ring.MAC(keyring.APIKeyTag)
 	key.Tag = opaque.Tag(mac, "ak1", []byte(s.ns), key.ID[:], key.Secret[:])
 	rec.TagKID, rec.Hash = key.KID, s.hashAPIKey(&key)
 	text := opaque.EncodeKey(s.cfg.Prefix, opaque.APIKey, &key)
@@ -751,7 +751,7 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 
 // mayBeOurs is a filter: junk ends here, without a store read. What is under a root that can not be opened now passes it.
 func (k *APIKeys) mayBeOurs(ctx context.Context, key *opaque.Key) bool {
-	mac, err := k.signing.presented(ctx, key.KID, purposeAPIKeyTag)
+	mac, err := k.signing.presented(ctx, key.KID, keyring.APIKeyTag)
 	tag := opaque.Tag(mac, "ak1", []byte(k.s.ns), key.ID[:], key.Secret[:])
 	return err != nil || mac != nil && subtle.ConstantTimeCompare(tag[:], key.Tag[:]) == 1
 }

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/source"
@@ -322,7 +323,7 @@ func (cs *Clients) newSecret(client string) (Secret, clientSecret) {
 	k := opaque.Key{ID: opaque.NewID(now)}
 	rand.Read(k.Secret[:])
 	var key []byte
-	k.KID, key = cs.signing.mac(purposeSecretTag)
+	k.KID, key = cs.signing.ring.MAC(keyring.SecretTag)
 	k.Tag = opaque.Tag(key, "cs1", []byte(cs.s.ns), k.ID[:], k.Secret[:])
 	return NewSecret(opaque.EncodeKey(cs.s.cfg.Prefix, opaque.ClientSecret, &k)), clientSecret{ID: k.ID[:], Hash: cs.hash(client, &k), Created: now.UnixMilli()}
 }

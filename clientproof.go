@@ -353,7 +353,7 @@ func (s *Service) SignIntrospection(ctx context.Context, audience string, respon
 	if err != nil {
 		return "", err
 	}
-	if strings.HasPrefix(key.signer.Public.Alg, "HS") {
+	if strings.HasPrefix(key.Algorithm(), "HS") {
 		return "", fail(ErrInvalidRequest, "the active signing key is symmetric")
 	}
 	payload, err := json.Marshal(struct {
@@ -365,5 +365,5 @@ func (s *Service) SignIntrospection(ctx context.Context, audience string, respon
 	if err != nil {
 		return "", &Error{Code: ErrInvalidRequest, Detail: "introspection response", Cause: err}
 	}
-	return key.signText(ctx, "token-introspection+jwt", payload)
+	return key.SignText(ctx, "token-introspection+jwt", payload)
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -24,7 +25,8 @@ type core struct {
 	state    *follow.Follower
 	rules    *ruleBook
 	audit    *auditLog
-	watchers *observers // our validator's; nil before there is one
+	verifies func([]*jws.PublicKey) // takes what the ring publishes; nil before there is a validator
+	watchers *observers             // our validator's; nil before there is one
 
 	audiences []string                  // all of cfg's, the first one first
 	longest   atomic.Pointer[lifespans] // of tokens, as ever configured

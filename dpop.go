@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/keyring"
 )
 
 // DPoP proofs (RFC 9449). A proof says: whoever sends this request holds this key, now. It is good once. Next to a
@@ -347,7 +348,7 @@ func (s *Service) Prove(ctx context.Context, p Proof) (binding string, err error
 		return "", perr
 	}
 	now := s.now()
-	at, nonced := nonceTime(d.nonce, func(kid [4]byte) ([]byte, bool) { return s.SigningKeys.macFor(kid, purposeNonce) })
+	at, nonced := nonceTime(d.nonce, func(kid [4]byte) ([]byte, bool) { return s.SigningKeys.ring.MACFor(kid, keyring.Nonce) })
 	if age := now.Unix() - at; nonced && (age > int64(nonceAge/time.Second) || age < -int64(proofAhead/time.Second)) {
 		return "", s.useNonce("the nonce has expired")
 	}
@@ -374,6 +375,6 @@ func (s *Service) useNonce(detail string) *Error {
 // ProofNonce is a nonce for the next proof at the service's own endpoints (RFC 9449 §8), good for five minutes in every
 // process on the store.
 func (s *Service) ProofNonce() string {
-	kid, key := s.SigningKeys.mac(purposeNonce)
+	kid, key := s.SigningKeys.ring.MAC(keyring.Nonce)
 	return makeNonce(key, kid, s.now().Unix())
 }

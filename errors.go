@@ -6,48 +6,50 @@ import (
 	"io"
 	"log/slog"
 	"time"
+
+	"github.com/apitoken-go/apitoken/internal/fault"
 )
 
 // What went wrong, for errors.Is. Each comment begins with what adapters answer.
 var (
 	// ErrInvalidToken: 401 invalid_token. Malformed, forged, of another issuer or audience, of the
 	// wrong kind, or bound to a key that was not proved. Is also true of the two below.
-	ErrInvalidToken error = sentinel("invalid token")
+	ErrInvalidToken error = fault.InvalidToken
 	// ErrExpired: 401 invalid_token. The token was good once.
-	ErrExpired error = sentinel("token expired")
+	ErrExpired error = fault.Expired
 	// ErrRevoked: 401 invalid_token. A rule refuses the token.
-	ErrRevoked error = sentinel("token revoked")
+	ErrRevoked error = fault.Revoked
 
 	// ErrInvalidProof: 401 invalid_dpop_proof. A DPoP proof is missing, wrong, too old, or was seen before (RFC 9449 §7.1).
-	ErrInvalidProof error = sentinel("invalid proof")
+	ErrInvalidProof error = fault.InvalidProof
 	// ErrUseNonce: 401 use_dpop_nonce. The proof is good and lacks our nonce: Error.Nonce is one (RFC 9449 §9).
-	ErrUseNonce error = sentinel("nonce required")
+	ErrUseNonce error = fault.UseNonce
 
 	// ErrNoToken: 401, a bare challenge. The request carried no credential (RFC 6750 §3.1).
-	ErrNoToken error = sentinel("no token")
+	ErrNoToken error = fault.NoToken
 	// ErrInvalidRequest: 400 invalid_request. Malformed, repeated or contradictory input.
-	ErrInvalidRequest error = sentinel("invalid request")
+	ErrInvalidRequest error = fault.InvalidRequest
 	// ErrInsufficientScope: 403 insufficient_scope. Error.Needs says what was missing.
-	ErrInsufficientScope error = sentinel("insufficient scope")
+	ErrInsufficientScope error = fault.InsufficientScope
 	// ErrInvalidClient: 401 invalid_client. Unknown client or wrong credential, never which.
-	ErrInvalidClient error = sentinel("invalid client")
+	ErrInvalidClient error = fault.InvalidClient
 	// ErrInvalidGrant: 400 invalid_grant. A refresh token or ticket that is unknown, spent, expired
 	// or another client's.
-	ErrInvalidGrant error = sentinel("invalid grant")
+	ErrInvalidGrant error = fault.InvalidGrant
 	// ErrInvalidScope: 400 invalid_scope. Unknown, malformed, or more than the client or parent has.
-	ErrInvalidScope error = sentinel("invalid scope")
+	ErrInvalidScope error = fault.InvalidScope
 	// ErrInvalidTarget: 400 invalid_target. An audience that the client may not ask for (RFC 8707 §2).
-	ErrInvalidTarget error = sentinel("invalid target")
+	ErrInvalidTarget error = fault.InvalidTarget
 	// ErrDenied: 403 access_denied, unauthorized_client. Well-formed and not allowed: a disabled
 	// client, a grant type it lacks, the host's hook said no.
-	ErrDenied error = sentinel("denied")
+	ErrDenied error = fault.Denied
 	// ErrLimited: 429 with Retry-After. Rate, use or quota limit reached.
-	ErrLimited error = sentinel("limit reached")
+	ErrLimited error = fault.Limited
 	// ErrUnavailable: 503 with Retry-After. State could not be read, or the outcome of a write is
 	// unknown. Retrying is safe. Never means "bad token".
-	ErrUnavailable error = sentinel("temporarily unavailable")
+	ErrUnavailable error = fault.Unavailable
 	// ErrNotFound: 404. No such grant, client, key or rule, or none that the caller may touch.
-	ErrNotFound error = sentinel("not found")
+	ErrNotFound error = fault.NotFound
 )
 
 // Error is what this module's packages return. Error() is fit for a client; Detail and Cause are not,
@@ -107,13 +109,18 @@ func (e *Error) LogValue() slog.Value {
 	return slog.GroupValue(attrs...)
 }
 
-type sentinel string
-
-func (e sentinel) Error() string { return "apitoken: " + string(e) }
-
-// Is makes every expired, revoked or unproved token an invalid one too, as RFC 6750 §3.1 counts them.
-func (e sentinel) Is(target error) bool {
-	return target == ErrInvalidToken && (e == "token expired" || e == "token revoked" || e == "invalid proof" || e == "nonce required")
+// public makes the error of a package behind this one our own. Every exported call that leads into one ends with it.
+func public(err error) error {
+	var f *fault.Error
+	if err == nil || !errors.As(err, &f) {
+		return err
+	}
+	e := &Error{Code: f.Code, Detail: f.Detail, RetryAfter: f.RetryAfter, Cause: f.Cause}
+	if f.Field != "" {
+		e.Detail = "Config." + f.Field + ": " + f.Detail
+		return &ConfigError{Field: f.Field, Err: e}
+	}
+	return e
 }
 
 // fail makes an *Error. The detail is for operators: it may name what was wrong, never a credential.
@@ -125,7 +132,7 @@ func fail(code error, format string, args ...any) *Error {
 }
 
 // retryHint is what adapters tell callers to wait when the cause gives no better figure.
-const retryHint = time.Second
+const retryHint = fault.RetryHint
 
 // unavailable wraps the error of a store or another process.
 func unavailable(cause error, detail string) *Error {
@@ -135,7 +142,7 @@ func unavailable(cause error, detail string) *Error {
 // detailOf tells operators more than Error() does: for Explain and for logs.
 func detailOf(err error) string {
 	var e *Error
-	if !errors.As(err, &e) {
+	if !errors.As(public(err), &e) {
 		return err.Error()
 	}
 	if e.Cause != nil {

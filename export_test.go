@@ -3,7 +3,6 @@ package apitoken
 import (
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"strings"
 	"time"
 
@@ -47,28 +46,11 @@ func CacheWeight(s *Service, token string) (weight, held int64, ok bool) {
 }
 
 // TendKeys is one look of the ring at the clock.
-func TendKeys(s *Service) { s.SigningKeys.tend(context.Background()) }
+func TendKeys(s *Service) { s.SigningKeys.ring.Tend(context.Background()) }
 
 // ForgeKey is the record of a signing key that somebody makes who has read a root secret in clear.
 func ForgeKey(s *Service, plain store.Record) (store.Record, error) {
-	kid, err := parseRootID(plain.ID)
-	if err != nil {
-		return store.Record{}, err
-	}
-	var rec rootRecord
-	if err := read(&rootForm, plain, &rec); err != nil {
-		return store.Record{}, err
-	}
-	root, err := deriveRoot(s.ns, kid, rec.Created, rec.Plain)
-	if err != nil {
-		return store.Record{}, err
-	}
-	name, key, err := s.SigningKeys.make(root, &lane{alg: s.cfg.Algorithm}, s.now().UnixMilli())
-	if err != nil {
-		return store.Record{}, err
-	}
-	data, err := json.Marshal(key)
-	return store.Record{Kind: store.KindKey, ID: keyPrefix + name, Data: data}, err
+	return s.SigningKeys.ring.Forge(plain)
 }
 
 // SignAs is what token says, signed by somebody who has the active key of an audience.
@@ -77,9 +59,11 @@ func SignAs(s *Service, audience, token string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	k := s.SigningKeys
-	x := k.activeOf(k.ring.Load().lane(audience), s.now().UnixMilli())
-	return x.signer.Sign(context.Background(), "at+jwt", payload)
+	x, err := s.SigningKeys.active(s.state.Position(), s.now(), []string{audience})
+	if err != nil {
+		return "", err
+	}
+	return x.SignText(context.Background(), "at+jwt", payload)
 }
 
 // UseCounters is how many use counters the log knows.

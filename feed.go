@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -171,7 +172,7 @@ func (s *Service) Revocations(ctx context.Context, after store.Position, max int
 	case after != (store.Position{}) && after.History != w.Pos.History:
 		return RevocationView{}, store.ErrDiverged
 	}
-	v := RevocationView{Key: bytes.Clone(l.key), Namespace: s.ns, Age: age, MaxLifetime: s.longest.Load().access, Next: w.Pos, KeySet: s.SigningKeys.digest(), DropOpaque: after.N < l.since}
+	v := RevocationView{Key: bytes.Clone(l.key), Namespace: s.ns, Age: age, MaxLifetime: s.longest.Load().access, Next: w.Pos, KeySet: s.SigningKeys.ring.Digest(), DropOpaque: after.N < l.since}
 	// Entries are in order of position: the first one behind after.
 	i, _ := slices.BinarySearchFunc(l.entries, after.N+1, func(e feedEntry, n int64) int {
 		switch {
@@ -194,9 +195,9 @@ func (s *Service) Revocations(ctx context.Context, after store.Position, max int
 			v.Changed = append(v.Changed, k.hash)
 		}
 	}
-	s.SigningKeys.each(s.now(), func(x *ringKey, state string, _ int64) {
+	s.SigningKeys.ring.EachKid(s.now(), func(kid, state string) {
 		if state == "compromised" {
-			v.Compromised = append(v.Compromised, x.kid)
+			v.Compromised = append(v.Compromised, kid)
 		}
 	})
 	slices.Sort(v.Compromised)
@@ -205,7 +206,7 @@ func (s *Service) Revocations(ctx context.Context, after store.Position, max int
 
 // loadFeed makes the log if it is not there, or was hashed under a key that is no longer current.
 func (s *Service) loadFeed(ctx context.Context) error {
-	root, _ := s.SigningKeys.mac(purposeFeed)
+	root, _ := s.SigningKeys.ring.MAC(keyring.Feed)
 	s.feed.mu.Lock()
 	ok := s.feed.on && s.feed.root == root
 	s.feed.mu.Unlock()
@@ -220,7 +221,7 @@ func (s *Service) loadFeed(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	root, key := s.SigningKeys.mac(purposeFeed)
+	root, key := s.SigningKeys.ring.MAC(keyring.Feed)
 	return s.feed.load(ctx, s.core, root, key)
 }
 

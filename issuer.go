@@ -347,7 +347,7 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 		ID: t.jti, ClientID: p.client.ID, Scope: p.scopes.String(), Roles: p.roles, SessionID: t.grant,
 		Position: t.pos.String(), Chain: p.chain, Actors: p.actors, Binding: p.binding,
 	}
-	text, err := key.sign(ctx, &cl, p.claims)
+	text, err := key.Sign(ctx, &cl, p.claims)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -364,7 +364,7 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 		rule   ruleSubject
 	}{}
 	rs := &made.rule
-	*rs = ruleSubject{subject: p.subject, client: p.client.ID, id: t.jti, kid: key.kid, grant: t.grant, chain: p.chain, roles: p.roles, pos: t.pos, iat: spec.IssuedAt}
+	*rs = ruleSubject{subject: p.subject, client: p.client.ID, id: t.jti, kid: key.KID, grant: t.grant, chain: p.chain, roles: p.roles, pos: t.pos, iat: spec.IssuedAt}
 	for _, a := range p.actors {
 		spec.Actors = append(spec.Actors, a.Subject)
 		rs.actors = append(rs.actors, principal{a.Issuer, a.Subject})

@@ -3,13 +3,10 @@ package apitoken
 import (
 	"context"
 	"crypto"
-	"slices"
-	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -31,188 +28,35 @@ type SigningKey struct {
 // ring and the clock: each key is made with the time from which it signs, far enough ahead that every validator
 // knows it by then, and it retires when its successor begins. So all processes agree without a word.
 type SigningKeys struct {
-	s       *core
-	publish func([]*jws.PublicKey) // to our validator; nil before there is one
-
-	mu      sync.Mutex // guards the maps, and the making of rings from them
-	records map[string]knownSigner
-	roots   map[[4]byte]*rootSecret
-	shut    map[[4]byte]store.Record // roots that were not opened yet
-	outside map[string]*jws.Signer   // imported into this process
-	lock    store.Version            // of the ring's lock record
-	sealed  int64                    // since when the store holds no root in clear, Unix ms; 0: it may. Never forgotten
-	ring    atomic.Pointer[ring]
-	looked  atomic.Pointer[time.Time] // when the store was asked for a root last because somebody named it
-	kick    chan struct{}
+	s    *core
+	ring *keyring.Ring
 }
-
-// knownSigner is a record that was read and found authentic, with its private half where this process may have it.
-type knownSigner struct {
-	rec     keyRecord
-	version store.Version
-	expires int64 // of the record
-	pos     int64 // where its record first stood in the order of changes: whose view reaches there knows the key
-	public  *jws.PublicKey
-	signer  *jws.Signer // nil: outside, and not imported here; or compromised
-}
-
-// ring is what readers see: it never changes.
-type ring struct {
-	keys  []ringKey     // by the time from which each signs
-	lanes []lane        // the same keys by whom they sign for: the common one first, then by audience
-	roots []*rootSecret // by age, the oldest first; none only before ensure
-	by    map[[4]byte]*rootSecret
-	pos   int64 // of its newest key
-	// before is the ring of the last complete view, while the view does not reach pos yet: a token that is stamped with a
-	// view must not be signed with a key that this view does not know.
-	before *ring
-}
-
-// lane is a ring in the ring: of the keys in it one is active. Each configured audience has one, keys or not.
-type lane struct {
-	audience string // "": of all that have none of their own
-	alg      string // of the keys that are made here; "": this process makes none, nor signs with them
-	keys     []ringKey
-}
-
-type ringKey struct {
-	kid string
-	knownSigner
-}
-
-// keyRecord is a signing key as it is stored. The MAC is under the root secret: whoever can write the store can
-// still not add a key. The private half is sealed under the root secret too.
-type keyRecord struct {
-	V           int     `json:"v"`
-	Alg         string  `json:"alg"`
-	JWK         string  `json:"jwk,omitempty"`
-	Sealed      []byte  `json:"sealed,omitempty"`
-	Outside     bool    `json:"outside,omitempty"`
-	Created     int64   `json:"created"`        // Unix ms, as all times here
-	Activates   int64   `json:"activates"`      // signs from then on
-	Took        int64   `json:"took,omitempty"` // signs since, where it took the place of a compromised key: Activates is that key's
-	Ends        int64   `json:"ends,omitempty"` // signs no more from then on, though no other has taken its place
-	Compromised int64   `json:"compromised,omitempty"`
-	Root        [4]byte `json:"root"`
-	MAC         []byte  `json:"mac"`
-}
-
-// lockRecord serializes changes of the ring: of two processes that want to rotate, one does.
-type lockRecord struct {
-	V int   `json:"v"`
-	N int64 `json:"n"`
-	// Sealed is since when no root lies in clear, Unix ms: a process without a Sealer, which may have been started before, writes
-	// none any more, and one that seals what lies in clear takes none any more.
-	Sealed int64 `json:"sealed,omitempty"`
-}
-
-var (
-	keyForm  = record.Form[keyRecord]{Kind: store.KindKey, Check: func(rec *keyRecord) error { return first(rec.V) }}
-	lockForm = record.Form[lockRecord]{Kind: store.KindKey}
-)
-
-const (
-	keyLock   = "ring"
-	keyPrefix = "sign."
-
-	// leadMost is how long a key is published before it signs: validators elsewhere read key sets every five minutes.
-	leadMost    = 15 * time.Minute
-	keyTick     = 30 * time.Second // how often the ring looks at the clock
-	keyTries    = 8
-	lookEvery   = time.Second     // for a root secret that somebody names
-	signTimeout = 5 * time.Second // of a key outside, when the caller sets no deadline
-)
 
 func newSigningKeys(s *core) *SigningKeys {
-	k := &SigningKeys{s: s, kick: make(chan struct{}, 1), roots: map[[4]byte]*rootSecret{}, outside: map[string]*jws.Signer{}}
-	k.records, k.shut = map[string]knownSigner{}, map[[4]byte]store.Record{}
-	k.ring.Store(&ring{lanes: k.lanes(nil)})
-	return k
-}
-
-// signingKey is the key that signs now.
-type signingKey struct {
-	kid    string
-	signer *jws.Signer
-	slow   bool // outside
-}
-
-// sign makes an access token of the claims.
-func (x *signingKey) sign(ctx context.Context, c *jws.Claims, private []byte) (string, error) {
-	var buf [1024]byte
-	return x.signText(ctx, "at+jwt", jws.AppendClaims(buf[:0], c, private))
-}
-
-func (x *signingKey) signText(ctx context.Context, typ string, payload []byte) (string, error) {
-	if x.slow {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, signTimeout)
-		defer cancel()
-		payload = slices.Clone(payload) // off the caller's stack only where it must be
-	}
-	text, err := x.signer.Sign(ctx, typ, payload)
-	if err != nil {
-		return "", unavailable(err, "sign with key "+x.kid)
-	}
-	return text, nil
+	return &SigningKeys{s, keyring.New(keyring.Config{Algorithm: s.cfg.Algorithm, Audiences: s.cfg.AudienceAlgorithms, Rotation: s.cfg.KeyRotation, Seal: s.cfg.Seal,
+		Clear: s.cfg.InsecureKeysInStore, Namespace: func() string { return s.ns }, Log: s.log}, ringHost{s})}
 }
 
 // List returns the ring, the newest key first; behind the common keys those of each audience that has its own.
 func (k *SigningKeys) List(ctx context.Context) ([]SigningKey, error) {
-	if err := k.s.sync(ctx); err != nil {
-		return nil, err
+	list, err := k.ring.List(ctx)
+	if err != nil {
+		return nil, public(err)
 	}
-	var out []SigningKey
-	k.each(k.s.now(), func(x *ringKey, state string, since int64) { out = append(out, x.shown(state, since)) })
+	out := make([]SigningKey, len(list))
+	for i, x := range list {
+		out[i] = SigningKey(x)
+	}
 	return out, nil
-}
-
-func (x *ringKey) shown(state string, since int64) SigningKey {
-	s := SigningKey{ID: x.kid, Algorithm: x.rec.Alg, Audience: x.audience(), State: state, Since: time.UnixMilli(since), Outside: x.rec.Outside}
-	if x.rec.JWK != "" {
-		s.JWK = []byte(x.rec.JWK)
-	}
-	return s
 }
 
 // JWKS is the published set (RFC 7517): the public keys that are next, active or retired, in order of their IDs. It makes
 // SigningKeys a [KeySource]; missing is not looked at.
-func (k *SigningKeys) JWKS(context.Context, string) ([]byte, error) {
-	var list []string
-	k.each(k.s.now(), func(x *ringKey, state string, _ int64) {
-		if state != "compromised" && x.rec.JWK != "" {
-			list = append(list, x.kid+"\x00"+x.rec.JWK)
-		}
-	})
-	slices.Sort(list)
-	doc := []byte(`{"keys":[`)
-	for i, x := range list {
-		if i > 0 {
-			doc = append(doc, ',')
-		}
-		_, jwk, _ := strings.Cut(x, "\x00")
-		doc = append(doc, jwk...)
-	}
-	return append(doc, `]}`...), nil
-}
+func (k *SigningKeys) JWKS(context.Context, string) ([]byte, error) { return k.ring.JWKS(), nil }
 
 // Rotate brings a new key forward as soon as every validator can know it: after half of Config.KeyRotation, 15 minutes at
 // most. Tokens of the old one stay good until they expire. Audiences with keys of their own get new ones too.
-func (k *SigningKeys) Rotate(ctx context.Context) error {
-	if err := k.s.audit.ready(); err != nil {
-		return err
-	}
-	for _, l := range k.ring.Load().lanes {
-		if l.alg == "" {
-			continue
-		}
-		err := k.change(ctx, func(c *change, r *ring) error { return k.forward(ctx, c, r, r.lane(l.audience)) })
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func (k *SigningKeys) Rotate(ctx context.Context) error { return public(k.ring.Rotate(ctx)) }
 
 // Import adds a key that stays outside: a KMS, an HSM, an agent. It signs as soon as every validator can know it (see Rotate), at
 // once if the ring is younger than that. Every process that issues calls it at each start: the store holds the public
@@ -231,79 +75,112 @@ func (k *SigningKeys) Import(ctx context.Context, s crypto.Signer, algorithm str
 // ImportFor is Import of a key that signs for one audience of Config.AudienceAlgorithms alone. ErrInvalidRequest also where the
 // audience is not among them.
 func (k *SigningKeys) ImportFor(ctx context.Context, audience string, s crypto.Signer, algorithm string) (SigningKey, error) {
-	if k.ring.Load().lane(audience).alg == "" {
-		return SigningKey{}, fail(ErrInvalidRequest, "audience %q is not in Config.AudienceAlgorithms", audience)
+	x, err := k.ring.ImportFor(ctx, audience, s, algorithm)
+	return SigningKey(x), public(err)
+}
+
+// Compromise withdraws a key at once and revokes all that it signed, in every process within its bound. The
+// next key, or a new one, is active from then on. ErrNotFound: the ring has no such key. ErrUnavailable: what it signed is
+// refused here, and this process goes on trying; others may not know it yet. It is safe to repeat.
+func (k *SigningKeys) Compromise(ctx context.Context, id, reason string) error {
+	return public(k.ring.Compromise(ctx, id, reason, string(EventRevoked)))
+}
+
+// RotateSecrets makes a new root secret, from which the tags of refresh tokens and API keys, the ratchet and the seals of new
+// signing keys are made, as soon as every process can know it (see Rotate). What was made under an older one stays good.
+//
+// With Config.Seal the ring then moves under the new one by itself: another signing key takes over, as after Rotate, all are
+// sealed anew, and no older secret proves or opens a signing key any more. So it ends what somebody can do who has the older
+// ones, from a copy of the store in which they lay in clear, say; except with a signing key that he has: see Compromise.
+//
+// ErrInvalidRequest: the store is on its way from InsecureKeysInStore to Seal, and processes may run that could not open it.
+func (k *SigningKeys) RotateSecrets(ctx context.Context) error {
+	return public(k.ring.RotateSecrets(ctx))
+}
+
+// Rewrap seals every root secret again with Config.Seal as it is now: after a new key-encryption key was put in front
+// of the old one, and before the old one is dropped. It returns how many there were. After an error some may still be under
+// the old one; it is safe to repeat. ErrInvalidRequest: there is no Config.Seal.
+func (k *SigningKeys) Rewrap(ctx context.Context) (int, error) {
+	n, err := k.ring.Rewrap(ctx)
+	return n, public(err)
+}
+
+// presented is the secret of the root kid for what somebody brings; nil: there is none.
+func (k *SigningKeys) presented(ctx context.Context, kid [4]byte, purpose string) ([]byte, error) {
+	key, err := k.ring.Presented(ctx, kid, purpose)
+	return key, public(err)
+}
+
+// active is the key that signs now what is stamped with view and is for these audiences.
+func (k *SigningKeys) active(view store.Position, now time.Time, audiences []string) (keyring.Signing, error) {
+	x, err := k.ring.Active(view, now, audiences)
+	return x, public(err)
+}
+
+// ringHost is a service as its ring sees it.
+type ringHost struct{ *core }
+
+func (h ringHost) Now() time.Time                    { return h.now() }
+func (h ringHost) Refresh(ctx context.Context) error { return h.state.Refresh(ctx) }
+func (h ringHost) Position() int64                   { return h.state.Position().N }
+func (h ringHost) Ready() error                      { return h.audit.ready() }
+func (h ringHost) Revoked(kid string) bool           { return h.rules.signed(kid) }
+func (h ringHost) Longest() time.Duration            { return h.longest.Load().access + ruleSlack }
+func (h ringHost) NewChange() keyring.Change         { return ringChange{h.newChange()} }
+func (h ringHost) Get(ctx context.Context, id string) (store.Record, error) {
+	return h.get(ctx, store.KindKey, id)
+}
+
+func (h ringHost) Publish(keys []*jws.PublicKey) {
+	if h.verifies != nil {
+		h.verifies(keys)
 	}
-	if s == nil {
-		return SigningKey{}, fail(ErrInvalidRequest, "no signer")
+}
+
+func (h ringHost) Hold(kid string) (release func()) {
+	p := &pendingRule{target: BySigningKey(kid)}
+	h.rules.hold(p)
+	return func() { h.rules.release(p) }
+}
+
+func (h ringHost) Retry(kid string, write func(context.Context) error, release func()) {
+	h.retry(BySigningKey(kid), write, release)
+}
+
+func (h ringHost) Turned(ctx context.Context, err error, took time.Duration) {
+	h.observe(ctx, Observation{Op: "keys", Err: err, Took: took})
+}
+
+// ringChange is a change as the ring fills it.
+type ringChange struct{ c *change }
+
+func (x ringChange) Put(w record.Written, expect store.Version) { x.c.put(w, expect) }
+func (x ringChange) Puts() []store.Put                          { return x.c.Puts }
+
+func (x ringChange) Event(ctx context.Context, e keyring.Event) {
+	y := Event{Type: EventKeyChanged, OK: true, Reason: e.Reason, Count: e.Count}
+	switch {
+	case e.Kid != "":
+		y.Extra = map[string]string{"kid": e.Kid, "alg": e.Alg}
+	case e.Root != "":
+		y.Extra = map[string]string{"root": e.Root}
 	}
-	signer, err := jws.NewSigner("", algorithm, s, true)
-	if err != nil {
-		return SigningKey{}, &Error{Code: ErrInvalidRequest, Detail: "signer", Cause: err}
+	x.c.event(ctx, y)
+}
+
+func (x ringChange) End(ctx context.Context, kid, reason string) error {
+	return x.c.s.addRule(ctx, x.c, BySigningKey(kid), false, reason)
+}
+
+func (x ringChange) Ended(ctx context.Context, kid, reason, why string) {
+	if why == "" {
+		why = string(EventRevoked)
 	}
-	tctx, cancel := context.WithTimeout(ctx, signTimeout)
-	_, err = signer.Sign(tctx, "at+jwt", []byte(`{}`)) // verified: it does sign, with this key
-	cancel()
-	if err != nil {
-		return SigningKey{}, unavailable(err, "the signer does not sign")
-	}
-	kid := signer.Public.KID
-	signer.Public.Audience = audience
-	err = k.change(ctx, func(c *change, r *ring) error {
-		now, lead := k.s.now().UnixMilli(), k.lead().Milliseconds()
-		l := r.lane(audience)
-		newest := l.newest()
-		for i := range r.keys {
-			x := &r.keys[i]
-			if x.kid != kid {
-				continue
-			}
-			switch {
-			case x.rec.Compromised != 0:
-				return fail(ErrInvalidRequest, "key %s was declared compromised", kid)
-			case x.rec.Alg != signer.Public.Alg:
-				return fail(ErrInvalidRequest, "key %s is registered for %s", kid, x.rec.Alg)
-			case !x.rec.Outside:
-				return fail(ErrInvalidRequest, "key %s is the ring's own", kid)
-			case x.audience() != audience:
-				return fail(ErrInvalidRequest, "key %s signs for another audience", kid)
-			case x.kid != newest.kid && x.rec.Activates <= now && newest.rec.Activates <= now:
-				return fail(ErrInvalidRequest, "key %s was replaced", kid)
-			}
-			return nil
-		}
-		if err := k.s.audit.ready(); err != nil {
-			return err
-		}
-		rec := &keyRecord{V: 1, Alg: signer.Public.Alg, Outside: true, Created: now, Activates: now + lead}
-		if newest != nil && k.young(r) {
-			rec.Activates = max(now, newest.rec.Activates+1)
-		}
-		if newest != nil && newest.rec.Activates >= rec.Activates {
-			rec.Activates = newest.rec.Activates + 1
-		}
-		if _, err := rec.describe(signer.Public); err != nil {
-			return &Error{Code: ErrInvalidRequest, Detail: "signer", Cause: err}
-		}
-		k.prove(k.current(r), kid, rec)
-		return k.add(ctx, c, l, kid, rec, "imported")
-	})
-	if err != nil {
-		return SigningKey{}, err
-	}
-	k.mu.Lock()
-	k.outside[kid] = signer
-	if x, ok := k.records[kid]; ok {
-		x.signer = signer
-		k.records[kid] = x
-	}
-	k.turn()
-	k.mu.Unlock()
-	var out SigningKey
-	k.each(k.s.now(), func(x *ringKey, state string, since int64) {
-		if x.kid == kid {
-			out = x.shown(state, since)
-		}
-	})
-	return out, nil
+	x.c.event(ctx, Event{Type: EventType(why), OK: true, Reason: reason, Target: BySigningKey(kid)})
+}
+
+func (x ringChange) Commit(ctx context.Context) error {
+	_, err := x.c.s.commit(ctx, x.c)
+	return err
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -304,7 +305,7 @@ func (cs *Clients) endLeaked(ctx context.Context, text, reason string) (found, e
 	list := cs.holders(key)
 	if len(list) == 0 {
 		// Another process may have made it a moment ago. Junk ends at the tag, without a look at the store.
-		mac, err := cs.signing.presented(ctx, key.KID, purposeSecretTag)
+		mac, err := cs.signing.presented(ctx, key.KID, keyring.SecretTag)
 		if err != nil {
 			return 0, 0, err
 		}

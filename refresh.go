@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -17,9 +18,6 @@ import (
 // one; a token that is older than the predecessor is proof that it was copied, and ends the grant.
 
 const (
-	purposeRefreshTag  = "refresh-tag"
-	purposeRefreshNext = "refresh-next"
-
 	labelTag  = "rt1"
 	labelHash = "rt1h"
 	labelNext = "rt1n"
@@ -34,7 +32,7 @@ func (s *Service) hashRefresh(t *opaque.RefreshToken) [32]byte {
 
 // refreshText tags t under its key and makes its text.
 func (s *Service) refreshText(t *opaque.RefreshToken) (string, error) {
-	key, ok := s.SigningKeys.macFor(t.KID, purposeRefreshTag)
+	key, ok := s.SigningKeys.ring.MACFor(t.KID, keyring.RefreshTag)
 	if !ok {
 		return "", &Error{Code: ErrUnavailable, Detail: "the key of refresh tokens is not here", RetryAfter: retryHint}
 	}
@@ -50,14 +48,14 @@ func (s *Service) firstRefresh(g *grantRecord, id string) (string, error) {
 	}
 	t := &opaque.RefreshToken{Grant: raw}
 	rand.Read(t.S[:])
-	t.KID, _ = s.SigningKeys.mac(purposeRefreshTag)
+	t.KID, _ = s.SigningKeys.ring.MAC(keyring.RefreshTag)
 	g.Seq, g.TagKID, g.Hash = 0, t.KID, s.hashRefresh(t)
 	return s.refreshText(t)
 }
 
 // successor is the refresh token after t, as g's nonce and keys make it.
 func (s *Service) successor(t *opaque.RefreshToken, g *grantRecord) (*opaque.RefreshToken, bool) {
-	key, ok := s.SigningKeys.macFor(g.NextKID, purposeRefreshNext)
+	key, ok := s.SigningKeys.ring.MACFor(g.NextKID, keyring.RefreshNext)
 	if !ok {
 		return nil, false
 	}
@@ -72,7 +70,7 @@ func (s *Service) readRefresh(ctx context.Context, text string) (*opaque.Refresh
 	if err != nil {
 		return nil, &Error{Code: ErrInvalidGrant, Detail: "not a refresh token", Cause: err}
 	}
-	key, err := s.SigningKeys.presented(ctx, t.KID, purposeRefreshTag)
+	key, err := s.SigningKeys.presented(ctx, t.KID, keyring.RefreshTag)
 	if err != nil {
 		return nil, err
 	}
@@ -259,8 +257,8 @@ func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.Refre
 	next := *g
 	if s.rotates(&p.client, g) {
 		rand.Read(next.Nonce[:])
-		next.NextKID, _ = s.SigningKeys.mac(purposeRefreshNext)
-		next.TagKID, _ = s.SigningKeys.mac(purposeRefreshTag)
+		next.NextKID, _ = s.SigningKeys.ring.MAC(keyring.RefreshNext)
+		next.TagKID, _ = s.SigningKeys.ring.MAC(keyring.RefreshTag)
 		n, ok := s.successor(t, &next)
 		if !ok {
 			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the key of refresh tokens is not here"}

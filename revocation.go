@@ -53,7 +53,7 @@ func (s *Service) revoke(ctx context.Context, target Target, reason string, why 
 	case err != nil:
 	case target.kind == targetKey && target.before.IsZero():
 		// Of a key of our own ring more must go than what it signed: it would go on signing.
-		if err = s.SigningKeys.compromise(ctx, target.id, reason, why); errors.Is(err, ErrNotFound) {
+		if err = public(s.SigningKeys.ring.Compromise(ctx, target.id, reason, string(why))); errors.Is(err, ErrNotFound) {
 			err = s.writeRule(ctx, target, false, reason, why, nil)
 		}
 	default:

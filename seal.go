@@ -3,12 +3,10 @@ package apitoken
 import (
 	"bytes"
 	"context"
-	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -19,6 +17,8 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+
+	"github.com/apitoken-go/apitoken/internal/seal"
 )
 
 // Sealer encrypts what must not lie in the store in clear: the root secret, under which the service seals its signing
@@ -49,24 +49,12 @@ func newKEK(key []byte) (*kek, error) {
 	if bytes.Count(key, key[:1]) == len(key) {
 		return nil, fail(ErrInvalidRequest, "a key-encryption key of %d equal bytes is no secret", kekSize)
 	}
-	aead, err := newGCM(key)
+	aead, err := seal.New(key)
 	if err != nil {
 		return nil, err
 	}
 	sum := sha256.Sum256(append([]byte("apitoken kek id\x00"), key...))
 	return &kek{id: [kekIDSize]byte(sum[:]), aead: aead}, nil
-}
-
-func newGCM(key []byte) (cipher.AEAD, error) {
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, &Error{Code: ErrInvalidRequest, Detail: "AES", Cause: err}
-	}
-	aead, err := cipher.NewGCM(block)
-	if err != nil {
-		return nil, &Error{Code: ErrInvalidRequest, Detail: "GCM", Cause: err}
-	}
-	return aead, nil
 }
 
 type localSealer []*kek
@@ -265,11 +253,3 @@ func (f *keyFile) Open(ctx context.Context, sealed, context []byte) ([]byte, err
 
 // bound makes the associated data of a seal, or the input of a MAC: each field with its length, so that no two
 // lists of fields read the same.
-func bound(fields ...[]byte) []byte {
-	var out []byte
-	for _, f := range fields {
-		out = binary.BigEndian.AppendUint32(out, uint32(len(f)))
-		out = append(out, f...)
-	}
-	return out
-}

@@ -418,7 +418,7 @@ func (s *Service) start() error {
 	if err := s.state.Refresh(ctx); err != nil {
 		return startError(ctx, err)
 	}
-	if err := s.SigningKeys.ensure(ctx); err != nil {
+	if err := public(s.SigningKeys.ring.Ensure(ctx)); err != nil {
 		return startError(ctx, err)
 	}
 	v, err := newServiceValidator(s)
@@ -433,7 +433,7 @@ func (s *Service) start() error {
 		return startError(ctx, err)
 	}
 	s.goRun("follow", s.state.Run)
-	s.goRun("keys", s.SigningKeys.run)
+	s.goRun("keys", s.SigningKeys.ring.Run)
 	s.goRun("audit", s.audit.run)
 	s.goRun("janitor", s.janitor)
 	s.goRun("rules", s.retryRules)

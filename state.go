@@ -24,11 +24,11 @@ func (s *Service) apply(r store.Record) error {
 			return err
 		}
 		if r.Type == targetKey.String() {
-			s.SigningKeys.wake()
+			s.SigningKeys.ring.Wake()
 		}
 		return s.feed.applyRule(s.core, r)
 	case store.KindKey:
-		return s.SigningKeys.applyRecord(r)
+		return s.SigningKeys.ring.Apply(r)
 	case store.KindClient:
 		return s.Clients.applyRecord(r)
 	case store.KindRole:
@@ -72,7 +72,7 @@ func (s *Service) setAside(r store.Record, why error) error {
 func (s *Service) forget() {
 	s.Clients.reset()
 	s.APIKeys.reset()
-	s.SigningKeys.reset()
+	s.SigningKeys.ring.Reset()
 	s.roles.reset()
 	s.feed.reset()
 }

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
@@ -55,9 +56,8 @@ const (
 	kindTicket store.Kind = "ticket"
 	kindOnce   store.Kind = "once"
 
-	maxTicket        = 24 * time.Hour
-	ticketSlack      = 24 * time.Hour // a spent one is kept, to know a second use
-	purposeTicketTag = "ticket-tag"
+	maxTicket   = 24 * time.Hour
+	ticketSlack = 24 * time.Hour // a spent one is kept, to know a second use
 )
 
 type ticketRecord struct {
@@ -140,7 +140,7 @@ func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (Secret, err
 		k := opaque.Key{ID: opaque.NewID(now)}
 		rand.Read(k.Secret[:])
 		var key []byte
-		k.KID, key = s.SigningKeys.mac(purposeTicketTag)
+		k.KID, key = s.SigningKeys.ring.MAC(keyring.TicketTag)
 		k.Tag = opaque.Tag(key, "tk1", []byte(s.ns), k.ID[:], k.Secret[:])
 		rec.Hash = opaque.Hash("tk1h", []byte(s.ns), k.ID[:], k.Secret[:])
 		id = k.ID.String()
@@ -179,7 +179,7 @@ func (s *Service) findTicket(ctx context.Context, code string) (id string, want 
 	if err != nil {
 		return "", want, &Error{Code: ErrInvalidGrant, Detail: "not a ticket", Cause: err}
 	}
-	key, err := s.SigningKeys.presented(ctx, k.KID, purposeTicketTag)
+	key, err := s.SigningKeys.presented(ctx, k.KID, keyring.TicketTag)
 	if err != nil {
 		return "", want, err
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -446,10 +447,10 @@ func newServiceValidator(s *Service) (*JWTValidator, error) {
 	t := &trust{issuer: s.cfg.Issuer, own: true, v: v, state: s.state}
 	t.rules.Store(s.rules)
 	t.life.Store(int64(s.longest.Load().access))
-	t.setKeys(s.SigningKeys.publicKeys())
+	t.setKeys(s.SigningKeys.ring.PublicKeys())
 	v.trusts[t.issuer] = t
 	s.trust, s.watchers, s.APIKeys.trust, s.APIKeys.valid = t, &v.observers, t, v
-	s.SigningKeys.publish = t.setKeys
+	s.verifies = t.setKeys
 	v.follow(s.cfg.Trust, s.rules, s.cfg.Issuer)
 	return v, nil
 }
@@ -587,7 +588,7 @@ func (t *trust) hasSet(set string) bool {
 	if keys == nil {
 		return false
 	}
-	return keySetDigest(slices.Collect(maps.Keys(*keys))) == set
+	return keyring.KeySetDigest(slices.Collect(maps.Keys(*keys))) == set
 }
 
 // awaitKeys waits for the next turn: for d, until the feed tells of another set, or for a missing kid and the end of its

@@ -1,4 +1,4 @@
-package apitoken
+package keyring
 
 // A signing key that is in someone's hands: what withdraws it, what takes its place, and what keeps it out.
 
@@ -6,68 +6,62 @@ import (
 	"context"
 	"errors"
 
+	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// Compromise withdraws a key at once and revokes all that it signed, in every process within its bound. The
-// next key, or a new one, is active from then on. ErrNotFound: the ring has no such key. ErrUnavailable: what it signed is
-// refused here, and this process goes on trying; others may not know it yet. It is safe to repeat.
-func (k *SigningKeys) Compromise(ctx context.Context, id, reason string) error {
-	return k.compromise(ctx, id, reason, EventRevoked)
-}
-
-func (k *SigningKeys) compromise(ctx context.Context, id, reason string, why EventType) error {
-	hold := &pendingRule{target: BySigningKey(id)}
-	k.s.rules.hold(hold) // before the store is asked for anything
+// Compromise withdraws a key at once and ends all that it signed. why is handed to Change.Ended.
+func (k *Ring) Compromise(ctx context.Context, id, reason, why string) error {
+	release := k.host.Hold(id) // before the store is asked for anything
 	err := k.withdraw(ctx, id, reason, why)
-	if errors.Is(err, ErrUnavailable) {
+	if errors.Is(err, fault.Unavailable) {
 		ctx := context.WithoutCancel(ctx) // the actor and the origin stay the caller's
-		k.s.retryRule(hold, func(until context.Context) error {
+		k.host.Retry(id, func(until context.Context) error {
 			ctx, cancel := context.WithCancel(ctx)
 			defer cancel()
 			defer context.AfterFunc(until, cancel)()
 			return k.withdraw(ctx, id, reason, why)
-		})
+		}, release)
 		return err
 	}
-	k.s.rules.release(hold)
+	release()
 	return err
 }
 
 // withdraw writes the rule on what a key signed, and the ring without it, in one change.
-func (k *SigningKeys) withdraw(ctx context.Context, id, reason string, why EventType) error {
+func (k *Ring) withdraw(ctx context.Context, id, reason, why string) error {
 	for try := 0; try < keyTries; try++ {
-		if err := k.s.state.Refresh(ctx); err != nil {
-			return unavailable(err, "follow the store")
+		if err := k.host.Refresh(ctx); err != nil {
+			return fault.NoAnswer(err, "follow the store")
 		}
 		lock := k.locked()
 		shut := k.openRoots(ctx) // that does not keep a key under another root from being withdrawn
 		r := k.ring.Load()
 		l, bad := r.find(id)
 		if bad == nil && shut != nil {
-			return unavailable(shut, "open the root secret under which the key may lie")
+			return fault.NoAnswer(shut, "open the root secret under which the key may lie")
 		}
 		if bad == nil {
-			return fail(ErrNotFound, "no signing key %q", id)
+			return fault.Fail(fault.NotFound, "no signing key %q", id)
 		}
 		if bad.rec.Compromised != 0 {
 			return nil
 		}
-		c := k.s.newChange()
-		if err := k.s.addRule(ctx, c, BySigningKey(id), false, reason); err != nil {
+		c := k.host.NewChange()
+		if err := c.End(ctx, id, reason); err != nil {
 			return err
 		}
 		if err := k.replace(ctx, c, r, l, bad, lock); err != nil {
 			return err
 		}
-		c.event(ctx, Event{Type: why, OK: true, Reason: reason, Target: BySigningKey(id)})
-		_, err := k.s.commit(ctx, c)
+		c.Ended(ctx, id, reason, why)
+		err := c.Commit(ctx)
 		if !errors.Is(err, store.ErrConflict) {
-			k.wake()
+			k.Wake()
 			return err
 		}
 	}
-	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "other processes keep changing the signing keys"}
+	return fault.Retry("other processes keep changing the signing keys")
 }
 
 // find is a key and its lane.
@@ -86,18 +80,18 @@ func (r *ring) find(id string) (*lane, *ringKey) {
 // replace marks bad, destroys its private half, and sees that another key is active. What takes its place takes its time as
 // well: by a clock that is behind, the new key would else not have begun, and one before bad would sign, which may be gone.
 // For an audience that this process makes no keys for, the common key signs.
-func (k *SigningKeys) replace(ctx context.Context, c *change, r *ring, l *lane, bad *ringKey, lock store.Version) error {
+func (k *Ring) replace(ctx context.Context, c Change, r *ring, l *lane, bad *ringKey, lock store.Version) error {
 	if err := k.putLock(c, lock); err != nil {
 		return err
 	}
-	now := k.s.now().UnixMilli()
+	now := k.host.Now().UnixMilli()
 	rec := bad.rec
 	rec.Compromised, rec.Sealed = now, nil
 	k.prove(r.by[rec.Root], bad.kid, &rec)
 	if err := k.put(c, bad.kid, &rec, 0, bad.version); err != nil {
 		return err
 	}
-	c.event(ctx, keyEvent(bad.kid, rec.Alg, "compromised"))
+	c.Event(ctx, keyEvent(bad.kid, rec.Alg, "compromised"))
 	var next *ringKey
 	first := l.first()
 	for i := len(l.keys) - 1; i >= 0; i-- {
@@ -135,22 +129,22 @@ func (k *SigningKeys) replace(ctx context.Context, c *change, r *ring, l *lane, 
 	if err := k.put(c, kid, fresh, 0, store.Version{}); err != nil {
 		return err
 	}
-	c.event(ctx, keyEvent(kid, fresh.Alg, how))
+	c.Event(ctx, keyEvent(kid, fresh.Alg, how))
 	return nil
 }
 
 // heal withdraws keys that sign although a rule refuses what they signed: the store came back from before they were
 // withdrawn, and the rule was put back into it.
-func (k *SigningKeys) heal(ctx context.Context) {
+func (k *Ring) heal(ctx context.Context) {
 	for _, x := range k.ring.Load().keys {
 		if x.rec.Compromised != 0 || !k.revoked(x.kid) {
 			continue
 		}
-		if err := k.withdraw(ctx, x.kid, "it was revoked before", EventRevoked); err != nil && ctx.Err() == nil {
-			k.s.log.Warn("apitoken: a signing key that a rule refuses could not be withdrawn yet", "kid", x.kid, "error", err)
+		if err := k.withdraw(ctx, x.kid, "it was revoked before", ""); err != nil && ctx.Err() == nil {
+			k.c.Log.Warn("apitoken: a signing key that a rule refuses could not be withdrawn yet", "kid", x.kid, "error", err)
 		}
 	}
 }
 
 // revoked reports whether a rule refuses all that a key signed.
-func (k *SigningKeys) revoked(kid string) bool { return k.s.rules.signed(kid) }
+func (k *Ring) revoked(kid string) bool { return k.host.Revoked(kid) }

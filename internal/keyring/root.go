@@ -1,4 +1,4 @@
-package apitoken
+package keyring
 
 import (
 	"bytes"
@@ -17,7 +17,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/internal/record"
+	"github.com/apitoken-go/apitoken/internal/seal"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -54,20 +56,28 @@ const (
 	rootSize          = 32
 	purposeRecordMAC  = "record-mac"
 	purposeSigningKey = "signing-key"
-	purposeSecretTag  = "secret-tag"
-	purposeFeed       = "feed"
-	purposeNonce      = "dpop-nonce"
 	sealTimeout       = 10 * time.Second
 )
 
-var purposes = []string{purposeRefreshTag, purposeRefreshNext, purposeAPIKeyTag, purposeTicketTag, purposeSecretTag, purposeRecordMAC, purposeSigningKey, purposeFeed, purposeNonce}
+// What secrets are for: each has its own.
+const (
+	RefreshTag  = "refresh-tag"
+	RefreshNext = "refresh-next"
+	APIKeyTag   = "apikey-tag"
+	TicketTag   = "ticket-tag"
+	SecretTag   = "secret-tag"
+	Feed        = "feed"
+	Nonce       = "dpop-nonce"
+)
+
+var purposes = []string{RefreshTag, RefreshNext, APIKeyTag, TicketTag, SecretTag, purposeRecordMAC, purposeSigningKey, Feed, Nonce}
 
 func rootID(kid [4]byte) string { return rootPrefix + hex.EncodeToString(kid[:]) }
 
 func parseRootID(id string) (kid [4]byte, err error) {
 	b, err := hex.DecodeString(strings.TrimPrefix(id, rootPrefix))
 	if err != nil || len(b) != len(kid) || rootID([4]byte(b)) != id {
-		return kid, fail(ErrUnavailable, "root secret %q has no ID", id)
+		return kid, fault.Fail(fault.Unavailable, "root secret %q has no ID", id)
 	}
 	return [4]byte(b), nil
 }
@@ -75,19 +85,19 @@ func parseRootID(id string) (kid [4]byte, err error) {
 // deriveRoot makes the secrets of all purposes (RFC 5869).
 func deriveRoot(ns string, kid [4]byte, created int64, secret []byte) (*rootSecret, error) {
 	if len(secret) != rootSize {
-		return nil, fail(ErrUnavailable, "the root secret has the wrong size")
+		return nil, fault.Fail(fault.Unavailable, "the root secret has the wrong size")
 	}
 	r := &rootSecret{kid: kid, created: created, keys: map[string][]byte{}, secret: secret}
 	prk, err := hkdf.Extract(sha256.New, secret, []byte("apitoken root v1\x00"+ns))
 	if err != nil {
-		return nil, &Error{Code: ErrUnavailable, Detail: "HKDF", Cause: err}
+		return nil, &fault.Error{Code: fault.Unavailable, Detail: "HKDF", Cause: err}
 	}
 	for _, p := range purposes {
 		if r.keys[p], err = hkdf.Expand(sha256.New, prk, p, 32); err != nil {
-			return nil, &Error{Code: ErrUnavailable, Detail: "HKDF", Cause: err}
+			return nil, &fault.Error{Code: fault.Unavailable, Detail: "HKDF", Cause: err}
 		}
 	}
-	r.aead, err = newGCM(r.keys[purposeSigningKey])
+	r.aead, err = seal.New(r.keys[purposeSigningKey])
 	return r, err
 }
 
@@ -126,12 +136,12 @@ func rootContext(ns string, kid [4]byte, rec *rootRecord) []byte {
 	if rec.Spent {
 		fields = append(fields, []byte("spent"))
 	}
-	return bound(fields...)
+	return seal.Bound(fields...)
 }
 
 // newRoot makes a root secret and its record: the newest of r, whatever the clock says.
-func (k *SigningKeys) newRoot(ctx context.Context, r *ring) (*rootSecret, record.Written, error) {
-	created := k.s.now().UnixMilli()
+func (k *Ring) newRoot(ctx context.Context, r *ring) (*rootSecret, record.Written, error) {
+	created := k.host.Now().UnixMilli()
 	if n := len(r.roots); n > 0 {
 		created = max(created, r.roots[n-1].created+1)
 	}
@@ -139,74 +149,74 @@ func (k *SigningKeys) newRoot(ctx context.Context, r *ring) (*rootSecret, record
 	rand.Read(secret)
 	var kid [4]byte
 	rand.Read(kid[:])
-	root, err := deriveRoot(k.s.ns, kid, created, secret)
+	root, err := deriveRoot(k.c.Namespace(), kid, created, secret)
 	if err != nil {
 		return nil, record.Written{}, err
 	}
 	rec, err := k.rootRecord(ctx, root)
-	root.plain = k.s.cfg.Seal == nil
+	root.plain = k.c.Seal == nil
 	return root, rec, err
 }
 
 // rootRecord seals a root as the configuration says.
-func (k *SigningKeys) rootRecord(ctx context.Context, root *rootSecret) (record.Written, error) {
+func (k *Ring) rootRecord(ctx context.Context, root *rootSecret) (record.Written, error) {
 	rec := rootRecord{V: 1, Created: root.created, Exposed: root.exposed, Spent: root.spent}
-	if k.s.cfg.Seal == nil {
+	if k.c.Seal == nil {
 		if k.sealedSince() != 0 {
-			return record.Written{}, fail(ErrInvalidRequest, "another process has sealed the store's keys: start this one with the same Config.Seal")
+			return record.Written{}, fault.Fail(fault.InvalidRequest, "another process has sealed the store's keys: start this one with the same Config.Seal")
 		}
 		rec.Plain = root.secret
 	} else {
 		rec.Exposed = root.exposed || root.plain
 		ctx, cancel := context.WithTimeout(ctx, sealTimeout)
 		defer cancel()
-		about := rootContext(k.s.ns, root.kid, &rec)
-		sealed, err := k.s.cfg.Seal.Seal(ctx, root.secret, about)
+		about := rootContext(k.c.Namespace(), root.kid, &rec)
+		sealed, err := k.c.Seal.Seal(ctx, root.secret, about)
 		if err != nil {
-			return record.Written{}, unavailable(err, "seal the root secret")
+			return record.Written{}, fault.NoAnswer(err, "seal the root secret")
 		}
 		// What this replaces may be the only form in which the secret exists: a Sealer that may seal and not open, as a role of a
 		// KMS may be, must be found out before.
-		back, err := k.s.cfg.Seal.Open(ctx, sealed, about)
+		back, err := k.c.Seal.Open(ctx, sealed, about)
 		if err != nil {
-			return record.Written{}, unavailable(err, "open the root secret that was just sealed")
+			return record.Written{}, fault.NoAnswer(err, "open the root secret that was just sealed")
 		}
 		if !hmac.Equal(back, root.secret) {
-			return record.Written{}, fail(ErrUnavailable, "Config.Seal does not open what it sealed")
+			return record.Written{}, fault.Fail(fault.Unavailable, "Config.Seal does not open what it sealed")
 		}
 		rec.Sealed = sealed
 	}
-	return write(&rootForm, store.Record{ID: rootID(root.kid)}, &rec)
+	return rootForm.Write(store.Record{ID: rootID(root.kid)}, &rec)
 }
 
 // openRoot brings out a root secret. A secret in clear is only taken where the configuration says so: whoever writes the
 // store could put one there.
-func (k *SigningKeys) openRoot(ctx context.Context, kid [4]byte, r store.Record) (*rootSecret, error) {
+func (k *Ring) openRoot(ctx context.Context, kid [4]byte, r store.Record) (*rootSecret, error) {
 	var rec rootRecord
 	if err := read(&rootForm, r, &rec); err != nil {
 		return nil, err
 	}
 	secret, bare := rec.Plain, len(rec.Sealed) == 0
-	switch seal, since := k.s.cfg.Seal, k.sealedSince(); {
+	switch seal, since := k.c.Seal, k.sealedSince(); {
 	case rec.V != 1 || bare && (rec.Exposed || rec.Spent):
-		return nil, fail(ErrUnavailable, "root secret %x is damaged or of a newer version", kid)
+		return nil, fault.Fail(fault.Unavailable, "root secret %x is damaged or of a newer version", kid)
 	case seal == nil && (!bare || since != 0):
-		return nil, fail(ErrUnavailable, "the store's keys are sealed, from which there is no way back to InsecureKeysInStore: their Sealer is required")
+		return nil, fault.Fail(fault.Unavailable, "the store's keys are sealed, from which there is no way back to InsecureKeysInStore: their Sealer is required")
 	case seal != nil && bare && since != 0:
-		return nil, fail(ErrUnavailable, "the store's root secret %x lies in clear, though all were sealed at %s: someone put it there", kid, time.UnixMilli(since).UTC().Format(time.RFC3339))
-	case seal != nil && bare && !k.s.cfg.InsecureKeysInStore:
-		return nil, fail(ErrUnavailable, "the store's root secret %x lies in clear: it was made under InsecureKeysInStore, or put there by someone; "+
+		return nil, fault.Fail(fault.Unavailable, "the store's root secret %x lies in clear, though all were sealed at %s: someone put it there", kid, time.UnixMilli(since).UTC().Format(time.RFC3339))
+	case seal != nil && bare && !k.c.Clear:
+		return nil, fault.Fail(fault.Unavailable, "the store's root secret %x lies in clear: it was made under InsecureKeysInStore, or put there by someone; "+
 			"if it is yours, start with InsecureKeysInStore beside Seal until all processes have Seal: that seals it", kid)
 	case !bare:
 		ctx, cancel := context.WithTimeout(ctx, sealTimeout)
 		defer cancel()
 		var err error
-		secret, err = seal.Open(ctx, rec.Sealed, rootContext(k.s.ns, kid, &rec))
+		secret, err = seal.Open(ctx, rec.Sealed, rootContext(k.c.Namespace(), kid, &rec))
 		if err != nil {
-			return nil, unavailable(err, "open the root secret")
+			return nil, fault.NoAnswer(err, "open the root secret")
 		}
 	}
-	root, err := deriveRoot(k.s.ns, kid, rec.Created, slices.Clone(secret))
+	root, err := deriveRoot(k.c.Namespace(), kid, rec.Created, slices.Clone(secret))
 	if err != nil {
 		return nil, err
 	}
@@ -215,49 +225,49 @@ func (k *SigningKeys) openRoot(ctx context.Context, kid [4]byte, r store.Record)
 }
 
 // differs reports whether the record of a root tells something that is not known here. The caller holds mu.
-func (k *SigningKeys) differs(kid [4]byte, r store.Record) bool {
+func (k *Ring) differs(kid [4]byte, r store.Record) bool {
 	known := k.roots[kid]
 	var rec rootRecord
 	if err := read(&rootForm, r, &rec); err != nil {
 		return known == nil // opening it says what is wrong
 	}
 	bare := len(rec.Sealed) == 0
-	if k.s.cfg.Seal == nil {
+	if k.c.Seal == nil {
 		if !bare {
-			k.noteSealed(k.s.now().UnixMilli())
+			k.noteSealed(k.host.Now().UnixMilli())
 		}
 		return known == nil
 	}
 	if known != nil && bare && !known.plain {
-		k.s.log.Error("apitoken: a root secret that was sealed lies in clear in the store: someone put it there; it is not read", "root", hex.EncodeToString(kid[:]))
+		k.c.Log.Error("apitoken: a root secret that was sealed lies in clear in the store: someone put it there; it is not read", "root", hex.EncodeToString(kid[:]))
 	}
 	return known == nil || !bare && (known.plain || rec.Spent && !known.spent)
 }
 
 // noteSealed says that no root is written in clear any more. The caller holds mu.
-func (k *SigningKeys) noteSealed(since int64) {
+func (k *Ring) noteSealed(since int64) {
 	if k.sealed != 0 || since == 0 {
 		return
 	}
 	k.sealed = since
-	if k.s.cfg.Seal == nil && len(k.roots) > 0 {
-		k.s.log.Warn("apitoken: another process has sealed the store's keys; this one goes on with those it has, and does not start again without Config.Seal")
+	if k.c.Seal == nil && len(k.roots) > 0 {
+		k.c.Log.Warn("apitoken: another process has sealed the store's keys; this one goes on with those it has, and does not start again without Config.Seal")
 	}
 }
 
 // sealedSince is when the last root that lay in clear was sealed, Unix ms; 0: some may lie in clear.
-func (k *SigningKeys) sealedSince() int64 {
+func (k *Ring) sealedSince() int64 {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.sealed
 }
 
 // sealsAll reports whether no root lies in clear once c is written.
-func (k *SigningKeys) sealsAll(c *change) bool {
+func (k *Ring) sealsAll(c Change) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for kid, root := range k.roots {
-		if root.plain && !slices.ContainsFunc(c.Puts, func(p store.Put) bool { return p.ID == rootID(kid) }) {
+		if root.plain && !slices.ContainsFunc(c.Puts(), func(p store.Put) bool { return p.ID == rootID(kid) }) {
 			return false
 		}
 	}
@@ -266,45 +276,45 @@ func (k *SigningKeys) sealsAll(c *change) bool {
 
 // sealClear seals the roots that lie in clear, where Config.InsecureKeysInStore beside Config.Seal lets openRoot take them. What
 // stops on the way is done by the next start; of several processes one is first, and the others take what it made.
-func (k *SigningKeys) sealClear(ctx context.Context) error {
+func (k *Ring) sealClear(ctx context.Context) error {
 	bare := func(r *rootSecret) bool { return r.plain }
 	roots := k.ring.Load().roots
 	i := slices.IndexFunc(roots, bare)
-	if k.s.cfg.Seal == nil || i < 0 {
+	if k.c.Seal == nil || i < 0 {
 		return nil
 	}
 	if _, err := k.rootRecord(ctx, roots[i]); err != nil { // before anything is altered, and as what it is
-		return wrong("Seal", "%s", detailOf(err))
+		return fault.Wrong("Seal", "%s", fault.DetailOf(err))
 	}
 	n, err := k.reseal(ctx, "root secrets sealed", bare)
 	if err != nil {
 		return err
 	}
 	if n > 0 { // else another process did it
-		k.s.log.Warn("apitoken: the store's keys lay in clear and are sealed now", "roots", n)
+		k.c.Log.Warn("apitoken: the store's keys lay in clear and are sealed now", "roots", n)
 	}
 	return nil
 }
 
 // atRest ends a start: it says what is left to do about keys that lie, or lay, in clear.
-func (k *SigningKeys) atRest(r *ring) error {
-	if k.s.cfg.Seal == nil {
+func (k *Ring) atRest(r *ring) error {
+	if k.c.Seal == nil {
 		if k.sealedSince() != 0 { // since they were opened
-			return wrong("Seal", "the store's keys are sealed, from which there is no way back to InsecureKeysInStore: their Sealer is required")
+			return fault.Wrong("Seal", "the store's keys are sealed, from which there is no way back to InsecureKeysInStore: their Sealer is required")
 		}
 		return nil
 	}
-	if k.s.cfg.InsecureKeysInStore {
-		k.s.log.Warn("apitoken: all keys in the store are sealed: InsecureKeysInStore can go, once every process has Seal")
+	if k.c.Clear {
+		k.c.Log.Warn("apitoken: all keys in the store are sealed: InsecureKeysInStore can go, once every process has Seal")
 	}
 	if !slices.ContainsFunc(r.roots, func(x *rootSecret) bool { return !x.exposed }) {
-		k.s.log.Warn("apitoken: the store's keys lay in clear before they were sealed: whoever has a copy of it from then can use them until SigningKeys.RotateSecrets has replaced them")
+		k.c.Log.Warn("apitoken: the store's keys lay in clear before they were sealed: whoever has a copy of it from then can use them until SigningKeys.RotateSecrets has replaced them")
 	}
 	return nil
 }
 
 // openRoots opens those that came in since. One that can not be opened stays shut, and so do the keys under it.
-func (k *SigningKeys) openRoots(ctx context.Context) error {
+func (k *Ring) openRoots(ctx context.Context) error {
 	k.mu.Lock()
 	shut := maps.Clone(k.shut)
 	k.mu.Unlock()
@@ -330,7 +340,7 @@ func (k *SigningKeys) openRoots(ctx context.Context) error {
 			}
 			got, err := k.open(root, name, x.rec)
 			if err != nil {
-				k.s.log.Error("apitoken: a signing key in the store is not authentic and is left out", "kid", name, "error", err)
+				k.c.Log.Error("apitoken: a signing key in the store is not authentic and is left out", "kid", name, "error", err)
 				delete(k.records, name)
 				continue
 			}
@@ -348,15 +358,15 @@ func (r *rootSecret) compare(other *rootSecret) int {
 	return cmp.Or(cmp.Compare(r.created, other.created), bytes.Compare(r.kid[:], other.kid[:]))
 }
 
-// mac is the newest root's secret for a purpose, and the root's ID.
-func (k *SigningKeys) mac(purpose string) (kid [4]byte, key []byte) {
+// MAC is the newest root's secret for a purpose, and the root's ID.
+func (k *Ring) MAC(purpose string) (kid [4]byte, key []byte) {
 	root := k.current(k.ring.Load())
 	return root.kid, root.keys[purpose]
 }
 
 // current is the root under which new things are made: the newest that every process had time to open.
-func (k *SigningKeys) current(r *ring) *rootSecret {
-	known := k.s.now().Add(-k.lead()).UnixMilli()
+func (k *Ring) current(r *ring) *rootSecret {
+	known := k.host.Now().Add(-k.lead()).UnixMilli()
 	var oldest *rootSecret // that may prove a key; if none had time, whoever took that power from the others knew it
 	for i := len(r.roots) - 1; i >= 0; i-- {
 		root := r.roots[i]
@@ -374,8 +384,8 @@ func (k *SigningKeys) current(r *ring) *rootSecret {
 	return oldest
 }
 
-// macFor is the secret of the root kid for a purpose.
-func (k *SigningKeys) macFor(kid [4]byte, purpose string) ([]byte, bool) {
+// MACFor is the secret of the root kid for a purpose.
+func (k *Ring) MACFor(kid [4]byte, purpose string) ([]byte, bool) {
 	root := k.ring.Load().by[kid]
 	if root == nil {
 		return nil, false
@@ -391,22 +401,22 @@ func (k *SigningKeys) macFor(kid [4]byte, purpose string) ([]byte, bool) {
 // ones, from a copy of the store in which they lay in clear, say; except with a signing key that he has: see Compromise.
 //
 // ErrInvalidRequest: the store is on its way from InsecureKeysInStore to Seal, and processes may run that could not open it.
-func (k *SigningKeys) RotateSecrets(ctx context.Context) error {
-	if err := k.s.audit.ready(); err != nil {
+func (k *Ring) RotateSecrets(ctx context.Context) error {
+	if err := k.host.Ready(); err != nil {
 		return err
 	}
-	if k.s.cfg.Seal != nil && k.s.cfg.InsecureKeysInStore {
-		return fail(ErrInvalidRequest, "InsecureKeysInStore still stands beside Seal: processes without Seal could not open a new secret")
+	if k.c.Seal != nil && k.c.Clear {
+		return fault.Fail(fault.InvalidRequest, "InsecureKeysInStore still stands beside Seal: processes without Seal could not open a new secret")
 	}
 	var made *rootSecret
-	err := k.change(ctx, func(c *change, r *ring) error {
+	err := k.change(ctx, func(c Change, r *ring) error {
 		root, rec, err := k.newRoot(ctx, r)
 		if err != nil {
 			return err
 		}
 		made = root
-		c.put(rec, store.Version{})
-		c.event(ctx, Event{Type: EventKeyChanged, OK: true, Reason: "root secret created", Extra: map[string]string{"root": hex.EncodeToString(root.kid[:])}})
+		c.Put(rec, store.Version{})
+		c.Event(ctx, Event{Reason: "root secret created", Root: hex.EncodeToString(root.kid[:])})
 		return nil
 	})
 	if err != nil {
@@ -423,20 +433,20 @@ func (k *SigningKeys) RotateSecrets(ctx context.Context) error {
 // Rewrap seals every root secret again with Config.Seal as it is now: after a new key-encryption key was put in front
 // of the old one, and before the old one is dropped. It returns how many there were. After an error some may still be under
 // the old one; it is safe to repeat. ErrInvalidRequest: there is no Config.Seal.
-func (k *SigningKeys) Rewrap(ctx context.Context) (int, error) {
-	if k.s.cfg.Seal == nil {
-		return 0, fail(ErrInvalidRequest, "there is no Config.Seal to seal with")
+func (k *Ring) Rewrap(ctx context.Context) (int, error) {
+	if k.c.Seal == nil {
+		return 0, fault.Fail(fault.InvalidRequest, "there is no Config.Seal to seal with")
 	}
 	return k.reseal(ctx, "root secrets sealed again", func(*rootSecret) bool { return true })
 }
 
 // reseal writes the chosen roots anew, a few in each change.
-func (k *SigningKeys) reseal(ctx context.Context, how string, chosen func(*rootSecret) bool) (int, error) {
+func (k *Ring) reseal(ctx context.Context, how string, chosen func(*rootSecret) bool) (int, error) {
 	done := map[[4]byte]bool{}
 	for {
 		left := false
 		var batch [][4]byte
-		err := k.change(ctx, func(c *change, r *ring) error {
+		err := k.change(ctx, func(c Change, r *ring) error {
 			left, batch = false, nil
 			for _, root := range r.roots {
 				if done[root.kid] || !chosen(root) {
@@ -451,7 +461,7 @@ func (k *SigningKeys) reseal(ctx context.Context, how string, chosen func(*rootS
 				batch = append(batch, root.kid)
 			}
 			if len(batch) > 0 {
-				c.event(ctx, Event{Type: EventKeyChanged, OK: true, Reason: how, Count: len(batch)})
+				c.Event(ctx, Event{Reason: how, Count: len(batch)})
 			}
 			return nil
 		})
@@ -468,8 +478,8 @@ func (k *SigningKeys) reseal(ctx context.Context, how string, chosen func(*rootS
 }
 
 // putRoot replaces the record of a root.
-func (k *SigningKeys) putRoot(ctx context.Context, c *change, root *rootSecret) error {
-	old, err := k.s.get(ctx, store.KindKey, rootID(root.kid))
+func (k *Ring) putRoot(ctx context.Context, c Change, root *rootSecret) error {
+	old, err := k.host.Get(ctx, rootID(root.kid))
 	if err != nil {
 		return err
 	}
@@ -477,7 +487,7 @@ func (k *SigningKeys) putRoot(ctx context.Context, c *change, root *rootSecret) 
 	if err != nil {
 		return err
 	}
-	c.put(rec, old.Version)
+	c.Put(rec, old.Version)
 	return nil
 }
 
@@ -486,9 +496,9 @@ const rewrapBatch = 8
 
 // spend takes from older roots the power to prove a signing key, once another is known to every process and the newest keys are
 // made under it. First the keys go under that one, in as many changes as they need.
-func (k *SigningKeys) spend(ctx context.Context) error {
+func (k *Ring) spend(ctx context.Context) error {
 	for left := k.spendable(k.ring.Load()); left; {
-		err := k.change(ctx, func(c *change, r *ring) error {
+		err := k.change(ctx, func(c Change, r *ring) error {
 			if left = k.spendable(r); !left {
 				return nil
 			}
@@ -506,16 +516,16 @@ func (k *SigningKeys) spend(ctx context.Context) error {
 				if err := k.put(c, x.kid, &rec, x.expires, x.version); err != nil {
 					return err
 				}
-				if len(c.Puts) == rewrapBatch {
+				if len(c.Puts()) == rewrapBatch {
 					break
 				}
 			}
-			if n := len(c.Puts); n > 0 {
-				c.event(ctx, Event{Type: EventKeyChanged, OK: true, Reason: "signing keys sealed again", Count: n})
+			if n := len(c.Puts()); n > 0 {
+				c.Event(ctx, Event{Reason: "signing keys sealed again", Count: n})
 				return nil // and the roots when no key is left
 			}
 			for _, root := range r.roots {
-				if root.spent || root.compare(to) >= 0 || len(c.Puts) == rewrapBatch {
+				if root.spent || root.compare(to) >= 0 || len(c.Puts()) == rewrapBatch {
 					continue
 				}
 				spent := *root
@@ -524,7 +534,7 @@ func (k *SigningKeys) spend(ctx context.Context) error {
 					return err
 				}
 			}
-			c.event(ctx, Event{Type: EventKeyChanged, OK: true, Reason: "older root secrets prove no signing key any more", Count: len(c.Puts)})
+			c.Event(ctx, Event{Reason: "older root secrets prove no signing key any more", Count: len(c.Puts())})
 			return nil
 		})
 		if err != nil {
@@ -535,8 +545,8 @@ func (k *SigningKeys) spend(ctx context.Context) error {
 }
 
 // spendable reports whether a root may be spent.
-func (k *SigningKeys) spendable(r *ring) bool {
-	if k.s.cfg.Seal == nil || r.lanes[0].newest() == nil {
+func (k *Ring) spendable(r *ring) bool {
+	if k.c.Seal == nil || r.lanes[0].newest() == nil {
 		return false // in clear, nothing could tell a spent root from the same before
 	}
 	for i := range r.lanes {
@@ -549,14 +559,14 @@ func (k *SigningKeys) spendable(r *ring) bool {
 }
 
 // under is the record of a key under another root.
-func (k *SigningKeys) under(to, from *rootSecret, x *ringKey) (keyRecord, error) {
+func (k *Ring) under(to, from *rootSecret, x *ringKey) (keyRecord, error) {
 	rec := x.rec
 	if len(rec.Sealed) > 0 {
-		plain, err := from.unseal(rec.Sealed, rec.aad(k.s.ns, x.kid))
+		plain, err := from.unseal(rec.Sealed, rec.aad(k.c.Namespace(), x.kid))
 		if err != nil {
 			return rec, err
 		}
-		rec.Sealed = to.seal(plain, rec.aad(k.s.ns, x.kid))
+		rec.Sealed = to.seal(plain, rec.aad(k.c.Namespace(), x.kid))
 	}
 	k.prove(to, x.kid, &rec)
 	return rec, nil

@@ -1,4 +1,4 @@
-package apitoken
+package keyring
 
 import (
 	"cmp"
@@ -12,30 +12,32 @@ import (
 	"strings"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/seal"
 	"github.com/apitoken-go/apitoken/store"
 )
 
 // What this process knows of the ring: the keys by their records, in the order in which they sign, and for whom.
 
 // lead is how long a key is known before it signs.
-func (k *SigningKeys) lead() time.Duration {
-	if r := k.s.cfg.KeyRotation; r > 0 && r/2 < leadMost {
+func (k *Ring) lead() time.Duration {
+	if r := k.c.Rotation; r > 0 && r/2 < leadMost {
 		return r / 2
 	}
 	return leadMost
 }
 
-// reset forgets the ring's records, not the secrets: they are read again.
-func (k *SigningKeys) reset() {
+// Reset forgets the ring's records, not the secrets: they are read again.
+func (k *Ring) Reset() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.records, k.shut, k.lock = map[string]knownSigner{}, map[[4]byte]store.Record{}, store.Version{}
 }
 
-// applyRecord takes a record of the ring. One that is not authentic is left out and told of: a key gives power, so
+// Apply takes a record of the ring. One that is not authentic is left out and told of: a key gives power, so
 // that leaving it out is safe.
-func (k *SigningKeys) applyRecord(r store.Record) error {
+func (k *Ring) Apply(r store.Record) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch {
@@ -43,7 +45,7 @@ func (k *SigningKeys) applyRecord(r store.Record) error {
 		k.lock = r.Version
 		var rec lockRecord
 		if err := read(&lockForm, r, &rec); err != nil {
-			k.s.log.Error("apitoken: the lock of the signing keys can not be read", "error", err)
+			k.c.Log.Error("apitoken: the lock of the signing keys can not be read", "error", err)
 			return nil // it is the version that counts
 		}
 		k.noteSealed(rec.Sealed)
@@ -56,11 +58,11 @@ func (k *SigningKeys) applyRecord(r store.Record) error {
 		if k.differs(kid, r) {
 			// Opening may take a KMS: not here, where revocations wait.
 			k.shut[kid] = r
-			k.wake()
+			k.Wake()
 		}
 	case strings.HasPrefix(r.ID, keyPrefix):
 		if err := k.take(r); err != nil {
-			k.s.log.Error("apitoken: a signing key in the store is not authentic and is left out", "kid", strings.TrimPrefix(r.ID, keyPrefix), "error", err)
+			k.c.Log.Error("apitoken: a signing key in the store is not authentic and is left out", "kid", strings.TrimPrefix(r.ID, keyPrefix), "error", err)
 			delete(k.records, strings.TrimPrefix(r.ID, keyPrefix))
 		}
 	}
@@ -69,7 +71,7 @@ func (k *SigningKeys) applyRecord(r store.Record) error {
 }
 
 // take reads one key.
-func (k *SigningKeys) take(r store.Record) error {
+func (k *Ring) take(r store.Record) error {
 	kid := strings.TrimPrefix(r.ID, keyPrefix)
 	var rec keyRecord
 	if err := read(&keyForm, r, &rec); err != nil {
@@ -90,7 +92,7 @@ func (k *SigningKeys) take(r store.Record) error {
 		return err
 	}
 	if known && old.rec.Compromised != 0 && rec.Compromised == 0 {
-		k.s.log.Error("apitoken: an older form of a compromised signing key was put back, and is not taken", "kid", kid)
+		k.c.Log.Error("apitoken: an older form of a compromised signing key was put back, and is not taken", "kid", kid)
 		return nil
 	}
 	x.version, x.expires, x.pos = r.Version, r.Expires, pos
@@ -99,7 +101,7 @@ func (k *SigningKeys) take(r store.Record) error {
 }
 
 // open checks the MAC and brings out what this process may use.
-func (k *SigningKeys) open(root *rootSecret, kid string, rec keyRecord) (knownSigner, error) {
+func (k *Ring) open(root *rootSecret, kid string, rec keyRecord) (knownSigner, error) {
 	x := knownSigner{rec: rec}
 	if rec.V != 1 {
 		return x, errors.New("of a newer version")
@@ -107,7 +109,7 @@ func (k *SigningKeys) open(root *rootSecret, kid string, rec keyRecord) (knownSi
 	if root.spent {
 		return x, errors.New("its root secret proves no signing key any more")
 	}
-	if !root.proves(rec.MAC, rec.bytes(k.s.ns, kid)) {
+	if !root.proves(rec.MAC, rec.bytes(k.c.Namespace(), kid)) {
 		return x, errors.New("its MAC does not fit")
 	}
 	var err error
@@ -126,7 +128,7 @@ func (k *SigningKeys) open(root *rootSecret, kid string, rec keyRecord) (knownSi
 		x.signer = k.outside[kid]
 		return x, nil
 	}
-	plain, err := root.unseal(rec.Sealed, rec.aad(k.s.ns, kid))
+	plain, err := root.unseal(rec.Sealed, rec.aad(k.c.Namespace(), kid))
 	if err != nil {
 		return x, err
 	}
@@ -150,7 +152,7 @@ func (k *SigningKeys) open(root *rootSecret, kid string, rec keyRecord) (knownSi
 }
 
 func (rec *keyRecord) aad(ns, kid string) []byte {
-	return bound([]byte("sk1"), []byte(ns), []byte(kid), []byte(rec.Alg), []byte(rec.JWK))
+	return seal.Bound([]byte("sk1"), []byte(ns), []byte(kid), []byte(rec.Alg), []byte(rec.JWK))
 }
 
 // bytes is what the MAC covers.
@@ -166,35 +168,35 @@ func (rec *keyRecord) bytes(ns, kid string) []byte {
 	if err != nil {
 		return nil
 	}
-	return bound([]byte("km1"), []byte(ns), []byte(kid), []byte(rec.Alg), []byte(rec.JWK), rec.Sealed, flags)
+	return seal.Bound([]byte("km1"), []byte(ns), []byte(kid), []byte(rec.Alg), []byte(rec.JWK), rec.Sealed, flags)
 }
 
-// presented is macFor for what somebody brings. A root that is not open here yet is no fault of his: ErrUnavailable.
+// Presented is macFor for what somebody brings. A root that is not open here yet is no fault of his: ErrUnavailable.
 // One that nobody here has heard of is looked for in the store, once in a while: its token may have been made by a
 // process that is ahead. nil: there is none.
-func (k *SigningKeys) presented(ctx context.Context, kid [4]byte, purpose string) ([]byte, error) {
+func (k *Ring) Presented(ctx context.Context, kid [4]byte, purpose string) ([]byte, error) {
 	for looked := false; ; looked = true {
-		if key, ok := k.macFor(kid, purpose); ok {
+		if key, ok := k.MACFor(kid, purpose); ok {
 			return key, nil
 		}
 		k.mu.Lock()
 		_, shut := k.shut[kid]
 		k.mu.Unlock()
 		if shut {
-			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the root secret of its tag is not open yet"}
+			return nil, fault.Retry("the root secret of its tag is not open yet")
 		}
 		now, last := time.Now(), k.looked.Load()
 		if looked || last != nil && now.Sub(*last) < lookEvery || !k.looked.CompareAndSwap(last, &now) {
 			return nil, nil
 		}
-		if err := k.s.state.Refresh(ctx); err != nil {
-			return nil, unavailable(err, "look for a root secret")
+		if err := k.host.Refresh(ctx); err != nil {
+			return nil, fault.NoAnswer(err, "look for a root secret")
 		}
 	}
 }
 
 // turn makes a new ring of what is known, and tells the validator. The caller holds mu.
-func (k *SigningKeys) turn() {
+func (k *Ring) turn() {
 	r := &ring{by: make(map[[4]byte]*rootSecret, len(k.roots))}
 	for kid, root := range k.roots {
 		r.by[kid] = root
@@ -208,7 +210,7 @@ func (k *SigningKeys) turn() {
 		r.keys = append(r.keys, ringKey{kid, x})
 		r.pos = max(r.pos, x.pos)
 		if x.rec.Compromised == 0 && k.revoked(kid) {
-			k.wake() // to heal
+			k.Wake() // to heal
 		}
 	}
 	slices.SortFunc(r.keys, func(a, b ringKey) int {
@@ -216,7 +218,7 @@ func (k *SigningKeys) turn() {
 		return cmp.Or(cmp.Compare(a.rec.Activates, b.rec.Activates), cmp.Compare(a.rec.Took, b.rec.Took), cmp.Compare(a.rec.Created, b.rec.Created), cmp.Compare(a.kid, b.kid))
 	})
 	r.lanes = k.lanes(r.keys)
-	if old, at := k.ring.Load(), k.s.state.Position().N; r.pos > at {
+	if old, at := k.ring.Load(), k.host.Position(); r.pos > at {
 		if r.before = old.before; old.pos <= at {
 			settled := *old
 			settled.before = nil
@@ -228,9 +230,9 @@ func (k *SigningKeys) turn() {
 }
 
 // lanes sorts the keys by whom they sign for.
-func (k *SigningKeys) lanes(keys []ringKey) []lane {
-	list := []lane{{alg: k.s.cfg.Algorithm}}
-	for audience, alg := range k.s.cfg.AudienceAlgorithms {
+func (k *Ring) lanes(keys []ringKey) []lane {
+	list := []lane{{alg: k.c.Algorithm}}
+	for audience, alg := range k.c.Audiences {
 		list = append(list, lane{audience: audience, alg: alg})
 	}
 	for _, x := range keys {
@@ -263,29 +265,27 @@ func (x *knownSigner) audience() string {
 }
 
 // tell hands the validator what verifies now.
-func (k *SigningKeys) tell() {
-	if k.publish != nil {
-		k.publish(k.publicKeys())
-	}
+func (k *Ring) tell() {
+	k.host.Publish(k.PublicKeys())
 }
 
-func (k *SigningKeys) wake() {
+func (k *Ring) Wake() {
 	select {
 	case k.kick <- struct{}{}:
 	default:
 	}
 }
 
-// each walks the ring at now: every key with its state and since when it is in it. Gone keys are passed over.
-func (k *SigningKeys) each(now time.Time, f func(x *ringKey, state string, since int64)) {
+// Each walks the ring at now: every key with its state and since when it is in it. Gone keys are passed over.
+func (k *Ring) Each(now time.Time, f func(x *ringKey, state string, since int64)) {
 	r := k.ring.Load()
 	for i := range r.lanes {
 		k.eachOf(&r.lanes[i], now.UnixMilli(), f)
 	}
 }
 
-func (k *SigningKeys) eachOf(l *lane, ms int64, f func(x *ringKey, state string, since int64)) {
-	keep := (k.s.longest.Load().access + ruleSlack).Milliseconds()
+func (k *Ring) eachOf(l *lane, ms int64, f func(x *ringKey, state string, since int64)) {
+	keep := k.host.Longest().Milliseconds()
 	successor := int64(0) // when the key behind this one began to sign; 0: it did not
 	first := l.first()
 	for i := len(l.keys) - 1; i >= 0; i-- {
@@ -316,9 +316,9 @@ func (k *SigningKeys) eachOf(l *lane, ms int64, f func(x *ringKey, state string,
 func (rec *keyRecord) signs() int64 { return max(rec.Activates, rec.Took) }
 
 // publicKeys is what verifies tokens now: never a compromised or a gone key.
-func (k *SigningKeys) publicKeys() []*jws.PublicKey {
+func (k *Ring) PublicKeys() []*jws.PublicKey {
 	var out []*jws.PublicKey
-	k.each(k.s.now(), func(x *ringKey, state string, _ int64) {
+	k.Each(k.host.Now(), func(x *ringKey, state string, _ int64) {
 		if state != "compromised" {
 			out = append(out, x.public)
 		}
@@ -326,9 +326,9 @@ func (k *SigningKeys) publicKeys() []*jws.PublicKey {
 	return out
 }
 
-// active is the key that signs now what is stamped with view and is for these audiences: never one that a rule refuses, though
+// Active is the key that signs now what is stamped with view and is for these audiences: never one that a rule refuses, though
 // the ring may tell of it as it was before it was withdrawn.
-func (k *SigningKeys) active(view store.Position, now time.Time, audiences []string) (signingKey, error) {
+func (k *Ring) Active(view store.Position, now time.Time, audiences []string) (Signing, error) {
 	r := k.ring.Load()
 	if r.pos > view.N && r.before != nil {
 		r = r.before
@@ -348,14 +348,14 @@ func (k *SigningKeys) active(view store.Position, now time.Time, audiences []str
 	}
 	switch {
 	case x == nil:
-		return signingKey{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "no signing key is active"}
+		return Signing{}, fault.Retry("no signing key is active")
 	case x.signer == nil:
-		return signingKey{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the active signing key " + x.kid + " is outside: this process has to Import its signer"}
+		return Signing{}, fault.Retry("the active signing key " + x.kid + " is outside: this process has to Import its signer")
 	}
-	return signingKey{kid: x.kid, signer: x.signer, slow: x.rec.Outside}, nil
+	return Signing{KID: x.kid, signer: x.signer, slow: x.rec.Outside}, nil
 }
 
-func (k *SigningKeys) activeOf(l *lane, ms int64) *ringKey {
+func (k *Ring) activeOf(l *lane, ms int64) *ringKey {
 	first := l.first()
 	for i := len(l.keys) - 1; i >= 0; i-- {
 		x := &l.keys[i]
@@ -370,19 +370,19 @@ func (k *SigningKeys) activeOf(l *lane, ms int64) *ringKey {
 	return nil
 }
 
-// digest changes with the published set.
-func (k *SigningKeys) digest() string {
+// Digest changes with the published set.
+func (k *Ring) Digest() string {
 	var kids []string
-	k.each(k.s.now(), func(x *ringKey, state string, _ int64) {
+	k.Each(k.host.Now(), func(x *ringKey, state string, _ int64) {
 		if state != "compromised" && x.rec.JWK != "" {
 			kids = append(kids, x.kid)
 		}
 	})
-	return keySetDigest(kids)
+	return KeySetDigest(kids)
 }
 
-// keySetDigest is of the kids, and not of a document: what lies between may set it anew.
-func keySetDigest(kids []string) string {
+// KeySetDigest is of the kids, and not of a document: what lies between may set it anew.
+func KeySetDigest(kids []string) string {
 	slices.Sort(kids)
 	sum := sha256.Sum256([]byte(strings.Join(kids, "\x00")))
 	return hex.EncodeToString(sum[:8])
@@ -413,4 +413,9 @@ func (l *lane) first() int {
 		return -1
 	}
 	return slices.IndexFunc(l.keys, func(x ringKey) bool { return x.rec.Compromised == 0 })
+}
+
+// EachKid walks the ring at now.
+func (k *Ring) EachKid(now time.Time, f func(kid, state string)) {
+	k.Each(now, func(x *ringKey, state string, _ int64) { f(x.kid, state) })
 }

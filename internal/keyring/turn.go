@@ -1,4 +1,4 @@
-package apitoken
+package keyring
 
 import (
 	"context"
@@ -11,24 +11,26 @@ import (
 	"errors"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/store"
 )
 
 // How keys come and go: made, rewritten, turned when they are due, each under the ring's lock.
 
 // make creates a key of a lane that signs from activates on.
-func (k *SigningKeys) make(root *rootSecret, l *lane, activates int64) (string, *keyRecord, error) {
+func (k *Ring) make(root *rootSecret, l *lane, activates int64) (string, *keyRecord, error) {
 	private, err := newPrivateKey(l.alg)
 	if err != nil {
 		return "", nil, err
 	}
-	rec := &keyRecord{V: 1, Alg: l.alg, Created: k.s.now().UnixMilli(), Activates: activates}
+	rec := &keyRecord{V: 1, Alg: l.alg, Created: k.host.Now().UnixMilli(), Activates: activates}
 	var kid string
 	var plain []byte
 	if secret, ok := private.([]byte); ok {
-		kid, plain = newID(k.s.now()), secret
+		kid, plain = opaque.NewID(k.host.Now()).String(), secret
 	} else {
 		signer, err := jws.NewSigner("", rec.Alg, private, false)
 		if err != nil {
@@ -42,7 +44,7 @@ func (k *SigningKeys) make(root *rootSecret, l *lane, activates int64) (string, 
 			return "", nil, err
 		}
 	}
-	rec.Sealed = root.seal(plain, rec.aad(k.s.ns, kid))
+	rec.Sealed = root.seal(plain, rec.aad(k.c.Namespace(), kid))
 	k.prove(root, kid, rec)
 	return kid, rec, nil
 }
@@ -62,9 +64,9 @@ func (rec *keyRecord) describe(pub *jws.PublicKey) (kid string, err error) {
 	return kid, err
 }
 
-func (k *SigningKeys) prove(root *rootSecret, kid string, rec *keyRecord) {
+func (k *Ring) prove(root *rootSecret, kid string, rec *keyRecord) {
 	rec.Root = root.kid
-	rec.MAC = root.mac(rec.bytes(k.s.ns, kid))
+	rec.MAC = root.mac(rec.bytes(k.c.Namespace(), kid))
 }
 
 func newPrivateKey(alg string) (any, error) {
@@ -81,29 +83,29 @@ func newPrivateKey(alg string) (any, error) {
 		rand.Read(key)
 		return key, nil
 	}
-	return nil, fail(ErrInvalidRequest, "algorithm %q", alg)
+	return nil, fault.Fail(fault.InvalidRequest, "algorithm %q", alg)
 }
 
 // goneAfter is a purge time behind the death of the last token of a key whose successor begins at activates: longer than
 // any MaxAccess that a configuration may hold.
 func goneAfter(activates int64) int64 { return activates + (48 * time.Hour).Milliseconds() }
 
-func (k *SigningKeys) put(c *change, kid string, rec *keyRecord, expires int64, expect store.Version) error {
+func (k *Ring) put(c Change, kid string, rec *keyRecord, expires int64, expect store.Version) error {
 	return put(c, &keyForm, store.Record{ID: keyPrefix + kid, Expires: expires}, rec, expect)
 }
 
 // locked is the version of the ring's lock: it is read before the ring that a change is made from.
-func (k *SigningKeys) locked() store.Version {
+func (k *Ring) locked() store.Version {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.lock
 }
 
 // putLock takes the ring for this change alone.
-func (k *SigningKeys) putLock(c *change, lock store.Version) error {
-	now := k.s.now().UnixMilli()
+func (k *Ring) putLock(c Change, lock store.Version) error {
+	now := k.host.Now().UnixMilli()
 	rec := lockRecord{V: 1, N: now, Sealed: k.sealedSince()}
-	if rec.Sealed == 0 && k.s.cfg.Seal != nil && k.sealsAll(c) {
+	if rec.Sealed == 0 && k.c.Seal != nil && k.sealsAll(c) {
 		rec.Sealed = now
 	}
 	return put(c, &lockForm, store.Record{ID: keyLock}, &rec, lock)
@@ -111,10 +113,10 @@ func (k *SigningKeys) putLock(c *change, lock store.Version) error {
 
 // change alters the ring: f fills the change from the ring as it stands, and is asked again after another process was
 // first. A change that stays empty is not written.
-func (k *SigningKeys) change(ctx context.Context, f func(c *change, r *ring) error) error {
+func (k *Ring) change(ctx context.Context, f func(c Change, r *ring) error) error {
 	for try := 0; try < keyTries; try++ {
-		if err := k.s.state.Refresh(ctx); err != nil {
-			return unavailable(err, "follow the store")
+		if err := k.host.Refresh(ctx); err != nil {
+			return fault.NoAnswer(err, "follow the store")
 		}
 		lock := k.locked()
 		// What another process made meanwhile lies under roots of its own: a ring without them looks emptier than it is. What comes
@@ -122,26 +124,26 @@ func (k *SigningKeys) change(ctx context.Context, f func(c *change, r *ring) err
 		if err := k.openRoots(ctx); err != nil {
 			return err
 		}
-		c := k.s.newChange()
+		c := k.host.NewChange()
 		if err := f(c, k.ring.Load()); err != nil {
 			return err
 		}
-		if len(c.Puts) == 0 {
+		if len(c.Puts()) == 0 {
 			return nil
 		}
 		if err := k.putLock(c, lock); err != nil {
 			return err
 		}
-		_, err := k.s.commit(ctx, c)
+		err := c.Commit(ctx)
 		if !errors.Is(err, store.ErrConflict) {
 			return err
 		}
 	}
-	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "other processes keep changing the signing keys"}
+	return fault.Retry("other processes keep changing the signing keys")
 }
 
 // add puts a new key of a lane into c, and gives the one before it a purge time.
-func (k *SigningKeys) add(ctx context.Context, c *change, l *lane, kid string, rec *keyRecord, how string) error {
+func (k *Ring) add(ctx context.Context, c Change, l *lane, kid string, rec *keyRecord, how string) error {
 	if n := len(l.keys); n > 0 && l.keys[n-1].rec.Compromised == 0 { // else it stays for ever; those before have one already
 		old := &l.keys[n-1]
 		if err := k.put(c, old.kid, &old.rec, goneAfter(rec.Activates), old.version); err != nil {
@@ -151,36 +153,34 @@ func (k *SigningKeys) add(ctx context.Context, c *change, l *lane, kid string, r
 	if err := k.put(c, kid, rec, 0, store.Version{}); err != nil {
 		return err
 	}
-	c.event(ctx, keyEvent(kid, rec.Alg, how))
+	c.Event(ctx, keyEvent(kid, rec.Alg, how))
 	return nil
 }
 
-func keyEvent(kid, alg, how string) Event {
-	return Event{Type: EventKeyChanged, OK: true, Reason: how, Extra: map[string]string{"kid": kid, "alg": alg}}
-}
+func keyEvent(kid, alg, how string) Event { return Event{Reason: how, Kid: kid, Alg: alg} }
 
-// ensure opens the roots and makes the ring usable: called by New, before anything is signed.
-func (k *SigningKeys) ensure(ctx context.Context) error {
+// Ensure opens the roots and makes the ring usable: called by New, before anything is signed.
+func (k *Ring) Ensure(ctx context.Context) error {
 	if err := k.openRoots(ctx); err != nil {
-		return wrong("Seal", "%s", detailOf(err)) // said apart: change calls it whatever fails
+		return fault.Wrong("Seal", "%s", fault.DetailOf(err)) // said apart: change calls it whatever fails
 	}
 	if err := k.sealClear(ctx); err != nil {
 		return err
 	}
-	err := k.change(ctx, func(c *change, r *ring) error {
+	err := k.change(ctx, func(c Change, r *ring) error {
 		if len(r.roots) == 0 {
 			root, rec, err := k.newRoot(ctx, r)
 			if err != nil {
-				return wrong("Seal", "%s", detailOf(err))
+				return fault.Wrong("Seal", "%s", fault.DetailOf(err))
 			}
-			c.put(rec, store.Version{})
+			c.Put(rec, store.Version{})
 			r = &ring{roots: []*rootSecret{root}, lanes: r.lanes}
 		}
 		return k.begin(ctx, c, r, &r.lanes[0])
 	})
 	for _, l := range k.ring.Load().lanes[1:] {
 		if err == nil && l.alg != "" {
-			err = k.change(ctx, func(c *change, r *ring) error { return k.begin(ctx, c, r, r.lane(l.audience)) })
+			err = k.change(ctx, func(c Change, r *ring) error { return k.begin(ctx, c, r, r.lane(l.audience)) })
 		}
 	}
 	if err != nil {
@@ -188,22 +188,22 @@ func (k *SigningKeys) ensure(ctx context.Context) error {
 	}
 	// Another process may have made the root.
 	if err := k.openRoots(ctx); err != nil {
-		return wrong("Seal", "%s", detailOf(err))
+		return fault.Wrong("Seal", "%s", fault.DetailOf(err))
 	}
 	r := k.ring.Load()
 	if len(r.roots) == 0 || r.lanes[0].newest() == nil {
-		return fail(ErrUnavailable, "the ring has no usable key: its records were altered")
+		return fault.Fail(fault.Unavailable, "the ring has no usable key: its records were altered")
 	}
 	return k.atRest(r)
 }
 
 // begin makes the first key of a lane, and another when the configured algorithm is another.
-func (k *SigningKeys) begin(ctx context.Context, c *change, r *ring, l *lane) error {
+func (k *Ring) begin(ctx context.Context, c Change, r *ring, l *lane) error {
 	newest := l.live()
 	if newest != nil && (newest.rec.Outside || newest.rec.Alg == l.alg) {
 		return nil
 	}
-	activates := k.s.now().UnixMilli()
+	activates := k.host.Now().UnixMilli()
 	if newest != nil || l.audience != "" && !k.young(r) { // validators must know the key first
 		activates += k.lead().Milliseconds()
 	}
@@ -215,12 +215,12 @@ func (k *SigningKeys) begin(ctx context.Context, c *change, r *ring, l *lane) er
 }
 
 // young reports whether no validator can have read an older set of keys than this.
-func (k *SigningKeys) young(r *ring) bool {
-	return len(r.keys) == 0 || k.s.now().UnixMilli()-r.keys[0].rec.Created < k.lead().Milliseconds()
+func (k *Ring) young(r *ring) bool {
+	return len(r.keys) == 0 || k.host.Now().UnixMilli()-r.keys[0].rec.Created < k.lead().Milliseconds()
 }
 
-// run rotates by schedule, opens roots that other processes made, and withdraws keys whose time is over.
-func (k *SigningKeys) run(ctx context.Context) {
+// Run rotates by schedule, opens roots that other processes made, and withdraws keys whose time is over.
+func (k *Ring) Run(ctx context.Context) {
 	tick := min(max(k.lead()/8, 10*time.Millisecond), keyTick)
 	for {
 		t := time.NewTimer(follow.Jitter(tick))
@@ -232,32 +232,32 @@ func (k *SigningKeys) run(ctx context.Context) {
 		case <-t.C:
 		}
 		t.Stop()
-		k.tend(ctx)
+		k.Tend(ctx)
 	}
 }
 
-// tend is one look at the ring.
-func (k *SigningKeys) tend(ctx context.Context) {
+// Tend is one look at the ring.
+func (k *Ring) Tend(ctx context.Context) {
 	if err := k.openRoots(ctx); err != nil {
-		k.s.log.Error("apitoken: a root secret can not be opened", "error", err)
+		k.c.Log.Error("apitoken: a root secret can not be opened", "error", err)
 	}
 	k.tell()
 	k.heal(ctx)
 	if err := k.rotateIfDue(ctx); err != nil && ctx.Err() == nil {
-		k.s.log.Warn("apitoken: rotation of the signing key failed and will be tried again", "error", err)
+		k.c.Log.Warn("apitoken: rotation of the signing key failed and will be tried again", "error", err)
 	}
 	if err := k.spend(ctx); err != nil && ctx.Err() == nil {
-		k.s.log.Warn("apitoken: signing keys could not be sealed under the newest root secret yet", "error", err)
+		k.c.Log.Warn("apitoken: signing keys could not be sealed under the newest root secret yet", "error", err)
 	}
 }
 
 // due reports whether a next key should be made in a lane, and from when it signs.
-func (k *SigningKeys) due(r *ring, l *lane) (bool, int64) {
+func (k *Ring) due(r *ring, l *lane) (bool, int64) {
 	if l.alg == "" {
 		return false, 0
 	}
 	newest := l.live()
-	now, lead := k.s.now().UnixMilli(), k.lead().Milliseconds()
+	now, lead := k.host.Now().UnixMilli(), k.lead().Milliseconds()
 	switch {
 	case newest == nil && (l.audience == "" || k.young(r)):
 		return true, now // all were compromised
@@ -267,36 +267,36 @@ func (k *SigningKeys) due(r *ring, l *lane) (bool, int64) {
 		return false, 0
 	case k.outdated(r, newest):
 		return true, max(now+lead, newest.rec.Activates+1)
-	case k.s.cfg.KeyRotation < 0:
+	case k.c.Rotation < 0:
 		return false, 0
 	}
-	at := newest.rec.signs() + k.s.cfg.KeyRotation.Milliseconds()
+	at := newest.rec.signs() + k.c.Rotation.Milliseconds()
 	return now >= at-lead, max(at, now+lead)
 }
 
 // outdated reports whether a key was made before the current root was known to every process, and so under an older one: after
 // RotateSecrets, whoever has that may have the key.
-func (k *SigningKeys) outdated(r *ring, x *ringKey) bool {
+func (k *Ring) outdated(r *ring, x *ringKey) bool {
 	root := k.current(r)
 	known := root.created + k.lead().Milliseconds()
-	return k.s.cfg.Seal != nil && !x.rec.Outside && root != r.roots[0] && x.rec.Created < known && known <= k.s.now().UnixMilli()
+	return k.c.Seal != nil && !x.rec.Outside && root != r.roots[0] && x.rec.Created < known && known <= k.host.Now().UnixMilli()
 }
 
 // abandoned reports whether the newest key of a lane has passed its time, or an older root secret has, and no process has made
 // another: none has the lane in its configuration any more.
-func (k *SigningKeys) abandoned(r *ring, l *lane) bool {
+func (k *Ring) abandoned(r *ring, l *lane) bool {
 	newest := l.live()
 	if l.alg != "" || newest == nil || newest.rec.Outside {
 		return false
 	}
-	now, lead := k.s.now().UnixMilli(), k.lead().Milliseconds()
+	now, lead := k.host.Now().UnixMilli(), k.lead().Milliseconds()
 	if k.outdated(r, newest) {
 		return now >= k.current(r).created+2*lead // a process that has the lane makes another after one
 	}
-	return k.s.cfg.KeyRotation >= 0 && now >= newest.rec.signs()+k.s.cfg.KeyRotation.Milliseconds()+lead
+	return k.c.Rotation >= 0 && now >= newest.rec.signs()+k.c.Rotation.Milliseconds()+lead
 }
 
-func (k *SigningKeys) rotateIfDue(ctx context.Context) error {
+func (k *Ring) rotateIfDue(ctx context.Context) error {
 	r := k.ring.Load()
 	if len(r.roots) == 0 {
 		return nil
@@ -308,21 +308,21 @@ func (k *SigningKeys) rotateIfDue(ctx context.Context) error {
 		}
 		began := time.Now()
 		audience := r.lanes[i].audience
-		err := k.change(ctx, func(c *change, r *ring) error { return k.turnLane(ctx, c, r, r.lane(audience)) })
-		k.s.observe(ctx, Observation{Op: "keys", Err: err, Took: time.Since(began)})
+		err := k.change(ctx, func(c Change, r *ring) error { return k.turnLane(ctx, c, r, r.lane(audience)) })
+		k.host.Turned(ctx, err, time.Since(began))
 		failed = errors.Join(failed, err)
 	}
 	return failed
 }
 
 // turnLane does what the clock asks for in a lane.
-func (k *SigningKeys) turnLane(ctx context.Context, c *change, r *ring, l *lane) error {
+func (k *Ring) turnLane(ctx context.Context, c Change, r *ring, l *lane) error {
 	if k.abandoned(r, l) {
 		x := l.live()
 		rec := x.rec
-		rec.Ends = k.s.now().UnixMilli()
+		rec.Ends = k.host.Now().UnixMilli()
 		k.prove(r.by[rec.Root], x.kid, &rec)
-		c.event(ctx, keyEvent(x.kid, rec.Alg, "retired: no process makes keys for its audience"))
+		c.Event(ctx, keyEvent(x.kid, rec.Alg, "retired: no process makes keys for its audience"))
 		return k.put(c, x.kid, &rec, goneAfter(rec.Ends), x.version)
 	}
 	ok, at := k.due(r, l)
@@ -337,8 +337,8 @@ func (k *SigningKeys) turnLane(ctx context.Context, c *change, r *ring, l *lane)
 }
 
 // forward brings a new key of a lane on its way.
-func (k *SigningKeys) forward(ctx context.Context, c *change, r *ring, l *lane) error {
-	now := k.s.now().UnixMilli()
+func (k *Ring) forward(ctx context.Context, c Change, r *ring, l *lane) error {
+	now := k.host.Now().UnixMilli()
 	if x := l.live(); x != nil && x.rec.Activates > now {
 		soon := max(x.rec.Created+k.lead().Milliseconds(), now)
 		if soon >= x.rec.Activates {
@@ -356,11 +356,11 @@ func (k *SigningKeys) forward(ctx context.Context, c *change, r *ring, l *lane) 
 }
 
 // rewrite puts a key's record anew, under the root that sealed it.
-func (k *SigningKeys) rewrite(ctx context.Context, c *change, r *ring, x *ringKey, rec keyRecord, how string) error {
+func (k *Ring) rewrite(ctx context.Context, c Change, r *ring, x *ringKey, rec keyRecord, how string) error {
 	k.prove(r.by[rec.Root], x.kid, &rec)
 	if err := k.put(c, x.kid, &rec, 0, x.version); err != nil {
 		return err
 	}
-	c.event(ctx, keyEvent(x.kid, rec.Alg, how))
+	c.Event(ctx, keyEvent(x.kid, rec.Alg, how))
 	return nil
 }
