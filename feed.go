@@ -63,31 +63,10 @@ func (l *feedLog) add(s *core, r store.Record) error {
 			return err
 		}
 	}
-	e := feedEntry{pos: r.Pos.N, RevocationEntry: x.entry(l.key, s.ns)}
+	e := feedEntry{pos: r.Pos.N, RevocationEntry: travels(x.hashed(l.key, s.ns))}
 	e.Expires = r.Expires
 	l.entries = append(l.entries, e)
 	return nil
-}
-
-// entry is x as it travels.
-func (x *ruleRecord) entry(key []byte, ns string) RevocationEntry {
-	t := x.Target
-	kind, id, holder := t.indexed()
-	e := RevocationEntry{Kind: kind.String(), At: x.At / 1000}
-	switch {
-	case !t.before.IsZero():
-		e.Class, e.Value = uint8(classBefore), t.before.Unix()
-	case kind == targetToken || kind == targetKey:
-		e.Class, e.Value = uint8(classAlways), 1
-	case x.Mint || kind == targetRole:
-		e.Class, e.Value = uint8(classView), x.Q
-	default:
-		e.Class, e.Value = uint8(classBirth), x.Q
-	}
-	if kind != targetAll {
-		e.Hash = hashTarget(key, ns, kind, t.issuer, id, holder)
-	}
-	return e
 }
 
 // applyKey notes that an API key changed: answers about it that others keep are void.
@@ -240,4 +219,9 @@ func (s *Service) Wait(ctx context.Context, p store.Position) error {
 			return unavailable(s.ctx.Err(), "closed")
 		}
 	}
+}
+
+// travels is a rule in its public form.
+func travels(x hashedRule) RevocationEntry {
+	return RevocationEntry{Class: uint8(x.Class), Kind: x.Kind, Hash: x.Hash, Value: x.Value, At: x.At, Expires: x.Expires}
 }

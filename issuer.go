@@ -869,18 +869,3 @@ func (s *Service) validateHeld(ctx context.Context, c Credential, binding string
 	}
 	return t, nil
 }
-
-// lineage is what must end a token that is exchanged from x: x itself, its session, and the client that held it.
-func (x *ruleSubject) lineage() []string {
-	out := append(slices.Clone(x.chain), x.id)
-	if x.grant != "" {
-		out = append(out, x.grant)
-	}
-	if x.client != "" {
-		out = append(out, chainClient+x.client)
-	}
-	if x.kid != "" {
-		out = append(out, chainKey+x.kid)
-	}
-	return out
-}

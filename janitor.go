@@ -169,10 +169,7 @@ func (s *Service) putBack(ctx context.Context) {
 }
 
 func (s *Service) putBackAll(ctx context.Context) error {
-	s.rules.mu.Lock()
-	recent := append([]store.Record(nil), s.rules.recent...)
-	s.rules.mu.Unlock()
-	for _, r := range recent {
+	for _, r := range s.rules.kept() {
 		_, err := s.st.Get(ctx, store.KindRule, r.ID)
 		if err == nil {
 			continue

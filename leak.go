@@ -108,15 +108,6 @@ func (l *leakSearch) endToken(ctx context.Context, text string) (found, ended in
 // put back into a store that lost it, copied with the others. It is written together with what takes the thing out of its
 // record, which decides in other processes where their view would be too old.
 
-// ended reports whether a rule has ended the single thing with this ID.
-func (b *ruleBook) ended(id string) bool {
-	if p := b.pending.Load(); p != nil && slices.ContainsFunc(*p, func(r *pendingRule) bool { return r.target == ByToken(id) }) {
-		return true
-	}
-	v, ok := b.at(classAlways, targetToken, "", id, "")
-	return ok && v > 0
-}
-
 // endHeld puts rules on targets into force here, then has the store told by write, which does nothing where it was told
 // already. As long as the outcome is unknown they stay in force, and write is tried again.
 func (s *core) endHeld(ctx context.Context, targets []Target, write func(context.Context) (bool, error)) (bool, error) {

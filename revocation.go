@@ -137,14 +137,6 @@ func (s *Service) provenByEvents(ctx context.Context, t Target, q store.Query) e
 	return t.proved(page.Records[0].Subject, page.Records[0].Client)
 }
 
-func (t *Target) proved(subject, client string) error {
-	if t.owner != "" && t.owner != subject || t.holder != "" && t.holder != client {
-		return fail(ErrNotFound, "the %s is another's", t.kind)
-	}
-	t.owner, t.holder = "", ""
-	return nil
-}
-
 // writeRule puts a rule into force here, then into the store, together with its event and what extra adds. While
 // the outcome is unknown the rule stays in force here and is tried again until the store has it.
 func (s *core) writeRule(ctx context.Context, t Target, mint bool, reason string, why EventType, extra func(*change) error) error {
@@ -276,28 +268,6 @@ func (s *core) ruleExpiry(ctx context.Context, t Target, now time.Time) int64 {
 		return access.UnixMilli()
 	}
 	return 0
-}
-
-func (t Target) eventSubject() string {
-	switch {
-	case t.kind == targetSubject || t.kind == targetSessions:
-		return t.id
-	}
-	return t.owner
-}
-
-func (t Target) eventClient() string {
-	if t.kind == targetClient {
-		return t.id
-	}
-	return t.holder
-}
-
-func (t Target) eventID(k targetKind) string {
-	if t.kind == k {
-		return t.id
-	}
-	return ""
 }
 
 // clip cuts a host's own text; what came from a client is cut and escaped when the event is made.

@@ -1,6 +1,10 @@
 package apitoken
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
 	"hash/maphash"
 	"slices"
 	"strings"
@@ -8,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/revindex"
@@ -91,14 +96,17 @@ type ruleRecord struct {
 
 var ruleForm = record.Form[ruleRecord]{Kind: store.KindRule, Check: func(x *ruleRecord) error {
 	if x.V != 1 || x.Target.IsZero() || x.Q < 0 || x.At < 0 {
-		return errVersion
+		return errors.New("damaged or of a newer version")
 	}
 	return nil
 }}
 
 func readRule(r store.Record) (ruleRecord, error) {
 	var x ruleRecord
-	err := read(&ruleForm, r, &x)
+	err := ruleForm.Read(r, &x)
+	if err != nil {
+		err = &fault.Error{Code: fault.Unavailable, Detail: "stored rule " + r.ID + " can not be read", Cause: err}
+	}
 	if x.Q == 0 {
 		x.Q = r.Pos.N
 	}
@@ -439,4 +447,150 @@ func (b *ruleBook) sweep(before time.Time) {
 func (b *ruleBook) signed(kid string) bool {
 	v, ok := b.at(classAlways, targetKey, "", kid, "")
 	return ok && v > 0
+}
+
+// lineage is what must end a token that is exchanged from x: x itself, its session, and the client that held it.
+func (x *ruleSubject) lineage() []string {
+	out := append(slices.Clone(x.chain), x.id)
+	if x.grant != "" {
+		out = append(out, x.grant)
+	}
+	if x.client != "" {
+		out = append(out, chainClient+x.client)
+	}
+	if x.kid != "" {
+		out = append(out, chainKey+x.kid)
+	}
+	return out
+}
+
+// ended reports whether a rule has ended the single thing with this ID.
+func (b *ruleBook) ended(id string) bool {
+	if p := b.pending.Load(); p != nil && slices.ContainsFunc(*p, func(r *pendingRule) bool { return r.target == ByToken(id) }) {
+		return true
+	}
+	v, ok := b.at(classAlways, targetToken, "", id, "")
+	return ok && v > 0
+}
+
+// enterHashed enters a rule as it travels.
+func (b *ruleBook) enterHashed(r hashedRule) {
+	var k targetKind
+	for i := targetToken; i < targetKinds; i++ {
+		if targetNames[i] == r.Kind {
+			k = i
+		}
+	}
+	c := r.Class
+	if k == targetNone || c > classBefore {
+		// A newer source says something that this program does not know: nothing may pass by it.
+		b.raise(classAlways, Target{kind: targetAll}, 1, 0)
+		return
+	}
+	b.raiseHashed(c, k, r.Hash, r.Value, r.Expires)
+	if c == classBirth || c == classView {
+		b.raiseHashed(classWall, k, r.Hash, r.At, r.Expires)
+	}
+}
+
+func (b *ruleBook) raiseHashed(c ruleClass, k targetKind, key [16]byte, v, expires int64) {
+	if k == targetAll {
+		b.raise(c, Target{kind: targetAll}, v, 0)
+		return
+	}
+	key[0] ^= byte(c)
+	b.index.Raise(key, v, expires)
+	b.used[k].Or(1 << c)
+}
+
+// feedKeyer makes index keys out of the hashes of a feed: HMAC(key, namespace, kind, issuer, id, holder), the class
+// mixed into the first byte.
+func feedKeyer(key []byte, namespace string) ruleKeyer {
+	return func(c ruleClass, k targetKind, issuer, id, holder string) [16]byte {
+		h := hashTarget(key, namespace, k, issuer, id, holder)
+		h[0] ^= byte(c)
+		return h
+	}
+}
+
+func hashTarget(key []byte, namespace string, k targetKind, issuer, id, holder string) [16]byte {
+	m := hmac.New(sha256.New, key)
+	var n [4]byte
+	for _, field := range [...]string{"feed1", namespace, k.String(), issuer, id, holder} {
+		binary.BigEndian.PutUint32(n[:], uint32(len(field)))
+		m.Write(n[:])
+		m.Write([]byte(field))
+	}
+	return [16]byte(m.Sum(nil)[:16])
+}
+
+// hashedRule is a rule as it travels, without reason and actor.
+type hashedRule struct {
+	Class              ruleClass
+	Kind               string
+	Hash               [16]byte
+	Value, At, Expires int64
+}
+
+// hashed is x as it travels.
+func (x *ruleRecord) hashed(key []byte, ns string) hashedRule {
+	t := x.Target
+	kind, id, holder := t.indexed()
+	e := hashedRule{Kind: kind.String(), At: x.At / 1000}
+	switch {
+	case !t.before.IsZero():
+		e.Class, e.Value = classBefore, t.before.Unix()
+	case kind == targetToken || kind == targetKey:
+		e.Class, e.Value = classAlways, 1
+	case x.Mint || kind == targetRole:
+		e.Class, e.Value = classView, x.Q
+	default:
+		e.Class, e.Value = classBirth, x.Q
+	}
+	if kind != targetAll {
+		e.Hash = hashTarget(key, ns, kind, t.issuer, id, holder)
+	}
+	return e
+}
+
+func (t Target) eventSubject() string {
+	switch {
+	case t.kind == targetSubject || t.kind == targetSessions:
+		return t.id
+	}
+	return t.owner
+}
+
+func (t Target) eventClient() string {
+	if t.kind == targetClient {
+		return t.id
+	}
+	return t.holder
+}
+
+func (t Target) eventID(k targetKind) string {
+	if t.kind == k {
+		return t.id
+	}
+	return ""
+}
+
+func (t *Target) proved(subject, client string) error {
+	if t.owner != "" && t.owner != subject || t.holder != "" && t.holder != client {
+		return fault.Fail(fault.NotFound, "the %s is another's", t.kind)
+	}
+	t.owner, t.holder = "", ""
+	return nil
+}
+
+// stands is the version of the book, and whether a rule is on its way.
+func (b *ruleBook) stands() (version uint64, pending bool) {
+	return b.version.Load(), b.pending.Load() != nil
+}
+
+// kept are the records that can be put back into a store that lost them.
+func (b *ruleBook) kept() []store.Record {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]store.Record(nil), b.recent...)
 }

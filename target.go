@@ -5,6 +5,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/apitoken-go/apitoken/internal/fault"
 )
 
 // Target names tokens. The zero Target, and one made of an empty ID, names none: Revoke refuses it.
@@ -145,7 +147,7 @@ func (t *Target) UnmarshalText(b []byte) error {
 	if len(b) == 0 {
 		return nil
 	}
-	bad := func() error { return fail(ErrInvalidRequest, "%.300q is no target", b) }
+	bad := func() error { return fault.Fail(fault.InvalidRequest, "%.300q is no target", b) }
 	parts := strings.Split(string(b), ";")
 	name, id, _ := strings.Cut(parts[0], ":")
 	id, err := url.PathUnescape(id)

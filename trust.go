@@ -2,9 +2,6 @@ package apitoken
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"maps"
 	"slices"
@@ -93,27 +90,6 @@ type RevocationEntry struct {
 	Value   int64    // a position, or Unix seconds
 	At      int64    // Unix seconds of the revocation, for tokens without positions
 	Expires int64    // Unix ms when it may be forgotten; 0: never
-}
-
-// feedKeyer makes index keys out of the hashes of a feed: HMAC(key, namespace, kind, issuer, id, holder), the class
-// mixed into the first byte.
-func feedKeyer(key []byte, namespace string) ruleKeyer {
-	return func(c ruleClass, k targetKind, issuer, id, holder string) [16]byte {
-		h := hashTarget(key, namespace, k, issuer, id, holder)
-		h[0] ^= byte(c)
-		return h
-	}
-}
-
-func hashTarget(key []byte, namespace string, k targetKind, issuer, id, holder string) [16]byte {
-	m := hmac.New(sha256.New, key)
-	var n [4]byte
-	for _, field := range [...]string{"feed1", namespace, k.String(), issuer, id, holder} {
-		binary.BigEndian.PutUint32(n[:], uint32(len(field)))
-		m.Write(n[:])
-		m.Write([]byte(field))
-	}
-	return [16]byte(m.Sum(nil)[:16])
 }
 
 // trust is an issuer as a validator knows it.
@@ -726,7 +702,7 @@ func (t *trust) enter(a *RevocationView) {
 	}
 	b := t.book
 	for _, r := range a.Rules {
-		b.enterHashed(r)
+		b.enterHashed(hashedRule{ruleClass(r.Class), r.Kind, r.Hash, r.Value, r.At, r.Expires})
 	}
 	if len(a.Rules) > 0 {
 		t.rules.Load().version.Add(1)
@@ -769,33 +745,4 @@ func (t *trust) turn(a *RevocationView) {
 	}
 	t.book = b
 	t.rules.Store(b)
-}
-
-func (b *ruleBook) enterHashed(r RevocationEntry) {
-	var k targetKind
-	for i := targetToken; i < targetKinds; i++ {
-		if targetNames[i] == r.Kind {
-			k = i
-		}
-	}
-	c := ruleClass(r.Class)
-	if k == targetNone || c > classBefore {
-		// A newer source says something that this program does not know: nothing may pass by it.
-		b.raise(classAlways, Target{kind: targetAll}, 1, 0)
-		return
-	}
-	b.raiseHashed(c, k, r.Hash, r.Value, r.Expires)
-	if c == classBirth || c == classView {
-		b.raiseHashed(classWall, k, r.Hash, r.At, r.Expires)
-	}
-}
-
-func (b *ruleBook) raiseHashed(c ruleClass, k targetKind, key [16]byte, v, expires int64) {
-	if k == targetAll {
-		b.raise(c, Target{kind: targetAll}, v, 0)
-		return
-	}
-	key[0] ^= byte(c)
-	b.index.Raise(key, v, expires)
-	b.used[k].Or(1 << c)
 }
