@@ -17,6 +17,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -182,13 +183,13 @@ func (k *APIKeys) madeBy() []string {
 	}
 	var by []string
 	x := k.caller.d.from
-	if x.client != "" && x.client != k.s.cfg.FirstParty {
-		by = append(by, chainClient+x.client)
+	if x.Client != "" && x.Client != k.s.cfg.FirstParty {
+		by = append(by, rules.ChainClient+x.Client)
 	}
-	if x.kid != "" {
-		by = append(by, chainKey+x.kid)
+	if x.Kid != "" {
+		by = append(by, rules.ChainKey+x.Kid)
 	}
-	for _, s := range x.chain {
+	for _, s := range x.Chain {
 		if strings.Contains(s, ":") {
 			by = append(by, s)
 		}
@@ -403,7 +404,7 @@ func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from 
 	if _, err := s.commit(ctx, c); err != nil {
 		return APIKey{}, Secret{}, err
 	}
-	if m.passed(s.rules) && (s.rules.hit(rec.ruleSubject(id)) != "" || k.verified && s.rules.hit(k.caller.d.from) != "") {
+	if m.passed(s.rules) && (s.rules.Hit(rec.ruleSubject(id)) != "" || k.verified && s.rules.Hit(k.caller.d.from) != "") {
 		return APIKey{}, Secret{}, errOvertaken
 	}
 	return rec.public(id), NewSecret(text), nil
@@ -442,8 +443,8 @@ func (rec *apiKeyRecord) end() int64 {
 	return end
 }
 
-func (rec *apiKeyRecord) ruleSubject(id string) *ruleSubject {
-	return &ruleSubject{subject: rec.Subject, id: id, apiKey: true, chain: rec.By, iat: time.UnixMilli(rec.Created), pos: positions{birth: rec.Birth, view: rec.Birth}}
+func (rec *apiKeyRecord) ruleSubject(id string) *rules.Subject {
+	return &rules.Subject{Subject: rec.Subject, Id: id, ApiKey: true, Chain: rec.By, Iat: time.UnixMilli(rec.Created), Pos: rules.Positions{Birth: rec.Birth, View: rec.Birth}}
 }
 
 func (k *APIKeys) read(ctx context.Context, id string) (apiKeyRecord, store.Record, error) {
@@ -458,7 +459,7 @@ func (k *APIKeys) read(ctx context.Context, id string) (apiKeyRecord, store.Reco
 	if k.view && rec.Subject != k.subject {
 		return rec, r, fail(ErrNotFound, "another's key")
 	}
-	if rec.Revoked == 0 && k.s.rules.hit(rec.ruleSubject(id)) != "" {
+	if rec.Revoked == 0 && k.s.rules.Hit(rec.ruleSubject(id)) != "" {
 		rec.Revoked = r.Written
 	}
 	return rec, r, nil
@@ -516,7 +517,7 @@ func (k *APIKeys) list(ctx context.Context, subject string, p Page, use bool) it
 				}
 				continue
 			}
-			if rec.Revoked == 0 && k.s.rules.hit(rec.ruleSubject(r.ID)) != "" {
+			if rec.Revoked == 0 && k.s.rules.Hit(rec.ruleSubject(r.ID)) != "" {
 				rec.Revoked = r.Written
 			}
 			x := rec.public(r.ID)
@@ -634,7 +635,7 @@ func (k *APIKeys) Revoke(ctx context.Context, id, reason string) error {
 	if _, _, err := k.read(ctx, id); err != nil && (isNotFound(err) || k.view) {
 		return err
 	}
-	return k.s.end(ctx, ByToken(id), reason)
+	return k.s.end(ctx, rules.ByToken(id), reason)
 }
 
 // identify is the ID of an API key of ours, ended or not.
@@ -661,7 +662,7 @@ type knownKey struct {
 	d       *tokenData
 	hash    [32]byte
 	end     int64 // Unix ms, 0: never
-	rule    *ruleSubject
+	rule    *rules.Subject
 	version atomic.Uint64 // of the rules
 	use     *useCounter
 	meter   *meter
@@ -724,8 +725,8 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 		tr.d = e.d
 	}
 	w, rules := k.trust.look(), k.s.rules // the view first: its rules are all among those that are looked at
-	if version := rules.version.Load(); e.version.Load() != version {
-		if rule := rules.hit(e.rule); rule != "" {
+	if version := rules.Version.Load(); e.version.Load() != version {
+		if rule := rules.Hit(e.rule); rule != "" {
 			return Token{d: e.d}, tr.no("revocation", fail(ErrRevoked, "a rule on its %s", rule))
 		}
 		e.version.Store(version)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -170,7 +171,7 @@ func (a *auditLog) record(ctx context.Context, e Event, data []byte) store.Recor
 	e.ID, e.Time = newID(now), now
 	e.Origin = originOf(ctx)
 	if e.Subject == "" { // whom a target names, the event is about: lists by subject find it, and erasure does
-		e.Subject = e.Target.eventSubject()
+		e.Subject = e.Target.t.EventSubject()
 	}
 	if e.Actor == "" {
 		e.Actor = actorOf(ctx)
@@ -221,7 +222,7 @@ func (e *Event) append(b []byte) []byte {
 	text("client", e.Client)
 	text("token_id", e.TokenID)
 	text("grant", e.Grant)
-	if e.Target.kind != targetNone {
+	if e.Target.t.Kind != rules.TargetNone {
 		text("target", e.Target.String())
 	}
 	for i, s := range e.Scopes {

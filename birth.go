@@ -3,6 +3,7 @@ package apitoken
 import (
 	"context"
 
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -25,7 +26,7 @@ type moment struct {
 
 // begin takes the moment.
 func (s *core) begin(ctx context.Context) moment {
-	m := moment{view: s.state.Position(), rules: s.rules.version.Load()}
+	m := moment{view: s.state.Position(), rules: s.rules.Version.Load()}
 	m.host = birth{m.view}
 	if b, ok := ctx.Value(begunKey{}).(begun); ok && b.by == s {
 		m.host, m.rules, m.begun = b.host, b.rules, true
@@ -37,11 +38,11 @@ func (s *core) begin(ctx context.Context) moment {
 func (m moment) login() birth { return m.host }
 
 // stamp is what a token or an API key carries that was made in this moment.
-func (m moment) stamp(b birth) positions { return positions{birth: b.at, view: m.view} }
+func (m moment) stamp(b birth) rules.Positions { return rules.Positions{Birth: b.at, View: m.view} }
 
 // passed reports whether a rule came since the moment, or is on its way.
-func (m moment) passed(rules *ruleBook) bool {
-	return rules.version.Load() != m.rules || rules.pending.Load() != nil
+func (m moment) passed(rules *rules.Book) bool {
+	return rules.Version.Load() != m.rules || rules.Pending.Load() != nil
 }
 
 type begunKey struct{}
@@ -63,7 +64,7 @@ func (t Token) birth(s *core) (birth, bool) {
 	if t.d == nil || t.d.from == nil || t.d.Issuer != s.cfg.Issuer {
 		return birth{}, false
 	}
-	return birth{t.d.from.pos.birth}, true
+	return birth{t.d.from.Pos.Birth}, true
 }
 
 func (t *ticketRecord) birth() birth   { return birth{t.Birth} }

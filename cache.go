@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"unsafe"
+
+	"github.com/apitoken-go/apitoken/internal/rules"
 )
 
 // Cache keeps verified tokens, so that the second sight of one costs no signature check. It is bounded in bytes;
@@ -54,7 +56,7 @@ type entry struct {
 	use     *useCounter
 	used    atomic.Bool
 	bound   bool // names a binding, whose proof is checked at each sight
-	rule    ruleSubject
+	rule    rules.Subject
 	data    tokenData // the Tokens that were handed out share it
 	scopes  [4]Scope  // room for those of most tokens
 	apart   string    // the text, where it is too long to lie behind
@@ -261,8 +263,8 @@ func (e *entry) weight() int64 {
 	const perScope = int64(unsafe.Sizeof(Scope("")) * 4)
 	n := int64((3*e.length+3)/4) + int64(cap(e.data.claim)) + perScope*int64(len(e.data.Scopes))
 	r := &e.rule
-	texts := len(e.data.Subject) + len(e.data.ID) + len(r.client) + len(r.grant) + len(r.kid) + len(e.data.Binding)
-	for _, list := range [...][]string{e.data.Audiences, r.roles, e.data.Actors, r.chain} {
+	texts := len(e.data.Subject) + len(e.data.ID) + len(r.Client) + len(r.Grant) + len(r.Kid) + len(e.data.Binding)
+	for _, list := range [...][]string{e.data.Audiences, r.Roles, e.data.Actors, r.Chain} {
 		n += int64(unsafe.Sizeof("")) * int64(cap(list))
 		for _, s := range list {
 			texts += len(s)
@@ -272,9 +274,9 @@ func (e *entry) weight() int64 {
 		texts += len(s)
 	}
 	n += 2 * int64(texts) // with what growing them left over
-	n += int64(unsafe.Sizeof(principal{})) * int64(cap(r.actors))
-	if y := r.abroad; y != nil {
-		n += int64(unsafe.Sizeof(*y)) + int64(unsafe.Sizeof(principal{}))*int64(cap(y.actors))
+	n += int64(unsafe.Sizeof(rules.Principal{})) * int64(cap(r.Actors))
+	if y := r.Abroad; y != nil {
+		n += int64(unsafe.Sizeof(*y)) + int64(unsafe.Sizeof(rules.Principal{}))*int64(cap(y.Actors))
 	}
 	return n
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/source"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -434,19 +435,19 @@ func (cs *Clients) Update(ctx context.Context, id string, f func(*Client) error)
 }
 
 // commitHolding writes with a rule that is in force here before the store is asked.
-func (cs *Clients) commitHolding(ctx context.Context, hold *pendingRule, how string, write func(func(*change) error) error) error {
+func (cs *Clients) commitHolding(ctx context.Context, hold *rules.Pending_, how string, write func(func(*change) error) error) error {
 	if hold == nil {
 		return write(nil)
 	}
 	s := cs.s
-	s.rules.hold(hold)
+	s.rules.Hold(hold)
 	var kept *change
 	err := write(func(c *change) error {
 		kept = c
-		return s.addRule(ctx, c, hold.target, hold.mint, "client "+how)
+		return s.addRule(ctx, c, hold.Target, hold.Mint, "client "+how)
 	})
 	if err == nil || errors.Is(err, store.ErrConflict) || kept == nil || errors.Is(err, ErrInvalidRequest) {
-		s.rules.release(hold)
+		s.rules.Release(hold)
 		return err
 	}
 	s.retryRule(hold, s.ruleWriter(kept))
@@ -455,13 +456,13 @@ func (cs *Clients) commitHolding(ctx context.Context, hold *pendingRule, how str
 
 // narrowed says which rule goes with a change: a client that is disabled loses all it holds; one that lost scopes,
 // audiences or grant types has its tokens minted again. nil: it lost nothing.
-func (cs *Clients) narrowed(before, after *Client, how string) (string, *pendingRule) {
+func (cs *Clients) narrowed(before, after *Client, how string) (string, *rules.Pending_) {
 	switch {
 	case after.Disabled && !before.Disabled:
-		return "disabled", &pendingRule{target: ByClient(after.ID)}
+		return "disabled", &rules.Pending_{Target: rules.ByClient(after.ID)}
 	case !after.Scopes.Cover(before.Scopes), !containsAll(after.GrantTypes, before.GrantTypes),
 		!containsAll(cs.s.audiencesOf(after), cs.s.audiencesOf(before)):
-		return how, &pendingRule{target: ByClient(after.ID), mint: true}
+		return how, &rules.Pending_{Target: rules.ByClient(after.ID), Mint: true}
 	}
 	return how, nil
 }
@@ -576,7 +577,7 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) err
 			}
 			rec.Secrets = append(rec.Secrets, cl)
 		}
-		how, hold := "declared", (*pendingRule)(nil)
+		how, hold := "declared", (*rules.Pending_)(nil)
 		if !fresh {
 			how, hold = cs.narrowed(&before, &c, how)
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/record"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -299,7 +300,7 @@ func carried(r store.Record) (store.Record, error) {
 	var v any
 	switch r.Kind {
 	case store.KindRule:
-		x, err := readRule(r)
+		x, err := rules.ReadRule(r)
 		if err != nil {
 			return out, err
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -23,7 +24,7 @@ type core struct {
 	log      *slog.Logger
 	ns       string // random name of this namespace, part of every MAC, hash and associated data
 	state    *follow.Follower
-	rules    *ruleBook
+	rules    *rules.Book
 	audit    *auditLog
 	verifies func([]*jws.PublicKey) // takes what the ring publishes; nil before there is a validator
 	watchers *observers             // our validator's; nil before there is one
@@ -45,7 +46,7 @@ type core struct {
 func newCore(c Config, injected bool) *core {
 	s := &core{cfg: c, injected: injected, st: c.Store, now: c.Now, log: c.Logger, retryKick: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
-	s.rules = newRuleBook(localKeyer())
+	s.rules = rules.NewBook(rules.LocalKeyer())
 	s.audiences = append([]string{c.Audience}, c.Audiences...)
 	s.audit = newAuditLog(s)
 	return s
@@ -77,7 +78,7 @@ func (s *core) sync(ctx context.Context) error {
 }
 
 // end writes the rule that a host asked for, of a target that needs no proof.
-func (s *core) end(ctx context.Context, t Target, reason string) error {
+func (s *core) end(ctx context.Context, t rules.Target, reason string) error {
 	began := time.Now()
 	err := s.writeRule(ctx, t, false, reason, EventRevoked, nil)
 	s.observe(ctx, Observation{Op: "revoke", Err: err, Took: time.Since(began)})

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/record"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -200,12 +201,13 @@ type Usage struct {
 
 // Usage tells how the grant of ByGrant, or the API key of ByToken, was used: the zero Usage if it was not, and for IDs that
 // nothing has. ErrInvalidRequest: another target, or a narrowed one.
-func (s *Service) Usage(ctx context.Context, t Target) (Usage, error) {
+func (s *Service) Usage(ctx context.Context, target Target) (Usage, error) {
+	t := target.t
 	switch t {
-	case ByGrant(t.id):
-		return s.audit.usage(ctx, useGrant, t.id)
-	case ByToken(t.id):
-		return s.audit.usage(ctx, useAPIKey, t.id)
+	case rules.ByGrant(t.Id):
+		return s.audit.usage(ctx, useGrant, t.Id)
+	case rules.ByToken(t.Id):
+		return s.audit.usage(ctx, useAPIKey, t.Id)
 	}
 	return Usage{}, fail(ErrInvalidRequest, "use is counted of one grant or one API key")
 }

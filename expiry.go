@@ -57,7 +57,7 @@ func (s *Service) endings(r store.Record) ([]Expiry, error) {
 			return nil, err
 		}
 		end := rec.end()
-		if end == 0 || rec.Revoked != 0 || s.rules.hit(rec.ruleSubject(r.ID)) != "" {
+		if end == 0 || rec.Revoked != 0 || s.rules.Hit(rec.ruleSubject(r.ID)) != "" {
 			return nil, nil
 		}
 		return []Expiry{{Kind: "apikey", ID: r.ID, Owner: rec.Subject, Name: rec.Name, Created: time.UnixMilli(rec.Created), Ends: time.UnixMilli(end)}}, nil

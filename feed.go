@@ -9,6 +9,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/keyring"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -57,13 +58,13 @@ func (l *feedLog) add(s *core, r store.Record) error {
 	if n := len(l.entries); n > 0 && r.Pos.N <= l.entries[n-1].pos {
 		return nil
 	}
-	x, err := readRule(r)
+	x, err := rules.ReadRule(r)
 	if err != nil { // set aside
-		if x, _ = atMost(r); x.Target.kind == targetNone {
+		if x, _ = rules.AtMost(r); x.Target.Kind == rules.TargetNone {
 			return err
 		}
 	}
-	e := feedEntry{pos: r.Pos.N, RevocationEntry: travels(x.hashed(l.key, s.ns))}
+	e := feedEntry{pos: r.Pos.N, RevocationEntry: travels(x.Hashed(l.key, s.ns))}
 	e.Expires = r.Expires
 	l.entries = append(l.entries, e)
 	return nil
@@ -80,7 +81,7 @@ func (l *feedLog) applyKey(s *core, r store.Record) {
 		l.since = l.keys[maxChangedKeys/2-1].pos
 		l.keys = append(l.keys[:0], l.keys[maxChangedKeys/2:]...)
 	}
-	l.keys = append(l.keys, changedKey{r.Pos.N, hashTarget(l.key, s.ns, targetToken, "", r.ID, "")})
+	l.keys = append(l.keys, changedKey{r.Pos.N, rules.HashTarget(l.key, s.ns, rules.TargetToken, "", r.ID, "")})
 }
 
 func (l *feedLog) reset() {
@@ -222,6 +223,6 @@ func (s *Service) Wait(ctx context.Context, p store.Position) error {
 }
 
 // travels is a rule in its public form.
-func travels(x hashedRule) RevocationEntry {
+func travels(x rules.Hashed_) RevocationEntry {
 	return RevocationEntry{Class: uint8(x.Class), Kind: x.Kind, Hash: x.Hash, Value: x.Value, At: x.At, Expires: x.Expires}
 }

@@ -15,6 +15,7 @@ import (
 	is "github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken/internal/record"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -24,8 +25,8 @@ var golden = flag.Bool("golden", false, "write the golden files of the stored fo
 func fill(v reflect.Value, n *int) {
 	*n++
 	switch x := v.Addr().Interface().(type) {
-	case *Target:
-		*x = BySubject("al;ice").IssuedBefore(time.Unix(1_700_000_000, 0).UTC())
+	case *rules.Target:
+		*x = rules.BySubject("al;ice").IssuedBefore(time.Unix(1_700_000_000, 0).UTC())
 		return
 	case *[]byte:
 		*x = []byte{byte(*n), 2, 3}
@@ -92,7 +93,7 @@ func goldenForm[T any](t *testing.T, name string, f *record.Form[T], id string) 
 }
 
 func TestStoredForms(t *testing.T) {
-	goldenForm(t, "rule", &ruleForm, "r")
+	goldenForm(t, "rule", &rules.RuleForm, "r")
 	goldenForm(t, "grant", &grantForm, "g")
 	goldenForm(t, "ticket", &ticketForm, "t")
 	goldenForm(t, "client", &clientForm, "c")
@@ -110,15 +111,15 @@ func TestStoredForms(t *testing.T) {
 // A record that nobody can read keeps what it concerns from being used, and nothing else from going on.
 func TestUnreadableRecordsAreSetAside(t *testing.T) {
 	t.Parallel()
-	b := newRuleBook(localKeyer())
-	alice := &ruleSubject{subject: "alice", pos: positions{birth: store.Position{N: 5}, view: store.Position{N: 5}}}
-	bob := &ruleSubject{subject: "bob", pos: alice.pos}
+	b := rules.NewBook(rules.LocalKeyer())
+	alice := &rules.Subject{Subject: "alice", Pos: rules.Positions{Birth: store.Position{N: 5}, View: store.Position{N: 5}}}
+	bob := &rules.Subject{Subject: "bob", Pos: alice.Pos}
 	r := store.Record{Kind: store.KindRule, ID: "r", Type: "subject", Subject: "alice", Data: []byte(`{"v":9}`), Pos: store.Position{N: 7}}
-	is.Error(t, b.applyRecord(r))
-	is.True(t, b.setAside(r))
-	is.Equal(t, "subject", b.hit(alice))
-	is.Empty(t, b.hit(bob))
-	is.False(t, b.setAside(store.Record{Type: "signingkey"}))
+	is.Error(t, b.ApplyRecord(r))
+	is.True(t, b.SetAside(r))
+	is.Equal(t, "subject", b.Hit(alice))
+	is.Empty(t, b.Hit(bob))
+	is.False(t, b.SetAside(store.Record{Type: "signingkey"}))
 }
 
 // Nothing is stamped with a place that is later than what was looked at: the position is taken in one file. The others compare it.

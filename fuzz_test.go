@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -39,15 +40,15 @@ func FuzzPositions(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		p, ok := parsePositions(text)
+		p, ok := rules.ParsePositions(text)
 		if !ok {
 			return
 		}
-		back, ok := parsePositions(p.String())
+		back, ok := rules.ParsePositions(p.String())
 		if !ok || back != p || p.String() != text {
 			t.Fatalf("%q reads back as %v", text, back)
 		}
-		if p.birth.N > p.view.N {
+		if p.Birth.N > p.View.N {
 			t.Fatal("born after it was minted")
 		}
 	})
@@ -58,7 +59,7 @@ func FuzzTarget(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		var x, y Target
+		var x, y rules.Target
 		if x.UnmarshalText([]byte(text)) != nil {
 			return
 		}
@@ -87,10 +88,10 @@ func FuzzStoredRecord(f *testing.F) {
 			r := store.Record{Kind: kind, ID: id, Data: data}
 			switch kind {
 			case store.KindRule:
-				if x, err := readRule(r); err == nil && x.Target.IsZero() {
+				if x, err := rules.ReadRule(r); err == nil && x.Target.IsZero() {
 					t.Fatal("a rule on nothing")
 				}
-				_ = newRuleBook(localKeyer()).applyRecord(r)
+				_ = rules.NewBook(rules.LocalKeyer()).ApplyRecord(r)
 			case store.KindClient:
 				_ = newClients(s.core, s.SigningKeys).applyRecord(r)
 			case store.KindRole:

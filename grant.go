@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/record"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -109,10 +110,10 @@ func (g *grantRecord) cut(end time.Time) time.Time {
 	return end
 }
 
-func (g *grantRecord) ruleSubject(id string) *ruleSubject {
-	x := &ruleSubject{subject: g.Subject, client: g.Client, grant: id, iat: time.UnixMilli(g.Created),
-		pos: positions{birth: g.Birth, view: g.Birth}, renews: true}
-	x.descend()
+func (g *grantRecord) ruleSubject(id string) *rules.Subject {
+	x := &rules.Subject{Subject: g.Subject, Client: g.Client, Grant: id, Iat: time.UnixMilli(g.Created),
+		Pos: rules.Positions{Birth: g.Birth, View: g.Birth}, Renews: true}
+	x.Descend()
 	return x
 }
 
@@ -134,28 +135,28 @@ func (s *Service) grant(ctx context.Context, id string) (*grantRecord, store.Ver
 // Grants lists live grants that target names: by grant, subject, sessions or client, or everything; newest first. A
 // grant without a refresh token has no record and is not listed.
 func (s *Service) Grants(ctx context.Context, target Target, p Page) iter.Seq2[Grant, error] {
-	return s.grants(ctx, target, p, true)
+	return s.grants(ctx, target.t, p, true)
 }
 
 // grants tells of their use only where that is asked for: it costs a read for each.
-func (s *Service) grants(ctx context.Context, target Target, p Page, use bool) iter.Seq2[Grant, error] {
+func (s *Service) grants(ctx context.Context, target rules.Target, p Page, use bool) iter.Seq2[Grant, error] {
 	return func(yield func(Grant, error) bool) {
 		q := store.Query{Kind: kindGrant, Newest: true, Limit: 200}
-		switch k, id, holder := target.indexed(); {
-		case target.IsZero() || target.issuer != "" || !target.before.IsZero():
+		switch k, id, holder := target.Indexed(); {
+		case target.IsZero() || target.Issuer != "" || !target.Before.IsZero():
 			yield(Grant{}, fail(ErrInvalidRequest, "the target names no grants"))
 			return
-		case k == targetGrant:
+		case k == rules.TargetGrant:
 			s.oneGrant(ctx, target, yield)
 			return
-		case k == targetSubject, k == targetSessions:
+		case k == rules.TargetSubject, k == rules.TargetSessions:
 			q.Subject = id
-		case k == targetClient:
+		case k == rules.TargetClient:
 			q.Client = id
-		case k == targetHeld:
+		case k == rules.TargetHeld:
 			q.Subject, q.Client = id, holder
-		case k == targetAll:
-			q.Subject, q.Client = target.owner, target.holder
+		case k == rules.TargetAll:
+			q.Subject, q.Client = target.Owner, target.Holder
 		default:
 			yield(Grant{}, fail(ErrInvalidRequest, "a %s names no grants", k))
 			return
@@ -202,8 +203,8 @@ func (s *Service) grants(ctx context.Context, target Target, p Page, use bool) i
 	}
 }
 
-func (s *Service) oneGrant(ctx context.Context, t Target, yield func(Grant, error) bool) {
-	g, _, err := s.grant(ctx, t.id)
+func (s *Service) oneGrant(ctx context.Context, t rules.Target, yield func(Grant, error) bool) {
+	g, _, err := s.grant(ctx, t.Id)
 	switch {
 	case isNotFound(err):
 		return
@@ -211,8 +212,8 @@ func (s *Service) oneGrant(ctx context.Context, t Target, yield func(Grant, erro
 		yield(Grant{}, err)
 		return
 	}
-	if t.proved(g.Subject, g.Client) == nil && s.alive(t.id, g) == nil {
-		yield(s.used(ctx, g.public(t.id)), nil)
+	if t.Proved(g.Subject, g.Client) == nil && s.alive(t.Id, g) == nil {
+		yield(s.used(ctx, g.public(t.Id)), nil)
 	}
 }
 
@@ -240,7 +241,7 @@ func (s *Service) limitGrants(ctx context.Context, subject, newest string) error
 		return nil
 	}
 	var live []Grant
-	for g, err := range s.grants(ctx, BySubject(subject), Page{}, false) {
+	for g, err := range s.grants(ctx, rules.BySubject(subject), Page{}, false) {
 		if err != nil {
 			return err
 		}
@@ -258,7 +259,7 @@ func (s *Service) limitGrants(ctx context.Context, subject, newest string) error
 		return cmp.Or(a.LastUsed.Compare(b.LastUsed), cmp.Compare(a.ID, b.ID))
 	})
 	for _, g := range live[:len(live)-limit+1] {
-		if err := s.Revoke(ctx, ByGrant(g.ID), "over the limit of grants for one subject"); err != nil {
+		if err := s.revoke(ctx, rules.ByGrant(g.ID), "over the limit of grants for one subject", EventRevoked); err != nil {
 			return err
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/apitoken-go/apitoken/internal/rules"
 )
 
 // Introspection is an issuer's answer about an opaque token (RFC 7662), as a validator in another process needs it.
@@ -39,7 +41,7 @@ func (s *Service) Introspect(ctx context.Context, token string) (Introspection, 
 		x.Token.Claims = json.RawMessage(t.d.claim)
 	}
 	if t.d.from != nil {
-		x.Position = t.d.from.pos.String()
+		x.Position = t.d.from.Pos.String()
 	}
 	return x, nil
 }
@@ -64,7 +66,7 @@ type opaqueShelf struct {
 
 type opaqueAnswer struct {
 	d       *tokenData // nil: not active
-	rule    ruleSubject
+	rule    rules.Subject
 	version atomic.Uint64 // of the rules
 	until   time.Time
 	gone    atomic.Bool
@@ -208,7 +210,7 @@ func (s *opaqueShelf) read(x Introspection, sum [32]byte, asked time.Time) (*opa
 	if !x.Active {
 		return a, nil
 	}
-	pos, ok := parsePositions(x.Position)
+	pos, ok := rules.ParsePositions(x.Position)
 	if x.Token.Kind != KindAPIKey || x.Token.ID == "" || x.Token.Subject == "" || x.Token.Issuer != s.iss.issuer || !ok {
 		return nil, errors.New("the issuer's answer is incomplete")
 	}
@@ -220,10 +222,10 @@ func (s *opaqueShelf) read(x Introspection, sum [32]byte, asked time.Time) (*opa
 		return a, nil // good, and not here
 	}
 	a.d, a.until = t.d, asked.Add(s.ttl)
-	a.rule = ruleSubject{subject: t.d.Subject, id: t.d.ID, apiKey: true, iat: t.d.IssuedAt, pos: pos}
+	a.rule = rules.Subject{Subject: t.d.Subject, Id: t.d.ID, ApiKey: true, Iat: t.d.IssuedAt, Pos: pos}
 	a.d.from, a.d.by = &a.rule, s.v
 	s.iss.mu.Lock()
-	a.mark = hashTarget(s.iss.feedKey, s.iss.feedNS, targetToken, "", t.d.ID, "")
+	a.mark = rules.HashTarget(s.iss.feedKey, s.iss.feedNS, rules.TargetToken, "", t.d.ID, "")
 	s.iss.mu.Unlock()
 	return a, nil
 }

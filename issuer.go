@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -289,7 +290,7 @@ func (s *Service) open(ctx context.Context, p *plan, m moment, refresh bool, spe
 	if _, err := s.commit(ctx, c); err != nil {
 		return nil, err
 	}
-	if m.passed(s.rules) && s.rules.hit(rs) != "" {
+	if m.passed(s.rules) && s.rules.Hit(rs) != "" {
 		return nil, errOvertaken
 	}
 	return i, nil
@@ -316,12 +317,12 @@ func (p *plan) eventOf(t stamp) Event {
 // stamp is what tells one access token from the next of its plan.
 type stamp struct {
 	jti, grant string
-	pos        positions
+	pos        rules.Positions
 	iat, exp   time.Time
 }
 
 // sign makes the access token, and what rules will see of it.
-func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSubject, error) {
+func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *rules.Subject, error) {
 	aud := p.audiences
 	if p.narrow != nil {
 		aud = p.narrow
@@ -330,8 +331,8 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 		return nil, nil, fail(ErrInvalidRequest, "the token would have %d scopes, validators read %d", len(p.scopes), maxScopes)
 	}
 	now := s.now() // a stamp may be of an answer that is given again
-	key, err := s.SigningKeys.active(t.pos.view, now, aud)
-	if err != nil && s.state.Refresh(ctx) == nil && s.begin(ctx).view != t.pos.view {
+	key, err := s.SigningKeys.active(t.pos.View, now, aud)
+	if err != nil && s.state.Refresh(ctx) == nil && s.begin(ctx).view != t.pos.View {
 		// Withdrawn, and its successor is newer than this view: what was planned under it has to be planned again.
 		return nil, nil, errStale
 	}
@@ -361,15 +362,15 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *ruleSub
 	made := &struct { // one piece of memory: they live as long as each other
 		issued Issued
 		data   tokenData
-		rule   ruleSubject
+		rule   rules.Subject
 	}{}
 	rs := &made.rule
-	*rs = ruleSubject{subject: p.subject, client: p.client.ID, id: t.jti, kid: key.KID, grant: t.grant, chain: p.chain, roles: p.roles, pos: t.pos, iat: spec.IssuedAt}
+	*rs = rules.Subject{Subject: p.subject, Client: p.client.ID, Id: t.jti, Kid: key.KID, Grant: t.grant, Chain: p.chain, Roles: p.roles, Pos: t.pos, Iat: spec.IssuedAt}
 	for _, a := range p.actors {
 		spec.Actors = append(spec.Actors, a.Subject)
-		rs.actors = append(rs.actors, principal{a.Issuer, a.Subject})
+		rs.Actors = append(rs.Actors, rules.Principal{a.Issuer, a.Subject})
 	}
-	rs.descend()
+	rs.Descend()
 	made.data = tokenOf(spec, p.claims)
 	made.data.from, made.data.by = rs, s.valid
 	tok := Token{d: &made.data, fresh: s.trust.freshness(s.trust.look(), now)}
@@ -651,14 +652,14 @@ func (s *Service) record(ctx context.Context, p *plan, t stamp) (*Issued, error)
 
 // overtaken tells what to do with a token that a rule hits after it was signed under a grant: nothing more comes of what
 // has ended; where a role, a client or a signing key changed only, asking again gives what is allowed now.
-func (s *Service) overtaken(rs *ruleSubject) error {
-	rule := s.rules.hit(rs)
+func (s *Service) overtaken(rs *rules.Subject) error {
+	rule := s.rules.Hit(rs)
 	if rule == "" {
 		return nil
 	}
 	next := *rs
-	next.id, next.kid, next.renews = "", "", true
-	if s.rules.hit(&next) != "" {
+	next.Id, next.Kid, next.Renews = "", "", true
+	if s.rules.Hit(&next) != "" {
 		return fail(ErrInvalidGrant, "a rule on its %s", rule)
 	}
 	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "its " + rule + " changed while it was made"}
@@ -740,7 +741,7 @@ func (s *Service) alive(id string, g *grantRecord) error {
 	case g.Idle > 0 && now >= g.Refreshed+g.Idle:
 		return fail(ErrInvalidGrant, "the grant was idle for too long")
 	}
-	if rule := s.rules.hit(g.ruleSubject(id)); rule != "" {
+	if rule := s.rules.Hit(g.ruleSubject(id)); rule != "" {
 		return fail(ErrInvalidGrant, "a rule on its %s", rule)
 	}
 	return nil
@@ -785,8 +786,8 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 	p := &plan{client: c, subject: parent.Subject(), roles: parent.d.Roles, claims: parent.d.claim, binding: parent.d.Binding, event: EventExchanged}
 	used := []Token{parent}
 	// Every actor of the chain is kept: who acts now comes first (RFC 8693 §4.1).
-	for _, a := range from.actors {
-		p.actors = append(p.actors, jws.Actor{Subject: a.subject, Issuer: a.issuer})
+	for _, a := range from.Actors {
+		p.actors = append(p.actors, jws.Actor{Subject: a.Subject, Issuer: a.Issuer})
 	}
 	if r.Actor.IsZero() {
 		if !c.MayImpersonate {
@@ -803,10 +804,10 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 		}
 		used = append(used, actor)
 		p.actors = slices.Insert(p.actors, 0, jws.Actor{Subject: actor.Subject()})
-		p.chain = actor.d.from.lineage()
+		p.chain = actor.d.from.Lineage()
 		birth = birth.earlier(acts)
 	}
-	if p.chain = append(p.chain, from.lineage()...); len(p.chain) > maxChain || len(p.actors) > maxActors {
+	if p.chain = append(p.chain, from.Lineage()...); len(p.chain) > maxChain || len(p.actors) > maxActors {
 		return nil, fail(ErrInvalidRequest, "the chain of exchanges is too long")
 	}
 	p.chain = slices.Compact(slices.Sorted(slices.Values(p.chain)))

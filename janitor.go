@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -28,7 +29,7 @@ func (s *Service) janitor(ctx context.Context) {
 		case <-s.hurry:
 			t.Stop()
 			s.putBack(ctx)
-			if s.rules.missing.Load() && !follow.Sleep(ctx, time.Second) { // the store is not there yet
+			if s.rules.Missing.Load() && !follow.Sleep(ctx, time.Second) { // the store is not there yet
 				return
 			}
 			s.hasten()
@@ -40,7 +41,7 @@ func (s *Service) janitor(ctx context.Context) {
 
 // hasten makes the janitor put back lost rules now, if there are any.
 func (s *core) hasten() {
-	if !s.rules.missing.Load() {
+	if !s.rules.Missing.Load() {
 		return
 	}
 	select {
@@ -52,7 +53,7 @@ func (s *core) hasten() {
 // tidy is one round. Removing something too early would bring tokens back to life, so that before comes from a clock
 // that does not believe a jump; the store's own clock has the last word.
 func (s *Service) tidy(ctx context.Context, before time.Time) {
-	if s.rules.missing.Load() {
+	if s.rules.Missing.Load() {
 		s.putBack(ctx)
 	}
 	if s.unsure.Load() {
@@ -77,7 +78,7 @@ func (s *Service) tidy(ctx context.Context, before time.Time) {
 			}
 		}
 	}
-	s.rules.sweep(before)
+	s.rules.Sweep(before)
 	s.feed.sweep(before)
 }
 
@@ -88,10 +89,10 @@ func (s *Service) finishRules(ctx context.Context, now time.Time) {
 		if err != nil || ctx.Err() != nil {
 			return
 		}
-		if r.Expires != 0 || r.Type == targetKey.String() {
+		if r.Expires != 0 || r.Type == rules.TargetKey.String() {
 			continue
 		}
-		x, err := readRule(r)
+		x, err := rules.ReadRule(r)
 		if err != nil {
 			continue
 		}
@@ -102,7 +103,7 @@ func (s *Service) finishRules(ctx context.Context, now time.Time) {
 		life := s.longest.Load()
 		r.Expires = s.state.Latest(now).Add(max(life.access+life.grant, life.foreign) + ruleSlack).UnixMilli()
 		c := s.newChange()
-		if put(c, &ruleForm, r, &x, r.Version) != nil { // with Q: rewriting must not move the rule behind what came since
+		if put(c, &rules.RuleForm, r, &x, r.Version) != nil { // with Q: rewriting must not move the rule behind what came since
 			continue
 		}
 		if _, err := s.commit(ctx, c); err != nil && !errors.Is(err, store.ErrConflict) {
@@ -112,22 +113,22 @@ func (s *Service) finishRules(ctx context.Context, now time.Time) {
 }
 
 // endKeys writes the end into the API keys and client secrets that a rule hits, and reports whether none is left.
-func (s *Service) endKeys(ctx context.Context, x ruleRecord) bool {
+func (s *Service) endKeys(ctx context.Context, x rules.Record) bool {
 	t := x.Target
 	q := store.Query{Kind: store.KindAPIKey}
-	switch t.kind {
-	case targetSubject:
-		if t.issuer != "" || t.holder != "" {
+	switch t.Kind {
+	case rules.TargetSubject:
+		if t.Issuer != "" || t.Holder != "" {
 			return true
 		}
-		q.Subject = t.id
-	case targetToken:
-		_, err := s.APIKeys.change(ctx, t.id, "revoked", s.endKey)
+		q.Subject = t.Id
+	case rules.TargetToken:
+		_, err := s.APIKeys.change(ctx, t.Id, "revoked", s.endKey)
 		if isNotFound(err) {
-			err = s.Clients.forget(ctx, t.id)
+			err = s.Clients.forget(ctx, t.Id)
 		}
 		return err == nil
-	case targetAll:
+	case rules.TargetAll:
 	default:
 		return true // API keys have no client and no session
 	}
@@ -139,7 +140,7 @@ func (s *Service) endKeys(ctx context.Context, x ruleRecord) bool {
 		if read(&apiKeyForm, r, &rec) != nil || rec.Revoked != 0 {
 			continue
 		}
-		if s.rules.hit(rec.ruleSubject(r.ID)) == "" {
+		if s.rules.Hit(rec.ruleSubject(r.ID)) == "" {
 			continue
 		}
 		if _, err := s.APIKeys.change(ctx, r.ID, "revoked", s.endKey); err != nil && !isNotFound(err) {
@@ -159,9 +160,9 @@ func (s *Service) endKey(rec *apiKeyRecord) error {
 // putBack writes the rules that this process holds and a store that lost its latest writes does not.
 func (s *Service) putBack(ctx context.Context) {
 	// Cleared first: what is lost while this goes on is noted again.
-	s.rules.missing.Store(false)
+	s.rules.Missing.Store(false)
 	if err := s.putBackAll(ctx); err != nil {
-		s.rules.missing.Store(true)
+		s.rules.Missing.Store(true)
 		if ctx.Err() == nil {
 			s.log.Warn("apitoken: revocations that the store lost are not all back in it", "error", err)
 		}
@@ -169,7 +170,7 @@ func (s *Service) putBack(ctx context.Context) {
 }
 
 func (s *Service) putBackAll(ctx context.Context) error {
-	for _, r := range s.rules.kept() {
+	for _, r := range s.rules.Kept() {
 		_, err := s.st.Get(ctx, store.KindRule, r.ID)
 		if err == nil {
 			continue
@@ -177,15 +178,15 @@ func (s *Service) putBackAll(ctx context.Context) error {
 		if !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
-		x, err := readRule(r)
+		x, err := rules.ReadRule(r)
 		if err != nil {
 			continue
 		}
 		c := s.newChange()
-		if put(c, &ruleForm, r, &x, store.Version{}) != nil {
+		if put(c, &rules.RuleForm, r, &x, store.Version{}) != nil {
 			continue
 		}
-		c.event(ctx, Event{Type: EventAlert, Reason: "a lost revocation was put back", Target: x.Target, OK: true})
+		c.event(ctx, Event{Type: EventAlert, Reason: "a lost revocation was put back", Target: Target{x.Target}, OK: true})
 		if _, err := s.commit(ctx, c); err != nil && !errors.Is(err, store.ErrConflict) {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/record"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -125,7 +126,7 @@ func (h ringHost) Now() time.Time                    { return h.now() }
 func (h ringHost) Refresh(ctx context.Context) error { return h.state.Refresh(ctx) }
 func (h ringHost) Position() int64                   { return h.state.Position().N }
 func (h ringHost) Ready() error                      { return h.audit.ready() }
-func (h ringHost) Revoked(kid string) bool           { return h.rules.signed(kid) }
+func (h ringHost) Revoked(kid string) bool           { return h.rules.Signed(kid) }
 func (h ringHost) Longest() time.Duration            { return h.longest.Load().access + ruleSlack }
 func (h ringHost) NewChange() keyring.Change         { return ringChange{h.newChange()} }
 func (h ringHost) Get(ctx context.Context, id string) (store.Record, error) {
@@ -139,13 +140,13 @@ func (h ringHost) Publish(keys []*jws.PublicKey) {
 }
 
 func (h ringHost) Hold(kid string) (release func()) {
-	p := &pendingRule{target: BySigningKey(kid)}
-	h.rules.hold(p)
-	return func() { h.rules.release(p) }
+	p := &rules.Pending_{Target: rules.BySigningKey(kid)}
+	h.rules.Hold(p)
+	return func() { h.rules.Release(p) }
 }
 
 func (h ringHost) Retry(kid string, write func(context.Context) error, release func()) {
-	h.retry(BySigningKey(kid), write, release)
+	h.retry(rules.BySigningKey(kid), write, release)
 }
 
 func (h ringHost) Turned(ctx context.Context, err error, took time.Duration) {
@@ -170,7 +171,7 @@ func (x ringChange) Event(ctx context.Context, e keyring.Event) {
 }
 
 func (x ringChange) End(ctx context.Context, kid, reason string) error {
-	return x.c.s.addRule(ctx, x.c, BySigningKey(kid), false, reason)
+	return x.c.s.addRule(ctx, x.c, rules.BySigningKey(kid), false, reason)
 }
 
 func (x ringChange) Ended(ctx context.Context, kid, reason, why string) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -41,7 +42,7 @@ func (s *Service) RevokeLeaked(ctx context.Context, text []byte, reason string) 
 	if len(text) > maxLeakText {
 		return 0, fail(ErrInvalidRequest, "the text has %d bytes, at most %d are searched", len(text), maxLeakText)
 	}
-	l := &leakSearch{s: s, reason: reason, seen: map[Target]bool{}, read: map[string]bool{}}
+	l := &leakSearch{s: s, reason: reason, seen: map[rules.Target]bool{}, read: map[string]bool{}}
 	for secret := range Find(text) {
 		if !l.end(ctx, secret.Reveal()) {
 			return l.ended, l.err
@@ -59,7 +60,7 @@ func (s *Service) RevokeLeaked(ctx context.Context, text []byte, reason string) 
 type leakSearch struct {
 	s      *Service
 	reason string
-	seen   map[Target]bool
+	seen   map[rules.Target]bool
 	read   map[string]bool // texts: what stands twice is looked up once
 	found  int             // of ours, ended or not
 	ended  int
@@ -90,7 +91,7 @@ func (l *leakSearch) end(ctx context.Context, text string) bool {
 }
 
 func (l *leakSearch) endToken(ctx context.Context, text string) (found, ended int, err error) {
-	t, err := l.s.TargetOf(ctx, text)
+	t, err := l.s.targetOf(ctx, text)
 	switch {
 	case errors.Is(err, ErrNotFound) || err == nil && l.seen[t]:
 		return 0, 0, nil
@@ -110,16 +111,16 @@ func (l *leakSearch) endToken(ctx context.Context, text string) (found, ended in
 
 // endHeld puts rules on targets into force here, then has the store told by write, which does nothing where it was told
 // already. As long as the outcome is unknown they stay in force, and write is tried again.
-func (s *core) endHeld(ctx context.Context, targets []Target, write func(context.Context) (bool, error)) (bool, error) {
+func (s *core) endHeld(ctx context.Context, targets []rules.Target, write func(context.Context) (bool, error)) (bool, error) {
 	began := time.Now()
-	holds := make([]*pendingRule, len(targets))
+	holds := make([]*rules.Pending_, len(targets))
 	for i, t := range targets {
-		holds[i] = &pendingRule{target: t}
-		s.rules.hold(holds[i])
+		holds[i] = &rules.Pending_{Target: t}
+		s.rules.Hold(holds[i])
 	}
 	release := func() {
 		for _, h := range holds {
-			s.rules.release(h)
+			s.rules.Release(h)
 		}
 	}
 	ended, err := write(ctx)
@@ -145,7 +146,7 @@ func (s *Service) endLeakedTicket(ctx context.Context, text, reason string) (fou
 	case err != nil:
 		return 0, 0, err
 	}
-	ok, err := s.endHeld(ctx, []Target{ByToken(id)}, func(ctx context.Context) (bool, error) { return s.spoilTicket(ctx, id, hash, reason) })
+	ok, err := s.endHeld(ctx, []rules.Target{rules.ByToken(id)}, func(ctx context.Context) (bool, error) { return s.spoilTicket(ctx, id, hash, reason) })
 	switch {
 	case err != nil:
 		return 1, 0, err
@@ -174,10 +175,10 @@ func (s *Service) spoilTicket(ctx context.Context, id string, hash [32]byte, rea
 			return false, nil
 		}
 		if t.Spent != "" {
-			if s.rules.hit(t.got()) != "" {
+			if s.rules.Hit(t.got()) != "" {
 				return false, nil
 			}
-			err := s.writeRule(ctx, ByGrant(t.Spent), false, reason, EventLeaked, nil)
+			err := s.writeRule(ctx, rules.ByGrant(t.Spent), false, reason, EventLeaked, nil)
 			return err == nil, err
 		}
 		t.Leaked = true
@@ -185,7 +186,7 @@ func (s *Service) spoilTicket(ctx context.Context, id string, hash [32]byte, rea
 		if err := put(c, &ticketForm, store.Record{ID: id, Subject: r.Subject, Client: r.Client, Expires: r.Expires}, t, r.Version); err != nil {
 			return false, err
 		}
-		if err := s.addRuleUntil(ctx, c, ByToken(id), false, reason, r.Expires); err != nil {
+		if err := s.addRuleUntil(ctx, c, rules.ByToken(id), false, reason, r.Expires); err != nil {
 			return false, err
 		}
 		c.event(ctx, Event{Type: EventLeaked, OK: true, Reason: reason, Target: ByToken(id), TokenID: id, Subject: t.Subject, Client: t.Client, Scopes: t.Scopes,
@@ -206,11 +207,11 @@ type heldSecret struct {
 	registration bool // gets no tokens
 }
 
-func (x heldSecret) targets() []Target {
+func (x heldSecret) targets() []rules.Target {
 	if x.registration {
-		return []Target{ByToken(x.id)}
+		return []rules.Target{rules.ByToken(x.id)}
 	}
-	return []Target{ByToken(x.id), ownTokens(x.client)}
+	return []rules.Target{rules.ByToken(x.id), ownTokens(x.client)}
 }
 
 // reindex keeps cs.made. The caller has the state's turn.
@@ -285,7 +286,7 @@ func (cs *Clients) holders(key *opaque.Key) (list []heldSecret) {
 }
 
 // ownTokens are what a client got for itself, and what came of that.
-func ownTokens(client string) Target { return BySubject(client).HeldBy(client) }
+func ownTokens(client string) rules.Target { return rules.BySubject(client).HeldBy(client) }
 
 // endLeaked ends the client secret or registration token that text is, with whomever has it.
 func (cs *Clients) endLeaked(ctx context.Context, text, reason string) (found, ended int, err error) {
@@ -347,7 +348,7 @@ func (cs *Clients) withdraw(ctx context.Context, x heldSecret, reason string) (b
 			return false, err
 		}
 		// The rule on the secret stays until the janitor has seen to it that no record holds the secret.
-		if err := cs.s.addRuleUntil(ctx, c, ByToken(x.id), false, reason, 0); err != nil {
+		if err := cs.s.addRuleUntil(ctx, c, rules.ByToken(x.id), false, reason, 0); err != nil {
 			return false, err
 		}
 		what := "registration token"
@@ -356,7 +357,7 @@ func (cs *Clients) withdraw(ctx context.Context, x heldSecret, reason string) (b
 			if err := cs.s.addRule(ctx, c, ownTokens(x.client), false, reason); err != nil {
 				return false, err
 			}
-			c.event(ctx, Event{Type: EventRevoked, OK: true, Reason: reason, Target: ownTokens(x.client), Subject: x.client, Client: x.client})
+			c.event(ctx, Event{Type: EventRevoked, OK: true, Reason: reason, Target: Target{ownTokens(x.client)}, Subject: x.client, Client: x.client})
 		}
 		c.event(ctx, Event{Type: EventLeaked, OK: true, Reason: reason, Target: ByToken(x.id), TokenID: x.id, Client: x.client, Extra: map[string]string{"leaked": what}})
 		_, err = cs.s.commit(ctx, c)
@@ -388,7 +389,7 @@ func (rec *clientRecord) remember(hash [32]byte) {
 
 // ended reports whether a rule has ended a secret of our making.
 func (cs *Clients) ended(cl *clientSecret) bool {
-	return len(cl.ID) == len(opaque.ID{}) && cs.s.rules.ended(opaque.ID(cl.ID).String())
+	return len(cl.ID) == len(opaque.ID{}) && cs.s.rules.Ended(opaque.ID(cl.ID).String())
 }
 
 // forget takes secrets that a rule has ended out of records that still have them, because the store once lost its latest
@@ -437,7 +438,7 @@ func (cs *Clients) wasLeaked(id string, rec *clientRecord, secret Secret) bool {
 		return false
 	}
 	hash := cs.hash(id, key)
-	return cs.s.rules.ended(key.ID.String()) || slices.ContainsFunc(rec.Leaked, func(h []byte) bool { return bytes.Equal(h, hash[:]) })
+	return cs.s.rules.Ended(key.ID.String()) || slices.ContainsFunc(rec.Leaked, func(h []byte) bool { return bytes.Equal(h, hash[:]) })
 }
 
 // maxJWTStarts bounds at how many places of one run of letters a JWT is supposed to begin.

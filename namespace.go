@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/record"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -141,7 +142,7 @@ func (s *Service) afterRestore(ctx context.Context) error {
 		case RefuseRestored:
 			return wrong("Restored", "the store was restored from a backup, or lost its latest writes: revocations since then may be missing. RevokeOnRestore ends all sessions and API keys; ReplayedRestored says that the host replays them")
 		case RevokeOnRestore:
-			if err := s.Revoke(WithActor(ctx, "restore"), Everything(), "the store was restored"); err != nil {
+			if err := s.revoke(WithActor(ctx, "restore"), rules.Everything(), "the store was restored", EventRevoked); err != nil {
 				return err
 			}
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -207,7 +208,7 @@ func (s *Service) endGrant(ctx context.Context, id string, g *grantRecord, why E
 	if err := s.alive(id, g); err != nil {
 		return err // it has ended already
 	}
-	if err := s.writeRule(ctx, ByGrant(id), false, reason, why, nil); err != nil {
+	if err := s.writeRule(ctx, rules.ByGrant(id), false, reason, why, nil); err != nil {
 		return err
 	}
 	return fail(ErrInvalidGrant, "%s: the grant is revoked", reason)
@@ -349,7 +350,7 @@ func (s *Service) repeat(ctx context.Context, r RefreshRequest, id string, g *gr
 	st := stamp{jti: g.JTI, grant: id, iat: time.UnixMilli(g.IAT), exp: time.UnixMilli(g.EXP), pos: m.stamp(g.birth())}
 	var i *Issued
 	if now.Before(st.exp) {
-		var rs *ruleSubject
+		var rs *rules.Subject
 		if i, rs, err = s.sign(ctx, p, st); err == nil {
 			err = s.overtaken(rs)
 		}

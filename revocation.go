@@ -8,6 +8,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -20,40 +21,28 @@ type Revoker interface {
 	Revoke(ctx context.Context, target Target, reason string) error
 }
 
-// Revocation is one rule. It hits a token of Target whose position is older than the rule's;
-// Target's IssuedBefore is set only where a person named a time.
-type Revocation struct {
-	ID       string
-	Target   Target
-	Position store.Position
-	MintNew  bool // only tokens minted before are refused; a refresh is good
-	Reason   string
-	Actor    string
-	Time     time.Time
-}
-
 const maxReason = 256
 
 // Revoke implements [Revoker].
 func (s *Service) Revoke(ctx context.Context, target Target, reason string) error {
-	return s.revoke(ctx, target, reason, EventRevoked)
+	return s.revoke(ctx, target.t, reason, EventRevoked)
 }
 
-func (s *Service) revoke(ctx context.Context, target Target, reason string, why EventType) error {
+func (s *Service) revoke(ctx context.Context, target rules.Target, reason string, why EventType) error {
 	if target.IsZero() {
 		return fail(ErrInvalidRequest, "the target names nothing")
 	}
 	began := time.Now()
 	target = s.ownTarget(target)
-	if target.before.After(s.now()) {
-		target.before = time.Time{} // what is not yet can not be cut off: everything up to now is
+	if target.Before.After(s.now()) {
+		target.Before = time.Time{} // what is not yet can not be cut off: everything up to now is
 	}
 	err := s.provenTarget(ctx, &target)
 	switch {
 	case err != nil:
-	case target.kind == targetKey && target.before.IsZero():
+	case target.Kind == rules.TargetKey && target.Before.IsZero():
 		// Of a key of our own ring more must go than what it signed: it would go on signing.
-		if err = public(s.SigningKeys.ring.Compromise(ctx, target.id, reason, string(why))); errors.Is(err, ErrNotFound) {
+		if err = public(s.SigningKeys.ring.Compromise(ctx, target.Id, reason, string(why))); errors.Is(err, ErrNotFound) {
 			err = s.writeRule(ctx, target, false, reason, why, nil)
 		}
 	default:
@@ -64,104 +53,104 @@ func (s *Service) revoke(ctx context.Context, target Target, reason string, why 
 }
 
 // ownTarget spells our own issuer as the empty one, so that one principal has one key.
-func (s *core) ownTarget(t Target) Target {
-	if t.issuer == s.cfg.Issuer {
-		t.issuer = ""
+func (s *core) ownTarget(t rules.Target) rules.Target {
+	if t.Issuer == s.cfg.Issuer {
+		t.Issuer = ""
 	}
 	return t
 }
 
 // provenTarget checks what a narrowed single target claims: that the grant or token is that subject's or
 // client's. Broader targets carry the narrowing in their key.
-func (s *Service) provenTarget(ctx context.Context, t *Target) error {
-	if t.owner == "" && t.holder == "" {
+func (s *Service) provenTarget(ctx context.Context, t *rules.Target) error {
+	if t.Owner == "" && t.Holder == "" {
 		return nil
 	}
 	var subject, client string
-	switch t.kind {
-	case targetGrant:
-		g, _, err := s.grant(ctx, t.id)
+	switch t.Kind {
+	case rules.TargetGrant:
+		g, _, err := s.grant(ctx, t.Id)
 		if errors.Is(err, ErrNotFound) { // a session without a refresh token lives only in its tokens' events
-			return s.provenByEvents(ctx, *t, store.Query{Kind: store.KindEvent, Grant: t.id, Limit: 1, Type: string(EventIssued)})
+			return s.provenByEvents(ctx, *t, store.Query{Kind: store.KindEvent, Grant: t.Id, Limit: 1, Type: string(EventIssued)})
 		}
 		if err != nil {
 			return err
 		}
 		subject, client = g.Subject, g.Client
-	case targetToken:
-		k, err := s.APIKeys.Get(ctx, t.id)
+	case rules.TargetToken:
+		k, err := s.APIKeys.Get(ctx, t.Id)
 		if errors.Is(err, ErrNotFound) {
-			return s.provenByEvents(ctx, *t, store.Query{Kind: store.KindEvent, Token: t.id, Limit: 1})
+			return s.provenByEvents(ctx, *t, store.Query{Kind: store.KindEvent, Token: t.Id, Limit: 1})
 		}
 		if err != nil {
 			return err
 		}
 		subject = k.Subject
-	case targetSubject, targetSessions:
-		if t.owner != "" && t.owner != t.id {
+	case rules.TargetSubject, rules.TargetSessions:
+		if t.Owner != "" && t.Owner != t.Id {
 			return fail(ErrNotFound, "another's")
 		}
-		t.owner = ""
-		if t.holder != "" && t.kind == targetSessions {
-			t.kind = targetSubject // one client of one user: API keys have no client
+		t.Owner = ""
+		if t.Holder != "" && t.Kind == rules.TargetSessions {
+			t.Kind = rules.TargetSubject // one client of one user: API keys have no client
 		}
 		return nil
-	case targetClient:
-		if t.holder != "" && t.holder != t.id {
+	case rules.TargetClient:
+		if t.Holder != "" && t.Holder != t.Id {
 			return fail(ErrNotFound, "another's")
 		}
-		t.holder = ""
+		t.Holder = ""
 		return nil
-	case targetAll:
+	case rules.TargetAll:
 		switch {
-		case t.owner != "":
-			t.kind, t.id, t.owner = targetSubject, t.owner, ""
+		case t.Owner != "":
+			t.Kind, t.Id, t.Owner = rules.TargetSubject, t.Owner, ""
 		default:
-			t.kind, t.id, t.holder = targetClient, t.holder, ""
+			t.Kind, t.Id, t.Holder = rules.TargetClient, t.Holder, ""
 		}
 		return nil
 	default:
-		return fail(ErrInvalidRequest, "a %s has no owner", t.kind)
+		return fail(ErrInvalidRequest, "a %s has no owner", t.Kind)
 	}
-	return t.proved(subject, client)
+	return t.Proved(subject, client)
 }
 
-func (s *Service) provenByEvents(ctx context.Context, t Target, q store.Query) error {
+func (s *Service) provenByEvents(ctx context.Context, t rules.Target, q store.Query) error {
 	page, err := s.st.List(ctx, q)
 	if err != nil {
 		return unavailable(err, "look for the owner")
 	}
 	if len(page.Records) == 0 {
-		return fail(ErrNotFound, "no %s %q", t.kind, t.id)
+		return fail(ErrNotFound, "no %s %q", t.Kind, t.Id)
 	}
-	return t.proved(page.Records[0].Subject, page.Records[0].Client)
+	return t.Proved(page.Records[0].Subject, page.Records[0].Client)
 }
 
 // writeRule puts a rule into force here, then into the store, together with its event and what extra adds. While
 // the outcome is unknown the rule stays in force here and is tried again until the store has it.
-func (s *core) writeRule(ctx context.Context, t Target, mint bool, reason string, why EventType, extra func(*change) error) error {
-	hold := &pendingRule{target: t, mint: mint}
-	s.rules.hold(hold)
+func (s *core) writeRule(ctx context.Context, t rules.Target, mint bool, reason string, why EventType, extra func(*change) error) error {
+	hold := &rules.Pending_{Target: t, Mint: mint}
+	s.rules.Hold(hold)
 	c := s.newChange()
 	err := s.addRule(ctx, c, t, mint, reason)
 	if err == nil && extra != nil {
 		err = extra(c)
 	}
 	if err != nil {
-		s.rules.release(hold)
+		s.rules.Release(hold)
 		return err
 	}
-	e := Event{Type: why, OK: true, Reason: reason, Target: t, Subject: t.eventSubject(), Client: t.eventClient(),
-		Grant: t.eventID(targetGrant), TokenID: t.eventID(targetToken)}
+	e := Event{Type: why, OK: true, Reason: reason, Target: Target{t}, Subject: t.EventSubject(), Client: t.EventClient(),
+		Grant: t.EventID(rules.TargetGrant), TokenID: t.EventID(rules.TargetToken)}
 	s.nameOwner(ctx, &e)
 	c.event(ctx, e)
 	_, err = s.commit(ctx, c)
 	switch {
 	case err == nil:
-		s.rules.release(hold)
+		s.rules.Release(hold)
 		return nil
 	case errors.Is(err, store.ErrConflict):
-		s.rules.release(hold) // only with extra: its caller reads again and comes back
+		s.rules.Release(hold) // only with extra: its caller reads again and comes back
 		return err
 	}
 	s.retryRule(hold, s.ruleWriter(c))
@@ -186,16 +175,16 @@ func (s *core) nameOwner(ctx context.Context, e *Event) {
 }
 
 // addRule puts the rule's record into c.
-func (s *core) addRule(ctx context.Context, c *change, t Target, mint bool, reason string) error {
+func (s *core) addRule(ctx context.Context, c *change, t rules.Target, mint bool, reason string) error {
 	return s.addRuleUntil(ctx, c, t, mint, reason, s.ruleExpiry(ctx, t, s.state.Latest(s.now())))
 }
 
 // addRuleUntil is addRule for a rule that may be purged at expires, Unix ms; 0: as ruleExpiry says.
-func (s *core) addRuleUntil(ctx context.Context, c *change, t Target, mint bool, reason string, expires int64) error {
+func (s *core) addRuleUntil(ctx context.Context, c *change, t rules.Target, mint bool, reason string, expires int64) error {
 	now := s.state.Latest(s.now())
-	r := store.Record{ID: newID(now), Type: t.kind.String(), Expires: expires}
-	r.Subject, r.Client, r.Grant, r.Token = t.eventSubject(), t.eventClient(), t.eventID(targetGrant), t.eventID(targetToken)
-	return put(c, &ruleForm, r, &ruleRecord{V: 1, Target: t, Mint: mint, At: now.UnixMilli(), Reason: clip(strings.ToValidUTF8(reason, "\ufffd"), maxReason), Actor: actorOf(ctx)}, store.Version{})
+	r := store.Record{ID: newID(now), Type: t.Kind.String(), Expires: expires}
+	r.Subject, r.Client, r.Grant, r.Token = t.EventSubject(), t.EventClient(), t.EventID(rules.TargetGrant), t.EventID(rules.TargetToken)
+	return put(c, &rules.RuleForm, r, &rules.Record{V: 1, Target: t, Mint: mint, At: now.UnixMilli(), Reason: clip(strings.ToValidUTF8(reason, "\ufffd"), maxReason), Actor: actorOf(ctx)}, store.Version{})
 }
 
 // whyRevoked tells of the newest rule that hits t, for Explain; empty if none is found.
@@ -203,29 +192,29 @@ func (s *Service) whyRevoked(ctx context.Context, t Token) string {
 	if t.Issuer() != s.cfg.Issuer || t.d.from == nil {
 		return ""
 	}
-	kind := s.rules.hit(t.d.from)
+	kind := s.rules.Hit(t.d.from)
 	q := store.Query{Kind: store.KindRule}
 	switch kind {
 	case "":
 		return ""
-	case targetToken.String():
+	case rules.TargetToken.String():
 		q.Token = t.ID()
-	case targetGrant.String():
+	case rules.TargetGrant.String():
 		q.Grant = t.Grant()
-	case targetSubject.String():
+	case rules.TargetSubject.String():
 		q.Subject = t.Subject()
-	case targetClient.String():
+	case rules.TargetClient.String():
 		q.Client = t.Client()
 	default:
 		q.Type = kind
 	}
-	var newest ruleRecord
+	var newest rules.Record
 	for r, err := range s.pages(ctx, q, Page{}) {
 		if err != nil {
 			break
 		}
-		x, err := readRule(r)
-		other := x.Target.issuer != "" || x.Target.holder != "" && x.Target.holder != t.Client() || x.Target.kind == targetSessions && t.Kind() == KindAPIKey
+		x, err := rules.ReadRule(r)
+		other := x.Target.Issuer != "" || x.Target.Holder != "" && x.Target.Holder != t.Client() || x.Target.Kind == rules.TargetSessions && t.Kind() == KindAPIKey
 		if err == nil && x.At > newest.At && !other {
 			newest = x
 		}
@@ -248,23 +237,23 @@ const ruleSlack = time.Hour
 
 // ruleExpiry is the earliest time to purge a rule on t: after everything that it hits has died. 0: not before the
 // janitor has ended the API keys that it hits, or never.
-func (s *core) ruleExpiry(ctx context.Context, t Target, now time.Time) int64 {
+func (s *core) ruleExpiry(ctx context.Context, t rules.Target, now time.Time) int64 {
 	longest := s.longest.Load()
 	access := now.Add(longest.access + ruleSlack)
 	session := access.Add(longest.grant)
-	if t.issuer != "" { // it has neither sessions nor API keys here, and its tokens may live longer than ours
+	if t.Issuer != "" { // it has neither sessions nor API keys here, and its tokens may live longer than ours
 		return now.Add(max(longest.access, longest.foreign) + ruleSlack).UnixMilli()
 	}
-	switch t.kind {
-	case targetToken:
-		_, err := s.st.Get(ctx, store.KindAPIKey, t.id)
+	switch t.Kind {
+	case rules.TargetToken:
+		_, err := s.st.Get(ctx, store.KindAPIKey, t.Id)
 		if errors.Is(err, store.ErrNotFound) {
 			return access.UnixMilli()
 		}
 		return 0
-	case targetGrant, targetSessions:
+	case rules.TargetGrant, rules.TargetSessions:
 		return session.UnixMilli()
-	case targetRole:
+	case rules.TargetRole:
 		return access.UnixMilli()
 	}
 	return 0
@@ -279,12 +268,12 @@ func clip(s string, n int) string {
 }
 
 // retryRule keeps trying to write a rule whose outcome is unknown, until it is known or the service closes.
-func (s *core) retryRule(hold *pendingRule, write func(context.Context) error) {
-	s.retry(hold.target, write, func() { s.rules.release(hold) })
+func (s *core) retryRule(hold *rules.Pending_, write func(context.Context) error) {
+	s.retry(hold.Target, write, func() { s.rules.Release(hold) })
 }
 
 // retry keeps trying to write what ends target, which is in force here, and calls done when the store has it.
-func (s *core) retry(target Target, write func(context.Context) error, done func()) {
+func (s *core) retry(target rules.Target, write func(context.Context) error, done func()) {
 	s.retryMu.Lock()
 	defer s.retryMu.Unlock()
 	if s.ctx.Err() != nil {
@@ -298,7 +287,7 @@ func (s *core) retry(target Target, write func(context.Context) error, done func
 }
 
 type ruleRetry struct {
-	target Target // for the log
+	target rules.Target // for the log
 	write  func(context.Context) error
 	done   func()
 }
@@ -374,28 +363,33 @@ func (s *core) retryRules(ctx context.Context) {
 // TargetOf tells what a token in clear stands for: its grant, or the API key. It takes expired and
 // revoked ones too, and ErrNotFound if it was not issued here. For revocation by presenting (RFC 7009).
 func (s *Service) TargetOf(ctx context.Context, token string) (Target, error) {
+	t, err := s.targetOf(ctx, token)
+	return Target{t}, err
+}
+
+func (s *Service) targetOf(ctx context.Context, token string) (rules.Target, error) {
 	switch opaque.KindOf(token) {
 	case opaque.APIKey:
 		id, err := s.APIKeys.identify(ctx, token)
 		if err != nil {
-			return Target{}, err
+			return rules.Target{}, err
 		}
-		return ByToken(id), nil
+		return rules.ByToken(id), nil
 	case opaque.Refresh:
 		id, err := s.identifyRefresh(ctx, token)
 		if err != nil {
-			return Target{}, err
+			return rules.Target{}, err
 		}
-		return ByGrant(id), nil
+		return rules.ByGrant(id), nil
 	case opaque.Ticket, opaque.ClientSecret:
-		return Target{}, fail(ErrNotFound, "neither a token nor an API key")
+		return rules.Target{}, fail(ErrNotFound, "neither a token nor an API key")
 	}
 	d, err := s.valid.signedHere(token)
 	if err != nil {
-		return Target{}, &Error{Code: ErrNotFound, Detail: "not a token of this service", Cause: err}
+		return rules.Target{}, &Error{Code: ErrNotFound, Detail: "not a token of this service", Cause: err}
 	}
 	if d.Grant != "" {
-		return ByGrant(d.Grant), nil
+		return rules.ByGrant(d.Grant), nil
 	}
-	return ByToken(d.ID), nil
+	return rules.ByToken(d.ID), nil
 }

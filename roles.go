@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/apitoken-go/apitoken/internal/record"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -125,7 +126,7 @@ func (s *Service) SetRole(ctx context.Context, role string, scopes Scopes) error
 func (s *Service) writeRole(ctx context.Context, role string, rec roleRecord, v store.Version, narrowed bool) error {
 	e := Event{Type: EventRoleChanged, OK: true, Reason: role, Scopes: rec.Scopes}
 	if narrowed {
-		return s.writeRule(ctx, ByRole(role), true, "role "+role+" lost scopes", EventRevoked, func(c *change) error {
+		return s.writeRule(ctx, rules.ByRole(role), true, "role "+role+" lost scopes", EventRevoked, func(c *change) error {
 			c.event(ctx, e)
 			return put(c, &roleForm, store.Record{ID: role}, &rec, v)
 		})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -20,10 +21,10 @@ var followedKinds = append(snapshotKinds[:len(snapshotKinds):len(snapshotKinds)]
 func (s *Service) apply(r store.Record) error {
 	switch r.Kind {
 	case store.KindRule:
-		if err := s.rules.applyRecord(r); err != nil {
+		if err := s.rules.ApplyRecord(r); err != nil {
 			return err
 		}
-		if r.Type == targetKey.String() {
+		if r.Type == rules.TargetKey.String() {
 			s.SigningKeys.ring.Wake()
 		}
 		return s.feed.applyRule(s.core, r)
@@ -51,7 +52,7 @@ func (s *Service) apply(r store.Record) error {
 func (s *Service) setAside(r store.Record, why error) error {
 	switch r.Kind {
 	case store.KindRule:
-		if !s.rules.setAside(r) {
+		if !s.rules.SetAside(r) {
 			return why // nobody can tell what it refuses: the view gets no newer
 		}
 		return s.feed.applyRule(s.core, r)
@@ -79,7 +80,7 @@ func (s *Service) forget() {
 
 // lost makes the janitor put back what the store lost.
 func (s *Service) lost() {
-	s.rules.missing.Store(true)
+	s.rules.Missing.Store(true)
 	s.hasten()
 }
 

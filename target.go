@@ -1,190 +1,61 @@
 package apitoken
 
 import (
-	"net/url"
-	"strings"
 	"time"
-	"unicode/utf8"
 
-	"github.com/apitoken-go/apitoken/internal/fault"
+	"github.com/apitoken-go/apitoken/internal/rules"
 )
 
 // Target names tokens. The zero Target, and one made of an empty ID, names none: Revoke refuses it.
-type Target struct {
-	kind   targetKind
-	id     string
-	issuer string // of a subject; empty: the service's own
-	owner  string // only what this subject owns
-	holder string // only what this client holds
-	before time.Time
-	none   bool // narrowed by something empty: names nothing
-}
-
-type targetKind uint8
-
-const (
-	targetNone targetKind = iota
-	targetToken
-	targetGrant
-	targetSubject
-	targetSessions
-	targetClient
-	targetRole
-	targetKey
-	targetAll
-	targetHeld // a subject's tokens of one client: never made by a host directly
-	targetKinds
-)
-
-var targetNames = [targetKinds]string{"", "token", "grant", "subject", "sessions", "client", "role", "signingkey", "everything", "held"}
-
-// String is the name that events and text forms use.
-func (k targetKind) String() string { return targetNames[k] }
+type Target struct{ t rules.Target }
 
 // ByToken names an access token by its jti, or an API key by its ID.
-func ByToken(id string) Target { return named(targetToken, id) }
+func ByToken(id string) Target { return Target{rules.ByToken(id)} }
 
 // ByGrant names a session: its tokens, its refresh token, and what was exchanged from it.
-func ByGrant(id string) Target { return named(targetGrant, id) }
+func ByGrant(id string) Target { return Target{rules.ByGrant(id)} }
 
 // BySubject names all that a subject holds: sessions, tokens and API keys. What is issued afterwards is good.
-func BySubject(subject string) Target { return named(targetSubject, subject) }
+func BySubject(subject string) Target { return Target{rules.BySubject(subject)} }
 
 // BySessions names a subject's sessions and tokens and spares its API keys: log out everywhere.
-func BySessions(subject string) Target { return named(targetSessions, subject) }
+func BySessions(subject string) Target { return Target{rules.BySessions(subject)} }
 
 // ByClient names all that a client holds, for itself or for subjects, and what was exchanged from it by others.
-func ByClient(client string) Target { return named(targetClient, client) }
+func ByClient(client string) Target { return Target{rules.ByClient(client)} }
 
 // ByRole names the tokens that carry a role. It asks for them to be minted again: a refresh is good.
-func ByRole(role string) Target { return named(targetRole, role) }
+func ByRole(role string) Target { return Target{rules.ByRole(role)} }
 
 // BySigningKey names all that a key signed, by its kid. [SigningKeys.Compromise] also replaces the key.
-func BySigningKey(kid string) Target { return named(targetKey, kid) }
+func BySigningKey(kid string) Target { return Target{rules.BySigningKey(kid)} }
 
 // Everything names every token and API key of the service.
-func Everything() Target { return Target{kind: targetAll} }
-
-func named(k targetKind, id string) Target {
-	return Target{kind: k, id: id, none: id == "" || !storable(id)}
-}
-
-// storable reports whether a name may be part of a record: what a store takes, and what is the same when it is read back.
-func storable(s string) bool {
-	return len(s) <= 255 && utf8.ValidString(s) && strings.IndexByte(s, 0) < 0
-}
+func Everything() Target { return Target{rules.Everything()} }
 
 // OfIssuer makes a subject one of another trusted issuer: a principal is issuer and subject together.
-func (t Target) OfIssuer(issuer string) Target {
-	t.issuer = issuer
-	t.none = t.none || issuer == "" || !utf8.ValidString(issuer) || t.kind != targetSubject && t.kind != targetSessions && t.kind != targetToken
-	return t
-}
+func (t Target) OfIssuer(issuer string) Target { return Target{t.t.OfIssuer(issuer)} }
 
 // OwnedBy narrows a target to what is subject's: Revoke answers ErrNotFound for a grant or token
 // of someone else. For pages where users name IDs. An empty subject makes the target name none.
-func (t Target) OwnedBy(subject string) Target {
-	t.none = t.none || subject == "" || !storable(subject) || t.owner != "" && t.owner != subject
-	t.owner = subject
-	return t
-}
+func (t Target) OwnedBy(subject string) Target { return Target{t.t.OwnedBy(subject)} }
 
 // HeldBy narrows a target to what client holds: with BySubject, one application of one user. An
 // empty client makes the target name none.
-func (t Target) HeldBy(client string) Target {
-	t.none = t.none || client == "" || !storable(client) || t.holder != "" && t.holder != client
-	t.holder = client
-	return t
-}
+func (t Target) HeldBy(client string) Target { return Target{t.t.HeldBy(client)} }
 
 // IssuedBefore moves the cut-off from now to then, to the second: what was issued until then is refused, and what descends
 // from it, refreshed or exchanged since. A time in the future is taken as now.
-func (t Target) IssuedBefore(then time.Time) Target {
-	t.before = then
-	t.none = t.none || then.IsZero() || then.UTC().Year() < 1 || then.UTC().Year() > 9999 // RFC 3339 has four digits
-	return t
-}
+func (t Target) IssuedBefore(then time.Time) Target { return Target{t.t.IssuedBefore(then)} }
 
 // IsZero reports that t names nothing.
-func (t Target) IsZero() bool { return t.kind == targetNone || t.none }
+func (t Target) IsZero() bool { return t.t.IsZero() }
 
 // String is the text form, such as "subject:alice" or "grant:01j9…;owner=alice".
-func (t Target) String() string {
-	if t.kind == targetNone {
-		return ""
-	}
-	var b strings.Builder
-	b.WriteString(t.kind.String())
-	if t.id != "" {
-		b.WriteByte(':')
-		b.WriteString(escapeTarget(t.id))
-	}
-	for _, p := range [...][2]string{{"issuer", t.issuer}, {"owner", t.owner}, {"client", t.holder}} {
-		if p[1] != "" {
-			b.WriteString(";" + p[0] + "=" + escapeTarget(p[1]))
-		}
-	}
-	if !t.before.IsZero() {
-		b.WriteString(";before=" + t.before.UTC().Format(time.RFC3339))
-	}
-	return b.String()
-}
-
-// escapeTarget keeps the separators of the text form out of an ID.
-func escapeTarget(s string) string {
-	if !strings.ContainsAny(s, "%;=\n\r\t") {
-		return s
-	}
-	return strings.NewReplacer("%", "%25", ";", "%3B", "=", "%3D", "\n", "%0A", "\r", "%0D", "\t", "%09").Replace(s)
-}
+func (t Target) String() string { return t.t.String() }
 
 // MarshalText is String; the zero Target is the empty text.
-func (t Target) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+func (t Target) MarshalText() ([]byte, error) { return t.t.MarshalText() }
 
 // UnmarshalText reads what String makes. ErrInvalidRequest: anything else, so that one target has one text.
-func (t *Target) UnmarshalText(b []byte) error {
-	*t = Target{}
-	if len(b) == 0 {
-		return nil
-	}
-	bad := func() error { return fault.Fail(fault.InvalidRequest, "%.300q is no target", b) }
-	parts := strings.Split(string(b), ";")
-	name, id, _ := strings.Cut(parts[0], ":")
-	id, err := url.PathUnescape(id)
-	if err != nil {
-		return bad()
-	}
-	var out Target
-	for k := targetToken; k <= targetAll; k++ {
-		if targetNames[k] == name {
-			out = Target{kind: k, id: id, none: (id == "") != (k == targetAll) || !storable(id)}
-		}
-	}
-	for _, p := range parts[1:] {
-		key, v, _ := strings.Cut(p, "=")
-		if v, err = url.PathUnescape(v); err != nil {
-			return bad()
-		}
-		switch key {
-		case "issuer":
-			out = out.OfIssuer(v)
-		case "owner":
-			out = out.OwnedBy(v)
-		case "client":
-			out = out.HeldBy(v)
-		case "before":
-			then, err := time.Parse(time.RFC3339, v)
-			if err != nil {
-				return bad()
-			}
-			out = out.IssuedBefore(then)
-		default:
-			return bad()
-		}
-	}
-	if out.IsZero() || out.String() != string(b) { // twice, in another order, written otherwise
-		return bad()
-	}
-	*t = out
-	return nil
-}
+func (t *Target) UnmarshalText(b []byte) error { return public(t.t.UnmarshalText(b)) }

@@ -18,6 +18,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -82,8 +83,8 @@ type ticketRecord struct {
 }
 
 // got is what rules see of what a spent ticket got.
-func (t *ticketRecord) got() *ruleSubject {
-	return &ruleSubject{subject: t.Subject, client: t.Client, grant: t.Spent, pos: positions{birth: t.Birth, view: t.Birth}, renews: true}
+func (t *ticketRecord) got() *rules.Subject {
+	return &rules.Subject{Subject: t.Subject, Client: t.Client, Grant: t.Spent, Pos: rules.Positions{Birth: t.Birth, View: t.Birth}, Renews: true}
 }
 
 var ticketForm = record.Form[ticketRecord]{Kind: kindTicket, Check: func(t *ticketRecord) error { return first(t.V) }}
@@ -255,16 +256,16 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 	}
 	if t.Spent != "" {
 		// Who holds a spent code may have copied it: what the first use got ends (RFC 6749 §4.1.2), once.
-		if s.rules.hit(t.got()) != "" {
+		if s.rules.Hit(t.got()) != "" {
 			return nil, fail(ErrInvalidGrant, "the ticket was used before, and what it got has ended")
 		}
-		if err := s.writeRule(ctx, ByGrant(t.Spent), false, "ticket used again", EventReused, nil); err != nil {
+		if err := s.writeRule(ctx, rules.ByGrant(t.Spent), false, "ticket used again", EventReused, nil); err != nil {
 			return nil, err
 		}
 		return nil, fail(ErrInvalidGrant, "the ticket was used before: what it got is revoked")
 	}
 	switch {
-	case t.Leaked || s.rules.ended(id):
+	case t.Leaked || s.rules.Ended(id):
 		return nil, fail(ErrInvalidGrant, "the ticket was found in a leak")
 	case s.now().UnixMilli() >= t.Expires:
 		return nil, fail(ErrInvalidGrant, "the ticket has expired")
@@ -276,7 +277,7 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 		return nil, fail(ErrInvalidGrant, "the ticket is bound to another key")
 	}
 	// A rule since the ticket was made hits what it stands for: the identity was confirmed before the rule.
-	if rule := s.rules.hit(&ruleSubject{subject: t.Subject, client: t.Client, pos: positions{birth: t.Birth, view: t.Birth}, renews: true}); rule != "" {
+	if rule := s.rules.Hit(&rules.Subject{Subject: t.Subject, Client: t.Client, Pos: rules.Positions{Birth: t.Birth, View: t.Birth}, Renews: true}); rule != "" {
 		return nil, fail(ErrInvalidGrant, "a rule on its %s", rule)
 	}
 	req := Request{Subject: t.Subject, Client: t.For, Scopes: t.Scopes, Roles: t.Roles, Audiences: t.Audiences,

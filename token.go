@@ -13,6 +13,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/rules"
 )
 
 // Kind says which kind of token a [Token] came from.
@@ -36,11 +37,11 @@ type Token struct {
 type tokenData struct {
 	TokenSpec
 	held    heldScopes
-	claim   []byte        // the host's own claims, a JSON object, or nil
-	from    *ruleSubject  // what rules see of it: set by our validator, for Exchange
-	use     *useCounter   // set by a service's validator
-	counted bool          // an API key with MaxUses
-	by      *JWTValidator // whose verdict it is; nil for what NewToken made
+	claim   []byte         // the host's own claims, a JSON object, or nil
+	from    *rules.Subject // what rules see of it: set by our validator, for Exchange
+	use     *useCounter    // set by a service's validator
+	counted bool           // an API key with MaxUses
+	by      *JWTValidator  // whose verdict it is; nil for what NewToken made
 }
 
 // TokenSpec is the content of a Token, for those who make Tokens: validators of other formats, and tests.

@@ -12,6 +12,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/keyring"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -101,9 +102,9 @@ type trust struct {
 	v      *JWTValidator
 	state  *follow.Follower // set for the service's own issuer: it feeds it
 	keys   atomic.Pointer[map[string]*jws.PublicKey]
-	rules  atomic.Pointer[ruleBook] // nil: InsecureNoRevocations
-	host   *ruleBook                // the service's own rules, which may name foreign principals
-	home   string                   // the service's own issuer
+	rules  atomic.Pointer[rules.Book] // nil: InsecureNoRevocations
+	host   *rules.Book                // the service's own rules, which may name foreign principals
+	home   string                     // the service's own issuer
 	view   atomic.Pointer[follow.View]
 	life   atomic.Int64 // longest lifetime of an access token, ns
 	asked  chan string  // kids that are missing
@@ -114,7 +115,7 @@ type trust struct {
 	fetched time.Time // when keys were last good; the follower's own
 	renew   chan struct{}
 	toldAt  atomic.Int64  // Unix ns: when the feed told of a key set that was not read yet; 0: there is none
-	book    *ruleBook     // of the feed's key now; the follower's own
+	book    *rules.Book   // of the feed's key now; the follower's own
 	clock   *follow.Clock // by which rules are forgotten; the follower's own
 	swept   time.Time     // when they were last; the follower's own
 
@@ -164,24 +165,24 @@ func (t *trust) lives() time.Duration { return time.Duration(t.life.Load()) }
 func (t *trust) version() uint64 {
 	var n uint64
 	if b := t.rules.Load(); b != nil {
-		n = b.version.Load()
+		n = b.Version.Load()
 	}
 	if t.host != nil {
-		n += t.host.version.Load()
+		n += t.host.Version.Load()
 	}
 	return n
 }
 
 // hit says which rule refuses x, "" for none. A token of another issuer is looked for in two books: in its issuer's own,
 // where its session, client and roles count, and as abroad in the service's.
-func (t *trust) hit(x *ruleSubject) string {
+func (t *trust) hit(x *rules.Subject) string {
 	if b := t.rules.Load(); b != nil {
-		if rule := b.hit(x); rule != "" {
+		if rule := b.Hit(x); rule != "" {
 			return rule
 		}
 	}
-	if t.host != nil && x.abroad != nil {
-		return t.host.hit(x.abroad)
+	if t.host != nil && x.Abroad != nil {
+		return t.host.Hit(x.Abroad)
 	}
 	return ""
 }
@@ -189,19 +190,19 @@ func (t *trust) hit(x *ruleSubject) string {
 // foreign is what the rules of the service see of a token of another issuer: who is named by issuer and subject together,
 // and none of the names that are its issuer's business, unless they are ours too. It has no position in our order: times
 // are compared.
-func (t *trust) foreign(x *ruleSubject) *ruleSubject {
-	y := &ruleSubject{issuer: t.issuer, subject: x.subject, id: x.id, kid: x.kid, iat: x.iat, skew: x.skew, wall: true}
+func (t *trust) foreign(x *rules.Subject) *rules.Subject {
+	y := &rules.Subject{Issuer: t.issuer, Subject: x.Subject, Id: x.Id, Kid: x.Kid, Iat: x.Iat, Skew: x.Skew, Wall: true}
 	if t.own {
-		y.client, y.grant, y.roles, y.chain = x.client, x.grant, x.roles, x.chain
+		y.Client, y.Grant, y.Roles, y.Chain = x.Client, x.Grant, x.Roles, x.Chain
 	}
-	for _, a := range x.actors {
-		switch a.issuer {
+	for _, a := range x.Actors {
+		switch a.Issuer {
 		case "": // in its own book its own principals have no issuer
-			a.issuer = t.issuer
+			a.Issuer = t.issuer
 		case t.home:
-			a.issuer = ""
+			a.Issuer = ""
 		}
-		y.actors = append(y.actors, a)
+		y.Actors = append(y.Actors, a)
 	}
 	return y
 }
@@ -277,12 +278,12 @@ func (t *trust) key(ctx context.Context, kid, position string) (*jws.PublicKey, 
 		}
 		return nil, unknown
 	}
-	if t.rules.Load().signed(kid) {
+	if t.rules.Load().Signed(kid) {
 		return nil, fail(ErrInvalidToken, "its signing key was declared compromised")
 	}
 	// A token says how much its issuer had seen when it signed, the ring included (see ring.before). An issuer that had seen
 	// no more than we have knows no key that we do not.
-	if p, ok := parsePositions(position); !ok || p.view.N <= t.state.Position().N {
+	if p, ok := rules.ParsePositions(position); !ok || p.View.N <= t.state.Position().N {
 		return nil, unknown
 	}
 	if err := t.state.Look(ctx); err != nil {
@@ -432,7 +433,7 @@ func newServiceValidator(s *Service) (*JWTValidator, error) {
 }
 
 // follow starts a follower for each issuer. host are the rules of the service whose validator it is, home its issuer.
-func (v *JWTValidator) follow(list []Trusted, host *ruleBook, home string) {
+func (v *JWTValidator) follow(list []Trusted, host *rules.Book, home string) {
 	ctx := v.ctx
 	for _, x := range list {
 		t := &trust{
@@ -681,7 +682,7 @@ func (t *trust) readRules(ctx context.Context) error {
 
 // hashed reports whether an answer's hashes are under the key of the book that the last one was entered in.
 func (t *trust) hashed(a *RevocationView) bool {
-	return t.book != nil && t.book.feed == string(a.Key)+a.Namespace
+	return t.book != nil && t.book.Feed == string(a.Key)+a.Namespace
 }
 
 // sweep forgets rules that no living token can meet any more, now and then, by a clock that does not believe a jump.
@@ -690,7 +691,7 @@ func (t *trust) sweep() {
 	if mono := time.Now(); mono.Sub(t.swept) >= sweepEvery {
 		t.swept = mono
 		if b := t.rules.Load(); b != nil {
-			b.sweep(now.Add(-ruleSlack))
+			b.Sweep(now.Add(-ruleSlack))
 		}
 	}
 }
@@ -702,10 +703,10 @@ func (t *trust) enter(a *RevocationView) {
 	}
 	b := t.book
 	for _, r := range a.Rules {
-		b.enterHashed(hashedRule{ruleClass(r.Class), r.Kind, r.Hash, r.Value, r.At, r.Expires})
+		b.EnterHashed(rules.Hashed_{rules.Class(r.Class), r.Kind, r.Hash, r.Value, r.At, r.Expires})
 	}
 	if len(a.Rules) > 0 {
-		t.rules.Load().version.Add(1)
+		t.rules.Load().Version.Add(1)
 	}
 	if a.MaxLifetime > 0 {
 		t.life.Store(int64(min(a.MaxLifetime, t.Trusted.longest())))
@@ -731,17 +732,17 @@ func (t *trust) enter(a *RevocationView) {
 func (t *trust) turn(a *RevocationView) {
 	feed := string(a.Key) + a.Namespace
 	head := t.rules.Load()
-	for b := head; b != nil; b = b.older {
-		if b.feed == feed {
+	for b := head; b != nil; b = b.Older {
+		if b.Feed == feed {
 			t.book = b
 			return
 		}
 	}
-	b := newRuleBook(feedKeyer(a.Key, a.Namespace))
-	b.feed = feed
+	b := rules.NewBook(rules.FeedKeyer(a.Key, a.Namespace))
+	b.Feed = feed
 	if head != nil {
-		b.older = head
-		b.version.Store(head.version.Load() + 1)
+		b.Older = head
+		b.Version.Store(head.Version.Load() + 1)
 	}
 	t.book = b
 	t.rules.Store(b)

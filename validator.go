@@ -10,6 +10,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -413,38 +414,38 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, takes bool
 	e := newEntry(token)
 	e.iss, e.bound, e.exp, e.from = iss, cl.Binding != "", cl.Expires, max(cl.NotBefore, cl.IssuedAt)
 	r := &e.rule
-	r.subject, r.id, r.kid, r.iat, r.skew = cl.Subject, cl.ID, p.Header.KID, spec.IssuedAt, v.cfg.Skew
+	r.Subject, r.Id, r.Kid, r.Iat, r.Skew = cl.Subject, cl.ID, p.Header.KID, spec.IssuedAt, v.cfg.Skew
 	scopes, err := appendScopes(e.scopes[:0:len(e.scopes)], cl.Scope)
 	if err != nil {
 		return nil, fail(ErrInvalidToken, "scope claim")
 	}
 	if iss.own {
-		pos, ok := parsePositions(cl.Position)
+		pos, ok := rules.ParsePositions(cl.Position)
 		if !ok {
 			return nil, fail(ErrInvalidToken, "pos is missing or malformed")
 		}
-		r.pos, e.needs = pos, pos.view.N
+		r.Pos, e.needs = pos, pos.View.N
 		spec.Client, spec.Grant, spec.Roles, spec.Scopes = cl.ClientID, cl.SessionID, cl.Roles, scopes
 	} else {
 		// A foreign issuer's tokens bring no roles, none of our client names, and of the scopes what was declared. Its own
 		// rules know them by those names all the same; of its positions we believe nothing: times are compared.
 		spec.Scopes = intersectScopes(scopes, iss.scopes)
-		r.wall = true
+		r.Wall = true
 	}
-	r.client, r.grant, r.roles, r.chain = cl.ClientID, cl.SessionID, cl.Roles, cl.Chain
+	r.Client, r.Grant, r.Roles, r.Chain = cl.ClientID, cl.SessionID, cl.Roles, cl.Chain
 	for _, a := range cl.Actors {
 		spec.Actors = append(spec.Actors, a.Subject)
-		actor := principal{a.Issuer, a.Subject}
-		if actor.issuer == iss.issuer {
-			actor.issuer = "" // as its own principals stand in its own rules
+		actor := rules.Principal{a.Issuer, a.Subject}
+		if actor.Issuer == iss.issuer {
+			actor.Issuer = "" // as its own principals stand in its own rules
 		}
-		r.actors = append(r.actors, actor)
+		r.Actors = append(r.Actors, actor)
 	}
 	if iss.own {
-		r.descend()
+		r.Descend()
 	}
 	if iss.host != nil {
-		r.abroad = iss.foreign(r)
+		r.Abroad = iss.foreign(r)
 	}
 	e.data = tokenOf(spec, p.PrivateClaims())
 	e.data.from, e.data.by = r, v
@@ -490,7 +491,7 @@ func (v *JWTValidator) Recheck(_ context.Context, t Token) error {
 	if rule := iss.hit(t.d.from); rule != "" {
 		return fail(ErrRevoked, "a rule on its %s", rule)
 	}
-	if t.Kind() == KindAccess && !iss.holds(t.d.from.kid) {
+	if t.Kind() == KindAccess && !iss.holds(t.d.from.Kid) {
 		return fail(ErrInvalidToken, "its key is no longer its issuer's")
 	}
 	now := v.now()

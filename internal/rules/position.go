@@ -1,4 +1,4 @@
-package apitoken
+package rules
 
 import (
 	"math"
@@ -12,29 +12,29 @@ import (
 // stood when the identity was confirmed: the grant's, unchanged by refresh and exchange. view is what
 // the issuer had seen when it signed this token. Comparing these with a rule's position, and not times with
 // times, makes the verdict independent of clocks and of the order in which rules arrive.
-type positions struct {
-	birth, view store.Position
+type Positions struct {
+	Birth, View store.Position
 }
 
 // String is the form of the pos claim: history.birth.view in hexadecimal, with the birth's own history behind
 // it where a restore lies between the two. Positions have up to 63 bits, more than a JSON number carries.
-func (p positions) String() string {
+func (p Positions) String() string {
 	b := make([]byte, 0, 64)
-	b = strconv.AppendUint(b, p.view.History, 16)
+	b = strconv.AppendUint(b, p.View.History, 16)
 	b = append(b, '.')
-	b = strconv.AppendInt(b, p.birth.N, 16)
+	b = strconv.AppendInt(b, p.Birth.N, 16)
 	b = append(b, '.')
-	b = strconv.AppendInt(b, p.view.N, 16)
-	if p.birth.History != p.view.History {
+	b = strconv.AppendInt(b, p.View.N, 16)
+	if p.Birth.History != p.View.History {
 		b = append(b, '.')
-		b = strconv.AppendUint(b, p.birth.History, 16)
+		b = strconv.AppendUint(b, p.Birth.History, 16)
 	}
 	return string(b)
 }
 
 // parsePositions reads the claim back; only what String makes is taken.
-func parsePositions(s string) (positions, bool) {
-	var p positions
+func ParsePositions(s string) (Positions, bool) {
+	var p Positions
 	hist, rest, ok1 := strings.Cut(s, ".")
 	birth, rest, ok2 := strings.Cut(rest, ".")
 	seen, old, ok3 := strings.Cut(rest, ".")
@@ -44,13 +44,13 @@ func parsePositions(s string) (positions, bool) {
 	if !ok1 || !ok2 || !e1 || !e2 || !e3 || b > v || v > math.MaxInt64 {
 		return p, false
 	}
-	p = positions{birth: store.Position{History: h, N: int64(b)}, view: store.Position{History: h, N: int64(v)}}
+	p = Positions{Birth: store.Position{History: h, N: int64(b)}, View: store.Position{History: h, N: int64(v)}}
 	if ok3 {
 		oh, ok := parseHex(old)
 		if !ok || oh == h {
-			return positions{}, false
+			return Positions{}, false
 		}
-		p.birth.History = oh
+		p.Birth.History = oh
 	}
 	return p, true
 }
