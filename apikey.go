@@ -18,6 +18,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -323,7 +324,7 @@ func (k *APIKeys) holdsClaims(claims []byte) error {
 }
 
 func checkKeyName(name string) error {
-	if len(name) > maxKeyName || !plainText(name) {
+	if len(name) > maxKeyName || !text.PlainText(name) {
 		return fail(ErrInvalidRequest, "a key's name has at most %d bytes of UTF-8 without control characters", maxKeyName)
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -136,7 +137,7 @@ func actorOf(ctx context.Context) string {
 		return t.d.Subject
 	}
 	actor, _ := ctx.Value(actorKey{}).(string)
-	return cleanText(actor)
+	return text.CleanText(actor)
 }
 
 // auditLog writes events, sums up what may be summed up, and feeds the sinks.
@@ -187,7 +188,7 @@ func (a *auditLog) record(ctx context.Context, e Event, data []byte) store.Recor
 			kept["chain"] = chain
 		}
 		e.Extra, e.Scopes = kept, nil
-		e.Reason, e.Target = cleanText(e.Reason), Target{}
+		e.Reason, e.Target = text.CleanText(e.Reason), Target{}
 		r.Data = e.append(r.Data[:0])
 	}
 	return r
@@ -208,7 +209,7 @@ func (e *Event) append(b []byte) []byte {
 	} else {
 		b = append(b, `","ok":false`...)
 	}
-	text := func(name, v string) {
+	member := func(name, v string) {
 		if v != "" {
 			b = append(b, ',', '"')
 			b = append(b, name...)
@@ -216,14 +217,14 @@ func (e *Event) append(b []byte) []byte {
 			b = appendJSON(b, v)
 		}
 	}
-	text("reason", e.Reason)
-	text("actor", e.Actor)
-	text("subject", e.Subject)
-	text("client", e.Client)
-	text("token_id", e.TokenID)
-	text("grant", e.Grant)
+	member("reason", e.Reason)
+	member("actor", e.Actor)
+	member("subject", e.Subject)
+	member("client", e.Client)
+	member("token_id", e.TokenID)
+	member("grant", e.Grant)
 	if e.Target.t.Kind != rules.TargetNone {
-		text("target", e.Target.String())
+		member("target", e.Target.String())
 	}
 	for i, s := range e.Scopes {
 		if i == 0 {
@@ -245,8 +246,8 @@ func (e *Event) append(b []byte) []byte {
 		b = e.Address.WithZone("").AppendTo(b)
 		b = append(b, '"')
 	}
-	text("user_agent", cleanText(e.UserAgent))
-	text("request_id", cleanText(e.RequestID))
+	member("user_agent", text.CleanText(e.UserAgent))
+	member("request_id", text.CleanText(e.RequestID))
 	if len(e.Extra) > 0 {
 		names := make([]string, 0, len(e.Extra))
 		for name := range e.Extra {
@@ -318,7 +319,7 @@ func readEvent(r store.Record) (Event, error) {
 	if err := json.Unmarshal(r.Data, &e); err != nil {
 		// One that can not be read whole keeps nobody from reading those behind it: it is given as its record tells of it.
 		e = Event{ID: r.ID, Time: time.UnixMilli(r.Written), Type: EventType(r.Type), Subject: r.Subject, Client: r.Client, Grant: r.Grant, TokenID: r.Token,
-			Extra: map[string]string{"unreadable": cleanText(err.Error())}}
+			Extra: map[string]string{"unreadable": text.CleanText(err.Error())}}
 	}
 	if e.ID != r.ID {
 		return e, fail(ErrUnavailable, "stored event %q is damaged", r.ID)

@@ -24,6 +24,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/source"
+	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -250,7 +251,7 @@ func (cs *Clients) check(c *Client) error {
 		return fail(ErrInvalidRequest, "client ID %q is not 1 to 255 printable ASCII characters without space, quote and backslash", c.ID)
 	case c.ID == cs.s.cfg.FirstParty:
 		return fail(ErrInvalidRequest, "client ID %q is the host's own, Config.FirstParty", c.ID)
-	case len(c.Name) > maxClientName || !plainText(c.Name):
+	case len(c.Name) > maxClientName || !text.PlainText(c.Name):
 		return fail(ErrInvalidRequest, "a client's name has at most 100 bytes of UTF-8 without control characters")
 	case c.Public && slices.Contains(c.GrantTypes, GrantClientCredentials):
 		return fail(ErrInvalidRequest, "a public client can not have client_credentials (RFC 6749 §4.4)")

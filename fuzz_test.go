@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -117,8 +118,8 @@ func FuzzCleanText(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		out := cleanText(s)
-		if len(out) > maxText || !plainText(out) {
+		out := text.CleanText(s)
+		if len(out) > text.MaxText || !text.PlainText(out) {
 			t.Fatalf("%q comes out as %q", s, out)
 		}
 	})

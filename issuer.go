@@ -12,6 +12,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -267,7 +268,7 @@ func (s *Service) open(ctx context.Context, p *plan, m moment, refresh bool, spe
 			Claims: p.claims, Binding: p.binding, Birth: from.at, Created: now.UnixMilli(), Life: int64(p.life / time.Second)}
 		g.Expires, g.Idle = end.UnixMilli(), life.Idle.Milliseconds()
 		o := originOf(ctx)
-		g.UserAgent = cleanText(o.UserAgent)
+		g.UserAgent = text.CleanText(o.UserAgent)
 		if o.Address.IsValid() {
 			g.Address = o.Address.String()
 		}
@@ -473,7 +474,7 @@ func (s *Service) planClient(p *plan, r *Request, id string, who *caller) error 
 }
 
 func checkSubject(sub string) error {
-	if sub == "" || len(sub) > maxSubject || !plainText(sub) {
+	if sub == "" || len(sub) > maxSubject || !text.PlainText(sub) {
 		return fail(ErrInvalidRequest, "a subject is 1 to 255 bytes of UTF-8 without control characters")
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -227,7 +228,7 @@ func (s *Service) whyRevoked(ctx context.Context, t Token) string {
 		why += " by " + newest.Actor
 	}
 	if newest.Reason != "" {
-		why += ": " + cleanText(newest.Reason)
+		why += ": " + text.CleanText(newest.Reason)
 	}
 	return why
 }

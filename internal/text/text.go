@@ -1,4 +1,4 @@
-package apitoken
+package text
 
 import (
 	"strconv"
@@ -8,10 +8,10 @@ import (
 )
 
 // maxText bounds what is kept of a string that a client chose.
-const maxText = 256
+const MaxText = 256
 
 // plainText reports whether s is valid UTF-8 without control and bidirectional characters.
-func plainText(s string) bool {
+func PlainText(s string) bool {
 	for i := 0; i < len(s); {
 		if c := s[i]; c >= 0x20 && c < 0x7f {
 			i++
@@ -33,8 +33,8 @@ func shown(r rune) bool {
 
 // cleanText makes a client's string fit for records and logs: at most 256 bytes of valid UTF-8, what can not be shown
 // escaped.
-func cleanText(s string) string {
-	if len(s) <= maxText && plainText(s) {
+func CleanText(s string) string {
+	if len(s) <= MaxText && PlainText(s) {
 		return s
 	}
 	var b strings.Builder
@@ -43,7 +43,7 @@ func cleanText(s string) string {
 		if r == utf8.RuneError || !shown(r) {
 			piece = strings.Trim(strconv.QuoteRuneToASCII(r), "'")
 		}
-		if b.Len()+len(piece) > maxText {
+		if b.Len()+len(piece) > MaxText {
 			break
 		}
 		b.WriteString(piece)
