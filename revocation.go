@@ -65,7 +65,11 @@ func (s *core) ownTarget(t rules.Target) rules.Target {
 // client's. Broader targets carry the narrowing in their key.
 func (s *Service) provenTarget(ctx context.Context, t *rules.Target) error {
 	if t.Owner == "" && t.Holder == "" {
+		t.Shown = rules.Shown{}
 		return nil
+	}
+	if t.Shown != (rules.Shown{}) {
+		return public(t.Proved(t.Shown.Subject, t.Shown.Client))
 	}
 	var subject, client string
 	switch t.Kind {
@@ -389,8 +393,10 @@ func (s *Service) targetOf(ctx context.Context, token string) (rules.Target, err
 	if err != nil {
 		return rules.Target{}, &Error{Code: ErrNotFound, Detail: "not a token of this service", Cause: err}
 	}
+	t := rules.ByToken(d.ID)
 	if d.Grant != "" {
-		return rules.ByGrant(d.Grant), nil
+		t = rules.ByGrant(d.Grant)
 	}
-	return rules.ByToken(d.ID), nil
+	t.Shown = rules.Shown{Subject: d.Subject, Client: d.Client}
+	return t, nil
 }

@@ -579,7 +579,7 @@ func (t *Target) Proved(subject, client string) error {
 	if t.Owner != "" && t.Owner != subject || t.Holder != "" && t.Holder != client {
 		return fault.Fail(fault.NotFound, "the %s is another's", t.Kind)
 	}
-	t.Owner, t.Holder = "", ""
+	t.Owner, t.Holder, t.Shown = "", "", Shown{}
 	return nil
 }
 

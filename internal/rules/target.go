@@ -17,8 +17,12 @@ type Target struct {
 	Owner  string // only what this subject owns
 	Holder string // only what this client holds
 	Before time.Time
+	Shown  Shown // whose it is, by the token that somebody showed: no part of its text
 	none   bool // narrowed by something empty: names nothing
 }
+
+// Shown is whose a token is that was verified.
+type Shown struct{ Subject, Client string }
 
 type targetKind uint8
 
