@@ -42,14 +42,14 @@ func (s *Service) RevokeLeaked(ctx context.Context, text []byte, reason string) 
 	if len(text) > maxLeakText {
 		return 0, fail(ErrInvalidRequest, "the text has %d bytes, at most %d are searched", len(text), maxLeakText)
 	}
-	l := &leakSearch{s: s, reason: reason, seen: map[rules.Target]bool{}, read: map[string]bool{}}
+	l := &leakSearch{reason: reason, seen: map[rules.Target]bool{}, read: map[string]bool{}}
 	for secret := range Find(text) {
-		if !l.end(ctx, secret.Reveal()) {
+		if !s.endText(ctx, l, secret.Reveal()) {
 			return l.ended, l.err
 		}
 	}
 	for token := range findJWTs(text) {
-		if !l.end(ctx, token) {
+		if !s.endText(ctx, l, token) {
 			break
 		}
 	}
@@ -58,7 +58,6 @@ func (s *Service) RevokeLeaked(ctx context.Context, text []byte, reason string) 
 
 // leakSearch is one call of RevokeLeaked.
 type leakSearch struct {
-	s      *Service
 	reason string
 	seen   map[rules.Target]bool
 	read   map[string]bool // texts: what stands twice is looked up once
@@ -67,8 +66,8 @@ type leakSearch struct {
 	err    error // the first one; what follows is ended all the same
 }
 
-// end ends one credential, and says whether to go on.
-func (l *leakSearch) end(ctx context.Context, text string) bool {
+// endText ends one credential, and says whether to go on.
+func (s *Service) endText(ctx context.Context, l *leakSearch, text string) bool {
 	if l.read[text] {
 		return true
 	}
@@ -76,11 +75,11 @@ func (l *leakSearch) end(ctx context.Context, text string) bool {
 	found, ended, err := 0, 0, error(nil)
 	switch opaque.KindOf(text) {
 	case opaque.ClientSecret:
-		found, ended, err = l.s.Clients.endLeaked(ctx, text, l.reason)
+		found, ended, err = s.Clients.endLeaked(ctx, text, l.reason)
 	case opaque.Ticket:
-		found, ended, err = l.s.endLeakedTicket(ctx, text, l.reason)
+		found, ended, err = s.endLeakedTicket(ctx, text, l.reason)
 	default:
-		found, ended, err = l.endToken(ctx, text)
+		found, ended, err = s.endToken(ctx, l, text)
 	}
 	l.found += found
 	l.ended += ended
@@ -90,8 +89,8 @@ func (l *leakSearch) end(ctx context.Context, text string) bool {
 	return l.found < maxLeakMatches
 }
 
-func (l *leakSearch) endToken(ctx context.Context, text string) (found, ended int, err error) {
-	t, err := l.s.targetOf(ctx, text)
+func (s *Service) endToken(ctx context.Context, l *leakSearch, text string) (found, ended int, err error) {
+	t, err := s.targetOf(ctx, text)
 	switch {
 	case errors.Is(err, ErrNotFound) || err == nil && l.seen[t]:
 		return 0, 0, nil
@@ -99,7 +98,7 @@ func (l *leakSearch) endToken(ctx context.Context, text string) (found, ended in
 		return 0, 0, err
 	}
 	l.seen[t] = true
-	if err := l.s.revoke(ctx, t, l.reason, EventLeaked); err != nil {
+	if err := s.revoke(ctx, t, l.reason, EventLeaked); err != nil {
 		return 1, 0, err
 	}
 	return 1, 1, nil

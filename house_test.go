@@ -1,0 +1,74 @@
+package apitoken_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// What keeps the rooms apart: nothing behind the root knows it, and no part of a service holds the service.
+func TestTheHouse(t *testing.T) {
+	t.Parallel()
+	parse := func(name string) *ast.File {
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+		require.NoError(t, err)
+		return f
+	}
+	require.NoError(t, filepath.WalkDir("internal", func(name string, d fs.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(name, ".go") {
+			for _, x := range parse(name).Imports {
+				require.NotEqual(t, `"github.com/apitoken-go/apitoken"`, x.Path.Value, name)
+			}
+		}
+		return err
+	}))
+	files, err := filepath.Glob("*.go")
+	require.NoError(t, err)
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		ast.Inspect(parse(name), func(n ast.Node) bool {
+			s, ok := n.(*ast.StructType)
+			if !ok {
+				return true
+			}
+			for _, x := range s.Fields.List {
+				if p, ok := x.Type.(*ast.StarExpr); ok {
+					id, ok := p.X.(*ast.Ident)
+					require.False(t, ok && id.Name == "Service", "%s: a struct holds *Service", name)
+				}
+			}
+			return true
+		})
+	}
+	// Whatever leads into the ring gives out errors of this package.
+	for _, d := range parse("keys.go").Decls {
+		fn, ok := d.(*ast.FuncDecl)
+		if !ok || fn.Type.Results == nil || fn.Recv == nil {
+			continue
+		}
+		fails, inside, ours := false, false, false
+		for _, r := range fn.Type.Results.List {
+			if id, ok := r.Type.(*ast.Ident); ok && id.Name == "error" {
+				fails = true
+			}
+		}
+		ast.Inspect(fn, func(n ast.Node) bool {
+			switch x := n.(type) {
+			case *ast.SelectorExpr:
+				inside = inside || x.Sel.Name == "ring"
+			case *ast.Ident:
+				ours = ours || x.Name == "public"
+			}
+			return true
+		})
+		require.False(t, fails && inside && !ours && fn.Name.Name != "JWKS", "%s gives out an error of a package behind this one", fn.Name.Name)
+	}
+}
