@@ -223,6 +223,6 @@ func (s *Service) Wait(ctx context.Context, p store.Position) error {
 }
 
 // travels is a rule in its public form.
-func travels(x rules.Hashed_) RevocationEntry {
+func travels(x rules.HashedRule) RevocationEntry {
 	return RevocationEntry{Class: uint8(x.Class), Kind: x.Kind, Hash: x.Hash, Value: x.Value, At: x.At, Expires: x.Expires}
 }

@@ -369,7 +369,7 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *rules.S
 	*rs = rules.Subject{Subject: p.subject, Client: p.client.ID, Id: t.jti, Kid: key.KID, Grant: t.grant, Chain: p.chain, Roles: p.roles, Pos: t.pos, Iat: spec.IssuedAt}
 	for _, a := range p.actors {
 		spec.Actors = append(spec.Actors, a.Subject)
-		rs.Actors = append(rs.Actors, rules.Principal{a.Issuer, a.Subject})
+		rs.Actors = append(rs.Actors, rules.Principal{Issuer: a.Issuer, Subject: a.Subject})
 	}
 	rs.Descend()
 	made.data = tokenOf(spec, p.claims)

@@ -703,7 +703,7 @@ func (t *trust) enter(a *RevocationView) {
 	}
 	b := t.book
 	for _, r := range a.Rules {
-		b.EnterHashed(rules.Hashed_{rules.Class(r.Class), r.Kind, r.Hash, r.Value, r.At, r.Expires})
+		b.EnterHashed(rules.HashedRule{Class: rules.Class(r.Class), Kind: r.Kind, Hash: r.Hash, Value: r.Value, At: r.At, Expires: r.Expires})
 	}
 	if len(a.Rules) > 0 {
 		t.rules.Load().Version.Add(1)

@@ -435,7 +435,7 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, takes bool
 	r.Client, r.Grant, r.Roles, r.Chain = cl.ClientID, cl.SessionID, cl.Roles, cl.Chain
 	for _, a := range cl.Actors {
 		spec.Actors = append(spec.Actors, a.Subject)
-		actor := rules.Principal{a.Issuer, a.Subject}
+		actor := rules.Principal{Issuer: a.Issuer, Subject: a.Subject}
 		if actor.Issuer == iss.issuer {
 			actor.Issuer = "" // as its own principals stand in its own rules
 		}

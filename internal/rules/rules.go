@@ -474,7 +474,7 @@ func (b *Book) Ended(id string) bool {
 }
 
 // enterHashed enters a rule as it travels.
-func (b *Book) EnterHashed(r Hashed_) {
+func (b *Book) EnterHashed(r HashedRule) {
 	var k targetKind
 	for i := TargetToken; i < targetKinds; i++ {
 		if targetNames[i] == r.Kind {
@@ -525,7 +525,7 @@ func HashTarget(key []byte, namespace string, k targetKind, issuer, id, holder s
 }
 
 // hashedRule is a rule as it travels, without reason and actor.
-type Hashed_ struct {
+type HashedRule struct {
 	Class              Class
 	Kind               string
 	Hash               [16]byte
@@ -533,10 +533,10 @@ type Hashed_ struct {
 }
 
 // hashed is x as it travels.
-func (x *Record) Hashed(key []byte, ns string) Hashed_ {
+func (x *Record) Hashed(key []byte, ns string) HashedRule {
 	t := x.Target
 	kind, id, holder := t.Indexed()
-	e := Hashed_{Kind: kind.String(), At: x.At / 1000}
+	e := HashedRule{Kind: kind.String(), At: x.At / 1000}
 	switch {
 	case !t.Before.IsZero():
 		e.Class, e.Value = classBefore, t.Before.Unix()
