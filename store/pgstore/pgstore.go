@@ -7,8 +7,9 @@
 //
 // # What it promises
 //
-// Durability is the server's: with synchronous_commit off, or after a failover to an asynchronous replica, acknowledged
-// writes may be lost. A failover is noticed by the server's timeline, a dump that was put back by the number of its table
+// An acknowledged write is on the server's disk, also where synchronous_commit is off by default: the store's transactions
+// turn it on for themselves, and keep any stronger setting. What remains is the server's: with fsync off, or after a failover
+// to an asynchronous replica, acknowledged writes may be lost. A failover is noticed by the server's timeline, a dump that was put back by the number of its table
 // or the system identifier of its cluster: both make another History, upon which the service asks for a choice
 // (apitoken.Config.Restored). So does pg_upgrade, which loses nothing. A file-level copy of the data directory that is put
 // back without recovery into a new timeline is not told from the original.
@@ -54,7 +55,8 @@ type Options struct {
 	Prefix string // of all tables; empty: "apitoken_"
 	// Manual says that a DBA runs Migrations: New fails on tables that are not there, instead of making them.
 	Manual bool
-	// Pooler says that a transaction pooler such as PgBouncer stands in between: no prepared statements, no LISTEN.
+	// Pooler says that a transaction pooler such as PgBouncer stands in between: no prepared statements, no LISTEN. Where it
+	// is needed and not set, verbs answer an error that names it.
 	Pooler bool
 	// Timeout bounds each write, its repetitions after deadlocks and broken connections included, also when its caller has
 	// given up; and for how long a read is repeated. Zero: 10 s.
@@ -112,6 +114,8 @@ var (
 var (
 	errInvalid = errors.New("pgstore: invalid argument")
 	errReplica = errors.New("pgstore: this server is a replica: the store reads and writes the primary")
+	// A prepared statement is there that this connection did not make, or one is gone that it did.
+	errPooler = errors.New("pgstore: a transaction pooler such as PgBouncer seems to stand before the server: set Options.Pooler")
 	// Two primaries, or a fail-over under way.
 	errTwoServers = errors.New("pgstore: the pool leads to servers of different histories")
 )
@@ -136,7 +140,7 @@ func New(ctx context.Context, pool *pgxpool.Pool, o *Options) (*Store, error) {
 	}
 	e.sql = newStatements(&e.o)
 	switch version, err := e.version(ctx); {
-	case isPg(err, "42P01"), isPg(err, "3F000"):
+	case noTable(err):
 		return nil, fmt.Errorf("%w: run Migrate, or what Migrations prints", ErrMissing)
 	case err != nil:
 		return nil, e.cause(err)
@@ -307,6 +311,9 @@ func isPg(err error, code string) bool {
 	return errors.As(err, &pg) && pg.Code == code
 }
 
+// noTable: the table that was asked for is not there, or its schema.
+func noTable(err error) bool { return isPg(err, "42P01") || isPg(err, "3F000") }
+
 // cause names what an operator should know of a driver's error, and keeps the error.
 func (e *engine) cause(err error) error {
 	var pg *pgconn.PgError
@@ -320,6 +327,8 @@ func (e *engine) cause(err error) error {
 		return fmt.Errorf("%w: the server is a replica, or this session takes no writes: %w", store.ErrReadOnly, err)
 	case pg.Code == "AP003":
 		return store.ErrReadOnly
+	case pg.Code == "42P05", pg.Code == "26000":
+		return fmt.Errorf("%w: %w", errPooler, err)
 	}
 	return fmt.Errorf("pgstore: %w", err)
 }

@@ -24,14 +24,19 @@ type statements struct {
 
 const recordColumns = "r.kind, r.id, r.version, r.pos, r.written, r.expires, r.subject, r.client, r.grant_id, r.token, r.type, r.data"
 
+// durable is a condition that is always true. Where a session would acknowledge a commit before it is on the server's disk
+// (synchronous_commit off, of the server, the database, the role or the pool), it makes this transaction wait all the same;
+// any stronger setting stays. A write without it could be acknowledged and lost at a crash.
+const durable = "set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true) <> 'off'"
+
 func newStatements(o *Options) statements {
 	return statements{
-		apply: o.names("SELECT out_head, out_history, out_now FROM @apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)"),
+		apply: o.names("SELECT out_head, out_history, out_now FROM @apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24) WHERE " + durable),
 		adopt: o.names(`WITH f AS (INSERT INTO @fence (ns) VALUES ($1) ON CONFLICT DO NOTHING)
 			INSERT INTO @namespace AS n (ns, history, timeline, system, relation) VALUES ($1, $2, @timeline(), $3, '@namespace'::regclass)
 			ON CONFLICT (ns) DO UPDATE SET history = excluded.history, epoch = n.epoch + 1, timeline = excluded.timeline, system = excluded.system, relation = excluded.relation
 			WHERE n.timeline <> excluded.timeline OR n.relation <> excluded.relation OR n.system <> excluded.system AND excluded.system <> 'unknown'`),
-		move:  o.names("SELECT @move($1, $2, $3)"),
+		move:  o.names("SELECT @move($1, $2, $3) WHERE " + durable),
 		get:   o.names("SELECT @timeline(), n.history, " + recordColumns + " FROM @namespace n LEFT JOIN @record r ON r.ns = n.ns AND r.kind = $2 AND r.id = $3 WHERE n.ns = $1"),
 		head:  o.names("SELECT n.head, n.history, @now_ms() FROM @namespace n WHERE n.ns = $1"),
 		heads: o.names("SELECT n.ns, n.head, n.history FROM @namespace n WHERE n.ns = ANY ($1)"),

@@ -250,8 +250,12 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool, o *Options) error {
 		return err
 	}
 	e := &engine{pool: pool, o: opt}
-	if at, err := e.version(ctx); err == nil && at == len(migrations) {
+	at, err := e.version(ctx)
+	switch {
+	case err == nil && at == len(migrations):
 		return nil
+	case err != nil && !noTable(err):
+		return e.cause(err)
 	}
 	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", e.args(lockKey(opt.qualified(), "migrate"))...); err != nil {
@@ -272,7 +276,6 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool, o *Options) error {
 		if _, err := tx.Exec(ctx, opt.names("CREATE TABLE IF NOT EXISTS @version (version integer PRIMARY KEY)"), e.args()...); err != nil {
 			return fmt.Errorf("pgstore: version table: %w", err)
 		}
-		var at int
 		if err := tx.QueryRow(ctx, opt.names("SELECT coalesce(max(version), 0) FROM @version"), e.args()...).Scan(&at); err != nil {
 			return fmt.Errorf("pgstore: version: %w", err)
 		}
