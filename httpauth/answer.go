@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/bodytime"
 	"github.com/apitoken-go/apitoken/internal/jws"
 )
 
@@ -69,6 +70,7 @@ var dpopAlgs = strings.Join(jws.PublicAlgs, " ")
 // Error answers with err's status, challenge and problem body, after OnRefuse has seen it. Errors that are not of
 // apitoken's answer 500. Nothing of it may be stored by a cache.
 func (a *Auth) Error(w http.ResponseWriter, r *http.Request, err error) {
+	bodytime.Refused(w, r)
 	if a.o.OnRefuse != nil && r != nil {
 		a.o.OnRefuse(redacted(r), err)
 	}

@@ -6,6 +6,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/bodytime"
 )
 
 // Routes says what each route of a program requires. Keys are patterns of [http.ServeMux].
@@ -100,6 +101,7 @@ func canonical(r *http.Request) bool {
 
 // nowhere answers for a path that the table does not name: 404, or 405 with Allow, as the mux would.
 func (a *Auth) nowhere(w http.ResponseWriter, r *http.Request, h http.Handler) {
+	bodytime.Refused(w, r)
 	probe := &statusOnly{h: http.Header{}}
 	h.ServeHTTP(probe, r)
 	v := verdict{status: http.StatusNotFound, code: "not_found", description: "There is no such route."}

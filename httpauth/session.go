@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/bodytime"
 )
 
 // Session is an Auth for browsers: the tokens live in two cookies that scripts can not read. A guard
@@ -263,6 +264,7 @@ func (s *Session) turnAway(w http.ResponseWriter, r *http.Request, err error) {
 		s.Error(w, r, err)
 		return
 	}
+	bodytime.Refused(w, r)
 	if s.Auth.o.OnRefuse != nil {
 		s.Auth.o.OnRefuse(redacted(r), err)
 	}

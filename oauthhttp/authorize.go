@@ -76,7 +76,7 @@ func (e *authorizationError) Unwrap() error { return e.refusal }
 
 // Authorize is the authorization endpoint (RFC 6749 §3.1).
 func (h *Handler) Authorize() http.Handler {
-	return h.auth.Origin(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return h.bounded(h.auth.Origin(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		guardPage(w)
 		if h.o.Consent == nil {
 			http.NotFound(w, r)
@@ -112,7 +112,7 @@ func (h *Handler) Authorize() http.Handler {
 			return
 		}
 		h.o.Consent.Authorize(w, r, a)
-	}))
+	})))
 }
 
 // guardPage keeps an answer out of caches, frames and Referer headers (RFC 9700 §4.2.4, §4.16).

@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"github.com/apitoken-go/apitoken"
@@ -20,7 +19,6 @@ const (
 	maxBody       = 64 << 10
 	maxQuery      = 16 << 10
 	maxParameters = 64
-	readTime      = 10 * time.Second // for the whole body
 )
 
 // A form is the parameters of a request, each once (RFC 6749 §3.2); those without a value do not count.
@@ -29,7 +27,7 @@ type form map[string][]string
 // repeatable may come more than once: RFC 8707 §2, RFC 8693 §2.1.
 var repeatable = []string{"resource", "audience"}
 
-// readBody reads a body of the media type, in bounded size and time.
+// readBody reads a body of the media type, in bounded size; the front of each endpoint bounds the time.
 func (h *Handler) readBody(w http.ResponseWriter, r *http.Request, media string) ([]byte, error) {
 	types := r.Header.Values("Content-Type")
 	if len(types) != 1 {
@@ -43,14 +41,9 @@ func (h *Handler) readBody(w http.ResponseWriter, r *http.Request, media string)
 	if r.Header.Get("Content-Encoding") != "" {
 		return nil, invalid("The body must not be encoded.")
 	}
-	// Whoever serves us may have no deadline; a body that drips in must not hold a connection.
-	rc := http.NewResponseController(w)
-	bounded := rc.SetReadDeadline(time.Now().Add(h.readTime)) == nil
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
 		w.Header().Set("Connection", "close") // the deadline stands: nobody waits for the rest
-	} else if bounded {
-		_ = rc.SetReadDeadline(time.Time{}) // else it would end the request's context later
 	}
 	var large *http.MaxBytesError
 	switch {

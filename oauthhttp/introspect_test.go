@@ -138,7 +138,8 @@ func TestRevocation(t *testing.T) {
 	}
 	a := revoke(pair.text("refresh_token"), s.as("app"))
 	require.Equal(t, 200, a.StatusCode)
-	require.Empty(t, a.raw)
+	require.Equal(t, "application/json", a.Header.Get("Content-Type"), "clients parse every answer")
+	require.JSONEq(t, `{}`, string(a.raw))
 	require.False(t, good(pair.text("access_token")), "the refresh token's access tokens end with it (RFC 7009 §2.1)")
 	require.Equal(t, 200, revoke(pair.text("refresh_token"), s.as("app")).StatusCode, "again")
 	pair = grant()

@@ -29,6 +29,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/httpauth"
+	"github.com/apitoken-go/apitoken/internal/bodytime"
 	"github.com/apitoken-go/apitoken/internal/peercert"
 	"github.com/apitoken-go/apitoken/remote"
 )
@@ -123,7 +124,7 @@ const (
 
 // New returns the endpoints of svc. It fails, naming the field in an [*apitoken.ConfigError], when o contradicts itself.
 func New(svc *apitoken.Service, o *Options) (*Handler, error) {
-	h := &Handler{svc: svc, readTime: readTime}
+	h := &Handler{svc: svc, readTime: bodytime.Default}
 	if o != nil {
 		h.o = *o
 	}
@@ -266,14 +267,14 @@ func (h *Handler) mount() {
 
 // getOnly lets reading requests through.
 func getOnly(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return bodytime.Front(bodytime.Default, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			w.Header().Set("Allow", "GET, HEAD")
 			w.WriteHeader(http.StatusMethodNotAllowed)
 			return
 		}
 		next.ServeHTTP(w, r)
-	})
+	}))
 }
 
 // Paths are what the Handler serves, as patterns of [http.ServeMux], for a host that has other things on the same
@@ -281,7 +282,12 @@ func getOnly(next http.Handler) http.Handler {
 func (h *Handler) Paths() []string { return slices.Clone(h.paths) }
 
 // ServeHTTP answers at the paths that the issuer's URL implies; mount it at the root of the issuer's host.
-func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.bounded(h.mux).ServeHTTP(w, r) }
+
+// bounded gives a request's body a deadline before anything is decided. Each endpoint that is mounted alone has it too.
+func (h *Handler) bounded(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { bodytime.Front(h.readTime, next).ServeHTTP(w, r) })
+}
 
 // urlOf is where clients send requests for path: the issuer's URL, or its alias for clients with certificates. The Host
 // header only chooses between these two, both of which are ours.
@@ -294,7 +300,7 @@ func (h *Handler) urlOf(r *http.Request, path string) string {
 
 // endpoint frames a handler: methods, caching, CORS, where the caller is, and the answer to its error.
 func (h *Handler) endpoint(browsers bool, methods string, serve func(http.ResponseWriter, *http.Request) error) http.Handler {
-	return h.auth.Origin(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return h.bounded(h.auth.Origin(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		head := w.Header()
 		head.Set("Cache-Control", "no-store") // RFC 6749 §5.1
 		head.Set("Pragma", "no-cache")
@@ -310,8 +316,12 @@ func (h *Handler) endpoint(browsers bool, methods string, serve func(http.Respon
 		if err := serve(w, r); err != nil {
 			h.refuse(w, r, err)
 		}
-	}))
+	})))
 }
+
+// corsHeaders are what pages may send. Headers of other protocols are allowed by the wildcard, which covers all but Authorization
+// where no cookies are sent, and by name for browsers that do not know it.
+const corsHeaders = "Authorization, Content-Type, DPoP, MCP-Protocol-Version, *"
 
 // cors answers a preflight, and lets pages read the answer. It reports whether all is said.
 func (h *Handler) cors(w http.ResponseWriter, r *http.Request, methods string) bool {
@@ -330,7 +340,7 @@ func (h *Handler) cors(w http.ResponseWriter, r *http.Request, methods string) b
 		head.Set("Access-Control-Expose-Headers", "WWW-Authenticate, DPoP-Nonce, Retry-After")
 		if preflight {
 			head.Set("Access-Control-Allow-Methods", strings.ReplaceAll(methods, " ", ", "))
-			head.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, DPoP")
+			head.Set("Access-Control-Allow-Headers", corsHeaders)
 			head.Set("Access-Control-Max-Age", "600")
 		}
 	}
@@ -341,7 +351,31 @@ func (h *Handler) cors(w http.ResponseWriter, r *http.Request, methods string) b
 }
 
 // JWKS serves the published keys (RFC 7517).
-func (h *Handler) JWKS() http.Handler { return getOnly(remote.JWKS(h.svc)) }
+func (h *Handler) JWKS() http.Handler { return publicOnly(remote.JWKS(h.svc)) }
+
+// publicOnly is getOnly for documents that pages of any origin may read.
+func publicOnly(next http.Handler) http.Handler {
+	get := getOnly(next)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !publicPreflight(w, r) {
+			get.ServeHTTP(w, r)
+		}
+	})
+}
+
+// publicPreflight answers the CORS preflight for a public document. It reports whether all is said.
+func publicPreflight(w http.ResponseWriter, r *http.Request) bool {
+	if r.Method != http.MethodOptions || r.Header.Get("Access-Control-Request-Method") == "" {
+		return false
+	}
+	head := w.Header()
+	head.Set("Access-Control-Allow-Origin", "*")
+	head.Set("Access-Control-Allow-Methods", "GET, HEAD")
+	head.Set("Access-Control-Allow-Headers", corsHeaders)
+	head.Set("Access-Control-Max-Age", "600")
+	w.WriteHeader(http.StatusNoContent)
+	return true
+}
 
 // certificate is what the client showed in TLS, and whether its chain was verified.
 func (h *Handler) certificate(r *http.Request) (*x509.Certificate, bool) {

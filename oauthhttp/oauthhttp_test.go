@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -77,12 +78,14 @@ func TestOtherMethodsAreRefused(t *testing.T) {
 
 func TestBrowsersMayCall(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, nil)
+	s := newSite(t, func(_ *apitoken.Config, o *oauthhttp.Options) {
+		o.Resources = []oauthhttp.Resource{{Resource: testIssuer}}
+	})
 	s.public("spa", nil)
 	preflight := func(path string) *answer {
 		return s.do(httptest.NewRequest(http.MethodOptions, testIssuer+path, nil), header("Origin", "https://app.example.com"), header("Access-Control-Request-Method", "POST"), header("Access-Control-Request-Headers", "dpop"))
 	}
-	for _, path := range []string{"/token", "/revoke", "/par", "/device_authorization", "/.well-known/oauth-authorization-server"} {
+	for _, path := range []string{"/token", "/revoke", "/par", "/device_authorization", "/.well-known/oauth-authorization-server", "/openapi.json", "/.well-known/jwks.json", "/.well-known/oauth-protected-resource"} {
 		a := preflight(path)
 		require.Equal(t, 204, a.StatusCode, path)
 		require.Equal(t, "*", a.Header.Get("Access-Control-Allow-Origin"))
@@ -130,6 +133,45 @@ func TestABodyThatDoesNotArrive(t *testing.T) {
 	require.NoError(t, err, "the endpoint answers by itself")
 	defer res.Body.Close()
 	require.Equal(t, http.StatusRequestTimeout, res.StatusCode)
+}
+
+// Whatever is refused before its body is read is bounded too: another method, path, media type or encoding. A handler that is
+// mounted alone does not rely on the whole one.
+func TestABodyThatIsNotReadDoesNotArrive(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, func(_ *apitoken.Config, o *oauthhttp.Options) { o.Registration = &oauthhttp.Registration{} })
+	s.h.SetReadTime(50 * time.Millisecond)
+	whole, alone := httptest.NewServer(s.h), httptest.NewServer(s.h.Token())
+	t.Cleanup(whole.Close)
+	t.Cleanup(alone.Close)
+	for name, c := range map[string]struct {
+		srv  *httptest.Server
+		head string
+	}{
+		"media type":      {whole, "POST /token HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 60"},
+		"no media type":   {whole, "POST /token HTTP/1.1\r\nContent-Length: 60"},
+		"encoding":        {whole, "POST /token HTTP/1.1\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Encoding: gzip\r\nContent-Length: 60"},
+		"chunked":         {whole, "POST /revoke HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked"},
+		"method":          {whole, "GET /token HTTP/1.1\r\nContent-Length: 60"},
+		"path":            {whole, "POST /nothing HTTP/1.1\r\nContent-Length: 60"},
+		"document":        {whole, "GET /.well-known/oauth-authorization-server HTTP/1.1\r\nContent-Length: 60"},
+		"page":            {whole, "PUT /authorize HTTP/1.1\r\nContent-Length: 60"},
+		"keys":            {whole, "GET /.well-known/jwks.json HTTP/1.1\r\nContent-Length: 60"},
+		"without a token": {whole, "POST /register HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 60"},
+		"mounted alone":   {alone, "POST / HTTP/1.1\r\nContent-Length: 60"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conn, err := net.Dial("tcp", strings.TrimPrefix(c.srv.URL, "http://"))
+			require.NoError(t, err)
+			defer conn.Close()
+			_, err = fmt.Fprint(conn, c.head+"\r\nHost: x\r\n\r\n")
+			require.NoError(t, err)
+			require.NoError(t, conn.SetReadDeadline(time.Now().Add(9*time.Second)))
+			_, err = io.Copy(io.Discard, conn)
+			require.NoError(t, err, "the server ends the connection by itself")
+		})
+	}
 }
 
 func TestAnIssuerWithAPath(t *testing.T) {

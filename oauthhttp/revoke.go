@@ -31,7 +31,6 @@ func (h *Handler) Revocation() http.Handler {
 		if err != nil && !errors.Is(err, apitoken.ErrNotFound) {
 			return err
 		}
-		w.WriteHeader(http.StatusOK)
-		return nil
+		return h.answer(w, r, http.StatusOK, struct{}{}) // RFC 7009 §2.2 ignores the body; clients that parse every answer as JSON want one
 	})
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/bodytime"
 	"github.com/apitoken-go/apitoken/internal/peercert"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -77,7 +78,7 @@ func Handler(svc *apitoken.Service, options ...Option) http.Handler {
 	mux.Handle("GET "+path+jwksPath, JWKS(svc))
 	mux.Handle("GET "+path+feedPath, Feed(svc, options...))
 	mux.Handle("POST "+path+introspectPath, Introspect(svc, options...))
-	return mux
+	return bodytime.Front(bodytime.Default, mux)
 }
 
 // FeedURL is where Handler serves an issuer's feed: the metadata's apitoken_revocations_endpoint.
@@ -113,7 +114,7 @@ func metadataHandler(issuer, base string) http.Handler {
 // JWKS serves the published keys (RFC 7517) with an ETag, for a minute in caches: a next key is published for much longer
 // before it signs.
 func JWKS(svc *apitoken.Service) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return bodytime.Front(bodytime.Default, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		doc, err := svc.SigningKeys.JWKS(r.Context(), "")
 		if err != nil {
 			unavailable(w)
@@ -132,7 +133,7 @@ func JWKS(svc *apitoken.Service) http.Handler {
 			return
 		}
 		write(w, doc)
-	})
+	}))
 }
 
 // matches is If-None-Match of RFC 9110 §13.1.2, by weak comparison.
@@ -151,7 +152,7 @@ func matches(header, etag string) bool {
 // the store where its own view is older than that, once for all who ask: a caller's bound may be tighter than the issuer's.
 func Feed(svc *apitoken.Service, options ...Option) http.Handler {
 	callers := newCallers(svc, options)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return bodytime.Front(bodytime.Default, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
 		q := r.URL.Query()
 		named := func() (url.Values, error) { return q, nil }
@@ -209,7 +210,7 @@ func Feed(svc *apitoken.Service, options ...Option) http.Handler {
 		}
 		w.Header().Set("Content-Type", "application/json")
 		write(w, body)
-	})
+	}))
 }
 
 func number(s string, without int) (int, error) {
@@ -227,7 +228,7 @@ func number(s string, without int) (int, error) {
 // need besides.
 func Introspect(svc *apitoken.Service, options ...Option) http.Handler {
 	callers := newCallers(svc, options)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return bodytime.Front(bodytime.Default, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
 		r.Body = http.MaxBytesReader(w, r.Body, 96<<10)
 		form := func() (url.Values, error) {
@@ -253,7 +254,7 @@ func Introspect(svc *apitoken.Service, options ...Option) http.Handler {
 		}
 		w.Header().Set("Content-Type", "application/json")
 		write(w, body)
-	})
+	}))
 }
 
 // allowed confirms a client that holds FollowScope, by exactly one method, and answers for the others. params are where
