@@ -93,6 +93,7 @@ type apiKeyRecord struct {
 	By       []string        `json:"by,omitempty"` // as a token's chain: the client and the signing key of the token by which it was made
 	Hash     [32]byte        `json:"h"`
 	TagKID   [4]byte         `json:"tag"`
+	record.Ext
 }
 
 const (

@@ -63,6 +63,7 @@ const (
 	EventAPIKeyChanged EventType = "apikey.changed"
 	EventKeyChanged    EventType = "signingkey.changed"
 	EventRoleChanged   EventType = "role.changed"
+	EventRecordChanged EventType = "record.changed" // an operator repaired or removed a stored record; Extra's "kind" and "record" name it
 	EventAlert         EventType = "alert"
 )
 

@@ -126,6 +126,7 @@ type clientRecord struct {
 	BindCertificate bool            `json:"bind_cert,omitempty"`
 	Registration    *clientSecret   `json:"registration,omitempty"` // verifier of its registration token
 	Leaked          [][]byte        `json:"leaked,omitempty"`       // hashes of secrets that Declare must not bring back
+	record.Ext
 }
 
 // clientSecret is a verifier: of 256 random bits a plain hash is enough, what a host chose gets a slow one.

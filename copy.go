@@ -85,6 +85,7 @@ type copyRecord struct {
 	Seen      []string `json:"seen,omitempty"`
 	Events    int      `json:"events"`
 	Last      string   `json:"last,omitempty"`
+	record.Ext
 }
 
 var (
@@ -95,6 +96,7 @@ var (
 type movedRecord struct {
 	V  int   `json:"v"`
 	At int64 `json:"at"` // Unix ms
+	record.Ext
 }
 
 type mover struct {
@@ -645,7 +647,7 @@ func (m *mover) cursors(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			next := cursorRecord{V: 1, Done: rec.Done}
+			next := cursorRecord{V: 1, Done: rec.Done, Ext: rec.Ext}
 			for behind := m.mark.Events - left; behind > 0; {
 				p, err := m.to.List(ctx, store.Query{Kind: store.KindEvent, Cursor: next.Cursor, Limit: min(behind, copyPage)})
 				if err != nil {

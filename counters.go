@@ -181,6 +181,7 @@ type useRecord struct {
 	Last   int64    `json:"last"` // Unix ms
 	From   []string `json:"from,omitempty"`
 	Scopes Scopes   `json:"scopes,omitempty"`
+	record.Ext
 }
 
 type storedUse struct {

@@ -18,6 +18,14 @@
 // is issued, changed or revoked without its audit event, written in the same transaction. No usable secret reaches the
 // store, the events, errors or logs: [Secret] redacts itself, and Reveal is the only way to the text.
 //
+// # Versions
+//
+// Processes of two versions may share a store. A stored record that a process cannot read, because it is damaged or a newer
+// version added what an older one must not ignore, is set aside: what depends on it is refused with [ErrUnavailable] (all
+// that a revocation may be about: with [ErrRevoked]), and nothing else. [Backlog] and the metrics count such records,
+// [Service.Unreadable] lists them, [Service.Repair] and [Service.Remove] are the operator's. What a newer version added and
+// an older one may ignore is kept when the older one rewrites the record.
+//
 // # Errors
 //
 // Every error is an [*Error] whose code is one of the Err… sentinels, for errors.Is. Its text is fit for a client; the

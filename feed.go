@@ -60,9 +60,7 @@ func (l *feedLog) add(s *core, r store.Record) error {
 	}
 	x, err := rules.ReadRule(r)
 	if err != nil { // set aside
-		if x, _ = rules.AtMost(r); x.Target.Kind == rules.TargetNone {
-			return err
-		}
+		x = widest(r)
 	}
 	e := feedEntry{pos: r.Pos.N, RevocationEntry: travels(x.Hashed(l.key, s.ns))}
 	e.Expires = r.Expires

@@ -63,6 +63,7 @@ type grantRecord struct {
 	Narrow Scopes   `json:"narrow,omitempty"`
 	For    []string `json:"for,omitempty"`   // its audiences, where they are fewer than the grant's
 	Bound  string   `json:"bound,omitempty"` // its binding, where it is not the grant's
+	record.Ext
 }
 
 // grantSlack keeps a grant's record for a while behind its end, so that what comes late is told from junk.

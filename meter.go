@@ -25,6 +25,7 @@ const kindSpent store.Kind = "spent"
 type spentRecord struct {
 	V int    `json:"v"`
 	N uint64 `json:"n"`
+	record.Ext
 }
 
 var spentForm = record.Form[spentRecord]{Kind: kindSpent, Check: func(rec *spentRecord) error { return first(rec.V) }}
@@ -136,7 +137,7 @@ func (k *APIKeys) reserve(ctx context.Context, e *knownKey) (uint64, error) {
 		if e.expires != 0 { // never before the key's own record: a count that is gone would begin again
 			r.Expires = e.expires + int64((keySlack+ruleSlack)/time.Millisecond)
 		}
-		if err := put(c, &spentForm, r, &spentRecord{V: 1, N: spent.N + got}, v); err != nil {
+		if err := put(c, &spentForm, r, &spentRecord{V: 1, N: spent.N + got, Ext: spent.Ext}, v); err != nil {
 			return 0, err
 		}
 		_, err = k.s.commit(ctx, c)

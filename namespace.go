@@ -24,6 +24,7 @@ type metaRecord struct {
 	MaxForeign int64 `json:"foreign,omitempty"`
 	// Copied is when the namespace was filled by Copy, Unix ms: its events from before bear times of then in the store.
 	Copied [2]int64 `json:"copied,omitzero"`
+	record.Ext
 }
 
 const metaID = "service"

@@ -18,7 +18,7 @@ type Observer interface {
 // Observation is one call that ended.
 type Observation struct {
 	// Op is "validate", "authorize" (a good token that lacks a scope), "authenticate" (of a client), "issue", "refresh",
-	// "exchange", "redeem", "revoke", "feed" or "keys".
+	// "exchange", "redeem", "revoke", "feed", "keys" or "record" (a stored record could not be read: Err says why).
 	Op     string
 	Token  Token  // zero when there is none; of one that is refused, what its issuer's signature vouches for
 	Client string // with "authenticate": who the caller claims to be, proved only when Err is nil
@@ -87,6 +87,9 @@ type Backlog struct {
 	Refusals    int // distinct ones that were counted and are not in the log yet, at most 128
 	Uses        int // tokens and API keys whose uses were counted and are not stored yet
 	Revocations int // in force here and not in the store yet: other processes do not know them
+	// Unreadable is the number of followed records that this process could not read and has set aside. What depends on one is
+	// refused. [Service.Unreadable] lists them.
+	Unreadable int
 	// Sinks is how far each of Config.Sinks, and of those that Feed feeds, is behind at most, by name. In a process that
 	// does not feed it itself it is what the store says, up to 15 s too much.
 	Sinks map[string]time.Duration
@@ -103,6 +106,7 @@ func (s *Service) Backlog() Backlog {
 	s.retryMu.Lock()
 	b.Revocations = len(s.retries)
 	s.retryMu.Unlock()
+	b.Unreadable = len(s.state.Asides())
 	now := s.now()
 	b.Sinks = make(map[string]time.Duration, len(a.sinks))
 	for _, f := range a.sinks {

@@ -24,6 +24,7 @@ type deedRecord struct {
 	Done  bool   `json:"done,omitempty"`
 	Owner string `json:"owner,omitempty"` // a name for one try
 	Lease int64  `json:"lease,omitempty"` // Unix ms by the owner's clock
+	record.Ext
 }
 
 var deedForm = record.Form[deedRecord]{Kind: kindOnce, Check: func(rec *deedRecord) error { return first(rec.V) }}
@@ -47,12 +48,12 @@ func (s *Service) DoOnce(ctx context.Context, name string, until time.Time, f fu
 	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	if err != nil {
-		if werr := d.write(wctx, deedRecord{V: 1}); werr != nil {
+		if werr := d.write(wctx, deedRecord{V: 1, Ext: d.ext}); werr != nil {
 			s.log.Debug("apitoken: a lease runs out by itself", "name", name, "error", werr)
 		}
 		return false, err
 	}
-	err = d.write(wctx, deedRecord{V: 1, Done: true})
+	err = d.write(wctx, deedRecord{V: 1, Done: true, Ext: d.ext})
 	if errors.Is(err, store.ErrConflict) {
 		return true, fail(ErrUnavailable, "it took longer than its lease: another process was at it too")
 	}
@@ -65,6 +66,7 @@ type deed struct {
 	id      string
 	until   time.Time
 	version store.Version
+	ext     record.Ext // of the record that is rewritten
 }
 
 // begin takes the lease. Neither free nor an error: it was done before.
@@ -84,11 +86,11 @@ func (d *deed) begin(ctx context.Context) (free bool, err error) {
 		if lease := time.UnixMilli(rec.Lease); now.Before(lease) && lease.Sub(now) <= 2*deedLease {
 			return false, &Error{Code: ErrLimited, RetryAfter: lease.Sub(now), Detail: "another process is at it"}
 		}
-		d.version = r.Version
+		d.version, d.ext = r.Version, rec.Ext
 	case !isNotFound(err):
 		return false, err
 	}
-	err = d.write(ctx, deedRecord{V: 1, Owner: newID(now), Lease: now.Add(deedLease).UnixMilli()})
+	err = d.write(ctx, deedRecord{V: 1, Owner: newID(now), Lease: now.Add(deedLease).UnixMilli(), Ext: d.ext})
 	if errors.Is(err, store.ErrConflict) {
 		return false, &Error{Code: ErrLimited, RetryAfter: deedLease, Detail: "another process was first"}
 	}

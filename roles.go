@@ -23,6 +23,7 @@ type roleBook struct {
 type roleRecord struct {
 	V      int    `json:"v"`
 	Scopes Scopes `json:"scopes"`
+	record.Ext
 }
 
 var roleForm = record.Form[roleRecord]{Kind: store.KindRole, Check: func(rec *roleRecord) error { return first(rec.V) }}
@@ -105,7 +106,7 @@ func (s *Service) SetRole(ctx context.Context, role string, scopes Scopes) error
 				return err
 			}
 		}
-		next := roleRecord{V: 1, Scopes: sortedScopes(scopes)}
+		next := roleRecord{V: 1, Scopes: sortedScopes(scopes), Ext: old.Ext}
 		if old.V == 1 && slices.Equal(old.Scopes, next.Scopes) {
 			return s.Sync(ctx)
 		}

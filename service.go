@@ -401,7 +401,7 @@ func New(c Config) (*Service, error) {
 	s.audit.known = func(client string) bool { return s.Clients.lookup(client) != nil }
 	s.roles = newRoleBook()
 	s.state = follow.New(s.ctx, follow.Config{Store: c.Store, Now: c.Now, Injected: injected, Log: c.Logger, Staleness: c.Validation.MaxStaleness,
-		First: snapshotKinds, Then: followedKinds}, follow.To{Apply: s.apply, Aside: s.setAside, Forget: s.forget, Lost: s.lost, Round: s.round})
+		First: snapshotKinds, Then: followedKinds}, follow.To{Apply: s.apply, Aside: s.setAside, Told: s.tellUnreadable, Forget: s.forget, Lost: s.lost, Round: s.round})
 	if err := s.start(); err != nil {
 		s.Close()
 		return nil, err

@@ -69,6 +69,7 @@ type cursorRecord struct {
 	Done   int64    `json:"done"`  // Unix ms: all that was acknowledged until then was delivered
 	Owner  string   `json:"owner"` // the process that feeds it
 	Until  int64    `json:"until"` // Unix ms: the owner's lease
+	record.Ext
 }
 
 var cursorForm = record.Form[cursorRecord]{Kind: kindCursor}

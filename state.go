@@ -29,7 +29,11 @@ func (s *Service) apply(r store.Record) error {
 		}
 		return s.feed.applyRule(s.core, r)
 	case store.KindKey:
-		return s.SigningKeys.ring.Apply(r)
+		err := s.SigningKeys.ring.Apply(r)
+		if err != nil && s.over(r) {
+			return nil // removed, and not purged yet
+		}
+		return err
 	case store.KindClient:
 		return s.Clients.applyRecord(r)
 	case store.KindRole:
@@ -53,7 +57,8 @@ func (s *Service) setAside(r store.Record, why error) error {
 	switch r.Kind {
 	case store.KindRule:
 		if !s.rules.SetAside(r) {
-			return why // nobody can tell what it refuses: the view gets no newer
+			r.Type = rules.TargetAll.String() // as widest has it
+			s.rules.SetAside(r)
 		}
 		return s.feed.applyRule(s.core, r)
 	case store.KindClient:

@@ -80,6 +80,7 @@ type ticketRecord struct {
 	Binding   string          `json:"binding,omitempty"`
 	Spent     string          `json:"spent,omitempty"` // the grant that the first use got
 	Leaked    bool            `json:"leaked,omitempty"`
+	record.Ext
 }
 
 // got is what rules see of what a spent ticket got.

@@ -197,7 +197,7 @@ func ocsfKindOf(e *apitoken.Event) ocsfKind {
 			return ocsfKind{classAccount, 6, "Delete", severityInfo}
 		}
 		return ocsfKind{classAccount, activityOther, changeName(e), severityInfo}
-	case apitoken.EventRoleChanged, apitoken.EventKeyChanged:
+	case apitoken.EventRoleChanged, apitoken.EventKeyChanged, apitoken.EventRecordChanged:
 		return ocsfKind{classAccount, activityOther, changeName(e), severityLow}
 	}
 	return ocsfKind{classAuth, activityOther, string(e.Type), severityInfo}
@@ -289,6 +289,8 @@ func ocsfUserOf(e *apitoken.Event) *ocsfUser {
 		u.UID, u.Name, u.TypeID, u.Type = e.Client, e.Client, activityOther, "Service" // a number of its own has it since 1.6
 	case e.Type == apitoken.EventRoleChanged:
 		u.Name, u.TypeID, u.Type = e.Reason, activityOther, "Role"
+	case e.Type == apitoken.EventRecordChanged:
+		u.Name, u.TypeID, u.Type = e.Extra["kind"]+" "+e.Extra["record"], activityOther, "Record"
 	case e.Type == apitoken.EventKeyChanged:
 		u.Name, u.TypeID, u.Type = "signing key "+e.Extra["kid"], activityOther, "Signing key"
 	default:

@@ -33,7 +33,7 @@ type personal struct {
 // library are the events whose Reason is one of this module's own words, never what a host or a client wrote.
 var library = map[apitoken.EventType]bool{
 	apitoken.EventRefused: true, apitoken.EventClientRefused: true, apitoken.EventKeyChanged: true,
-	apitoken.EventRoleChanged: true, apitoken.EventClientChanged: true, apitoken.EventAPIKeyChanged: true,
+	apitoken.EventRoleChanged: true, apitoken.EventClientChanged: true, apitoken.EventAPIKeyChanged: true, apitoken.EventRecordChanged: true,
 	EventGap: true,
 }
 

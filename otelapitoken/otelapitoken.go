@@ -14,6 +14,7 @@
 //	apitoken.view.stale            gauge: 1 while that is past MaxStaleness
 //	apitoken.view.position         gauge, s: Unix time of the newest state that this process has; its distance from the
 //	                               greatest among all processes is the feed's lag
+//	apitoken.records.unreadable    gauge: stored records that could not be read, see apitoken.Backlog
 //	apitoken.audit.queue           gauge; queue "refusals", "uses" or "revocations": see apitoken.Backlog
 //	apitoken.sink.lag              gauge, s; sink: by the names that the host gave them
 //
@@ -85,6 +86,7 @@ type Telemetry struct {
 
 	age, position, lag metric.Float64ObservableGauge
 	isStale, queue     metric.Int64ObservableGauge
+	unreadable         metric.Int64ObservableGauge
 	queues             [3]metric.ObserveOption
 }
 
@@ -97,7 +99,7 @@ const (
 
 // The values of op and result. What a later version of the root adds is counted as "other".
 var (
-	ops     = [...]string{"validate", "authorize", "authenticate", "issue", "refresh", "exchange", "redeem", "revoke", "feed", "keys", other}
+	ops     = [...]string{"validate", "authorize", "authenticate", "issue", "refresh", "exchange", "redeem", "revoke", "feed", "keys", "record", other}
 	results = [...]string{"ok", "expired", "revoked", "proof", "nonce", "invalid", "none", "scope", "client", "grant", "limited", "unavailable", "denied", other}
 	queues  = [...]string{"refusals", "uses", "revocations"}
 )
@@ -142,7 +144,7 @@ func Start(src Source, c Config) (*Telemetry, error) {
 var bounds = []float64{1e-6, 4e-6, 16e-6, 64e-6, 256e-6, 1024e-6, 4096e-6, 16384e-6, 65536e-6, 262144e-6, 1048576e-6, 4194304e-6}
 
 func (x *Telemetry) instruments(m metric.Meter) error {
-	var errs [9]error
+	var errs [10]error
 	x.operations, errs[0] = m.Int64Counter("apitoken.operations", metric.WithDescription("Calls that ended, by operation and result: ok, or the class of the refusal."))
 	x.duration, errs[1] = m.Float64Histogram("apitoken.operation.duration", metric.WithUnit("s"), metric.WithDescription("How long calls took."), metric.WithExplicitBucketBoundaries(bounds...))
 	x.cache, errs[2] = m.Int64Counter("apitoken.validate.cache", metric.WithDescription("Access tokens that were found valid, by whether the cache of verified tokens knew them."))
@@ -152,11 +154,12 @@ func (x *Telemetry) instruments(m metric.Meter) error {
 	x.position, errs[6] = m.Float64ObservableGauge("apitoken.view.position", metric.WithUnit("s"), metric.WithDescription("Unix time of the newest state that is known here."))
 	x.queue, errs[7] = m.Int64ObservableGauge("apitoken.audit.queue", metric.WithDescription("What was counted or decided here and is not in the store yet."))
 	x.lag, errs[8] = m.Float64ObservableGauge("apitoken.sink.lag", metric.WithUnit("s"), metric.WithDescription("How far an audit sink is behind, at most."))
+	x.unreadable, errs[9] = m.Int64ObservableGauge("apitoken.records.unreadable", metric.WithDescription("Stored records that could not be read and are set aside."))
 	if err := errors.Join(errs[:]...); err != nil {
 		return err
 	}
 	var err error
-	x.gauges, err = m.RegisterCallback(x.look, x.age, x.isStale, x.position, x.queue, x.lag)
+	x.gauges, err = m.RegisterCallback(x.look, x.age, x.isStale, x.position, x.queue, x.unreadable, x.lag)
 	return err
 }
 
@@ -179,6 +182,7 @@ func (x *Telemetry) look(_ context.Context, to metric.Observer) error {
 	for i, n := range [...]int{b.Refusals, b.Uses, b.Revocations} {
 		to.ObserveInt64(x.queue, int64(n), x.queues[i])
 	}
+	to.ObserveInt64(x.unreadable, int64(b.Unreadable))
 	for name, lag := range b.Sinks {
 		to.ObserveFloat64(x.lag, lag.Seconds(), metric.WithAttributes(attribute.String("sink", name)))
 	}

@@ -146,6 +146,7 @@ func TestMetrics(t *testing.T) {
 		"apitoken.audit.queue{queue=uses}":                1,
 		"apitoken.audit.queue{queue=refusals}":            2,
 		"apitoken.audit.queue{queue=revocations}":         0,
+		"apitoken.records.unreadable{}":                   0,
 	} {
 		v, ok := got[series]
 		require.True(t, ok, "no series %s", series)
@@ -228,6 +229,7 @@ func TestPrometheusNamesAreThoseOfPromapitoken(t *testing.T) {
 	}
 	require.Equal(t, map[string][]string{
 		"apitoken_operations_total":           {"op", "result"},
+		"apitoken_records_unreadable":         {},
 		"apitoken_operation_duration_seconds": {"op"},
 		"apitoken_validate_cache_total":       {"outcome"},
 		"apitoken_view_age_seconds":           {},

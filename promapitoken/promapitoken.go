@@ -18,6 +18,7 @@
 //	apitoken_view_position_seconds                  Unix time of the newest state that this process has: its distance
 //	                                                from the greatest among all processes is the feed's lag
 //	apitoken_audit_queue{queue}                     "refusals", "uses", "revocations": see apitoken.Backlog
+//	apitoken_records_unreadable                     stored records that could not be read: see apitoken.Backlog
 //	apitoken_sink_lag_seconds{sink}                 sinks by the names that the host gave them
 //
 // No label ever holds a subject, an address, a token or anything else that a caller can choose; a client's ID only where
@@ -72,12 +73,12 @@ type Collector struct {
 	took      [len(ops)]prometheus.Observer
 	hit, miss prometheus.Counter
 
-	age, isStale, position, queue, lag *prometheus.Desc
+	age, isStale, position, queue, unreadable, lag *prometheus.Desc
 }
 
 // The values of the labels op and result. What a later version of the root adds is counted as "other".
 var (
-	ops = [...]string{"validate", "authorize", "authenticate", "issue", "refresh", "exchange", "redeem", "revoke", "feed", "keys", other}
+	ops = [...]string{"validate", "authorize", "authenticate", "issue", "refresh", "exchange", "redeem", "revoke", "feed", "keys", "record", other}
 
 	results = [...]string{"ok", "expired", "revoked", "proof", "nonce", "invalid", "none", "scope", "client", "grant", "limited", "unavailable", "denied", other}
 )
@@ -131,6 +132,7 @@ func New(src Source, c Config) (*Collector, error) {
 	x.isStale = prometheus.NewDesc("apitoken_view_stale", "1 while the view of revocations is past its bound.", nil, nil)
 	x.position = prometheus.NewDesc("apitoken_view_position_seconds", "Unix time of the newest state that is known here.", nil, nil)
 	x.queue = prometheus.NewDesc("apitoken_audit_queue", "What was counted or decided here and is not in the store yet.", []string{"queue"}, nil)
+	x.unreadable = prometheus.NewDesc("apitoken_records_unreadable", "Stored records that could not be read and are set aside.", nil, nil)
 	x.lag = prometheus.NewDesc("apitoken_sink_lag_seconds", "How far an audit sink is behind, at most.", []string{"sink"}, nil)
 
 	for i, op := range ops {
@@ -235,7 +237,7 @@ func (x *Collector) Describe(ch chan<- *prometheus.Desc) {
 	x.duration.Describe(ch)
 	x.cache.Describe(ch)
 	x.stale.Describe(ch)
-	for _, d := range [...]*prometheus.Desc{x.age, x.isStale, x.position, x.queue, x.lag} {
+	for _, d := range [...]*prometheus.Desc{x.age, x.isStale, x.position, x.queue, x.unreadable, x.lag} {
 		ch <- d
 	}
 }
@@ -265,6 +267,7 @@ func (x *Collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(x.queue, float64(b.Refusals), "refusals")
 	gauge(x.queue, float64(b.Uses), "uses")
 	gauge(x.queue, float64(b.Revocations), "revocations")
+	gauge(x.unreadable, float64(b.Unreadable))
 	for name, lag := range b.Sinks {
 		gauge(x.lag, lag.Seconds(), name)
 	}

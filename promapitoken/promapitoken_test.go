@@ -115,6 +115,7 @@ func TestCallsAreCountedByOperationAndResult(t *testing.T) {
 		"apitoken_audit_queue{queue=uses}":                           1,
 		"apitoken_audit_queue{queue=revocations}":                    0,
 		"apitoken_audit_queue{queue=refusals}":                       4,
+		"apitoken_records_unreadable{}":                              0,
 		"apitoken_operations_total{op=authenticate,result=ok}":       0,
 		"apitoken_operations_total{op=validate,result=other}":        0,
 		"apitoken_operations_total{op=exchange,result=insufficient}": 0, // not a series at all

@@ -26,6 +26,8 @@ type To struct {
 	// Aside takes a record that Apply could not read, and sees to it that what depends on it fails closed. An error says that
 	// it can not: then the view does not advance.
 	Aside func(store.Record, error) error
+	// Told is called once for each record that was set aside, after Aside.
+	Told func(store.Record, error)
 	// Forget drops what was read of another history, but the rules: it is read again.
 	Forget func()
 	// Lost says that another history was read to its end.
@@ -52,7 +54,7 @@ type Follower struct {
 	to    To
 	ctx   context.Context // ends with the service
 	wg    sync.WaitGroup  // of the goroutine for hints
-	aside sync.Map        // store.Kind + "/" + ID → error: records that could not be read
+	aside sync.Map        // Name → error: records that could not be read
 	turn  chan struct{}   // holds the one right to follow; a channel, so that waiting for it ends with a context
 	view  atomic.Pointer[View]
 	kick  chan struct{}                 // wakes run early
@@ -142,10 +144,16 @@ func (st *Follower) Gone() bool { return st.gone.Load() }
 // Leave notes that the service has moved: the view gets no newer.
 func (st *Follower) Leave() { st.gone.Store(true) }
 
-// Asides are the records that could not be read, by kind and ID.
-func (st *Follower) Asides() map[string]error {
-	out := map[string]error{}
-	st.aside.Range(func(k, err any) bool { out[k.(string)] = err.(error); return true })
+// Name is what names a record.
+type Name struct {
+	Kind store.Kind
+	ID   string
+}
+
+// Asides returns the records that could not be read, and why.
+func (st *Follower) Asides() map[Name]error {
+	out := map[Name]error{}
+	st.aside.Range(func(k, err any) bool { out[k.(Name)] = err.(error); return true })
 	return out
 }
 
@@ -372,7 +380,7 @@ func (st *Follower) hints(ctx context.Context, w store.Waker) {
 
 // take hands a record over. One that can not be read is set aside, and told of once.
 func (st *Follower) take(r store.Record) error {
-	name := string(r.Kind) + "/" + r.ID
+	name := Name{r.Kind, r.ID}
 	err := st.to.Apply(r)
 	if err == nil {
 		st.aside.Delete(name)
@@ -383,6 +391,9 @@ func (st *Follower) take(r store.Record) error {
 	}
 	if _, known := st.aside.Swap(name, err); !known {
 		st.c.Log.Error("apitoken: a stored record can not be read and is set aside: what depends on it is refused", "kind", r.Kind, "id", r.ID, "error", err)
+		if st.to.Told != nil {
+			st.to.Told(r, err)
+		}
 	}
 	return nil
 }

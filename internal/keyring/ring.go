@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -35,8 +36,8 @@ func (k *Ring) Reset() {
 	k.records, k.shut, k.lock = map[string]knownSigner{}, map[[4]byte]store.Record{}, store.Version{}
 }
 
-// Apply takes a record of the ring. One that is not authentic is left out and told of: a key gives power, so
-// that leaving it out is safe.
+// Apply takes a record of the ring. One that cannot be read or is not authentic is left out, which the error says: a key
+// gives power, so that leaving it out is safe.
 func (k *Ring) Apply(r store.Record) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -45,8 +46,7 @@ func (k *Ring) Apply(r store.Record) error {
 		k.lock = r.Version
 		var rec lockRecord
 		if err := read(&lockForm, r, &rec); err != nil {
-			k.c.Log.Error("apitoken: the lock of the signing keys can not be read", "error", err)
-			return nil // it is the version that counts
+			return err // whoever changes the ring needs the version alone
 		}
 		k.noteSealed(rec.Sealed)
 		return nil
@@ -62,11 +62,28 @@ func (k *Ring) Apply(r store.Record) error {
 		}
 	case strings.HasPrefix(r.ID, keyPrefix):
 		if err := k.take(r); err != nil {
-			k.c.Log.Error("apitoken: a signing key in the store is not authentic and is left out", "kid", strings.TrimPrefix(r.ID, keyPrefix), "error", err)
 			delete(k.records, strings.TrimPrefix(r.ID, keyPrefix))
+			k.turn()
+			return fmt.Errorf("the signing key is left out: %w", err)
 		}
 	}
 	k.turn()
+	return nil
+}
+
+// Readable reports why a record of the ring cannot be read; nil: it can. Only Apply tells whether it is authentic.
+func Readable(r store.Record) error {
+	switch {
+	case r.ID == keyLock:
+		return read(&lockForm, r, new(lockRecord))
+	case strings.HasPrefix(r.ID, rootPrefix):
+		if _, err := parseRootID(r.ID); err != nil {
+			return err
+		}
+		return read(&rootForm, r, new(rootRecord))
+	case strings.HasPrefix(r.ID, keyPrefix):
+		return read(&keyForm, r, new(keyRecord))
+	}
 	return nil
 }
 

@@ -1,6 +1,18 @@
 // Package record is how what a service keeps is written and read back. Whoever owns a kind of record declares its Form; nothing gets
 // into a change but what its Form has written, and a Form gives out nothing that it does not read back as the same.
 //
+// # Versions
+//
+// A fleet may run two versions of this module on one store. The rule that lets it:
+//
+//   - A member that this version doesn't know, or another "v", makes a record unreadable here. Its reader fails closed for
+//     what the record is about, and nobody rewrites it. A newer version adds such a member where an older process must not
+//     act without it, such as a new restriction of a client.
+//   - Members of the object "ext" may be ignored. A reader that doesn't know them keeps them when it
+//     rewrites the record. A newer version adds a member there where an older process may act without it, such as a
+//     description. Each form embeds [Ext], but the records of the signing keys, in which everything is authenticated.
+//   - A newer version writes a new kind of record, or a new type of rule, only once every process can read it.
+//
 // It stands on package store alone, takes no lock and does no I/O.
 package record
 
@@ -14,6 +26,26 @@ import (
 
 	"github.com/apitoken-go/apitoken/store"
 )
+
+// Ext holds the members that a newer version added and an older one may ignore: a JSON object, or empty.
+type Ext struct {
+	Ext Object `json:"ext,omitempty"`
+}
+
+// Object is a JSON object as it was read. It is a string so that records stay comparable.
+type Object string
+
+// MarshalJSON implements [json.Marshaler].
+func (o Object) MarshalJSON() ([]byte, error) { return []byte(o), nil }
+
+// UnmarshalJSON implements [json.Unmarshaler].
+func (o *Object) UnmarshalJSON(b []byte) error {
+	if len(b) == 0 || b[0] != '{' {
+		return errors.New("ext is not a JSON object")
+	}
+	*o = Object(b)
+	return nil
+}
 
 // Form is one stored form.
 type Form[T any] struct {

@@ -92,6 +92,7 @@ type Record struct {
 	At     int64  `json:"at"`             // Unix ms, for tokens of issuers without positions
 	Reason string `json:"reason,omitempty"`
 	Actor  string `json:"actor,omitempty"`
+	record.Ext
 }
 
 var RuleForm = record.Form[Record]{Kind: store.KindRule, Check: func(x *Record) error {

@@ -1,0 +1,216 @@
+package apitoken
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"iter"
+	"slices"
+	"strings"
+
+	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/keyring"
+	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// A record that cannot be read, because it is damaged or a newer version wrote it, is set aside: whatever depends on it is
+// refused, and nothing else. These are the operator's calls for such records.
+
+// UnreadableRecord is a stored record that cannot be read.
+type UnreadableRecord struct {
+	Kind store.Kind
+	ID   string
+	Data []byte // as stored. It may hold hashes of credentials: show it to operators only
+	Err  error  // why it cannot be read
+}
+
+// formKinds are the kinds of records that have a form, in the order in which Unreadable lists them.
+var formKinds = []store.Kind{store.KindMeta, store.KindKey, store.KindRole, store.KindClient, store.KindRule, store.KindAPIKey,
+	kindGrant, kindTicket, kindOnce, kindUse, kindSpent, kindCursor, kindCopy}
+
+// readable reports why a record cannot be read; nil: it can.
+func readable(r store.Record) error {
+	switch r.Kind {
+	case store.KindMeta:
+		switch r.ID {
+		case metaID:
+			return read(&metaForm, r, new(metaRecord))
+		case movedID:
+			return read(&movedForm, r, new(movedRecord))
+		}
+	case store.KindKey:
+		return public(keyring.Readable(r))
+	case store.KindRole:
+		return read(&roleForm, r, new(roleRecord))
+	case store.KindClient:
+		return read(&clientForm, r, new(clientRecord))
+	case store.KindRule:
+		_, err := rules.ReadRule(r)
+		return public(err)
+	case store.KindAPIKey:
+		return read(&apiKeyForm, r, new(apiKeyRecord))
+	case kindGrant:
+		return read(&grantForm, r, new(grantRecord))
+	case kindTicket:
+		return read(&ticketForm, r, new(ticketRecord))
+	case kindOnce:
+		if len(r.Data) > 0 { // without content it says that something was used
+			return read(&deedForm, r, new(deedRecord))
+		}
+	case kindUse:
+		return read(&useForm, r, new(useRecord))
+	case kindSpent:
+		return read(&spentForm, r, new(spentRecord))
+	case kindCursor:
+		return read(&cursorForm, r, new(cursorRecord))
+	case kindCopy:
+		return read(&copyForm, r, new(copyRecord))
+	}
+	return nil
+}
+
+// Unreadable lists the stored records that cannot be read: first those that this process met and set aside, then, with all,
+// every other one in the store, which reads the whole store. It is for operators.
+func (s *Service) Unreadable(ctx context.Context, all bool) iter.Seq2[UnreadableRecord, error] {
+	return func(yield func(UnreadableRecord, error) bool) {
+		asides := s.state.Asides()
+		names := make([]follow.Name, 0, len(asides))
+		for n := range asides {
+			names = append(names, n)
+		}
+		slices.SortFunc(names, func(a, b follow.Name) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.ID, b.ID)) })
+		for _, n := range names {
+			r, err := s.get(ctx, n.Kind, n.ID)
+			if isNotFound(err) || err == nil && s.over(r) {
+				continue // ended since
+			}
+			if !yield(UnreadableRecord{Kind: n.Kind, ID: n.ID, Data: r.Data, Err: asides[n]}, err) {
+				return
+			}
+		}
+		if !all {
+			return
+		}
+
+		for _, kind := range formKinds {
+			for r, err := range s.pages(ctx, store.Query{Kind: kind}, Page{}) {
+				if err != nil {
+					yield(UnreadableRecord{Kind: kind}, err)
+					return
+				}
+				_, known := asides[follow.Name{Kind: kind, ID: r.ID}]
+				if why := readable(r); why != nil && !known && !s.over(r) && !yield(UnreadableRecord{Kind: kind, ID: r.ID, Data: r.Data, Err: why}, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (s *core) over(r store.Record) bool {
+	return r.Expires != 0 && r.Expires <= s.now().UnixMilli()
+}
+
+// Repair replaces the content of a record that cannot be read, as Unreadable lists it, and writes an event.
+// ErrInvalidRequest: the record can be read, or data cannot. ErrNotFound: there is no such record. A process that has met a
+// revocation that it could not read refuses all that it may have been about until the process ends, though it is repaired.
+func (s *Service) Repair(ctx context.Context, kind store.Kind, id string, data []byte) error {
+	return s.mend(ctx, kind, id, "repaired", func(c *change, r store.Record) error {
+		v := r.Version
+		if kind == store.KindRule {
+			return s.putRule(c, r, data)
+		}
+		r.Data = data
+		if err := readable(r); err != nil {
+			return &Error{Code: ErrInvalidRequest, Detail: "the new content of " + string(kind) + " " + id + " cannot be read", Cause: err}
+		}
+		return bare(c, r, v)
+	})
+}
+
+// putRule writes a rule in place of one that can't be read. The place in the order of changes stays what it was, or what is
+// newer than the rule would be refused as well.
+func (s *Service) putRule(c *change, r store.Record, data []byte) error {
+	at := r.Pos.N
+	x, err := rules.ReadRule(store.Record{Kind: r.Kind, ID: r.ID, Data: data, Pos: r.Pos})
+	if err != nil {
+		return &Error{Code: ErrInvalidRequest, Detail: "the new content of rule " + r.ID + " cannot be read", Cause: err}
+	}
+	if x.Q == 0 || x.Q > at {
+		x.Q = at
+	}
+	return put(c, &rules.RuleForm, r, &x, r.Version)
+}
+
+// Remove ends a record that cannot be read, as Unreadable lists it, and writes an event. Nothing that was refused becomes good:
+// a revocation is replaced by the widest one that the record may have been, a client by a disabled one without a credential, a
+// role by one without scopes, an API key by a revoked one. ErrInvalidRequest: the record can be read, or the service can't be
+// without it, such as the namespace's own; only Repair replaces that. ErrNotFound: there is no such record.
+func (s *Service) Remove(ctx context.Context, kind store.Kind, id string) error {
+	return s.mend(ctx, kind, id, "removed", func(c *change, r store.Record) error {
+		now := s.now()
+		v := r.Version
+		switch kind {
+		case store.KindMeta, store.KindKey:
+			if kind == store.KindMeta || !strings.Contains(id, ".") { // the lock of the signing keys
+				return fail(ErrInvalidRequest, "without the record %q there is no service: repair it", id)
+			}
+		case store.KindRule:
+			x := widest(r)
+			x.Reason, x.At = "in place of a record that could not be read", max(x.At, 0)
+			return put(c, &rules.RuleForm, r, &x, v)
+		case store.KindClient:
+			return put(c, &clientForm, r, &clientRecord{V: 1, Disabled: true, Created: now.UnixMilli()}, v)
+		case store.KindRole:
+			return put(c, &roleForm, r, &roleRecord{V: 1}, v)
+		case store.KindAPIKey:
+			return put(c, &apiKeyForm, r, &apiKeyRecord{V: 1, Subject: r.Subject, Created: now.UnixMilli(), Revoked: now.UnixMilli()}, v)
+		}
+		// Nobody could use it, and Purge takes it away.
+		r.Expires = now.UnixMilli()
+		return bare(c, r, v)
+	})
+}
+
+// widest is the widest rule that a record may stand for. Without selectors it may be about everything: a refused session can
+// log in again, while a view that stopped would refuse everybody until the record is repaired.
+func widest(r store.Record) rules.Record {
+	x, ok := rules.AtMost(r)
+	if !ok {
+		x.Target = rules.Everything()
+	}
+	return x
+}
+
+// mend writes what f makes of a record that cannot be read.
+func (s *Service) mend(ctx context.Context, kind store.Kind, id, how string, f func(*change, store.Record) error) error {
+	if !slices.Contains(formKinds, kind) {
+		return fail(ErrInvalidRequest, "records of kind %q have no form", kind)
+	}
+	for range refreshTries {
+		r, err := s.get(ctx, kind, id)
+		if err != nil {
+			return err
+		}
+		_, aside := s.state.Asides()[follow.Name{Kind: kind, ID: id}]
+		if readable(r) == nil && !aside {
+			return fail(ErrInvalidRequest, "%s %q can be read", kind, id)
+		}
+		c := s.newChange()
+		if err := f(c, r); err != nil {
+			return err
+		}
+		c.event(ctx, Event{Type: EventRecordChanged, OK: true, Reason: how, Subject: r.Subject, Client: r.Client, Grant: r.Grant, TokenID: r.Token,
+			Extra: map[string]string{"kind": string(kind), "record": id}})
+		if _, err = s.commit(ctx, c); !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+	}
+	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel changes of " + string(kind) + " " + id}
+}
+
+// tellUnreadable shows a record that was set aside to the observers.
+func (s *Service) tellUnreadable(r store.Record, why error) {
+	s.observe(s.ctx, Observation{Op: "record", Err: unavailable(why, "stored "+string(r.Kind)+" "+r.ID+" cannot be read")})
+}
