@@ -80,8 +80,8 @@ func checkRecord(r *store.Record, total *int) error {
 	return nil
 }
 
-// Apply implements [store.Store]. The write goes on under a deadline of its own when ctx ends: a driver that is given the
-// caller's would close the connection.
+// Apply implements [store.Store]. It returns within Options.Timeout. The write continues under a deadline of its own when ctx
+// ends: a driver that is given the caller's would close the connection.
 func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error) {
 	if err := ctx.Err(); err != nil {
 		return store.Commit{}, err
@@ -89,6 +89,8 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	if err := checkChange(c); err != nil {
 		return store.Commit{}, err
 	}
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	turns, state := s.turns, slices.ContainsFunc(c.Puts, func(p store.Put) bool { return p.Kind.State() })
 	if state {
 		turns = s.urgent
@@ -218,6 +220,16 @@ func (s *Store) gone() error {
 	return fmt.Errorf("pgstore: the namespace %q is gone from its table", s.ns)
 }
 
+// headOpened is head, for verbs that begin with it.
+func (s *Store) headOpened(ctx context.Context) (store.Commit, error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	if err := s.usable(ctx); err != nil {
+		return store.Commit{}, err
+	}
+	return s.head(ctx)
+}
+
 // head answers for a change that was done before.
 func (s *Store) head(ctx context.Context) (c store.Commit, err error) {
 	err = s.again(ctx, func() error {
@@ -236,6 +248,8 @@ func position(history, n int64) store.Position {
 // Purge implements [store.Store]. Each step is a statement of its own, so that nothing waits for long behind it; the number is
 // right even where err is not nil.
 func (s *Store) Purge(ctx context.Context, kind store.Kind, before int64, max int) (int, error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	if err := s.usable(ctx); err != nil {
 		return 0, err
 	}

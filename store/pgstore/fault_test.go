@@ -28,6 +28,7 @@ import (
 // wire is a proxy in front of a server that swallows answers, or lets everything hang.
 type wire struct {
 	net.Listener
+	end     func()       // closes all connections, new ones included
 	swallow atomic.Int64 // so many connections end with the next answer, which is not passed on
 
 	mu    sync.Mutex // guards stuck, gate
@@ -41,10 +42,10 @@ func newWire(t testing.TB, srv *pgtest.Server) *wire {
 	require.NoError(t, err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	w := &wire{Listener: l}
 	ctx, stop := context.WithCancel(context.Background())
+	w := &wire{Listener: l, end: func() { stop(); l.Close() }}
 	var all sync.WaitGroup
-	t.Cleanup(func() { stop(); l.Close(); all.Wait() })
+	t.Cleanup(func() { w.end(); all.Wait() })
 	all.Go(func() {
 		for {
 			c, err := l.Accept()

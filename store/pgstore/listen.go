@@ -57,13 +57,10 @@ const (
 // Wait implements [store.Waker]: it returns when the namespace may have state after p. A notification makes it quick; all
 // namespaces that are waited for are looked at as well, each second, and ten times a second behind a transaction pooler.
 func (s *Store) Wait(ctx context.Context, p store.Position) error {
-	if err := s.usable(ctx); err != nil {
-		return err
-	}
 	w, leave := s.hear.join(s.ns, p)
 	defer leave()
 	// What was written before we joined is looked for, not waited for.
-	now, err := s.head(ctx)
+	now, err := s.headOpened(ctx)
 	if err != nil {
 		return err
 	}

@@ -17,10 +17,7 @@ const lockFor = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5
 // Months that have rows in that table already are left out. It needs a lock on the table for a moment, and fails rather than
 // make writes wait for longer than a second.
 func (s *Store) Partition(ctx context.Context, months int) error {
-	if err := s.usable(ctx); err != nil {
-		return err
-	}
-	now, err := s.head(ctx)
+	now, err := s.headOpened(ctx)
 	if err != nil {
 		return err
 	}
@@ -35,6 +32,8 @@ func (s *Store) Partition(ctx context.Context, months int) error {
 }
 
 func (s *Store) partitionFor(ctx context.Context, from time.Time) error {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	var there bool
 	look := func() error {
 		return s.pool.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL", s.args(s.partition(from))...).Scan(&there)
@@ -82,6 +81,8 @@ func (s *Store) partition(month time.Time) string {
 // dropped at once. Feeds that have not read it yet get [store.ErrTrimmed]. It fails for a month that is not over by the
 // server's clock, for one without a partition, and rather than make writes wait for longer than a second.
 func (s *Store) Detach(ctx context.Context, month time.Time) (string, error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	if err := s.usable(ctx); err != nil {
 		return "", err
 	}

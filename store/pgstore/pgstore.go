@@ -58,8 +58,9 @@ type Options struct {
 	// Pooler says that a transaction pooler such as PgBouncer stands in between: no prepared statements, no LISTEN. Where it
 	// is needed and not set, verbs answer an error that names it.
 	Pooler bool
-	// Timeout bounds each write, its repetitions after deadlocks and broken connections included, also when its caller has
-	// given up; and for how long a read is repeated. Zero: 10 s.
+	// Timeout bounds every verb whatever its context, and New's questions: a server that fell silent, or a network that swallows
+	// what is sent, holds no caller for longer. Repetitions after deadlocks and broken connections are included, and a write
+	// ends with it also when its caller has given up. Zero: 10 s.
 	Timeout time.Duration
 }
 
@@ -130,9 +131,6 @@ func New(ctx context.Context, pool *pgxpool.Pool, o *Options) (*Store, error) {
 	if err := e.o.check(); err != nil {
 		return nil, err
 	}
-	if e.o.Timeout <= 0 {
-		e.o.Timeout = 10 * time.Second
-	}
 	if !e.o.Manual {
 		if err := Migrate(ctx, pool, &e.o); err != nil {
 			return nil, err
@@ -149,13 +147,22 @@ func New(ctx context.Context, pool *pgxpool.Pool, o *Options) (*Store, error) {
 	}
 	e.hear = newListener(e)
 	s := e.namespace("")
+	ctx, cancel := e.bounded(ctx)
+	defer cancel()
 	return s, s.open(ctx)
 }
 
 // version is that of the tables.
 func (e *engine) version(ctx context.Context) (n int, err error) {
+	ctx, cancel := e.bounded(ctx)
+	defer cancel()
 	err = e.pool.QueryRow(ctx, e.o.names("SELECT coalesce(max(version), 0) FROM @version"), e.args()...).Scan(&n)
 	return n, err
+}
+
+// bounded gives a verb the store's own deadline beside its caller's.
+func (e *engine) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, e.o.Timeout)
 }
 
 // Close ends what listens for hints, in all namespaces, and waits for writes under way (Options.Timeout at most).
@@ -336,6 +343,8 @@ func (e *engine) cause(err error) error {
 // SetReadOnly makes the namespace refuse writes with [store.ErrReadOnly], or take them again, in every process: for a service
 // that moves to another store. It returns when writes under way have ended.
 func (s *Store) SetReadOnly(ctx context.Context, on bool) error {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	if err := s.usable(ctx); err != nil {
 		return err
 	}

@@ -70,6 +70,8 @@ func (r *row) record(history int64) store.Record {
 
 // Get implements [store.Store].
 func (s *Store) Get(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	if err := s.usable(ctx); err != nil {
 		return store.Record{}, err
 	}
@@ -113,6 +115,8 @@ func (s *Store) query(ctx context.Context, sql string, args []any, begin func(),
 
 // Follow implements [store.Store]. Page and head are of one snapshot.
 func (s *Store) Follow(ctx context.Context, after store.Position, kinds []store.Kind, max int) (store.View, error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	if err := s.usable(ctx); err != nil {
 		return store.View{}, err
 	}
@@ -172,6 +176,8 @@ func (s *Store) follow(ctx context.Context, after store.Position, only []string,
 
 // List implements [store.Store]. Limit 0 means 1000.
 func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	if err := s.usable(ctx); err != nil {
 		return store.Page{}, err
 	}

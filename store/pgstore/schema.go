@@ -6,6 +6,7 @@ import (
 	"hash/fnv"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -215,6 +216,9 @@ var plainName = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,30}$`)
 func (o *Options) check() error {
 	if o.Prefix == "" {
 		o.Prefix = "apitoken_"
+	}
+	if o.Timeout <= 0 {
+		o.Timeout = 10 * time.Second
 	}
 	if !plainName.MatchString(o.Prefix) || o.Schema != "" && !plainName.MatchString(o.Schema) {
 		return fmt.Errorf("%w: Schema %q and Prefix %q must be plain names in lower case, at most 31 characters", errInvalid, o.Schema, o.Prefix)

@@ -11,7 +11,8 @@
 //		})
 //	}
 //
-// [Namespaces] is for stores that keep several namespaces on one engine, [Bench] for comparing stores.
+// [Namespaces] is for stores that keep several namespaces on one engine, [Stalled] for stores on a server, [Bench] for
+// comparing stores.
 package storetest
 
 import (
