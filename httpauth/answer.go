@@ -37,6 +37,7 @@ var verdicts = []verdict{
 	{apitoken.ErrInvalidGrant, http.StatusBadRequest, "invalid_grant", "The grant is not valid."},
 	{apitoken.ErrInvalidScope, http.StatusBadRequest, "invalid_scope", "The scope is not valid."},
 	{apitoken.ErrInvalidTarget, http.StatusBadRequest, "invalid_target", "The audience is not valid."},
+	{errOtherOrigin, http.StatusForbidden, "access_denied", "The request is from an origin that this service does not trust."},
 	{apitoken.ErrDenied, http.StatusForbidden, "access_denied", "This is not allowed."},
 	{apitoken.ErrLimited, http.StatusTooManyRequests, "rate_limited", "A limit is reached."},
 	{apitoken.ErrUnavailable, http.StatusServiceUnavailable, "temporarily_unavailable", "The service can not decide now. Try again."},
@@ -72,7 +73,7 @@ var dpopAlgs = strings.Join(jws.PublicAlgs, " ")
 func (a *Auth) Error(w http.ResponseWriter, r *http.Request, err error) {
 	bodytime.Refused(w, r)
 	if a.o.OnRefuse != nil && r != nil {
-		a.o.OnRefuse(redacted(r), err)
+		a.o.OnRefuse(a.redacted(r), err)
 	}
 	v := judge(err)
 	h := w.Header()
@@ -182,8 +183,13 @@ func (a *Auth) challenge(scheme string, v verdict, scope string) string {
 }
 
 // redacted is r without anything that a log must not hold: no credential wherever one may stand, no body, no form.
-func redacted(r *http.Request) *http.Request {
+func (a *Auth) redacted(r *http.Request) *http.Request {
 	c := r.Clone(r.Context())
+	for _, s := range a.o.Sources {
+		for i := range c.Header[s.Header] {
+			c.Header[s.Header][i] = hidden
+		}
+	}
 	for name, values := range c.Header {
 		for i, v := range values {
 			switch {

@@ -10,10 +10,12 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/opaque"
 )
 
 // Auth guards handlers. Make one with New.
@@ -38,9 +40,36 @@ type Options struct {
 	// StripCredential takes the credential out of the request before the handler sees it: Authorization and DPoP, and a
 	// Session's cookies.
 	StripCredential bool
+	// Sources are other headers in which clients may send their credential, such as those of a service that this one replaces:
+	// {Header: "X-API-Key"}, [BasicSource]. Authorization with Bearer or DPoP is always read; a request with two credentials is
+	// malformed. nil: there are no others.
+	Sources []Source
 	// OnRefuse sees each refusal before it is answered, of the guards and of Error: for logs. It can not change the verdict, and
 	// sees no credential and no body. The error shows its detail as a log/slog attribute only.
 	OnRefuse func(*http.Request, error)
+}
+
+// Source is a request header, beside Authorization with Bearer and DPoP, that may hold a credential. It can hold none that is bound
+// to a DPoP key: the proof goes with the DPoP scheme.
+type Source struct {
+	Header string // its name, such as X-API-Key
+	// Token takes the credential out of the header's value; empty: there is none. nil: the value is the credential. It must not
+	// keep the value.
+	Token func(value string) string
+}
+
+// BasicSource takes the password of HTTP Basic (RFC 7617), or the user name where the password is empty, as curl -u KEY: sends
+// it: for programs that know no other way. A browser sends Basic by itself, also when another site's page asks it to: give this to
+// no Auth whose handlers serve browsers. A [Session] refuses such requests from other sites.
+func BasicSource() Source {
+	return Source{Header: "Authorization", Token: func(value string) string {
+		r := http.Request{Header: http.Header{"Authorization": {value}}}
+		user, password, _ := r.BasicAuth()
+		if password == "" {
+			return user
+		}
+		return password
+	}}
 }
 
 // New returns an Auth that asks v. It panics on a v that is nil and on Options that can not be: a program can not go on without.
@@ -58,6 +87,17 @@ func New(v apitoken.Validator, o *Options) *Auth {
 			panic("httpauth: Options.BaseURL is no URL such as https://api.example.com")
 		}
 		a.base = strings.TrimSuffix(a.o.BaseURL, "/")
+	}
+	a.o.Sources = slices.Clone(a.o.Sources)
+	for i := range a.o.Sources {
+		s := &a.o.Sources[i]
+		s.Header = http.CanonicalHeaderKey(s.Header)
+		if s.Header == "" || strings.ContainsAny(s.Header, " \t\r\n:,") || s.Header == "Cookie" || s.Header == "Dpop" {
+			panic("httpauth: Options.Sources names no header, or one with another meaning")
+		}
+		if s.Header == "Authorization" && s.Token == nil {
+			panic("httpauth: Options.Sources: a source in Authorization needs Token, to know its scheme")
+		}
 	}
 	for _, text := range []string{a.o.Realm, a.o.Metadata} {
 		if !quotable(text) {
@@ -116,7 +156,7 @@ func mustHandle(h http.Handler) {
 }
 
 func (a *Auth) serve(w http.ResponseWriter, r *http.Request, q apitoken.Requirement, next http.Handler) {
-	vary(w.Header())
+	a.vary(w.Header())
 	ctx := apitoken.WithOrigin(r.Context(), a.origin(r))
 	ctx, err := a.authorize(ctx, r, q)
 	if err != nil {
@@ -128,6 +168,9 @@ func (a *Auth) serve(w http.ResponseWriter, r *http.Request, q apitoken.Requirem
 		r.Header = r.Header.Clone()
 		r.Header.Del("Authorization")
 		r.Header.Del("DPoP")
+		for _, s := range a.o.Sources {
+			r.Header.Del(s.Header)
+		}
 	}
 	next.ServeHTTP(w, r)
 }
@@ -163,18 +206,82 @@ func vary(h http.Header) {
 	h["Vary"] = append(old[:len(old):len(old)], "Authorization")
 }
 
+// vary also names the other headers that may hold a credential.
+func (a *Auth) vary(h http.Header) {
+	vary(h)
+	for _, s := range a.o.Sources {
+		varyBy(h, s.Header)
+	}
+}
+
+// varyBy adds a header's name to Vary.
+func varyBy(h http.Header, name string) {
+	for _, v := range h["Vary"] {
+		if v == "*" || strings.EqualFold(v, name) {
+			return
+		}
+	}
+	h["Vary"] = append(h["Vary"][:len(h["Vary"]):len(h["Vary"])], name)
+}
+
 func malformed(detail string) error {
 	return &apitoken.Error{Code: apitoken.ErrInvalidRequest, Detail: detail}
 }
 
 // credential takes the one credential out of r: the zero one when none came.
 func (a *Auth) credential(r *http.Request) (apitoken.Credential, error) {
-	var c apitoken.Credential
-	if a.o.Certificate != nil {
-		c.CertSHA256 = a.o.Certificate(r)
-	} else if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
-		c.CertSHA256 = sha256.Sum256(r.TLS.PeerCertificates[0].Raw)
+	c, err := a.authorization(r)
+	if err != nil || len(a.o.Sources) == 0 {
+		return c, err
 	}
+	for _, s := range a.o.Sources {
+		token, err := s.find(r)
+		switch {
+		case err != nil:
+			return c, err
+		case token == "":
+		case c.Token != "":
+			return c, malformed("credentials in more than one place (RFC 6750 §2)")
+		case inQuery(r.URL.RawQuery):
+			return c, malformed("a token in a header and one in the query (RFC 6750 §2)")
+		default:
+			c = apitoken.Credential{Token: token, CertSHA256: a.certificate(r)}
+		}
+	}
+	return c, nil
+}
+
+// find is the credential in the source's header: empty when there is none, or when it is one of Bearer or DPoP, which was read.
+func (s *Source) find(r *http.Request) (string, error) {
+	values := r.Header[s.Header]
+	switch {
+	case len(values) == 0:
+		return "", nil
+	case len(values) > 1:
+		return "", malformed("more than one " + s.Header + " header")
+	case s.Header == "Authorization" && (schemeOf(r) == "bearer" || schemeOf(r) == "dpop"):
+		return "", nil
+	case s.Token == nil:
+		return values[0], nil
+	}
+	return s.Token(values[0]), nil
+}
+
+// certificate is the SHA-256 of what the caller showed in TLS.
+func (a *Auth) certificate(r *http.Request) [32]byte {
+	switch {
+	case a.o.Certificate != nil:
+		return a.o.Certificate(r)
+	case r.TLS != nil && len(r.TLS.PeerCertificates) > 0:
+		return sha256.Sum256(r.TLS.PeerCertificates[0].Raw)
+	}
+	return [32]byte{}
+}
+
+// authorization reads Authorization with Bearer or DPoP.
+func (a *Auth) authorization(r *http.Request) (apitoken.Credential, error) {
+	var c apitoken.Credential
+	c.CertSHA256 = a.certificate(r)
 	values := r.Header["Authorization"]
 	if len(values) == 0 {
 		return apitoken.Credential{}, nil // RFC 6750 §2.3's query parameter is not taken
@@ -401,6 +508,33 @@ func (a *Auth) Check(r *http.Request, q apitoken.Requirement) (apitoken.Token, e
 		return apitoken.Token{}, err
 	}
 	return apitoken.FromContext(ctx), nil
+}
+
+// Logout ends the session that the request's token belongs to: its access tokens and its refresh token. It takes the access token
+// also when it has expired, and the refresh token as well, so the handler must stand behind no guard, which would refuse both. A
+// session that has ended already is no error. ErrNoToken: none came; ErrInvalidToken: it is not one of s's;
+// ErrInvalidRequest: an API key, which belongs to no session. Any other error says that the revocation is in force here and may not
+// be in the store yet. For sessions in cookies, see [Session.End].
+func Logout(a *Auth, s Service, r *http.Request, reason string) error {
+	c, err := a.credential(r)
+	if err != nil {
+		return err
+	}
+	switch {
+	case c.Token == "":
+		return &apitoken.Error{Code: apitoken.ErrNoToken, Detail: "no token came"}
+	case opaque.KindOf(c.Token) == opaque.APIKey:
+		return malformed("an API key belongs to no session")
+	}
+	ctx := apitoken.WithOrigin(r.Context(), a.origin(r))
+	target, err := s.TargetOf(ctx, c.Token)
+	if errors.Is(err, apitoken.ErrNotFound) {
+		return &apitoken.Error{Code: apitoken.ErrInvalidToken, Detail: "a logout with a token that was not issued here", Cause: err}
+	}
+	if err == nil {
+		err = s.Revoke(ctx, target, reason)
+	}
+	return err
 }
 
 // rechecker is a validator of someone's own that looks at its tokens again by itself.

@@ -110,7 +110,7 @@ func (a *Auth) nowhere(w http.ResponseWriter, r *http.Request, h http.Handler) {
 		w.Header()["Allow"] = probe.h["Allow"]
 	}
 	if a.o.OnRefuse != nil {
-		a.o.OnRefuse(redacted(r), &apitoken.Error{Code: apitoken.ErrNotFound, Detail: "no route"})
+		a.o.OnRefuse(a.redacted(r), &apitoken.Error{Code: apitoken.ErrNotFound, Detail: "no route"})
 	}
 	writeProblem(w, r, problem{Type: "about:blank", Title: http.StatusText(v.status), Status: v.status, Detail: v.description, Error: v.code})
 }

@@ -40,6 +40,10 @@ type SessionOptions struct {
 	Insecure bool
 	// Login is where browsers are sent when there is no session, with ?next=, for Next; empty: they get 401.
 	Login string
+	// TrustedOrigins may make the browser send requests here, beside this service's own origin: scheme, host and port as in the
+	// Origin header, such as "https://app.example.com" for a page whose API is api.example.com. See
+	// [http.CrossOriginProtection.AddTrustedOrigin]. The host answers their CORS preflights.
+	TrustedOrigins []string
 	// MaxAge is how long a browser keeps the cookies when it is closed. Zero: not at all. The grant's own end is the service's.
 	MaxAge time.Duration
 }
@@ -60,6 +64,11 @@ func NewSession(s Service, o *SessionOptions) *Session {
 	x := &Session{s: s, sites: http.NewCrossOriginProtection(), flights: map[string]*flight{}}
 	if o != nil {
 		x.o = *o
+	}
+	for _, origin := range x.o.TrustedOrigins {
+		if err := x.sites.AddTrustedOrigin(origin); err != nil {
+			panic("httpauth: SessionOptions.TrustedOrigins: an origin is scheme, host and port, such as https://app.example.com")
+		}
 	}
 	x.Auth = New(s, &x.o.Options)
 	name := x.o.Name
@@ -102,11 +111,14 @@ func (s *Session) Mux(table map[string]Route) *http.ServeMux { return serveMux(t
 // Check is [Auth.Check] for sessions. It answers nothing, so that it can not set cookies: a session whose access token has
 // expired is ErrExpired here, and goes on behind a guard.
 func (s *Session) Check(r *http.Request, q apitoken.Requirement) (apitoken.Token, error) {
-	if len(r.Header["Authorization"]) > 0 {
-		return s.Auth.Check(r, q)
+	byHeader, ambient := s.byHeader(r)
+	if !byHeader || ambient {
+		if err := s.sameSite(r); err != nil {
+			return apitoken.Token{}, err
+		}
 	}
-	if err := s.sameSite(r); err != nil {
-		return apitoken.Token{}, err
+	if byHeader {
+		return s.Auth.Check(r, q)
 	}
 	ctx, err := s.decide(apitoken.WithOrigin(r.Context(), s.origin(r)), cookie(r, s.access), q)
 	if err != nil {
@@ -120,7 +132,14 @@ func (s *Session) Guard(q apitoken.Requirement) func(http.Handler) http.Handler 
 	return func(next http.Handler) http.Handler {
 		plain := s.guard(q)(next)
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if len(r.Header["Authorization"]) > 0 {
+			byHeader, ambient := s.byHeader(r)
+			if ambient {
+				if err := s.sameSite(r); err != nil {
+					s.Error(w, r, err)
+					return
+				}
+			}
+			if byHeader {
 				plain.ServeHTTP(w, r)
 				return
 			}
@@ -129,16 +148,32 @@ func (s *Session) Guard(q apitoken.Requirement) func(http.Handler) http.Handler 
 	}
 }
 
+// byHeader reports whether a request carries a credential in a header, as Auth reads it, and whether that is one which browsers send
+// by themselves, like a cookie.
+func (s *Session) byHeader(r *http.Request) (yes, ambient bool) {
+	yes = len(r.Header["Authorization"]) > 0
+	for _, source := range s.Auth.o.Sources {
+		if token, err := source.find(r); token != "" || err != nil {
+			yes = true
+			ambient = ambient || source.Header == "Authorization"
+		}
+	}
+	return yes, ambient
+}
+
+// errOtherOrigin is ErrDenied, told apart so that a developer sees what to configure.
+var errOtherOrigin = fmt.Errorf("%w: the request is from an origin that is not trusted", apitoken.ErrDenied)
+
 // sameSite refuses what another site made the browser send.
 func (s *Session) sameSite(r *http.Request) error {
 	if err := s.sites.Check(r); err != nil {
-		return &apitoken.Error{Code: apitoken.ErrDenied, Detail: "a request from another site", Cause: err}
+		return &apitoken.Error{Code: errOtherOrigin, Detail: "a request from another origin, which SessionOptions.TrustedOrigins does not name", Cause: err}
 	}
 	return nil
 }
 
 func (s *Session) serveCookies(w http.ResponseWriter, r *http.Request, q apitoken.Requirement, next http.Handler) {
-	varyCookie(w.Header())
+	s.varyCookie(w.Header())
 	ctx := apitoken.WithOrigin(r.Context(), s.origin(r))
 	r = r.WithContext(ctx)
 	if err := s.sameSite(r); err != nil {
@@ -266,7 +301,7 @@ func (s *Session) turnAway(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	bodytime.Refused(w, r)
 	if s.Auth.o.OnRefuse != nil {
-		s.Auth.o.OnRefuse(redacted(r), err)
+		s.Auth.o.OnRefuse(s.redacted(r), err)
 	}
 	to := s.o.Login
 	if strings.Contains(to, "?") {
@@ -396,12 +431,7 @@ func replaceCookie(h http.Header, c *http.Cookie) {
 	h["Set-Cookie"] = append(kept, c.String())
 }
 
-func varyCookie(h http.Header) {
-	vary(h)
-	for _, v := range h["Vary"] {
-		if v == "*" || strings.EqualFold(v, "Cookie") {
-			return
-		}
-	}
-	h["Vary"] = append(h["Vary"][:len(h["Vary"]):len(h["Vary"])], "Cookie")
+func (s *Session) varyCookie(h http.Header) {
+	s.vary(h)
+	varyBy(h, "Cookie")
 }

@@ -55,7 +55,6 @@ func newApp(ctx context.Context, svc *apitoken.Service, s *settings, base string
 		"GET /{$}":              {Needs: apitoken.Public(), Handler: http.HandlerFunc(a.index)},
 		"POST /login":           {Needs: apitoken.Public(), Handler: http.HandlerFunc(a.login)},
 		"POST /refresh":         {Needs: apitoken.Public(), Handler: http.HandlerFunc(a.refresh)},
-		"POST /logout":          {Needs: apitoken.Authenticated(), Handler: http.HandlerFunc(a.logout)},
 		"POST /logout/all":      {Needs: apitoken.Authenticated(), Handler: http.HandlerFunc(a.logoutAll)},
 		"GET /me":               {Needs: apitoken.Authenticated(), Handler: http.HandlerFunc(a.me)},
 		"GET /sessions":         {Needs: apitoken.Authenticated(), Handler: http.HandlerFunc(a.sessions)},
@@ -68,6 +67,7 @@ func newApp(ctx context.Context, svc *apitoken.Service, s *settings, base string
 			Handler: http.HandlerFunc(a.rotateKey)},
 		"DELETE /keys/{id}": {Needs: apitoken.AllOf("keys"), Handler: http.HandlerFunc(a.revokeKey)},
 	})
+	table.HandleFunc("POST /logout", a.logout) // behind no guard, which would refuse a token that has expired
 	a.mux, err = a.oauth(s, base, o, a.auth.Origin(http.NewCrossOriginProtection().Handler(table)))
 	return a, err
 }
@@ -128,9 +128,9 @@ func (a *app) tokens(w http.ResponseWriter, r *http.Request, i *apitoken.Issued,
 	write(w, http.StatusOK, i.Response())
 }
 
-// logout ends the session that the token belongs to; an API key has none, and is revoked itself by DELETE /keys.
+// logout ends the session that the token belongs to, expired or not; an API key has none, and is revoked itself by DELETE /keys.
 func (a *app) logout(w http.ResponseWriter, r *http.Request) {
-	a.done(w, r, a.svc.Revoke(r.Context(), apitoken.ByGrant(apitoken.FromContext(r.Context()).Grant()), "logout"))
+	a.done(w, r, httpauth.Logout(a.auth, a.svc, r, "logout"))
 }
 
 func (a *app) logoutAll(w http.ResponseWriter, r *http.Request) {

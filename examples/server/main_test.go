@@ -104,7 +104,10 @@ func TestTheWholeServer(t *testing.T) {
 	require.Equal(t, 404, call(t, "DELETE", base+"/sessions/"+sessions[0].ID, bob.Access, "", nil), "another's session does not exist for bob")
 	var next tokens
 	require.Equal(t, 200, call(t, "POST", base+"/refresh", "", `{"refresh_token":"`+alice.Refresh+`"}`, &next))
+	require.Equal(t, 401, call(t, "POST", base+"/logout", "", "", nil))
+	require.Equal(t, 401, call(t, "POST", base+"/logout", "junk", "", nil))
 	require.Equal(t, 204, call(t, "POST", base+"/logout", next.Access, "", nil))
+	require.Equal(t, 204, call(t, "POST", base+"/logout", next.Access, "", nil), "what has ended already is no error")
 	require.Equal(t, 401, call(t, "GET", base+"/orders", next.Access, "", nil))
 	require.Equal(t, 400, call(t, "POST", base+"/refresh", "", `{"refresh_token":"`+next.Refresh+`"}`, nil))
 	stop()
