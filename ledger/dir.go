@@ -19,8 +19,9 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
-	berrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/apitoken-go/apitoken/internal/boltfile"
 )
 
 // A Dir is a directory:
@@ -40,7 +41,7 @@ type Dir struct {
 	torn Torn
 
 	mu       sync.RWMutex // guards all below
-	db       *bbolt.DB
+	db       *boltfile.DB
 	state    State
 	segments []segment // by first; the last one is written to
 	tail     *os.File
@@ -106,11 +107,11 @@ func OpenDir(path string, opts *DirOptions) (*Dir, error) {
 func (d *Dir) Torn() Torn { return d.torn }
 
 func (d *Dir) open() error {
-	_, statErr := os.Stat(filepath.Join(d.path, "state.db"))
+	was, statErr := os.Stat(filepath.Join(d.path, "state.db"))
 	if err := d.openState(false); err != nil {
 		return err
 	}
-	if errors.Is(statErr, fs.ErrNotExist) && len(d.segments) == 0 {
+	if (errors.Is(statErr, fs.ErrNotExist) || statErr == nil && was.Size() == 0) && len(d.segments) == 0 {
 		// A new state beside old lines is not new: somebody took the state away.
 		if old, err := filepath.Glob(filepath.Join(d.path, "*.jsonl")); err != nil || len(old) > 0 {
 			_ = d.db.Close()
@@ -142,17 +143,20 @@ func (d *Dir) open() error {
 
 // openState opens state.db and reads it. again says that a write of it has failed.
 func (d *Dir) openState(again bool) error {
-	db, err := bbolt.Open(filepath.Join(d.path, "state.db"), 0o600, &bbolt.Options{Timeout: d.opts.LockTimeout})
+	path := filepath.Join(d.path, "state.db")
+	db, err := boltfile.Open(path, boltfile.Options{Timeout: d.opts.LockTimeout})
 	switch {
-	case errors.Is(err, berrors.ErrTimeout):
+	case errors.Is(err, boltfile.ErrLocked):
 		return fmt.Errorf("ledger: another process has %s open", d.path)
+	case errors.Is(err, boltfile.ErrDamaged), errors.Is(err, boltfile.ErrForeign):
+		return tampered(ErrAltered, "%s: %v", path, err)
 	case err != nil:
-		return fmt.Errorf("ledger: %s: %w", filepath.Join(d.path, "state.db"), err)
+		return fmt.Errorf("ledger: %s: %w", path, err)
 	}
 	d.db = db
 	if again { // under the lock, which bbolt has
-		if err := d.rewriteState(db.Info().PageSize); err != nil {
-			return fmt.Errorf("ledger: %s: %w", db.Path(), err)
+		if err := d.rewriteState(db.PageSize()); err != nil {
+			return fmt.Errorf("ledger: %s: %w", path, err)
 		}
 	}
 	return db.Update(func(tx *bbolt.Tx) error {

@@ -21,10 +21,8 @@ import (
 	"sync"
 	"time"
 
-	"go.etcd.io/bbolt"
-	berrors "go.etcd.io/bbolt/errors"
-
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/boltfile"
 )
 
 // A Vault is three files. lock keeps other processes out. keys.json holds key-encryption keys, each sealed by the host's
@@ -38,8 +36,8 @@ type Vault struct {
 	path string
 	seal apitoken.Sealer
 
-	mu    sync.Mutex // guards all below
-	lock  *bbolt.DB  // for its lock alone
+	mu    sync.Mutex   // guards all below
+	lock  *boltfile.DB // for its lock alone
 	file  *os.File
 	kept  vaultKeys
 	keks  map[uint32]cipher.AEAD
@@ -184,18 +182,18 @@ func (v *Vault) open(ctx context.Context) error {
 func (v *Vault) takeLock() error {
 	path := filepath.Join(v.path, "lock")
 	open := func() (err error) {
-		v.lock, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: vaultLockTimeout})
+		v.lock, err = boltfile.Open(path, boltfile.Options{Timeout: vaultLockTimeout, Trusted: true})
 		return err
 	}
 	err := open()
-	if errors.Is(err, berrors.ErrInvalid) || errors.Is(err, berrors.ErrChecksum) || errors.Is(err, berrors.ErrVersionMismatch) {
+	if errors.Is(err, boltfile.ErrDamaged) {
 		// A power failure left a part of it; it holds nothing, and whoever reads it had the lock.
 		if err = os.Truncate(path, 0); err == nil {
 			err = open()
 		}
 	}
 	switch {
-	case errors.Is(err, berrors.ErrTimeout):
+	case errors.Is(err, boltfile.ErrLocked):
 		return fmt.Errorf("ledger: the vault %s is open already", v.path)
 	case err != nil:
 		return fmt.Errorf("ledger: %s: %w", path, err)

@@ -1,41 +1,15 @@
 package boltstore
 
 import (
-	"bytes"
-	"encoding/binary"
+	"errors"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"os"
-	"time"
+
+	"github.com/apitoken-go/apitoken/internal/boltfile"
 )
 
-// What bbolt must not be shown. It checks the meta pages alone and panics, or maps memory behind the end of the file,
-// where the rest does not fit; and it makes a fresh database of an empty file. So the file is read here first, from
-// the outside, by the layout of bbolt's pages (file format 2, the only one since 2014; integers in the byte order of
-// the machine).
-const (
-	boltMagic   = 0xED0CDAED
-	boltVersion = 2
-
-	pageHeader  = 16 // id(8) flags(2) count(2) overflow(4)
-	flagBranch  = 0x01
-	flagLeaf    = 0x02
-	flagMeta    = 0x04
-	flagFree    = 0x10
-	branchElem  = 16 // pos(4) ksize(4) pgid(8)
-	leafElem    = 16 // flags(4) pos(4) ksize(4) vsize(4)
-	leafBucket  = 0x01
-	bucketValue = 16 // root(8) sequence(8); root 0: its page follows inline
-	metaSize    = 64 // magic version pageSize flags(4 each) root(16) freelist pgid txid checksum(8 each)
-	noFreelist  = 1<<64 - 1
-
-	// How many pages one Open looks at, and for how long. Beyond that the rest is checked when it is read.
-	checkPages = 1 << 18 // 1 GiB
-	checkTime  = 2 * time.Second
-)
-
-var order = binary.NativeEndian
+// What bbolt must not be shown is found by package boltfile; here its errors become this package's.
 
 type boltMeta struct {
 	pageSize                   uint32
@@ -46,69 +20,23 @@ func damaged(format string, a ...any) error {
 	return fmt.Errorf("%w: %s", ErrDamaged, fmt.Sprintf(format, a...))
 }
 
-// readMeta decodes a meta page's content, after the page header.
-func readMeta(b []byte) (m boltMeta, magic bool, err error) {
-	if order.Uint32(b) != boltMagic {
-		return m, false, damaged("no magic number")
+func ownError(err error) error {
+	switch {
+	case errors.Is(err, boltfile.ErrForeign):
+		return ErrForeign
+	case errors.Is(err, boltfile.ErrDamaged):
+		return damaged("%s", boltfile.Detail(err))
 	}
-	if v := order.Uint32(b[4:]); v != boltVersion {
-		return m, true, damaged("bbolt file format %d, not %d", v, boltVersion)
-	}
-	h := fnv.New64a()
-	h.Write(b[:metaSize-8])
-	if h.Sum64() != order.Uint64(b[metaSize-8:]) {
-		return m, true, damaged("a meta page fails its checksum")
-	}
-	m = boltMeta{
-		pageSize: order.Uint32(b[8:]), root: order.Uint64(b[16:]),
-		freelist: order.Uint64(b[32:]), pages: order.Uint64(b[40:]), txn: order.Uint64(b[48:]),
-	}
-	if m.pageSize < 1024 || m.pageSize > 1<<24 || m.pageSize&(m.pageSize-1) != 0 {
-		return m, true, damaged("page size %d", m.pageSize)
-	}
-	return m, true, nil
+	return err
 }
 
-// findMeta returns the newest meta that reads. bbolt keeps two, and writes them in turn: one that a crash tore is no
-// damage.
+func ownMeta(m boltfile.Meta, err error) (boltMeta, error) {
+	return boltMeta{pageSize: m.PageSize, root: m.Root, freelist: m.Freelist, pages: m.Pages, txn: m.Txn}, ownError(err)
+}
+
+// findMeta returns the newest meta page that reads.
 func findMeta(f io.ReaderAt, size int64) (boltMeta, error) {
-	b := make([]byte, pageHeader+metaSize)
-	var best boltMeta
-	var first error
-	seen, found := false, false
-	try := func(off int64) bool {
-		if _, err := f.ReadAt(b, off); err != nil {
-			return false
-		}
-		m, magic, err := readMeta(b[pageHeader:])
-		seen = seen || magic
-		if err != nil {
-			if magic && first == nil {
-				first = err
-			}
-			return false
-		}
-		if !found || m.txn > best.txn {
-			best, found = m, true
-		}
-		return true
-	}
-	if try(0) {
-		try(int64(best.pageSize))
-	} else {
-		for off := int64(1024); off <= 1<<24 && off < size; off <<= 1 {
-			if try(off) {
-				break
-			}
-		}
-	}
-	switch {
-	case found:
-		return best, nil
-	case seen:
-		return best, first
-	}
-	return best, ErrForeign
+	return ownMeta(boltfile.FindMeta(f, size))
 }
 
 // inspectMeta refuses what is not a whole bbolt file.
@@ -120,16 +48,7 @@ func inspectMeta(f *os.File) (m boltMeta, err error) {
 	if err := checkKindOfFile(fi); err != nil {
 		return m, err
 	}
-	if m, err = findMeta(f, fi.Size()); err != nil {
-		return m, err
-	}
-	if m.pages < 4 || m.pages > uint64(fi.Size())/uint64(m.pageSize) {
-		return m, damaged("cut short: %d bytes, and its %d pages need %d", fi.Size(), m.pages, m.pages*uint64(m.pageSize))
-	}
-	if m.root < 2 || m.root >= m.pages || m.freelist != noFreelist && (m.freelist < 2 || m.freelist >= m.pages) {
-		return m, damaged("the meta page points outside of the file")
-	}
-	return m, nil
+	return ownMeta(boltfile.InspectMeta(f))
 }
 
 // inspectShallow is for a file that was inspected when it was opened first.
@@ -140,164 +59,8 @@ func inspectShallow(f *os.File) error {
 
 // inspect refuses a file that bbolt could not survive. It reads through the file, never maps it.
 func inspect(f *os.File) error {
-	m, err := inspectMeta(f)
-	if err != nil {
+	if err := inspectShallow(f); err != nil {
 		return err
 	}
-	c := checker{f: f, m: m, used: make(map[uint64]struct{}), until: time.Now().Add(checkTime)}
-	if err := c.tree(m.root, 0); err != nil {
-		return err
-	}
-	if m.freelist == noFreelist {
-		return nil
-	}
-	return c.freelist()
-}
-
-// checker follows each page from the root once: a page that is used twice, or used and free, would be overwritten.
-type checker struct {
-	f     *os.File
-	m     boltMeta
-	used  map[uint64]struct{}
-	until time.Time
-}
-
-const maxDepth = 64
-
-// page reads a page with its overflow, and takes its numbers.
-func (c *checker) page(id uint64) (b []byte, flags, count uint16, err error) {
-	if id < 2 || id >= c.m.pages {
-		return nil, 0, 0, damaged("page %d of %d is referred to", id, c.m.pages)
-	}
-	off := int64(id) * int64(c.m.pageSize)
-	b = make([]byte, c.m.pageSize)
-	if _, err := c.f.ReadAt(b, off); err != nil {
-		return nil, 0, 0, damaged("page %d: %v", id, err)
-	}
-	flags, count = order.Uint16(b[8:]), order.Uint16(b[10:])
-	over := uint64(order.Uint32(b[12:]))
-	if order.Uint64(b) != id || over >= c.m.pages-id {
-		return nil, 0, 0, damaged("page %d says it is page %d with %d more", id, order.Uint64(b), over)
-	}
-	for n := id; n <= id+over; n++ {
-		if _, twice := c.used[n]; twice {
-			return nil, 0, 0, damaged("page %d is used twice", n)
-		}
-		c.used[n] = struct{}{}
-	}
-	if over > 0 {
-		more := make([]byte, uint64(c.m.pageSize)*(over+1))
-		if _, err := c.f.ReadAt(more, off); err != nil {
-			return nil, 0, 0, damaged("page %d: %v", id, err)
-		}
-		b = more
-	}
-	return b, flags, count, nil
-}
-
-func (c *checker) tree(id uint64, depth int) error {
-	if len(c.used) > checkPages || len(c.used)%64 == 0 && time.Now().After(c.until) {
-		return nil
-	}
-	if depth > maxDepth {
-		return damaged("its tree has no end")
-	}
-	b, flags, count, err := c.page(id)
-	if err != nil {
-		return err
-	}
-	switch flags {
-	case flagBranch:
-		if count == 0 || pageHeader+int(count)*branchElem > len(b) {
-			return damaged("branch page %d has %d entries", id, count)
-		}
-		var last []byte
-		end := uint64(pageHeader + int(count)*branchElem)
-		for i := range int(count) {
-			at := pageHeader + i*branchElem
-			start, ksize := uint64(at)+uint64(order.Uint32(b[at:])), uint64(order.Uint32(b[at+4:]))
-			// An empty first key is one that bbolt has not filled in.
-			if start != end || start+ksize > uint64(len(b)) || i > 0 && bytes.Compare(last, b[start:start+ksize]) >= 0 {
-				return damaged("branch page %d: entry %d is out of place", id, i)
-			}
-			last, end = b[start:start+ksize], start+ksize
-			if err := c.tree(order.Uint64(b[at+8:]), depth+1); err != nil {
-				return err
-			}
-		}
-		return nil
-	case flagLeaf:
-		return c.leaf(b, count, fmt.Sprint("page ", id), depth)
-	}
-	return damaged("page %d has flags %#x", id, flags)
-}
-
-func (c *checker) leaf(b []byte, count uint16, name string, depth int) error {
-	if pageHeader+int(count)*leafElem > len(b) {
-		return damaged("%s has %d entries", name, count)
-	}
-	// bbolt writes keys and values without a gap behind the entries, in the order of the keys: so a count that is wrong, a
-	// size or a place does not fit what is around it.
-	var last []byte
-	end := uint64(pageHeader + int(count)*leafElem)
-	for i := range int(count) {
-		at := pageHeader + i*leafElem
-		flags := order.Uint32(b[at:])
-		start, ksize, vsize := uint64(at)+uint64(order.Uint32(b[at+4:])), uint64(order.Uint32(b[at+8:])), uint64(order.Uint32(b[at+12:]))
-		if flags > leafBucket || ksize == 0 || start != end || start+ksize+vsize > uint64(len(b)) ||
-			i > 0 && bytes.Compare(last, b[start:start+ksize]) >= 0 {
-			return damaged("%s: entry %d is out of place", name, i)
-		}
-		last, end = b[start:start+ksize], start+ksize+vsize
-		if flags&leafBucket == 0 {
-			continue
-		}
-		v := b[start+ksize : start+ksize+vsize]
-		if len(v) < bucketValue {
-			return damaged("%s: bucket %d is cut short", name, i)
-		}
-		if root := order.Uint64(v); root != 0 {
-			if err := c.tree(root, depth+1); err != nil {
-				return err
-			}
-			continue
-		}
-		inline := v[bucketValue:]
-		if len(inline) < pageHeader || order.Uint16(inline[8:]) != flagLeaf || depth > maxDepth {
-			return damaged("%s: inline bucket %d does not read", name, i)
-		}
-		if err := c.leaf(inline, order.Uint16(inline[10:]), name, depth+1); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (c *checker) freelist() error {
-	b, flags, count16, err := c.page(c.m.freelist)
-	if err != nil {
-		return err
-	}
-	if flags != flagFree {
-		return damaged("the list of free pages is not one")
-	}
-	count, at := uint64(count16), uint64(pageHeader)
-	if count == 0xFFFF { // the count did not fit and stands in front of the list
-		count, at = order.Uint64(b[pageHeader:]), pageHeader+8
-	}
-	if count > (uint64(len(b))-at)/8 {
-		return damaged("the list of free pages is cut short")
-	}
-	last := uint64(1)
-	for i := range count {
-		id := order.Uint64(b[at+8*i:])
-		if id <= last || id >= c.m.pages {
-			return damaged("the list of free pages is out of order")
-		}
-		if _, in := c.used[id]; in {
-			return damaged("page %d is both used and free", id)
-		}
-		last = id
-	}
-	return nil
+	return ownError(boltfile.Inspect(f))
 }
