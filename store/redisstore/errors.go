@@ -20,6 +20,11 @@ var (
 	ErrNotReplicated = errors.New("redisstore: write not confirmed")
 	// ErrDamaged: a key of the namespace holds what this package did not write.
 	ErrDamaged = errors.New("redisstore: value is damaged")
+	// ErrEmptied: all that the namespace had is gone, by FLUSHALL or because the server came back with nothing, and with it
+	// every revocation. Nothing is read or written, by processes that ran then and by those that start afterwards, until a
+	// backup is put back; or until every process is stopped and the hash {prefix:namespace}m deleted, upon which it begins
+	// anew.
+	ErrEmptied = errors.New("redisstore: the namespace was emptied, and its revocations are lost: put a backup back, or stop every process and delete its key {prefix:namespace}m to begin anew")
 	// ErrBusy: more changes wait than may. Nothing was written.
 	ErrBusy = errors.New("redisstore: too many writes wait")
 	// ErrClosed: the Store was closed.

@@ -249,10 +249,18 @@ func TestOlderCopy(t *testing.T) {
 	// And one whose data are gone altogether.
 	require.NoError(t, c.FlushAll(ctx).Err())
 	_, err = s.Follow(ctx, now, nil, 10)
-	require.ErrorIs(t, err, store.ErrDiverged)
+	require.ErrorIs(t, err, redisstore.ErrEmptied)
 	_, err = s.Get(ctx, store.KindRule, "a")
-	require.ErrorIs(t, err, store.ErrNotFound)
-	require.Empty(t, all(t, s, store.Query{Kind: store.KindEvent}))
+	require.ErrorIs(t, err, redisstore.ErrEmptied, "it is not known that there was none")
+	require.NotErrorIs(t, err, store.ErrNotFound)
+
+	// What was put back is a loss like any other.
+	restore()
+	_, err = s.Follow(ctx, now, nil, 10)
+	require.ErrorIs(t, err, store.ErrDiverged)
+	rs, after := snapshotOf(t, s)
+	require.Equal(t, []string{"a"}, ids(rs))
+	require.NotEqual(t, now.History, after.History)
 }
 
 // TestWaitReplicas acknowledges what a replica has, and nothing else; and answers nothing once its replica is gone.

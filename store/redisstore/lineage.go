@@ -128,6 +128,8 @@ func (s *Store) retried(ctx context.Context, question func(context.Context) ([]a
 				err = fmt.Errorf("%w: %v", errAway, r[1])
 			case "V":
 				err = fmt.Errorf("%w: the server changed while it was looked at", errAway)
+			case "E":
+				return nil, ErrEmptied
 			case "X":
 				return nil, fmt.Errorf("%w: it does not tell %v", ErrUnsafe, r[1])
 			default:

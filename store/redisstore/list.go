@@ -21,6 +21,8 @@ const listLimit = 1000
 // late, and a cursor of them outlives a loss of history: behind events that were lost it goes on with those that came
 // in their place.
 func (n *space) List(ctx context.Context, q store.Query) (store.Page, error) {
+	ctx, cancel := n.bounded(ctx)
+	defer cancel()
 	if err := n.usable(ctx); err != nil {
 		return store.Page{}, err
 	}

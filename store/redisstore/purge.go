@@ -10,6 +10,8 @@ import (
 // Purge implements [store.Store]. A time that the server's clock jumped to is believed once it has stood for an hour. It goes in steps of at most 256 records, or a block of 4096 events, between which the
 // server does other work.
 func (n *space) Purge(ctx context.Context, kind store.Kind, before int64, max int) (int, error) {
+	ctx, cancel := n.bounded(ctx)
+	defer cancel()
 	if err := n.usable(ctx); err != nil {
 		return 0, err
 	}

@@ -47,6 +47,10 @@
 // id changes when a replica is promoted, when a slot moves to another node, when the last replica has been gone for the
 // server's repl-backlog-ttl, and when a server is started again: see Options.RestartLosesNothing.
 //
+// A namespace that is emptied, by FLUSHALL or by a server that comes back with nothing, answers ErrEmptied from then on: to the
+// processes that used it, and, once one of those has looked (each does every second or so), to those that start. Emptied while
+// no process runs, it can't be told from one that was never used.
+//
 // Until its replicas have been gone for ten seconds, an old primary that is cut off from them does not know that
 // another was promoted, and still answers those on its side; then, with Options.WaitReplicas, it refuses. The host's
 // bound on staleness can be no less than that. Without WaitReplicas set min-replicas-to-write in the server.
@@ -99,7 +103,8 @@ type Options struct {
 	// Empty: "apitoken". Keys begin with "{prefix:namespace}".
 	Prefix string
 
-	// Timeout bounds each verb, its repetitions while a server is away included. Zero: 5 s.
+	// Timeout bounds each verb whatever its context, and New: repetitions while a server is away included, and whatever
+	// timeouts the client has or has not. Zero: 5 s.
 	Timeout time.Duration
 
 	// WaitReplicas is how many replicas must have received a write before it is acknowledged (WAIT), and must be
@@ -185,13 +190,41 @@ func New(ctx context.Context, client redis.UniversalClient, o *Options) (*Store,
 	s.hears.waiters = map[string]map[chan struct{}]bool{}
 	s.space = newSpace(s, "", nil)
 
-	first, stop := context.WithTimeout(ctx, s.o.Timeout)
-	defer stop()
-	if _, err := s.space.opened(first); err != nil {
+	if err := s.openFirst(ctx); err != nil {
 		s.cancel()
 		return nil, fmt.Errorf("redisstore: open: %w", err)
 	}
 	return s, nil
+}
+
+// openFirst opens the namespace of New, within Timeout. A client that does not hear its context, and has no timeouts of its own,
+// is left behind.
+func (s *Store) openFirst(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, s.o.Timeout)
+	done := make(chan error, 1)
+	err := s.background(func() {
+		defer cancel()
+		_, err := s.space.opened(ctx)
+		done <- err
+	})
+	if err != nil {
+		cancel()
+		return err
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	// One that is between two questions knows more than that time is over.
+	last := time.NewTimer(longestWait)
+	defer last.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-last.C:
+		return fmt.Errorf("no answer within %s: %w", s.o.Timeout, ctx.Err())
+	}
 }
 
 func validPrefix(p string) bool {
@@ -229,14 +262,26 @@ func validName(name string) bool {
 	return ok
 }
 
-// Close ends what runs behind the store and waits for writes under way (as long as the client's own timeouts allow them).
-// Afterwards every verb answers ErrClosed.
+// Close ends what runs behind the store and waits for writes under way, for Options.Timeout at most: a client without timeouts
+// of its own may hold them for longer. Afterwards every verb answers ErrClosed.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
 	s.cancel()
-	s.tasks.Wait()
+
+	ended := make(chan struct{})
+	go func() {
+		s.tasks.Wait()
+		close(ended)
+	}()
+	late := time.NewTimer(s.o.Timeout)
+	defer late.Stop()
+	select {
+	case <-ended:
+	case <-late.C:
+		s.log.Warn("redisstore: closed while the client still waits for the server", "timeout", s.o.Timeout)
+	}
 	return nil
 }
 
@@ -296,6 +341,11 @@ func (n *space) usable(ctx context.Context) error {
 		return ErrClosed
 	}
 	return nil
+}
+
+// bounded gives a verb that asks several questions the store's own deadline beside its caller's.
+func (n *space) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, n.s.o.Timeout)
 }
 
 // SetReadOnly makes the namespace refuse writes with [store.ErrReadOnly], in every process, or take them again: for a

@@ -3,16 +3,27 @@
 -- writes than there are proves a loss.
 -- ARGV[1] the history it knew, or '', ARGV[4] a new history, ARGV[5] the layout's version, ARGV[6] '1' when a server that
 -- was started again lost nothing, ARGV[7] replid of the server whose configuration was found safe
--- Answers: writes, history, why it began, writes that are known to be lost, replid; {'V'}: it is another server by now
+-- Answers: writes, history, why it began, writes that are known to be lost, replid; {'V'}: it is another server by now; {'E'}: the
+-- namespace was emptied
 if m[11] and m[11] ~= ARGV[5] then
   return {'X', 'its records by layout ' .. ARGV[5] .. ' but ' .. m[11]}
 end
 if replid ~= ARGV[7] then
   return {'V'}
 end
+-- Nothing is left where a caller knows that there was something: FLUSHALL, or a server that came back with nothing. The mark
+-- tells those who start later, and could not know.
+if not history and (m[13] or ARGV[1] ~= '') then
+  call('HSET', meta, 'emptied', '1')
+  return {'E'}
+end
+-- A history that this one knows nothing of came from data that are gone, as when the namespace was emptied and begun anew.
+local unknown = history and ARGV[1] ~= '' and history ~= ARGV[1] and call('HEXISTS', meta, 'end:' .. ARGV[1]) == 0
 local why, lost = '', 0
 if not history then
   why = 'new'
+elseif unknown then
+  why = 'lost'
 elseif history == ARGV[1] and writes < tonumber(ARGV[2]) then
   why, lost = 'lost', tonumber(ARGV[2]) - writes
 elseif m[2] ~= replid then
@@ -36,6 +47,10 @@ if why ~= '' then
     end
     set[#set + 1] = 'end:' .. history
     set[#set + 1] = int(event)
+    if unknown then
+      set[#set + 1] = 'end:' .. ARGV[1]
+      set[#set + 1] = int(event)
+    end
   end
   history = ARGV[4]
   call('HSET', meta, lua_unpack(set))

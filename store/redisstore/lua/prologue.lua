@@ -44,7 +44,7 @@ end
 local time = call('TIME')
 local now = time[1] * 1000 + floor(time[2] / 1000)
 
-local m = call('HMGET', meta, 'history', 'replid', 'writes', 'ms', 'low', 'event', 'readonly', 'tick', 'skew', 'trimmed', 'format', 'purges')
+local m = call('HMGET', meta, 'history', 'replid', 'writes', 'ms', 'low', 'event', 'readonly', 'tick', 'skew', 'trimmed', 'format', 'purges', 'emptied')
 local history, writes = m[1], tonumber(m[3] or 0)
 local ms, low, event = tonumber(m[4] or 0), tonumber(m[5] or 0), tonumber(m[6] or 0)
 local readonly, tick, skew, trimmed, purges = m[7] == '1', tonumber(m[8] or 0), tonumber(m[9] or 0), tonumber(m[10] or 0), tonumber(m[12] or 0)
