@@ -39,8 +39,8 @@ func checkBinding(b string) error {
 
 // proved checks the proof that came with a token against what the token is bound to. Whatever names a binding is
 // refused unless its proof was presented and holds; a proof for a token that is not bound is refused too, so that
-// nobody believes in a protection that is not there (RFC 9449 §7.1).
-func (v *JWTValidator) proved(c *Credential, binding string, now time.Time) *Error {
+// nobody believes in a protection that is not there (RFC 9449 §7.1). A DPoP proof that holds counts as used only with spend.
+func (v *JWTValidator) proved(c *Credential, binding string, now time.Time, spend bool) *Error {
 	switch {
 	case binding == "":
 		return fail(ErrInvalidToken, "a proof came with a token that is not bound to a key")
@@ -48,7 +48,7 @@ func (v *JWTValidator) proved(c *Credential, binding string, now time.Time) *Err
 		if c.DPoP == "" {
 			return fail(ErrInvalidToken, "bound to a DPoP key, and came as a bearer token")
 		}
-		return v.proofs.check(c, binding, now)
+		return v.proofs.check(c, binding, now, spend)
 	case strings.HasPrefix(binding, bindCert):
 		if c.CertSHA256 == ([32]byte{}) || c.DPoP != "" {
 			return fail(ErrInvalidToken, "bound to a certificate that was not presented")

@@ -697,17 +697,20 @@ func (cs *Clients) authenticate(ctx context.Context, a ClientAuth, proof *confir
 	if !a.Secret.IsZero() && !a.Assertion.IsZero() {
 		return Client{}, fail(ErrInvalidRequest, "a secret and an assertion: one of them (RFC 6749 §2.3)")
 	}
-	k := cs.lookup(a.ID)
-	if a.Secret.IsZero() && a.Assertion.IsZero() && k != nil && k.Public {
-		return k.Client, k.usable()
-	}
 	from := source.Of(originOf(ctx).Address)
-	var ok bool
-	var err error
-	if a.Secret.IsZero() && (!a.Assertion.IsZero() || a.Certificate != nil) {
-		ok, err = cs.prove(ctx, k, &a)
-	} else {
-		ok, err = cs.right(ctx, k, a.ID, a.Secret.Reveal(), from, proof)
+	k := cs.lookup(a.ID)
+	ok, err := cs.convinces(ctx, k, &a, from, proof)
+	if err == nil && !ok && nameShape.MatchString(a.ID) && !cs.fails.over(a.ID, from, cs.s.now()) {
+		// Another process may have made the client, or given it another secret or key, and this one not have heard of it yet. A
+		// wrong credential of a client that exists waits as long as an unknown client does.
+		if err := cs.s.state.Look(ctx); err != nil {
+			cs.fails.add(a.ID, from, cs.s.now())
+			return Client{}, unavailable(err, "look for a client or a credential that may be new")
+		}
+		if next := cs.lookup(a.ID); next != k {
+			k = next
+			ok, err = cs.convinces(ctx, k, &a, from, proof)
+		}
 	}
 	if err != nil {
 		return Client{}, err
@@ -726,6 +729,32 @@ func (cs *Clients) authenticate(ctx context.Context, a ClientAuth, proof *confir
 		return Client{}, err
 	}
 	return k.Client, nil
+}
+
+// convinces reports whether a is a credential of k, which is nil for a client that this process does not know. Of a public client
+// the ID alone is enough.
+func (cs *Clients) convinces(ctx context.Context, k *knownClient, a *ClientAuth, from string, proof *confirmation) (bool, error) {
+	switch {
+	case !a.Secret.IsZero():
+		return cs.right(ctx, k, a.ID, a.Secret.Reveal(), from, proof)
+	case a.Assertion.IsZero() && k != nil && k.Public:
+		return true, nil
+	case !a.Assertion.IsZero() || a.Certificate != nil:
+		return cs.prove(ctx, k, a)
+	}
+	return cs.right(ctx, k, a.ID, "", from, proof)
+}
+
+// await gives this process one read of the store to hear of a client that a host names, which another process may have made.
+// Whether it is there then is for enabled to say.
+func (cs *Clients) await(ctx context.Context, id string) error {
+	if id == "" || id == cs.s.cfg.FirstParty || cs.lookup(id) != nil || !nameShape.MatchString(id) {
+		return nil
+	}
+	if err := cs.s.state.Look(ctx); err != nil {
+		return unavailable(err, "look for a client that may be new")
+	}
+	return nil
 }
 
 // nobody has the shape of a confidential client and no secret that fits: unknown IDs walk the same path.

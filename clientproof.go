@@ -336,6 +336,9 @@ func (s *Service) Check(ctx context.Context, r Request) error {
 		return fail(ErrInvalidRequest, "a request under a grant is not checked ahead")
 	}
 	who, err := s.Clients.caller(ctx, r.Auth)
+	if err == nil {
+		err = s.Clients.await(ctx, r.Client)
+	}
 	if err != nil {
 		return err
 	}

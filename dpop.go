@@ -115,6 +115,9 @@ func normalTarget(s string) (string, bool) {
 	if err != nil || u.Host == "" || u.User != nil || u.Opaque != "" {
 		return "", false
 	}
+	if strings.Contains(strings.TrimSuffix(u.Host, ":"+u.Port()), ":") && !strings.HasPrefix(u.Host, "[") {
+		return "", false // two ports
+	}
 	scheme, host := strings.ToLower(u.Scheme), strings.ToLower(u.Host)
 	switch scheme {
 	case "https":
@@ -251,8 +254,8 @@ func (b *proofBook) useNonce(detail string) *Error {
 	return &Error{Code: ErrUseNonce, Detail: detail, Nonce: makeNonce(b.key, [4]byte{}, b.elapsed())}
 }
 
-// check takes the proof of c once, for a token that is bound to binding.
-func (b *proofBook) check(c *Credential, binding string, now time.Time) *Error {
+// check takes the proof of c once, for a token that is bound to binding. Without spend it only says what it would answer.
+func (b *proofBook) check(c *Credential, binding string, now time.Time, spend bool) *Error {
 	p, err := readProof(c.DPoP, c.Method, c.URL, c.Token)
 	if err != nil {
 		return err
@@ -276,9 +279,14 @@ func (b *proofBook) check(c *Credential, binding string, now time.Time) *Error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var fresh, known bool
-	if nonced {
+	switch {
+	case !spend && nonced:
+		fresh, known = s.nonced.has(mark, at)
+	case !spend:
+		fresh, known = s.wall.has(mark, p.iat)
+	case nonced:
 		fresh, known = s.nonced.add(mark, at, elapsed-int64(nonceAge/time.Second)-1)
-	} else {
+	default:
 		fresh, known = s.wall.add(mark, p.iat, now.Add(-proofAge).Unix()-1)
 	}
 	switch {
@@ -323,6 +331,14 @@ func (w *proofWindow) add(mark [16]byte, at, oldest int64) (fresh, known bool) {
 	w.seen[mark] = struct{}{}
 	w.marks[at] = append(w.marks[at], mark)
 	return true, true
+}
+
+// has is add's answer as far as it is known without adding.
+func (w *proofWindow) has(mark [16]byte, at int64) (fresh, known bool) {
+	if _, ok := w.seen[mark]; ok {
+		return false, true
+	}
+	return at > w.floor, at > w.floor
 }
 
 func (w *proofWindow) forget(sec int64) {

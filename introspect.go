@@ -22,7 +22,7 @@ type Introspection struct {
 
 // Introspect says what a resource server needs to know of a token of any kind (RFC 7662), for endpoints that answer whoever
 // the token concerns; they decide who may ask. A bound token is active without its proof: its Binding tells what
-// whoever uses it must prove; and one for another audience than this process's is active too. An API key with MaxUses is not
+// whoever uses it must prove; and one for another audience than this process's is active too; one for none, which Validate refuses anywhere, is not. An API key with MaxUses is not
 // active: whoever asks keeps the answer for a while, and nobody would count. The error is only ever ErrUnavailable.
 func (s *Service) Introspect(ctx context.Context, token string) (Introspection, error) {
 	t, err := s.Validate(ctx, Credential{Token: token, unproved: true, anywhere: true})

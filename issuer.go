@@ -187,6 +187,9 @@ func (s *Service) issueFor(ctx context.Context, r Request) (*Issued, error) {
 	}
 	m := s.begin(ctx)
 	who, err := s.Clients.caller(ctx, r.Auth)
+	if err == nil {
+		err = s.Clients.await(ctx, r.Client)
+	}
 	if err != nil {
 		return nil, err
 	}

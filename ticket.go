@@ -113,6 +113,9 @@ func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (Secret, err
 	}
 	m := s.begin(ctx)
 	who, err := s.Clients.caller(ctx, r.Auth)
+	if err == nil {
+		err = s.Clients.await(ctx, r.Client)
+	}
 	if err != nil {
 		return Secret{}, err
 	}

@@ -310,7 +310,7 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 
 	// From here on the claims are the issuer's.
 	here := iss.takes(v.audiences, p.Claims.Audience)
-	e, cerr := v.claims(iss, token, &p, here || c.anywhere && iss.state != nil)
+	e, cerr := v.claims(iss, token, &p, here || c.anywhere && iss.state != nil && len(p.Claims.Audience) > 0) // for nobody is for nobody anywhere
 	if cerr != nil {
 		return Token{}, nil, false, tr.no("claims", cerr)
 	}
@@ -353,7 +353,7 @@ func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, w *f
 	}
 	tr.ok("expiry", "within nbf and exp")
 	if (e.data.Binding != "" || c.DPoP != "") && !c.unproved {
-		if err := v.proved(c, e.data.Binding, now); err != nil {
+		if err := v.proved(c, e.data.Binding, now, tr == nil); err != nil {
 			return Token{}, tr.no("binding", err)
 		}
 		tr.ok("binding", "proved")
@@ -530,7 +530,7 @@ type Step struct {
 }
 
 // Explain says how Validate and Check would decide and why: which checks ran, which rule decided, what would
-// have been needed. It counts nothing. For operators, never for callers.
+// have been needed. It counts nothing, and spends no DPoP proof. For operators, never for callers.
 func (v *JWTValidator) Explain(ctx context.Context, c Credential, r Requirement) Explanation {
 	tr := &trace{}
 	t, _, _, err := v.validate(ctx, &c, tr)
