@@ -83,6 +83,8 @@ func (n *space) newIntent(c *store.Change) *intent {
 // Options.Timeout; where the repetition finds the records at versions of others, the answer is still unknown, not
 // ErrConflict: the first attempt may have been done and overwritten. A Change without Puts is never repeated.
 func (n *space) Apply(ctx context.Context, c *store.Change) (store.Commit, error) {
+	ctx, cancel := n.bounded(ctx)
+	defer cancel()
 	if err := n.usable(ctx); err != nil {
 		return store.Commit{}, err
 	}
@@ -517,6 +519,8 @@ func (n *space) wrote(g *guess) {
 // cluster, and holds for every process as soon as it returns: a namespace whose records were copied elsewhere must take
 // no write by mistake. Events that wait are still shipped.
 func (n *space) SetReadOnly(ctx context.Context, on bool) error {
+	ctx, cancel := n.bounded(ctx)
+	defer cancel()
 	if err := n.usable(ctx); err != nil {
 		return err
 	}

@@ -83,8 +83,8 @@ type Options struct {
 	// other processes write is noticed within a second, so it can be passed by as much. Zero: 512 MiB.
 	OutboxBytes int64
 
-	// Timeout bounds each write, its repetitions while a leader is elected included, as much again what it waits for
-	// its turn before, and each read. Zero: 5 s.
+	// Timeout bounds every verb whatever its context, and New: a member that fell silent holds no caller for longer.
+	// Repetitions while a leader is elected are included, and what a write waits for its turn. Zero: 5 s.
 	Timeout time.Duration
 
 	// Now is the clock; nil: time.Now. Only its wall time is used. etcd has no clock of its own to ask, so processes
@@ -277,6 +277,11 @@ func (n *space) usable(ctx context.Context) error {
 		return ErrClosed
 	}
 	return nil
+}
+
+// bounded gives a verb the store's own deadline beside its caller's.
+func (n *space) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, n.s.timeout)
 }
 
 // saw remembers the highest position of a history.

@@ -18,6 +18,8 @@ const (
 
 // Get implements [store.Store].
 func (n *space) Get(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
+	ctx, cancel := n.bounded(ctx)
+	defer cancel()
 	if err := n.usable(ctx); err != nil {
 		return store.Record{}, err
 	}
@@ -45,6 +47,8 @@ func (n *space) Get(ctx context.Context, kind store.Kind, id string) (store.Reco
 
 // Follow implements [store.Store].
 func (n *space) Follow(ctx context.Context, after store.Position, kinds []store.Kind, max int) (store.View, error) {
+	ctx, cancel := n.bounded(ctx)
+	defer cancel()
 	if err := n.usable(ctx); err != nil {
 		return store.View{}, err
 	}

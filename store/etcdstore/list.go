@@ -27,6 +27,8 @@ const (
 // over all its pages: what came after the first is not in a later one. store.ErrTrimmed there means that etcd was
 // compacted past that snapshot: begin again.
 func (n *space) List(ctx context.Context, q store.Query) (store.Page, error) {
+	ctx, cancel := n.bounded(ctx)
+	defer cancel()
 	if err := n.usable(ctx); err != nil {
 		return store.Page{}, err
 	}

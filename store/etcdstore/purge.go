@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 
 	mvccpb "go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -25,6 +26,9 @@ const (
 // its own; the number is right even where err is not nil. In a cluster without room, removing records still works.
 // With Options.Events, events are purged in that store, by its clock.
 func (n *space) Purge(ctx context.Context, kind store.Kind, before int64, max int) (int, error) {
+	deadline := time.Now().Add(n.s.timeout)
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
 	if err := n.usable(ctx); err != nil {
 		return 0, err
 	}
@@ -54,7 +58,7 @@ func (n *space) Purge(ctx context.Context, kind store.Kind, before int64, max in
 		return 0, nil
 	}
 	if kind == store.KindEvent {
-		return n.purgeEvents(ctx, before, max)
+		return n.purgeEvents(ctx, deadline, before, max)
 	}
 	total := 0
 	prefix := n.keys.dues(kind)
@@ -63,7 +67,7 @@ func (n *space) Purge(ctx context.Context, kind store.Kind, before int64, max in
 		if err != nil {
 			return total, err
 		}
-		removed, err := n.purgeStep(ctx, kind, prefix, r.Kvs, before, max-total)
+		removed, err := n.purgeStep(ctx, deadline, kind, prefix, r.Kvs, before, max-total)
 		total += removed
 		if err != nil {
 			return total, err
@@ -77,7 +81,7 @@ func (n *space) Purge(ctx context.Context, kind store.Kind, before int64, max in
 }
 
 // purgeStep looks at the records of some entries of the expiry index.
-func (n *space) purgeStep(ctx context.Context, kind store.Kind, prefix string, dues []*keyValue, before int64, most int) (int, error) {
+func (n *space) purgeStep(ctx context.Context, deadline time.Time, kind store.Kind, prefix string, dues []*keyValue, before int64, most int) (int, error) {
 	if len(dues) == 0 {
 		return 0, nil
 	}
@@ -144,7 +148,7 @@ func (n *space) purgeStep(ctx context.Context, kind store.Kind, prefix string, d
 	for len(removals) > 0 {
 		part := removals[:min(purgeWrite, len(removals))]
 		removals = removals[len(part):]
-		k, err := n.purgeTxn(ctx, part)
+		k, err := n.purgeTxn(ctx, deadline, part)
 		removed += k
 		if err != nil {
 			return removed, err
@@ -153,16 +157,17 @@ func (n *space) purgeStep(ctx context.Context, kind store.Kind, prefix string, d
 	for len(repairs) > 0 {
 		part := repairs[:min(purgeWrite, len(repairs))]
 		repairs = repairs[len(part):]
-		if _, err := n.purgeTxn(ctx, part); err != nil && !errors.Is(err, ErrFull) { // the index can wait
+		if _, err := n.purgeTxn(ctx, deadline, part); err != nil && !errors.Is(err, ErrFull) { // the index can wait
 			return removed, err
 		}
 	}
 	return removed, nil
 }
 
-// purgeTxn runs nested transactions and tells how many took place. It is not repeated: what it did would not be counted.
-func (n *space) purgeTxn(ctx context.Context, ops []clientv3.Op) (int, error) {
-	own, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.s.timeout)
+// purgeTxn runs nested transactions and tells how many took place. It is not repeated, and its caller does not end
+// it before the deadline: what it did would not be counted.
+func (n *space) purgeTxn(ctx context.Context, deadline time.Time, ops []clientv3.Op) (int, error) {
+	own, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
 	defer cancel()
 	l := n.s.lineage.Load()
 	r, err := n.s.client.Txn(own).If(
@@ -192,7 +197,7 @@ func (n *space) purgeTxn(ctx context.Context, ops []clientv3.Op) (int, error) {
 }
 
 // purgeEvents removes expired events where etcd is the only place for them, oldest first.
-func (n *space) purgeEvents(ctx context.Context, before int64, most int) (int, error) {
+func (n *space) purgeEvents(ctx context.Context, deadline time.Time, before int64, most int) (int, error) {
 	total := 0
 	for epoch := int64(0); total < most; epoch++ {
 		first, rev, ok, err := n.firstEpoch(ctx, epoch, 0)
@@ -208,7 +213,7 @@ func (n *space) purgeEvents(ctx context.Context, before int64, most int) (int, e
 			if total == most {
 				break
 			}
-			k, err := n.purgeEntry(ctx, &entries[i], before, most-total)
+			k, err := n.purgeEntry(ctx, deadline, &entries[i], before, most-total)
 			total += k
 			if err != nil {
 				return total, err
@@ -222,7 +227,7 @@ func (n *space) purgeEvents(ctx context.Context, before int64, most int) (int, e
 }
 
 // purgeEntry removes expired events of one change. What is left keeps its place.
-func (n *space) purgeEntry(ctx context.Context, e *entry, before int64, most int) (int, error) {
+func (n *space) purgeEntry(ctx context.Context, deadline time.Time, e *entry, before int64, most int) (int, error) {
 	var kept []store.Record
 	var numbers []int
 	gone, mark := 0, int64(0)
@@ -257,7 +262,7 @@ func (n *space) purgeEntry(ctx context.Context, e *entry, before int64, most int
 	} else {
 		ops = append(ops, clientv3.OpPut(e.key, string(encodeEvents(e.version, e.written, e.history, kept, numbers, 0))))
 	}
-	done, err := n.purgeTxn(ctx, []clientv3.Op{clientv3.OpTxn(
+	done, err := n.purgeTxn(ctx, deadline, []clientv3.Op{clientv3.OpTxn(
 		[]clientv3.Cmp{cmp, clientv3.Compare(clientv3.ModRevision(e.key), "=", e.mod)}, ops, nil)})
 	return done * gone, err
 }
