@@ -2,6 +2,7 @@ package apitoken
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"runtime/pprof"
 	"sync"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
@@ -65,8 +67,30 @@ func (s *core) goRun(name string, f func(context.Context)) {
 func (s *core) observe(ctx context.Context, o Observation) {
 	if s.watchers != nil && s.watchers.any() {
 		o.Origin = originOf(ctx)
-		s.watchers.observe(ctx, o)
+		s.watchers.observeWithin(ctx, o)
 	}
+}
+
+const hookTime = 5 * time.Second // of a function of the host's that a call waits for
+
+// mayContinue asks the host. What is no answer of the host's is ErrUnavailable: clients drop their sessions at ErrInvalidGrant.
+func (s *core) mayContinue(ctx context.Context, g Grant) error {
+	if s.cfg.MayContinue == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, hookTime)
+	defer cancel()
+	_, err := hook.Call(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, s.cfg.MayContinue(ctx, g) })
+	if stack := hook.Stack(err); stack != "" {
+		s.log.Error("apitoken: Config.MayContinue panicked", "error", err, "stack", stack)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, ErrUnavailable), errors.Is(err, hook.ErrPanicked), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return unavailable(err, "Config.MayContinue")
+	}
+	return &Error{Code: ErrInvalidGrant, Detail: "Config.MayContinue refused", Cause: err}
 }
 
 // sync catches up with the store.

@@ -713,13 +713,8 @@ func (s *Service) planUnder(ctx context.Context, id string, g *grantRecord, aske
 	if g.Life > 0 {
 		p.life = min(time.Duration(g.Life)*time.Second, s.lifetimes(&c).MaxAccess)
 	}
-	if s.cfg.MayContinue != nil {
-		if err := s.cfg.MayContinue(ctx, g.public(id)); err != nil {
-			if errors.Is(err, ErrUnavailable) {
-				return nil, unavailable(err, "Config.MayContinue")
-			}
-			return nil, &Error{Code: ErrInvalidGrant, Detail: "Config.MayContinue refused", Cause: err}
-		}
+	if err := s.mayContinue(ctx, g.public(id)); err != nil {
+		return nil, err
 	}
 	return p, nil
 }

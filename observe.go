@@ -3,14 +3,18 @@ package apitoken
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/apitoken-go/apitoken/internal/hook"
 )
 
-// Observer counts. It is called on the hot path, must not block and can not fail; metrics, traces
-// and misuse detectors are Observers.
+// Observer counts. It is called on the hot path, must not block and cannot fail; metrics, traces and misuse detectors are
+// Observers. One that panics is logged once, and the call that it observed goes on. One that blocks holds up Validate and
+// Authorize; every other call, whose answer may be a grant that is stored already, waits a second for it at most.
 type Observer interface {
 	Observe(ctx context.Context, o Observation)
 }
@@ -39,8 +43,31 @@ func (o Observation) Reason() string {
 
 // observers is a list that is read on the hot path and seldom changed.
 type observers struct {
-	list atomic.Pointer[[]*Observer]
-	mu   sync.Mutex // of writers
+	list atomic.Pointer[[]*watcher]
+	mu   sync.Mutex   // of writers
+	log  *slog.Logger // nil: silent
+}
+
+// watcher is one Observer.
+type watcher struct {
+	Observer
+	late atomic.Int32 // calls that have not come back
+	told atomic.Bool  // its panic was logged
+}
+
+const (
+	observerWait = time.Second
+	observerLate = 16 // calls under way at most of an observer that blocks; it misses the rest
+)
+
+// call keeps a panic from the caller.
+func (l *observers) call(ctx context.Context, x *watcher, o Observation) {
+	defer func() {
+		if p := recover(); p != nil && l.log != nil && !x.told.Swap(true) {
+			l.log.Error("apitoken: an Observer panicked; it is told of this once", "op", o.Op, "error", p, "stack", hook.Stack(hook.Panicked(p)))
+		}
+	}()
+	x.Observe(ctx, o)
 }
 
 func (l *observers) any() bool { return l.list.Load() != nil }
@@ -48,16 +75,46 @@ func (l *observers) any() bool { return l.list.Load() != nil }
 func (l *observers) observe(ctx context.Context, o Observation) {
 	if list := l.list.Load(); list != nil {
 		for _, x := range *list {
-			(*x).Observe(ctx, o)
+			l.call(ctx, x, o)
+		}
+	}
+}
+
+// observeWithin is observe for calls that must come back though an observer does not.
+func (l *observers) observeWithin(ctx context.Context, o Observation) {
+	list := l.list.Load()
+	if list == nil {
+		return
+	}
+	var t *time.Timer
+	for _, x := range *list {
+		if x.late.Add(1) > observerLate {
+			x.late.Add(-1)
+			continue
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			defer x.late.Add(-1)
+			l.call(ctx, x, o)
+		}()
+		if t == nil {
+			t = time.NewTimer(observerWait) // for all of them together
+			defer t.Stop()
+		}
+		select {
+		case <-done:
+		case <-t.C:
+			t.Reset(0)
 		}
 	}
 }
 
 func (l *observers) add(o Observer) (stop func()) {
-	p := &o
+	p := &watcher{Observer: o}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var now []*Observer
+	var now []*watcher
 	if old := l.list.Load(); old != nil {
 		now = slices.Clone(*old)
 	}
@@ -70,7 +127,7 @@ func (l *observers) add(o Observer) (stop func()) {
 		if old == nil {
 			return
 		}
-		now := slices.DeleteFunc(slices.Clone(*old), func(x *Observer) bool { return x == p })
+		now := slices.DeleteFunc(slices.Clone(*old), func(x *watcher) bool { return x == p })
 		if len(now) == 0 {
 			l.list.Store(nil)
 			return

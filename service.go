@@ -78,7 +78,8 @@ type Config struct {
 	Validation Validation
 	Refresh    RefreshPolicy
 	// MayContinue is asked at each refresh and redemption whether the subject may go on, before anything
-	// is spent. An error refuses; one that is ErrUnavailable tells the caller to try again. nil: always.
+	// is spent. An error refuses; one that is ErrUnavailable or a context's tells the caller to try again, and so does a call
+	// that panics or takes longer than five seconds. nil: always.
 	MayContinue func(ctx context.Context, g Grant) error
 	Sinks       []Sink
 	// KeepEvents is how long audit events stay in the store. Zero: for ever. Events that a Sink has not got yet are not removed.

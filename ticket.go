@@ -289,14 +289,8 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 	if len(t.Claims) > 0 {
 		req.Claims = t.Claims
 	}
-	if s.cfg.MayContinue != nil {
-		g := Grant{Subject: t.Subject, Client: t.Client, Scopes: t.Scopes, Roles: t.Roles}
-		if err := s.cfg.MayContinue(ctx, g); err != nil {
-			if errors.Is(err, ErrUnavailable) {
-				return nil, unavailable(err, "Config.MayContinue")
-			}
-			return nil, &Error{Code: ErrInvalidGrant, Detail: "Config.MayContinue refused", Cause: err}
-		}
+	if err := s.mayContinue(ctx, Grant{Subject: t.Subject, Client: t.Client, Scopes: t.Scopes, Roles: t.Roles}); err != nil {
+		return nil, err
 	}
 	host := caller{} // it was asked for by whoever prepared it
 	return s.issue(ctx, req, m, &host, &spending{birth: t.birth(), with: func(c *change, grant string) error {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -95,8 +97,11 @@ func marshalClaims(v any) ([]byte, error) {
 	if v == nil {
 		return nil, nil
 	}
-	b, err := json.Marshal(v)
-	if err != nil {
+	b, err := marshalHosts(v)
+	switch {
+	case errors.Is(err, hook.ErrPanicked):
+		return nil, unavailable(err, "marshal the claims")
+	case err != nil:
 		return nil, &Error{Code: ErrInvalidRequest, Detail: "claims do not marshal", Cause: err}
 	}
 	if bytes.Equal(b, []byte("null")) || bytes.Equal(b, []byte("{}")) {
@@ -109,6 +114,16 @@ func marshalClaims(v any) ([]byte, error) {
 		return nil, &Error{Code: ErrInvalidRequest, Detail: "claims", Cause: err}
 	}
 	return b, nil
+}
+
+// marshalHosts marshals a value of the host, whose MarshalJSON may panic.
+func marshalHosts(v any) (b []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = hook.Panicked(p)
+		}
+	}()
+	return json.Marshal(v)
 }
 
 // spec is what t says. It is where a handler ends that lost its guard.

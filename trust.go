@@ -418,7 +418,7 @@ func newValidator(c Validation, audience string, now func() time.Time) *JWTValid
 // newServiceValidator is the validator of a service: its own issuer is fed by its state and its ring.
 func newServiceValidator(s *Service) (*JWTValidator, error) {
 	v := newValidator(s.cfg.Validation, s.cfg.Audience, s.now)
-	v.audit = s.audit
+	v.audit, v.observers.log = s.audit, s.log
 	v.opaque = s.APIKeys.validate
 	v.consume = s.Consume
 	t := &trust{issuer: s.cfg.Issuer, own: true, v: v, state: s.state}
@@ -515,7 +515,7 @@ func (t *trust) followKeys(ctx context.Context) {
 				err = errors.New("no usable key in the set")
 			}
 		}
-		t.v.observers.observe(ctx, Observation{Op: "keys", Err: err, Took: time.Since(began)})
+		t.v.observers.observeWithin(ctx, Observation{Op: "keys", Err: err, Took: time.Since(began)})
 		if ctx.Err() != nil {
 			return
 		}
@@ -607,7 +607,7 @@ func (t *trust) followRules(ctx context.Context) {
 	for {
 		began := time.Now()
 		err := t.readRules(ctx)
-		t.v.observers.observe(ctx, Observation{Op: "feed", Err: err, Took: time.Since(began)})
+		t.v.observers.observeWithin(ctx, Observation{Op: "feed", Err: err, Took: time.Since(began)})
 		pause := max(t.v.cfg.MaxStaleness/4, 10*time.Millisecond)
 		if w, ok := t.Revocations.(interface{ Waits() bool }); ok && w.Waits() {
 			pause = 2 * time.Millisecond

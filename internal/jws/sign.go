@@ -14,6 +14,8 @@ import (
 	"io"
 	"strconv"
 	"unicode/utf8"
+
+	"github.com/apitoken-go/apitoken/internal/hook"
 )
 
 // ContextSigner is what a signer outside the process may implement, so that a deadline reaches it. The arguments are
@@ -188,12 +190,17 @@ func (s *Signer) call(ctx context.Context, msg []byte, opts crypto.SignerOpts) (
 	go func() {
 		defer func() { <-s.places }()
 		var a answer
+		defer func() {
+			if p := recover(); p != nil { // a signer of the host's must not end the host
+				a.err = hook.Panicked(p)
+			}
+			done <- a
+		}()
 		if c, ok := s.signer.(ContextSigner); ok {
 			a.sig, a.err = c.SignContext(ctx, rand.Reader, msg, opts)
 		} else {
 			a.sig, a.err = s.signer.Sign(rand.Reader, msg, opts)
 		}
-		done <- a
 	}()
 	select {
 	case a := <-done:

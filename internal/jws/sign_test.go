@@ -91,6 +91,7 @@ func TestSignerOutsideIsNotBelieved(t *testing.T) {
 	for name, answer := range map[string]func([]byte) ([]byte, error){
 		"an error":          func([]byte) ([]byte, error) { return nil, io.ErrUnexpectedEOF },
 		"nothing":           func([]byte) ([]byte, error) { return nil, nil },
+		"a panic":           func([]byte) ([]byte, error) { panic("a bug of the host's") },
 		"junk":              func([]byte) ([]byte, error) { return []byte("0123456789"), nil },
 		"cut":               func(sig []byte) ([]byte, error) { return sig[:len(sig)-1], nil },
 		"longer":            func(sig []byte) ([]byte, error) { return append(sig, 0), nil },

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/fault"
+	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/seal"
 	"github.com/apitoken-go/apitoken/store"
@@ -171,13 +172,13 @@ func (k *Ring) rootRecord(ctx context.Context, root *rootSecret) (record.Written
 		ctx, cancel := context.WithTimeout(ctx, sealTimeout)
 		defer cancel()
 		about := rootContext(k.c.Namespace(), root.kid, &rec)
-		sealed, err := k.c.Seal.Seal(ctx, root.secret, about)
+		sealed, err := hook.Call(ctx, func(ctx context.Context) ([]byte, error) { return k.c.Seal.Seal(ctx, slices.Clone(root.secret), about) })
 		if err != nil {
 			return record.Written{}, fault.NoAnswer(err, "seal the root secret")
 		}
 		// What this replaces may be the only form in which the secret exists: a Sealer that may seal and not open, as a role of a
 		// KMS may be, must be found out before.
-		back, err := k.c.Seal.Open(ctx, sealed, about)
+		back, err := hook.Call(ctx, func(ctx context.Context) ([]byte, error) { return k.c.Seal.Open(ctx, sealed, about) })
 		if err != nil {
 			return record.Written{}, fault.NoAnswer(err, "open the root secret that was just sealed")
 		}
@@ -211,7 +212,8 @@ func (k *Ring) openRoot(ctx context.Context, kid [4]byte, r store.Record) (*root
 		ctx, cancel := context.WithTimeout(ctx, sealTimeout)
 		defer cancel()
 		var err error
-		secret, err = seal.Open(ctx, rec.Sealed, rootContext(k.c.Namespace(), kid, &rec))
+		about := rootContext(k.c.Namespace(), kid, &rec)
+		secret, err = hook.Call(ctx, func(ctx context.Context) ([]byte, error) { return seal.Open(ctx, rec.Sealed, about) })
 		if err != nil {
 			return nil, fault.NoAnswer(err, "open the root secret")
 		}
