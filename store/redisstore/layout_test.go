@@ -3,7 +3,6 @@ package redisstore_test
 import (
 	"context"
 	"fmt"
-	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -56,56 +55,6 @@ func TestCluster(t *testing.T) {
 	// Waiting for replicas goes to the node of the namespace: there are none, so nothing is answered.
 	_, err = redisstore.New(ctx, c, &redisstore.Options{WaitReplicas: 1, Timeout: 50 * time.Millisecond})
 	require.ErrorContains(t, err, "0 of 1 replicas")
-}
-
-// TestSlotMoves moves a namespace from one node of a cluster to another under way: it goes on there, under a new history.
-func TestSlotMoves(t *testing.T) {
-	t.Parallel()
-	ctx := context.Background()
-	servers := []*redistest.Server{redistest.Private(t, "--cluster-enabled", "yes"), redistest.Private(t, "--cluster-enabled", "yes")}
-	a, b := servers[0].Client(t), servers[1].Client(t)
-	host, port, err := net.SplitHostPort(servers[1].Addr)
-	require.NoError(t, err)
-	require.NoError(t, a.ClusterAddSlotsRange(ctx, 0, 16383).Err())
-	require.NoError(t, a.ClusterMeet(ctx, host, port).Err())
-	eventually(t, func() bool {
-		return strings.Contains(b.ClusterInfo(ctx).Val(), "cluster_state:ok") && strings.Contains(a.ClusterInfo(ctx).Val(), "cluster_known_nodes:2")
-	}, "two nodes know each other")
-	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{servers[0].Addr}})
-	defer c.Close()
-	s := openAt(t, c, nil)
-	must(t, s, []store.Put{put(store.KindRule, "a", store.Version{})}, event("1"))
-	_, at := snapshotOf(t, s)
-
-	slot := a.ClusterKeySlot(ctx, "{apitoken:}m").Val()
-	idA, idB := a.ClusterMyID(ctx).Val(), b.ClusterMyID(ctx).Val()
-	require.NoError(t, b.Do(ctx, "cluster", "setslot", slot, "importing", idA).Err())
-	require.NoError(t, a.Do(ctx, "cluster", "setslot", slot, "migrating", idB).Err())
-	// From here on the node refuses new keys, and so would a write half way: nothing of it is done.
-	short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-	defer cancel()
-	p := put(store.KindRule, "half", store.Version{})
-	p.Subject = "new"
-	_, err = s.Apply(short, change([]store.Put{p}, event("half")))
-	definite(t, err)
-	require.False(t, a.HExists(ctx, "{apitoken:}r:rule", "half").Val())
-	keys, err := a.ClusterGetKeysInSlot(ctx, int(slot), 1000).Result()
-	require.NoError(t, err)
-	args := []any{"migrate", host, port, "", 0, 5000, "keys"}
-	for _, k := range keys {
-		args = append(args, k)
-	}
-	require.NoError(t, a.Do(ctx, args...).Err())
-	for _, n := range []*redis.Client{b, a} {
-		require.NoError(t, n.Do(ctx, "cluster", "setslot", slot, "node", idB).Err())
-	}
-	_, err = s.Follow(ctx, at, nil, 10)
-	require.ErrorIs(t, err, store.ErrDiverged, "another server: nothing says that it has all")
-	must(t, s, []store.Put{put(store.KindRule, "b", store.Version{})}, event("2"))
-	rs, now := snapshotOf(t, s)
-	require.Equal(t, []string{"a", "b"}, ids(rs))
-	require.NotEqual(t, at.History, now.History)
-	require.Equal(t, []string{"1", "2"}, ids(all(t, s, store.Query{Kind: store.KindEvent})))
 }
 
 // TestManyEvents goes through several blocks of events, by what selects, by time, in both directions, before and after

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"sync/atomic"
 	"time"
+
+	"github.com/apitoken-go/apitoken/store"
 )
 
 // layout is written into each namespace, so that a later version knows what it finds.
@@ -31,6 +33,11 @@ func (l *lineage) saw(writes int64) {
 			return
 		}
 	}
+}
+
+// stateKinds are those whose records stand in the order of state.
+var stateKinds = []any{
+	string(store.KindRule), string(store.KindKey), string(store.KindClient), string(store.KindRole), string(store.KindAPIKey), string(store.KindMeta),
 }
 
 func historyText(id uint64) string { return fmt.Sprintf("%016x", id) }
@@ -80,7 +87,22 @@ func (n *space) reopen(ctx context.Context, was *lineage) error {
 		if err != nil {
 			return nil, err
 		}
-		return n.s.run(ctx, scriptOpen, n.meta, append(n.common(was, 4), begins, layout, restart, vetted))
+		open := func(from string) ([]any, error) {
+			args := append(n.common(was, 5+len(stateKinds)), begins, layout, restart, vetted, from)
+			return n.s.run(ctx, scriptOpen, n.meta, append(args, stateKinds...))
+		}
+		if n.s.cluster == nil {
+			return open(nobody)
+		}
+		r, err := open("")
+		if err != nil || str(r[0]) != "D" || len(r) != 2 {
+			return r, err
+		}
+		from := str(r[1])
+		if !n.s.handedOver(ctx, n.meta, from) {
+			from = nobody
+		}
+		return open(from)
 	})
 	if err != nil {
 		return err

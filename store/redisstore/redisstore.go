@@ -31,7 +31,8 @@
 //
 //	eval evalsha info config|get bgrewriteaof publish subscribe unsubscribe ping time exists wait waitaof
 //	hget hset hdel hmget hgetall get set del append xadd xdel xrange xrevrange
-//	zadd zrem zscore zcard zrange zrangebylex zrevrangebylex zrangebyscore zrevrangebyscore zremrangebyscore zremrangebyrank
+//	cluster|keyslot cluster|nodes cluster|countkeysinslot (of a cluster)
+//	hlen zadd zrem zscore zcard zrange zrangebylex zrevrangebylex zrangebyscore zrevrangebyscore zremrangebyscore zremrangebyrank
 //
 // Where CONFIG is forbidden, see Options.TrustServerConfig. The scripts name only one of their keys to the server, as the
 // others follow from what is stored; all are in its slot. Servers that insist on more (Dragonfly, unless it is told
@@ -44,8 +45,13 @@
 // each script compares the server's replication id, and how many writes there are with how many this process has seen.
 // When they don't fit, nothing is read or written, the namespace begins a new History, Apply answers an error that wraps
 // store.ErrDiverged to changes that were decided on the old one, and so does Follow from a position of it. A replication
-// id changes when a replica is promoted, when a slot moves to another node, when the last replica has been gone for the
-// server's repl-backlog-ttl, and when a server is started again: see Options.RestartLosesNothing.
+// id changes when a replica is promoted, when the last replica has been gone for the server's repl-backlog-ttl, and when a
+// server is started again: see Options.RestartLosesNothing.
+//
+// A slot of a cluster that moves to another node as redis-cli --cluster reshard moves it, its keys first, loses nothing, and
+// keeps the History: as long as the node that had it runs, under the same replication id and with no key of it left, when the
+// first process comes to the new node. Otherwise, or where the commands for it are forbidden, it counts as a loss. So does the
+// move of a node's last slot, upon which the node becomes a replica, unless cluster-allow-replica-migration is off.
 //
 // A namespace that is emptied, by FLUSHALL or by a server that comes back with nothing, answers ErrEmptied from then on: to the
 // processes that used it, and, once one of those has looked (each does every second or so), to those that start. Emptied while

@@ -2,9 +2,11 @@
 -- server that was started again or promoted has a new replication id, whoever noticed; and a caller who has seen more
 -- writes than there are proves a loss.
 -- ARGV[1] the history it knew, or '', ARGV[4] a new history, ARGV[5] the layout's version, ARGV[6] '1' when a server that
--- was started again lost nothing, ARGV[7] replid of the server whose configuration was found safe
+-- was started again lost nothing, ARGV[7] replid of the server whose configuration was found safe,
+-- ARGV[8] replid of the node that handed the slot over, as the caller has found out, '-' when none did, '' when it has not asked,
+-- ARGV[9...] the kinds of state
 -- Answers: writes, history, why it began, writes that are known to be lost, replid; {'V'}: it is another server by now; {'E'}: the
--- namespace was emptied
+-- namespace was emptied; {'D', replid}: it was last on that other server
 if m[11] and m[11] ~= ARGV[5] then
   return {'X', 'its records by layout ' .. ARGV[5] .. ' but ' .. m[11]}
 end
@@ -28,7 +30,19 @@ elseif history == ARGV[1] and writes < tonumber(ARGV[2]) then
   why, lost = 'lost', tonumber(ARGV[2]) - writes
 elseif m[2] ~= replid then
   -- One that was promoted still knows the replication id that it had followed; whoever restored a backup says so.
-  if ARGV[6] == '1' and m[2] ~= 'restored' and string.match(info, 'master_replid2:(%w+)') ~= m[2] then
+  local lossless = m[2] ~= 'restored' and string.match(info, 'master_replid2:(%w+)') ~= m[2]
+  if lossless and ARGV[6] ~= '1' then
+    if ARGV[8] == '' then
+      return {'D', m[2]}
+    end
+    -- What was handed over must have arrived: every record of state stands in the order of state.
+    local states = 0
+    for i = 9, #ARGV do
+      states = states + call('HLEN', base .. 'r:' .. ARGV[i])
+    end
+    lossless = ARGV[8] == m[2] and states == call('ZCARD', base .. 's') and (states > 0 or ms == 0)
+  end
+  if lossless then
     call('HSET', meta, 'replid', replid)
   else
     why = 'replid'
