@@ -423,13 +423,12 @@ func (s *Service) planFor(p *plan, r *Request, who *caller) error {
 
 // narrowTo makes this token be for some of the audiences only.
 func (p *plan) narrowTo(audiences []string) error {
-	for i, a := range audiences {
-		if !slices.Contains(p.audiences, a) || slices.Contains(audiences[:i], a) {
-			return fail(ErrInvalidTarget, "audience %q was not granted, or is named twice", a)
-		}
+	list, bad := among(p.audiences, audiences)
+	if bad != "" {
+		return fail(ErrInvalidTarget, "audience %q was not granted, or is named twice", bad)
 	}
-	if len(audiences) > 0 {
-		p.narrow = slices.Clone(audiences)
+	if len(list) > 0 {
+		p.narrow = list
 	}
 	return nil
 }
@@ -549,12 +548,42 @@ func (s *Service) audiencesFor(c *Client, asked []string) ([]string, error) {
 	if len(asked) > maxAudiences {
 		return nil, fail(ErrInvalidTarget, "%d audiences, at most %d", len(asked), maxAudiences)
 	}
+	list, bad := among(allowed, asked)
+	if bad != "" {
+		return nil, fail(ErrInvalidTarget, "audience %q is not among those of client %q, or named twice", bad, c.ID)
+	}
+	return list, nil
+}
+
+// among is asked, each as allowed writes it, or the first that is not allowed or that was named before in the same text.
+func among(allowed, asked []string) (list []string, bad string) {
 	for i, a := range asked {
-		if !slices.Contains(allowed, a) || slices.Contains(asked[:i], a) {
-			return nil, fail(ErrInvalidTarget, "audience %q is not among those of client %q, or named twice", a, c.ID)
+		at := slices.IndexFunc(allowed, func(x string) bool { return sameResource(x, a) })
+		if at < 0 || slices.Contains(asked[:i], a) {
+			return nil, a
+		}
+		if !slices.Contains(list, allowed[at]) {
+			list = append(list, allowed[at])
 		}
 	}
-	return slices.Clone(asked), nil
+	return list, ""
+}
+
+// sameResource reports whether two audiences name the same resource: a URL of scheme and host alone is the same with a slash
+// behind it (RFC 3986 §6.2.3). Apart from that they are compared byte for byte. It is for what a client asks for: the token says it
+// as it is configured, and validators compare aud as text (RFC 7519 §2).
+func sameResource(a, b string) bool { return a == b || bareHost(a) == bareHost(b) }
+
+// bareHost is a URL without the slash that is all of its path.
+func bareHost(a string) string {
+	rest, ok := strings.CutPrefix(a, "https://")
+	if !ok {
+		rest, ok = strings.CutPrefix(a, "http://")
+	}
+	if ok && strings.IndexAny(rest, "/?#") == len(rest)-1 && strings.HasSuffix(rest, "/") {
+		return a[:len(a)-1]
+	}
+	return a
 }
 
 // lifetimes are the client's, and the service's where it has none, never longer than the service's maximum.

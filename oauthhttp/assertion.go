@@ -24,6 +24,10 @@ type AssertionIssuer struct {
 	// until it does. It is asked before an assertion counts as used, so that one for which it can not decide now may come
 	// again. An error refuses, unless it is apitoken.ErrUnavailable.
 	Subject func(ctx context.Context, a Assertion) (Identity, error)
+	// Client is the registered client for which whoever presents an assertion of this issuer gets tokens without authenticating as
+	// a client (RFC 7521 §4.1), as libraries for service accounts do: it bounds their scopes, audiences and lifetimes, and needs the
+	// grant type jwt-bearer. A request that names a client must authenticate as it all the same. Empty: every client must.
+	Client string
 	// MaxLifetime refuses assertions that live longer. Zero: 1 h.
 	MaxLifetime time.Duration
 	// Reusable takes an assertion until it expires, for issuers whose JWTs are made to be used again, such as a
@@ -34,7 +38,7 @@ type AssertionIssuer struct {
 // Assertion is a JWT that was verified.
 type Assertion struct {
 	Issuer, Subject, ID string
-	Client              string // who presents it
+	Client              string // who presents it; AssertionIssuer.Client where nobody authenticated
 	IssuedAt, ExpiresAt time.Time
 	Claims              json.RawMessage // the members that no RFC names; nil: none
 }
@@ -189,6 +193,31 @@ func (h *Handler) jwtBearer(r *http.Request, t *tokenRequest) (*apitoken.Issued,
 		}
 	}
 	return h.svc.Issue(r.Context(), req)
+}
+
+// bearer is the client that stands for whoever presents an assertion and does not say who they are. The assertion is verified before
+// the store is asked for the client; jwtBearer verifies it for good.
+func (h *Handler) bearer(r *http.Request, f form) (*caller, error) {
+	_, from, _, err := h.verifyAssertion(r, &tokenRequest{form: f, caller: &caller{}})
+	if err != nil {
+		return nil, err
+	}
+	if from.Client == "" {
+		return nil, errNoClient
+	}
+	c := &caller{method: "none"}
+	cert, _ := h.certificate(r)
+	c.cert = sumOf(cert)
+	c.Client, err = h.svc.Clients.Get(r.Context(), from.Client)
+	if errors.Is(err, apitoken.ErrNotFound) {
+		return nil, &apitoken.Error{Code: apitoken.ErrInvalidClient, Detail: "AssertionIssuer.Client " + from.Client + " does not exist"}
+	}
+	return c, err
+}
+
+// isAnonymous reports whether a request names no client and carries no credential of one.
+func isAnonymous(r *http.Request, f form) bool {
+	return len(r.Header.Values("Authorization")) == 0 && !f.has("client_id") && !f.has("client_secret") && !f.has("client_assertion") && !f.has("client_assertion_type")
 }
 
 // verifyAssertion checks all of RFC 7523 §3 but single use, for which once is its name.

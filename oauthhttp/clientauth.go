@@ -69,6 +69,9 @@ func clientAuth(r *http.Request, f form) (a apitoken.ClientAuth, method string, 
 		if id != "" && id != a.ID {
 			return a, "", invalid("Two clients are named.")
 		}
+		if a.Secret.IsZero() { // as public clients send their ID where a library knows no other way (RFC 6749 §2.3.1)
+			return a, "none", nil
+		}
 		return a, "client_secret_basic", nil
 	case assertion:
 		if f.get("client_assertion_type") != assertionType {
@@ -86,7 +89,7 @@ func clientAuth(r *http.Request, f form) (a apitoken.ClientAuth, method string, 
 	return apitoken.ClientAuth{ID: id}, "none", nil
 }
 
-// basic reads HTTP Basic, whose two parts are form-encoded (RFC 6749 §2.3.1).
+// basic reads HTTP Basic, whose two parts are form-encoded (RFC 6749 §2.3.1). An empty secret is none.
 func basic(header string) (apitoken.ClientAuth, error) {
 	scheme, rest, _ := strings.Cut(header, " ")
 	if !strings.EqualFold(scheme, "Basic") {
@@ -99,8 +102,11 @@ func basic(header string) (apitoken.ClientAuth, error) {
 	}
 	id, err1 := url.QueryUnescape(id)
 	secret, err2 := url.QueryUnescape(secret)
-	if err := errors.Join(err1, err2); err != nil || secret == "" {
+	if err := errors.Join(err1, err2); err != nil {
 		return apitoken.ClientAuth{}, errNoClient
+	}
+	if secret == "" {
+		return apitoken.ClientAuth{ID: id}, nil
 	}
 	return apitoken.ClientAuth{ID: id, Secret: apitoken.NewSecret(secret)}, nil
 }

@@ -83,6 +83,9 @@ func (h *Handler) DeviceAuthorization() http.Handler {
 		if err != nil {
 			return err
 		}
+		if req.Scopes, err = h.scopesOf(r.Context(), f, &c.Client); err != nil { // a user decides here too, as at the authorization endpoint
+			return err
+		}
 		if err := h.svc.Check(r.Context(), req); err != nil {
 			return err
 		}

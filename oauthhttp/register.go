@@ -23,7 +23,8 @@ const RegisterScope apitoken.Scope = "apitoken:register"
 type Registration struct {
 	// GrantTypes are those that a client may ask for; nil: authorization_code and refresh_token.
 	GrantTypes []string
-	// Scopes are the most that a client may ask for, and what it gets when it asks for none; nil: none.
+	// Scopes are the most that a client gets of those it asks for, and what it gets when it asks for none; nil: none. What it asks
+	// for beyond is left out, like grant types beyond GrantTypes; the answer tells. A client of which nothing is left is refused.
 	Scopes apitoken.Scopes
 	// Check is asked before a client is made or changed, with the token that was presented (zero at a change), and may
 	// narrow it. An error refuses, unless it is apitoken.ErrUnavailable. nil: it is taken.
@@ -45,6 +46,46 @@ func (x *Registration) grantTypes() []string {
 		return []string{apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken}
 	}
 	return x.GrantTypes
+}
+
+// narrowed is what of the grant types asked for a client gets, nil for none. A client names what it can do, by the server's metadata
+// or by habit, and reads in the answer what it may do (RFC 7591 §2, §3.2.1).
+func (x *Registration) narrowed(asked []string, public bool) []string {
+	if asked == nil {
+		asked = []string{apitoken.GrantAuthorizationCode} // RFC 7591 §2
+	}
+	var out []string
+	for _, g := range asked {
+		switch {
+		case !slices.Contains(x.grantTypes(), g), slices.Contains(out, g):
+		case public && (g == apitoken.GrantClientCredentials || g == apitoken.GrantTokenExchange): // for clients that prove who they are
+		default:
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
+// within is what of asked is also in most: of each pair of scopes of which one covers the other, the narrower.
+func within(asked, most apitoken.Scopes) apitoken.Scopes {
+	var out apitoken.Scopes
+	add := func(s apitoken.Scope) {
+		if !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	for _, a := range asked {
+		if most.Cover(apitoken.Scopes{a}) {
+			add(a)
+			continue
+		}
+		for _, m := range most {
+			if a.Covers(m) {
+				add(m)
+			}
+		}
+	}
+	return out
 }
 
 // clientMetadata is what is read of RFC 7591 §2 and of the RFCs that add to it; other members are ignored, as §2 says.
@@ -191,10 +232,8 @@ func (h *Handler) apply(ctx context.Context, c *apitoken.Client, m *clientMetada
 			return &refusal{status: http.StatusBadRequest, code: "invalid_redirect_uri", text: "A redirect URI is not acceptable.", cause: err}
 		}
 	}
-	for _, t := range m.Responses {
-		if t != "code" {
-			return badMetadata("A response type is not supported.")
-		}
+	if len(m.Responses) > 0 && !slices.Contains(m.Responses, "code") {
+		return badMetadata("None of the response types is supported.")
 	}
 	c.Name, c.RedirectURIs, c.Keys, c.BindDPoP, c.BindCertificate = m.Name, m.RedirectURIs, m.JWKS, m.DPoP, m.Certificates
 	c.Public = m.AuthMethod == "none"
@@ -213,23 +252,20 @@ func (h *Handler) apply(ctx context.Context, c *apitoken.Client, m *clientMetada
 			c.TLSName = kind + v
 		}
 	}
-	if c.GrantTypes = m.GrantTypes; c.GrantTypes == nil {
-		c.GrantTypes = []string{apitoken.GrantAuthorizationCode} // RFC 7591 §2
-	}
-	for _, g := range c.GrantTypes {
-		if !slices.Contains(x.grantTypes(), g) {
-			return badMetadata("A grant type is not to be had.")
-		}
+	if c.GrantTypes = x.narrowed(m.GrantTypes, c.Public); len(c.GrantTypes) == 0 {
+		return badMetadata("None of the grant types is to be had.")
 	}
 	if slices.Contains(c.GrantTypes, apitoken.GrantAuthorizationCode) && len(c.RedirectURIs) == 0 {
 		return bad("invalid_redirect_uri", "The authorization code grant needs redirect_uris.")
 	}
 	if c.Scopes = slices.Clone(x.Scopes); m.Scope != nil {
 		asked, err := apitoken.ParseScopes(*m.Scope)
-		if err != nil || !x.Scopes.Cover(asked) {
-			return badMetadata("The scope is malformed, or more than may be had.")
+		if err != nil {
+			return badMetadata("The scope is malformed.")
 		}
-		c.Scopes = asked
+		if c.Scopes = within(asked, x.Scopes); len(asked) > 0 && len(c.Scopes) == 0 {
+			return badMetadata("None of the scopes is to be had.")
+		}
 	}
 	if x.Check != nil {
 		if err := x.Check(ctx, by, c); err != nil {
@@ -254,7 +290,7 @@ func metadataError(err error) error {
 	return err
 }
 
-// information describes c. Secrets are in it when they were just made.
+// information describes c. A client secret is in it when it was just made, token always: the client's registration access token.
 func (h *Handler) information(c apitoken.Client, secret, token apitoken.Secret) clientInformation {
 	i := clientInformation{ID: c.ID, Secret: secret.Reveal(), IssuedAt: c.Created.Unix(), Token: token.Reveal(), URI: h.base + registerPath + "/" + url.PathEscape(c.ID),
 		Scope: c.Scopes.String(), Name: c.Name, AuthMethod: c.AuthMethod, RedirectURIs: c.RedirectURIs, GrantTypes: c.GrantTypes, Responses: []string{},
@@ -301,14 +337,15 @@ func (h *Handler) manageClient(w http.ResponseWriter, r *http.Request) error {
 		return h.tokenError(w, apitoken.ErrInvalidToken)
 	}
 	// An unknown client and a wrong token are one answer: nobody learns which clients there are.
-	c, err := h.svc.Clients.Registered(ctx, id, apitoken.NewSecret(strings.TrimLeft(token, " ")))
+	registration := apitoken.NewSecret(strings.TrimLeft(token, " ")) // told again in each answer (RFC 7592 §3)
+	c, err := h.svc.Clients.Registered(ctx, id, registration)
 	if err != nil {
 		return h.tokenError(w, err)
 	}
 	ctx = apitoken.WithActor(ctx, c.ID)
 	switch r.Method {
 	case http.MethodGet:
-		return h.answer(w, r, http.StatusOK, h.information(c, apitoken.Secret{}, apitoken.Secret{}))
+		return h.answer(w, r, http.StatusOK, h.information(c, apitoken.Secret{}, registration))
 	case http.MethodDelete:
 		// A client that has gone is one that is disabled: all that it holds ends with it.
 		if _, err := h.svc.Clients.Update(ctx, id, func(c *apitoken.Client) error { c.Disabled = true; return nil }); err != nil {
@@ -364,7 +401,7 @@ func (h *Handler) manageClient(w http.ResponseWriter, r *http.Request) error {
 			h.log.WarnContext(ctx, "oauthhttp: a client's secret was made and is still noted as owed", "client", id, "cause", err)
 		}
 	}
-	return h.answer(w, r, http.StatusOK, h.information(c, secret, apitoken.Secret{}))
+	return h.answer(w, r, http.StatusOK, h.information(c, secret, registration))
 }
 
 // A client that is changed to one with a secret gets it in a write of its own. Between the two it is owed one, which is noted

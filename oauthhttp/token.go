@@ -53,7 +53,12 @@ func (h *Handler) Token() http.Handler {
 		if name == "" {
 			return invalid("The grant_type is missing.")
 		}
-		c, err := h.client(r, f, tokenPath)
+		var c *caller
+		if name == apitoken.GrantJWTBearer && isAnonymous(r, f) && f.has("assertion") && slices.ContainsFunc(h.issues, func(x *assertionIssuer) bool { return x.Client != "" }) {
+			c, err = h.bearer(r, f)
+		} else {
+			c, err = h.client(r, f, tokenPath)
+		}
 		if err != nil {
 			return err
 		}
