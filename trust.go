@@ -308,7 +308,7 @@ func (t *trust) setKeysLocked(list []*jws.PublicKey) {
 	set := make(map[string]*jws.PublicKey, len(list))
 	for _, k := range list {
 		if !t.compromised[k.KID] {
-			set[k.KID] = k
+			set[k.KID] = k.Beside(set[k.KID])
 		}
 	}
 	old := t.keys.Load()
@@ -317,7 +317,7 @@ func (t *trust) setKeysLocked(list []*jws.PublicKey) {
 		return
 	}
 	for kid, k := range *old {
-		if set[kid] == nil || !set[kid].Equal(k) {
+		if !set[kid].SameKeys(k) {
 			t.v.gen.Add(1)
 			return
 		}
@@ -334,7 +334,11 @@ func (t *trust) withdraw(kids []string) {
 		t.compromised[kid] = true
 	}
 	if set := t.keys.Load(); fresh && set != nil {
-		t.setKeysLocked(slices.Collect(maps.Values(*set)))
+		var list []*jws.PublicKey
+		for _, k := range *set {
+			list = append(list, k.All()...)
+		}
+		t.setKeysLocked(list)
 	}
 }
 

@@ -295,6 +295,7 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 	if kerr != nil {
 		return Token{}, nil, false, tr.no("key", kerr)
 	}
+	key = key.For(p.Header.Alg)
 	if !key.Allows(p.Header.Alg) {
 		return Token{}, nil, false, tr.no("algorithm", fail(ErrInvalidToken, "alg is not the key's own"))
 	}
@@ -466,7 +467,7 @@ func (v *JWTValidator) signedHere(token string) (*tokenData, error) {
 	if iss == nil || !iss.own || !jws.IsType(p.Header.Typ, "at+jwt") {
 		return nil, fail(ErrInvalidToken, "of another issuer or kind")
 	}
-	key := (*iss.keys.Load())[p.Header.KID]
+	key := (*iss.keys.Load())[p.Header.KID].For(p.Header.Alg)
 	if key == nil || !key.Allows(p.Header.Alg) || !key.SignsFor(p.Claims.Audience) {
 		return nil, fail(ErrInvalidToken, "unknown key")
 	}

@@ -77,13 +77,17 @@ type issuerKeys struct {
 	err   error     // what came of that
 }
 
-func (x *issuerKeys) find(kid string) *jws.PublicKey {
+// find is the key of that kid, the one of several of different types with which alg may be used; nil: there is none.
+func (x *issuerKeys) find(kid, alg string) (found *jws.PublicKey) {
 	for _, k := range x.keys {
 		if k.KID == kid || kid == "" && len(x.keys) == 1 {
-			return k
+			if k.Allows(alg) {
+				return k
+			}
+			found = k
 		}
 	}
-	return nil
+	return found
 }
 
 func newAssertionIssuer(a AssertionIssuer, now func() time.Time) *assertionIssuer {
@@ -92,10 +96,10 @@ func newAssertionIssuer(a AssertionIssuer, now func() time.Time) *assertionIssue
 	return x
 }
 
-// key is the issuer's key of that kid, nil if it has none. What is known and fresh costs nothing; else one caller asks
+// key is the issuer's key of that kid for alg, nil if it has none. What is known and fresh costs nothing; else one caller asks
 // the issuer, seldom enough, and the others wait for him.
-func (a *assertionIssuer) key(ctx context.Context, kid string) (*jws.PublicKey, error) {
-	if k, done, err := a.settled(kid); done {
+func (a *assertionIssuer) key(ctx context.Context, kid, alg string) (*jws.PublicKey, error) {
+	if k, done, err := a.settled(kid, alg); done {
 		return k, err
 	}
 	select {
@@ -104,7 +108,7 @@ func (a *assertionIssuer) key(ctx context.Context, kid string) (*jws.PublicKey, 
 	case <-ctx.Done():
 		return nil, &apitoken.Error{Code: apitoken.ErrUnavailable, Detail: "waiting for the keys of " + a.Issuer, Cause: ctx.Err(), RetryAfter: time.Second}
 	}
-	if k, done, err := a.settled(kid); done {
+	if k, done, err := a.settled(kid, alg); done {
 		return k, err
 	}
 	next := *a.known.Load()
@@ -120,15 +124,15 @@ func (a *assertionIssuer) key(ctx context.Context, kid string) (*jws.PublicKey, 
 		next.keys, next.read = keys, next.tried
 	}
 	a.known.Store(&next)
-	k, _, err := a.settled(kid)
+	k, _, err := a.settled(kid, alg)
 	return k, err
 }
 
 // settled is what can be said without asking the issuer.
-func (a *assertionIssuer) settled(kid string) (k *jws.PublicKey, done bool, err error) {
+func (a *assertionIssuer) settled(kid, alg string) (k *jws.PublicKey, done bool, err error) {
 	x := a.known.Load()
 	now := a.now()
-	k = x.find(kid)
+	k = x.find(kid, alg)
 	recent := !x.tried.IsZero() && now.Sub(x.tried) < keysMissing
 	switch age := now.Sub(x.read); {
 	case k != nil && (age < keysFresh || recent && age < keysLast):
@@ -236,7 +240,7 @@ func (h *Handler) verifyAssertion(r *http.Request, t *tokenRequest) (a Assertion
 	if typ := p.Header.Typ; typ != "" && !jws.IsType(typ, "jwt") && !jws.IsType(typ, "authorization-grant+jwt") {
 		return a, nil, "", badAssertion("another kind of JWT")
 	}
-	key, err := from.key(r.Context(), p.Header.KID)
+	key, err := from.key(r.Context(), p.Header.KID, p.Header.Alg)
 	if err != nil {
 		return a, nil, "", err
 	}

@@ -28,6 +28,8 @@ type PublicKey struct {
 	// Audience: what the key signs is for this audience alone; "": for any.
 	Audience string
 	sigSize  int // exact, in bytes
+
+	twin *PublicKey // of the same KID and another type; see Beside
 }
 
 const (
@@ -163,6 +165,58 @@ func roca(n *big.Int) bool {
 // Allows reports whether a header's alg is the key's own.
 func (k *PublicKey) Allows(alg string) bool {
 	return alg == k.Alg || alg == "Ed25519" && k.Alg == "EdDSA"
+}
+
+// kind is the key's type by the names of RFC 7518 §6.1.
+func (k *PublicKey) kind() string {
+	switch k.Key.(type) {
+	case *ecdsa.PublicKey:
+		return "EC"
+	case *rsa.PublicKey:
+		return "RSA"
+	case ed25519.PublicKey:
+		return "OKP"
+	}
+	return "oct"
+}
+
+// Beside is k with o as a key of the same KID: an issuer may give keys of different types one name (RFC 7517 §4.5), and the alg of
+// what they signed tells which one is meant. o may be nil. Neither is changed.
+func (k *PublicKey) Beside(o *PublicKey) *PublicKey {
+	both := *k
+	both.twin = o
+	return &both
+}
+
+// All are the keys of k's name, each alone.
+func (k *PublicKey) All() []*PublicKey {
+	var out []*PublicKey
+	for ; k != nil; k = k.twin {
+		out = append(out, k.Beside(nil))
+	}
+	return out
+}
+
+// For is the key of k's name that alg may be used with, k if there is none.
+func (k *PublicKey) For(alg string) *PublicKey {
+	for t := k; t != nil; t = t.twin {
+		if t.Allows(alg) {
+			return t
+		}
+	}
+	return k
+}
+
+// SameKeys reports whether the same keys have k's name as have o's.
+func (k *PublicKey) SameKeys(o *PublicKey) bool {
+	if k == nil || o == nil {
+		return k == o
+	}
+	if k.twin == nil && o.twin == nil {
+		return k.Equal(o)
+	}
+	a, b := k.All(), o.All()
+	return len(a) == len(b) && !slices.ContainsFunc(a, func(x *PublicKey) bool { return !slices.ContainsFunc(b, x.Equal) })
 }
 
 // Equal reports whether both are the same key under the same name and algorithm.
@@ -343,8 +397,8 @@ func checkMembers(doc string, isRSA bool) (audience string, err error) {
 }
 
 // ParseJWKS reads a key set. Keys that are of no use here (other types, weak, private, for encryption) are left out, each
-// with its reason. Of different keys with one kid the one is taken that known has under it, which may be nil; else none,
-// because nobody can say which is meant. The same key twice is one key.
+// with its reason. Keys of different types may share a kid (RFC 7517 §4.5). Of different keys of one type with one kid the one is
+// taken that known has under it, which may be nil; else none, because nobody can say which is meant. The same key twice is one key.
 func ParseJWKS(doc []byte, known *map[string]*PublicKey) (keys []*PublicKey, left []error, err error) {
 	if len(doc) > maxSetBytes {
 		return nil, nil, errSize
@@ -353,22 +407,29 @@ func ParseJWKS(doc []byte, known *map[string]*PublicKey) (keys []*PublicKey, lef
 	if err != nil {
 		return nil, nil, err
 	}
-	named := map[string][]*PublicKey{}
+	type name struct{ kid, kind string }
+	named := map[name][]*PublicKey{}
 	for _, raw := range raws {
 		k, err := ParseJWK([]byte(raw))
-		switch {
-		case err != nil:
+		if err != nil {
 			left = append(left, err)
-		case slices.ContainsFunc(named[k.KID], k.Equal):
-			left = append(left, fmt.Errorf("jws: the key %q comes twice", k.KID))
-		default:
-			named[k.KID] = append(named[k.KID], k)
-			keys = append(keys, k)
+			continue
 		}
+		n := name{k.KID, k.kind()}
+		if slices.ContainsFunc(named[n], k.Equal) {
+			left = append(left, fmt.Errorf("jws: the key %q comes twice", k.KID))
+			continue
+		}
+		named[n] = append(named[n], k)
+		keys = append(keys, k)
+	}
+
+	isKnown := func(k *PublicKey) bool {
+		return known != nil && slices.ContainsFunc((*known)[k.KID].All(), k.Equal)
 	}
 	out := keys[:0]
 	for _, k := range keys {
-		if n := len(named[k.KID]); n > 1 && (known == nil || (*known)[k.KID] == nil || !k.Equal((*known)[k.KID])) {
+		if n := len(named[name{k.KID, k.kind()}]); n > 1 && !isKnown(k) {
 			left = append(left, fmt.Errorf("jws: kid %q names %d keys", k.KID, n))
 			continue
 		}

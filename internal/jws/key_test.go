@@ -148,6 +148,11 @@ func TestKeySets(t *testing.T) {
 		require.NoError(t, err)
 		return string(out)
 	}
+	second, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	other, err := NewPublicKey("key-ES256", "ES256", second.Public())
+	require.NoError(t, err)
+	otherES := mustJWK(t, other)
 	wrapped := base64.RawURLEncoding.EncodeToString([]byte{1, 0, 0, 0, 0, 0, 1, 0, 1}) // 2^64 + 65537
 
 	for name, c := range map[string]struct {
@@ -157,7 +162,10 @@ func TestKeySets(t *testing.T) {
 		"none":                            {``, 0, 0},
 		"two":                             {es + "," + rs, 2, 0},
 		"the same twice":                  {es + "," + es, 1, 1},
-		"one kid, two keys":               {es + "," + member(rs, "kid", `"key-ES256"`), 0, 2},
+		"one kid, two keys":               {es + "," + otherES, 0, 2},
+		"one kid, two types":              {es + "," + member(rs, "kid", `"key-ES256"`), 2, 0},
+		"one kid, two of one type":        {es + "," + member(rs, "kid", `"key-ES256"`) + "," + otherES, 1, 2},
+		"no kid, two types":               {member(es, "kid", `""`) + "," + member(rs, "kid", `""`), 2, 0},
 		"a private key":                   {es + "," + private, 1, 1},
 		"a shared secret":                 {es + `,{"kty":"oct","k":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}`, 1, 1},
 		"for encryption":                  {member(es, "use", `"enc"`), 0, 1},
