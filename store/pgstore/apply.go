@@ -115,7 +115,11 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 		if len(c.Puts) == 1 {
 			in.key = s.ns + "\x00" + string(c.Puts[0].Kind) + "\x00" + c.Puts[0].ID
 		}
-		s.submit(in)
+		g := &s.group
+		if state {
+			g = &s.state
+		}
+		s.submit(g, in)
 	} else {
 		go func() {
 			wctx, cancel := context.WithDeadline(context.Background(), in.end)

@@ -15,13 +15,18 @@ import (
 )
 
 // Callers that write at the same time share a transaction: it is one round trip, one commit and one sync for all of them.
-// Only changes that can not stand in each other's way share one: without state records, which wait for the order of
-// changes, with at most one put, and each for another record. If one of them is refused the whole is undone, and each
-// goes by itself.
-
+// Only changes that can't stand in each other's way share one: with at most one put, and each for another record. If one of
+// them is refused the whole is undone, and each goes by itself.
+//
+// Changes of state have a queue of their own in each namespace, so that a revocation waits for no session and for no other
+// namespace. Each takes the namespace's counter, which orders them, and keeps it until its transaction commits, so many
+// transactions would queue there and commit one change at a time. Two do: the next group is at the server, waiting for the
+// counter, while one commits; and where the connection of one has fallen silent, revocations continue on the other.
 const (
 	groupSize  = 16
 	groupLanes = 4 // transactions under way at once
+	stateSize  = 64
+	stateLanes = 2
 )
 
 // intent is a change on its way.
@@ -41,6 +46,8 @@ type answer struct {
 
 // grouper collects intents. Whoever brings the first one while a lane is free runs that lane until nobody waits.
 type grouper struct {
+	size, lanes int // intents in a transaction, transactions under way: at most
+
 	mu      sync.Mutex // guards all below
 	waiting []*intent
 	running int
@@ -48,26 +55,24 @@ type grouper struct {
 
 // groupable reports whether c may share a transaction.
 func (e *engine) groupable(c *store.Change) bool {
-	return !e.o.Pooler && len(c.Puts) <= 1 && (len(c.Puts) == 0 || !c.Puts[0].Kind.State())
+	return !e.o.Pooler && len(c.Puts) <= 1
 }
 
-// submit hands in to a lane; the answer comes by in.tell.
-func (e *engine) submit(in *intent) {
-	g := &e.group
+// submit hands in to a lane of g; the answer comes by in.tell.
+func (e *engine) submit(g *grouper, in *intent) {
 	g.mu.Lock()
 	g.waiting = append(g.waiting, in)
-	start := g.running < groupLanes
+	start := g.running < g.lanes
 	if start {
 		g.running++
 	}
 	g.mu.Unlock()
 	if start {
-		go e.lane()
+		go e.lane(g)
 	}
 }
 
-func (e *engine) lane() {
-	g := &e.group
+func (e *engine) lane(g *grouper) {
 	for {
 		g.mu.Lock()
 		batch := g.take()
@@ -86,7 +91,7 @@ func (g *grouper) take() (batch []*intent) {
 	taken := map[string]bool{}
 	rest := g.waiting[:0]
 	for i, in := range g.waiting {
-		if len(batch) == groupSize {
+		if len(batch) == g.size {
 			rest = append(rest, g.waiting[i:]...)
 			break
 		}

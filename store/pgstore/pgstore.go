@@ -76,6 +76,7 @@ type Store struct {
 	*engine
 	ns      string
 	fence   int64         // the advisory lock of its writes
+	state   grouper       // of its changes of state
 	opening chan struct{} // holds a token while it is opened
 	isOpen  atomic.Bool
 }
@@ -87,7 +88,7 @@ type engine struct {
 	sql  statements
 	hear *listener
 
-	group  grouper
+	group  grouper       // of changes without state, of all namespaces
 	turns  chan struct{} // one for each write under way, those of state aside
 	urgent chan struct{} // the same for state: a revocation waits for no session
 
@@ -127,7 +128,10 @@ func New(ctx context.Context, pool *pgxpool.Pool, o *Options) (*Store, error) {
 	if pool == nil {
 		return nil, fmt.Errorf("%w: no pool", errInvalid)
 	}
-	e := &engine{pool: pool, o: o.orDefault(), spaces: map[string]*Store{}, turns: make(chan struct{}, maxWrites), urgent: make(chan struct{}, maxWrites)}
+	e := &engine{
+		pool: pool, o: o.orDefault(), spaces: map[string]*Store{}, group: grouper{size: groupSize, lanes: groupLanes},
+		turns: make(chan struct{}, maxWrites), urgent: make(chan struct{}, maxWrites),
+	}
 	if err := e.o.check(); err != nil {
 		return nil, err
 	}
@@ -207,7 +211,10 @@ func (e *engine) namespace(name string) *Store {
 	defer e.mu.Unlock()
 	s := e.spaces[name]
 	if s == nil {
-		s = &Store{engine: e, ns: name, fence: lockKey(e.o.qualified(), "fence", name), opening: make(chan struct{}, 1)}
+		s = &Store{
+			engine: e, ns: name, fence: lockKey(e.o.qualified(), "fence", name), opening: make(chan struct{}, 1),
+			state: grouper{size: stateSize, lanes: stateLanes},
+		}
 		e.spaces[name] = s
 	}
 	return s

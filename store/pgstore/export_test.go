@@ -1,0 +1,8 @@
+package pgstore
+
+// Waiting is how many changes of state wait for a transaction to share.
+func (s *Store) Waiting() int {
+	s.state.mu.Lock()
+	defer s.state.mu.Unlock()
+	return len(s.state.waiting)
+}

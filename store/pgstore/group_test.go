@@ -1,0 +1,165 @@
+package pgstore_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/apitoken-go/apitoken/store"
+	"github.com/apitoken-go/apitoken/store/pgstore"
+	"github.com/apitoken-go/apitoken/store/pgstore/pgtest"
+)
+
+// heldBack applies changes while somebody else holds the namespace's counter, so that all but the first two come together
+// behind it, and returns their answers.
+func heldBack(t *testing.T, s *pgstore.Store, p string, changes []*store.Change) ([]store.Commit, []error) {
+	t.Helper()
+	ctx := context.Background()
+	admin := newPool(t, server(t), 2)
+	host, err := admin.Begin(ctx)
+	require.NoError(t, err)
+	defer host.Rollback(ctx)
+	_, err = host.Exec(ctx, "SELECT 1 FROM "+p+"namespace FOR UPDATE")
+	require.NoError(t, err)
+
+	done, errs := make([]store.Commit, len(changes)), make([]error, len(changes))
+	var wg sync.WaitGroup
+	begin := func(i int) { wg.Go(func() { done[i], errs[i] = s.Apply(ctx, changes[i]) }) }
+	for i := range 2 { // each fills a lane
+		begin(i)
+		require.Eventually(t, func() bool {
+			var n int
+			err := admin.QueryRow(ctx, "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE $1", "%"+p+"apply%").Scan(&n)
+			return err == nil && n == i+1
+		}, time.Minute, time.Millisecond)
+	}
+	for i := 2; i < len(changes); i++ {
+		begin(i)
+	}
+	require.Eventually(t, func() bool { return s.Waiting() == len(changes)-2 }, time.Minute, time.Millisecond)
+	require.NoError(t, host.Rollback(ctx))
+	wg.Wait()
+	return done, errs
+}
+
+// Revocations that come together share a transaction, each with its own place in the order.
+func TestStateSharesTransactions(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	p := prefix()
+	pool := newPool(t, server(t), 8)
+	s := open(t, pool, pgstore.Options{Prefix: p})
+	var all []*store.Change
+	for i := range 42 {
+		all = append(all, rule(fmt.Sprint("r", i)))
+	}
+	done, errs := heldBack(t, s, p, all)
+	for _, err := range errs {
+		require.NoError(t, err)
+	}
+
+	v, err := s.Follow(ctx, store.Position{}, nil, 100)
+	require.NoError(t, err)
+	require.Len(t, v.Records, len(all))
+	at := map[string]store.Position{}
+	for i, r := range v.Records {
+		at[r.ID] = r.Pos
+		require.True(t, i == 0 || v.Records[i-1].Pos.N < r.Pos.N)
+	}
+	for i, c := range all {
+		require.Equal(t, at[c.Puts[0].ID], done[i].Head, "each is told its own place")
+	}
+	feed(t, s, store.Query{}, len(all))
+	var transactions int
+	require.NoError(t, pool.QueryRow(ctx, "SELECT count(DISTINCT xmin::text) FROM "+p+"record").Scan(&transactions))
+	require.LessOrEqual(t, transactions, 4)
+}
+
+// One that is refused keeps none of the others from being done, and none is done twice.
+func TestStateRefusedAmongOthers(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	p := prefix()
+	s := open(t, newPool(t, server(t), 8), pgstore.Options{Prefix: p})
+	taken := rule("taken")
+	_, err := s.Apply(ctx, taken)
+	require.NoError(t, err)
+	var all []*store.Change
+	for i := range 20 {
+		all = append(all, rule(fmt.Sprint("r", i)))
+	}
+	conflict := rule("taken")
+	conflict.ID[0] ^= 1
+	all = append(all, conflict, taken) // taken is a repetition, and recognises itself
+	_, errs := heldBack(t, s, p, all)
+	for i, err := range errs {
+		if all[i] == conflict {
+			require.ErrorIs(t, err, store.ErrConflict)
+			continue
+		}
+		require.NoError(t, err)
+	}
+	page, err := s.List(ctx, store.Query{Kind: store.KindRule})
+	require.NoError(t, err)
+	require.Len(t, page.Records, 21)
+	feed(t, s, store.Query{}, 21)
+}
+
+// counter counts what goes to the server.
+type counter struct{ asked atomic.Int64 }
+
+func (c *counter) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	c.asked.Add(1)
+	return ctx
+}
+func (c *counter) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+func (c *counter) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchStartData) context.Context {
+	c.asked.Add(1)
+	return ctx
+}
+func (c *counter) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+func (c *counter) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     {}
+
+// A revocation that comes alone is one question, which is one transaction.
+func TestOneRoundTrip(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	var c counter
+	s := open(t, newPool(t, server(t), 1, func(p *pgxpool.Config) { p.ConnConfig.Tracer = &c }), pgstore.Options{Prefix: prefix()})
+	for i := range 3 {
+		before := c.asked.Load()
+		_, err := s.Apply(ctx, rule(fmt.Sprint("r", i)))
+		require.NoError(t, err)
+		require.EqualValues(t, 1, c.asked.Load()-before)
+	}
+}
+
+// A connection that has fallen silent holds the revocation that was given to it, and no other.
+func TestRevokeBesideASilentConnection(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	srv := pgtest.Private(t, pgtest.Quick...)
+	pool := newPool(t, srv, 4)
+	s := open(t, pool, pgstore.Options{Timeout: time.Minute})
+	stop, resume := stopped(t, pool)
+	stop()
+	done := make(chan error, 2)
+	for i := range 2 {
+		go func() { _, err := s.Apply(ctx, rule(fmt.Sprint("r", i))); done <- err }()
+	}
+	select {
+	case err := <-done:
+		require.NoError(t, err)
+	case <-time.After(stallLimit):
+		t.Fatal("both wait for one connection")
+	}
+	resume()
+	require.NoError(t, <-done)
+}
