@@ -25,17 +25,19 @@ import (
 // APIKey is a key as it can be shown after it was created.
 type APIKey struct {
 	ID, Subject, Name string
-	Start             string // first characters of the key: fit to be shown, they hold nothing of its secret part
-	Scopes            Scopes
-	Created, Expires  time.Time // Expires zero: never
-	LastUsed          time.Time // to within a minute
-	LastAddress       string
-	UsedScopes        Scopes // as Usage.Scopes; in what is listed and got only
-	Uses              uint64
-	MaxUses           uint64 // together with those that it was rotated from; zero: unlimited
-	Rate              Rate
-	Replaced          time.Time // when a rotated key stops working; zero: not rotated
-	Revoked           bool
+	// Start is the first characters of the key: fit to be shown, they hold nothing of its secret part. Keys that were made close
+	// together differ in the last nine of them: show those where there is little room.
+	Start            string
+	Scopes           Scopes
+	Created, Expires time.Time // Expires zero: never
+	LastUsed         time.Time // to within a minute
+	LastAddress      string
+	UsedScopes       Scopes // as Usage.Scopes; in what is listed and got only
+	Uses             uint64
+	MaxUses          uint64 // together with those that it was rotated from; zero: unlimited
+	Rate             Rate
+	Replaced         time.Time // when a rotated key stops working; zero: not rotated
+	Revoked          bool
 }
 
 // APIKeyRequest asks for a key.

@@ -22,7 +22,7 @@ type Issuer interface {
 	Issue(ctx context.Context, r Request) (*Issued, error)
 	// Refresh trades a refresh token for the next tokens of its grant. The immediately previous
 	// one, presented again inside the grace window, gets the same answer; an older one ends the
-	// grant: ErrInvalidGrant.
+	// grant: ErrInvalidGrant. So does a genuine one that another authenticated client presents: it has leaked.
 	Refresh(ctx context.Context, r RefreshRequest) (*Issued, error)
 	// Exchange trades a valid token for a narrower one (RFC 8693). Ending the first ends the second.
 	Exchange(ctx context.Context, r ExchangeRequest) (*Issued, error)

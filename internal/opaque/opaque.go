@@ -211,10 +211,10 @@ func prefixed[text string | []byte](s text) bool {
 	return len(s) >= 2 && len(s) <= maxPrefix
 }
 
-// Start is the part of a token that may be shown in lists: its first characters, up to those that hold the first bytes of
-// the ID that differ from key to key. Of the secret it holds nothing.
+// Start is the part of a token that may be shown in lists: its first characters, up to those that hold the first random bytes of
+// the ID. Its last nine tell tokens apart: those before hold the version, the kid and the time. Of the secret it holds nothing.
 func Start(token string) string {
-	const shown = 20 // of the body: version, kid and eleven bytes of the ID
+	const shown = 22 // of the body: two whole groups, which are version, kid and eleven bytes of the ID
 	i := strings.LastIndexByte(token, '_') + 1
 	return token[:min(i+shown, len(token))]
 }

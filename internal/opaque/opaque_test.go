@@ -185,6 +185,31 @@ func TestKindOf(t *testing.T) {
 	}
 }
 
+// Keys that were made in the same moment are told apart by what lists show of them, at its end, whatever the time.
+func TestStartsTellKeysApart(t *testing.T) {
+	t.Parallel()
+	seen := map[string]bool{}
+	now := time.Now()
+	for range 10_000 {
+		k := Key{ID: NewID(now)}
+		rand.Read(k.Secret[:])
+		start := Start(EncodeKey("ap", APIKey, &k))
+		end := start[len(start)-9:]
+		require.False(t, seen[end], "%q ends as another one does", start)
+		seen[end] = true
+	}
+	last, different := "", 0
+	for end := range seen {
+		for i := 2; i < len(last); i++ { // the first two of the nine hold the last bits of the time
+			if end[i] != last[i] {
+				different++
+			}
+		}
+		last = end
+	}
+	require.Greater(t, float64(different)/float64(len(seen)), 6.5, "nearly every one of the last seven differs")
+}
+
 func TestStartShowsNothingOfTheSecret(t *testing.T) {
 	t.Parallel()
 	for _, kind := range kinds {
@@ -200,7 +225,7 @@ func TestStartShowsNothingOfTheSecret(t *testing.T) {
 			two = EncodeRefresh("ap", &RefreshToken{Grant: b.ID, S: b.Secret, Tag: b.Tag})
 		}
 		require.Equal(t, Start(one), Start(two))
-		require.Len(t, Start(one), 26)
+		require.Len(t, Start(one), 28)
 		require.NotEqual(t, one, two)
 	}
 	for _, short := range []string{"", "x", "ap_ak_", "ap_ak_abc", "___"} {
