@@ -60,11 +60,37 @@ func TestBroken(t *testing.T) {
 			Namespaces(t, good, m.make(good))
 		}
 	})
+	t.Run(stalled, func(t *testing.T) {
+		if m := mistakes[i]; m.caughtBy == stalled {
+			Stalled(t, m.make(memstore.New()), patience)
+		}
+	})
 	Run(t, func(t *testing.T, _ string) store.Store { return mistakes[i].make(memstore.New()) })
 }
 
 // namespaces is the subtest of mistakes that are made beside a good namespace.
 const namespaces = "Namespaces"
+
+// stalled is the subtest of mistakes that are made while the server is silent.
+const stalled = "Stalled"
+
+// silent is a store whose server says nothing, and which is right then.
+func silent(m *memstore.Store) *broken {
+	err := context.DeadlineExceeded
+	return &broken{
+		Store:  m,
+		get:    func(context.Context, store.Kind, string) (store.Record, error) { return store.Record{}, err },
+		apply:  func(context.Context, *store.Change) (store.Commit, error) { return store.Commit{}, err },
+		follow: func(context.Context, store.Position, []store.Kind, int) (store.View, error) { return store.View{}, err },
+		list:   func(context.Context, store.Query) (store.Page, error) { return store.Page{}, err },
+		purge:  func(context.Context, store.Kind, int64, int) (int, error) { return 0, err },
+	}
+}
+
+func TestStalled(t *testing.T) {
+	t.Parallel()
+	Stalled(t, silent(memstore.New()), time.Minute)
+}
 
 type mistake struct {
 	name     string // completes "a store that"
@@ -93,6 +119,26 @@ var mistakes = []mistake{
 			}
 			return r, err
 		}}
+	}},
+	{"waits for its caller's context", stalled, func(m *memstore.Store) store.Store {
+		b := silent(m)
+		b.list = func(ctx context.Context, _ store.Query) (store.Page, error) {
+			<-ctx.Done()
+			return store.Page{}, ctx.Err()
+		}
+		return b
+	}},
+	{"says not found when its server is silent", stalled, func(m *memstore.Store) store.Store {
+		b := silent(m)
+		b.get = func(context.Context, store.Kind, string) (store.Record, error) {
+			return store.Record{}, store.ErrNotFound
+		}
+		return b
+	}},
+	{"answers from memory when its server is silent", stalled, func(m *memstore.Store) store.Store {
+		b := silent(m)
+		b.follow = m.Follow
+		return b
 	}},
 	{"ignores Expect", "Expected version", func(m *memstore.Store) store.Store { return &broken{Store: m, apply: ignoreExpect(m)} }},
 	{"lets the last writer win", "Counters", func(m *memstore.Store) store.Store {
