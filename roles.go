@@ -59,7 +59,7 @@ func (b *roleBook) setAside(r store.Record, why error) {
 	b.aside[r.ID] = why
 }
 
-// known is scopes for whoever must not take a role that can not be read for one that is not there.
+// known is what a role expands to. A role whose record can not be read is an error, never one that is not there.
 func (b *roleBook) known(role string) (Scopes, bool, error) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
@@ -68,13 +68,6 @@ func (b *roleBook) known(role string) (Scopes, bool, error) {
 	}
 	rec, ok := b.roles[role]
 	return rec.Scopes, ok, nil
-}
-
-func (b *roleBook) scopes(role string) (Scopes, bool) {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	rec, ok := b.roles[role]
-	return rec.Scopes, ok
 }
 
 // Roles returns what each role expands to now.

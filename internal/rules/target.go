@@ -18,7 +18,7 @@ type Target struct {
 	Holder string // only what this client holds
 	Before time.Time
 	Shown  Shown // whose it is, by the token that somebody showed: no part of its text
-	none   bool // narrowed by something empty: names nothing
+	none   bool  // narrowed by something empty: names nothing
 }
 
 // Shown is whose a token is that was verified.
