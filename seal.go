@@ -126,7 +126,8 @@ func (s localSealer) Open(_ context.Context, sealed, context []byte) ([]byte, er
 	return nil, fmt.Errorf("sealed under key-encryption key %s, which was not given", hex.EncodeToString(id[:]))
 }
 
-// KeyFile is a Sealer whose key lies in a file, best not on the disk of the database. The file is made with mode 0600
+// KeyFile is a Sealer whose key lies in a file. Beside the database it keeps the keys out of backups and copies of that file;
+// on another disk it also keeps them from whoever takes the database's. The file is made with mode 0600
 // when something is sealed for the first time. It refuses to make a new one where sealed keys exist already,
 // a file that others may read, and one that is no key.
 func KeyFile(path string) (Sealer, error) {

@@ -112,7 +112,7 @@ type PublisherStatus struct {
 	Err  error // of its last call
 }
 
-// placeRecord is Batch.Place.
+// placeTime is how Batch.Place begins: with the time up to which the feed was read.
 const placeTime = time.RFC3339Nano
 
 // Open opens the log in c.Storage and goes on where it ended. It fails with a [TamperError] when the storage is behind its own last
