@@ -4,6 +4,7 @@ go 1.25.0
 
 replace (
 	github.com/apitoken-go/apitoken => ..
+	github.com/apitoken-go/apitoken/ledger => ../ledger
 	github.com/apitoken-go/apitoken/store/etcdstore => ../store/etcdstore
 	github.com/apitoken-go/apitoken/store/etcdstore/etcdtest => ../store/etcdstore/etcdtest
 	github.com/apitoken-go/apitoken/store/pgstore => ../store/pgstore
@@ -12,6 +13,7 @@ replace (
 
 require (
 	github.com/apitoken-go/apitoken v0.0.0
+	github.com/apitoken-go/apitoken/ledger v0.0.0-00010101000000-000000000000
 	github.com/apitoken-go/apitoken/store/etcdstore v0.0.0-00010101000000-000000000000
 	github.com/apitoken-go/apitoken/store/etcdstore/etcdtest v0.0.0-00010101000000-000000000000
 	github.com/apitoken-go/apitoken/store/pgstore v0.0.0-00010101000000-000000000000
