@@ -37,7 +37,6 @@ const (
 const (
 	maxAssertionBytes = 8 << 10
 	maxAssertionLife  = time.Hour
-	assertionAhead    = 30 * time.Second // of iat and nbf, for a client whose clock is ahead
 	maxRedirects      = 32
 	maxClientKeys     = 6 << 10
 )
@@ -260,7 +259,7 @@ func (cs *Clients) assertion(ctx context.Context, k *knownClient, a *ClientAuth)
 		}
 	}
 	now := cs.s.now().Unix()
-	ahead := int64(assertionAhead / time.Second)
+	ahead := int64(cs.s.cfg.Validation.ahead() / time.Second)
 	if cl.Expires <= now || cl.Expires-now > int64(maxAssertionLife/time.Second) || cl.IssuedAt > now+ahead || cl.NotBefore > now+ahead {
 		return false, nil
 	}

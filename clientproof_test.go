@@ -47,7 +47,7 @@ func (p *prover) assertion(t testing.TB, header, claims map[string]any) string {
 func TestAClientProvesItselfByAnAssertion(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
-	svc := service(t, nil)
+	svc := service(t, func(c *apitoken.Config) { c.Validation.Skew = 30 * time.Second })
 	p, other := newProver(t, "ES256"), newProver(t, "ES256")
 	c, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "worker", AuthMethod: "private_key_jwt", Keys: keySetOf(t, p, nil), GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"jobs"}})
 	require.NoError(t, err)

@@ -528,7 +528,7 @@ func makeCorpus(t testing.TB, k *corpusKeys) map[string]corpusCase {
 	}
 	for name, c := range map[string][]string{
 		"exp-exponent": {"exp", "1.8000003e9"}, "exp-exponent-plain": {"exp", "18000003e2"}, "exp-minus-zero": {"exp", "-0"}, "exp-long-fraction": {"exp", fmt.Sprint(corpusNow+300) + "." + strings.Repeat("0", 60)}, "exp-dot": {"exp", fmt.Sprint(corpusNow+300) + "."}, "exp-equals-iat": {"exp", fmt.Sprint(corpusNow + 1), "iat", fmt.Sprint(corpusNow + 1)},
-		"exp-year-10000": {"exp", "253402300800"}, "exp-a-day-and-a-second": {"exp", fmt.Sprint(corpusNow - 10 + 86401)}, "exp-object": {"exp", "{}"}, "exp-milliseconds": {"exp", fmt.Sprint((corpusNow + 300) * 1000)}, "iat-exponent": {"iat", "1.799999990e9"}, "iat-null": {"iat", "null"}, "iat-zero": {"iat", "0"}, "iat-next-second": {"iat", fmt.Sprint(corpusNow + 1)}, "iat-milliseconds": {"iat", fmt.Sprint(corpusNow * 1000)},
+		"exp-year-10000": {"exp", "253402300800"}, "exp-a-day-and-a-second": {"exp", fmt.Sprint(corpusNow - 10 + 86401)}, "exp-object": {"exp", "{}"}, "exp-milliseconds": {"exp", fmt.Sprint(int64(corpusNow+300) * 1000)}, "iat-exponent": {"iat", "1.799999990e9"}, "iat-null": {"iat", "null"}, "iat-zero": {"iat", "0"}, "iat-next-second": {"iat", fmt.Sprint(corpusNow + 1)}, "iat-milliseconds": {"iat", fmt.Sprint(int64(corpusNow) * 1000)},
 		"nbf-next-second": {"nbf", fmt.Sprint(corpusNow + 1)}, "nbf-negative": {"nbf", "-1"}, "nbf-array": {"nbf", "[]"}, "nbf-behind-exp": {"nbf", fmt.Sprint(corpusNow + 400)},
 	} {
 		bad("time-"+name, "time: "+name, jwt(goodHeader, claimsWith(c...), ec))

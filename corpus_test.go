@@ -88,7 +88,7 @@ func TestCorpus(t *testing.T) {
 	for _, with := range []struct {
 		name string
 		v    apitoken.Validation
-	}{{"cached", apitoken.Validation{}}, {"uncached", apitoken.Validation{CacheBytes: -1}}} {
+	}{{"cached", apitoken.Validation{Skew: -1}}, {"uncached", apitoken.Validation{Skew: -1, CacheBytes: -1}}} {
 		t.Run(with.name, func(t *testing.T) {
 			v := corpusValidator(t, sets, with.v)
 			var seen countObserver
@@ -149,7 +149,7 @@ func TestCorpus(t *testing.T) {
 
 func TestCorpusIsBoundedInMemory(t *testing.T) {
 	cases, sets := readCorpus(t)
-	v := corpusValidator(t, sets, apitoken.Validation{CacheBytes: -1})
+	v := corpusValidator(t, sets, apitoken.Validation{Skew: -1, CacheBytes: -1})
 	ctx := context.Background()
 	for name, c := range cases {
 		var before, after runtime.MemStats
@@ -170,6 +170,7 @@ func TestCorpusThroughAService(t *testing.T) {
 	cases, sets := readCorpus(t)
 	svc := service(t, func(c *apitoken.Config) {
 		c.Issuer, c.Now = "https://third.example.com", func() time.Time { return time.Unix(corpusNow, 0) }
+		c.Validation.Skew = -1
 		c.Trust = []apitoken.Trusted{
 			{Issuer: testIssuer, Keys: fixedKeys(sets[testIssuer]), InsecureNoRevocations: true, Own: true},
 			{Issuer: otherIssuer, Keys: fixedKeys(sets[otherIssuer]), InsecureNoRevocations: true},

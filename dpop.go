@@ -9,6 +9,9 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"io"
+	"log/slog"
 	"net/url"
 	"strings"
 	"sync"
@@ -25,7 +28,6 @@ import (
 const (
 	maxProofBytes = 8 << 10
 	proofAge      = 60 * time.Second // of iat, back from now
-	proofAhead    = 5 * time.Second  // of iat, for a client whose clock is ahead
 	nonceAge      = 5 * time.Minute  // of a nonce; iat may then be off by as much
 	maxProofs     = 1 << 18          // proofs that a process remembers, about 100 bytes each
 	proofShards   = 8
@@ -167,8 +169,8 @@ func unhex(c byte) byte {
 }
 
 // window checks iat; a proof with a live nonce may be off by as much as the nonce lives, which its nonce makes good.
-func (p *dpopProof) window(now time.Time, nonced bool) *Error {
-	back, ahead := proofAge, proofAhead
+func (p *dpopProof) window(now time.Time, ahead time.Duration, nonced bool) *Error {
+	back := proofAge
 	if nonced {
 		back, ahead = nonceAge, nonceAge
 	}
@@ -222,6 +224,7 @@ type proofBook struct {
 	key     []byte
 	began   time.Time
 	require bool
+	ahead   time.Duration // how far iat may be in the future
 	shards  [proofShards]proofShard
 }
 
@@ -239,10 +242,10 @@ type proofWindow struct {
 	floor int64 // marks up to this second were forgotten
 }
 
-func newProofBook(require bool) *proofBook {
+func newProofBook(require bool, ahead time.Duration) *proofBook {
 	key := make([]byte, 32)
 	rand.Read(key)
-	return &proofBook{key: key, began: time.Now(), require: require}
+	return &proofBook{key: key, began: time.Now(), require: require, ahead: ahead}
 }
 
 func (b *proofBook) keyOf(kid [4]byte) ([]byte, bool) { return b.key, kid == [4]byte{} }
@@ -271,7 +274,7 @@ func (b *proofBook) check(c *Credential, binding string, now time.Time, spend bo
 	if b.require && !nonced {
 		return b.useNonce("no nonce of this process")
 	}
-	if err := p.window(now, nonced); err != nil {
+	if err := p.window(now, b.ahead, nonced); err != nil {
 		return err
 	}
 	mark := p.mark()
@@ -356,6 +359,15 @@ type Proof struct {
 	RequireNonce bool   // refuse it without a nonce of this service, see Service.ProofNonce
 }
 
+// Format keeps the proof out of logs.
+func (p Proof) Format(f fmt.State, _ rune) { io.WriteString(f, redacted) }
+
+// LogValue implements slog.LogValuer.
+func (p Proof) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// MarshalText makes JSON and other encodings hold "[redacted]".
+func (p Proof) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
 // Prove verifies p and returns the Binding of its key, for Request, RefreshRequest and Redemption. A proof is taken once
 // in all processes on the store. ErrInvalidProof; ErrUseNonce, with the nonce in Error.Nonce; ErrUnavailable.
 func (s *Service) Prove(ctx context.Context, p Proof) (binding string, err error) {
@@ -365,13 +377,13 @@ func (s *Service) Prove(ctx context.Context, p Proof) (binding string, err error
 	}
 	now := s.now()
 	at, nonced := nonceTime(d.nonce, func(kid [4]byte) ([]byte, bool) { return s.SigningKeys.ring.MACFor(kid, keyring.Nonce) })
-	if age := now.Unix() - at; nonced && (age > int64(nonceAge/time.Second) || age < -int64(proofAhead/time.Second)) {
+	if age := now.Unix() - at; nonced && (age > int64(nonceAge/time.Second) || age < -int64(maxSkew/time.Second)) {
 		return "", s.useNonce("the nonce has expired")
 	}
 	if p.RequireNonce && !nonced {
 		return "", s.useNonce("no nonce of this service")
 	}
-	if perr := d.window(now, nonced); perr != nil {
+	if perr := d.window(now, s.cfg.Validation.ahead(), nonced); perr != nil {
 		return "", perr
 	}
 	err = s.Once(ctx, "dpop\x00"+d.print+"\x00"+d.jti, time.Unix(d.iat, 0).Add(2*nonceAge))

@@ -52,8 +52,8 @@ var (
 	ErrNotFound error = fault.NotFound
 )
 
-// Error is what this module's packages return. Error() is fit for a client; Detail and Cause are not,
-// and show only in log/slog and in fmt's %+v.
+// Error is what this module's packages return. Error() is fit for a client; Detail and Cause are for operators: they show in
+// log/slog, in fmt's %v and %+v, and so in what fmt.Errorf makes of it with %w. Never answer a client with those.
 type Error struct {
 	Code       error         // one of the sentinels
 	Detail     string        // for operators; never holds a credential
@@ -71,13 +71,14 @@ func (e *Error) Error() string {
 	return e.Code.Error()
 }
 
-// Format prints Error(), and with %+v the detail and the cause behind it: for a developer's terminal and for tests.
+// Format prints the detail and the cause behind Error() for %v, and so for log.Print and for the text of what wraps it by %w,
+// which would lose them otherwise. %s and %q are Error() alone.
 func (e *Error) Format(f fmt.State, verb rune) {
 	if e == nil {
 		io.WriteString(f, "<nil>")
 		return
 	}
-	if verb != 'v' || !f.Flag('+') {
+	if verb != 'v' {
 		fmt.Fprintf(f, fmt.FormatString(f, verb), e.Error())
 		return
 	}

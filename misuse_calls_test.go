@@ -70,15 +70,17 @@ type sealer struct{}
 func (*sealer) Seal(context.Context, []byte, []byte) ([]byte, error) { return nil, errors.New("no") }
 func (*sealer) Open(context.Context, []byte, []byte) ([]byte, error) { return nil, errors.New("no") }
 
-// An error's text is for clients; a developer's %+v and tests, which print it so, say what was wrong.
+// An error's Error() is for clients; %v, and whatever wraps it by %w, say what was wrong.
 func TestErrorsHaveTwoReaders(t *testing.T) {
 	t.Parallel()
 	svc := apitokentest.New(t, func(c *apitoken.Config) { c.Scopes = map[apitoken.Scope]string{"orders:read": "See orders"} })
 	_, err := svc.Issue(context.Background(), apitoken.Request{Subject: "alice", Scopes: apitoken.Scopes{"order:read"}})
-	require.Equal(t, "apitoken: invalid scope", fmt.Sprint(err))
+	require.Equal(t, "apitoken: invalid scope", err.Error())
+	require.Equal(t, "apitoken: invalid scope", fmt.Sprintf("%s", err))
+	require.Equal(t, `apitoken: invalid scope: scope "order:read" is not in Config.Scopes`, fmt.Sprint(err))
 	require.Equal(t, `"apitoken: invalid scope"`, fmt.Sprintf("%q", err))
 	require.Equal(t, `apitoken: invalid scope: scope "order:read" is not in Config.Scopes`, fmt.Sprintf("%+v", err))
-	require.Equal(t, "more: apitoken: invalid scope", fmt.Sprintf("%v", fmt.Errorf("more: %w", err)))
+	require.Equal(t, `more: apitoken: invalid scope: scope "order:read" is not in Config.Scopes`, fmt.Sprintf("%v", fmt.Errorf("more: %w", err)))
 	full := &apitoken.Error{Code: apitoken.ErrUnavailable, Detail: "read", Cause: &apitoken.Error{Code: apitoken.ErrInvalidClient, Detail: "the issuer's"}}
 	require.Equal(t, "apitoken: temporarily unavailable: read: apitoken: invalid client: the issuer's", fmt.Sprintf("%+v", full))
 	require.Equal(t, "apitoken: error", fmt.Sprintf("%+v", &apitoken.Error{}))

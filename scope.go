@@ -75,6 +75,15 @@ func appendScopes(out Scopes, s string) (Scopes, error) {
 	return out, nil
 }
 
+// knownScopes is s without what is no scope here, and each scope once: another issuer's names follow other rules than ours,
+// and one that we would not write gives nothing and voids nothing.
+func knownScopes(s string) string {
+	parts := strings.Split(s, " ")
+	slices.Sort(parts)
+	parts = slices.DeleteFunc(slices.Compact(parts), func(x string) bool { return !Scope(x).wellFormed() })
+	return strings.Join(parts, " ")
+}
+
 // check refuses a list that a program made: each element must be one scope. Its text form would hide a space in one.
 func (s Scopes) check() error {
 	if len(s) > maxScopes {

@@ -407,7 +407,7 @@ func NewValidator(c ValidatorConfig) (*JWTValidator, error) {
 func newValidator(c Validation, audience string, now func() time.Time) *JWTValidator {
 	v := &JWTValidator{cfg: c, audiences: append([]string{audience}, c.Audiences...), trusts: map[string]*trust{}, now: now}
 	v.ctx, v.stop = context.WithCancel(context.Background())
-	v.proofs = newProofBook(c.RequireProofNonce)
+	v.proofs = newProofBook(c.RequireProofNonce, c.ahead())
 	switch {
 	case c.Cache != nil:
 		v.cache = c.Cache

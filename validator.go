@@ -11,6 +11,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -73,10 +74,13 @@ type Validation struct {
 	// InsecureServeStale goes on past MaxStaleness, up to this age, for access tokens; Token.Freshness and the
 	// Observer say so. Zero: it does not.
 	InsecureServeStale time.Duration
-	Skew               time.Duration // tolerated between clocks, in exp, nbf and iat; zero: none, at most 1m
-	MaxTokenBytes      int           // zero: 8 KiB; at most 64 KiB
-	CacheBytes         int64         // memory for verified tokens; zero: 32 MiB, negative: no cache
-	Cache              *Cache        // shared by several validators; nil: one of its own with CacheBytes
+	// Skew is how far the clock of whoever signed a token, a DPoP proof or a client's assertion may be ahead of ours: nbf and
+	// iat that far in the future are accepted. Zero: 10 s; negative: none; at most 1 min. Where it is set, access tokens are
+	// also accepted for as long after exp; by default exp is judged by our clock alone.
+	Skew          time.Duration
+	MaxTokenBytes int    // zero: 8 KiB; at most 64 KiB
+	CacheBytes    int64  // memory for verified tokens; zero: 32 MiB, negative: no cache
+	Cache         *Cache // shared by several validators; nil: one of its own with CacheBytes
 	// RequireProofNonce makes every DPoP proof carry a nonce of this process, which costs a client one more round
 	// trip at its first request and every five minutes (RFC 9449 §9). Without it a proof is good once in each
 	// process for about a minute; with it, once. Behind a load balancer it needs sticky sessions.
@@ -87,11 +91,15 @@ const (
 	defaultTokenBytes = 8 << 10
 	maxTokenBytes     = 64 << 10
 	defaultCacheBytes = 32 << 20
+	defaultAhead      = 10 * time.Second // FAPI 2.0 §5.3.2.1 asks for as much at least
 )
 
 func (v *Validation) check(field string) error {
 	if v.MaxStaleness == 0 {
 		v.MaxStaleness = defaultStaleness
+	}
+	if v.Skew < 0 {
+		v.Skew = -1
 	}
 	if v.MaxTokenBytes == 0 {
 		v.MaxTokenBytes = defaultTokenBytes
@@ -101,8 +109,8 @@ func (v *Validation) check(field string) error {
 		return wrong(field+".MaxStaleness", "%s is not between 50 ms and 1 h", v.MaxStaleness)
 	case v.InsecureServeStale != 0 && v.InsecureServeStale <= v.MaxStaleness:
 		return wrong(field+".InsecureServeStale", "%s is not over MaxStaleness, %s", v.InsecureServeStale, v.MaxStaleness)
-	case v.Skew < 0 || v.Skew > maxSkew:
-		return wrong(field+".Skew", "%s is not between 0 and 1 min", v.Skew)
+	case v.Skew > maxSkew:
+		return wrong(field+".Skew", "%s is over 1 min", v.Skew)
 	case v.MaxTokenBytes < 256 || v.MaxTokenBytes > maxTokenBytes:
 		return wrong(field+".MaxTokenBytes", "%d is not between 256 and 65536", v.MaxTokenBytes)
 	case v.Cache != nil && v.CacheBytes != 0:
@@ -115,6 +123,17 @@ func (v *Validation) check(field string) error {
 	}
 	return nil
 }
+
+// ahead is how far in the future nbf and iat may be.
+func (v *Validation) ahead() time.Duration {
+	if v.Skew == 0 {
+		return defaultAhead
+	}
+	return max(v.Skew, 0)
+}
+
+// late is how long after its exp an access token is still accepted, and how far its iat may be off where a rule names a time.
+func (v *Validation) late() time.Duration { return max(v.Skew, 0) }
 
 // Freshness is how far the view of revocations reaches, and its age: the time since the request of the last complete
 // answer was sent, by the greater of the monotonic and the wall clock.
@@ -346,10 +365,10 @@ func (v *JWTValidator) decide(ctx context.Context, c *Credential, e *entry, know
 // view whose rules were checked. The clock is read last: a process that was stopped must not answer from before.
 func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, w *follow.View, tr *trace) (Token, error) {
 	now := v.now()
-	if now.Add(-v.cfg.Skew).Unix() >= e.exp {
+	if now.Add(-v.cfg.late()).Unix() >= e.exp {
 		return Token{}, tr.no("expiry", fail(ErrExpired, "exp has passed"))
 	}
-	if sec := now.Add(v.cfg.Skew).Unix(); sec < e.from {
+	if sec := now.Add(v.cfg.ahead()).Unix(); sec < e.from {
 		return Token{}, tr.no("expiry", fail(ErrInvalidToken, "not valid yet"))
 	}
 	tr.ok("expiry", "within nbf and exp")
@@ -401,6 +420,8 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, takes bool
 		return nil, fail(ErrInvalidToken, "jti is missing or too long")
 	case cl.ClientID == "" || len(cl.ClientID) > 255:
 		return nil, fail(ErrInvalidToken, "client_id is missing or too long")
+	case !text.PlainText(cl.Subject) || !text.PlainText(cl.ID) || !text.PlainText(cl.ClientID): // as Issue refuses them
+		return nil, fail(ErrInvalidToken, "sub, jti or client_id has a control character")
 	case cl.Expires <= cl.IssuedAt:
 		return nil, fail(ErrInvalidToken, "exp is not after iat")
 	case time.Duration(cl.Expires-cl.IssuedAt) > iss.lives()/time.Second:
@@ -415,8 +436,12 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, takes bool
 	e := newEntry(token)
 	e.iss, e.bound, e.exp, e.from = iss, cl.Binding != "", cl.Expires, max(cl.NotBefore, cl.IssuedAt)
 	r := &e.rule
-	r.Subject, r.Id, r.Kid, r.Iat, r.Skew = cl.Subject, cl.ID, p.Header.KID, spec.IssuedAt, v.cfg.Skew
-	scopes, err := appendScopes(e.scopes[:0:len(e.scopes)], cl.Scope)
+	r.Subject, r.Id, r.Kid, r.Iat, r.Skew = cl.Subject, cl.ID, p.Header.KID, spec.IssuedAt, v.cfg.late()
+	scope := cl.Scope
+	if !iss.own {
+		scope = knownScopes(scope)
+	}
+	scopes, err := appendScopes(e.scopes[:0:len(e.scopes)], scope)
 	if err != nil {
 		return nil, fail(ErrInvalidToken, "scope claim")
 	}
@@ -431,7 +456,8 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, takes bool
 		// A foreign issuer's tokens bring no roles, none of our client names, and of the scopes what was declared. Its own
 		// rules know them by those names all the same; of its positions we believe nothing: times are compared.
 		spec.Scopes = intersectScopes(scopes, iss.scopes)
-		r.Wall = true
+		// Its iat may be ahead of the revocation by as much as we accept.
+		r.Wall, r.Skew = true, v.cfg.ahead()
 	}
 	r.Client, r.Grant, r.Roles, r.Chain = cl.ClientID, cl.SessionID, cl.Roles, cl.Chain
 	for _, a := range cl.Actors {
@@ -508,7 +534,7 @@ func (v *JWTValidator) Recheck(_ context.Context, t Token) error {
 // ended is the end of a token by now, with the skew that Validate grants access tokens.
 func (v *JWTValidator) ended(t Token, now time.Time) error {
 	if t.Kind() == KindAccess {
-		now = now.Add(-v.cfg.Skew)
+		now = now.Add(-v.cfg.late())
 	}
 	if end := t.d.ExpiresAt; !end.IsZero() && !now.Before(end) {
 		return fail(ErrExpired, "exp has passed")

@@ -26,9 +26,10 @@ func PlainText(s string) bool {
 	return true
 }
 
-// shown is false for what a reader of a log does not see, or sees elsewhere than where it stands.
+// shown is false for what a reader of a log does not see, or sees elsewhere than where it stands. The two joiners are taken:
+// Persian, Sinhala and emoji are not written without them.
 func shown(r rune) bool {
-	return r == ' ' || unicode.IsGraphic(r) && !unicode.Is(unicode.Bidi_Control, r) && r != '\u2028' && r != '\u2029'
+	return r == ' ' || r == '\u200c' || r == '\u200d' || unicode.IsGraphic(r) && !unicode.Is(unicode.Bidi_Control, r) && r != '\u2028' && r != '\u2029'
 }
 
 // cleanText makes a client's string fit for records and logs: at most 256 bytes of valid UTF-8, what can not be shown

@@ -1,0 +1,16 @@
+package text
+
+import "testing"
+
+// The world's names are taken, with the joiners that they need; what a reader can not see is not.
+func TestPlainText(t *testing.T) {
+	t.Parallel()
+	for s, want := range map[string]bool{
+		"alice": true, "می\u200cخواهم": true, "ශ්\u200dරී": true, "👩\u200d💻": true, "Łukasz 王": true,
+		"a\x00b": false, "a\r\nb": false, "\u202ealice": false, "a\u2028b": false, "\xff": false,
+	} {
+		if PlainText(s) != want {
+			t.Errorf("PlainText(%q) = %v", s, !want)
+		}
+	}
+}
