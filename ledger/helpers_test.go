@@ -105,7 +105,7 @@ func openAs(t testing.TB, path string, signer note.Signer, key note.Verifier, ch
 	t.Helper()
 	dir, err := ledger.OpenDir(path, &ledger.DirOptions{SegmentRecords: 64})
 	require.NoError(t, err)
-	c := ledger.Config{Storage: dir, Signer: signer, Interval: time.Hour, Poll: time.Hour}
+	c := ledger.Config{Storage: dir, Signer: signer, Interval: time.Hour, Poll: time.Hour, Watch: -1}
 	if change != nil {
 		change(&c)
 	}

@@ -32,6 +32,9 @@ type Config struct {
 	Interval time.Duration
 	// Poll is how often the feed is read. Zero: 500 ms.
 	Poll time.Duration
+	// Watch is how often the log and, where Follow was called, the feed are read again as by Check and CheckSource, the first time
+	// after one such interval; Status tells what was found. Zero: 1 hour; negative: never.
+	Watch time.Duration
 	// Witnesses are asked to co-sign each checkpoint; what they answer within ten seconds goes out with it. A checkpoint with fewer
 	// co-signatures than Quorum is not published, and tried again at the next interval. Sealing does not wait for them.
 	Witnesses []Witness
@@ -45,6 +48,7 @@ const (
 	defaultInterval = time.Minute
 	minInterval     = time.Second
 	defaultPoll     = 500 * time.Millisecond
+	defaultWatch    = time.Hour
 	batchEvents     = 1000
 	batchPages      = 8
 	// recentIDs are found without reading a file. Events of a process whose clock is behind have older IDs than others that
@@ -103,6 +107,9 @@ type Status struct {
 	Waiting time.Time // since when a record waits for a checkpoint; zero: none does
 	Err     error     // of the last attempt to read, append, sign or gather co-signatures; nil: it went well
 
+	Checked time.Time // when the last watch that could be finished began; zero: none did yet
+	Found   error     // what it found, mostly a [TamperError]; nil: nothing
+
 	Publishers []PublisherStatus // in the order of Config.Publish
 }
 
@@ -140,6 +147,9 @@ func Open(c Config) (*Ledger, error) {
 	if c.Poll == 0 {
 		c.Poll = defaultPoll
 	}
+	if c.Watch == 0 {
+		c.Watch = defaultWatch
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -170,6 +180,9 @@ func Open(c Config) (*Ledger, error) {
 		return nil, err
 	}
 	l.goRun(l.run)
+	if c.Watch > 0 {
+		l.goRun(l.watch)
+	}
 	if len(c.Witnesses) > 0 {
 		l.goRun(l.askWitnesses)
 	}
@@ -370,6 +383,53 @@ func (l *Ledger) run(ctx context.Context) {
 			wait = max(wait, time.Second)
 		}
 	}
+}
+
+// watch looks for edits of the log and of the feed that nobody else would find, since Check and CheckSource need a caller.
+func (l *Ledger) watch(ctx context.Context) {
+	t := time.NewTicker(l.cfg.Watch)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			l.watchOnce(ctx)
+		}
+	}
+}
+
+func (l *Ledger) watchOnce(ctx context.Context) {
+	began := l.cfg.Now()
+	err := l.Check(ctx)
+	// While the ledger is behind, events that the feed begins with may not have been read yet.
+	if src := l.source(); err == nil && src != nil {
+		if l.take(ctx) != nil {
+			return
+		}
+		err = l.drain(ctx)
+		if err == nil {
+			_, _, err = l.sign(ctx)
+		}
+		l.note(ctx, err)
+		l.give()
+		if err == nil {
+			err = l.CheckSource(ctx, src)
+		}
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	if found := (*TamperError)(nil); err != nil && !errors.As(err, &found) {
+		l.log.Warn("ledger: the log could not be checked", "error", err)
+		return
+	}
+	if err != nil {
+		l.log.Error("ledger: the log and its source disagree, or the log was changed", "error", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stat.Checked, l.stat.Found = began, err
 }
 
 // round reads the feed to its end and signs when it is time. Between two pages others get the turn.
