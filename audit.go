@@ -178,6 +178,11 @@ func (a *auditLog) record(ctx context.Context, e Event, data []byte) store.Recor
 	if e.Actor == "" {
 		e.Actor = actorOf(ctx)
 	}
+	// Names may come from another issuer's token or a request. One that a store refuses, for a NUL say, would keep this event,
+	// and whatever is written with it, out of the log for good.
+	for _, name := range [...]*string{&e.Subject, &e.Client, &e.Grant, &e.TokenID} {
+		*name = text.CleanText(*name)
+	}
 	r := store.Record{Kind: store.KindEvent, ID: e.ID, Type: string(e.Type), Subject: e.Subject, Client: e.Client, Grant: e.Grant, Token: e.TokenID}
 	if keep := a.s.cfg.KeepEvents; keep > 0 {
 		r.Expires = now.Add(keep).UnixMilli()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/opaque"
@@ -32,6 +33,12 @@ func (s *Service) Revoke(ctx context.Context, target Target, reason string) erro
 func (s *Service) revoke(ctx context.Context, target rules.Target, reason string, why EventType) error {
 	if target.IsZero() {
 		return fail(ErrInvalidRequest, "the target names nothing")
+	}
+	// No store keeps such a name: the rule could never be written, and would be retried until Close.
+	for _, name := range [...]string{target.Id, target.Owner, target.Holder, target.Issuer} {
+		if !utf8.ValidString(name) || strings.IndexByte(name, 0) >= 0 {
+			return fail(ErrInvalidRequest, "a name in the target is not UTF-8 without NUL")
+		}
 	}
 	began := time.Now()
 	target = s.ownTarget(target)
