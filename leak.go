@@ -91,6 +91,7 @@ func (s *Service) endText(ctx context.Context, l *leakSearch, text string) bool 
 
 func (s *Service) endToken(ctx context.Context, l *leakSearch, text string) (found, ended int, err error) {
 	t, err := s.targetOf(ctx, text)
+	t.Shown = rules.Shown{} // two credentials of one grant are one target
 	switch {
 	case errors.Is(err, ErrNotFound) || err == nil && l.seen[t]:
 		return 0, 0, nil

@@ -34,7 +34,7 @@ type leaks struct {
 	log    *slog.Logger
 
 	mu   sync.Mutex // guards done
-	done map[apitoken.Target]bool
+	done map[string]bool // by the target's text: a token shown beside it is no part of what was revoked
 }
 
 const (
@@ -46,7 +46,7 @@ func newLeaks(svc *apitoken.Service, notify func(context.Context, Leak), log *sl
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return leaks{svc: svc, notify: notify, log: log, done: map[apitoken.Target]bool{}}
+	return leaks{svc: svc, notify: notify, log: log, done: map[string]bool{}}
 }
 
 // revoke ends token if it is the service's, whatever its kind, with its event, and tells the host. An error means that the report must come again.
@@ -67,7 +67,7 @@ func (l *leaks) revoke(ctx context.Context, token, reason string, leak Leak) err
 		return err
 	}
 	l.mu.Lock()
-	done := l.done[t]
+	done := l.done[t.String()]
 	l.mu.Unlock()
 	if done {
 		return nil
@@ -83,7 +83,7 @@ func (l *leaks) revoke(ctx context.Context, token, reason string, leak Leak) err
 	if len(l.done) >= maxDone {
 		clear(l.done)
 	}
-	l.done[t] = true
+	l.done[t.String()] = true
 	l.mu.Unlock()
 	leak.Target = t
 	l.tell(ctx, leak)
