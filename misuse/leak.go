@@ -33,7 +33,7 @@ type leaks struct {
 	notify func(context.Context, Leak)
 	log    *slog.Logger
 
-	mu   sync.Mutex // guards done
+	mu   sync.Mutex      // guards done
 	done map[string]bool // by the target's text: a token shown beside it is no part of what was revoked
 }
 
@@ -85,7 +85,10 @@ func (l *leaks) revoke(ctx context.Context, token, reason string, leak Leak) err
 	}
 	l.done[t.String()] = true
 	l.mu.Unlock()
-	leak.Target = t
+	// The text leaves out whose token was shown, so that the host can compare the target with its own.
+	if err := leak.Target.UnmarshalText([]byte(t.String())); err != nil {
+		return err
+	}
 	l.tell(ctx, leak)
 	return nil
 }
