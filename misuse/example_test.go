@@ -65,7 +65,7 @@ func ExampleStart() {
 	fmt.Println(err)
 	// Output:
 	// addresses alice 6 revoke grant done
-	// apitoken: token revoked
+	// apitoken: token revoked: a rule on its grant
 }
 
 func ExampleNewScannerHandler() {
