@@ -46,7 +46,7 @@ func ExampleBlastOf() {
 	fmt.Println(err)
 	// Output:
 	// grant of alice held orders users:read used orders:read 1 time(s), never users:read
-	// apitoken: token revoked
+	// apitoken: token revoked: a rule on its grant
 }
 
 // Owners of API keys learn in time that these end: here the announcement goes into the audit log, and so to its sinks.
