@@ -113,6 +113,10 @@ func BlastOf(ctx context.Context, s *apitoken.Service, token apitoken.Secret) (*
 	if err != nil {
 		return nil, err
 	}
+	// The text leaves out whose token was shown: the grant is one, whichever of its tokens stands for it.
+	if err := t.UnmarshalText([]byte(t.String())); err != nil {
+		return nil, err
+	}
 	return Blast(ctx, s, t)
 }
 
