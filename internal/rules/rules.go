@@ -584,11 +584,6 @@ func (t *Target) Proved(subject, client string) error {
 	return nil
 }
 
-// stands is the version of the book, and whether a rule is on its way.
-func (b *Book) stands() (version uint64, pending bool) {
-	return b.Version.Load(), b.Pending.Load() != nil
-}
-
 // kept are the records that can be put back into a store that lost them.
 func (b *Book) Kept() []store.Record {
 	b.mu.Lock()
