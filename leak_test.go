@@ -512,7 +512,7 @@ func TestAStoreThatLosesALeak(t *testing.T) {
 	code, err := svc.Prepare(ctx, aliceSession, apitoken.Ticket{Lifetime: time.Hour})
 	require.NoError(t, err)
 	path := filepath.Join(t.TempDir(), "replica.db")
-	f, err := os.Create(path)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
 	require.NoError(t, err)
 	require.NoError(t, first.Backup(ctx, f))
 	require.NoError(t, f.Close())

@@ -290,7 +290,7 @@ func TestLostRevocationIsPutBack(t *testing.T) {
 	svc := serviceOn(t, st, nil)
 	i := issue(t, svc, aliceSession)
 	path := filepath.Join(t.TempDir(), "replica.db")
-	f, err := os.Create(path)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
 	require.NoError(t, err)
 	err = first.Backup(ctx, f)
 	require.NoError(t, err)

@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -45,6 +46,7 @@ type Store struct {
 	history  uint64
 	restored bool
 	clock    *clock
+	timeout  time.Duration
 	commit   func(*bbolt.Tx) error // tests make it fail
 
 	queueMu sync.Mutex // guards queue and closing
@@ -53,6 +55,7 @@ type Store struct {
 	wake    chan struct{} // holds one signal that the queue has something
 	stopped chan struct{} // closed when the writer has ended
 	closed  chan struct{} // closed when Close begins
+	ended   chan struct{} // closed when the file is closed; closeErr is final then
 
 	spacesMu sync.Mutex // guards spaces
 	spaces   map[string]*space
@@ -63,7 +66,9 @@ type Store struct {
 	db   *bbolt.DB
 
 	failed   atomic.Pointer[error]
-	lost     atomic.Bool // the runtime panicked inside bbolt
+	lost     atomic.Bool   // bbolt panicked where it holds locks of its own
+	gone     chan struct{} // closed when lost is set
+	left     atomic.Int64  // reads that go on without their callers
 	flight   atomic.Pointer[inFlight]
 	opening  atomic.Uint64 // how often the file was opened again after a failure
 	copying  chan struct{} // holds a token while Backup or Compact works
@@ -86,6 +91,13 @@ type Store struct {
 type Options struct {
 	// LockTimeout is how long to wait for another process's lock. Zero: 3 s. Negative: not at all.
 	LockTimeout time.Duration
+	// Timeout is the longest that a verb or Close takes. Zero: 10 s. A write whose caller was told that the time was
+	// over may still be done, like one whose ctx ended. Compact, Backup and Open last as long as the file is large.
+	Timeout time.Duration
+	// AllowMode holds the permission bits that the file may have beside 0600, for example 0o060 where an orchestrator
+	// gives volumes to a group. Zero: a file that others can read or write is refused with ErrExposed. Ignored on
+	// Windows, where the bits mean nothing.
+	AllowMode os.FileMode
 	// ReadOnly opens an existing file for reading, beside other readers. Apply and Purge answer store.ErrReadOnly. No
 	// file is written, the mark included. Like a writer, readers exclude a writer.
 	ReadOnly bool
@@ -130,12 +142,16 @@ func open(path string, o *Options, clk *clock) (_ *Store, err error) {
 		path: path, readOnly: o.ReadOnly, clock: clk,
 		commit:  func(tx *bbolt.Tx) error { return tx.Commit() },
 		wake:    make(chan struct{}, 1),
-		stopped: make(chan struct{}), closed: make(chan struct{}),
+		stopped: make(chan struct{}), closed: make(chan struct{}), ended: make(chan struct{}), gone: make(chan struct{}),
+		timeout: o.Timeout,
 		spaces:  map[string]*space{},
 		copying: make(chan struct{}, 1),
 		reserve: reserve{path: path + ".reserve"},
 	}
 	s.space = s.newSpace("", nil)
+	if s.timeout <= 0 {
+		s.timeout = defaultTimeout
+	}
 	wait := o.LockTimeout
 	switch {
 	case wait == 0:
@@ -395,6 +411,9 @@ func (s *Store) adopt(o *Options, fresh, marked bool) error {
 	if err != nil {
 		return err
 	}
+	if err := s.checkMode(o.AllowMode); err != nil {
+		return err
+	}
 	now := s.clock.wall().UnixMilli()
 	skew := o.MaxSkew
 	if skew == 0 {
@@ -446,6 +465,22 @@ func (s *Store) adopt(o *Options, fresh, marked bool) error {
 	return s.mark.saveDurably()
 }
 
+// checkMode refuses a file that others can read or write: whoever reads it can use what is in it, and whoever writes it
+// can bring back what was revoked.
+func (s *Store) checkMode(allow os.FileMode) error {
+	if runtime.GOOS == "windows" {
+		return nil
+	}
+	fi, err := s.file.Stat()
+	if err != nil {
+		return err
+	}
+	if mode := fi.Mode().Perm(); mode&^(0o700|allow) != 0 {
+		return fmt.Errorf("%w: its mode is %04o; chmod 600 it, or accept the mode with Options.AllowMode", ErrExposed, mode)
+	}
+	return nil
+}
+
 // Restored reports whether this opening found that the file had been restored from a backup, copied, or put back, and
 // so gave it a new History. The reason to ask is that acknowledged revocations may be missing.
 func (s *Store) Restored() bool { return s.restored }
@@ -490,47 +525,88 @@ func (s *Store) view(f func(*bbolt.Tx) error) (err error) {
 		return ErrClosed
 	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	began := false
 	defer func() {
 		if p := recover(); p != nil {
-			err = s.caught(p)
+			if err = s.caught(p); !began {
+				s.giveFileUp(err) // Begin panics with bbolt's lock of the meta pages held
+			}
 		}
 	}()
-	return s.db.View(f)
+	return s.db.View(func(tx *bbolt.Tx) error {
+		began = true
+		return f(tx)
+	})
 }
 
 // Close waits for writes in progress and closes the file. What is called later answers ErrClosed. Closing twice is
-// allowed, and answers the same.
+// allowed, and answers the same. If the disk does not answer within Options.Timeout, Close returns an error; the file
+// and its lock are released when the disk does answer.
 func (s *Store) Close() error {
-	s.closeOne.Do(func() {
-		s.queueMu.Lock()
-		s.closing = true
-		s.queueMu.Unlock()
-		close(s.closed)
+	s.closeOne.Do(func() { go s.shutdown() })
+	timer := time.NewTimer(s.timeout)
+	defer timer.Stop()
+	select {
+	case <-s.ended:
+		return s.closeErr
+	case <-timer.C:
+		return fmt.Errorf("boltstore: close: %w", s.tooLate())
+	}
+}
+
+// shutdown is Close's work. It sets closeErr before it closes ended.
+func (s *Store) shutdown() {
+	defer close(s.ended)
+	s.queueMu.Lock()
+	s.closing = true
+	s.queueMu.Unlock()
+	close(s.closed)
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+	if err := s.waitForOthers(); err != nil {
+		s.closeErr = err
+		return
+	}
+	s.dbMu.Lock()
+	db := s.db
+	s.db = nil
+	s.dbMu.Unlock()
+	if err := s.failure(); err != nil {
+		s.closeErr = err
+	}
+	if db != nil {
+		s.closeErr = errors.Join(s.closeErr, s.closeLast(db))
+	}
+	if s.markErr != nil {
+		s.closeErr = errors.Join(s.closeErr, fmt.Errorf("boltstore: write the mark: %w", s.markErr))
+	}
+	if !s.readOnly && s.mark.f != nil {
+		s.closeErr = errors.Join(s.closeErr, s.mark.saveDurably())
+	}
+	s.closeErr = errors.Join(s.closeErr, s.mark.close())
+}
+
+// waitForOthers waits until the writer has ended and no copy is being made. Once the file is given up either may be
+// stuck behind a lock of bbolt's for ever; nothing can be written then, so only the store's own lock is released.
+func (s *Store) waitForOthers() error {
+	var late <-chan time.Time
+	gone := s.gone
+	stopped, copying := s.stopped, s.copying // Backup and Compact end by s.closed
+	for stopped != nil || copying != nil {
 		select {
-		case s.wake <- struct{}{}:
-		default:
+		case <-stopped:
+			stopped = nil
+		case copying <- struct{}{}:
+			copying = nil
+		case <-gone:
+			gone, late = nil, time.After(giveUp)
+		case <-late:
+			return errors.Join(s.failure(), s.mark.close())
 		}
-		<-s.stopped
-		s.copying <- struct{}{} // Backup and Compact end by s.closed
-		s.dbMu.Lock()
-		db := s.db
-		s.db = nil
-		s.dbMu.Unlock()
-		if err := s.failure(); err != nil {
-			s.closeErr = err
-		}
-		if db != nil {
-			s.closeErr = errors.Join(s.closeErr, s.closeLast(db))
-		}
-		if s.markErr != nil {
-			s.closeErr = errors.Join(s.closeErr, fmt.Errorf("boltstore: write the mark: %w", s.markErr))
-		}
-		if !s.readOnly && s.mark.f != nil {
-			s.closeErr = errors.Join(s.closeErr, s.mark.saveDurably())
-		}
-		s.closeErr = errors.Join(s.closeErr, s.mark.close())
-	})
-	return s.closeErr
+	}
+	return nil
 }
 
 // closeLast does not wait for a lock that a panic inside bbolt left behind.
@@ -543,7 +619,7 @@ func (s *Store) closeLast(db *bbolt.DB) error {
 	select {
 	case err := <-done:
 		return err
-	case <-time.After(time.Second):
+	case <-time.After(giveUp):
 		return errValue("the file is given up, its map stays until the process ends")
 	}
 }

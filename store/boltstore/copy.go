@@ -36,7 +36,8 @@ type copier struct {
 
 // Backup writes a consistent copy of the file, as it was at one moment during the call, to w. Writers wait for a
 // moment at its end. It needs room beside the file for the copy, which is made there first: however slow w is,
-// nothing waits for it. Opened as a store, the copy has a History of its own. ctx ends it between two pieces.
+// nothing waits for it. Opened as a store, the copy has a History of its own, and
+// it must have mode 0600 like the original. ctx ends it between two pieces.
 func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 	if s.readOnly {
 		return s.backupReadOnly(ctx, w)

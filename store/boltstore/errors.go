@@ -26,6 +26,8 @@ var (
 	// ErrFailed: a commit failed and its outcome is not known yet. The store answers nothing until reopening the file
 	// has made it definite, which it tries by itself.
 	ErrFailed = errors.New("boltstore: a write failed, the file must be reopened")
+	// ErrExposed: others than the file's owner may read or write it; see Options.AllowMode.
+	ErrExposed = errors.New("boltstore: file is open to others")
 	// ErrClosed: the Store was closed.
 	ErrClosed = errors.New("boltstore: closed")
 )

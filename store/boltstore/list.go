@@ -22,6 +22,10 @@ const (
 
 // List implements [store.Store]. Limit 0 means 1000.
 func (sp *space) List(ctx context.Context, q store.Query) (store.Page, error) {
+	return bounded(ctx, sp.s, func(ctx context.Context) (store.Page, error) { return sp.list(ctx, q) })
+}
+
+func (sp *space) list(ctx context.Context, q store.Query) (store.Page, error) {
 	if err := checkKind(q.Kind); err != nil {
 		return store.Page{}, err
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"sync/atomic"
 
 	"go.etcd.io/bbolt"
 
@@ -36,21 +37,26 @@ func (sp *space) Purge(ctx context.Context, kind store.Kind, before int64, max i
 	if sp.s.readOnly {
 		return 0, store.ErrReadOnly
 	}
+	var total atomic.Int64
+	_, err := bounded(ctx, sp.s, func(ctx context.Context) (int, error) {
+		return 0, sp.purge(ctx, kind, before, max, func(n int) { total.Add(int64(n)) })
+	})
+	return int(total.Load()), err
+}
+
+// purge reports each finished step to count, so that the number is known even if its caller stops waiting.
+func (sp *space) purge(ctx context.Context, kind store.Kind, before int64, max int, count func(int)) error {
 	if kind == store.KindEvent {
-		return sp.purgeEvents(ctx, before, max)
+		return sp.purgeEvents(ctx, before, max, count)
 	}
 	total := 0
 	for total < max {
-		var removed int
-		var done bool
-		err := sp.s.maintain(ctx, sp, true, func(t *txn) (err error) {
-			removed, done, err = purgeDue(t, sp, kind, before, max-total)
-			return err
-		})
+		removed, done, err := sp.step(ctx, func(t *txn) (int, bool, error) { return purgeDue(t, sp, kind, before, max-total) })
 		if err != nil {
-			return total, err
+			return err
 		}
 		total += removed
+		count(removed)
 		if done {
 			break
 		}
@@ -60,17 +66,36 @@ func (sp *space) Purge(ctx context.Context, kind store.Kind, before int64, max i
 	for len(tail) > 0 && total < max && err == nil {
 		part := tail[:min(len(tail), purgeStep, max-total)]
 		tail = tail[len(part):]
-		removed := 0
-		err = sp.s.maintain(ctx, sp, true, func(t *txn) (err error) {
-			removed, err = purgeTail(t, sp, kind, before, part)
-			return err
+		var removed int
+		removed, _, err = sp.step(ctx, func(t *txn) (int, bool, error) {
+			n, err := purgeTail(t, sp, kind, before, part)
+			return n, true, err
 		})
 		if err != nil {
 			break // a step whose caller has gone may still count
 		}
 		total += removed
+		count(removed)
 	}
-	return total, err
+	return err
+}
+
+// step runs f in the writer. The answer travels by channel: f may run after the caller has stopped waiting.
+func (sp *space) step(ctx context.Context, f func(*txn) (int, bool, error)) (removed int, flag bool, err error) {
+	type result struct {
+		removed int
+		flag    bool
+	}
+	var r atomic.Pointer[result]
+	err = sp.s.maintain(ctx, sp, true, func(t *txn) error {
+		n, flag, err := f(t)
+		r.Store(&result{n, flag})
+		return err
+	})
+	if got := r.Load(); got != nil && err == nil {
+		return got.removed, got.flag, nil
+	}
+	return 0, true, err
 }
 
 // deadline is the time before which Expires must lie: alive is Expires > now.
@@ -223,7 +248,7 @@ func purgeDue(t *txn, sp *space, kind store.Kind, before int64, most int) (remov
 }
 
 // purgeEvents goes through the blocks that have something expired, then through the events after the last block.
-func (sp *space) purgeEvents(ctx context.Context, before int64, most int) (int, error) {
+func (sp *space) purgeEvents(ctx context.Context, before int64, most int, count func(int)) error {
 	_, believed := sp.s.clock.read()
 	before = min(before, believed+1)
 	total := 0
@@ -246,29 +271,28 @@ func (sp *space) purgeEvents(ctx context.Context, before int64, most int) (int, 
 			return nil
 		})
 		if err != nil {
-			return total, err
+			return err
 		}
-		removed, more := 0, true
-		for more && total < most {
-			err = sp.s.maintain(ctx, sp, true, func(t *txn) (err error) {
+		for more := true; more && total < most; {
+			var removed int
+			removed, more, err = sp.step(ctx, func(t *txn) (int, bool, error) {
 				if block == nil {
-					removed, more, err = purgeLoose(t, sp, before, most-total)
-				} else {
-					removed, more, err = purgeBlock(t, sp, block, before, most-total)
+					return purgeLoose(t, sp, before, most-total)
 				}
-				return err
+				return purgeBlock(t, sp, block, before, most-total)
 			})
 			if err != nil {
-				return total, err
+				return err
 			}
 			total += removed
+			count(removed)
 		}
 		if block == nil {
 			break
 		}
 		after = num64(block)
 	}
-	return total, nil
+	return nil
 }
 
 // purgeBlock removes expired events of one block; more when it stopped at the size of a step.

@@ -6,7 +6,10 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"time"
+
+	"go.etcd.io/bbolt"
 )
 
 // After a failed commit nothing is known: the new meta page may be visible and not on the disk, and the kernel counts
@@ -39,8 +42,7 @@ func panicError(p any) error {
 func (s *Store) caught(p any) error {
 	err := panicError(p)
 	if _, fault := p.(runtime.Error); fault {
-		s.lost.Store(true)
-		s.setFailure(err)
+		s.giveFileUp(err)
 	}
 	return err
 }
@@ -59,12 +61,13 @@ func (s *Store) recoverFile() bool {
 	}
 	s.probed = now
 	cause := s.failure()
+	// Readers answer the failure meanwhile; none of them is to wait for the disk.
 	s.dbMu.Lock()
-	defer s.dbMu.Unlock()
-	if s.db != nil {
-		db := s.db
-		s.db = nil
-		_ = closeDB(db) // its errors are those of a database that has failed already
+	old := s.db
+	s.db = nil
+	s.dbMu.Unlock()
+	if old != nil {
+		_ = closeDB(old) // its errors are those of a database that has failed already
 	}
 	// A write that the file system refused did not come as far as the meta page: no page is in doubt.
 	if refused := (*fs.PathError)(nil); !errors.As(cause, &refused) {
@@ -76,25 +79,32 @@ func (s *Store) recoverFile() bool {
 	if err != nil {
 		return false
 	}
-	s.db = db
-	if err := s.reread(); err != nil {
-		s.db = nil
+	if err := s.reread(db); err != nil {
 		_ = closeDB(db)
 		return false
 	}
+	s.dbMu.Lock()
+	s.db = db
+	s.dbMu.Unlock()
 	s.opening.Add(1)
 	s.failed.Store(nil)
 	return true
 }
 
 // reread takes the meta from the file again; its history stays what it was, for this process saw all of it.
-func (s *Store) reread() error {
-	tx, err := s.db.Begin(false)
-	if err != nil {
+func (s *Store) reread(db *bbolt.DB) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = panicError(p)
+		}
+	}()
+	var id [16]byte
+	var m fileMeta
+	err = db.View(func(tx *bbolt.Tx) (err error) {
+		id, m, _, err = readFormat(tx)
 		return err
-	}
-	defer func() { _ = rollback(tx) }()
-	id, m, _, err := readFormat(tx)
+	})
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"go.etcd.io/bbolt"
@@ -55,6 +56,10 @@ func (sp *space) view(ctx context.Context, f func(ns *bbolt.Bucket) error) error
 
 // Get implements [store.Store].
 func (sp *space) Get(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
+	return bounded(ctx, sp.s, func(ctx context.Context) (store.Record, error) { return sp.get(ctx, kind, id) })
+}
+
+func (sp *space) get(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
 	var r store.Record
 	opening := sp.s.opening.Load()
 	err := sp.view(ctx, func(ns *bbolt.Bucket) error {
@@ -91,11 +96,13 @@ func (sp *space) Apply(ctx context.Context, c *store.Change) (store.Commit, erro
 	}
 	in := newIntent(c)
 	if sp.s.readOnly {
-		return sp.applyReadOnly(ctx, in)
+		return bounded(ctx, sp.s, func(ctx context.Context) (store.Commit, error) { return sp.applyReadOnly(ctx, in) })
 	}
 	r := &request{sp: sp, in: in, urgent: in.revocation()}
-	if err := sp.s.submit(ctx, r); err != nil {
-		return store.Commit{}, err
+	inner, cancel := context.WithTimeout(ctx, sp.s.timeout)
+	defer cancel()
+	if err := sp.s.submit(inner, r); err != nil {
+		return store.Commit{}, sp.s.lateError(ctx, inner, err)
 	}
 	if r.out.err != nil {
 		return store.Commit{}, r.out.err
@@ -141,6 +148,11 @@ const (
 
 // Follow implements [store.Store].
 func (sp *space) Follow(ctx context.Context, after store.Position, kinds []store.Kind, max int) (store.View, error) {
+	kinds = slices.Clone(kinds) // a read that is left behind must not look at the caller's
+	return bounded(ctx, sp.s, func(ctx context.Context) (store.View, error) { return sp.follow(ctx, after, kinds, max) })
+}
+
+func (sp *space) follow(ctx context.Context, after store.Position, kinds []store.Kind, max int) (store.View, error) {
 	if max <= 0 {
 		max = followDefault
 	}
@@ -230,10 +242,12 @@ func (sp *space) Wait(ctx context.Context, p store.Position) error {
 		changed := sp.changed
 		sp.mu.Unlock()
 
-		var h head
-		err := sp.view(ctx, func(ns *bbolt.Bucket) (err error) {
-			h, err = readHead(ns)
-			return err
+		h, err := bounded(ctx, sp.s, func(ctx context.Context) (h head, err error) {
+			err = sp.view(ctx, func(ns *bbolt.Bucket) (err error) {
+				h, err = readHead(ns)
+				return err
+			})
+			return h, err
 		})
 		if err != nil {
 			return err
@@ -257,7 +271,9 @@ func (sp *space) SetReadOnly(ctx context.Context, on bool) error {
 	if sp.err != nil {
 		return sp.err
 	}
-	return sp.s.maintain(ctx, sp, true, func(t *txn) error {
+	inner, cancel := context.WithTimeout(ctx, sp.s.timeout)
+	defer cancel()
+	err := sp.s.maintain(inner, sp, true, func(t *txn) error {
 		st, err := t.space(sp)
 		if err != nil || st.head.readOnly == on {
 			return err
@@ -265,4 +281,5 @@ func (sp *space) SetReadOnly(ctx context.Context, on bool) error {
 		st.head.readOnly, st.dirty, t.dirty = on, true, true
 		return nil
 	})
+	return sp.s.lateError(ctx, inner, err)
 }

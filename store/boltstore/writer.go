@@ -70,6 +70,19 @@ func (s *Store) submit(ctx context.Context, r *request) error {
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-s.gone:
+	}
+
+	// The writer refuses what is still in the queue, unless it is stuck itself.
+	timer := time.NewTimer(giveUp)
+	defer timer.Stop()
+	select {
+	case <-r.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return s.failure()
 	}
 }
 
@@ -246,8 +259,10 @@ func (s *Store) tryGroup(group []*request) (culprit int, err error) {
 		if p == nil {
 			return
 		}
-		_ = rollback(tx)
 		err = s.caught(p)
+		if rollback(tx) != nil || tx == nil {
+			s.giveFileUp(err) // bbolt's lock of the writer stays locked
+		}
 		if committing || culprit < 0 {
 			culprit = -1
 			s.setFailure(err)
