@@ -830,6 +830,9 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 		if !ours {
 			return nil, fail(ErrInvalidRequest, "only tokens of this service name actors")
 		}
+		if actor.Subject() == parent.Subject() && !c.MayImpersonate {
+			return nil, fail(ErrDenied, "the actor is the subject itself: client %q may exchange only with another's token", c.ID)
+		}
 		used = append(used, actor)
 		p.actors = slices.Insert(p.actors, 0, jws.Actor{Subject: actor.Subject()})
 		p.chain = actor.d.from.Lineage()

@@ -101,7 +101,7 @@ func (s *Service) finishRules(ctx context.Context, now time.Time) {
 		}
 		// From now, not from when it was made: the clock may have been behind then.
 		life := s.longest.Load()
-		r.Expires = s.state.Latest(now).Add(max(life.access+life.grant, life.foreign) + ruleSlack).UnixMilli()
+		r.Expires = s.state.Latest(now).Add(max(life.access+life.grant, life.foreign, maxTicket) + ruleSlack).UnixMilli()
 		c := s.newChange()
 		if put(c, &rules.RuleForm, r, &x, r.Version) != nil { // with Q: rewriting must not move the rule behind what came since
 			continue
@@ -118,7 +118,7 @@ func (s *Service) endKeys(ctx context.Context, x rules.Record) bool {
 	q := store.Query{Kind: store.KindAPIKey}
 	switch t.Kind {
 	case rules.TargetSubject:
-		if t.Issuer != "" || t.Holder != "" {
+		if t.Issuer != "" {
 			return true
 		}
 		q.Subject = t.Id
@@ -128,9 +128,9 @@ func (s *Service) endKeys(ctx context.Context, x rules.Record) bool {
 			err = s.Clients.forget(ctx, t.Id)
 		}
 		return err == nil
-	case rules.TargetAll:
+	case rules.TargetAll, rules.TargetClient: // a client's token may have made API keys
 	default:
-		return true // API keys have no client and no session
+		return true // API keys have no session
 	}
 	for r, err := range s.pages(ctx, q, Page{}) {
 		if err != nil {

@@ -252,7 +252,8 @@ const ruleSlack = time.Hour
 func (s *core) ruleExpiry(ctx context.Context, t rules.Target, now time.Time) int64 {
 	longest := s.longest.Load()
 	access := now.Add(longest.access + ruleSlack)
-	session := access.Add(longest.grant)
+	// A ticket from before the rule may be redeemed until it expires.
+	session := now.Add(max(longest.access+longest.grant, maxTicket) + ruleSlack)
 	if t.Issuer != "" { // it has neither sessions nor API keys here, and its tokens may live longer than ours
 		return now.Add(max(longest.access, longest.foreign) + ruleSlack).UnixMilli()
 	}
