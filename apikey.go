@@ -14,7 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -125,6 +124,9 @@ func (k *APIKeys) applyRecord(r store.Record) error {
 		return err
 	}
 	e.meter, e.use = old.meter, old.use
+	if e.hash == old.hash {
+		e.tag.Store(old.tag.Load())
+	}
 	e.d.use = e.use
 	k.keys.replace(raw, e)
 	return nil
@@ -384,11 +386,8 @@ func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from 
 	rec.Created = now.UnixMilli()
 	key := opaque.Key{ID: opaque.NewID(now)}
 	rand.Read(key.Secret[:])
-	var mac []byte
-	key.KID, mac = k.signing.ring.MAC(keyring.APIKeyTag)
-	key.Tag = opaque.Tag(mac, "ak1", []byte(s.ns), key.ID[:], key.Secret[:])
+	text := k.signing.seal(&key, opaque.APIKey)
 	rec.TagKID, rec.Hash = key.KID, s.hashAPIKey(&key)
-	text := opaque.EncodeKey(s.cfg.Prefix, opaque.APIKey, &key)
 	id := key.ID.String()
 	rec.Start = opaque.Start(text)
 	c := s.newChange()
@@ -644,12 +643,12 @@ func (k *APIKeys) Revoke(ctx context.Context, id, reason string) error {
 
 // identify is the ID of an API key of ours, ended or not.
 func (k *APIKeys) identify(ctx context.Context, text string) (string, error) {
-	key, err := opaque.DecodeKey(text, k.s.cfg.Prefix, opaque.APIKey)
-	if err != nil {
-		return "", fail(ErrNotFound, "not an API key")
-	}
-	if !k.mayBeOurs(ctx, key) {
-		return "", fail(ErrNotFound, "an API key that this service did not make")
+	key, ours, err := k.signing.readMade(ctx, text, opaque.APIKey)
+	switch {
+	case err != nil:
+		return "", err
+	case !ours:
+		return "", fail(ErrNotFound, "not an API key that this service made")
 	}
 	rec, _, err := k.read(ctx, key.ID.String())
 	if err != nil {
@@ -674,6 +673,27 @@ type knownKey struct {
 	maxUses uint64
 	counter string // of its uses
 	expires int64  // as it was made, Unix ms; 0: never
+	// tag is the kid and the tag of the key's text, once they were verified: a known key then needs no MAC.
+	tag atomic.Pointer[keyTag]
+}
+
+// keyTag is what the hash in a key's record does not cover of its text.
+type keyTag [20]byte
+
+func tagOf(key *opaque.Key) (t keyTag) {
+	copy(t[:4], key.KID[:])
+	copy(t[4:], key.Tag[:])
+	return t
+}
+
+// shown reports whether key is, in every byte, the text that was verified before.
+func (e *knownKey) shown(key *opaque.Key, hash *[32]byte) bool {
+	known := e.tag.Load()
+	if known == nil {
+		return false
+	}
+	tag := tagOf(key)
+	return subtle.ConstantTimeCompare(hash[:], e.hash[:])&subtle.ConstantTimeCompare(tag[:], known[:]) == 1
 }
 
 func (k *APIKeys) entry(r store.Record) (*knownKey, error) {
@@ -708,21 +728,27 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 	}
 	hash := k.s.hashAPIKey(&key)
 	e := k.keys.get(key.ID)
-	if e == nil {
-		var err error
-		if !k.mayBeOurs(ctx, &key) {
+	if e == nil || !e.shown(&key, &hash) {
+		// Junk ends here, without a store read and in the same time whether its ID is a key's or not.
+		ours, err := k.signing.made(ctx, &key, opaque.APIKey)
+		if err == nil && !ours {
 			return Token{}, tr.no("tag", fail(ErrInvalidToken, "an API key that this service did not make"))
 		}
-		if e, err = k.load(ctx, key.ID); err != nil {
+		if err == nil && e == nil {
+			e, err = k.load(ctx, key.ID)
+		}
+		if err != nil {
 			var x *Error
 			if !errors.As(err, &x) {
 				x = unavailable(err, "read API key")
 			}
 			return Token{}, tr.no("lookup", x)
 		}
-	}
-	if subtle.ConstantTimeCompare(hash[:], e.hash[:]) != 1 {
-		return Token{}, tr.no("secret", fail(ErrInvalidToken, "wrong secret"))
+		if subtle.ConstantTimeCompare(hash[:], e.hash[:]) != 1 {
+			return Token{}, tr.no("secret", fail(ErrInvalidToken, "wrong secret"))
+		}
+		tag := tagOf(&key)
+		e.tag.Store(&tag)
 	}
 	tr.ok("secret", "hash equal")
 	if tr != nil {
@@ -752,13 +778,6 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 		e.use.hit(now, addressOf(ctx))
 	}
 	return Token{d: e.d, fresh: f}, nil
-}
-
-// mayBeOurs is a filter: junk ends here, without a store read. What is under a root that can not be opened now passes it.
-func (k *APIKeys) mayBeOurs(ctx context.Context, key *opaque.Key) bool {
-	mac, err := k.signing.presented(ctx, key.KID, keyring.APIKeyTag)
-	tag := opaque.Tag(mac, "ak1", []byte(k.s.ns), key.ID[:], key.Secret[:])
-	return err != nil || mac != nil && subtle.ConstantTimeCompare(tag[:], key.Tag[:]) == 1
 }
 
 const keyReadTimeout = 2 * time.Second

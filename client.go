@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/jws"
-	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -147,6 +146,7 @@ const (
 	minChosenSecret = 16      // bytes of a secret that a host chooses
 	slowLanes       = 16
 	labelClient     = "cs1h"
+	labelForeign    = "cs1f"
 )
 
 var clientForm = record.Form[clientRecord]{Kind: store.KindClient, Check: func(rec *clientRecord) error {
@@ -325,14 +325,22 @@ func (cs *Clients) newSecret(client string) (Secret, clientSecret) {
 	now := cs.s.now()
 	k := opaque.Key{ID: opaque.NewID(now)}
 	rand.Read(k.Secret[:])
-	var key []byte
-	k.KID, key = cs.signing.ring.MAC(keyring.SecretTag)
-	k.Tag = opaque.Tag(key, "cs1", []byte(cs.s.ns), k.ID[:], k.Secret[:])
-	return NewSecret(opaque.EncodeKey(cs.s.cfg.Prefix, opaque.ClientSecret, &k)), clientSecret{ID: k.ID[:], Hash: cs.hash(client, &k), Created: now.UnixMilli()}
+	secret := NewSecret(cs.signing.seal(&k, opaque.ClientSecret))
+	return secret, clientSecret{ID: k.ID[:], Hash: cs.hash(client, &k), Created: now.UnixMilli()}
 }
 
+// hash is what is kept of a secret of our making. Whoever compares with it has verified the tag, which it leaves out.
 func (cs *Clients) hash(client string, k *opaque.Key) [32]byte {
 	return opaque.Hash(labelClient, []byte(cs.s.ns), []byte(client), k.ID[:], k.Secret[:])
+}
+
+// verifier is hash for a secret that another service may have made, which a host declares here. We can't verify the tag
+// of such a one, so its hash covers every byte.
+func (cs *Clients) verifier(client string, k *opaque.Key, ours bool) [32]byte {
+	if ours {
+		return cs.hash(client, k)
+	}
+	return opaque.Hash(labelForeign, []byte(cs.s.ns), []byte(client), k.KID[:], k.ID[:], k.Secret[:], k.Tag[:])
 }
 
 // write stores rec with its event and, where rights were narrowed, the rules that say so.
@@ -555,11 +563,11 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) err
 		if err != nil && !isNotFound(err) {
 			return err
 		}
-		good := slices.DeleteFunc(slices.Clone(secrets), func(x Secret) bool { return cs.wasLeaked(c.ID, &rec, x) })
+		good := slices.DeleteFunc(slices.Clone(secrets), func(x Secret) bool { return cs.wasLeaked(ctx, c.ID, &rec, x) })
 		if len(good) < len(secrets) {
 			cs.s.log.Warn("apitoken: a declared secret was found in a leak and is left out: give the client another one", "client", c.ID, "left", len(good))
 		}
-		if err == nil && rec.same(c) && cs.holds(c.ID, &rec, good) {
+		if err == nil && rec.same(c) && cs.holds(ctx, c.ID, &rec, good) {
 			return nil
 		}
 		if err == nil && rec.Public != c.Public {
@@ -573,7 +581,7 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) err
 		rec.set(c)
 		rec.Secrets = nil
 		for _, x := range good {
-			cl, err := cs.chosen(c.ID, x.Reveal())
+			cl, err := cs.chosen(ctx, c.ID, x.Reveal())
 			if err != nil {
 				return err
 			}
@@ -607,29 +615,31 @@ func (rec *clientRecord) same(c Client) bool {
 }
 
 // holds reports whether the client's live secrets are exactly these.
-func (cs *Clients) holds(id string, rec *clientRecord, secrets []Secret) bool {
+func (cs *Clients) holds(ctx context.Context, id string, rec *clientRecord, secrets []Secret) bool {
 	live := rec.live(cs.s.now())
 	if len(live) != len(secrets) {
 		return false
 	}
 	for _, x := range secrets {
 		known, ok, err := hashed(x.Reveal())
-		if err != nil || !slices.ContainsFunc(live, func(cl clientSecret) bool { return ok && cl.equal(&known) || !ok && cs.fits(id, cl, x.Reveal()) }) {
+		if err != nil || !slices.ContainsFunc(live, func(cl clientSecret) bool { return ok && cl.equal(&known) || !ok && cs.fits(ctx, id, cl, x.Reveal()) }) {
 			return false
 		}
 	}
 	return true
 }
 
-// chosen makes the verifier of a secret that the host brings: a plain hash if we made it once, else a slow one.
-func (cs *Clients) chosen(id, secret string) (clientSecret, error) {
+// chosen makes the verifier of a secret that the host brings: a plain hash if it was generated, else a slow one.
+func (cs *Clients) chosen(ctx context.Context, id, secret string) (clientSecret, error) {
 	now := cs.s.now().UnixMilli()
 	if cl, ok, err := hashed(secret); ok {
 		cl.Created = now
 		return cl, err
 	}
-	if k, err := opaque.DecodeKey(secret, cs.s.cfg.Prefix, opaque.ClientSecret); err == nil {
-		return clientSecret{ID: k.ID[:], Hash: cs.hash(id, k), Created: now}, nil
+	if k, ours, err := cs.signing.readMade(ctx, secret, opaque.ClientSecret); err != nil {
+		return clientSecret{}, err
+	} else if k != nil {
+		return clientSecret{ID: k.ID[:], Hash: cs.verifier(id, k, ours), Created: now}, nil
 	}
 	cl := clientSecret{Salt: make([]byte, 16), Rounds: slowRounds, Created: now}
 	rand.Read(cl.Salt)
@@ -648,7 +658,7 @@ func slowHash(secret string, salt []byte, rounds int) (out [32]byte, err error) 
 }
 
 // fits compares in constant time; slow verifiers cost their rounds.
-func (cs *Clients) fits(id string, cl clientSecret, secret string) bool {
+func (cs *Clients) fits(ctx context.Context, id string, cl clientSecret, secret string) bool {
 	var got [32]byte
 	if cl.Rounds > 0 {
 		sum, err := slowHash(secret, cl.Salt, cl.Rounds)
@@ -657,11 +667,11 @@ func (cs *Clients) fits(id string, cl clientSecret, secret string) bool {
 		}
 		got = sum
 	} else {
-		k, err := opaque.DecodeKey(secret, cs.s.cfg.Prefix, opaque.ClientSecret)
-		if err != nil {
+		k, ours, err := cs.signing.readMade(ctx, secret, opaque.ClientSecret)
+		if err != nil || k == nil {
 			return false
 		}
-		got = cs.hash(id, k)
+		got = cs.verifier(id, k, ours)
 	}
 	return subtle.ConstantTimeCompare(got[:], cl.Hash[:]) == 1
 }
@@ -772,8 +782,10 @@ func (cs *Clients) right(ctx context.Context, k *knownClient, id, secret, from s
 	}
 	// Only what we may have made is ours to hash fast: a host may have chosen one that looks like it, or taken that of a
 	// service with another prefix.
-	if key, err := opaque.DecodeKey(secret, cs.s.cfg.Prefix, opaque.ClientSecret); err == nil {
-		got := cs.hash(id, key)
+	if key, ours, err := cs.signing.readMade(ctx, secret, opaque.ClientSecret); err != nil {
+		return false, err
+	} else if key != nil {
+		got := cs.verifier(id, key, ours)
 		ok := false
 		decoy := clientSecret{}
 		for i := range maxLiveSecrets {
@@ -820,7 +832,7 @@ func (cs *Clients) right(ctx context.Context, k *knownClient, id, secret, from s
 		} else if i > 0 && !twice {
 			break
 		}
-		if cs.fits(id, cl, secret) && real {
+		if cs.fits(ctx, id, cl, secret) && real {
 			ok = fits(&cl)
 			k.proved.Store(&provedSecret{mark, cl.Hash})
 		}

@@ -306,6 +306,13 @@ func registrationOf(id string) string { return "registration\x00" + id }
 // Registered returns the client whose registration token this is. ErrInvalidToken: it is not id's, or the client is
 // disabled.
 func (cs *Clients) Registered(ctx context.Context, id string, token Secret) (Client, error) {
+	k, ours, err := cs.signing.readMade(ctx, token.Reveal(), opaque.ClientSecret)
+	switch {
+	case err != nil:
+		return Client{}, err
+	case !ours: // junk ends here, without a store read
+		return Client{}, fail(ErrInvalidToken, "not a registration token")
+	}
 	rec, _, err := cs.read(ctx, id)
 	if err != nil && !isNotFound(err) {
 		return Client{}, err
@@ -313,10 +320,6 @@ func (cs *Clients) Registered(ctx context.Context, id string, token Secret) (Cli
 	var want clientSecret
 	if err == nil && rec.Registration != nil && !rec.Disabled {
 		want = *rec.Registration
-	}
-	k, derr := opaque.DecodeKey(token.Reveal(), cs.s.cfg.Prefix, opaque.ClientSecret)
-	if derr != nil {
-		return Client{}, fail(ErrInvalidToken, "not a registration token")
 	}
 	got := cs.hash(registrationOf(id), k)
 	if subtle.ConstantTimeCompare(got[:], want.Hash[:]) != 1 || cs.ended(&want) {

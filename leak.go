@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
@@ -262,7 +261,7 @@ func (k *knownClient) madeIDs() (ids []opaque.ID) {
 }
 
 // holders are those whose live secret, or registration token, key is: more than one where a host has declared it twice.
-func (cs *Clients) holders(key *opaque.Key) (list []heldSecret) {
+func (cs *Clients) holders(key *opaque.Key, ours bool) (list []heldSecret) {
 	v, ok := cs.made.Load(key.ID)
 	if !ok {
 		return nil
@@ -272,7 +271,7 @@ func (cs *Clients) holders(key *opaque.Key) (list []heldSecret) {
 		if k == nil {
 			continue
 		}
-		secret, registration := cs.hash(id, key), cs.hash(registrationOf(id), key)
+		secret, registration := cs.verifier(id, key, ours), cs.verifier(registrationOf(id), key, ours)
 		for _, cl := range k.rec.live(cs.s.now()) {
 			if cl.Rounds == 0 && subtle.ConstantTimeCompare(cl.Hash[:], secret[:]) == 1 {
 				list = append(list, heldSecret{id, key.ID.String(), secret, false})
@@ -290,25 +289,17 @@ func ownTokens(client string) rules.Target { return rules.BySubject(client).Held
 
 // endLeaked ends the client secret or registration token that text is, with whomever has it.
 func (cs *Clients) endLeaked(ctx context.Context, text, reason string) (found, ended int, err error) {
-	key, err := opaque.DecodeKey(text, cs.s.cfg.Prefix, opaque.ClientSecret)
-	if err != nil {
-		return 0, 0, nil
+	key, ours, err := cs.signing.readMade(ctx, text, opaque.ClientSecret)
+	if key == nil || err != nil {
+		return 0, 0, err
 	}
-	list := cs.holders(key)
-	if len(list) == 0 {
+	list := cs.holders(key, ours)
+	if len(list) == 0 && ours {
 		// Another process may have made it a moment ago. Junk ends at the tag, without a look at the store.
-		mac, err := cs.signing.presented(ctx, key.KID, keyring.SecretTag)
-		if err != nil {
-			return 0, 0, err
-		}
-		tag := opaque.Tag(mac, "cs1", []byte(cs.s.ns), key.ID[:], key.Secret[:])
-		if mac == nil || subtle.ConstantTimeCompare(tag[:], key.Tag[:]) != 1 {
-			return 0, 0, nil
-		}
 		if err := cs.s.state.Refresh(ctx); err != nil {
 			return 0, 0, unavailable(err, "look for the client of a leaked secret")
 		}
-		list = cs.holders(key)
+		list = cs.holders(key, ours)
 	}
 	for _, x := range list {
 		ok, e := cs.s.endHeld(ctx, x.targets(), func(ctx context.Context) (bool, error) { return cs.withdraw(ctx, x, reason) })
@@ -432,12 +423,12 @@ func (cs *Clients) forget(ctx context.Context, id string) error {
 }
 
 // wasLeaked reports whether secret is one of the client's that RevokeLeaked has ended.
-func (cs *Clients) wasLeaked(id string, rec *clientRecord, secret Secret) bool {
-	key, err := opaque.DecodeKey(secret.Reveal(), cs.s.cfg.Prefix, opaque.ClientSecret)
-	if err != nil {
-		return false
+func (cs *Clients) wasLeaked(ctx context.Context, id string, rec *clientRecord, secret Secret) bool {
+	key, ours, err := cs.signing.readMade(ctx, secret.Reveal(), opaque.ClientSecret)
+	if key == nil || err != nil {
+		return false // chosen asks again, and reports the error
 	}
-	hash := cs.hash(id, key)
+	hash := cs.verifier(id, key, ours)
 	return cs.s.rules.Ended(key.ID.String()) || slices.ContainsFunc(rec.Leaked, func(h []byte) bool { return bytes.Equal(h, hash[:]) })
 }
 

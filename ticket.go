@@ -15,7 +15,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -144,12 +143,9 @@ func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (Secret, err
 	} else {
 		k := opaque.Key{ID: opaque.NewID(now)}
 		rand.Read(k.Secret[:])
-		var key []byte
-		k.KID, key = s.SigningKeys.ring.MAC(keyring.TicketTag)
-		k.Tag = opaque.Tag(key, "tk1", []byte(s.ns), k.ID[:], k.Secret[:])
+		code = NewSecret(s.SigningKeys.seal(&k, opaque.Ticket))
 		rec.Hash = opaque.Hash("tk1h", []byte(s.ns), k.ID[:], k.Secret[:])
 		id = k.ID.String()
-		code = NewSecret(opaque.EncodeKey(s.cfg.Prefix, opaque.Ticket, &k))
 	}
 	c := s.newChange()
 	put := put(c, &ticketForm, store.Record{ID: id, Subject: r.Subject, Client: t.Client, Expires: rec.Expires + int64(ticketSlack/time.Millisecond)}, &rec, store.Version{})
@@ -180,17 +176,12 @@ func (s *Service) findTicket(ctx context.Context, code string) (id string, want 
 		sum := sha256.Sum256([]byte(code))
 		return hex.EncodeToString(sum[:16]), opaque.Hash("tk1c", []byte(s.ns), sum[:]), nil
 	}
-	k, err := opaque.DecodeKey(code, s.cfg.Prefix, opaque.Ticket)
-	if err != nil {
-		return "", want, &Error{Code: ErrInvalidGrant, Detail: "not a ticket", Cause: err}
-	}
-	key, err := s.SigningKeys.presented(ctx, k.KID, keyring.TicketTag)
-	if err != nil {
+	k, ours, err := s.SigningKeys.readMade(ctx, code, opaque.Ticket)
+	switch {
+	case err != nil:
 		return "", want, err
-	}
-	tag := opaque.Tag(key, "tk1", []byte(s.ns), k.ID[:], k.Secret[:])
-	if key == nil || subtle.ConstantTimeCompare(tag[:], k.Tag[:]) != 1 {
-		return "", want, fail(ErrInvalidGrant, "a ticket that this service did not make")
+	case !ours:
+		return "", want, fail(ErrInvalidGrant, "not a ticket that this service made")
 	}
 	return k.ID.String(), opaque.Hash("tk1h", []byte(s.ns), k.ID[:], k.Secret[:]), nil
 }
