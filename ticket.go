@@ -186,6 +186,42 @@ func (s *Service) findTicket(ctx context.Context, code string) (id string, want 
 	return k.ID.String(), opaque.Hash("tk1h", []byte(s.ns), k.ID[:], k.Secret[:]), nil
 }
 
+// Genuine says whether this service made token, a refresh token or a ticket: nil, or ErrInvalidGrant, or ErrUnavailable.
+// The tag answers, without a read of the store; of a code that Prepare did not make, its record does. Whether the token is
+// still good only Refresh and Redeem can say. It is for endpoints that would otherwise write something for a stranger.
+func (s *Service) Genuine(ctx context.Context, token string) error {
+	what, err := "redeem", error(nil)
+	if opaque.KindOf(token) == opaque.Refresh {
+		what = "refresh"
+		_, err = s.readRefresh(ctx, token)
+	} else {
+		err = s.genuineTicket(ctx, token)
+	}
+	if errors.Is(err, ErrInvalidGrant) {
+		s.audit.refused(ctx, EventRefused, what, nil)
+	}
+	return err
+}
+
+func (s *Service) genuineTicket(ctx context.Context, token string) error {
+	id, hash, err := s.findTicket(ctx, token)
+	if err != nil || opaque.KindOf(token) == opaque.Ticket {
+		return err
+	}
+	r, err := s.get(ctx, kindTicket, id)
+	if isNotFound(err) {
+		return fail(ErrInvalidGrant, "no such ticket")
+	}
+	if err != nil {
+		return err
+	}
+	t, err := readTicket(r)
+	if err == nil && subtle.ConstantTimeCompare(hash[:], t.Hash[:]) != 1 {
+		err = fail(ErrInvalidGrant, "no such ticket")
+	}
+	return err
+}
+
 // Redeem issues what was prepared. ErrInvalidGrant: unknown, expired, another client's, or used before.
 func (s *Service) Redeem(ctx context.Context, r Redemption) (*Issued, error) {
 	began := time.Now()

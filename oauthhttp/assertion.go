@@ -162,6 +162,10 @@ func (h *Handler) jwtBearer(r *http.Request, t *tokenRequest) (*apitoken.Issued,
 	if err != nil {
 		return nil, err
 	}
+	if err := t.prove(); err != nil {
+		return nil, err
+	}
+	req.Binding = t.binding
 	who, err := from.Subject(r.Context(), a)
 	switch {
 	case isUnavailable(err):

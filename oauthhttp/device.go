@@ -201,6 +201,11 @@ func (h *Handler) deviceCode(r *http.Request, t *tokenRequest) (*apitoken.Issued
 		return nil, err
 	case d.Client != t.ID:
 		return nil, unknown
+	}
+	if err := t.prove(); err != nil {
+		return nil, err
+	}
+	switch {
 	case d.State == "denied":
 		return nil, bad("access_denied", "The user refused.")
 	case d.State == "approved":

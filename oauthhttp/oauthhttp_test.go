@@ -197,6 +197,8 @@ func TestAStoreThatFails(t *testing.T) {
 	code := s.code("app")
 	pair := s.token(redemption(s.code("app")), s.as("app")).ok()
 	device := s.post("/device_authorization", params("scope", "orders:read"), s.as("app")).ok()
+	registration, err := s.svc.Clients.RegistrationToken(t.Context(), "app")
+	require.NoError(t, err)
 	s.st.writes.Store(true)
 	s.st.reads.Store(true)
 	for name, a := range map[string]*answer{
@@ -214,7 +216,8 @@ func TestAStoreThatFails(t *testing.T) {
 	}
 	a := s.get("/authorize?" + authorization("app").Encode())
 	require.Equal(t, 503, a.StatusCode)
-	require.Equal(t, 503, s.get("/register/app", header("Authorization", "Bearer x")).StatusCode)
+	require.Equal(t, 503, s.get("/register/app", header("Authorization", "Bearer "+registration.Reveal())).StatusCode)
+	require.Equal(t, 401, s.get("/register/app", header("Authorization", "Bearer x")).StatusCode, "junk is known without the store")
 	s.st.reads.Store(false)
 	q := s.get("/authorize?" + authorization("app").Encode()).redirected(callback)
 	require.Equal(t, "temporarily_unavailable", q.Get("error"), "RFC 6749 §4.1.2.1")

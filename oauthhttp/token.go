@@ -25,7 +25,8 @@ type tokenResponse struct {
 type tokenRequest struct {
 	form
 	*caller
-	binding string
+	binding string       // once prove was called
+	prove   func() error // takes the request's DPoP proof
 }
 
 // Token is the token endpoint (RFC 6749 §3.2).
@@ -69,8 +70,11 @@ func (h *Handler) Token() http.Handler {
 		if err := c.may(name); err != nil {
 			return err
 		}
+		// A proof that was taken is recorded for more than an hour. Anybody can name a public client and make a proof, so
+		// each grant first checks what else the request presents, and takes the proof then.
 		t := &tokenRequest{form: f, caller: c}
-		if t.binding, err = h.binding(r, c, tokenPath); err != nil {
+		t.prove = func() (err error) {
+			t.binding, err = h.binding(r, c, tokenPath)
 			return err
 		}
 		issued, err := grant(r, t)
@@ -98,7 +102,7 @@ func (h *Handler) Token() http.Handler {
 
 // ask reads what every grant that opens something may ask for.
 func (h *Handler) ask(r *http.Request, t *tokenRequest) (req apitoken.Request, details []Detail, err error) {
-	req = apitoken.Request{Client: t.ID, Binding: t.binding}
+	req = apitoken.Request{Client: t.ID}
 	if req.Scopes, err = t.scopes(); err != nil {
 		return req, nil, err
 	}
@@ -117,11 +121,14 @@ func (h *Handler) ask(r *http.Request, t *tokenRequest) (req apitoken.Request, d
 
 // clientCredentials is RFC 6749 §4.4. Without scope it gives all that the client has (§3.3).
 func (h *Handler) clientCredentials(r *http.Request, t *tokenRequest) (*apitoken.Issued, error) {
+	if err := t.prove(); err != nil { // the client has proved who it is
+		return nil, err
+	}
 	req, _, err := h.ask(r, t)
 	if err != nil {
 		return nil, err
 	}
-	req.Auth = t.auth
+	req.Auth, req.Binding = t.auth, t.binding
 	if !t.has("scope") {
 		req.Scopes = t.Scopes
 	}
@@ -144,6 +151,12 @@ func (h *Handler) refresh(r *http.Request, t *tokenRequest) (*apitoken.Issued, e
 	if err != nil {
 		return nil, err
 	}
+	if err := h.svc.Genuine(r.Context(), t.get("refresh_token")); err != nil {
+		return nil, err
+	}
+	if err := t.prove(); err != nil {
+		return nil, err
+	}
 	return h.svc.Refresh(r.Context(), apitoken.RefreshRequest{Token: t.get("refresh_token"), Auth: t.auth, Scopes: scopes, Audiences: audiences, Binding: t.binding})
 }
 
@@ -157,6 +170,12 @@ func (h *Handler) code(r *http.Request, t *tokenRequest) (*apitoken.Issued, erro
 	}
 	audiences, err := t.resources()
 	if err != nil {
+		return nil, err
+	}
+	if err := h.svc.Genuine(r.Context(), t.get("code")); err != nil {
+		return nil, err
+	}
+	if err := t.prove(); err != nil {
 		return nil, err
 	}
 	return h.svc.Redeem(r.Context(), apitoken.Redemption{Ticket: t.get("code"), Auth: t.auth, Verifier: t.get("code_verifier"), RedirectURI: t.get("redirect_uri"), Audiences: audiences, Binding: t.binding})
@@ -193,6 +212,9 @@ func (h *Handler) exchange(r *http.Request, t *tokenRequest) (*apitoken.Issued, 
 		if !slices.Contains(audiences, a) { // both may name the same service (RFC 8693 §2.1)
 			audiences = append(audiences, a)
 		}
+	}
+	if err := t.prove(); err != nil { // public clients have no exchange: this one has proved who it is
+		return nil, err
 	}
 	req := apitoken.ExchangeRequest{Auth: t.auth, Scopes: scopes, Audiences: audiences, Binding: t.binding,
 		Token: apitoken.Credential{Token: t.get("subject_token"), CertSHA256: t.cert}}

@@ -11,7 +11,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/oauthhttp"
+	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/boltstore"
 )
 
@@ -418,4 +420,44 @@ func TestAuthorizationDetails(t *testing.T) {
 	none := newSite(t, nil)
 	none.client("app", nil)
 	none.token(merge(own, "authorization_details", good), none.as("app")).refused(400, "invalid_authorization_details", "nobody checks them")
+}
+
+// A proof that was taken stays in the store for more than an hour. Anybody can name a public client and make a key, so
+// nothing is written before the rest of the request is known to be genuine.
+func TestAProofBesideJunkWritesNothing(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, nil)
+	s.public("spa", nil)
+	k := newSigner(t)
+	pair := s.token(redemption(s.code("spa"), "client_id", "spa"), s.dpop(k, nil)).ok()
+	code := s.code("spa")
+	forged := func(text string, kind opaque.Kind) string {
+		if kind == opaque.Refresh {
+			x, err := opaque.DecodeRefresh(text, "at")
+			require.NoError(t, err)
+			x.Tag[0] ^= 1
+			return opaque.EncodeRefresh("at", x)
+		}
+		x, err := opaque.DecodeKey(text, "at", kind)
+		require.NoError(t, err)
+		x.Tag[0] ^= 1
+		return opaque.EncodeKey("at", kind, x)
+	}
+	proofs := func() int {
+		page, err := s.st.List(t.Context(), store.Query{Kind: "once", Limit: 100})
+		require.NoError(t, err)
+		return len(page.Records)
+	}
+	before := proofs()
+	for name, form := range map[string]url.Values{
+		"refresh token":        params("grant_type", "refresh_token", "client_id", "spa", "refresh_token", "junk"),
+		"forged refresh token": params("grant_type", "refresh_token", "client_id", "spa", "refresh_token", forged(pair.text("refresh_token"), opaque.Refresh)),
+		"code":                 redemption("junk", "client_id", "spa"),
+		"forged code":          redemption(forged(code, opaque.Ticket), "client_id", "spa"),
+		"device code":          params("grant_type", apitoken.GrantDeviceCode, "client_id", "spa", "device_code", "junk"),
+	} {
+		s.token(form, s.dpop(k, nil)).refused(400, "invalid_grant", name)
+	}
+	require.Equal(t, before, proofs())
+	s.token(redemption(code, "client_id", "spa"), s.dpop(k, nil)).ok()
 }
