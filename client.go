@@ -86,7 +86,8 @@ type Clients struct {
 	known   sync.Map // ID → *knownClient
 	made    sync.Map // opaque.ID of a secret that we made → IDs of the clients that have it; written by whoever follows the state
 	fails   failures
-	slow    [slowLanes]chan struct{} // bounds the slow hashes that run at once, by source
+	slow    *slowPool
+	chosen  atomic.Int64             // clients that have a secret that a host chose; written by whoever follows the state
 	proof   atomic.Pointer[[32]byte] // key of this process for the memory of verified slow secrets
 }
 
@@ -144,7 +145,6 @@ const (
 	maxLiveSecrets  = 2
 	slowRounds      = 600_000 // PBKDF2-HMAC-SHA256, OWASP 2023
 	minChosenSecret = 16      // bytes of a secret that a host chooses
-	slowLanes       = 16
 	labelClient     = "cs1h"
 	labelForeign    = "cs1f"
 )
@@ -159,10 +159,7 @@ var clientForm = record.Form[clientRecord]{Kind: store.KindClient, Check: func(r
 var grantTypes = []string{GrantClientCredentials, GrantRefreshToken, GrantAuthorizationCode, GrantTokenExchange, GrantJWTBearer, GrantDeviceCode}
 
 func newClients(s *core, signing *SigningKeys) *Clients {
-	cs := &Clients{s: s, signing: signing}
-	for i := range cs.slow {
-		cs.slow[i] = make(chan struct{}, 1)
-	}
+	cs := &Clients{s: s, signing: signing, slow: newSlowPool()}
 	var k [32]byte
 	rand.Read(k[:])
 	cs.proof.Store(&k)
@@ -172,6 +169,7 @@ func newClients(s *core, signing *SigningKeys) *Clients {
 func (cs *Clients) reset() {
 	cs.known.Clear()
 	cs.made.Clear()
+	cs.chosen.Store(0)
 }
 
 func (cs *Clients) applyRecord(r store.Record) error {
@@ -522,8 +520,9 @@ func (cs *Clients) RotateSecret(ctx context.Context, id string, overlap time.Dur
 	return Secret{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel updates of client " + id}
 }
 
-func (rec *clientRecord) live(now time.Time) []clientSecret {
-	var out []clientSecret
+func (rec *clientRecord) live(now time.Time) []clientSecret { return rec.appendLive(nil, now) }
+
+func (rec *clientRecord) appendLive(out []clientSecret, now time.Time) []clientSecret {
 	for _, x := range rec.Secrets {
 		if x.Expires == 0 || now.UnixMilli() < x.Expires {
 			out = append(out, x)
@@ -581,7 +580,7 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) err
 		rec.set(c)
 		rec.Secrets = nil
 		for _, x := range good {
-			cl, err := cs.chosen(ctx, c.ID, x.Reveal())
+			cl, err := cs.choose(ctx, c.ID, x.Reveal())
 			if err != nil {
 				return err
 			}
@@ -629,8 +628,8 @@ func (cs *Clients) holds(ctx context.Context, id string, rec *clientRecord, secr
 	return true
 }
 
-// chosen makes the verifier of a secret that the host brings: a plain hash if it was generated, else a slow one.
-func (cs *Clients) chosen(ctx context.Context, id, secret string) (clientSecret, error) {
+// choose makes the verifier of a secret that the host brings: a plain hash if it was generated, else a slow one.
+func (cs *Clients) choose(ctx context.Context, id, secret string) (clientSecret, error) {
 	now := cs.s.now().UnixMilli()
 	if cl, ok, err := hashed(secret); ok {
 		cl.Created = now
@@ -677,8 +676,9 @@ func (cs *Clients) fits(ctx context.Context, id string, cl clientSecret, secret 
 }
 
 // Authenticate confirms a client, in constant time: ErrInvalidClient, never saying whether the ID or the secret was
-// wrong; ErrLimited when too many failures came from one source for one client. A correct secret of
-// our making always passes, so that a stranger can not lock the client out.
+// wrong; ErrLimited when too many failures came from one source for one client, or when too many secrets that hosts chose
+// wait to be checked. A correct secret of our making always passes, and names that no client has wait behind those that
+// have a chosen one, so that a stranger can not lock the client out.
 func (cs *Clients) Authenticate(ctx context.Context, a ClientAuth) (Client, error) {
 	c, _, err := cs.confirm(ctx, a)
 	return c, err
@@ -775,7 +775,8 @@ func (cs *Clients) right(ctx context.Context, k *knownClient, id, secret, from s
 	if k == nil || k.Public {
 		k = nobody
 	}
-	live := k.rec.live(cs.s.now())
+	var room [maxLiveSecrets]clientSecret // on the stack: an allocation would show in time that the client exists
+	live := k.rec.appendLive(room[:0], cs.s.now())
 	fits := func(cl *clientSecret) bool {
 		proof.secret, proof.made = cl.Hash, cl.Rounds == 0
 		return !cs.ended(cl)
@@ -810,19 +811,20 @@ func (cs *Clients) right(ctx context.Context, k *knownClient, id, secret, from s
 	if cs.fails.over(id, from, cs.s.now()) {
 		return false, nil // no slow hash for whoever has failed too often
 	}
-	lane := cs.slow[cs.fails.slot("", from)%slowLanes] // by source alone: whoever tries many names waits for himself
-	select {
-	case lane <- struct{}{}:
-		defer func() { <-lane }()
-	case <-ctx.Done():
-		return false, unavailable(ctx.Err(), "waiting to check a client secret")
+	if cs.chosen.Load() == 0 {
+		return false, nil // there is no client that another name would have to look like
 	}
+	known := slices.ContainsFunc(live, func(cl clientSecret) bool { return cl.Rounds > 0 })
+	if err := cs.slow.enter(ctx, id, known); err != nil {
+		return false, err
+	}
+	defer cs.slow.leave()
 	if cs.fails.over(id, from, cs.s.now()) { // by those who waited in front
 		return false, nil
 	}
 	ok := false
 	salt := make([]byte, 16)
-	// Two live secrets take two slow hashes. So does every other name, nobody knows which: the time tells not who is there.
+	// Two live secrets take two slow hashes. So does every second name, nobody knows which: the time tells not who is there.
 	twice := cs.fails.slot(id, "")%2 == 0
 	for i := range maxLiveSecrets {
 		cl := clientSecret{Salt: salt, Rounds: slowRounds}

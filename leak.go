@@ -213,8 +213,9 @@ func (x heldSecret) targets() []rules.Target {
 	return []rules.Target{rules.ByToken(x.id), ownTokens(x.client)}
 }
 
-// reindex keeps cs.made. The caller has the state's turn.
+// reindex keeps cs.made and cs.chosen. The caller has the state's turn.
 func (cs *Clients) reindex(before, now *knownClient) {
+	cs.chosen.Add(now.chosen() - before.chosen())
 	had, has := before.madeIDs(), now.madeIDs()
 	change := func(id opaque.ID, f func([]string) []string) {
 		var list []string
@@ -239,6 +240,14 @@ func (cs *Clients) reindex(before, now *knownClient) {
 			})
 		}
 	}
+}
+
+// chosen is 1 for a client with a secret that a host chose.
+func (k *knownClient) chosen() int64 {
+	if k != nil && slices.ContainsFunc(k.rec.Secrets, func(cl clientSecret) bool { return cl.Rounds > 0 }) {
+		return 1
+	}
+	return 0
 }
 
 // madeIDs are the IDs of a client's secrets of our making, each once.
