@@ -179,6 +179,11 @@ func (s *Service) Revocations(ctx context.Context, after store.Position, max int
 		}
 	})
 	slices.Sort(v.Compromised)
+	v.Prefix = s.cfg.Prefix
+	s.SigningKeys.ring.EachMAC(keyring.APIKeyTag, func(kid [4]byte, key []byte) {
+		v.APIKeyTags = append(v.APIKeyTags, APIKeyTag{kid, bytes.Clone(key)})
+	})
+	slices.SortFunc(v.APIKeyTags, func(a, b APIKeyTag) int { return bytes.Compare(a.KID[:], b.KID[:]) })
 	return v, nil
 }
 

@@ -3,13 +3,16 @@ package apitoken
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/subtle"
 	"encoding/json"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
 )
 
@@ -59,8 +62,11 @@ type opaqueShelf struct {
 	mu      sync.Mutex // guards all below
 	answers map[[32]byte]*opaqueAnswer
 	byHash  map[[16]byte][]*opaqueAnswer // by the feed's hash of the API key's ID
+	misses  map[[32]byte]*opaqueAnswer   // not active; apart, so that they take no room from the good ones
 	flights map[[32]byte]*opaqueFlight   // that whoever asks now may wait for
-	flying  int                          // all of them
+	flying  [lanes]int                   // all of them
+	tokens  float64                      // questions that strange texts may ask now
+	filled  time.Time                    // when tokens was reckoned
 	closed  bool
 }
 
@@ -77,18 +83,95 @@ type opaqueAnswer struct {
 // opaqueFlight is one question that many callers wait for.
 type opaqueFlight struct {
 	done   chan struct{}
+	lane   lane
 	void   bool // something changed since it was asked: its answer is not kept
 	answer *opaqueAnswer
 	err    error
 }
 
 const (
-	maxOpaque        = 1 << 15
-	defaultOpaque    = 30 * time.Second
-	opaqueTimeout    = 5 * time.Second
-	inactiveFor      = 2 * time.Second // an inactive answer is kept shorter: the key may be new
-	maxOpaqueFlights = 64
+	maxOpaque       = 1 << 15
+	defaultOpaque   = 30 * time.Second
+	opaqueTimeout   = 5 * time.Second
+	inactiveFor     = 2 * time.Second // an inactive answer is kept shorter: the key may be new
+	maxOpaqueMisses = 1 << 12
+
+	// Texts about which nothing is known may ask strangeRate questions a second, so ten in any one second.
+	strangeRate  = 8.0
+	strangeBurst = 2.0
 )
+
+// lane is which questions share a limit.
+type lane int
+
+const (
+	genuine lane = iota // its tag is the issuer's, or the issuer has called it active before
+	strange             // its tag can't be verified here: its root is one that the issuer could not open
+	untold              // the issuer is of a version that does not say how its API keys look
+	lanes
+	unheard = lanes // it names a root that our view of the issuer has not: junk, unless the view is old
+)
+
+var laneSize = [lanes]int{genuine: 64, strange: 8, untold: 48}
+
+// keyFilter tells an issuer's API keys from junk, from memory. It grows only: answers of processes that lag take nothing away.
+type keyFilter struct {
+	ns       string
+	prefixes []string
+	keys     map[[4]byte][]byte
+}
+
+// with is f and what a says; f itself where that is nothing new.
+func (f *keyFilter) with(a *RevocationView) *keyFilter {
+	if a.Prefix == "" || len(a.APIKeyTags) == 0 {
+		return f
+	}
+	n := &keyFilter{ns: a.Namespace, keys: map[[4]byte][]byte{}}
+	if f != nil && f.ns == a.Namespace {
+		n.prefixes = f.prefixes
+		maps.Copy(n.keys, f.keys)
+	}
+	fresh := f == nil || f.ns != n.ns || !slices.Contains(f.prefixes, a.Prefix)
+	for _, t := range a.APIKeyTags {
+		if known, ok := n.keys[t.KID]; !ok || len(known) == 0 && len(t.Key) > 0 {
+			n.keys[t.KID], fresh = t.Key, true
+		}
+	}
+	if !fresh {
+		return f
+	}
+	if !slices.Contains(n.prefixes, a.Prefix) {
+		n.prefixes = append(slices.Clip(n.prefixes), a.Prefix)
+	}
+	return n
+}
+
+// read says in which lane the question about token belongs; junk: none, since it is no API key of the issuer's.
+func (f *keyFilter) read(token string) (l lane, junk string) {
+	var key opaque.Key
+	if f == nil {
+		for range opaque.Find([]byte(token)) {
+			return untold, ""
+		}
+		return 0, "malformed API key"
+	}
+	if !slices.ContainsFunc(f.prefixes, func(p string) bool { return opaque.DecodeKeyInto(&key, token, p, opaque.APIKey) == nil }) {
+		return 0, "malformed API key"
+	}
+	mac, ok := f.keys[key.KID]
+	switch {
+	case !ok:
+		return unheard, ""
+	case len(mac) == 0:
+		return strange, ""
+	}
+	how := madeKeys[opaque.APIKey]
+	tag := opaque.Tag(mac, how.label, []byte(f.ns), key.ID[:], key.Secret[:])
+	if subtle.ConstantTimeCompare(tag[:], key.Tag[:]) != 1 {
+		return 0, "an API key that its issuer did not make"
+	}
+	return genuine, ""
+}
 
 // introspects makes opaque tokens go to the issuer.
 func (v *JWTValidator) introspects(c *ValidatorConfig) error {
@@ -98,7 +181,7 @@ func (v *JWTValidator) introspects(c *ValidatorConfig) error {
 	case len(c.Trust) != 1 || !c.Trust[0].Own:
 		return wrong("Introspect", "takes exactly one trusted issuer, with Own set")
 	}
-	s := &opaqueShelf{v: v, ask: c.Introspect, ttl: c.OpaqueFor, answers: map[[32]byte]*opaqueAnswer{}, byHash: map[[16]byte][]*opaqueAnswer{}, flights: map[[32]byte]*opaqueFlight{}}
+	s := &opaqueShelf{v: v, ask: c.Introspect, ttl: c.OpaqueFor, answers: map[[32]byte]*opaqueAnswer{}, misses: map[[32]byte]*opaqueAnswer{}, byHash: map[[16]byte][]*opaqueAnswer{}, flights: map[[32]byte]*opaqueFlight{}}
 	if s.ttl == 0 {
 		s.ttl = defaultOpaque
 	}
@@ -114,9 +197,11 @@ func (s *opaqueShelf) validate(ctx context.Context, c Credential, tr *trace) (To
 	if c.DPoP != "" {
 		return Token{}, tr.no("binding", fail(ErrInvalidToken, "API keys are not bound to keys"))
 	}
-	sum := sha256.Sum256([]byte(c.Token))
-	a, err := s.answer(ctx, sum, c.Token)
-	if err != nil {
+	a, junk, err := s.answer(ctx, c.Token)
+	switch {
+	case junk != "":
+		return Token{}, tr.no("structure", fail(ErrInvalidToken, "%s", junk))
+	case err != nil:
 		var e *Error
 		if !errors.As(err, &e) || e.Code != ErrUnavailable && e.Code != ErrLimited {
 			e = unavailable(err, "introspection")
@@ -148,40 +233,84 @@ func (s *opaqueShelf) validate(ctx context.Context, c Credential, tr *trace) (To
 	return Token{d: a.d, fresh: f}, nil
 }
 
-// answer is from memory, or the issuer's: asked once however many callers wait, and by few callers at a time, so that
-// a flood of junk does not become the issuer's.
-func (s *opaqueShelf) answer(ctx context.Context, sum [32]byte, token string) (*opaqueAnswer, error) {
+// answer is from memory, or the issuer's: asked once however many callers wait. junk, which is most of what strangers send, is
+// known without a question; what can't be told from junk shares a small budget, so that a flood does not become the issuer's
+// and takes no room from holders of good keys.
+func (s *opaqueShelf) answer(ctx context.Context, token string) (a *opaqueAnswer, junk string, err error) {
+	sum := sha256.Sum256([]byte(token))
+	now := s.v.now()
 	s.mu.Lock()
-	if a := s.answers[sum]; a != nil && !a.gone.Load() && s.v.now().Before(a.until) {
+	known := s.answers[sum]
+	if known != nil && !known.gone.Load() && now.Before(known.until) {
 		s.mu.Unlock()
-		return a, nil
+		return known, "", nil
+	}
+	if a := s.misses[sum]; a != nil && now.Before(a.until) {
+		s.mu.Unlock()
+		return a, "", nil
 	}
 	f := s.flights[sum]
-	if f == nil {
-		if s.closed {
-			s.mu.Unlock()
-			return nil, &Error{Code: ErrUnavailable, Detail: "closed"}
-		}
-		if s.flying >= maxOpaqueFlights {
-			s.mu.Unlock()
-			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "too many questions to the issuer at once"}
-		}
-		f = &opaqueFlight{done: make(chan struct{})}
-		s.flights[sum] = f
-		s.flying++
-		s.v.wg.Add(1)
-		go func() {
-			defer s.v.wg.Done()
-			s.fly(f, sum, token)
-		}()
-	}
 	s.mu.Unlock()
+	if f == nil {
+		l := genuine
+		if known == nil {
+			if l, junk = s.iss.filter.Load().read(token); junk != "" {
+				return nil, junk, nil
+			}
+		}
+		if s.iss.freshness(s.iss.look(), now).Stale { // whatever the issuer says, it would not be believed
+			s.iss.wake()
+			return nil, "", &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"}
+		}
+		if l == unheard {
+			return nil, "an API key under a root that its issuer has not", nil
+		}
+		if f, err = s.begin(sum, token, l); err != nil {
+			return nil, "", err
+		}
+	}
 	select {
 	case <-f.done:
-		return f.answer, f.err
+		return f.answer, "", f.err
 	case <-ctx.Done():
-		return nil, unavailable(ctx.Err(), "waiting for the issuer")
+		return nil, "", unavailable(ctx.Err(), "waiting for the issuer")
 	}
+}
+
+// begin asks the issuer, or joins who asks already.
+func (s *opaqueShelf) begin(sum [32]byte, token string, l lane) (*opaqueFlight, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.flights[sum]; f != nil {
+		return f, nil
+	}
+	switch {
+	case s.closed:
+		return nil, &Error{Code: ErrUnavailable, Detail: "closed"}
+	case s.flying[l] >= laneSize[l] || l == strange && !s.spend():
+		return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "too many questions to the issuer at once"}
+	}
+	f := &opaqueFlight{done: make(chan struct{}), lane: l}
+	s.flights[sum] = f
+	s.flying[l]++
+	s.v.wg.Add(1)
+	go func() {
+		defer s.v.wg.Done()
+		s.fly(f, sum, token)
+	}()
+	return f, nil
+}
+
+// spend takes one question from the budget of strange texts. It counts real time. The caller holds mu.
+func (s *opaqueShelf) spend() bool {
+	now := time.Now()
+	s.tokens = min(strangeBurst, s.tokens+now.Sub(s.filled).Seconds()*strangeRate)
+	s.filled = now
+	if s.tokens < 1 {
+		return false
+	}
+	s.tokens--
+	return true
 }
 
 func (s *opaqueShelf) fly(f *opaqueFlight, sum [32]byte, token string) {
@@ -195,7 +324,7 @@ func (s *opaqueShelf) fly(f *opaqueFlight, sum [32]byte, token string) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.flying--
+	s.flying[f.lane]--
 	if s.flights[sum] == f {
 		delete(s.flights, sum)
 	}
@@ -235,6 +364,17 @@ func (s *opaqueShelf) keep(a *opaqueAnswer) {
 	if old := s.answers[a.sum]; old != nil {
 		s.drop(old)
 	}
+	delete(s.misses, a.sum)
+	if a.d == nil {
+		for old := range s.misses {
+			if len(s.misses) < maxOpaqueMisses {
+				break
+			}
+			delete(s.misses, old)
+		}
+		s.misses[a.sum] = a
+		return
+	}
 	for _, old := range s.answers {
 		if len(s.answers) < maxOpaque {
 			break
@@ -242,9 +382,7 @@ func (s *opaqueShelf) keep(a *opaqueAnswer) {
 		s.drop(old)
 	}
 	s.answers[a.sum] = a
-	if a.d != nil {
-		s.byHash[a.mark] = append(s.byHash[a.mark], a)
-	}
+	s.byHash[a.mark] = append(s.byHash[a.mark], a)
 }
 
 // drop forgets one answer; others about the same API key stay where a change of it finds them. The caller holds mu.
@@ -279,6 +417,7 @@ func (s *opaqueShelf) changed(hashes [][16]byte, all bool) {
 		for _, a := range s.answers {
 			s.drop(a)
 		}
+		clear(s.misses)
 		return
 	}
 	for _, h := range hashes {
@@ -292,6 +431,7 @@ func (s *opaqueShelf) changed(hashes [][16]byte, all bool) {
 func (t *trust) dropOpaque(a *RevocationView) {
 	t.mu.Lock()
 	t.feedKey, t.feedNS = a.Key, a.Namespace
+	t.filter.Store(t.filter.Load().with(a))
 	t.mu.Unlock()
 	if t.v.shelf != nil {
 		t.v.shelf.changed(a.Changed, a.DropOpaque)

@@ -73,12 +73,23 @@ type RevocationView struct {
 	// says so of all of them.
 	Changed    [][16]byte
 	DropOpaque bool
+	// Prefix and APIKeyTags are how API keys begin, and what their tags are made with: a follower tells junk from a key
+	// without a question. They make and open nothing: an API key is good by a secret that the store has a hash of.
+	// Empty: from a source that does not say.
+	Prefix     string
+	APIKeyTags []APIKeyTag
 	// KeySet changes with the published keys: a follower that sees another one reads them at once.
 	KeySet      string
 	Next        store.Position
 	More        bool
 	Age         time.Duration // how old the answer was at its source when it was sent
 	MaxLifetime time.Duration // the longest an access token of the source may live
+}
+
+// APIKeyTag is the key of the tags of API keys that name KID; nil where the source can't open it now.
+type APIKeyTag struct {
+	KID [4]byte
+	Key []byte
 }
 
 // RevocationEntry is one rule as it travels: without reason and actor, its target hashed.
@@ -124,6 +135,7 @@ type trust struct {
 	compromised map[string]bool
 	feedKey     []byte
 	feedNS      string
+	filter      atomic.Pointer[keyFilter] // of API keys; nil: the source has sent none
 }
 
 func checkTrust(list []Trusted, own string) error {

@@ -47,7 +47,7 @@ func (s *site) count(path string) int64 {
 	return n.(*atomic.Int64).Load()
 }
 
-func newSite(t *testing.T, change func(*apitoken.Config)) *site {
+func newSite(t testing.TB, change func(*apitoken.Config)) *site {
 	t.Helper()
 	s := &site{ctx: context.Background()}
 	var handler atomic.Pointer[http.Handler]
@@ -89,7 +89,7 @@ func newSite(t *testing.T, change func(*apitoken.Config)) *site {
 	return s
 }
 
-func (s *site) validator(t *testing.T, change func(*remote.Config)) *remote.Validator {
+func (s *site) validator(t testing.TB, change func(*remote.Config)) *remote.Validator {
 	t.Helper()
 	cfg := remote.Config{Issuer: s.url, Audience: "https://api.example.com", Client: s.auth}
 	if change != nil {
@@ -101,7 +101,7 @@ func (s *site) validator(t *testing.T, change func(*remote.Config)) *remote.Vali
 	return v
 }
 
-func ready(t *testing.T, v *remote.Validator) {
+func ready(t testing.TB, v *remote.Validator) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

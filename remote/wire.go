@@ -30,11 +30,14 @@ type feedAnswer struct {
 	DropOpaque  bool     `json:"drop_opaque,omitempty"`
 	Changed     []byte   `json:"changed,omitempty"` // hashes of 16 bytes
 	Entries     []byte   `json:"entries,omitempty"` // see appendEntry
+	Prefix      string   `json:"prefix,omitempty"`
+	KeyTags     []byte   `json:"api_key_tags,omitempty"` // kid and key, 36 bytes each; a key of zeros is not open
 }
 
 const (
 	entrySize = 1 + 1 + 16 + 8 + 8 + 8
 	hashSize  = 16
+	tagSize   = 4 + 32
 )
 
 // kinds gives each kind of target its number on the wire. Numbers are never used again for something else; an unknown one
@@ -71,6 +74,12 @@ func encodeView(v *apitoken.RevocationView, nonce string, from store.Position) (
 		Nonce: nonce, From: formatPosition(from), Next: formatPosition(v.Next), More: v.More, AgeMS: (v.Age + time.Millisecond - 1).Milliseconds(),
 		MaxLifetime: v.MaxLifetime.Milliseconds(), Key: v.Key, Namespace: v.Namespace, KeySet: v.KeySet, Compromised: v.Compromised, DropOpaque: v.DropOpaque,
 	}
+	a.Prefix = v.Prefix
+	for _, t := range v.APIKeyTags {
+		var key [tagSize - 4]byte
+		copy(key[:], t.Key)
+		a.KeyTags = append(append(a.KeyTags, t.KID[:]...), key[:]...)
+	}
 	for _, e := range v.Rules {
 		a.Entries = appendEntry(a.Entries, e)
 	}
@@ -90,12 +99,20 @@ func decodeView(body []byte, nonce string, from store.Position) (apitoken.Revoca
 		return v, errAnswer
 	}
 	next, ok := parsePosition(a.Next)
-	if a.Nonce != nonce || a.From != formatPosition(from) || !ok || len(a.Entries)%entrySize != 0 || len(a.Changed)%hashSize != 0 ||
+	if a.Nonce != nonce || a.From != formatPosition(from) || !ok || len(a.Entries)%entrySize != 0 || len(a.Changed)%hashSize != 0 || len(a.KeyTags)%tagSize != 0 ||
 		a.AgeMS < 0 || a.MaxLifetime < 0 || len(a.Key) < 16 || a.Namespace == "" {
 		return v, errAnswer
 	}
 	v = apitoken.RevocationView{Key: a.Key, Namespace: a.Namespace, Compromised: a.Compromised, DropOpaque: a.DropOpaque, KeySet: a.KeySet,
 		Next: next, More: a.More, Age: time.Duration(a.AgeMS) * time.Millisecond, MaxLifetime: time.Duration(a.MaxLifetime) * time.Millisecond}
+	v.Prefix = a.Prefix
+	for b := a.KeyTags; len(b) > 0; b = b[tagSize:] {
+		t := apitoken.APIKeyTag{KID: [4]byte(b)}
+		if key := b[4:tagSize:tagSize]; !allZero(key) {
+			t.Key = key
+		}
+		v.APIKeyTags = append(v.APIKeyTags, t)
+	}
 	for b := a.Entries; len(b) > 0; b = b[entrySize:] {
 		v.Rules = append(v.Rules, readEntry(b))
 	}
@@ -103,6 +120,15 @@ func decodeView(body []byte, nonce string, from store.Position) (apitoken.Revoca
 		v.Changed = append(v.Changed, [16]byte(b))
 	}
 	return v, nil
+}
+
+func allZero(b []byte) bool {
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 func formatPosition(p store.Position) string {

@@ -386,6 +386,22 @@ func (k *Ring) current(r *ring) *rootSecret {
 	return oldest
 }
 
+// EachMAC walks the secrets of all roots for a purpose; nil for one that is not open here yet.
+func (k *Ring) EachMAC(purpose string, f func(kid [4]byte, key []byte)) {
+	k.mu.Lock()
+	shut := slices.Collect(maps.Keys(k.shut))
+	k.mu.Unlock()
+	open := k.ring.Load().by // after shut was read: a root that is opened meanwhile is not missed
+	for kid, root := range open {
+		f(kid, root.keys[purpose])
+	}
+	for _, kid := range shut {
+		if open[kid] == nil {
+			f(kid, nil)
+		}
+	}
+}
+
 // MACFor is the secret of the root kid for a purpose.
 func (k *Ring) MACFor(kid [4]byte, purpose string) ([]byte, bool) {
 	root := k.ring.Load().by[kid]
