@@ -87,8 +87,9 @@ type Clients struct {
 	made    sync.Map // opaque.ID of a secret that we made → IDs of the clients that have it; written by whoever follows the state
 	fails   failures
 	slow    *slowPool
-	chosen  atomic.Int64             // clients that have a secret that a host chose; written by whoever follows the state
-	proof   atomic.Pointer[[32]byte] // key of this process for the memory of verified slow secrets
+	chosen  atomic.Int64              // clients that have a secret that a host chose; written by whoever follows the state
+	looked  atomic.Pointer[time.Time] // when an unknown ID made Known look at the store
+	proof   atomic.Pointer[[32]byte]  // key of this process for the memory of verified slow secrets
 }
 
 // knownClient is a client as this process knows it.
@@ -147,6 +148,7 @@ const (
 	minChosenSecret = 16      // bytes of a secret that a host chooses
 	labelClient     = "cs1h"
 	labelForeign    = "cs1f"
+	lookForClients  = time.Second
 )
 
 var clientForm = record.Form[clientRecord]{Kind: store.KindClient, Check: func(rec *clientRecord) error {
@@ -378,6 +380,29 @@ func (cs *Clients) Get(ctx context.Context, id string) (Client, error) {
 		return Client{}, err
 	}
 	return rec.public(id), nil
+}
+
+// Known is Get from this process's memory, for endpoints where a stranger names the client. An ID that is not there makes
+// this process look at the store for news, once a second however many ask, as another process may have made the client a
+// moment ago. ErrNotFound, ErrUnavailable.
+func (cs *Clients) Known(ctx context.Context, id string) (Client, error) {
+	k := cs.lookup(id)
+	if k == nil && nameShape.MatchString(id) {
+		now, last := time.Now(), cs.looked.Load()
+		if (last == nil || now.Sub(*last) >= lookForClients) && cs.looked.CompareAndSwap(last, &now) {
+			if err := cs.s.state.Refresh(ctx); err != nil {
+				return Client{}, unavailable(err, "look for a client")
+			}
+			k = cs.lookup(id)
+		}
+	}
+	switch {
+	case k == nil:
+		return Client{}, fail(ErrNotFound, "no client %q", id)
+	case k.damaged != nil:
+		return Client{}, k.usable()
+	}
+	return k.rec.public(id), nil
 }
 
 func (cs *Clients) read(ctx context.Context, id string) (clientRecord, store.Version, error) {

@@ -182,14 +182,17 @@ func (h *Handler) Authorization(ctx context.Context, query string) (*Authorizati
 	if id == "" {
 		return nil, &authorizationError{refusal: invalid("The client_id is missing.")}
 	}
-	client, err := h.svc.Clients.Get(ctx, id)
+	pushed := f.get("request_uri")
+	if pushed != "" && !isRequestURI(pushed) {
+		return nil, &authorizationError{refusal: errRequestURI}
+	}
+	client, err := h.svc.Clients.Known(ctx, id) // anybody may ask: no read of the store for each
 	if err != nil && !errors.Is(err, apitoken.ErrNotFound) {
 		return nil, err
 	}
 	if err != nil || client.Disabled {
 		return nil, &authorizationError{refusal: bad("invalid_client", "The client is unknown.")}
 	}
-	pushed := f.get("request_uri")
 	if pushed != "" {
 		if f, err = h.pushedRequest(ctx, id, pushed); err != nil {
 			return nil, err

@@ -1,6 +1,7 @@
 package oauthhttp_test
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -292,4 +293,27 @@ func TestRequestsThatMustBePushed(t *testing.T) {
 	uri := s.post("/par", authorization("app"), s.as("app")).ok().text("request_uri")
 	q = s.get("/authorize?" + params("client_id", "app", "request_uri", uri).Encode()).redirected(callback)
 	require.NotEmpty(t, q.Get("code"))
+}
+
+// What a stranger's browser brings costs no read of the store for each request: clients are known from memory, junk is known
+// by its shape or its tag.
+func TestJunkRequestsReadNoStore(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, func(_ *apitoken.Config, o *oauthhttp.Options) { o.Registration = &oauthhttp.Registration{} })
+	s.client("app", nil)
+	before := s.st.asked.Load()
+	for i := range 20 {
+		require.Equal(t, 400, s.get("/authorize?"+authorization(fmt.Sprint("made-up-", i)).Encode()).StatusCode)
+		require.Equal(t, 400, s.get("/authorize?"+params("client_id", "app", "request_uri", fmt.Sprint("urn:ietf:params:oauth:request_uri:", i)).Encode()).StatusCode)
+		s.get("/authorize?" + authorization("app", "dpop_jkt", "short").Encode()).redirected(callback)
+		require.Equal(t, 401, s.get("/register/app", header("Authorization", fmt.Sprint("Bearer junk", i))).StatusCode)
+	}
+	require.Equal(t, before, s.st.asked.Load())
+}
+
+func TestAClientOfAnotherProcessIsKnownAtOnce(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, nil)
+	s.second(nil).client("fresh", nil)
+	require.NotEmpty(t, s.get("/authorize?"+authorization("fresh").Encode()).redirected(callback).Get("code"))
 }

@@ -66,6 +66,7 @@ type failing struct {
 	store.Store
 	writes, reads atomic.Bool
 	unless        atomic.Int64 // so many writes that still go through
+	asked         atomic.Int64 // reads of a client or a note
 }
 
 func (f *failing) Apply(ctx context.Context, c *store.Change) (store.Commit, error) {
@@ -76,6 +77,9 @@ func (f *failing) Apply(ctx context.Context, c *store.Change) (store.Commit, err
 }
 
 func (f *failing) Get(ctx context.Context, k store.Kind, id string) (store.Record, error) {
+	if k == store.KindClient || k == "note" {
+		f.asked.Add(1)
+	}
 	if f.reads.Load() {
 		return store.Record{}, fmt.Errorf("engine: connection lost")
 	}

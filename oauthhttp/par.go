@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"regexp"
 	"strings"
 
 	"github.com/apitoken-go/apitoken"
@@ -22,6 +23,14 @@ type pushedNote struct {
 	Client string `json:"client"`
 	Form   form   `json:"form"`
 }
+
+// newRequestURI is a reference that nobody guesses.
+func newRequestURI() string { return requestURN + rand.Text() + rand.Text() }
+
+var requestURIShape = regexp.MustCompile(`^` + regexp.QuoteMeta(requestURN) + `[A-Z2-7]{52,}$`) // rand.Text is base32, 26 or more
+
+// isRequestURI reports whether uri has the shape of what newRequestURI makes: others are refused without a look at the store.
+func isRequestURI(uri string) bool { return len(uri) <= 256 && requestURIShape.MatchString(uri) }
 
 func pushedName(uri string) string { return "par\x00" + uri }
 
@@ -66,7 +75,7 @@ func (h *Handler) Pushed() http.Handler {
 		if err != nil {
 			return err
 		}
-		uri := requestURN + rand.Text() + rand.Text()
+		uri := newRequestURI()
 		err = h.svc.ChangeNote(r.Context(), pushedName(uri), func(n *apitoken.Note) error {
 			n.Data, n.Expires = data, h.now().Add(h.o.PushedLifetime)
 			return nil
@@ -86,7 +95,7 @@ func (h *Handler) Pushed() http.Handler {
 
 // pushedRequest reads what client pushed. Only the request_uri counts then (RFC 9126 §4, RFC 9101 §5).
 func (h *Handler) pushedRequest(ctx context.Context, client, uri string) (form, error) {
-	if !strings.HasPrefix(uri, requestURN) || len(uri) > 256 {
+	if !isRequestURI(uri) {
 		return nil, &authorizationError{refusal: errRequestURI}
 	}
 	n, err := h.svc.Note(ctx, pushedName(uri))
