@@ -72,3 +72,9 @@ func UseCounters(s *Service) int {
 	defer s.audit.uses.mu.Unlock()
 	return len(s.audit.uses.open) + len(s.audit.uses.second)
 }
+
+// IndexedRules is how many entries the index of rules has.
+func IndexedRules(s *Service) int { return s.rules.Index.Len() }
+
+// KeptRules are the rules that would be put back into a store that lost them.
+func KeptRules(s *Service) []store.Record { return s.rules.Kept() }

@@ -2,6 +2,7 @@ package apitoken
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"slices"
 	"sync"
@@ -64,8 +65,24 @@ func (l *feedLog) add(s *core, r store.Record) error {
 	}
 	e := feedEntry{pos: r.Pos.N, RevocationEntry: travels(x.Hashed(l.key, s.ns))}
 	e.Expires = r.Expires
+	if x.Q < e.pos {
+		l.finish(x.Q, &e)
+	}
 	l.entries = append(l.entries, e)
 	return nil
+}
+
+// finish gives the entry of a record that was rewritten, as now, its end: without one it would stay for ever. It is served until
+// then beside the new one, as a reader whose page ends before that would miss the rule. A rule keeps the position q that it was
+// written at; one that was put back into a store has had a later one since.
+func (l *feedLog) finish(q int64, now *feedEntry) {
+	first, _ := slices.BinarySearchFunc(l.entries, q, func(e feedEntry, n int64) int { return cmp.Compare(e.pos, n) })
+	same := func(e feedEntry) bool {
+		return e.Class == now.Class && e.Kind == now.Kind && e.Hash == now.Hash && e.Value == now.Value && e.At == now.At
+	}
+	if i := slices.IndexFunc(l.entries[first:], same); i >= 0 {
+		l.entries[first+i].Expires = now.Expires
+	}
 }
 
 // applyKey notes that an API key changed: answers about it that others keep are void.
@@ -152,15 +169,7 @@ func (s *Service) Revocations(ctx context.Context, after store.Position, max int
 	}
 	v := RevocationView{Key: bytes.Clone(l.key), Namespace: s.ns, Age: age, MaxLifetime: s.longest.Load().access, Next: w.Pos, KeySet: s.SigningKeys.ring.Digest(), DropOpaque: after.N < l.since}
 	// Entries are in order of position: the first one behind after.
-	i, _ := slices.BinarySearchFunc(l.entries, after.N+1, func(e feedEntry, n int64) int {
-		switch {
-		case e.pos < n:
-			return -1
-		case e.pos > n:
-			return 1
-		}
-		return 0
-	})
+	i, _ := slices.BinarySearchFunc(l.entries, after.N+1, func(e feedEntry, n int64) int { return cmp.Compare(e.pos, n) })
 	for ; i < len(l.entries) && l.entries[i].pos <= w.Pos.N; i++ {
 		if len(v.Rules) == max {
 			v.More, v.Next.N = true, l.entries[i-1].pos

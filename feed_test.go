@@ -2,10 +2,13 @@ package apitoken_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -69,4 +72,79 @@ func TestFeedOfAnIssuerThatReadAPageTwice(t *testing.T) {
 		}
 		require.Len(t, seen, rules, "pages of %d", page)
 	}
+}
+
+// A rule that begins without an end gets one when the janitor has ended the API keys that it matches. Then it leaves the store, the
+// feed, the index and what followers hold, all of them.
+func TestRulesLeaveMemoryWithTheStore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx := context.Background()
+		st := memstore.New()
+		c := config(st)
+		c.Lifetimes = apitoken.Lifetimes{Access: 5 * time.Minute, MaxAccess: 5 * time.Minute, Grant: time.Hour}
+		svc, err := apitoken.New(c)
+		require.NoError(t, err)
+		defer svc.Close()
+		const n = 20
+		served := func() int {
+			v, err := svc.Revocations(ctx, store.Position{}, 0)
+			require.NoError(t, err)
+			return len(v.Rules)
+		}
+		require.Zero(t, served())
+		for i := range n {
+			require.NoError(t, svc.Revoke(ctx, apitoken.BySubject(fmt.Sprint("user", i)), "test"))
+		}
+		require.Equal(t, n, served())
+		require.NotZero(t, apitoken.IndexedRules(svc))
+
+		time.Sleep(4 * time.Hour) // finished, and not yet gone
+		require.GreaterOrEqual(t, served(), n)
+
+		time.Sleep(5 * 24 * time.Hour)
+		p, err := st.List(ctx, store.Query{Kind: store.KindRule})
+		require.NoError(t, err)
+		require.Empty(t, p.Records)
+		require.Zero(t, served())
+		require.Zero(t, apitoken.IndexedRules(svc))
+		require.Empty(t, apitoken.KeptRules(svc))
+	})
+}
+
+// A rule is kept for as long as anything lives that it matches: here tickets, which may outlive every session by far. A device's code
+// is a ticket as well, once its user has approved it.
+func TestRulesOutliveTickets(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx := context.Background()
+		st := memstore.New()
+		c := config(st)
+		c.Lifetimes = apitoken.Lifetimes{Access: 5 * time.Minute, MaxAccess: 5 * time.Minute, Grant: time.Hour}
+		svc, err := apitoken.New(c)
+		require.NoError(t, err)
+		targets := []apitoken.Target{apitoken.BySubject("user0"), apitoken.BySessions("user1")}
+		var codes []string
+		for i := range targets {
+			r := apitoken.Request{Subject: fmt.Sprint("user", i)}
+			ticket, err := svc.Prepare(ctx, r, apitoken.Ticket{Lifetime: 24 * time.Hour})
+			require.NoError(t, err)
+			device := fmt.Sprint("the code that device ", i, " made")
+			_, err = svc.Prepare(ctx, r, apitoken.Ticket{Lifetime: 24 * time.Hour, CodeSHA256: sha256.Sum256([]byte(device))})
+			require.NoError(t, err)
+			codes = append(codes, ticket.Reveal(), device)
+		}
+		for _, target := range targets {
+			require.NoError(t, svc.Revoke(ctx, target, "test"))
+		}
+		time.Sleep(23 * time.Hour)
+		require.NoError(t, svc.Close())
+		svc, err = apitoken.New(c) // holds what the store holds, no more
+		require.NoError(t, err)
+		defer svc.Close()
+		for _, code := range codes {
+			_, err := svc.Redeem(ctx, apitoken.Redemption{Ticket: code})
+			require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+		}
+	})
 }

@@ -101,7 +101,7 @@ func (s *Service) finishRules(ctx context.Context, now time.Time) {
 		}
 		// From now, not from when it was made: the clock may have been behind then.
 		life := s.longest.Load()
-		r.Expires = s.state.Latest(now).Add(max(life.access+life.grant, life.foreign, maxTicket) + ruleSlack).UnixMilli()
+		r.Expires = s.state.Latest(now).Add(max(life.access+life.grant, life.foreign, maxPrepared) + ruleSlack).UnixMilli()
 		c := s.newChange()
 		if put(c, &rules.RuleForm, r, &x, r.Version) != nil { // with Q: rewriting must not move the rule behind what came since
 			continue

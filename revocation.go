@@ -247,13 +247,16 @@ func (s *Service) whyRevoked(ctx context.Context, t Token) string {
 // ruleSlack is added to every purge time: for the skew of clocks, and so that nobody has to count milliseconds.
 const ruleSlack = time.Hour
 
+// maxPrepared is the longest that a ticket, a pushed request or a waiting device can stand for what was confirmed before.
+const maxPrepared = max(maxTicket, maxNoteLife)
+
 // ruleExpiry is the earliest time to purge a rule on t: after everything that it hits has died. 0: not before the
 // janitor has ended the API keys that it hits, or never.
 func (s *core) ruleExpiry(ctx context.Context, t rules.Target, now time.Time) int64 {
 	longest := s.longest.Load()
 	access := now.Add(longest.access + ruleSlack)
-	// A ticket from before the rule may be redeemed until it expires.
-	session := now.Add(max(longest.access+longest.grant, maxTicket) + ruleSlack)
+	// What was prepared before the rule, an approved device's code among it, may be redeemed until it expires.
+	session := now.Add(max(longest.access+longest.grant, maxPrepared) + ruleSlack)
 	if t.Issuer != "" { // it has neither sessions nor API keys here, and its tokens may live longer than ours
 		return now.Add(max(longest.access, longest.foreign) + ruleSlack).UnixMilli()
 	}

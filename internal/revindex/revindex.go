@@ -113,8 +113,10 @@ func (s *segment) find(hi, lo uint64) int {
 	return -1
 }
 
-// Raise sets key's value to v, if that is higher than what it has; the entry may be swept once expires (Unix ms; 0:
-// never) has passed, the later of all that were given for it. Readers see it when Raise returns.
+// Raise sets key's value to v, if that is higher than what it has. Readers see it when Raise returns. The entry may be swept
+// once expires (Unix ms; 0: never) of its highest value has passed: a higher value matches all that a lower one does, so that
+// whoever gave it an end has said that nothing is left by then. The same value may come again with an end where it had none;
+// of two ends the later one counts.
 func (x *Index) Raise(key [16]byte, v, expires int64) {
 	hi, lo := split(key)
 	end := minutes(expires)
@@ -129,10 +131,17 @@ func (x *Index) Raise(key [16]byte, v, expires int64) {
 			d.segments[at].Store(s)
 		}
 		if i := s.find(hi, lo); i >= 0 {
-			if e := &s.slots[i]; v > e.value.Load() {
+			e, old := &s.slots[i], s.ends[i].Load()
+			switch had := e.value.Load(); {
+			case v < had:
+				if old != 0 && end > old {
+					s.ends[i].Store(end)
+				}
+				return
+			case v > had:
 				e.value.Store(v)
 			}
-			if old := s.ends[i].Load(); old != 0 && (end == 0 || end > old) {
+			if end == 0 || end > old {
 				s.ends[i].Store(end)
 			}
 			return

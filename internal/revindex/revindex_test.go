@@ -82,12 +82,16 @@ func TestSweepForgetsOnlyWhatExpired(t *testing.T) {
 	}
 	x.Raise(key(1), 1, 240_000_000) // a later end replaces an earlier one
 	x.Raise(key(4), 1, 0)           // never replaces any
-	require.Equal(t, 10_000-2, x.Sweep(60_060_000))
+	x.Raise(key(3), 1, 60_000_000)  // an end for the value that had none
+	x.Raise(key(6), 0, 60_000_000)  // a lower value is not what the entry stands for
+	x.Raise(key(9), 2, 60_000_000)  // a higher one is, with its own end
+	x.Raise(key(7), 2, 0)
+	require.Equal(t, 10_000-3+2, x.Sweep(60_060_000))
 	for i := range 30_000 {
 		_, ok := x.Get(key(i))
-		require.Equal(t, i%3 != 1 || i == 1 || i == 4, ok, "entry %d", i)
+		require.Equal(t, i%3 != 1 && i != 3 && i != 9 || i == 1 || i == 4 || i == 7, ok, "entry %d", i)
 	}
-	require.Equal(t, 20_002, x.Len())
+	require.Equal(t, 20_001, x.Len())
 }
 
 func TestMemory(t *testing.T) {

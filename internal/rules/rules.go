@@ -121,7 +121,7 @@ func (b *Book) ApplyRecord(r store.Record) error {
 		return err
 	}
 	b.enter(x, r.Expires)
-	b.keep(r)
+	b.keep(r, x.Q < r.Pos.N)
 	return nil
 }
 
@@ -131,7 +131,7 @@ func (b *Book) SetAside(r store.Record) (ok bool) {
 	x, ok := AtMost(r)
 	if ok {
 		b.enter(x, 0)
-		b.keep(r)
+		b.keep(r, false)
 	}
 	return ok
 }
@@ -156,9 +156,15 @@ func AtMost(r store.Record) (x Record, ok bool) {
 	return x, x.Target.Kind == TargetAll || x.Target.Id != ""
 }
 
-func (b *Book) keep(r store.Record) {
+func (b *Book) keep(r store.Record, rewritten bool) {
 	b.mu.Lock()
-	if len(b.recent) < recentRules {
+	i := -1
+	if rewritten { // its older form is no longer in the store
+		i = slices.IndexFunc(b.recent, func(old store.Record) bool { return old.ID == r.ID })
+	}
+	if i >= 0 {
+		b.recent[i] = r
+	} else if len(b.recent) < recentRules {
 		b.recent = append(b.recent, r)
 	} else {
 		b.recent[b.next] = r
@@ -437,8 +443,14 @@ func (r *Pending_) matches(x *Subject) bool {
 	return false
 }
 
-// sweep forgets rules that no living token can meet any more.
+// Sweep forgets rules that no living token can meet any more.
 func (b *Book) Sweep(before time.Time) {
+	b.mu.Lock()
+	// Once it is full, next is its oldest: what is left is put in order, and filled up again.
+	b.recent = append(slices.Clone(b.recent[b.next:]), b.recent[:b.next]...)
+	b.next = 0
+	b.recent = slices.DeleteFunc(b.recent, func(r store.Record) bool { return r.Expires != 0 && r.Expires < before.UnixMilli() })
+	b.mu.Unlock()
 	for ; b != nil; b = b.Older {
 		b.Index.Sweep(before.UnixMilli())
 	}
