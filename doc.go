@@ -28,9 +28,9 @@
 //
 // # Errors
 //
-// Every error is an [*Error] whose code is one of the Err… sentinels, for errors.Is. Its text is fit for a client; the
-// detail shows in log/slog and in fmt's %+v only. What a constructor is not content with is a [*ConfigError], which says
-// all to whoever starts the program. [ErrUnavailable] never means that a token is bad, and repeating the call is safe.
+// Every error is an [*Error] whose code is one of the Err… sentinels, for errors.Is. Its Error() is fit for a client; the
+// detail shows in log/slog and in fmt's %v and %+v: never answer a client with those. Constructors return a [*ConfigError]
+// that names the invalid field and the reason. [ErrUnavailable] never means that a token is bad, and retrying is safe.
 //
 // # Names
 //

@@ -1,4 +1,4 @@
-// Table measures this module and its peers side by side and prints a Markdown table:
+// Table measures this module and its peers side by side and prints the Markdown table of docs/performance.md:
 //
 //	go run ./bench/cmd/table                       # from the project's folder; some minutes
 //	go run ./bench/cmd/table -rounds 20 -only Validate
