@@ -105,6 +105,7 @@ func (st *spaceTxn) apply(in *intent) outcome {
 			if err := st.put(u, key, value); err != nil {
 				panic(err)
 			}
+			st.head.digest.events.add(eventHash(num64(key), value))
 			st.head.loose++
 		}
 	}
@@ -119,15 +120,16 @@ func (st *spaceTxn) write(p *intentPut, old *recordHeader) error {
 		if err != nil {
 			return err
 		}
+		entry := orderEntry(p.kind, p.id)
 		if old.pos != 0 {
 			if err := st.del(order, key64(old.pos)); err != nil {
 				return err
 			}
+			st.head.digest.order.remove(orderHash(old.pos, entry))
 		}
 		pos = st.next()
 		st.head.state, st.moved = pos, true
-		entry := make([]byte, 0, len(p.kind)+1+len(p.id))
-		entry = append(append(append(entry, p.kind...), 0), p.id...)
+		st.head.digest.order.add(orderHash(pos, entry))
 		if err := st.put(order, key64(pos), entry); err != nil {
 			return err
 		}
@@ -159,6 +161,11 @@ func (st *spaceTxn) write(p *intentPut, old *recordHeader) error {
 		return err
 	}
 	stampRecord(p.value, p.kind, string(p.id), st.t.now, pos, due, born)
+	t := st.head.digest.of(p.kind)
+	if !isNew {
+		t.remove(recordHash(p.kind, p.id, old))
+	}
+	t.add(recordHash(p.kind, p.id, &recordHeader{version: version(p.value), pos: pos}))
 	return st.put(u, p.id, p.value)
 }
 
@@ -184,6 +191,9 @@ func (st *spaceTxn) moveDue(kind store.Kind, id []byte, born, from, to int64) er
 	}
 	return nil
 }
+
+// version of an encoded record.
+func version(value []byte) store.Version { return store.Version(value[offVersion:offWritten]) }
 
 func dueKey(due int64, id []byte) []byte {
 	b := make([]byte, 8, 8+len(id))

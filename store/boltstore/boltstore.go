@@ -18,6 +18,7 @@
 package boltstore
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -414,6 +415,12 @@ func (s *Store) adopt(o *Options, fresh, marked bool) error {
 	if err := s.checkMode(o.AllowMode); err != nil {
 		return err
 	}
+	look := &survey{ctx: context.Background(), all: true, each: func(int) {}}
+	if s.meta.format != formatPlain {
+		if err := s.view(look.check); err != nil {
+			return err
+		}
+	}
 	now := s.clock.wall().UnixMilli()
 	skew := o.MaxSkew
 	if skew == 0 {
@@ -444,11 +451,18 @@ func (s *Store) adopt(o *Options, fresh, marked bool) error {
 	if s.readOnly {
 		return nil
 	}
-	if s.restored {
+	if s.restored || s.meta.format == formatPlain {
 		err := s.db.Update(func(tx *bbolt.Tx) error {
+			if s.meta.format == formatPlain {
+				if err := look.addDigests(tx, &s.meta); err != nil {
+					return err
+				}
+			}
 			s.meta.seq++
-			// Another id as well: the copy and the original are two files from now on.
-			s.id = randomID()
+			if s.restored {
+				// Another id as well: the copy and the original are two files from now on.
+				s.id = randomID()
+			}
 			if err := writeFormat(tx, s.id, &s.meta); err != nil {
 				return err
 			}

@@ -25,7 +25,13 @@ import (
 //
 // Everything that is written with each Apply is appended in the order of time, because key order is worth six times:
 // a selector index with random keys would dirty a page per entry. See terms.go for what takes its place.
-const formatVersion = 1
+//
+// Format 2 added to format 1 what proves that no page of the file is an older version of itself; see digest.go. A file
+// of format 1 is upgraded when it is opened for writing.
+const (
+	formatVersion = 2
+	formatPlain   = 1 // without digests
+)
 
 var (
 	bucketFormat = []byte("apitoken")
@@ -75,27 +81,43 @@ type fileMeta struct {
 	seq      uint64 // commits so far
 	highest  int64  // the highest Written, ms: no later write is stamped with less
 	believed int64  // the time that purging believed at the last commit, ms
+	heads    uint64 // the sum of headHash over all namespaces
+
+	format uint64 // of the file that it was read from; not part of the value
+	txn    uint64 // bbolt's number of the transaction that wrote it
 }
 
-const sizeMeta = 32 + sizeCRC
+const (
+	sizeMetaPlain = 32 + sizeCRC
+	sizeMeta      = sizeMetaPlain + 16
+)
 
-func (m *fileMeta) encode() []byte {
+// encode makes the value that transaction number txn writes.
+func (m *fileMeta) encode(txn int) []byte {
 	b := make([]byte, 0, sizeMeta)
 	b = binary.BigEndian.AppendUint64(b, m.history)
 	b = binary.BigEndian.AppendUint64(b, m.seq)
 	b = binary.BigEndian.AppendUint64(b, uint64(m.highest))
-	return sealValue(binary.BigEndian.AppendUint64(b, uint64(m.believed)), keyMeta)
+	b = binary.BigEndian.AppendUint64(b, uint64(m.believed))
+	b = binary.BigEndian.AppendUint64(b, m.heads)
+	return sealValue(binary.BigEndian.AppendUint64(b, uint64(txn)), keyMeta)
 }
 
 func decodeMeta(b []byte) (m fileMeta, err error) {
 	b, ok := openValue(b, keyMeta)
-	if !ok || len(b) != sizeMeta-sizeCRC {
+	if !ok || len(b) != sizeMeta-sizeCRC && len(b) != sizeMetaPlain-sizeCRC {
 		return m, errValue("the format bucket has no readable meta")
 	}
 	m.history = binary.BigEndian.Uint64(b)
 	m.seq = binary.BigEndian.Uint64(b[8:])
 	m.highest = int64(binary.BigEndian.Uint64(b[16:]))
 	m.believed = int64(binary.BigEndian.Uint64(b[24:]))
+	m.format = formatPlain
+	if len(b) == sizeMeta-sizeCRC {
+		m.format = formatVersion
+		m.heads = binary.BigEndian.Uint64(b[32:])
+		m.txn = binary.BigEndian.Uint64(b[40:])
+	}
 	return m, nil
 }
 
@@ -107,9 +129,13 @@ type head struct {
 	loose    int64 // events after it
 	trimmed  int64 // the highest event that was purged
 	readOnly bool
+	digest   digest
 }
 
-const sizeHead = 41 + sizeCRC
+const (
+	sizeHeadPlain = 41 + sizeCRC
+	sizeHead      = sizeHeadPlain + sizeDigest
+)
 
 func (h *head) encode() []byte {
 	b := make([]byte, 0, sizeHead)
@@ -121,7 +147,7 @@ func (h *head) encode() []byte {
 	} else {
 		b = append(b, 0)
 	}
-	return sealValue(b, keyHead)
+	return sealValue(h.digest.append(b), keyHead)
 }
 
 // readHead takes nil for a namespace that was never written.
@@ -134,13 +160,16 @@ func readHead(ns *bbolt.Bucket) (h head, err error) {
 
 func decodeHead(b []byte) (h head, err error) {
 	b, ok := openValue(b, keyHead)
-	if !ok || len(b) != sizeHead-sizeCRC || b[len(b)-1] > 1 {
+	if !ok || len(b) != sizeHead-sizeCRC && len(b) != sizeHeadPlain-sizeCRC || b[40] > 1 {
 		return h, errValue("a namespace has no readable head")
 	}
 	for i, p := range []*int64{&h.last, &h.state, &h.blockEnd, &h.loose, &h.trimmed} {
 		*p = int64(binary.BigEndian.Uint64(b[8*i:]))
 	}
-	h.readOnly = b[len(b)-1] == 1
+	h.readOnly = b[40] == 1
+	if len(b) == sizeHead-sizeCRC {
+		h.digest = decodeDigest(b[41:])
+	}
 	return h, nil
 }
 
@@ -161,6 +190,7 @@ type spaceTxn struct {
 	sp    *space
 	b     *bbolt.Bucket // nil: never written
 	head  head
+	hash  uint64 // headHash of the head as it was before the transaction, 0 if there was none
 	subs  map[subKey]*sub
 	dirty bool
 	moved bool // the state head
@@ -191,6 +221,9 @@ func (t *txn) space(sp *space) (*spaceTxn, error) {
 		return nil, err
 	}
 	st.head = h
+	if st.b != nil {
+		st.hash = headHash(sp.bucket, st.b.Get(keyHead))
+	}
 	t.spaces[sp] = st
 	return st, nil
 }
@@ -268,9 +301,11 @@ func (t *txn) finish() error {
 			}
 			st.b = b
 		}
-		if err := st.b.Put(keyHead, st.head.encode()); err != nil {
+		value := st.head.encode()
+		if err := st.b.Put(keyHead, value); err != nil {
 			return err
 		}
+		t.meta.heads += headHash(st.sp.bucket, value) - st.hash
 		if log := t.s.touched; log != nil {
 			log[touched{namespace: string(st.sp.bucket), key: string(keyHead)}] = struct{}{}
 		}
@@ -282,7 +317,7 @@ func (t *txn) finish() error {
 	if b == nil {
 		return errValue("the format bucket is gone")
 	}
-	return b.Put(keyMeta, t.meta.encode())
+	return b.Put(keyMeta, t.meta.encode(t.tx.ID()))
 }
 
 func readFormat(tx *bbolt.Tx) (id [16]byte, m fileMeta, backup bool, err error) {
@@ -297,21 +332,36 @@ func readFormat(tx *bbolt.Tx) (id [16]byte, m fileMeta, backup bool, err error) 
 	if v > formatVersion {
 		return id, m, false, fmt.Errorf("%w: version %d, this program knows %d", ErrVersion, v, formatVersion)
 	}
-	if v != formatVersion || len(b.Get(keyID)) != 16 {
+	if v < formatPlain || len(b.Get(keyID)) != 16 {
 		return id, m, false, errValue("the format bucket does not read")
 	}
 	id = [16]byte(b.Get(keyID))
 	if m, err = decodeMeta(b.Get(keyMeta)); err != nil {
 		return id, m, false, err
 	}
-	// A namespace whose name is damaged would look like one that was never written.
-	err = tx.ForEach(func(name []byte, _ *bbolt.Bucket) error {
-		ns, ok := strings.CutPrefix(string(name), namespacePrefix)
-		if string(name) != string(bucketFormat) && (!ok || ns != "" && !validNamespace(ns)) {
+	if m.format != v {
+		return id, m, false, errValue("the format bucket does not have the form of its version")
+	}
+	if v > formatPlain && m.txn != uint64(tx.ID()) {
+		return id, m, false, errValue(fmt.Sprintf("its last transaction is number %d, its content is that of number %d", tx.ID(), m.txn))
+	}
+
+	var heads uint64
+	err = tx.ForEach(func(name []byte, ns *bbolt.Bucket) error {
+		if string(name) == string(bucketFormat) {
+			return nil
+		}
+		// A namespace whose name is damaged would look like one that was never written.
+		short, ok := strings.CutPrefix(string(name), namespacePrefix)
+		if !ok || short != "" && !validNamespace(short) {
 			return errValue(fmt.Sprintf("it has a bucket %q", name))
 		}
+		heads += headHash(name, ns.Get(keyHead))
 		return nil
 	})
+	if err == nil && v > formatPlain && heads != m.heads {
+		err = errValue("the head of a namespace is not that of the last commit, a page of it was not written")
+	}
 	return id, m, b.Get(keyBackup) != nil, err
 }
 
@@ -326,5 +376,5 @@ func writeFormat(tx *bbolt.Tx, id [16]byte, m *fileMeta) error {
 	if err := b.Put(keyID, id[:]); err != nil {
 		return err
 	}
-	return b.Put(keyMeta, m.encode())
+	return b.Put(keyMeta, m.encode(tx.ID()))
 }

@@ -172,10 +172,12 @@ func (st *spaceTxn) remove(records *sub, kind store.Kind, id []byte, h *recordHe
 		if err := st.del(order, key64(h.pos)); err != nil {
 			return err
 		}
+		st.head.digest.order.remove(orderHash(h.pos, orderEntry(kind, id)))
 	}
 	if err := st.forget(kind, h.bornAt); err != nil {
 		return err
 	}
+	st.head.digest.of(kind).remove(recordHash(kind, id, h))
 	return st.del(records, id)
 }
 
@@ -362,6 +364,7 @@ func (st *spaceTxn) purgeRange(first, last, before int64, most int) (removed, le
 	}
 	limit := st.t.deadline(before)
 	var gone [][]byte
+	var hashes []uint64
 	c := events.b.Cursor()
 	for k, v := c.Seek(key64(first)); k != nil && num64(k) <= last; k, v = c.Next() {
 		_, expires, err := openEvent(v, k)
@@ -370,12 +373,14 @@ func (st *spaceTxn) purgeRange(first, last, before int64, most int) (removed, le
 		}
 		if expires > 0 && expires < limit && len(gone) < most {
 			gone = append(gone, bytes.Clone(k))
+			hashes = append(hashes, eventHash(num64(k), v))
 			continue
 		}
 		left++
 		minExpires = earliest(minExpires, expires)
 	}
-	for _, k := range gone {
+	for i, k := range gone {
+		st.head.digest.events.remove(hashes[i])
 		if err := st.del(events, k); err != nil {
 			return removed, left, minExpires, err
 		}
