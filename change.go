@@ -207,6 +207,8 @@ func (s *core) applyRetrying(ctx context.Context, c *change) (store.Commit, erro
 			return done, unavailable(err, "the store has moved and takes no writes")
 		case errors.Is(err, store.ErrTooLarge):
 			return done, &Error{Code: ErrInvalidRequest, Detail: "the record would be too large", Cause: err}
+		case errors.Is(err, store.ErrInvalid):
+			return done, &Error{Code: ErrInvalidRequest, Detail: "no store can keep the record", Cause: err}
 		case ctx.Err() != nil || try == commitTries || len(c.Puts) == 0:
 			// Without puts a repetition might write the event twice; the caller has nothing yet, so nothing is lost.
 			return done, unavailable(err, "write")

@@ -389,7 +389,7 @@ func apply(ctx context.Context, st store.Store, c *store.Change) error {
 		switch {
 		case err == nil, errors.Is(err, store.ErrConflict):
 			return err
-		case errors.Is(err, store.ErrReadOnly), errors.Is(err, store.ErrTooLarge), try == commitTries, ctx.Err() != nil:
+		case errors.Is(err, store.ErrReadOnly), errors.Is(err, store.ErrTooLarge), errors.Is(err, store.ErrInvalid), try == commitTries, ctx.Err() != nil:
 			return unavailable(err, "write")
 		}
 		if !follow.Sleep(ctx, follow.Jitter(wait)) {

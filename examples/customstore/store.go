@@ -26,7 +26,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -165,19 +164,21 @@ func (s *Store) Get(ctx context.Context, kind store.Kind, id string) (store.Reco
 
 // Apply implements [store.Store].
 func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error) {
-	if err := cmp.Or(ctx.Err(), check(c)); err != nil {
+	if err := cmp.Or(ctx.Err(), store.Check(c)); err != nil {
 		return store.Commit{}, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at, head, conflict := now(), s.head, false
+	at, head, conflict, altered := now(), s.head, false, false
 	l := &line{}
 	for _, p := range c.Puts {
-		old := s.records[key{p.Kind, p.ID}].Version
+		kept, there := s.records[key{p.Kind, p.ID}]
+		old := kept.Version
 		if old == c.ID { // done before
 			return store.Commit{Head: store.Position{History: s.history, N: s.head}, Now: at}, nil
 		}
 		conflict = conflict || old != p.Expect
+		altered = altered || there && !p.SameSelectors(&kept)
 		r := own(p.Record)
 		r.Version, r.Written, r.Pos = c.ID, at, store.Position{}
 		if r.Kind.State() {
@@ -189,6 +190,9 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	if conflict {
 		return store.Commit{}, store.ErrConflict
 	}
+	if altered {
+		return store.Commit{}, fmt.Errorf("%w: what List selects by is fixed for the life of a record", store.ErrInvalid)
+	}
 	for _, e := range c.Events {
 		e = own(e)
 		e.Version, e.Written, e.Pos = c.ID, at, store.Position{}
@@ -196,31 +200,6 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	}
 	err := s.write(l) // an error means unknown: the caller repeats c
 	return store.Commit{Head: store.Position{History: s.history, N: s.head}, Now: at}, err
-}
-
-func check(c *store.Change) error {
-	if c.ID == (store.Version{}) {
-		return errors.New("a Change needs an ID")
-	}
-	total, seen, all := 0, map[key]bool{}, slices.Clone(c.Events)
-	for _, p := range c.Puts {
-		k := key{p.Kind, p.ID}
-		if p.Kind == store.KindEvent || seen[k] {
-			return fmt.Errorf("%s/%q is an event, or twice in a Change", p.Kind, p.ID)
-		}
-		seen[k], all = true, append(all, p.Record)
-	}
-	for i, r := range all {
-		if r.Kind == "" || (i < len(c.Events)) != (r.Kind == store.KindEvent) ||
-			len(r.ID) < 1 || len(r.ID) > 255 || !utf8.ValidString(r.ID) || strings.Contains(r.ID, "\x00") {
-			return fmt.Errorf("%s/%.255q is not what a Change may write", r.Kind, r.ID)
-		}
-		total += len(r.ID) + len(r.Subject) + len(r.Client) + len(r.Grant) + len(r.Token) + len(r.Type) + len(r.Data)
-		if len(r.Data) > 16<<10 || total > 256<<10 || len(c.Puts) > 16 || len(c.Events) > 16 {
-			return store.ErrTooLarge
-		}
-	}
-	return nil
 }
 
 // Follow implements [store.Store].
@@ -232,7 +211,7 @@ func (s *Store) Follow(ctx context.Context, after store.Position, kinds []store.
 	}
 	v := store.View{Next: store.Position{History: s.history, N: s.head}, Now: now()}
 	for _, r := range s.records {
-		if r.Pos.N > after.N && (kinds == nil || slices.Contains(kinds, r.Kind)) {
+		if r.Pos.N > after.N && (len(kinds) == 0 || slices.Contains(kinds, r.Kind)) {
 			v.Records = append(v.Records, own(r))
 		}
 	}
@@ -245,11 +224,16 @@ func (s *Store) Follow(ctx context.Context, after store.Position, kinds []store.
 
 // List implements [store.Store]. A cursor is the place of the last record before it.
 func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
+	if possible, err := q.Check(); !possible {
+		return store.Page{}, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b, err := base64.RawURLEncoding.DecodeString(q.Cursor)
 	after := string(b)
-	if err == nil && after != "" && after < s.trimmed && q.Kind == store.KindEvent && !q.Newest {
+	if err != nil {
+		err = store.ErrInvalid
+	} else if after != "" && after < s.trimmed && q.Kind == store.KindEvent && !q.Newest {
 		err = store.ErrTrimmed
 	}
 	if err != nil {
@@ -266,7 +250,7 @@ func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
 		slices.Reverse(places)
 	}
 	var page store.Page
-	if limit := min(max(q.Limit, 1), 1000); len(places) > limit {
+	if limit := q.Limit; len(places) > limit {
 		places = places[:limit]
 		page.Cursor = base64.RawURLEncoding.EncodeToString([]byte(places[limit-1]))
 	}
@@ -287,6 +271,9 @@ func selects(q *store.Query, r *store.Record) bool {
 
 // Purge implements [store.Store].
 func (s *Store) Purge(ctx context.Context, kind store.Kind, before int64, limit int) (int, error) {
+	if err := kind.Check(); err != nil {
+		return 0, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	before = min(before, now()+1) // alive is Expires > now

@@ -80,7 +80,7 @@ func (st *spaceTxn) apply(in *intent) outcome {
 		if olds[i].version != p.expect {
 			conflict = true
 		} else if old != nil && string(old[sizeRecord:min(p.selectors, len(old))]) != string(p.value[sizeRecord:p.selectors]) {
-			return outcome{err: fmt.Errorf("%w: subject, client, grant, token and type of %s/%q are fixed for its life", errInvalid, p.kind, p.id)}
+			return outcome{err: fmt.Errorf("%w: subject, client, grant, token and type of %s/%q are fixed for its life", store.ErrInvalid, p.kind, p.id)}
 		}
 	}
 	switch {

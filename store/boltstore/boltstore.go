@@ -131,7 +131,7 @@ func Open(path string, o *Options) (*Store, error) {
 
 func open(path string, o *Options, clk *clock) (_ *Store, err error) {
 	if path == "" {
-		return nil, fmt.Errorf("%w: no path", errInvalid)
+		return nil, fmt.Errorf("%w: no path", store.ErrInvalid)
 	}
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real // Compact puts a file in place of this one, not of a link to it
@@ -508,7 +508,7 @@ func (s *Store) Namespace(name string) store.Store {
 		return sp
 	}
 	if !validNamespace(name) {
-		return s.newSpace("", fmt.Errorf("%w: namespace %q must be 1 to 64 of a-z, 0-9, '-' and '_'", errInvalid, name))
+		return s.newSpace("", fmt.Errorf("%w: namespace %q must be 1 to 64 of a-z, 0-9, '-' and '_'", store.ErrInvalid, name))
 	}
 	sp := s.newSpace(name, nil)
 	s.spaces[name] = sp

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+
+	"github.com/apitoken-go/apitoken/store"
 )
 
 // Backup and Compact copy the records into a new file while the store is in use. A read transaction as long as that
@@ -97,7 +99,7 @@ func (s *Store) backupReadOnly(ctx context.Context, w io.Writer) error {
 // leaves the one file or the other, whole.
 func (s *Store) Compact(ctx context.Context) error {
 	if s.readOnly {
-		return fmt.Errorf("%w: compact needs a store open for writing", errInvalid)
+		return fmt.Errorf("%w: compact needs a store open for writing", store.ErrInvalid)
 	}
 	return s.copyTo(ctx, s.path+tempName+"compact", false, func(c *copier) error { return s.replace(c) })
 }

@@ -360,7 +360,7 @@ func TestCallerOfBackupMayWrite(t *testing.T) {
 	err := s.Backup(context.Background(), writerFunc(func(b []byte) (int, error) {
 		n++
 		p := put("grant", fmt.Sprint(n), store.Version{})
-		p.Data = make([]byte, maxData)
+		p.Data = make([]byte, store.MaxData)
 		_, err := s.Apply(context.Background(), &store.Change{ID: newVersion(), Puts: []store.Put{p}})
 		return len(b), err
 	}))

@@ -168,7 +168,7 @@ func TestCompactGivesSpaceBack(t *testing.T) {
 	s, ctx := newT(t), context.Background()
 	for i := range 200 {
 		p := put("junk", fmt.Sprintf("%04d", i), store.Version{})
-		p.Data, p.Expires = make([]byte, maxData), 1
+		p.Data, p.Expires = make([]byte, store.MaxData), 1
 		must(t, s, []store.Put{p}, event("e"))
 	}
 	n, err := s.Purge(ctx, "junk", time.Now().UnixMilli(), 1000)

@@ -15,10 +15,7 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-const (
-	listLimit   = 1000
-	listExamine = 1024 // records between two looks at ctx
-)
+const listExamine = 1024 // records between two looks at ctx
 
 // List implements [store.Store]. Limit 0 means 1000.
 func (sp *space) List(ctx context.Context, q store.Query) (store.Page, error) {
@@ -26,11 +23,8 @@ func (sp *space) List(ctx context.Context, q store.Query) (store.Page, error) {
 }
 
 func (sp *space) list(ctx context.Context, q store.Query) (store.Page, error) {
-	if err := checkKind(q.Kind); err != nil {
+	if possible, err := q.Check(); !possible {
 		return store.Page{}, err
-	}
-	if q.Limit <= 0 || q.Limit > listLimit {
-		q.Limit = listLimit
 	}
 	cur, err := decodeCursor(&q)
 	if err != nil {
@@ -465,13 +459,13 @@ func decodeCursor(q *store.Query) (cursor, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(q.Cursor)
 	rest, ok := strings.CutPrefix(string(b), cursorHead(q))
 	if err != nil || !ok {
-		return cursor{}, fmt.Errorf("%w: the cursor is of another query", errInvalid)
+		return cursor{}, fmt.Errorf("%w: the cursor is of another query", store.ErrInvalid)
 	}
 	if q.Kind != store.KindEvent {
 		return cursor{set: true, id: rest}, nil
 	}
 	if len(rest) != 8 || rest[0] >= 0x80 {
-		return cursor{}, fmt.Errorf("%w: the cursor does not read", errInvalid)
+		return cursor{}, fmt.Errorf("%w: the cursor does not read", store.ErrInvalid)
 	}
 	return cursor{set: true, n: num64([]byte(rest))}, nil
 }

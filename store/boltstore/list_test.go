@@ -178,7 +178,7 @@ func TestChangesOutsideOfTheContract(t *testing.T) {
 	big := func(n int) []byte { return make([]byte, n) }
 	many := func(n int) (ps []store.Put) {
 		for i := range n {
-			ps = append(ps, store.Put{Record: store.Record{Kind: "k", ID: fmt.Sprint(i), Data: big(maxData)}})
+			ps = append(ps, store.Put{Record: store.Record{Kind: "k", ID: fmt.Sprint(i), Data: big(store.MaxData)}})
 		}
 		return ps
 	}
@@ -186,21 +186,21 @@ func TestChangesOutsideOfTheContract(t *testing.T) {
 		c    *store.Change
 		want error
 	}{
-		"nil":            {nil, errInvalid},
-		"no id":          {&store.Change{}, errInvalid},
+		"nil":            {nil, store.ErrInvalid},
+		"no id":          {&store.Change{}, store.ErrInvalid},
 		"17 puts":        {&store.Change{ID: id, Puts: make([]store.Put, 17)}, store.ErrTooLarge},
 		"17 events":      {&store.Change{ID: id, Events: make([]store.Record, 17)}, store.ErrTooLarge},
-		"data":           {&store.Change{ID: id, Puts: []store.Put{{Record: store.Record{Kind: "k", ID: "i", Data: big(maxData + 1)}}}}, store.ErrTooLarge},
+		"data":           {&store.Change{ID: id, Puts: []store.Put{{Record: store.Record{Kind: "k", ID: "i", Data: big(store.MaxData + 1)}}}}, store.ErrTooLarge},
 		"in all":         {&store.Change{ID: id, Puts: many(16)}, store.ErrTooLarge},
 		"long id":        {&store.Change{ID: id, Puts: []store.Put{put("k", strings.Repeat("x", 256), store.Version{})}}, store.ErrTooLarge},
-		"empty id":       {&store.Change{ID: id, Puts: []store.Put{put("k", "", store.Version{})}}, errInvalid},
-		"NUL":            {&store.Change{ID: id, Puts: []store.Put{put("k", "a\x00", store.Version{})}}, errInvalid},
-		"not UTF-8":      {&store.Change{ID: id, Puts: []store.Put{put("k", "\xff", store.Version{})}}, errInvalid},
-		"no kind":        {&store.Change{ID: id, Puts: []store.Put{put("", "i", store.Version{})}}, errInvalid},
-		"twice":          {&store.Change{ID: id, Puts: []store.Put{put("k", "i", store.Version{}), put("k", "i", store.Version{})}}, errInvalid},
-		"event as put":   {&store.Change{ID: id, Puts: []store.Put{put(store.KindEvent, "i", store.Version{})}}, errInvalid},
-		"put as event":   {&store.Change{ID: id, Events: []store.Record{{Kind: "k", ID: "i"}}}, errInvalid},
-		"unlimited text": {&store.Change{ID: id, Events: []store.Record{{Kind: store.KindEvent, ID: "i", Subject: strings.Repeat("s", maxChange)}}}, store.ErrTooLarge},
+		"empty id":       {&store.Change{ID: id, Puts: []store.Put{put("k", "", store.Version{})}}, store.ErrInvalid},
+		"NUL":            {&store.Change{ID: id, Puts: []store.Put{put("k", "a\x00", store.Version{})}}, store.ErrInvalid},
+		"not UTF-8":      {&store.Change{ID: id, Puts: []store.Put{put("k", "\xff", store.Version{})}}, store.ErrInvalid},
+		"no kind":        {&store.Change{ID: id, Puts: []store.Put{put("", "i", store.Version{})}}, store.ErrInvalid},
+		"twice":          {&store.Change{ID: id, Puts: []store.Put{put("k", "i", store.Version{}), put("k", "i", store.Version{})}}, store.ErrInvalid},
+		"event as put":   {&store.Change{ID: id, Puts: []store.Put{put(store.KindEvent, "i", store.Version{})}}, store.ErrInvalid},
+		"put as event":   {&store.Change{ID: id, Events: []store.Record{{Kind: "k", ID: "i"}}}, store.ErrInvalid},
+		"unlimited text": {&store.Change{ID: id, Events: []store.Record{{Kind: store.KindEvent, ID: "i", Subject: strings.Repeat("s", store.MaxChange)}}}, store.ErrTooLarge},
 	} {
 		_, err := s.Apply(ctx, tc.c)
 		require.ErrorIs(t, err, tc.want, name)
@@ -212,7 +212,7 @@ func TestChangesOutsideOfTheContract(t *testing.T) {
 	require.NoError(t, err)
 	r.Subject = "another"
 	_, err = s.Apply(ctx, &store.Change{ID: newVersion(), Puts: []store.Put{{Record: r, Expect: r.Version}}})
-	require.ErrorIs(t, err, errInvalid, "selectors are fixed for the life of a record")
+	require.ErrorIs(t, err, store.ErrInvalid, "selectors are fixed for the life of a record")
 }
 
 func TestNamespaces(t *testing.T) {
@@ -232,9 +232,9 @@ func TestNamespaces(t *testing.T) {
 	}
 	for _, name := range []string{"", "A", "ü", "a.b", "a/b", strings.Repeat("a", 65)} {
 		_, err := s.Namespace(name).Get(ctx, store.KindRule, "x")
-		require.ErrorIs(t, err, errInvalid, name)
+		require.ErrorIs(t, err, store.ErrInvalid, name)
 		_, err = s.Namespace(name).Apply(ctx, &store.Change{ID: newVersion()})
-		require.ErrorIs(t, err, errInvalid, name)
+		require.ErrorIs(t, err, store.ErrInvalid, name)
 	}
 	require.Same(t, a, s.Namespace("a"))
 }

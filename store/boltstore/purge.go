@@ -31,7 +31,7 @@ func (sp *space) Purge(ctx context.Context, kind store.Kind, before int64, max i
 	if sp.err != nil {
 		return 0, sp.err
 	}
-	if err := checkKind(kind); err != nil {
+	if err := kind.Check(); err != nil {
 		return 0, err
 	}
 	if sp.s.readOnly {

@@ -2,12 +2,9 @@ package boltstore
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/crc32"
 	"math"
-	"strings"
-	"unicode/utf8"
 
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -40,97 +37,9 @@ const (
 	sizeCRC = 4
 )
 
-// Limits of the contract.
-const (
-	maxID     = 255
-	maxKind   = 64 // the contract names no limit; a kind is part of a bucket's name
-	maxData   = 16 << 10
-	maxPuts   = 16
-	maxEvents = 16
-	maxChange = 256 << 10
-)
-
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// errInvalid is wrapped by what a correct program never meets: a Change or Query outside of the contract.
-var errInvalid = errors.New("boltstore: invalid argument")
-
 func errValue(what string) error { return fmt.Errorf("%w: %s", ErrDamaged, what) }
-
-// checkChange refuses what the contract refuses, before anybody waits for it.
-func checkChange(c *store.Change) error {
-	if c == nil {
-		return fmt.Errorf("%w: nil Change", errInvalid)
-	}
-	if c.ID == (store.Version{}) {
-		return fmt.Errorf("%w: Change without ID", errInvalid)
-	}
-	if len(c.Puts) > maxPuts || len(c.Events) > maxEvents {
-		return fmt.Errorf("%w: %d puts and %d events, at most %d and %d", store.ErrTooLarge, len(c.Puts), len(c.Events), maxPuts, maxEvents)
-	}
-	total := 0
-	for i := range c.Puts {
-		r := &c.Puts[i].Record
-		if r.Kind == store.KindEvent {
-			return fmt.Errorf("%w: an event belongs in Change.Events", errInvalid)
-		}
-		n, err := checkRecord(r)
-		if err != nil {
-			return err
-		}
-		total += n
-		for j := range i {
-			if p := &c.Puts[j]; p.Kind == r.Kind && p.ID == r.ID {
-				return fmt.Errorf("%w: record %s/%q twice in one Change", errInvalid, r.Kind, r.ID)
-			}
-		}
-	}
-	for i := range c.Events {
-		r := &c.Events[i]
-		if r.Kind != store.KindEvent {
-			return fmt.Errorf("%w: kind %q in Change.Events", errInvalid, r.Kind)
-		}
-		n, err := checkRecord(r)
-		if err != nil {
-			return err
-		}
-		total += n
-	}
-	if total > maxChange {
-		return fmt.Errorf("%w: %d bytes, at most %d", store.ErrTooLarge, total, maxChange)
-	}
-	return nil
-}
-
-func checkRecord(r *store.Record) (int, error) {
-	if err := checkKey(r.Kind, r.ID); err != nil {
-		return 0, err
-	}
-	if len(r.Data) > maxData {
-		return 0, fmt.Errorf("%w: %d bytes of data in %s/%q, at most %d", store.ErrTooLarge, len(r.Data), r.Kind, r.ID, maxData)
-	}
-	return len(r.Kind) + len(r.ID) + len(r.Subject) + len(r.Client) + len(r.Grant) + len(r.Token) + len(r.Type) + len(r.Data), nil
-}
-
-func checkKind(k store.Kind) error {
-	if k == "" || len(k) > maxKind {
-		return fmt.Errorf("%w: kind %q must have 1 to %d bytes", errInvalid, k, maxKind)
-	}
-	return nil
-}
-
-func checkKey(k store.Kind, id string) error {
-	if err := checkKind(k); err != nil {
-		return err
-	}
-	if id == "" || strings.IndexByte(id, 0) >= 0 || !utf8.ValidString(id) {
-		return fmt.Errorf("%w: id %q must be 1 to %d bytes of UTF-8 without NUL", errInvalid, id, maxID)
-	}
-	if len(id) > maxID {
-		return fmt.Errorf("%w: id of %d bytes, at most %d", store.ErrTooLarge, len(id), maxID)
-	}
-	return nil
-}
 
 // sealValue appends the checksum of a value and its key.
 func sealValue(b, key []byte) []byte {
@@ -188,7 +97,7 @@ func stampRecord(b []byte, kind store.Kind, id string, written, pos, due, born i
 
 func recordCRC(b []byte, kind store.Kind, id string) uint32 {
 	// The key is short: a buffer on the stack is cheaper than two more calls on strings.
-	var key [maxKind + 1 + maxID]byte
+	var key [store.MaxKind + 1 + store.MaxID]byte
 	n := copy(key[:], kind)
 	key[n] = 0
 	n++

@@ -64,7 +64,7 @@ func (sp *space) get(ctx context.Context, kind store.Kind, id string) (store.Rec
 	opening := sp.s.opening.Load()
 	err := sp.view(ctx, func(ns *bbolt.Bucket) error {
 		var v []byte
-		if checkKey(kind, id) == nil && kind != store.KindEvent {
+		if kind.Possible(id) {
 			if b := readSub(ns, classRecords, kind); b != nil {
 				v = b.Get([]byte(id))
 			}
@@ -91,7 +91,7 @@ func (sp *space) Apply(ctx context.Context, c *store.Change) (store.Commit, erro
 	if sp.err != nil {
 		return store.Commit{}, sp.err
 	}
-	if err := checkChange(c); err != nil {
+	if err := store.Check(c); err != nil {
 		return store.Commit{}, err
 	}
 	in := newIntent(c)

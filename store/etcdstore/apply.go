@@ -67,7 +67,7 @@ func (n *space) newIntent(c *store.Change) *intent {
 		in.puts = append(in.puts, q)
 	}
 	for i := range c.Events {
-		in.size += int64(sizeOf(&c.Events[i])) + 48
+		in.size += int64(c.Events[i].Size()) + 48
 	}
 	ops, size := len(in.puts)*3+int(units(in.size)), int(in.size)
 	for i := range in.puts {
@@ -88,7 +88,7 @@ func (n *space) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	if err := n.usable(ctx); err != nil {
 		return store.Commit{}, err
 	}
-	if err := checkChange(c); err != nil {
+	if err := store.Check(c); err != nil {
 		return store.Commit{}, err
 	}
 	in := n.newIntent(c)
@@ -359,7 +359,7 @@ func (n *space) transaction(in *intent, g *guess, first int64, seq int) (cmps []
 	}
 	if len(in.events) > 0 {
 		key := n.keys.event(g.epoch, in.id, seq)
-		ops = append(ops, clientv3.OpPut(key, string(encodeEvents(in.id, g.now, g.lineage.id, in.events, nil, seq*maxEvents))))
+		ops = append(ops, clientv3.OpPut(key, string(encodeEvents(in.id, g.now, g.lineage.id, in.events, nil, seq*store.MaxEvents))))
 		for i := int64(1); i < units(in.size); i++ {
 			ops = append(ops, clientv3.OpPut(n.keys.weightsOf(key)+fmt.Sprintf("%03d", i), ""))
 		}
@@ -485,7 +485,7 @@ func judge(in *intent, records []*pb.ResponseOp) (done bool, refusal error) {
 		case v != p.expect:
 			refusal = store.ErrConflict
 		case refusal == nil && sel != selectors(&p.Record):
-			refusal = fmt.Errorf("%w: subject, client, grant, token and type of %s/%q are fixed for its life", errInvalid, p.Kind, p.ID)
+			refusal = fmt.Errorf("%w: subject, client, grant, token and type of %s/%q are fixed for its life", store.ErrInvalid, p.Kind, p.ID)
 		}
 	}
 	if refusal == nil && in.replays {

@@ -28,9 +28,6 @@ var (
 	ErrClosed = errors.New("etcdstore: closed")
 )
 
-// errInvalid is wrapped by what a correct program never meets: a Change or Query outside of the contract.
-var errInvalid = errors.New("etcdstore: invalid argument")
-
 // errMoved: the cluster is not, or no longer, what this process took it for; ask again.
 var errMoved = errors.New("etcdstore: history was checked again")
 

@@ -112,7 +112,7 @@ func New(ctx context.Context, client *clientv3.Client, o *Options) (*Store, erro
 		o = &Options{}
 	}
 	if client == nil {
-		return nil, fmt.Errorf("%w: no client", errInvalid)
+		return nil, fmt.Errorf("%w: no client", store.ErrInvalid)
 	}
 	s := &Store{
 		client: client, prefix: o.Prefix, dest: o.Events, timeout: o.Timeout, wall: o.Now, log: o.Log,
@@ -125,11 +125,11 @@ func New(ctx context.Context, client *clientv3.Client, o *Options) (*Store, erro
 	}
 	switch {
 	case len(s.prefix) > maxPrefix:
-		return nil, fmt.Errorf("%w: Options.Prefix of %d bytes, at most %d", errInvalid, len(s.prefix), maxPrefix)
+		return nil, fmt.Errorf("%w: Options.Prefix of %d bytes, at most %d", store.ErrInvalid, len(s.prefix), maxPrefix)
 	case o.Timeout < 0:
-		return nil, fmt.Errorf("%w: negative Options.Timeout", errInvalid)
+		return nil, fmt.Errorf("%w: negative Options.Timeout", store.ErrInvalid)
 	case o.OutboxBytes < 0:
-		return nil, fmt.Errorf("%w: negative Options.OutboxBytes", errInvalid)
+		return nil, fmt.Errorf("%w: negative Options.OutboxBytes", store.ErrInvalid)
 	case o.OutboxBytes == 0:
 		s.limit = defaultOutbox / unit
 	}
@@ -179,7 +179,7 @@ func (s *Store) named(name string) *space {
 		return n
 	}
 	if !validName(name) {
-		return newSpace(s, "", fmt.Errorf("%w: namespace %q must be 1 to 64 of a-z, 0-9, '-' and '_'", errInvalid, name))
+		return newSpace(s, "", fmt.Errorf("%w: namespace %q must be 1 to 64 of a-z, 0-9, '-' and '_'", store.ErrInvalid, name))
 	}
 	n := newSpace(s, name, nil)
 	s.spaces[name] = n

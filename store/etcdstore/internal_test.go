@@ -162,15 +162,15 @@ func TestBatchesCoverEverythingOnce(t *testing.T) {
 	var entries []entry
 	var want []string
 	for i := range 40 {
-		e := entry{place: place(int64(i/3+1), int64(i%3)*maxEvents), history: 1}
+		e := entry{place: place(int64(i/3+1), int64(i%3)*store.MaxEvents), history: 1}
 		for j := range 1 + i%16 {
 			id := strings.Repeat("x", 1+i%7) + string(rune('a'+j))
 			data := make([]byte, 100)
 			if i%10 == 9 {
-				data = make([]byte, maxData)
+				data = make([]byte, store.MaxData)
 			}
 			e.events = append(e.events, store.Record{Kind: store.KindEvent, ID: id, Data: data})
-			e.numbers = append(e.numbers, (i%3)*maxEvents+j)
+			e.numbers = append(e.numbers, (i%3)*store.MaxEvents+j)
 			want = append(want, id)
 		}
 		entries = append(entries, e)
@@ -183,10 +183,10 @@ func TestBatchesCoverEverythingOnce(t *testing.T) {
 		size := 0
 		for k := range b.events {
 			got = append(got, b.events[k].ID)
-			size += sizeOf(&b.events[k])
+			size += b.events[k].Size()
 		}
 		id := n.shipID(&b)
-		if len(b.events) == 0 || len(b.events) > maxEvents || size > shipBytes || seen[id] {
+		if len(b.events) == 0 || len(b.events) > store.MaxEvents || size > shipBytes || seen[id] {
 			t.Fatalf("batch of %d events, %d bytes", len(b.events), size)
 		}
 		if to, ours := n.shippedTo(id); !ours || to != b.next.place {

@@ -104,7 +104,7 @@ func seqOf(key string) (int64, bool) {
 // place is where an event stands in the order of commits: the revision, and its number among the events of it.
 func place(rev, number int64) int64 { return rev<<placeBits | number }
 
-// placeBits hold a number: groupSize changes of maxEvents each.
+// placeBits hold a number: groupSize changes of store.MaxEvents each.
 const placeBits = 9
 
 // weightsOf is the prefix of an event entry's weights.

@@ -14,10 +14,7 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-const (
-	listLimit = 1000
-	getBatch  = 100 // records fetched in one transaction
-)
+const getBatch = 100 // records fetched in one transaction
 
 // List implements [store.Store]. Limit 0 means 1000. A page of records is read at one revision. Type, Since and Until
 // have no index: alone they read the whole kind.
@@ -32,11 +29,8 @@ func (n *space) List(ctx context.Context, q store.Query) (store.Page, error) {
 	if err := n.usable(ctx); err != nil {
 		return store.Page{}, err
 	}
-	if err := checkKind(q.Kind); err != nil {
+	if possible, err := q.Check(); !possible {
 		return store.Page{}, err
-	}
-	if q.Limit <= 0 || q.Limit > listLimit {
-		q.Limit = listLimit
 	}
 	raw, err := cursorBytes(&q)
 	if err != nil {
@@ -94,7 +88,7 @@ func (n *space) listRecords(ctx context.Context, q *store.Query, cursor string) 
 	for {
 		size := int64(q.Limit + 1 - len(out))
 		if filters(q, indexed) {
-			size = listLimit
+			size = store.MaxLimit
 		}
 		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(size), clientv3.WithRev(rev)}
 		r, err := n.get(ctx, from, opts...)
@@ -176,7 +170,7 @@ func (n *space) listBackwards(ctx context.Context, q *store.Query, prefix, from,
 }
 
 // tailKeys is how many keys at the end of a range are read at once.
-const tailKeys = 4 * listLimit
+const tailKeys = 4 * store.MaxLimit
 
 // tail reads the keys at the end of a range, some thousands at most, in one answer; start is where they begin.
 func (n *space) tail(ctx context.Context, from, end string, rev int64) (start string, r *clientv3.GetResponse, err error) {
@@ -312,7 +306,7 @@ func cursorBytes(q *store.Query) (string, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(q.Cursor)
 	rest, ok := strings.CutPrefix(string(b), cursorHead(q))
 	if err != nil || !ok || rest == "" {
-		return "", fmt.Errorf("%w: the cursor is of another query", errInvalid)
+		return "", fmt.Errorf("%w: the cursor is of another query", store.ErrInvalid)
 	}
 	return rest, nil
 }
@@ -341,7 +335,7 @@ func decodeEventCursor(s string) (eventCursor, error) {
 		}
 	}
 	if r.bad || kind[0] > 1 || c.epoch == math.MaxInt64 {
-		return c, fmt.Errorf("%w: the cursor does not read", errInvalid)
+		return c, fmt.Errorf("%w: the cursor does not read", store.ErrInvalid)
 	}
 	c.inOther, c.other = kind[0] == 1, string(r.b)
 	return c, nil

@@ -192,7 +192,7 @@ func (e *entry) stands(kv *keyValue, epoch int64) error {
 	if !ok {
 		return errValue("a key of the outbox does not read")
 	}
-	e.key, e.epoch, e.place, e.mod = string(kv.Key), epoch, place(kv.CreateRevision, seq*maxEvents), kv.ModRevision
+	e.key, e.epoch, e.place, e.mod = string(kv.Key), epoch, place(kv.CreateRevision, seq*store.MaxEvents), kv.ModRevision
 	return nil
 }
 

@@ -32,7 +32,7 @@ func (n *space) Purge(ctx context.Context, kind store.Kind, before int64, max in
 	if err := n.usable(ctx); err != nil {
 		return 0, err
 	}
-	if err := checkKind(kind); err != nil {
+	if err := kind.Check(); err != nil {
 		return 0, err
 	}
 	if kind == store.KindEvent {

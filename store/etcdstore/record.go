@@ -3,11 +3,8 @@ package etcdstore
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"fmt"
 	"hash/crc32"
 	"slices"
-	"strings"
-	"unicode/utf8"
 
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -32,98 +29,7 @@ const (
 	sizeCRC      = 4
 )
 
-// Limits of the contract.
-const (
-	maxID     = 255
-	maxKind   = 64 // the contract names no limit; a kind is part of a key
-	maxData   = 16 << 10
-	maxPuts   = 16
-	maxEvents = 16
-	maxChange = 256 << 10
-)
-
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-func checkChange(c *store.Change) error {
-	if c == nil {
-		return fmt.Errorf("%w: nil Change", errInvalid)
-	}
-	if c.ID == (store.Version{}) {
-		return fmt.Errorf("%w: Change without ID", errInvalid)
-	}
-	if len(c.Puts) > maxPuts || len(c.Events) > maxEvents {
-		return fmt.Errorf("%w: %d puts and %d events, at most %d and %d", store.ErrTooLarge, len(c.Puts), len(c.Events), maxPuts, maxEvents)
-	}
-	total := 0
-	for i := range c.Puts {
-		r := &c.Puts[i].Record
-		if r.Kind == store.KindEvent {
-			return fmt.Errorf("%w: an event belongs in Change.Events", errInvalid)
-		}
-		n, err := checkRecord(r)
-		if err != nil {
-			return err
-		}
-		total += n
-		for j := range i {
-			if p := &c.Puts[j]; p.Kind == r.Kind && p.ID == r.ID {
-				return fmt.Errorf("%w: record %s/%q twice in one Change", errInvalid, r.Kind, r.ID)
-			}
-		}
-	}
-	for i := range c.Events {
-		r := &c.Events[i]
-		if r.Kind != store.KindEvent {
-			return fmt.Errorf("%w: kind %q in Change.Events", errInvalid, r.Kind)
-		}
-		n, err := checkRecord(r)
-		if err != nil {
-			return err
-		}
-		total += n
-	}
-	if total > maxChange {
-		return fmt.Errorf("%w: %d bytes, at most %d", store.ErrTooLarge, total, maxChange)
-	}
-	return nil
-}
-
-func checkRecord(r *store.Record) (int, error) {
-	if err := checkKey(r.Kind, r.ID); err != nil {
-		return 0, err
-	}
-	if len(r.Data) > maxData {
-		return 0, fmt.Errorf("%w: %d bytes of data in %s/%q, at most %d", store.ErrTooLarge, len(r.Data), r.Kind, r.ID, maxData)
-	}
-	if r.Expires < 0 {
-		return 0, fmt.Errorf("%w: negative Expires of %s/%q", errInvalid, r.Kind, r.ID)
-	}
-	return sizeOf(r), nil
-}
-
-func sizeOf(r *store.Record) int {
-	return len(r.Kind) + len(r.ID) + len(r.Subject) + len(r.Client) + len(r.Grant) + len(r.Token) + len(r.Type) + len(r.Data)
-}
-
-func checkKind(k store.Kind) error {
-	if k == "" || len(k) > maxKind {
-		return fmt.Errorf("%w: kind %q must have 1 to %d bytes", errInvalid, k, maxKind)
-	}
-	return nil
-}
-
-func checkKey(k store.Kind, id string) error {
-	if err := checkKind(k); err != nil {
-		return err
-	}
-	if id == "" || strings.IndexByte(id, 0) >= 0 || !utf8.ValidString(id) {
-		return fmt.Errorf("%w: id %q must be 1 to %d bytes of UTF-8 without NUL", errInvalid, id, maxID)
-	}
-	if len(id) > maxID {
-		return fmt.Errorf("%w: id of %d bytes, at most %d", store.ErrTooLarge, len(id), maxID)
-	}
-	return nil
-}
 
 func appendString(b []byte, s string) []byte {
 	b = binary.AppendUvarint(b, uint64(len(s)))
@@ -142,7 +48,7 @@ func selectors(r *store.Record) [8]byte {
 
 // encodeRecord leaves written, pos and crc to stamp.
 func encodeRecord(r *store.Record, v store.Version) []byte {
-	b := make([]byte, sizeRecord, sizeRecord+sizeOf(r)+8*3+sizeCRC)
+	b := make([]byte, sizeRecord, sizeRecord+r.Size()+8*3+sizeCRC)
 	copy(b, v[:])
 	h := selectors(r)
 	copy(b[offSelectors:], h[:])
@@ -270,7 +176,7 @@ type entry struct {
 func encodeEvents(version store.Version, written int64, history uint64, events []store.Record, numbers []int, from int) []byte {
 	size := 64
 	for i := range events {
-		size += sizeOf(&events[i]) + 40
+		size += events[i].Size() + 40
 	}
 	b := make([]byte, 0, size)
 	b = append(b, layoutEvents)
@@ -313,7 +219,7 @@ func decodeEvents(b []byte) (entry, error) {
 	e.written = r.int64()
 	e.history = uint64(r.int64())
 	count := r.uvarint()
-	if count > maxEvents {
+	if count > store.MaxEvents {
 		return e, errValue("too many events in one entry")
 	}
 	for range count {

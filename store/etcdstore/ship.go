@@ -306,8 +306,8 @@ func (n *space) batch(entries []entry, cur *shipped, current uint64) batch {
 			if cur.has(e, at, current) {
 				continue // with a batch that ended inside of the entry
 			}
-			need := sizeOf(&e.events[j])
-			if len(b.events) > 0 && (size+need > shipBytes || len(b.events) == maxEvents) {
+			need := e.events[j].Size()
+			if len(b.events) > 0 && (size+need > shipBytes || len(b.events) == store.MaxEvents) {
 				return b
 			}
 			b.events, size = append(b.events, e.events[j]), size+need
@@ -382,7 +382,7 @@ func (n *space) clear(ctx context.Context, entries []*entry) error {
 		ops = append(ops, clientv3.OpDelete(e.key))
 		size := int64(48 * len(e.events))
 		for i := range e.events {
-			size += int64(sizeOf(&e.events[i]))
+			size += int64(e.events[i].Size())
 		}
 		if units(size) > 1 {
 			ops = append(ops, clientv3.OpDelete(n.keys.weightsOf(e.key), clientv3.WithPrefix()))

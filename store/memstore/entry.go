@@ -1,76 +1,12 @@
 package memstore
 
 import (
-	"errors"
-	"fmt"
 	"slices"
 	"sort"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/apitoken-go/apitoken/store"
 )
-
-// Limits of the contract.
-const (
-	maxID     = 255
-	maxData   = 16 << 10
-	maxPuts   = 16
-	maxEvents = 16
-	maxChange = 256 << 10
-)
-
-// errInvalid is wrapped by what a correct program never meets: a Change or Query outside of the contract.
-var errInvalid = errors.New("memstore: invalid argument")
-
-func checkChange(c *store.Change) error {
-	switch {
-	case c == nil || c.ID == store.Version{}:
-		return fmt.Errorf("%w: Change without ID", errInvalid)
-	case len(c.Puts) > maxPuts || len(c.Events) > maxEvents:
-		return fmt.Errorf("%w: %d puts and %d events, at most %d and %d", store.ErrTooLarge, len(c.Puts), len(c.Events), maxPuts, maxEvents)
-	}
-	total := 0
-	for i := range c.Puts {
-		r := &c.Puts[i].Record
-		if r.Kind == "" || r.Kind == store.KindEvent {
-			return fmt.Errorf("%w: kind %q in Change.Puts", errInvalid, r.Kind)
-		}
-		if err := checkRecord(r, &total); err != nil {
-			return err
-		}
-		for j := range i {
-			if p := &c.Puts[j]; p.ID == r.ID && p.Kind == r.Kind {
-				return fmt.Errorf("%w: record %s/%q twice in one Change", errInvalid, r.Kind, r.ID)
-			}
-		}
-	}
-	for i := range c.Events {
-		if c.Events[i].Kind != store.KindEvent {
-			return fmt.Errorf("%w: kind %q in Change.Events", errInvalid, c.Events[i].Kind)
-		}
-		if err := checkRecord(&c.Events[i], &total); err != nil {
-			return err
-		}
-	}
-	if total > maxChange {
-		return fmt.Errorf("%w: %d bytes, at most %d", store.ErrTooLarge, total, maxChange)
-	}
-	return nil
-}
-
-func checkRecord(r *store.Record, total *int) error {
-	switch {
-	case r.ID == "" || strings.IndexByte(r.ID, 0) >= 0 || !utf8.ValidString(r.ID):
-		return fmt.Errorf("%w: id %q must be 1 to %d bytes of UTF-8 without NUL", errInvalid, r.ID, maxID)
-	case len(r.ID) > maxID:
-		return fmt.Errorf("%w: id of %d bytes, at most %d", store.ErrTooLarge, len(r.ID), maxID)
-	case len(r.Data) > maxData:
-		return fmt.Errorf("%w: %d bytes of data in %s/%q, at most %d", store.ErrTooLarge, len(r.Data), r.Kind, r.ID, maxData)
-	}
-	*total += len(r.Kind) + len(r.ID) + len(r.Subject) + len(r.Client) + len(r.Grant) + len(r.Token) + len(r.Type) + len(r.Data)
-	return nil
-}
 
 // text is id, subject, client, grant, token, type and data of a record, copied into one string: one allocation.
 type text struct {

@@ -10,15 +10,13 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-const listLimit = 1000
-
 // List implements [store.Store]. Limit 0 means 1000.
 func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
 	if err := ctx.Err(); err != nil {
 		return store.Page{}, err
 	}
-	if q.Limit <= 0 || q.Limit > listLimit {
-		q.Limit = listLimit
+	if possible, err := q.Check(); !possible {
+		return store.Page{}, err
 	}
 	from, err := decodeCursor(&q)
 	if err != nil {
@@ -84,14 +82,14 @@ func decodeCursor(q *store.Query) (*entry, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(q.Cursor)
 	place, ok := strings.CutPrefix(string(b), cursorHead(q))
 	if err != nil || !ok {
-		return nil, fmt.Errorf("%w: the cursor is of another query", errInvalid)
+		return nil, fmt.Errorf("%w: the cursor is of another query", store.ErrInvalid)
 	}
 	if q.Kind != store.KindEvent {
 		return cursorEntry(place, 0), nil
 	}
 	n, err := strconv.ParseInt(place, 10, 64)
 	if err != nil || n < 0 {
-		return nil, fmt.Errorf("%w: the cursor does not read", errInvalid)
+		return nil, fmt.Errorf("%w: the cursor does not read", store.ErrInvalid)
 	}
 	return cursorEntry("", n), nil
 }

@@ -150,12 +150,12 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	if err := ctx.Err(); err != nil {
 		return store.Commit{}, err
 	}
-	if err := checkChange(c); err != nil {
+	if err := store.Check(c); err != nil {
 		return store.Commit{}, err
 	}
 	// What is kept is copied before the lock is taken.
-	var textBuf [maxPuts]text
-	var eventBuf [maxEvents]*entry
+	var textBuf [store.MaxPuts]text
+	var eventBuf [store.MaxEvents]*entry
 	texts, events := textBuf[:len(c.Puts)], eventBuf[:len(c.Events)]
 	for i := range c.Puts {
 		texts[i] = newText(&c.Puts[i].Record)
@@ -170,7 +170,7 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 
 func (s *Store) apply(c *store.Change, texts []text, events []*entry) (store.Commit, error) {
 	now := s.tick()
-	var olds [maxPuts]*entry
+	var olds [store.MaxPuts]*entry
 	var err error
 	for i := range c.Puts {
 		p := &c.Puts[i]
@@ -186,7 +186,7 @@ func (s *Store) apply(c *store.Change, texts []text, events []*entry) (store.Com
 		case version != p.Expect:
 			err = store.ErrConflict
 		case olds[i] != nil && err == nil && !olds[i].sameSelectors(&texts[i]):
-			err = fmt.Errorf("%w: subject, client, grant, token and type of %s/%q are fixed for its life", errInvalid, p.Kind, p.ID)
+			err = fmt.Errorf("%w: subject, client, grant, token and type of %s/%q are fixed for its life", store.ErrInvalid, p.Kind, p.ID)
 		}
 	}
 	if s.readOnly {
@@ -305,6 +305,9 @@ const purgeStep = 256
 
 // Purge implements [store.Store].
 func (s *Store) Purge(ctx context.Context, kind store.Kind, before int64, max int) (int, error) {
+	if err := kind.Check(); err != nil {
+		return 0, err
+	}
 	total := 0
 	for total < max {
 		if err := ctx.Err(); err != nil {

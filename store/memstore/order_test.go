@@ -203,7 +203,7 @@ func TestCursorsAreChecked(t *testing.T) {
 		{Kind: store.KindEvent, Cursor: encodeCursor(&store.Query{Kind: store.KindEvent}, &entry{number: -1})},
 	} {
 		_, err := s.List(ctx, q)
-		require.ErrorIs(t, err, errInvalid, "%+v", q)
+		require.ErrorIs(t, err, store.ErrInvalid, "%+v", q)
 	}
 }
 
@@ -214,7 +214,7 @@ func TestSelectorsAreFixed(t *testing.T) {
 	v := must(t, s, []store.Put{{Record: r}})
 	r.Subject = "another"
 	_, err := s.Apply(context.Background(), &store.Change{ID: newID(), Puts: []store.Put{{Record: r, Expect: v}}})
-	require.ErrorIs(t, err, errInvalid, "lists go by selectors, so they are fixed for the life of a record")
+	require.ErrorIs(t, err, store.ErrInvalid, "lists go by selectors, so they are fixed for the life of a record")
 	require.Same(t, s, s.Namespace("x").Namespace(""))
 }
 

@@ -6,79 +6,11 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/apitoken-go/apitoken/store"
 )
-
-const (
-	maxPuts   = 16
-	maxEvents = 16
-	maxChange = 256 << 10
-	maxData   = 16 << 10
-	maxID     = 255
-	maxKind   = 64
-)
-
-func checkChange(c *store.Change) error {
-	if c.ID == (store.Version{}) {
-		return fmt.Errorf("%w: Change without ID", errInvalid)
-	}
-	if len(c.Puts) > maxPuts || len(c.Events) > maxEvents {
-		return fmt.Errorf("%w: %d puts and %d events, at most %d and %d", store.ErrTooLarge, len(c.Puts), len(c.Events), maxPuts, maxEvents)
-	}
-	total := 0
-	for i := range c.Puts {
-		r := &c.Puts[i].Record
-		if r.Kind == store.KindEvent {
-			return fmt.Errorf("%w: an event belongs in Change.Events", errInvalid)
-		}
-		if err := checkRecord(r, &total); err != nil {
-			return err
-		}
-		for j := range i {
-			if p := &c.Puts[j]; p.Kind == r.Kind && p.ID == r.ID {
-				return fmt.Errorf("%w: record %s/%q twice in one Change", errInvalid, r.Kind, r.ID)
-			}
-		}
-	}
-	for i := range c.Events {
-		r := &c.Events[i]
-		if r.Kind != store.KindEvent {
-			return fmt.Errorf("%w: kind %q in Change.Events", errInvalid, r.Kind)
-		}
-		if err := checkRecord(r, &total); err != nil {
-			return err
-		}
-	}
-	if total > maxChange {
-		return fmt.Errorf("%w: %d bytes, at most %d", store.ErrTooLarge, total, maxChange)
-	}
-	return nil
-}
-
-func checkRecord(r *store.Record, total *int) error {
-	switch {
-	case r.Kind == "" || len(r.Kind) > maxKind:
-		return fmt.Errorf("%w: kind %q must have 1 to %d bytes", errInvalid, r.Kind, maxKind)
-	case len(r.ID) > maxID:
-		return fmt.Errorf("%w: id of %d bytes, at most %d", store.ErrTooLarge, len(r.ID), maxID)
-	case len(r.Data) > maxData:
-		return fmt.Errorf("%w: %d bytes of data in %s/%q, at most %d", store.ErrTooLarge, len(r.Data), r.Kind, r.ID, maxData)
-	case r.ID == "" || r.Expires < 0:
-		return fmt.Errorf("%w: a record without ID, or a negative Expires", errInvalid)
-	}
-	for _, text := range [...]string{string(r.Kind), r.ID, r.Subject, r.Client, r.Grant, r.Token, r.Type} {
-		if !utf8.ValidString(text) || strings.IndexByte(text, 0) >= 0 {
-			return fmt.Errorf("%w: %q is not UTF-8 without NUL", errInvalid, text)
-		}
-		*total += len(text)
-	}
-	*total += len(r.Data)
-	return nil
-}
 
 // Apply implements [store.Store]. It returns within Options.Timeout. The write continues under a deadline of its own when ctx
 // ends: a driver that is given the caller's would close the connection.
@@ -86,7 +18,7 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	if err := ctx.Err(); err != nil {
 		return store.Commit{}, err
 	}
-	if err := checkChange(c); err != nil {
+	if err := store.Check(c); err != nil {
 		return store.Commit{}, err
 	}
 	ctx, cancel := s.bounded(ctx)
@@ -205,7 +137,7 @@ func (s *Store) write(ctx context.Context, in *intent, unknown error) (store.Com
 			}
 			continue
 		case isPg(err, "AP005"):
-			return refused(fmt.Errorf("%w: subject, client, grant, token and type of a record are fixed for its life", errInvalid))
+			return refused(fmt.Errorf("%w: subject, client, grant, token and type of a record are fixed for its life", store.ErrInvalid))
 		case isPg(err, "AP006"):
 			return store.Commit{}, s.gone()
 		case rolledBack(err), pgconn.SafeToRetry(err):
@@ -254,6 +186,9 @@ func position(history, n int64) store.Position {
 func (s *Store) Purge(ctx context.Context, kind store.Kind, before int64, max int) (int, error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
+	if err := kind.Check(); err != nil {
+		return 0, err
+	}
 	if err := s.usable(ctx); err != nil {
 		return 0, err
 	}

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/apitoken-go/apitoken/store"
 )
 
 // Both change the events table, which every write uses: what would make writes wait for longer than this is given up, and
@@ -96,7 +98,7 @@ func (s *Store) Detach(ctx context.Context, month time.Time) (string, error) {
 				return err
 			}
 			if month.AddDate(0, 1, 0).After(now) {
-				return fmt.Errorf("%w: %s is not over", errInvalid, month.Format("2006-01"))
+				return fmt.Errorf("%w: %s is not over", store.ErrInvalid, month.Format("2006-01"))
 			}
 			// Every namespace's feed must know that what lay there is gone.
 			trim := fmt.Sprintf(`INSERT INTO %[1]strimmed AS t SELECT n.ns, last.epoch, last.xid, last.seq FROM %[1]snamespace n

@@ -114,7 +114,6 @@ var (
 )
 
 var (
-	errInvalid = errors.New("pgstore: invalid argument")
 	errReplica = errors.New("pgstore: this server is a replica: the store reads and writes the primary")
 	// A prepared statement is there that this connection did not make, or one is gone that it did.
 	errPooler = errors.New("pgstore: a transaction pooler such as PgBouncer seems to stand before the server: set Options.Pooler")
@@ -126,7 +125,7 @@ var (
 // Store before it.
 func New(ctx context.Context, pool *pgxpool.Pool, o *Options) (*Store, error) {
 	if pool == nil {
-		return nil, fmt.Errorf("%w: no pool", errInvalid)
+		return nil, fmt.Errorf("%w: no pool", store.ErrInvalid)
 	}
 	e := &engine{
 		pool: pool, o: o.orDefault(), spaces: map[string]*Store{}, group: grouper{size: groupSize, lanes: groupLanes},
@@ -243,7 +242,7 @@ func (s *Store) open(ctx context.Context) error {
 		return nil
 	}
 	if !utf8.ValidString(s.ns) || strings.IndexByte(s.ns, 0) >= 0 || len(s.ns) > 255 {
-		return fmt.Errorf("%w: a namespace is at most 255 bytes of UTF-8 without NUL", errInvalid)
+		return fmt.Errorf("%w: a namespace is at most 255 bytes of UTF-8 without NUL", store.ErrInvalid)
 	}
 	if err := s.adopt(ctx); err != nil {
 		return err

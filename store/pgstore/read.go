@@ -14,8 +14,6 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-const listLimit = 1000
-
 // statements are the templates with their names filled in. Those that read join the namespace's row, which is always there:
 // so the timeline is always asked for, which fails on a replica.
 type statements struct {
@@ -75,8 +73,8 @@ func (s *Store) Get(ctx context.Context, kind store.Kind, id string) (store.Reco
 	if err := s.usable(ctx); err != nil {
 		return store.Record{}, err
 	}
-	if !utf8.ValidString(id) || strings.IndexByte(id, 0) >= 0 || !utf8.ValidString(string(kind)) || strings.IndexByte(string(kind), 0) >= 0 {
-		return store.Record{}, store.ErrNotFound // no such record can be
+	if !kind.Possible(id) {
+		return store.Record{}, store.ErrNotFound
 	}
 	var timeline string
 	var history int64
@@ -120,8 +118,8 @@ func (s *Store) Follow(ctx context.Context, after store.Position, kinds []store.
 	if err := s.usable(ctx); err != nil {
 		return store.View{}, err
 	}
-	if max <= 0 || max > listLimit {
-		max = listLimit
+	if max <= 0 || max > store.MaxLimit {
+		max = store.MaxLimit
 	}
 	var only []string
 	for _, k := range kinds {
@@ -181,13 +179,8 @@ func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
 	if err := s.usable(ctx); err != nil {
 		return store.Page{}, err
 	}
-	if q.Limit <= 0 || q.Limit > listLimit {
-		q.Limit = listLimit
-	}
-	for _, text := range [...]string{string(q.Kind), q.Subject, q.Client, q.Grant, q.Token, q.Type} {
-		if !utf8.ValidString(text) || strings.IndexByte(text, 0) >= 0 {
-			return store.Page{}, nil // no record can match
-		}
+	if possible, err := q.Check(); !possible {
+		return store.Page{}, err
 	}
 	if q.Kind == store.KindEvent {
 		return s.listEvents(ctx, q)
@@ -310,7 +303,7 @@ func parsePlace(s string) (epoch int32, xid string, seq int64, err error) {
 			return int32(e), parts[1], n, nil
 		}
 	}
-	return 0, "", 0, fmt.Errorf("%w: the cursor does not read", errInvalid)
+	return 0, "", 0, fmt.Errorf("%w: the cursor does not read", store.ErrInvalid)
 }
 
 // conditions are joined by AND; a question mark in one becomes the next argument's number.
@@ -366,7 +359,7 @@ func decodeCursor(q *store.Query) (string, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(q.Cursor)
 	place, ok := strings.CutPrefix(string(b), cursorHead(q))
 	if err != nil || !ok || !utf8.ValidString(place) {
-		return "", fmt.Errorf("%w: the cursor is of another query", errInvalid)
+		return "", fmt.Errorf("%w: the cursor is of another query", store.ErrInvalid)
 	}
 	return place, nil
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/apitoken-go/apitoken/store"
 )
 
 // The tables have a real column for all that is selected by, so that an operator can query them. Names below start with
@@ -221,7 +223,7 @@ func (o *Options) check() error {
 		o.Timeout = 10 * time.Second
 	}
 	if !plainName.MatchString(o.Prefix) || o.Schema != "" && !plainName.MatchString(o.Schema) {
-		return fmt.Errorf("%w: Schema %q and Prefix %q must be plain names in lower case, at most 31 characters", errInvalid, o.Schema, o.Prefix)
+		return fmt.Errorf("%w: Schema %q and Prefix %q must be plain names in lower case, at most 31 characters", store.ErrInvalid, o.Schema, o.Prefix)
 	}
 	return nil
 }

@@ -17,7 +17,7 @@ func (n *space) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	if err := n.usable(ctx); err != nil {
 		return store.Commit{}, err
 	}
-	if err := checkChange(c); err != nil {
+	if err := store.Check(c); err != nil {
 		return store.Commit{}, err
 	}
 	p := &pending{args: encodeChange(c), begun: time.Now(), basis: n.lineage.Load(), done: make(chan result, 1)}
@@ -181,7 +181,7 @@ func (n *space) settle(l *lineage, batch []*pending, answer string, fail func(er
 		case 'r':
 			p.done <- result{err: store.ErrReadOnly}
 		case 'f':
-			p.done <- result{err: fmt.Errorf("%w: subject, client, grant, token and type of a record are fixed for its life", errInvalid)}
+			p.done <- result{err: fmt.Errorf("%w: subject, client, grant, token and type of a record are fixed for its life", store.ErrInvalid)}
 		default:
 			p.done <- result{err: errValue("a record is too short")}
 		}

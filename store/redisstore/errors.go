@@ -31,9 +31,6 @@ var (
 	ErrClosed = errors.New("redisstore: closed")
 )
 
-// errInvalid is wrapped by what a correct program never meets: a Change or Query outside of the contract.
-var errInvalid = errors.New("redisstore: invalid argument")
-
 // errAway: the node that was asked is no primary, or has fewer replicas than wanted; another may answer soon.
 var errAway = errors.New("redisstore: no primary that may answer")
 

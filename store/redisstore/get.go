@@ -43,7 +43,7 @@ func (n *space) Get(ctx context.Context, kind store.Kind, id string) (store.Reco
 	if err := n.usable(ctx); err != nil {
 		return store.Record{}, err
 	}
-	if checkKey(kind, id) != nil || kind == store.KindEvent {
+	if !kind.Possible(id) {
 		return store.Record{}, fmt.Errorf("%w: %s/%q", store.ErrNotFound, kind, id)
 	}
 	// What is asked may outlive the call.

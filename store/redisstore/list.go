@@ -10,8 +10,6 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-const listLimit = 1000
-
 // List implements [store.Store]. Limit 0 means 1000. A page may have fewer records than Limit and a Cursor: it has about
 // a megabyte at most, and looks at some thousands of records. Of several selectors one is looked up: the token, grant,
 // subject, client or type, in this order.
@@ -26,11 +24,8 @@ func (n *space) List(ctx context.Context, q store.Query) (store.Page, error) {
 	if err := n.usable(ctx); err != nil {
 		return store.Page{}, err
 	}
-	if err := checkKind(q.Kind); err != nil {
+	if possible, err := q.Check(); !possible {
 		return store.Page{}, err
-	}
-	if q.Limit <= 0 || q.Limit > listLimit {
-		q.Limit = listLimit
 	}
 	place, err := cursorPlace(&q)
 	if err != nil {
@@ -97,7 +92,7 @@ func (n *space) listEvents(ctx context.Context, q *store.Query, place string) (s
 	if place != "" {
 		part := strings.Split(place, " ")
 		if len(part) != 3 || !isHistory(part[0]) || !isCount(part[1]) || !isCount(part[2]) {
-			return store.Page{}, fmt.Errorf("%w: the cursor does not read", errInvalid)
+			return store.Page{}, fmt.Errorf("%w: the cursor does not read", store.ErrInvalid)
 		}
 		history, at, purges = part[0], part[1], part[2]
 	}
@@ -169,7 +164,7 @@ func cursorPlace(q *store.Query) (string, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(q.Cursor)
 	place, ok := strings.CutPrefix(string(b), cursorHead(q))
 	if err != nil || !ok || place == "" {
-		return "", fmt.Errorf("%w: the cursor is of another query", errInvalid)
+		return "", fmt.Errorf("%w: the cursor is of another query", store.ErrInvalid)
 	}
 	return place, nil
 }

@@ -15,7 +15,7 @@ func (n *space) Purge(ctx context.Context, kind store.Kind, before int64, max in
 	if err := n.usable(ctx); err != nil {
 		return 0, err
 	}
-	if err := checkKind(kind); err != nil {
+	if err := kind.Check(); err != nil {
 		return 0, err
 	}
 	latest, err := n.believed(ctx)

@@ -4,8 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
-	"strings"
-	"unicode/utf8"
 
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -27,94 +25,7 @@ const (
 	sizeCRC    = 4
 )
 
-// Limits of the contract.
-const (
-	maxID     = 255
-	maxKind   = 64 // the contract names no limit; a kind is part of a key
-	maxData   = 16 << 10
-	maxPuts   = 16
-	maxEvents = 16
-	maxChange = 256 << 10
-)
-
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-func checkChange(c *store.Change) error {
-	if c == nil {
-		return fmt.Errorf("%w: nil Change", errInvalid)
-	}
-	if c.ID == (store.Version{}) {
-		return fmt.Errorf("%w: Change without ID", errInvalid)
-	}
-	if len(c.Puts) > maxPuts || len(c.Events) > maxEvents {
-		return fmt.Errorf("%w: %d puts and %d events, at most %d and %d", store.ErrTooLarge, len(c.Puts), len(c.Events), maxPuts, maxEvents)
-	}
-	total := 0
-	for i := range c.Puts {
-		r := &c.Puts[i].Record
-		if r.Kind == store.KindEvent {
-			return fmt.Errorf("%w: an event belongs in Change.Events", errInvalid)
-		}
-		if err := checkRecord(r, &total); err != nil {
-			return err
-		}
-		for j := range i {
-			if p := &c.Puts[j]; p.ID == r.ID && p.Kind == r.Kind {
-				return fmt.Errorf("%w: record %s/%q twice in one Change", errInvalid, r.Kind, r.ID)
-			}
-		}
-	}
-	for i := range c.Events {
-		if c.Events[i].Kind != store.KindEvent {
-			return fmt.Errorf("%w: kind %q in Change.Events", errInvalid, c.Events[i].Kind)
-		}
-		if err := checkRecord(&c.Events[i], &total); err != nil {
-			return err
-		}
-	}
-	if total > maxChange {
-		return fmt.Errorf("%w: %d bytes, at most %d", store.ErrTooLarge, total, maxChange)
-	}
-	return nil
-}
-
-func checkRecord(r *store.Record, total *int) error {
-	if err := checkKey(r.Kind, r.ID); err != nil {
-		return err
-	}
-	if len(r.Data) > maxData {
-		return fmt.Errorf("%w: %d bytes of data in %s/%q, at most %d", store.ErrTooLarge, len(r.Data), r.Kind, r.ID, maxData)
-	}
-	if r.Expires < 0 {
-		return fmt.Errorf("%w: negative Expires of %s/%q", errInvalid, r.Kind, r.ID)
-	}
-	*total += sizeOf(r)
-	return nil
-}
-
-func sizeOf(r *store.Record) int {
-	return len(r.Kind) + len(r.ID) + len(r.Subject) + len(r.Client) + len(r.Grant) + len(r.Token) + len(r.Type) + len(r.Data)
-}
-
-func checkKind(k store.Kind) error {
-	if k == "" || len(k) > maxKind || strings.IndexByte(string(k), 0) >= 0 {
-		return fmt.Errorf("%w: kind %q must have 1 to %d bytes without NUL", errInvalid, k, maxKind)
-	}
-	return nil
-}
-
-func checkKey(k store.Kind, id string) error {
-	if err := checkKind(k); err != nil {
-		return err
-	}
-	if id == "" || strings.IndexByte(id, 0) >= 0 || !utf8.ValidString(id) {
-		return fmt.Errorf("%w: id %q must be 1 to %d bytes of UTF-8 without NUL", errInvalid, id, maxID)
-	}
-	if len(id) > maxID {
-		return fmt.Errorf("%w: id of %d bytes, at most %d", store.ErrTooLarge, len(id), maxID)
-	}
-	return nil
-}
 
 func appendText(b []byte, s string) []byte {
 	n := len(s)
@@ -130,7 +41,7 @@ func appendSelectors(b []byte, r *store.Record) []byte {
 
 // checksum is over what a caller gives: it finds a value that stands under another's name too.
 func checksum(version store.Version, kind store.Kind, id string, expires int64, rest []byte) uint32 {
-	var b [24 + maxKind + 1 + maxID]byte
+	var b [24 + store.MaxKind + 1 + store.MaxID]byte
 	copy(b[:], version[:])
 	binary.BigEndian.PutUint64(b[16:], uint64(expires))
 	head := append(append(append(b[:24], kind...), 0), id...)
@@ -139,7 +50,7 @@ func checksum(version store.Version, kind store.Kind, id string, expires int64, 
 
 // putBody is what stands behind the stamps of a record; selectors is how long they are in it.
 func putBody(version store.Version, r *store.Record) (body []byte, selectors int) {
-	b := make([]byte, sizeCRC, sizeCRC+15+sizeOf(r))
+	b := make([]byte, sizeCRC, sizeCRC+15+r.Size())
 	b = appendSelectors(b, r)
 	selectors = len(b) - sizeCRC
 	b = append(b, r.Data...)
@@ -148,7 +59,7 @@ func putBody(version store.Version, r *store.Record) (body []byte, selectors int
 }
 
 func eventBody(version store.Version, r *store.Record) []byte {
-	b := make([]byte, 8+sizeCRC, 8+sizeCRC+18+sizeOf(r))
+	b := make([]byte, 8+sizeCRC, 8+sizeCRC+18+r.Size())
 	binary.BigEndian.PutUint64(b, uint64(r.Expires))
 	b = appendSelectors(b, r)
 	b = appendText(b, r.ID)

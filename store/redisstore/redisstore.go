@@ -165,26 +165,26 @@ func New(ctx context.Context, client redis.UniversalClient, o *Options) (*Store,
 	}
 	switch c := client.(type) {
 	case nil:
-		return nil, fmt.Errorf("%w: no client", errInvalid)
+		return nil, fmt.Errorf("%w: no client", store.ErrInvalid)
 	case *redis.Client:
 		s.prompt = c.Options().ContextTimeoutEnabled
 	case *redis.ClusterClient:
 		s.cluster, s.prompt = c, c.Options().ContextTimeoutEnabled
 	case *redis.Ring:
-		return nil, fmt.Errorf("%w: a Ring takes a server that is down out of the ring, and goes on without its records", errInvalid)
+		return nil, fmt.Errorf("%w: a Ring takes a server that is down out of the ring, and goes on without its records", store.ErrInvalid)
 	}
 	if s.o.Prefix == "" {
 		s.o.Prefix = defaultPrefix
 	}
 	switch {
 	case !validPrefix(s.o.Prefix):
-		return nil, fmt.Errorf("%w: Options.Prefix %q must be 1 to 64 of a-z, A-Z, 0-9, '-', '_', '.'", errInvalid, o.Prefix)
+		return nil, fmt.Errorf("%w: Options.Prefix %q must be 1 to 64 of a-z, A-Z, 0-9, '-', '_', '.'", store.ErrInvalid, o.Prefix)
 	case o.Timeout < 0:
-		return nil, fmt.Errorf("%w: negative Options.Timeout", errInvalid)
+		return nil, fmt.Errorf("%w: negative Options.Timeout", store.ErrInvalid)
 	case o.WaitReplicas < 0:
-		return nil, fmt.Errorf("%w: negative Options.WaitReplicas", errInvalid)
+		return nil, fmt.Errorf("%w: negative Options.WaitReplicas", store.ErrInvalid)
 	case o.RestartLosesNothing && o.InsecureMayLoseWrites:
-		return nil, fmt.Errorf("%w: Options.RestartLosesNothing contradicts InsecureMayLoseWrites", errInvalid)
+		return nil, fmt.Errorf("%w: Options.RestartLosesNothing contradicts InsecureMayLoseWrites", store.ErrInvalid)
 	}
 	if s.o.Timeout == 0 {
 		s.o.Timeout = defaultTimeout
@@ -252,7 +252,7 @@ func (s *Store) Namespace(name string) store.Store {
 		return n
 	}
 	if !validName(name) {
-		return newSpace(s, "", fmt.Errorf("%w: namespace %q must be 1 to 64 of a-z, 0-9, '-' and '_'", errInvalid, name))
+		return newSpace(s, "", fmt.Errorf("%w: namespace %q must be 1 to 64 of a-z, 0-9, '-' and '_'", store.ErrInvalid, name))
 	}
 	n := newSpace(s, name, nil)
 	s.spaces[name] = n

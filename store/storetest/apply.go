@@ -17,8 +17,6 @@ var applyCases = []testCase{
 	{"All or nothing", testAtomic},
 	{"Retry", testRetry},
 	{"Retry by many at once", testRetryTogether},
-	{"Limits", testLimits},
-	{"Refused changes", testRefused},
 	{"Counters", testCounters},
 	{"One of many wins", testRace},
 }
@@ -163,84 +161,6 @@ func testRetryTogether(h *harness) {
 		v = c.ID
 	}
 	h.lists(store.Query{Kind: store.KindEvent}, want)
-}
-
-func testLimits(h *harness) {
-	data := func(n int) []byte { return bytes.Repeat([]byte{'d'}, n) }
-	many := func(kind store.Kind, n, size int, prefix string) (rs []store.Record) {
-		for i := range n {
-			rs = append(rs, store.Record{Kind: kind, ID: fmt.Sprint(prefix, i), Data: data(size)})
-		}
-		return rs
-	}
-	puts := func(rs []store.Record) (ps []store.Put) {
-		for _, r := range rs {
-			ps = append(ps, store.Put{Record: r})
-		}
-		return ps
-	}
-	const kib = 1 << 10
-	for name, c := range map[string]*store.Change{
-		"17 puts":                   {Puts: puts(many(grant, 17, 1, "no"))},
-		"17 events":                 {Puts: puts(many(grant, 1, 1, "no")), Events: many(store.KindEvent, 17, 1, "no")},
-		"16 KiB + 1 in a record":    {Puts: puts(many(grant, 1, 16*kib+1, "no"))},
-		"16 KiB + 1 in an event":    {Puts: puts(many(grant, 1, 1, "no")), Events: many(store.KindEvent, 1, 16*kib+1, "no")},
-		"512 KiB in all":            {Puts: puts(many(grant, 16, 16*kib, "no")), Events: many(store.KindEvent, 16, 16*kib, "no")},
-		"256 KiB and a few, events": {Puts: puts(many(grant, 1, 9, "no")), Events: many(store.KindEvent, 16, 16*kib, "no")},
-	} {
-		c.ID = fresh()
-		h.refused(c, store.ErrTooLarge, name)
-		h.absent(grant, "no0", "ErrTooLarge means not done")
-	}
-	// And what is allowed is taken: 16 and 16, 16 KiB each, 250 KiB.
-	c := &store.Change{ID: fresh(), Puts: puts(many(grant, 16, 7*kib, "r")), Events: many(store.KindEvent, 16, 8*kib, "e")}
-	h.apply(c)
-	h.must(puts(many(store.KindRule, 15, 16*kib, "r")))
-	h.must(nil, many(store.KindEvent, 15, 16*kib, "f")...)
-	var want []string
-	for i := range 16 {
-		if r := h.get(grant, fmt.Sprint("r", i)); len(r.Data) != 7*kib {
-			h.t.Fatalf("%s has lost data", show(r))
-		}
-		want = append(want, fmt.Sprint("e", i))
-	}
-	for i := range 15 {
-		want = append(want, fmt.Sprint("f", i))
-	}
-	if rs, _ := h.followAll(store.Position{}, nil, 100); len(rs) != 15 || len(rs[14].Data) != 16*kib {
-		h.t.Fatalf("Follow: %d records, want 15 of 16 KiB", len(rs))
-	}
-	h.lists(store.Query{Kind: store.KindEvent, Limit: 100}, want)
-}
-
-func testRefused(h *harness) {
-	h.must([]store.Put{put(grant, "old", "1", store.Version{})})
-	var cases []*store.Change
-	add := func(puts []store.Put, events ...store.Record) {
-		cases = append(cases, &store.Change{ID: fresh(), Puts: puts, Events: events})
-	}
-	good := put(grant, "new", "", store.Version{})
-	for _, id := range badIDs {
-		add([]store.Put{good, put(grant, id, "", store.Version{})})
-		add([]store.Put{good, put(store.KindRule, id, "", store.Version{})})
-		add([]store.Put{good}, event("no"), event(id))
-	}
-	add([]store.Put{good, put("", "x", "", store.Version{})})
-	add([]store.Put{good, put(grant, "new", "again", store.Version{})})                                // each record once
-	add([]store.Put{good, put(store.KindEvent, "x", "", store.Version{})})                             // events are only ever in Change.Events
-	add([]store.Put{good}, store.Record{Kind: store.KindRule, ID: "no"})                               // and nothing else is
-	cases = append(cases, &store.Change{Puts: []store.Put{good}, Events: []store.Record{event("no")}}) // no ID: zero means no record
-	for _, c := range cases {
-		h.refused(c, nil, "a Change outside of the contract")
-		h.absent(grant, "new", "a Change that is refused writes nothing")
-		h.absent(store.KindRule, "no", "a Change that is refused writes nothing")
-	}
-	h.must([]store.Put{good}, event("yes"))
-	h.lists(store.Query{Kind: store.KindEvent}, []string{"yes"})
-	h.lists(store.Query{Kind: grant}, []string{"new", "old"})
-	if rs, _ := h.followAll(store.Position{}, nil, 10); len(rs) != 0 {
-		h.t.Fatalf("Follow shows %s of a Change that was refused", show(rs[0]))
-	}
 }
 
 // count reads the counter that testCounters keeps in Data.

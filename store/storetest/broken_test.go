@@ -200,6 +200,133 @@ var mistakes = []mistake{
 			return m.Apply(ctx, c)
 		}}
 	}},
+	{"takes a kind of any length", "Refused changes", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
+			c = clone(c)
+			for i := range c.Puts {
+				c.Puts[i].Kind = c.Puts[i].Kind[:min(len(c.Puts[i].Kind), store.MaxKind)]
+			}
+			return m.Apply(ctx, c)
+		}}
+	}},
+	{"takes a negative Expires", "Refused changes", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
+			c = clone(c)
+			for i := range c.Puts {
+				c.Puts[i].Expires = max(c.Puts[i].Expires, 0)
+			}
+			return m.Apply(ctx, c)
+		}}
+	}},
+	{"mends selectors that are not UTF-8", "Refused changes", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
+			c = clone(c)
+			for i := range c.Events {
+				c.Events[i].Subject = strings.ToValidUTF8(c.Events[i].Subject, "?")
+			}
+			return m.Apply(ctx, c)
+		}}
+	}},
+	{"lets what is selected by change", "Refused changes", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
+			c = clone(c)
+			for i := range c.Puts {
+				if old, err := m.Get(ctx, c.Puts[i].Kind, c.Puts[i].ID); err == nil {
+					c.Puts[i].Subject = old.Subject
+				}
+			}
+			return m.Apply(ctx, c)
+		}}
+	}},
+	{"calls what is invalid unknown", "Refused changes", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
+			commit, err := m.Apply(ctx, c)
+			if errors.Is(err, store.ErrInvalid) {
+				err = errors.New("the engine failed")
+			}
+			return commit, err
+		}}
+	}},
+	{"cuts long selectors", "Limits of text", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
+			c = clone(c)
+			for i := range c.Puts {
+				c.Puts[i].Token = c.Puts[i].Token[:min(len(c.Puts[i].Token), 256)]
+			}
+			return m.Apply(ctx, c)
+		}}
+	}},
+	{"lists a kind that cannot be", "Refused queries", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
+			p, err := m.List(ctx, q)
+			if errors.Is(err, store.ErrInvalid) {
+				err = nil
+			}
+			return p, err
+		}}
+	}},
+	{"fails at a selector that cannot be", "Refused queries", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
+			if strings.Contains(q.Subject, "\x00") {
+				return store.Page{}, errors.New("invalid byte sequence")
+			}
+			return m.List(ctx, q)
+		}}
+	}},
+	{"takes Limit 0 as one record", "Limits of a page", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
+			q.Limit = max(q.Limit, 1)
+			return m.List(ctx, q)
+		}}
+	}},
+	{"fills a page as large as asked", "Limits of a page", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
+			p, err := m.List(ctx, q)
+			for limit := q.Limit; err == nil && p.Cursor != "" && len(p.Records) < limit; {
+				var more store.Page
+				q.Cursor = p.Cursor
+				more, err = m.List(ctx, q)
+				p.Records, p.Cursor = append(p.Records, more.Records...), more.Cursor
+			}
+			return p, err
+		}}
+	}},
+	{"follows nothing for an empty list of kinds", "Edge values", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, follow: func(ctx context.Context, p store.Position, ks []store.Kind, max int) (store.View, error) {
+			v, err := m.Follow(ctx, p, ks, max)
+			if ks != nil && len(ks) == 0 {
+				v.Records = nil
+			}
+			return v, err
+		}}
+	}},
+	{"takes a negative Until as no bound", "Edge values", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
+			q.Until = max(q.Until, 0)
+			return m.List(ctx, q)
+		}}
+	}},
+	{"removes all for a negative max", "Edge values", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, purge: func(ctx context.Context, k store.Kind, before int64, max int) (int, error) {
+			if max < 0 {
+				max = 1000
+			}
+			return m.Purge(ctx, k, before, max)
+		}}
+	}},
+	{"shows no more behind the last cursor", "Edge values", func(m *memstore.Store) store.Store {
+		seen := map[string]bool{}
+		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
+			p, err := m.List(ctx, q)
+			if q.Kind == store.KindEvent && q.Cursor != "" && !q.Newest {
+				p.Records = slices.DeleteFunc(p.Records, func(r store.Record) bool { return seen[r.ID] })
+				for _, r := range p.Records {
+					seen[r.ID] = true
+				}
+			}
+			return p, err
+		}}
+	}},
 	{"folds the case of ids", "Keys", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, get: func(ctx context.Context, k store.Kind, id string) (store.Record, error) {
 			r, err := m.Get(ctx, k, strings.ToLower(id))

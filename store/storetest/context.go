@@ -19,7 +19,8 @@ var contextCases = []testCase{
 
 // definite says whether err means not done, which giving up never does.
 func definite(err error) bool {
-	return errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrTooLarge) || errors.Is(err, store.ErrReadOnly)
+	return errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrTooLarge) || errors.Is(err, store.ErrReadOnly) ||
+		errors.Is(err, store.ErrInvalid)
 }
 
 func testCancelledBefore(h *harness) {

@@ -90,7 +90,7 @@ func guesses(err error) error {
 	if err == nil {
 		return errors.New("it succeeded")
 	}
-	for _, known := range []error{store.ErrNotFound, store.ErrConflict, store.ErrTooLarge, store.ErrReadOnly, store.ErrDiverged, store.ErrTrimmed} {
+	for _, known := range []error{store.ErrNotFound, store.ErrConflict, store.ErrTooLarge, store.ErrReadOnly, store.ErrInvalid, store.ErrDiverged, store.ErrTrimmed} {
 		if errors.Is(err, known) {
 			return fmt.Errorf("it answered %w, which nobody knows", err)
 		}
