@@ -101,6 +101,8 @@ const (
 	maxKeyName  = 100
 	labelAPIKey = "ak1h"
 	keySlack    = 30 * 24 * time.Hour // an ended key stays in lists for so long
+
+	maxKeyLineage = 128 // names of what a key descends from, through all its rotations
 )
 
 func newAPIKeys(s *core, signing *SigningKeys, clients *Clients) *APIKeys {
@@ -141,6 +143,8 @@ func (k *APIKeys) setAside(r store.Record) {
 
 // For returns the keys as the caller t may see and change them: its subject's own, others are
 // ErrNotFound; none made with more scopes than t holds or with claims that t has not; nothing by way of an API key.
+// A key that is made or rotated by a registered client's token ends when that token's session or client is revoked, and holds no
+// more than the client may; one by a token of Config.FirstParty outlives its session.
 func (k *APIKeys) For(t Token) *APIKeys {
 	v := &APIKeys{s: k.s, signing: k.signing, clients: k.clients, trust: k.trust, valid: k.valid, keys: k.keys, view: true}
 	switch {
@@ -182,26 +186,73 @@ func (k *APIKeys) from(m moment) birth {
 }
 
 // madeBy is what ends a key besides its subject: the client that held the token by which it was made, and the key that signed
-// that. Not its session: who logs out keeps his keys.
+// that. Of a registered client's token also all that it descends from, its session first: an application that a user tried once
+// keeps nothing. Who logs out of the host itself keeps his keys.
 func (k *APIKeys) madeBy() []string {
 	if !k.verified {
 		return nil
 	}
-	var by []string
 	x := k.caller.d.from
-	if x.Client != "" && x.Client != k.s.cfg.FirstParty {
-		by = append(by, rules.ChainClient+x.Client)
-	}
-	if x.Kid != "" {
-		by = append(by, rules.ChainKey+x.Kid)
-	}
-	for _, s := range x.Chain {
-		if strings.Contains(s, ":") {
-			by = append(by, s)
-		}
+	by := x.Lineage()
+	if x.Client == "" || x.Client == k.s.cfg.FirstParty {
+		by = slices.DeleteFunc(by, func(s string) bool { return !strings.Contains(s, ":") })
 	}
 	slices.Sort(by)
 	return slices.Compact(by)
+}
+
+// kindLineage records have no content: for each ID that API keys descend from there is one, so that a rule on that is kept until
+// they have ended.
+const kindLineage store.Kind = "lineage"
+
+func (s *core) lineageID(kind, id string) string {
+	h := opaque.Hash("lineage1", []byte(s.ns), []byte(kind), []byte(id))
+	return hex.EncodeToString(h[:])
+}
+
+const (
+	lineageThing   = "thing"   // a token or grant
+	lineageSubject = "subject" // whose keys descend from sessions
+)
+
+// noteLineage writes the lineage records of a key that is about to be written.
+func (k *APIKeys) noteLineage(ctx context.Context, rec *apiKeyRecord) error {
+	var ids []string
+	for _, s := range rec.By {
+		if !strings.Contains(s, ":") {
+			ids = append(ids, k.s.lineageID(lineageThing, s))
+		}
+	}
+	if len(ids) > 0 {
+		ids = append(ids, k.s.lineageID(lineageSubject, rec.Subject))
+	}
+	until := rec.end()
+	if until != 0 {
+		until += int64(keySlack / time.Millisecond)
+	}
+	for _, id := range ids {
+		old, err := k.s.get(ctx, kindLineage, id)
+		switch {
+		case err != nil && !isNotFound(err):
+			return err
+		case err == nil && (old.Expires == 0 || until != 0 && until <= old.Expires):
+			continue
+		}
+		c := k.s.newChange()
+		if err := bare(c, store.Record{Kind: kindLineage, ID: id, Expires: until}, old.Version); err != nil {
+			return err
+		}
+		if _, err := k.s.commit(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hasKeys reports whether API keys may descend from a token, a grant, or a subject's sessions: true where nobody can tell.
+func (s *core) hasKeys(ctx context.Context, kind, id string) bool {
+	_, err := s.get(ctx, kindLineage, s.lineageID(kind, id))
+	return !isNotFound(err)
 }
 
 func (rec *apiKeyRecord) public(id string) APIKey {
@@ -239,6 +290,11 @@ func (k *APIKeys) Create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, 
 	for try := 0; try < refreshTries; try++ {
 		m := k.s.begin(ctx)
 		if err := k.allowed(ctx); err != nil {
+			return APIKey{}, Secret{}, err
+		}
+		if err := k.noteLineage(ctx, rec); errors.Is(err, store.ErrConflict) {
+			continue
+		} else if err != nil {
 			return APIKey{}, Secret{}, err
 		}
 		count, err := k.room(ctx, r.Subject)
@@ -446,8 +502,14 @@ func (rec *apiKeyRecord) end() int64 {
 	return end
 }
 
+// ruleSubject is what rules see of a key. One that asks for tokens to be minted again spares it, since nobody can mint a key again:
+// what its client lost is taken from its scopes instead, by entry.
 func (rec *apiKeyRecord) ruleSubject(id string) *rules.Subject {
-	return &rules.Subject{Subject: rec.Subject, Id: id, ApiKey: true, Chain: rec.By, Iat: time.UnixMilli(rec.Created), Pos: rules.Positions{Birth: rec.Birth, View: rec.Birth}}
+	x := &rules.Subject{Subject: rec.Subject, Id: id, Chain: rec.By, Iat: time.UnixMilli(rec.Created),
+		Pos: rules.Positions{Birth: rec.Birth, View: rec.Birth}, Renews: true}
+	x.ApiKey = !slices.ContainsFunc(rec.By, func(s string) bool { return !strings.Contains(s, ":") })
+	x.Descend()
+	return x
 }
 
 func (k *APIKeys) read(ctx context.Context, id string) (apiKeyRecord, store.Record, error) {
@@ -492,9 +554,6 @@ func (k *APIKeys) used(ctx context.Context, x APIKey) APIKey {
 
 // List lists keys, newest first: also those that have ended, for some time.
 func (k *APIKeys) List(ctx context.Context, p Page) iter.Seq2[APIKey, error] {
-	if err := k.allowed(ctx); err != nil {
-		return func(yield func(APIKey, error) bool) { yield(APIKey{}, err) }
-	}
 	return k.list(ctx, k.subject, p, true)
 }
 
@@ -506,10 +565,19 @@ func (k *APIKeys) Of(ctx context.Context, subject string, p Page) iter.Seq2[APIK
 	return k.list(ctx, subject, p, true)
 }
 
-// list tells of their use only where that is asked for: it costs a read for each.
+// list tells of their use only where that is asked for: it costs a read for each. The caller of a view is asked about before each:
+// a list may be read for long.
 func (k *APIKeys) list(ctx context.Context, subject string, p Page, use bool) iter.Seq2[APIKey, error] {
 	return func(yield func(APIKey, error) bool) {
+		if err := k.allowed(ctx); err != nil {
+			yield(APIKey{}, err)
+			return
+		}
 		for r, err := range k.s.pages(ctx, store.Query{Kind: store.KindAPIKey, Subject: subject, Newest: true}, p) {
+			if err := k.allowed(ctx); err != nil {
+				yield(APIKey{}, err)
+				return
+			}
 			var rec apiKeyRecord
 			if err == nil {
 				err = read(&apiKeyForm, r, &rec)
@@ -536,10 +604,10 @@ func (k *APIKeys) list(ctx context.Context, subject string, p Page, use bool) it
 
 // change rewrites a key in one compare-and-swap.
 func (k *APIKeys) change(ctx context.Context, id, how string, f func(*apiKeyRecord) error) (APIKey, error) {
-	if err := k.allowed(ctx); err != nil {
-		return APIKey{}, err
-	}
 	for try := 0; try < refreshTries; try++ {
+		if err := k.allowed(ctx); err != nil {
+			return APIKey{}, err
+		}
 		rec, r, err := k.read(ctx, id)
 		if err != nil {
 			return APIKey{}, err
@@ -583,6 +651,9 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 	}
 	for try := 0; try < refreshTries; try++ {
 		m := k.s.begin(ctx)
+		if err := k.allowed(ctx); err != nil {
+			return APIKey{}, Secret{}, err
+		}
 		rec, r, err := k.read(ctx, id)
 		if err != nil {
 			return APIKey{}, Secret{}, err
@@ -618,12 +689,31 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 		if rec.Expires != 0 {
 			rec.Replaced = min(rec.Replaced, rec.Expires)
 		}
-		// The successor descends from the key: a rule that hits that hits it, whenever it came.
-		fresh, secret, err := k.write(ctx, &next, m, rec.birth(), func(c *change) error {
+		// The successor descends from the key and from whoever rotates it: a rule that matches either matches it, whenever it came.
+		from := rec.birth()
+		if k.verified {
+			from = from.earlier(k.birth)
+			next.By = slices.Compact(slices.Sorted(slices.Values(slices.Concat(rec.By, k.madeBy()))))
+			if len(next.By) > maxKeyLineage {
+				return APIKey{}, Secret{}, fail(ErrInvalidRequest, "the key was rotated by too many different tokens: make a new one")
+			}
+			if err := k.noteLineage(ctx, &next); errors.Is(err, store.ErrConflict) {
+				continue
+			} else if err != nil {
+				return APIKey{}, Secret{}, err
+			}
+		}
+		fresh, secret, err := k.write(ctx, &next, m, from, func(c *change) error {
 			return rec.put(c, id, r.Version)
 		}, "rotated from "+id)
-		if errors.Is(err, store.ErrConflict) || errors.Is(err, errOvertaken) {
+		switch {
+		case errors.Is(err, store.ErrConflict):
 			continue
+		case errors.Is(err, errOvertaken):
+			if err := k.allowed(ctx); err != nil {
+				return APIKey{}, Secret{}, err
+			}
+			return APIKey{}, Secret{}, fail(ErrRevoked, "a revocation came while the key was rotated")
 		}
 		return fresh, secret, err
 	}
@@ -664,6 +754,7 @@ func (k *APIKeys) identify(ctx context.Context, text string) (string, error) {
 type knownKey struct {
 	d       *tokenData
 	hash    [32]byte
+	makers  []maker
 	end     int64 // Unix ms, 0: never
 	rule    *rules.Subject
 	version atomic.Uint64 // of the rules
@@ -696,10 +787,38 @@ func (e *knownKey) shown(key *opaque.Key, hash *[32]byte) bool {
 	return subtle.ConstantTimeCompare(hash[:], e.hash[:])&subtle.ConstantTimeCompare(tag[:], known[:]) == 1
 }
 
+// maker is a registered client by whose token a key was made or rotated, as it was when the key was read: the key holds no more
+// than its client may.
+type maker struct {
+	id     string
+	client *knownClient
+}
+
+// outdated reports that one of the key's clients has changed since it was read.
+func (e *knownKey) outdated(clients *Clients) bool {
+	for _, m := range e.makers {
+		if clients.lookup(m.id) != m.client {
+			return true
+		}
+	}
+	return false
+}
+
 func (k *APIKeys) entry(r store.Record) (*knownKey, error) {
 	var rec apiKeyRecord
 	if err := read(&apiKeyForm, r, &rec); err != nil {
 		return nil, err
+	}
+	var makers []maker
+	for _, s := range rec.By {
+		id, ok := strings.CutPrefix(s, rules.ChainClient)
+		if !ok || id == k.s.cfg.FirstParty {
+			continue
+		}
+		m := maker{id, k.clients.lookup(id)}
+		if makers = append(makers, m); m.client != nil {
+			rec.Scopes = sortedScopes(intersectScopes(rec.Scopes, m.client.Scopes))
+		}
 	}
 	spec := TokenSpec{Kind: KindAPIKey, ID: r.ID, Issuer: k.s.cfg.Issuer, Subject: rec.Subject, Audiences: []string{k.s.cfg.Audience},
 		Scopes: rec.Scopes, IssuedAt: time.UnixMilli(rec.Created)}
@@ -708,7 +827,7 @@ func (k *APIKeys) entry(r store.Record) (*knownKey, error) {
 		spec.ExpiresAt = time.UnixMilli(end)
 	}
 	e := &knownKey{hash: rec.Hash, end: end, rule: rec.ruleSubject(r.ID), maxUses: rec.MaxUses, rate: rec.Rate, meter: newMeter(),
-		counter: rec.counter(r.ID), expires: rec.Expires}
+		counter: rec.counter(r.ID), expires: rec.Expires, makers: makers}
 	e.d = makeToken(spec, rec.Claims).d
 	e.d.from, e.d.by, e.d.counted = e.rule, k.valid, rec.MaxUses > 0
 	e.use = k.s.audit.counter(useAPIKey, r.ID)
@@ -728,6 +847,10 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 	}
 	hash := k.s.hashAPIKey(&key)
 	e := k.keys.get(key.ID)
+	if e != nil && e.makers != nil && e.outdated(k.clients) {
+		k.keys.drop(key.ID)
+		e = nil
+	}
 	if e == nil || !e.shown(&key, &hash) {
 		// Junk ends here, without a store read and in the same time whether its ID is a key's or not.
 		ours, err := k.signing.made(ctx, &key, opaque.APIKey)

@@ -75,7 +75,7 @@ const (
 )
 
 // copiedKinds are all but the namespace's own record, the cursors of sinks and the events.
-var copiedKinds = []store.Kind{store.KindKey, store.KindRole, store.KindClient, store.KindRule, store.KindAPIKey, kindGrant, kindTicket, kindOnce, kindNote, kindUse, kindSpent}
+var copiedKinds = []store.Kind{store.KindKey, store.KindRole, store.KindClient, store.KindRule, store.KindAPIKey, kindGrant, kindTicket, kindOnce, kindNote, kindUse, kindSpent, kindLineage}
 
 // copyRecord is how far the events are copied: behind Cursor of the source, and behind those of Seen.
 type copyRecord struct {

@@ -60,7 +60,7 @@ func (s *Service) tidy(ctx context.Context, before time.Time) {
 		return
 	}
 	s.finishRules(ctx, before)
-	for _, kind := range []store.Kind{store.KindRule, kindGrant, kindTicket, kindOnce, kindNote, store.KindAPIKey, store.KindKey, kindUse, kindSpent, kindQuota, store.KindEvent} {
+	for _, kind := range []store.Kind{store.KindRule, kindGrant, kindTicket, kindOnce, kindNote, store.KindAPIKey, store.KindKey, kindUse, kindSpent, kindQuota, kindLineage, store.KindEvent} {
 		before := before
 		if kind == store.KindEvent {
 			before = s.audit.delivered(before)
@@ -117,7 +117,7 @@ func (s *Service) endKeys(ctx context.Context, x rules.Record) bool {
 	t := x.Target
 	q := store.Query{Kind: store.KindAPIKey}
 	switch t.Kind {
-	case rules.TargetSubject:
+	case rules.TargetSubject, rules.TargetSessions:
 		if t.Issuer != "" {
 			return true
 		}
@@ -127,10 +127,15 @@ func (s *Service) endKeys(ctx context.Context, x rules.Record) bool {
 		if isNotFound(err) {
 			err = s.Clients.forget(ctx, t.Id)
 		}
-		return err == nil
-	case rules.TargetAll, rules.TargetClient: // a client's token may have made API keys
+		if err != nil {
+			return false
+		}
+		if !s.hasKeys(ctx, lineageThing, t.Id) {
+			return true
+		}
+	case rules.TargetAll, rules.TargetClient, rules.TargetGrant: // they, or what a client's token made
 	default:
-		return true // API keys have no session
+		return true
 	}
 	for r, err := range s.pages(ctx, q, Page{}) {
 		if err != nil {

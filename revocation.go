@@ -103,8 +103,8 @@ func (s *Service) provenTarget(ctx context.Context, t *rules.Target) error {
 			return fail(ErrNotFound, "another's")
 		}
 		t.Owner = ""
-		if t.Holder != "" && t.Kind == rules.TargetSessions {
-			t.Kind = rules.TargetSubject // one client of one user: API keys have no client
+		if t.Holder != "" && t.Holder != s.cfg.FirstParty && t.Kind == rules.TargetSessions {
+			t.Kind = rules.TargetSubject // one client of one user: the API keys that it made end with its sessions
 		}
 		return nil
 	case rules.TargetClient:
@@ -263,11 +263,19 @@ func (s *core) ruleExpiry(ctx context.Context, t rules.Target, now time.Time) in
 	switch t.Kind {
 	case rules.TargetToken:
 		_, err := s.st.Get(ctx, store.KindAPIKey, t.Id)
-		if errors.Is(err, store.ErrNotFound) {
+		if errors.Is(err, store.ErrNotFound) && !s.hasKeys(ctx, lineageThing, t.Id) {
 			return access.UnixMilli()
 		}
 		return 0
-	case rules.TargetGrant, rules.TargetSessions:
+	case rules.TargetGrant:
+		if s.hasKeys(ctx, lineageThing, t.Id) {
+			return 0
+		}
+		return session.UnixMilli()
+	case rules.TargetSessions:
+		if s.hasKeys(ctx, lineageSubject, t.Id) {
+			return 0
+		}
 		return session.UnixMilli()
 	case rules.TargetRole:
 		return access.UnixMilli()

@@ -202,8 +202,14 @@ func (b *Book) raise(c Class, t Target, v, expires int64) {
 	}
 	k, id, holder := t.Indexed()
 	b.Index.Raise(b.key(c, k, t.Issuer, id, holder), v, expires)
+	if k == TargetHeld && t.Kind != TargetSessions {
+		b.Index.Raise(b.key(c, k, t.Issuer, id, keysOf(holder)), v, expires)
+	}
 	b.used[k].Or(1 << c)
 }
+
+// keysOf stands for the API keys that a holder made, which rules on sessions spare: no client has such a name.
+func keysOf(holder string) string { return holder + "\x00" }
 
 // indexed is what a rule on t is found by. Narrowing to an owner or a holder is either proved before the rule is
 // written, for single things, or part of the key.
@@ -266,7 +272,7 @@ type Subject struct {
 	Iat     time.Time // the earliest of its own and of what it descends from
 	Skew    time.Duration
 	Wall    bool     // no positions: compare times
-	ApiKey  bool     // no session: rules on sessions spare it
+	ApiKey  bool     // descends from no session: rules on sessions spare it
 	Renews  bool     // a grant at refresh: what is minted now is new, so that "mint again" spares it
 	Abroad  *Subject // of a foreign token: what a service's own rules see of it
 }
@@ -328,7 +334,11 @@ func (b *Book) Hit(x *Subject) string {
 	}
 	for _, g := range x.Chain { // grants, and API keys that were exchanged for an access token
 		if client, ok := strings.CutPrefix(g, ChainClient); ok {
-			if b.passed(x, TargetClient, "", client, "") || b.passed(x, TargetHeld, x.Issuer, x.Subject, client) {
+			held := client
+			if x.ApiKey {
+				held = keysOf(client)
+			}
+			if b.passed(x, TargetClient, "", client, "") || b.passed(x, TargetHeld, x.Issuer, x.Subject, held) {
 				return "client"
 			}
 			continue
@@ -436,7 +446,7 @@ func (r *Pending_) matches(x *Subject) bool {
 	case TargetClient:
 		return x.Client == id || slices.Contains(x.Chain, ChainClient+id)
 	case TargetHeld:
-		return x.Client == holder && (is(x.Issuer, x.Subject) || anyActor()) || is(x.Issuer, x.Subject) && slices.Contains(x.Chain, ChainClient+holder)
+		return x.Client == holder && (is(x.Issuer, x.Subject) || anyActor()) || is(x.Issuer, x.Subject) && slices.Contains(x.Chain, ChainClient+holder) && !(x.ApiKey && t.Kind == TargetSessions)
 	case TargetRole:
 		return slices.Contains(x.Roles, id)
 	}
