@@ -83,6 +83,9 @@ type Store struct {
 	mark    *mark
 	markErr error
 	reserve reserve
+
+	relabelled time.Duration // when the label was last changed, monotonic
+
 	full    bool
 	probed  time.Duration        // when recovery was last tried, monotonic
 	touched map[touched]struct{} // keys written while Compact copies; nil otherwise
@@ -435,9 +438,14 @@ func (s *Store) adopt(o *Options, fresh, marked bool) error {
 	if err != nil {
 		return err
 	}
-	ino := inode(fi)
+	ino, born := inode(fi), bornAt(s.path)
 	m := &s.mark.markContent
-	same := marked && !backup && m.id == s.id && (m.inode == ino || m.inode2 == ino) && s.meta.seq >= m.seq
+	same := marked && !backup && m.id == s.id && m.names(ino, born) && s.meta.seq >= m.seq
+	if same {
+		if same, err = s.labelled(m); err != nil {
+			return err
+		}
+	}
 	if s.readOnly && s.mark.f == nil {
 		same = !backup // there is nothing to tell by
 	}
@@ -472,11 +480,23 @@ func (s *Store) adopt(o *Options, fresh, marked bool) error {
 			return err
 		}
 	}
-	*m = markContent{id: s.id, inode: ino, seq: s.meta.seq}
+	opened := markContent{id: s.id, inode: ino, born: born, seq: s.meta.seq, nonce: m.nonce, next: m.next}
+	if !same || m.nonce == (nonce{}) {
+		opened.nonce, opened.next = relabelAnew(s.path), nonce{}
+	}
+	*m = opened
+	// Written before it is cut: a mark of an older version, which is shorter, is never read half.
+	if err := s.mark.save(); err != nil {
+		return err
+	}
 	if err := s.mark.f.Truncate(markSize); err != nil {
 		return err
 	}
-	return s.mark.saveDurably()
+	if err := s.mark.saveDurably(); err != nil {
+		return err
+	}
+	_ = s.relabel() // the mark says how far it came
+	return nil
 }
 
 // checkMode refuses a file that others can read or write: whoever reads it can use what is in it, and whoever writes it
@@ -597,6 +617,9 @@ func (s *Store) shutdown() {
 		s.closeErr = errors.Join(s.closeErr, fmt.Errorf("boltstore: write the mark: %w", s.markErr))
 	}
 	if !s.readOnly && s.mark.f != nil {
+		if s.failure() == nil {
+			_ = s.relabel() // the mark says how far it came
+		}
 		s.closeErr = errors.Join(s.closeErr, s.mark.saveDurably())
 	}
 	s.closeErr = errors.Join(s.closeErr, s.mark.close())

@@ -362,7 +362,16 @@ func (s *Store) replace(c *copier) error {
 	if err := c.dst.Close(); err != nil {
 		return err
 	}
-	s.mark.inode2 = inode(fi)
+	s.mark.inode2, s.mark.born2 = inode(fi), bornAt(c.name)
+	if s.mark.nonce != (nonce{}) {
+		err := setLabel(c.name, s.mark.nonce.label())
+		if err == nil {
+			err = syncFile(c.name)
+		}
+		if err != nil {
+			return fmt.Errorf("boltstore: compact: %w", err)
+		}
+	}
 	if err := s.mark.saveDurably(); err != nil {
 		return err
 	}
@@ -376,9 +385,9 @@ func (s *Store) replace(c *copier) error {
 	}
 	renamed := os.Rename(c.name, s.path)
 	if renamed == nil {
-		s.mark.inode = s.mark.inode2
+		s.mark.inode, s.mark.born = s.mark.inode2, s.mark.born2
 	}
-	s.mark.inode2 = 0
+	s.mark.inode2, s.mark.born2 = 0, 0
 	if s.db, err = s.openDB(time.Second, inspectShallow); err != nil {
 		s.db = nil
 		s.setFailure(err) // the next write opens it again

@@ -17,8 +17,9 @@ import (
 // Its content tells a file that was put back from one that went on: which file this is (id and inode), and how many
 // commits it had. It is written after every commit without waiting for the disk, so it is never ahead of a database
 // that kept its acknowledged commits, and it may be behind after a power failure, which proves nothing and means
-// nothing. A database behind its mark, with another inode, or without a mark was put back, copied or moved to another
-// file system. What stays unseen is a snapshot of the whole file system, which takes the mark back too.
+// nothing. A database behind its mark, with another inode, birth time or label (see label.go), or without a mark was put
+// back, copied or moved to another file system. What stays unseen is a snapshot of the whole file system, which takes
+// the mark back too.
 type mark struct {
 	f *os.File // nil: opened read only where there is none
 	markContent
@@ -29,9 +30,18 @@ type markContent struct {
 	inode  uint64
 	inode2 uint64 // the compacted file that is about to take its place; 0: none
 	seq    uint64 // commits
+
+	// Not in marks of older versions, which leaves them zero: then they say nothing.
+	born  int64 // birth time of the file with inode, ns; 0: not known
+	born2 int64 // and of that with inode2
+	nonce nonce // the label of the file; zero: the file system takes none
+	next  nonce // the label that it is about to get; zero: none
 }
 
-const markSize = 8 + 16 + 8 + 8 + 8 + 4
+const (
+	markSizePlain = 8 + 16 + 8 + 8 + 8 + 4
+	markSize      = markSizePlain + 8 + 8 + 8 + 8
+)
 
 var markMagic = [8]byte{'a', 'p', 'i', 't', 'm', 'a', 'r', 'k'}
 
@@ -44,21 +54,39 @@ func (c *markContent) encode() []byte {
 	b = binary.BigEndian.AppendUint64(b, c.inode)
 	b = binary.BigEndian.AppendUint64(b, c.inode2)
 	b = binary.BigEndian.AppendUint64(b, c.seq)
+	b = binary.BigEndian.AppendUint64(b, uint64(c.born))
+	b = binary.BigEndian.AppendUint64(b, uint64(c.born2))
+	b = append(append(b, c.nonce[:]...), c.next[:]...)
+	return sealMark(b)
+}
+
+func sealMark(b []byte) []byte {
 	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
 func decodeMark(b []byte) (c markContent, ok bool) {
-	if len(b) != markSize || [8]byte(b[:8]) != markMagic {
+	if len(b) != markSize && len(b) != markSizePlain || [8]byte(b[:8]) != markMagic {
 		return c, false
 	}
-	if binary.BigEndian.Uint32(b[markSize-4:]) != crc32.Checksum(b[:markSize-4], castagnoli) {
+	if binary.BigEndian.Uint32(b[len(b)-4:]) != crc32.Checksum(b[:len(b)-4], castagnoli) {
 		return c, false
 	}
 	c.id = [16]byte(b[8:24])
 	c.inode = binary.BigEndian.Uint64(b[24:])
 	c.inode2 = binary.BigEndian.Uint64(b[32:])
 	c.seq = binary.BigEndian.Uint64(b[40:])
+	if len(b) == markSize {
+		c.born = int64(binary.BigEndian.Uint64(b[48:]))
+		c.born2 = int64(binary.BigEndian.Uint64(b[56:]))
+		c.nonce, c.next = nonce(b[64:72]), nonce(b[72:80])
+	}
 	return c, true
+}
+
+// names reports whether the file with this inode and birth time is the one that the mark belongs to.
+func (c *markContent) names(inode uint64, born int64) bool {
+	same := func(i uint64, b int64) bool { return i == inode && (b == born || b == 0 || born == 0) }
+	return same(c.inode, c.born) || same(c.inode2, c.born2)
 }
 
 // load reads the content; false means that there is none to go by.

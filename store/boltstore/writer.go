@@ -110,6 +110,9 @@ func (s *Store) run() {
 		}
 		last = len(group)
 		s.commitGroup(group)
+		if !s.readOnly && s.failure() == nil && s.clock.mono()-s.relabelled >= relabel {
+			_ = s.relabel() // the mark says how far it came
+		}
 	}
 }
 
