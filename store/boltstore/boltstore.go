@@ -46,6 +46,7 @@ type Store struct {
 	readOnly bool
 	history  uint64
 	restored bool
+	clean    bool // the file is as Close left it
 	clock    *clock
 	timeout  time.Duration
 	commit   func(*bbolt.Tx) error // tests make it fail
@@ -218,7 +219,11 @@ func open(path string, o *Options, clk *clock) (_ *Store, err error) {
 			return nil, err
 		}
 	}
-	if s.db, err = s.openDB(max(time.Until(deadline), time.Millisecond), inspect); err != nil {
+	look := inspect
+	if s.clean = marked && s.mark.closed != (fileState{}) && s.mark.closed == stateOf(path); s.clean {
+		look = inspectShallow
+	}
+	if s.db, err = s.openDB(max(time.Until(deadline), time.Millisecond), look); err != nil {
 		return nil, err
 	}
 	if err := s.adopt(o, fresh, marked); err != nil {
@@ -418,7 +423,7 @@ func (s *Store) adopt(o *Options, fresh, marked bool) error {
 	if err := s.checkMode(o.AllowMode); err != nil {
 		return err
 	}
-	look := &survey{ctx: context.Background(), all: true, each: func(int) {}}
+	look := &survey{ctx: context.Background(), all: !s.clean, each: func(int) {}}
 	if s.meta.format != formatPlain {
 		if err := s.view(look.check); err != nil {
 			return err
@@ -619,6 +624,9 @@ func (s *Store) shutdown() {
 	if !s.readOnly && s.mark.f != nil {
 		if s.failure() == nil {
 			_ = s.relabel() // the mark says how far it came
+		}
+		if s.closeErr == nil {
+			s.mark.closed = stateOf(s.path)
 		}
 		s.closeErr = errors.Join(s.closeErr, s.mark.saveDurably())
 	}

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -125,4 +126,23 @@ func TestMarkOfAnOlderVersion(t *testing.T) {
 func (c *markContent) encodePlain() []byte {
 	b := c.encode()[:markSizePlain-4]
 	return sealMark(b)
+}
+
+// TestCleanClose: only a file that Close left and nothing wrote since is opened without looking at all of it.
+func TestCleanClose(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "tokens.db")
+	require.NoError(t, newAt(t, path).Close())
+	s := openT(t, path, nil)
+	require.True(t, s.clean)
+	b, err := os.ReadFile(path + ".mark")
+	require.NoError(t, err)
+	m, ok := decodeMark(b)
+	require.True(t, ok)
+	require.Zero(t, m.closed, "a process that is killed leaves no sign of a clean end")
+	require.NoError(t, s.Close())
+	require.NoError(t, os.Chtimes(path, time.Unix(1, 0), time.Unix(1, 0)))
+	s = openT(t, path, nil)
+	require.False(t, s.clean)
+	require.False(t, s.Restored())
 }

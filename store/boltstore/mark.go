@@ -36,11 +36,17 @@ type markContent struct {
 	born2 int64 // and of that with inode2
 	nonce nonce // the label of the file; zero: the file system takes none
 	next  nonce // the label that it is about to get; zero: none
+
+	// The file as Close left it; zero from Open to Close. If it is still so, only what changes at each start is checked.
+	closed fileState
 }
+
+// fileState changes when anything writes the file, times in ns.
+type fileState struct{ size, modified, changed int64 }
 
 const (
 	markSizePlain = 8 + 16 + 8 + 8 + 8 + 4
-	markSize      = markSizePlain + 8 + 8 + 8 + 8
+	markSize      = markSizePlain + 8 + 8 + 8 + 8 + 3*8
 )
 
 var markMagic = [8]byte{'a', 'p', 'i', 't', 'm', 'a', 'r', 'k'}
@@ -57,6 +63,9 @@ func (c *markContent) encode() []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(c.born))
 	b = binary.BigEndian.AppendUint64(b, uint64(c.born2))
 	b = append(append(b, c.nonce[:]...), c.next[:]...)
+	for _, n := range []int64{c.closed.size, c.closed.modified, c.closed.changed} {
+		b = binary.BigEndian.AppendUint64(b, uint64(n))
+	}
 	return sealMark(b)
 }
 
@@ -79,6 +88,9 @@ func decodeMark(b []byte) (c markContent, ok bool) {
 		c.born = int64(binary.BigEndian.Uint64(b[48:]))
 		c.born2 = int64(binary.BigEndian.Uint64(b[56:]))
 		c.nonce, c.next = nonce(b[64:72]), nonce(b[72:80])
+		for i, p := range []*int64{&c.closed.size, &c.closed.modified, &c.closed.changed} {
+			*p = int64(binary.BigEndian.Uint64(b[80+8*i:]))
+		}
 	}
 	return c, true
 }
