@@ -146,7 +146,7 @@ func (k *APIKeys) setAside(r store.Record) {
 // A key that is made or rotated by a registered client's token ends when that token's session or client is revoked, and holds no
 // more than the client may; one by a token of Config.FirstParty outlives its session.
 func (k *APIKeys) For(t Token) *APIKeys {
-	v := &APIKeys{s: k.s, signing: k.signing, clients: k.clients, trust: k.trust, valid: k.valid, keys: k.keys, view: true}
+	v := &APIKeys{s: k.s, signing: k.signing, clients: k.clients, trust: k.trust, valid: k.valid, keys: k.keys, view: true, caller: t}
 	switch {
 	case t.IsZero():
 		v.refuse = "no caller"
@@ -157,7 +157,7 @@ func (k *APIKeys) For(t Token) *APIKeys {
 	case t.IsClient():
 		v.refuse = "a client's own token has no API keys"
 	default:
-		v.caller, v.subject, v.held = t, t.Subject(), t.d.held
+		v.subject, v.held = t.Subject(), t.d.held
 		v.birth, v.verified = t.birth(k.s)
 		if err := t.Claims(&v.claims); err != nil {
 			v.refuse = "the caller's claims can not be read"
@@ -270,6 +270,26 @@ func (rec *apiKeyRecord) public(id string) APIKey {
 // Create makes a key and returns its secret: shown now and never again. ErrLimited: the subject has
 // Limits.APIKeysPerSubject already.
 func (k *APIKeys) Create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, error) {
+	x, secret, err := k.create(ctx, r)
+	k.denied(ctx, err)
+	return x, secret, err
+}
+
+// denied counts what the caller of a view may not do, with the caller's name.
+func (k *APIKeys) denied(ctx context.Context, err error) {
+	if err == nil || !k.view || k.caller.IsZero() {
+		return
+	}
+	d := k.caller.d
+	known := refusal{subject: d.Subject, client: d.Client, token: d.ID, grantID: d.Grant}
+	if errors.Is(err, ErrInvalidToken) { // the caller's own token has ended since
+		k.s.audit.refused(ctx, EventRefused, reasonOf(err), d)
+		return
+	}
+	k.s.audit.denied(ctx, "apikey", known, err)
+}
+
+func (k *APIKeys) create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, error) {
 	if err := k.allowed(ctx); err != nil {
 		return APIKey{}, Secret{}, err
 	}
@@ -603,7 +623,8 @@ func (k *APIKeys) list(ctx context.Context, subject string, p Page, use bool) it
 }
 
 // change rewrites a key in one compare-and-swap.
-func (k *APIKeys) change(ctx context.Context, id, how string, f func(*apiKeyRecord) error) (APIKey, error) {
+func (k *APIKeys) change(ctx context.Context, id, how string, f func(*apiKeyRecord) error) (x APIKey, err error) {
+	defer func() { k.denied(ctx, err) }()
 	for try := 0; try < refreshTries; try++ {
 		if err := k.allowed(ctx); err != nil {
 			return APIKey{}, err
@@ -639,7 +660,8 @@ func (k *APIKeys) Rename(ctx context.Context, id, name string) (APIKey, error) {
 
 // Rotate makes the successor, with an ID and a secret of its own; the old secret works for overlap longer, never past
 // its expiry. The successor expires when the old one would have.
-func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) (APIKey, Secret, error) {
+func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) (_ APIKey, _ Secret, err error) {
+	defer func() { k.denied(ctx, err) }()
 	if overlap < 0 {
 		return APIKey{}, Secret{}, fail(ErrInvalidRequest, "negative overlap")
 	}
@@ -721,7 +743,8 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 }
 
 // Revoke ends a key at once. ErrNotFound: there is none, or it is not the caller's.
-func (k *APIKeys) Revoke(ctx context.Context, id, reason string) error {
+func (k *APIKeys) Revoke(ctx context.Context, id, reason string) (err error) {
+	defer func() { k.denied(ctx, err) }()
 	if err := k.allowed(ctx); err != nil {
 		return err
 	}

@@ -354,6 +354,61 @@ func (a *auditLog) refused(ctx context.Context, t EventType, reason string, d *t
 	a.tally.add(t, reason, d, originOf(ctx).Address)
 }
 
+// denied counts that a call was refused although a credential in it was authentic: known names whose it was, as far as the call
+// came to know. A refusal without a name counts only as a bad grant. What was validated as a token is counted there.
+func (a *auditLog) denied(ctx context.Context, what string, known refusal, err error) {
+	switch {
+	case err == nil, errors.Is(err, ErrUnavailable):
+		return
+	case errors.Is(err, ErrInvalidGrant):
+	case !known.named(), errors.Is(err, ErrInvalidToken), errors.Is(err, ErrNoToken):
+		return
+	}
+	known.kind, known.reason = EventRefused, what
+	why := ""
+	if known.named() {
+		why = whyOf(err)
+	}
+	a.tally.oneFor(known, why, originOf(ctx).Address)
+}
+
+// whyOf is what said no, without the cause, which may be a host's text.
+func whyOf(err error) string {
+	var e *Error
+	if !errors.As(public(err), &e) {
+		return ""
+	}
+	return text.CleanText(e.Detail)
+}
+
+// by names the client that asks: as a fact if it proved who it is, or else as claimed.
+func (r *refusal) by(who *caller) {
+	switch {
+	case who.none():
+	case who.public:
+		r.claimed = who.id()
+	default:
+		r.client = who.id()
+	}
+}
+
+// Refused counts a refusal that an adapter decided by itself, as [EventRefused] with the given reason, a constant word, and why,
+// the limit that said no. by is a client that [Clients.Confirm] confirmed; zero: the Token in ctx says who was refused. It counts
+// nothing where neither proves who it was: strangers leave no names.
+func (s *Service) Refused(ctx context.Context, by ClientAuth, reason, why string) {
+	var known refusal
+	if who, err := s.Clients.caller(ctx, by); err != nil {
+		return
+	} else if known.by(&who); who.none() {
+		if t := FromContext(ctx); !t.IsZero() {
+			known.subject, known.client, known.token, known.grantID = t.d.Subject, t.d.Client, t.d.ID, t.d.Grant
+		}
+	}
+	if known.named() {
+		s.audit.denied(ctx, reason, known, fail(ErrDenied, "%s", why))
+	}
+}
+
 // clientRefused counts a failed authentication of a client. claimed is the ID that was given.
 func (a *auditLog) clientRefused(ctx context.Context, reason, claimed string) {
 	r := refusal{kind: EventClientRefused, reason: reason}

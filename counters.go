@@ -33,15 +33,22 @@ type refusal struct {
 	claimed                         string
 }
 
+// named reports whether r says who was refused.
+func (r *refusal) named() bool {
+	return r.subject != "" || r.client != "" || r.token != "" || r.grantID != "" || r.claimed != ""
+}
+
 type refusalCount struct {
 	refusal
 	n         int
 	addresses []netip.Addr // the first few that were seen
+	whys      []string     // the first few limits that said no, in words; not part of the key, so that no caller can multiply it
 }
 
 const (
 	maxRefusals  = 128 // distinct ones between two flushes; the rest are counted without a name
 	maxAddresses = 8
+	maxWhys      = 4
 )
 
 func (t *tally) init() { t.counts = map[refusal]*refusalCount{} }
@@ -60,7 +67,22 @@ func (t *tally) one(r refusal, from netip.Addr) {
 	t.count(r, 1, from)
 }
 
-func (t *tally) count(r refusal, n int, from netip.Addr) {
+// oneFor is one with the limit that said no.
+func (t *tally) oneFor(r refusal, why string, from netip.Addr) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.count(r, 1, from).add(why)
+}
+
+// add notes why, if it is new and there is room.
+func (c *refusalCount) add(why string) {
+	if why != "" && len(c.whys) < maxWhys && !slices.Contains(c.whys, why) {
+		c.whys = append(c.whys, strings.Clone(why))
+	}
+}
+
+// count adds n to what is counted as r, and returns it. The caller holds mu.
+func (t *tally) count(r refusal, n int, from netip.Addr) *refusalCount {
 	c := t.counts[r]
 	if c == nil && len(t.counts) >= maxRefusals {
 		r = refusal{kind: r.kind, reason: r.reason}
@@ -74,15 +96,10 @@ func (t *tally) count(r refusal, n int, from netip.Addr) {
 		t.counts[r] = c
 	}
 	c.n += n
-	if !from.IsValid() || len(c.addresses) == maxAddresses {
-		return
+	if from.IsValid() && len(c.addresses) < maxAddresses && !slices.Contains(c.addresses, from) {
+		c.addresses = append(c.addresses, from.WithZone(""))
 	}
-	for _, a := range c.addresses {
-		if a == from {
-			return
-		}
-	}
-	c.addresses = append(c.addresses, from.WithZone(""))
+	return c
 }
 
 func (t *tally) take() []*refusalCount {
@@ -103,9 +120,12 @@ func (t *tally) giveBack(list []*refusalCount) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, c := range list {
-		t.count(c.refusal, c.n, netip.Addr{})
+		again := t.count(c.refusal, c.n, netip.Addr{})
 		for _, a := range c.addresses {
 			t.count(c.refusal, 0, a)
+		}
+		for _, why := range c.whys {
+			again.add(why)
 		}
 	}
 }
@@ -116,7 +136,7 @@ func (c *refusalCount) event() Event {
 	for _, a := range c.addresses {
 		list = append(list, a.String())
 	}
-	for name, v := range map[string]string{"addresses": strings.Join(list, " "), "claimed": c.claimed} {
+	for name, v := range map[string]string{"addresses": strings.Join(list, " "), "claimed": c.claimed, "why": strings.Join(c.whys, "; ")} {
 		if v == "" {
 			continue
 		}

@@ -161,11 +161,12 @@ type plan struct {
 
 // Issue implements [Issuer].
 func (s *Service) Issue(ctx context.Context, r Request) (*Issued, error) {
-	if !s.valid.observers.any() {
-		return s.issueFor(ctx, r)
-	}
+	var known refusal
 	began := time.Now()
-	i, err := s.issueFor(ctx, r)
+	i, err := s.issueFor(ctx, r, &known)
+	if err != nil {
+		s.audit.denied(ctx, "issue", known, err)
+	}
 	s.observeIssue(ctx, "issue", began, i, err)
 	return i, err
 }
@@ -181,7 +182,8 @@ func (s *Service) observeIssue(ctx context.Context, op string, began time.Time, 
 	s.observe(ctx, o)
 }
 
-func (s *Service) issueFor(ctx context.Context, r Request) (*Issued, error) {
+// issueFor notes in known which client asks, and of which grant.
+func (s *Service) issueFor(ctx context.Context, r Request, known *refusal) (*Issued, error) {
 	if r.Client != "" && r.Auth.ID != "" && r.Auth.ID != r.Client {
 		return nil, fail(ErrInvalidRequest, "Client and Auth name different clients")
 	}
@@ -193,8 +195,9 @@ func (s *Service) issueFor(ctx context.Context, r Request) (*Issued, error) {
 	if err != nil {
 		return nil, err
 	}
+	known.by(&who)
 	if r.Grant != "" {
-		return s.issueUnder(ctx, r, m, &who)
+		return s.issueUnder(ctx, r, m, &who, known)
 	}
 	return s.issue(ctx, r, m, &who, nil)
 }
@@ -614,7 +617,7 @@ func (s *core) lifeFor(c *Client, asked time.Duration) (time.Duration, error) {
 }
 
 // issueUnder issues under a grant that lives: at most what the grant holds, for no longer than it.
-func (s *Service) issueUnder(ctx context.Context, r Request, m moment, who *caller) (*Issued, error) {
+func (s *Service) issueUnder(ctx context.Context, r Request, m moment, who *caller, known *refusal) (*Issued, error) {
 	if err := s.audit.ready(); err != nil {
 		return nil, err
 	}
@@ -625,6 +628,7 @@ func (s *Service) issueUnder(ctx context.Context, r Request, m moment, who *call
 	if err != nil {
 		return nil, err
 	}
+	known.subject, known.client, known.grantID = g.Subject, g.Client, r.Grant
 	if r.Subject != "" && r.Subject != g.Subject || r.Client != "" && r.Client != g.Client || r.Refresh {
 		return nil, fail(ErrInvalidRequest, "the request contradicts the grant it names")
 	}
@@ -778,12 +782,15 @@ func (s *Service) alive(id string, g *grantRecord) error {
 // Exchange implements [Issuer].
 func (s *Service) Exchange(ctx context.Context, r ExchangeRequest) (*Issued, error) {
 	began := time.Now()
-	i, err := s.exchange(ctx, r)
+	var known refusal
+	i, err := s.exchange(ctx, r, &known)
+	s.audit.denied(ctx, "exchange", known, err)
 	s.observeIssue(ctx, "exchange", began, i, err)
 	return i, err
 }
 
-func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, error) {
+// exchange notes in known which client asks, and whose token it has.
+func (s *Service) exchange(ctx context.Context, r ExchangeRequest, known *refusal) (*Issued, error) {
 	if err := s.audit.ready(); err != nil {
 		return nil, err
 	}
@@ -795,6 +802,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 	if who.none() {
 		return nil, fail(ErrInvalidClient, "a client that exchanges tokens has to prove who it is")
 	}
+	known.by(&who)
 	c, err := who.now(s.Clients)
 	if err != nil {
 		return nil, err
@@ -806,6 +814,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 	if err != nil {
 		return nil, err
 	}
+	known.subject, known.token, known.grantID = parent.d.Subject, parent.d.ID, parent.d.Grant
 	from := parent.d.from
 	birth, ours := parent.birth(s.core)
 	if !ours { // another's subjects and positions are not ours, whatever we trust it with

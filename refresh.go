@@ -100,15 +100,15 @@ func (s *Service) identifyRefresh(ctx context.Context, text string) (string, err
 // Refresh implements [Issuer].
 func (s *Service) Refresh(ctx context.Context, r RefreshRequest) (*Issued, error) {
 	began := time.Now()
-	i, err := s.refresh(ctx, r)
-	if err != nil && errors.Is(err, ErrInvalidGrant) {
-		s.audit.refused(ctx, EventRefused, "refresh", nil)
-	}
+	var known refusal
+	i, err := s.refresh(ctx, r, &known)
+	s.audit.denied(ctx, "refresh", known, err)
 	s.observeIssue(ctx, "refresh", began, i, err)
 	return i, err
 }
 
-func (s *Service) refresh(ctx context.Context, r RefreshRequest) (*Issued, error) {
+// refresh notes in known whose token it is.
+func (s *Service) refresh(ctx context.Context, r RefreshRequest, known *refusal) (*Issued, error) {
 	t, err := s.readRefresh(ctx, r.Token)
 	if err != nil {
 		return nil, err
@@ -118,8 +118,9 @@ func (s *Service) refresh(ctx context.Context, r RefreshRequest) (*Issued, error
 		return nil, err
 	}
 	id := opaque.ID(t.Grant).String()
+	known.grantID = id // the tag is ours
 	for try := 1; try <= refreshTries; try++ {
-		i, err := s.refreshOnce(ctx, r, t, id, &who, try == 1)
+		i, err := s.refreshOnce(ctx, r, t, id, &who, try == 1, known)
 		if !errors.Is(err, store.ErrConflict) {
 			return i, err
 		}
@@ -128,7 +129,7 @@ func (s *Service) refresh(ctx context.Context, r RefreshRequest) (*Issued, error
 }
 
 // refreshOnce is one read of the grant and what follows from it. store.ErrConflict: another was first, read again.
-func (s *Service) refreshOnce(ctx context.Context, r RefreshRequest, t *opaque.RefreshToken, id string, who *caller, first bool) (*Issued, error) {
+func (s *Service) refreshOnce(ctx context.Context, r RefreshRequest, t *opaque.RefreshToken, id string, who *caller, first bool, known *refusal) (*Issued, error) {
 	rec, err := s.get(ctx, kindGrant, id)
 	if isNotFound(err) {
 		return nil, fail(ErrInvalidGrant, "the grant has ended long ago")
@@ -139,6 +140,10 @@ func (s *Service) refreshOnce(ctx context.Context, r RefreshRequest, t *opaque.R
 	g, err := readGrant(rec)
 	if err != nil {
 		return nil, err
+	}
+	known.subject, known.client = g.Subject, g.Client
+	if !who.none() && who.id() != g.Client {
+		known.claimed = who.id()
 	}
 	owner, foreign, err := s.refreshCaller(g, who, r)
 	if err != nil {

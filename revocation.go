@@ -45,7 +45,20 @@ func (s *Service) revoke(ctx context.Context, target rules.Target, reason string
 	if target.Before.After(s.now()) {
 		target.Before = time.Time{} // what is not yet can not be cut off: everything up to now is
 	}
+	if target.Issuer != "" && (target.Owner != "" || target.Holder != "") {
+		return fail(ErrInvalidRequest, "what another issuer's subject holds is not narrowed: its clients and subjects are not ours")
+	}
+	owner, holder := target.Owner, target.Holder
 	err := s.provenTarget(ctx, &target)
+	if errors.Is(err, ErrNotFound) { // someone named what is another's
+		known := refusal{subject: owner, client: holder}
+		if k, id := target.Kind, target.Id; k == rules.TargetGrant || k == rules.TargetToken {
+			if _, bad := opaque.ParseID(id); bad == nil {
+				known.grantID, known.token = target.EventID(rules.TargetGrant), target.EventID(rules.TargetToken)
+			}
+		}
+		s.audit.denied(ctx, "revoke", known, err)
+	}
 	switch {
 	case err != nil:
 	case target.Kind == rules.TargetKey && target.Before.IsZero():
@@ -170,7 +183,8 @@ func (s *core) writeRule(ctx context.Context, t rules.Target, mint bool, reason 
 }
 
 // nameOwner notes whose grant or API key was revoked, where the store says so at once: the rule is in force by now, and does
-// not wait for it.
+// not wait for it. Where there is no record the event says so: the ID of a session without a refresh token has none, and one
+// with a typing error hasn't either.
 func (s *core) nameOwner(ctx context.Context, e *Event) {
 	if e.Subject != "" || e.Grant == "" && e.TokenID == "" {
 		return
@@ -181,8 +195,16 @@ func (s *core) nameOwner(ctx context.Context, e *Event) {
 	if e.TokenID != "" {
 		kind, id = store.KindAPIKey, e.TokenID
 	}
-	if r, err := s.st.Get(ctx, kind, id); err == nil {
+	r, err := s.st.Get(ctx, kind, id)
+	switch {
+	case err == nil:
 		e.Subject, e.Client = r.Subject, r.Client
+	case errors.Is(err, store.ErrNotFound) && e.Target.t.Issuer == "" && e.Target.t.Shown == (rules.Shown{}):
+		e.Extra = map[string]string{"found": "no record"}
+		if _, bad := opaque.ParseID(id); bad != nil { // no token, grant or key of this service is called that
+			e.Extra["found"] = "nothing"
+			s.log.Warn("apitoken: a revocation names nothing that this service made", "target", text.CleanText(e.Target.String()))
+		}
 	}
 }
 

@@ -225,15 +225,15 @@ func (s *Service) genuineTicket(ctx context.Context, token string) error {
 // Redeem issues what was prepared. ErrInvalidGrant: unknown, expired, another client's, or used before.
 func (s *Service) Redeem(ctx context.Context, r Redemption) (*Issued, error) {
 	began := time.Now()
-	i, err := s.redeem(ctx, r)
-	if err != nil && errors.Is(err, ErrInvalidGrant) {
-		s.audit.refused(ctx, EventRefused, "redeem", nil)
-	}
+	var known refusal
+	i, err := s.redeem(ctx, r, &known)
+	s.audit.denied(ctx, "redeem", known, err)
 	s.observeIssue(ctx, "redeem", began, i, err)
 	return i, err
 }
 
-func (s *Service) redeem(ctx context.Context, r Redemption) (*Issued, error) {
+// redeem notes in known whose ticket it is.
+func (s *Service) redeem(ctx context.Context, r Redemption, known *refusal) (*Issued, error) {
 	id, hash, err := s.findTicket(ctx, r.Ticket)
 	if err != nil {
 		return nil, err
@@ -248,7 +248,7 @@ func (s *Service) redeem(ctx context.Context, r Redemption) (*Issued, error) {
 	}
 	defer leave()
 	for try := 0; try < 3; try++ {
-		i, err := s.redeemOnce(ctx, r, id, hash, &who)
+		i, err := s.redeemOnce(ctx, r, id, hash, &who, known)
 		if !errors.Is(err, store.ErrConflict) {
 			return i, err
 		}
@@ -256,7 +256,7 @@ func (s *Service) redeem(ctx context.Context, r Redemption) (*Issued, error) {
 	return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel uses of one ticket"}
 }
 
-func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash [32]byte, who *caller) (*Issued, error) {
+func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash [32]byte, who *caller, known *refusal) (*Issued, error) {
 	m := s.begin(ctx)
 	rec, err := s.get(ctx, kindTicket, id)
 	if isNotFound(err) {
@@ -271,6 +271,10 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 	}
 	if subtle.ConstantTimeCompare(hash[:], t.Hash[:]) != 1 {
 		return nil, fail(ErrInvalidGrant, "no such ticket")
+	}
+	known.subject, known.client, known.grantID = t.Subject, t.Client, t.Spent
+	if !who.none() && who.id() != t.Client {
+		known.claimed = who.id()
 	}
 	if t.Client != s.cfg.FirstParty {
 		c, err := s.Clients.enabled(t.Client)
