@@ -77,17 +77,17 @@ func (h *Handler) DeviceAuthorization() http.Handler {
 			return err
 		}
 		if err := c.may(apitoken.GrantDeviceCode); err != nil {
-			return err
+			return h.denied(r.Context(), c.auth, "grant_type", err)
 		}
 		req, details, err := h.ask(r, &tokenRequest{form: f, caller: c})
 		if err != nil {
-			return err
+			return h.denied(r.Context(), c.auth, "device", err)
 		}
 		if req.Scopes, err = h.scopesOf(r.Context(), f, &c.Client); err != nil { // a user decides here too, as at the authorization endpoint
-			return err
+			return h.denied(r.Context(), c.auth, "device", err)
 		}
 		if err := h.svc.Check(r.Context(), req); err != nil {
-			return err
+			return h.denied(r.Context(), c.auth, "device", err)
 		}
 		until := h.now().Add(h.o.DeviceLifetime)
 		d := deviceNote{V: 1, Client: c.ID, Scopes: req.Scopes, Resources: req.Audiences, Until: until.UnixMilli(), Interval: pollInterval}

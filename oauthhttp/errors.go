@@ -1,6 +1,7 @@
 package oauthhttp
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"math"
@@ -73,6 +74,28 @@ func judge(err error) *refusal {
 		return verdicts[len(verdicts)-2].as
 	}
 	return errServer
+}
+
+// denied records that a client or caller that proved who it is was refused. by is the confirmed client; zero: the token in ctx.
+// It returns err.
+func (h *Handler) denied(ctx context.Context, by apitoken.ClientAuth, reason string, err error) error {
+	if err == nil || isUnavailable(err) {
+		return err
+	}
+	why := judge(err).text
+	var e *apitoken.Error
+	if errors.As(err, &e) && e.Detail != "" {
+		why = e.Detail
+	}
+	h.svc.Refused(ctx, by, reason, why)
+	return err
+}
+
+// decidedHere reports whether err is a refusal of this package's own: what the service refuses has its event already, and a device
+// that is told to wait was refused nothing (RFC 8628 §3.5).
+func decidedHere(err error) bool {
+	var own *refusal
+	return errors.As(err, &own) && own.code != "authorization_pending" && own.code != "slow_down"
 }
 
 // errorBody is RFC 6749 §5.2.

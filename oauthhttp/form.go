@@ -111,7 +111,13 @@ func (f form) has(name string) bool { return len(f[name]) > 0 }
 
 // scopes are the scopes asked for; nil: none were named.
 func (f form) scopes() (apitoken.Scopes, error) {
-	return apitoken.ParseScopes(f.get("scope"))
+	scopes, err := apitoken.ParseScopes(f.get("scope"))
+	if err != nil {
+		no := *errScope
+		no.cause = err
+		return nil, &no
+	}
+	return scopes, nil
 }
 
 // scopesOf are the scopes asked for that client may have: those that the service does not know, or the client may not ask for, are

@@ -69,7 +69,7 @@ func (h *Handler) Pushed() http.Handler {
 			delete(f, name) // no credential is kept
 		}
 		if _, err := h.read(r.Context(), c.Client, f, nil); err != nil {
-			return err // to the client itself, with the codes of both endpoints (RFC 9126 §2.3)
+			return h.denied(r.Context(), c.auth, "authorize", err) // to the client itself, with the codes of both endpoints (RFC 9126 §2.3)
 		}
 		data, err := json.Marshal(pushedNote{1, c.ID, f})
 		if err != nil {

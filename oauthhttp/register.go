@@ -163,21 +163,22 @@ func (h *Handler) registerClient(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return h.tokenError(w, err)
 	}
+	ctx := apitoken.NewContext(r.Context(), by)
+	no := func(err error) error { return h.denied(ctx, apitoken.ClientAuth{}, "registration", err) }
 	m, err := h.readMetadata(w, r)
 	if err != nil {
-		return err
+		return no(err)
 	}
 	if m.ID != "" || m.Secret != "" {
-		return badMetadata("The client_id and the client_secret are the server's to choose.")
+		return no(badMetadata("The client_id and the client_secret are the server's to choose."))
 	}
 	c := apitoken.Client{}
 	if err := h.apply(r.Context(), &c, m, by); err != nil {
-		return err
+		return no(err)
 	}
-	ctx := apitoken.NewContext(r.Context(), by)
 	c, secret, err := h.svc.Clients.Create(ctx, c)
 	if err != nil {
-		return metadataError(err)
+		return no(metadataError(err))
 	}
 	token, err := h.svc.Clients.RegistrationToken(ctx, c.ID)
 	if err != nil {

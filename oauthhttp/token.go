@@ -68,7 +68,7 @@ func (h *Handler) Token() http.Handler {
 			return bad("unsupported_grant_type", "The grant_type is not supported.")
 		}
 		if err := c.may(name); err != nil {
-			return err
+			return h.denied(r.Context(), c.auth, "grant_type", err)
 		}
 		// A proof that was taken is recorded for more than an hour. Anybody can name a public client and make a proof, so
 		// each grant first checks what else the request presents, and takes the proof then.
@@ -79,6 +79,9 @@ func (h *Handler) Token() http.Handler {
 		}
 		issued, err := grant(r, t)
 		if err != nil {
+			if decidedHere(err) {
+				err = h.denied(r.Context(), c.auth, "token", err)
+			}
 			return err
 		}
 		out := tokenResponse{TokenResponse: issued.Response()}
