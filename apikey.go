@@ -130,6 +130,8 @@ func (k *APIKeys) applyRecord(r store.Record) error {
 		e.tag.Store(old.tag.Load())
 	}
 	e.d.use = e.use
+	e.d.ends = old.d.ends
+	e.d.ends.Store(e.end)
 	k.keys.replace(raw, e)
 	return nil
 }
@@ -852,6 +854,8 @@ func (k *APIKeys) entry(r store.Record) (*knownKey, error) {
 	e := &knownKey{hash: rec.Hash, end: end, rule: rec.ruleSubject(r.ID), maxUses: rec.MaxUses, rate: rec.Rate, meter: newMeter(),
 		counter: rec.counter(r.ID), expires: rec.Expires, makers: makers}
 	e.d = makeToken(spec, rec.Claims).d
+	e.d.ends = new(atomic.Int64)
+	e.d.ends.Store(end)
 	e.d.from, e.d.by, e.d.counted = e.rule, k.valid, rec.MaxUses > 0
 	e.use = k.s.audit.counter(useAPIKey, r.ID)
 	e.d.use = e.use

@@ -768,7 +768,7 @@ func (s *Service) grantClient(g *grantRecord) (Client, error) {
 func (s *Service) alive(id string, g *grantRecord) error {
 	now := s.now().UnixMilli()
 	switch {
-	case now >= g.Expires:
+	case now/1000 >= g.Expires/1000: // exp is in whole seconds: a token of its last part would outlive it
 		return fail(ErrInvalidGrant, "the grant has expired")
 	case g.Idle > 0 && now >= g.Refreshed+g.Idle:
 		return fail(ErrInvalidGrant, "the grant was idle for too long")

@@ -137,3 +137,43 @@ func TestAViewEndsWithItsCaller(t *testing.T) {
 	_, err := view.Get(ctx, "x")
 	require.ErrorIs(t, err, apitoken.ErrRevoked)
 }
+
+// What was opened with a key ends with it, also when a rotation ends it at once.
+func TestRecheckKnowsTheEndOfARotatedKey(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := service(t, nil)
+	k, secret, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice"})
+	require.NoError(t, err)
+	open, err := svc.Validate(ctx, apitoken.Bearer(secret.Reveal()))
+	require.NoError(t, err)
+	require.NoError(t, open.Recheck(ctx))
+	_, _, err = svc.APIKeys.Rotate(ctx, k.ID, 0)
+	require.NoError(t, err)
+	require.ErrorIs(t, open.Recheck(ctx), apitoken.ErrExpired)
+}
+
+// A refreshed token ends with its grant at the latest, though its exp has no fractions of a second.
+func TestARefreshedTokenEndsWithItsGrant(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(300 * time.Millisecond)
+		c := config(memstore.New())
+		c.Lifetimes = apitoken.Lifetimes{Access: time.Minute, MaxAccess: time.Minute, Grant: time.Hour}
+		svc, err := apitoken.New(c)
+		require.NoError(t, err)
+		defer svc.Close()
+		end := time.Now().Add(time.Hour)
+		i := issue(t, svc, apitoken.Request{Subject: "alice", Refresh: true})
+		for _, wait := range []time.Duration{time.Hour - 1500*time.Millisecond, 1250 * time.Millisecond} {
+			time.Sleep(wait)
+			next, err := refresh(svc, i.Refresh)
+			if err != nil {
+				require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+				continue
+			}
+			require.False(t, next.Token.ExpiresAt().After(end), "%s is after %s", next.Token.ExpiresAt(), end)
+			i = next
+		}
+	})
+}

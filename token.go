@@ -10,6 +10,7 @@ import (
 	"iter"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/hook"
@@ -37,6 +38,7 @@ type Token struct {
 
 // tokenData is shared by all copies of a Token and never changes after it was made.
 type tokenData struct {
+	ends *atomic.Int64 // of an API key, Unix ms, 0: never; moves when the key is rotated after the Token was made
 	TokenSpec
 	held    heldScopes
 	claim   []byte         // the host's own claims, a JSON object, or nil

@@ -533,6 +533,11 @@ func (v *JWTValidator) Recheck(_ context.Context, t Token) error {
 
 // ended is the end of a token by now, with the skew that Validate grants access tokens.
 func (v *JWTValidator) ended(t Token, now time.Time) error {
+	if t.d.ends != nil {
+		if end := t.d.ends.Load(); end != 0 && now.UnixMilli() >= end {
+			return fail(ErrExpired, "the key has ended")
+		}
+	}
 	if t.Kind() == KindAccess {
 		now = now.Add(-v.cfg.late())
 	}
