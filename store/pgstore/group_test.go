@@ -151,9 +151,11 @@ func TestRevokeBesideASilentConnection(t *testing.T) {
 	stop, resume := stopped(t, pool)
 	stop()
 	done := make(chan error, 2)
-	for i := range 2 {
-		go func() { _, err := s.Apply(ctx, rule(fmt.Sprint("r", i))); done <- err }()
-	}
+	apply := func(id string) { _, err := s.Apply(ctx, rule(id)); done <- err }
+	go apply("r0")
+	// The second comes once the first has a connection or is done: together they might share a transaction.
+	require.Eventually(t, func() bool { return len(done) > 0 || pool.Stat().AcquiredConns() > 0 }, stallLimit, time.Millisecond)
+	go apply("r1")
 	select {
 	case err := <-done:
 		require.NoError(t, err)
