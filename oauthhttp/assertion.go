@@ -45,10 +45,10 @@ type Assertion struct {
 
 // Identity is who an assertion stands for here.
 type Identity struct {
-	Subject string          // required; not a client ID
-	Scopes  apitoken.Scopes // the most it may have, whatever the client asks; nil: what the client may hold
-	Roles   []string        // as in apitoken.Request
-	Claims  any             // as in apitoken.Request
+	Subject string   // required; not a client ID
+	Scopes  Allowed  // the most it may have, whatever the client asks: Only(…) of them, or All() that the client may hold; zero: none
+	Roles   []string // as in apitoken.Request: they give no more than Scopes allows
+	Claims  any      // as in apitoken.Request
 }
 
 const (
@@ -175,13 +175,15 @@ func (h *Handler) jwtBearer(r *http.Request, t *tokenRequest) (*apitoken.Issued,
 	case who.Subject == "":
 		return nil, badAssertion("it stands for nobody here")
 	}
-	req.Subject, req.Roles = who.Subject, who.Roles
-	switch {
-	case who.Scopes != nil && !t.has("scope"):
-		req.Scopes = who.Scopes
-	case who.Scopes != nil && !who.Scopes.Cover(req.Scopes):
-		return nil, errScope
+	req.Subject = who.Subject
+	scopes, _ := who.Scopes.of(t.Scopes)
+	if t.has("scope") {
+		if !who.Scopes.all && !scopes.Cover(req.Scopes) {
+			return nil, errScope
+		}
+		scopes = req.Scopes
 	}
+	limit(&req, scopes, who.Roles)
 	if who.Claims != nil {
 		if req.Claims, err = withDetails(who.Claims, details); err != nil {
 			return nil, err

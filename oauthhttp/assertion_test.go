@@ -55,7 +55,7 @@ func trusting(t testing.TB, change func(*oauthhttp.AssertionIssuer)) (*site, *id
 				return oauthhttp.Identity{}, err
 			}
 		}
-		return oauthhttp.Identity{Subject: "login|" + a.Subject, Scopes: apitoken.Scopes{"orders:read"}, Claims: map[string]any{"team": c.Team}}, nil
+		return oauthhttp.Identity{Subject: "login|" + a.Subject, Scopes: oauthhttp.Only("orders:read"), Claims: map[string]any{"team": c.Team}}, nil
 	}}
 	if change != nil {
 		change(&a)

@@ -55,13 +55,13 @@ type Authorization struct {
 // RedirectURI is where the answer will go.
 func (a *Authorization) RedirectURI() string { return a.redirect }
 
-// Approval is what the user decided.
+// Approval is what the user decided. What it does not name is not given.
 type Approval struct {
-	Subject string          // required: who he is
-	Scopes  apitoken.Scopes // what he allows, of those asked for; nil: all of them. Where none were named: any that the client may hold
-	Roles   []string        // as in apitoken.Request
-	Claims  any             // as in apitoken.Request
-	Details []Detail        // what he allows of the details; nil: all of them
+	Subject string   // required: who the user is
+	Scopes  Allowed  // of the request's scopes, All(), Only(…) of them or None(); zero: none
+	Roles   []string // as in apitoken.Request: they give no more than Scopes allows
+	Claims  any      // as in apitoken.Request
+	Details []Detail // the details that the user allows: the request's for all of them; empty: none
 	// NoRefresh gives no refresh token to a client that may have one.
 	NoRefresh bool
 }
@@ -336,7 +336,7 @@ func tellable(v *refusal) string {
 }
 
 func (h *Handler) approve(ctx context.Context, a *Authorization, x Approval) (apitoken.Secret, error) {
-	req, err := x.request(a.Client, a.Scopes, a.Resources, a.Details)
+	req, err := x.request(a.Client, a.Scopes, a.Resources)
 	if err != nil {
 		return apitoken.Secret{}, err
 	}
@@ -350,23 +350,19 @@ func (h *Handler) approve(ctx context.Context, a *Authorization, x Approval) (ap
 }
 
 // request is what to issue after an approval: never more than was asked for.
-func (x *Approval) request(c apitoken.Client, asked apitoken.Scopes, resources []string, details []Detail) (apitoken.Request, error) {
-	req := apitoken.Request{Subject: x.Subject, Client: c.ID, Scopes: asked, Roles: x.Roles, Audiences: resources}
+func (x *Approval) request(c apitoken.Client, asked apitoken.Scopes, resources []string) (apitoken.Request, error) {
+	req := apitoken.Request{Subject: x.Subject, Client: c.ID, Audiences: resources}
 	if x.Subject == "" {
 		return req, &apitoken.Error{Code: apitoken.ErrInvalidRequest, Detail: "an Approval without Subject"}
 	}
-	if x.Scopes != nil {
-		if len(asked) > 0 && !asked.Cover(x.Scopes) {
-			return req, &apitoken.Error{Code: apitoken.ErrInvalidScope, Detail: "an Approval with more scopes than were asked for"}
-		}
-		req.Scopes = x.Scopes
+	scopes, more := x.Scopes.of(asked)
+	if more {
+		return req, &apitoken.Error{Code: apitoken.ErrInvalidScope, Detail: "an Approval with more scopes than were asked for"}
 	}
-	if x.Details != nil {
-		details = x.Details
-	}
+	limit(&req, scopes, x.Roles)
 	req.Refresh = !x.NoRefresh && slices.Contains(c.GrantTypes, apitoken.GrantRefreshToken)
 	var err error
-	req.Claims, err = withDetails(x.Claims, details)
+	req.Claims, err = withDetails(x.Claims, x.Details)
 	return req, err
 }
 

@@ -158,7 +158,7 @@ func TestTheHostAsksInItsOwnPages(t *testing.T) {
 		return &answer{Response: w.Result(), t: t, raw: w.Body.Bytes()}
 	}
 	q := do(func(w http.ResponseWriter, r *http.Request) {
-		h.Approve(w, r, again, oauthhttp.Approval{Subject: "bob", Scopes: apitoken.Scopes{}, Claims: map[string]any{"plan": "gold"}, NoRefresh: true})
+		h.Approve(w, r, again, oauthhttp.Approval{Subject: "bob", Scopes: oauthhttp.Only(), Claims: map[string]any{"plan": "gold"}, NoRefresh: true})
 	}).redirected(callback)
 	pair := s.token(redemption(q.Get("code")), s.as("app")).ok()
 	require.NotContains(t, pair.body, "refresh_token")
@@ -177,8 +177,8 @@ func TestTheHostAsksInItsOwnPages(t *testing.T) {
 		code     string
 	}{
 		"nobody":                    {oauthhttp.Approval{}, "invalid_request"},
-		"a client as subject":       {oauthhttp.Approval{Subject: "app"}, "invalid_request"},
-		"more than was asked":       {oauthhttp.Approval{Subject: "bob", Scopes: apitoken.Scopes{"orders:write"}}, "invalid_scope"},
+		"a client as subject":       {oauthhttp.Approval{Subject: "app", Scopes: oauthhttp.All()}, "invalid_request"},
+		"more than was asked":       {oauthhttp.Approval{Subject: "bob", Scopes: oauthhttp.Only("orders:write")}, "invalid_scope"},
 		"claims that are reserved":  {oauthhttp.Approval{Subject: "bob", Claims: map[string]any{"iss": "x"}}, "invalid_request"},
 		"claims that are no object": {oauthhttp.Approval{Subject: "bob", Claims: 1}, "invalid_request"},
 	} {
@@ -187,7 +187,7 @@ func TestTheHostAsksInItsOwnPages(t *testing.T) {
 	}
 	for _, forged := range []*oauthhttp.Authorization{nil, {}, {Client: again.Client}} {
 		a := do(func(w http.ResponseWriter, r *http.Request) {
-			h.Approve(w, r, forged, oauthhttp.Approval{Subject: "bob"})
+			h.Approve(w, r, forged, oauthhttp.Approval{Subject: "bob", Scopes: oauthhttp.All()})
 		})
 		require.Equal(t, 500, a.StatusCode, "an Authorization is made by the Handler alone")
 		a = do(func(w http.ResponseWriter, r *http.Request) { h.Deny(w, r, forged, "") })
@@ -200,7 +200,7 @@ func TestTheHostAsksInItsOwnPages(t *testing.T) {
 
 	require.NoError(t, s.svc.Revoke(t.Context(), apitoken.BySubject("bob"), "test"))
 	q = do(func(w http.ResponseWriter, r *http.Request) {
-		h.Approve(w, r, again, oauthhttp.Approval{Subject: "bob"})
+		h.Approve(w, r, again, oauthhttp.Approval{Subject: "bob", Scopes: oauthhttp.All()})
 	}).redirected(callback)
 	code := q.Get("code")
 	require.NotEmpty(t, code, "what is approved after a revocation is good")

@@ -51,9 +51,9 @@ func TestADeviceGetsTokens(t *testing.T) {
 	require.Equal(t, "tv", d.Client.ID)
 	require.Equal(t, apitoken.Scopes{"orders:read"}, d.Scopes)
 	require.Equal(t, a.text("user_code"), d.UserCode)
-	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"}))
-	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"}), "her answer may have been lost")
-	require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "mallory"}), apitoken.ErrInvalidRequest, "decided")
+	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice", Scopes: oauthhttp.All()}))
+	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice", Scopes: oauthhttp.All()}), "her answer may have been lost")
+	require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "mallory", Scopes: oauthhttp.All()}), apitoken.ErrInvalidRequest, "decided")
 	require.ErrorIs(t, s.h.DenyDevice(ctx, d), apitoken.ErrInvalidRequest)
 	_, err = s.h.Device(ctx, a.text("user_code"))
 	require.ErrorIs(t, err, apitoken.ErrNotFound, "nobody waits for it any more")
@@ -77,7 +77,7 @@ func TestADeviceGetsTokens(t *testing.T) {
 	poll(c).refused(400, "expired_token")
 	_, err = s.h.Device(ctx, c.text("user_code"))
 	require.ErrorIs(t, err, apitoken.ErrNotFound)
-	require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"}), apitoken.ErrNotFound)
+	require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice", Scopes: oauthhttp.All()}), apitoken.ErrNotFound)
 
 	s.post("/device_authorization", params("client_id", "tv", "scope", "admin")).refused(400, "invalid_scope")
 	s.post("/device_authorization", params("client_id", "tv", "resource", "https://x.example.com")).refused(400, "invalid_target")
@@ -88,8 +88,8 @@ func TestADeviceGetsTokens(t *testing.T) {
 	e := start()
 	d, err = s.h.Device(ctx, e.text("user_code"))
 	require.NoError(t, err)
-	require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice", Scopes: apitoken.Scopes{"orders:write"}}), apitoken.ErrInvalidScope, "more than was asked for")
-	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"}), "a refused approval decides nothing")
+	require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice", Scopes: oauthhttp.Only("orders:write")}), apitoken.ErrInvalidScope, "more than was asked for")
+	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice", Scopes: oauthhttp.All()}), "a refused approval decides nothing")
 	bound := s.token(params("grant_type", apitoken.GrantDeviceCode, "client_id", "tv", "device_code", e.text("device_code")), s.dpop(k, nil)).ok()
 	require.Equal(t, "DPoP", bound.text("token_type"))
 	require.ErrorIs(t, s.h.DenyDevice(ctx, nil), apitoken.ErrInvalidRequest)
@@ -106,7 +106,7 @@ func TestOneDeviceCodeWins(t *testing.T) {
 	require.NoError(t, err)
 	subjects := []string{"alice", "mallory"}
 	require.LessOrEqual(t, race(func(i int) bool {
-		return sites[i%2].h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: subjects[i%2]}) == nil
+		return sites[i%2].h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: subjects[i%2], Scopes: oauthhttp.All()}) == nil
 	}), 32, "one subject's approvals, never another's")
 	v := params("grant_type", apitoken.GrantDeviceCode, "client_id", "tv", "device_code", a.text("device_code"))
 	require.LessOrEqual(t, race(func(i int) bool { return sites[i%2].token(v).StatusCode == 200 }), 1)
@@ -125,14 +125,14 @@ func TestParallelApprovalsOfOnePerson(t *testing.T) {
 		d, err := s.h.Device(ctx, a.text("user_code"))
 		require.NoError(t, err)
 		race(func(i int) bool {
-			err := sites[i%2].h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"})
+			err := sites[i%2].h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice", Scopes: oauthhttp.All()})
 			if err != nil {
 				require.ErrorIs(t, err, apitoken.ErrUnavailable, "come again is all that a racer may hear")
 			}
 			return err == nil
 		})
-		require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"}), "whoever asks again hears that it is done")
-		require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "mallory"}), apitoken.ErrInvalidRequest)
+		require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice", Scopes: oauthhttp.All()}), "whoever asks again hears that it is done")
+		require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "mallory", Scopes: oauthhttp.All()}), apitoken.ErrInvalidRequest)
 		pair := s.token(params("grant_type", apitoken.GrantDeviceCode, "client_id", "tv", "device_code", a.text("device_code"))).ok()
 		require.Equal(t, "alice", claims(t, pair.text("access_token"))["sub"])
 	}
@@ -146,7 +146,7 @@ func TestADeviceThatComesTooLate(t *testing.T) {
 	a := s.post("/device_authorization", params("client_id", "tv")).ok()
 	d, err := s.h.Device(ctx, a.text("user_code"))
 	require.NoError(t, err)
-	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"}))
+	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice", Scopes: oauthhttp.All()}))
 	s.at.Advance(11 * time.Minute)
 	s.token(params("grant_type", apitoken.GrantDeviceCode, "client_id", "tv", "device_code", a.text("device_code"))).refused(400, "expired_token", "approved, and not fetched in time (RFC 8628 §3.5)")
 }
@@ -161,9 +161,9 @@ func TestAnApprovalThatIsRepeated(t *testing.T) {
 	d, err := s.h.Device(ctx, a.text("user_code"))
 	require.NoError(t, err)
 	s.st.writes.Store(true)
-	require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"}), apitoken.ErrUnavailable)
+	require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice", Scopes: oauthhttp.All()}), apitoken.ErrUnavailable)
 	s.st.writes.Store(false)
-	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice"}))
+	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice", Scopes: oauthhttp.All()}))
 	s.token(params("grant_type", apitoken.GrantDeviceCode, "client_id", "tv", "device_code", a.text("device_code"))).ok()
 }
 

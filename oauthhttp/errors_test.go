@@ -35,7 +35,7 @@ func newErrorWorld(t *testing.T) *errorWorld {
 				w.h.Deny(rw, r, a, reason)
 				return
 			}
-			w.h.Approve(rw, r, a, oauthhttp.Approval{Subject: "alice"})
+			w.h.Approve(rw, r, a, oauthhttp.Approval{Subject: "alice", Scopes: oauthhttp.All()})
 		})
 	})
 	w.client("app", nil)

@@ -55,7 +55,7 @@ func ExampleConsentFunc() {
 				http.Redirect(w, r, "/login?then="+url.QueryEscape(a.Query), http.StatusSeeOther)
 				return
 			}
-			oauth.Approve(w, r, a, oauthhttp.Approval{Subject: session.Value})
+			oauth.Approve(w, r, a, oauthhttp.Approval{Subject: session.Value, Scopes: oauthhttp.All()})
 		}),
 	}))
 	mux := http.NewServeMux()

@@ -107,7 +107,7 @@ func (s *site) start(change func(*apitoken.Config, *oauthhttp.Options)) {
 	c := apitoken.Config{Issuer: testIssuer, Audience: testAudience, Audiences: []string{otherAPI}, Store: s.st, InsecureKeysInStore: true, Now: s.at.Now}
 	o := &oauthhttp.Options{Now: s.at.Now, DevicePage: testIssuer + "/device"}
 	o.Consent = oauthhttp.ConsentFunc(func(w http.ResponseWriter, r *http.Request, a *oauthhttp.Authorization) {
-		s.h.Approve(w, r, a, oauthhttp.Approval{Subject: "alice"})
+		s.h.Approve(w, r, a, oauthhttp.Approval{Subject: "alice", Scopes: oauthhttp.All(), Details: a.Details})
 	})
 	if change != nil {
 		change(&c, o)

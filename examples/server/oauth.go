@@ -174,21 +174,17 @@ func (a *app) consent(w http.ResponseWriter, r *http.Request) {
 
 // approval gives a program no more than the user's own roles do.
 func (a *app) approval(u user, asked apitoken.Scopes) oauthhttp.Approval {
-	x := oauthhttp.Approval{Subject: u.Name, Roles: u.Roles}
-	if len(asked) == 0 {
-		return x
-	}
+	var allowed apitoken.Scopes
 	roles := a.svc.Roles()
-	x.Scopes = apitoken.Scopes{}
 	for _, s := range asked {
 		for _, role := range u.Roles {
 			if roles[role].Cover(apitoken.Scopes{s}) {
-				x.Scopes = append(x.Scopes, s)
+				allowed = append(allowed, s)
 				break
 			}
 		}
 	}
-	return x
+	return oauthhttp.Approval{Subject: u.Name, Roles: u.Roles, Scopes: oauthhttp.Only(allowed...)}
 }
 
 // devicePage asks for a code, and shows what the device with it asks for: whoever was sent here by somebody else should
