@@ -5,8 +5,8 @@
 //
 // Begin here when your engine has no store yet: keep the order of checks in Apply, replace map and journal by your
 // engine's transaction, and let storetest tell what is missing. Its limits: everything is in memory, List, Follow and
-// Purge look at every record, the journal only grows, one process has it open, and a journal that was put back from a
-// backup does not get a new History.
+// Purge look at every record, the journal only grows, and one process has it open. A journal that was put back from a backup
+// is known by its inode, so a platform without inodes needs an anchor of its own.
 package customstore
 
 import (
@@ -22,6 +22,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -36,8 +37,9 @@ type Store struct {
 	file    *os.File
 	size    int64 // of the journal, up to the last whole line
 	history uint64
-	head    int64 // Pos.N of the last state change
-	number  int   // of the last event
+	id      uint64 // of the file in which history began
+	head    int64  // Pos.N of the last state change
+	number  int    // of the last event
 	trimmed string
 	records map[key]store.Record
 }
@@ -51,6 +53,7 @@ type key struct {
 // line is one entry of the journal: what changed, with its stamps.
 type line struct {
 	History uint64         `json:",omitempty"`
+	File    uint64         `json:",omitempty"` // in which History began, see identity
 	Records []store.Record `json:",omitempty"`
 	Gone    []key          `json:",omitempty"`
 }
@@ -84,15 +87,35 @@ func Open(path string) (_ *Store, err error) {
 	if err == io.EOF {
 		err = f.Truncate(s.size)
 	}
-	if err == nil && s.history == 0 {
+	id := uint64(0)
+	if err == nil {
+		id, err = identity(f)
+	}
+	if err == nil && (s.history == 0 || s.id != id) {
+		// Another file than the one that was written: new, copied, or put back from a backup, and then acknowledged
+		// revocations may be lost. Whoever followed the old History must notice.
 		var b [8]byte
 		_, _ = rand.Read(b[:]) // never fails
-		err = s.write(&line{History: binary.BigEndian.Uint64(b[:]) | 1})
+		err = s.write(&line{History: binary.BigEndian.Uint64(b[:]) | 1, File: id})
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s at %d: %w", path, s.size, err), f.Close())
 	}
 	return s, nil
+}
+
+// identity is the file's inode, 0 where the platform has none.
+func identity(f *os.File) (uint64, error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	if sys := reflect.Indirect(reflect.ValueOf(fi.Sys())); sys.Kind() == reflect.Struct {
+		if ino := sys.FieldByName("Ino"); ino.IsValid() && ino.CanUint() {
+			return ino.Uint(), nil
+		}
+	}
+	return 0, nil
 }
 
 // Close closes the journal. What is written later answers an error.
@@ -120,7 +143,15 @@ func (s *Store) write(l *line) error {
 }
 
 func (s *Store) take(l *line) {
-	s.history = max(s.history, l.History)
+	if l.History != 0 {
+		s.history, s.id = l.History, l.File
+		for k, r := range s.records {
+			if r.Pos.N != 0 {
+				r.Pos.History = s.history
+				s.records[k] = r
+			}
+		}
+	}
 	for _, r := range l.Records {
 		s.head = max(s.head, r.Pos.N)
 		k := key{r.Kind, r.ID}

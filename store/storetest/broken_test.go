@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -65,7 +66,20 @@ func TestBroken(t *testing.T) {
 			Stalled(t, m.make(memstore.New()), patience)
 		}
 	})
-	Run(t, func(t *testing.T, _ string) store.Store { return mistakes[i].make(memstore.New()) })
+	kept := map[string]*memstore.Store{} // by directory, for a mistake that is made on opening again
+	Run(t, func(t *testing.T, dir string) store.Store {
+		if mistakes[i].again == nil {
+			return mistakes[i].make(memstore.New())
+		}
+		if m := kept[dir]; m != nil {
+			return mistakes[i].again(m, dir)
+		}
+		kept[dir] = memstore.New()
+		if err := os.WriteFile(filepath.Join(dir, "data"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return mistakes[i].make(kept[dir])
+	})
 }
 
 // namespaces is the subtest of mistakes that are made beside a good namespace.
@@ -96,6 +110,7 @@ type mistake struct {
 	name     string // completes "a store that"
 	caughtBy string // the subtest
 	make     func(good *memstore.Store) store.Store
+	again    func(good *memstore.Store, dir string) store.Store // opens what lies in dir a second time; nil: the store forgets
 }
 
 var mistakes = []mistake{
@@ -106,7 +121,7 @@ var mistakes = []mistake{
 			}
 			return m.Apply(ctx, c)
 		}}
-	}},
+	}, nil},
 	{"answers Get from a cache", "Expected version", func(m *memstore.Store) store.Store {
 		cache := map[string]store.Record{}
 		return &broken{Store: m, get: func(ctx context.Context, k store.Kind, id string) (store.Record, error) {
@@ -119,7 +134,7 @@ var mistakes = []mistake{
 			}
 			return r, err
 		}}
-	}},
+	}, nil},
 	{"waits for its caller's context", stalled, func(m *memstore.Store) store.Store {
 		b := silent(m)
 		b.list = func(ctx context.Context, _ store.Query) (store.Page, error) {
@@ -127,27 +142,27 @@ var mistakes = []mistake{
 			return store.Page{}, ctx.Err()
 		}
 		return b
-	}},
+	}, nil},
 	{"says not found when its server is silent", stalled, func(m *memstore.Store) store.Store {
 		b := silent(m)
 		b.get = func(context.Context, store.Kind, string) (store.Record, error) {
 			return store.Record{}, store.ErrNotFound
 		}
 		return b
-	}},
+	}, nil},
 	{"answers from memory when its server is silent", stalled, func(m *memstore.Store) store.Store {
 		b := silent(m)
 		b.follow = m.Follow
 		return b
-	}},
-	{"ignores Expect", "Expected version", func(m *memstore.Store) store.Store { return &broken{Store: m, apply: ignoreExpect(m)} }},
+	}, nil},
+	{"ignores Expect", "Expected version", func(m *memstore.Store) store.Store { return &broken{Store: m, apply: ignoreExpect(m)} }, nil},
 	{"lets the last writer win", "Counters", func(m *memstore.Store) store.Store {
 		apply := ignoreExpect(m)
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
 			pause(ctx, time.Millisecond) // others come between
 			return apply(ctx, c)
 		}}
-	}},
+	}, nil},
 	{"writes the puts one by one", "All or nothing", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
 			for i := range c.Puts {
@@ -157,7 +172,7 @@ var mistakes = []mistake{
 			}
 			return m.Apply(ctx, &store.Change{ID: c.ID, Events: c.Events})
 		}}
-	}},
+	}, nil},
 	{"writes the events of a conflict", "All or nothing", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
 			commit, err := m.Apply(ctx, c)
@@ -166,11 +181,11 @@ var mistakes = []mistake{
 			}
 			return commit, err
 		}}
-	}},
-	{"writes the events of a retry again", "Retry", func(m *memstore.Store) store.Store { return &broken{Store: m, apply: eventsAgain(m)} }},
+	}, nil},
+	{"writes the events of a retry again", "Retry", func(m *memstore.Store) store.Store { return &broken{Store: m, apply: eventsAgain(m)} }, nil},
 	{"writes the events of racing retries again", "Retry by many at once", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, apply: eventsAgain(m)}
-	}},
+	}, nil},
 	{"calls a retry a conflict", "Retry", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
 			for _, p := range c.Puts {
@@ -180,7 +195,7 @@ var mistakes = []mistake{
 			}
 			return m.Apply(ctx, c)
 		}}
-	}},
+	}, nil},
 	{"calls giving up a conflict", "Cancelled before", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
 			if ctx.Err() != nil {
@@ -188,7 +203,7 @@ var mistakes = []mistake{
 			}
 			return m.Apply(ctx, c)
 		}}
-	}},
+	}, nil},
 	{"takes any size", "Limits", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
 			for len(c.Puts) > 16 {
@@ -199,7 +214,45 @@ var mistakes = []mistake{
 			}
 			return m.Apply(ctx, c)
 		}}
-	}},
+	}, nil},
+	{"begins the places of events again after a full purge", "Purge of all events", func(m *memstore.Store) store.Store {
+		full := false
+		return &broken{Store: m, purge: func(ctx context.Context, k store.Kind, before int64, max int) (int, error) {
+			n, err := m.Purge(ctx, k, before, max)
+			p, _ := m.List(ctx, store.Query{Kind: k, Limit: 1})
+			full = full || k == store.KindEvent && n > 0 && len(p.Records) == 0
+			return n, err
+		}, list: func(ctx context.Context, q store.Query) (store.Page, error) {
+			if full && q.Kind == store.KindEvent && q.Cursor != "" {
+				return store.Page{}, store.ErrTrimmed
+			}
+			return m.List(ctx, q)
+		}}
+	}, nil},
+	{"begins the places of events again when it is opened", "Purge of all events", func(m *memstore.Store) store.Store { return closer{m} },
+		func(m *memstore.Store, _ string) store.Store {
+			return &brokenCloser{broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
+				p, err := m.List(ctx, q)
+				if q.Kind == store.KindEvent && err == nil && q.Cursor != "" {
+					err = store.ErrTrimmed
+				}
+				return p, err
+			}}}
+		}},
+	{"revives a session when its file is put back", "Put back from a backup", func(m *memstore.Store) store.Store { return closer{m} },
+		func(m *memstore.Store, _ string) store.Store {
+			return &brokenCloser{broken{Store: m, get: func(ctx context.Context, k store.Kind, id string) (store.Record, error) {
+				if id == "revoked" {
+					return store.Record{}, store.ErrNotFound
+				}
+				return m.Get(ctx, k, id)
+			}}}
+		}},
+	{"writes for a caller that has gone", "Cancelled before", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
+			return m.Apply(context.WithoutCancel(ctx), c)
+		}}
+	}, nil},
 	{"takes a kind of any length", "Refused changes", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
 			c = clone(c)
@@ -208,7 +261,7 @@ var mistakes = []mistake{
 			}
 			return m.Apply(ctx, c)
 		}}
-	}},
+	}, nil},
 	{"takes a negative Expires", "Refused changes", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
 			c = clone(c)
@@ -217,7 +270,7 @@ var mistakes = []mistake{
 			}
 			return m.Apply(ctx, c)
 		}}
-	}},
+	}, nil},
 	{"mends selectors that are not UTF-8", "Refused changes", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
 			c = clone(c)
@@ -226,7 +279,7 @@ var mistakes = []mistake{
 			}
 			return m.Apply(ctx, c)
 		}}
-	}},
+	}, nil},
 	{"lets what is selected by change", "Refused changes", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
 			c = clone(c)
@@ -237,7 +290,7 @@ var mistakes = []mistake{
 			}
 			return m.Apply(ctx, c)
 		}}
-	}},
+	}, nil},
 	{"calls what is invalid unknown", "Refused changes", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
 			commit, err := m.Apply(ctx, c)
@@ -246,7 +299,7 @@ var mistakes = []mistake{
 			}
 			return commit, err
 		}}
-	}},
+	}, nil},
 	{"cuts long selectors", "Limits of text", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
 			c = clone(c)
@@ -255,7 +308,7 @@ var mistakes = []mistake{
 			}
 			return m.Apply(ctx, c)
 		}}
-	}},
+	}, nil},
 	{"lists a kind that cannot be", "Refused queries", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
 			p, err := m.List(ctx, q)
@@ -264,7 +317,7 @@ var mistakes = []mistake{
 			}
 			return p, err
 		}}
-	}},
+	}, nil},
 	{"fails at a selector that cannot be", "Refused queries", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
 			if strings.Contains(q.Subject, "\x00") {
@@ -272,13 +325,13 @@ var mistakes = []mistake{
 			}
 			return m.List(ctx, q)
 		}}
-	}},
+	}, nil},
 	{"takes Limit 0 as one record", "Limits of a page", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
 			q.Limit = max(q.Limit, 1)
 			return m.List(ctx, q)
 		}}
-	}},
+	}, nil},
 	{"fills a page as large as asked", "Limits of a page", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
 			p, err := m.List(ctx, q)
@@ -290,7 +343,7 @@ var mistakes = []mistake{
 			}
 			return p, err
 		}}
-	}},
+	}, nil},
 	{"follows nothing for an empty list of kinds", "Edge values", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, follow: func(ctx context.Context, p store.Position, ks []store.Kind, max int) (store.View, error) {
 			v, err := m.Follow(ctx, p, ks, max)
@@ -299,13 +352,13 @@ var mistakes = []mistake{
 			}
 			return v, err
 		}}
-	}},
+	}, nil},
 	{"takes a negative Until as no bound", "Edge values", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
 			q.Until = max(q.Until, 0)
 			return m.List(ctx, q)
 		}}
-	}},
+	}, nil},
 	{"removes all for a negative max", "Edge values", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, purge: func(ctx context.Context, k store.Kind, before int64, max int) (int, error) {
 			if max < 0 {
@@ -313,7 +366,7 @@ var mistakes = []mistake{
 			}
 			return m.Purge(ctx, k, before, max)
 		}}
-	}},
+	}, nil},
 	{"shows no more behind the last cursor", "Edge values", func(m *memstore.Store) store.Store {
 		seen := map[string]bool{}
 		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
@@ -326,14 +379,14 @@ var mistakes = []mistake{
 			}
 			return p, err
 		}}
-	}},
+	}, nil},
 	{"folds the case of ids", "Keys", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, get: func(ctx context.Context, k store.Kind, id string) (store.Record, error) {
 			r, err := m.Get(ctx, k, strings.ToLower(id))
 			r.ID = id
 			return r, err
 		}}
-	}},
+	}, nil},
 	{"gives out its own memory", "Memory given out", func(m *memstore.Store) store.Store {
 		kept := map[string]store.Record{}
 		return &broken{Store: m, get: func(ctx context.Context, k store.Kind, id string) (store.Record, error) {
@@ -344,7 +397,7 @@ var mistakes = []mistake{
 			kept[id] = r
 			return r, err
 		}}
-	}},
+	}, nil},
 	{"keeps the memory it is given", "Memory given in", func(m *memstore.Store) store.Store {
 		data := map[string][]byte{}
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
@@ -357,14 +410,14 @@ var mistakes = []mistake{
 			r.Data = slices.Clone(data[string(k)+id])
 			return r, err
 		}}
-	}},
+	}, nil},
 	{"follows in order of id", "Follow", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, follow: func(ctx context.Context, p store.Position, ks []store.Kind, max int) (store.View, error) {
 			v, err := m.Follow(ctx, p, ks, max)
 			slices.SortFunc(v.Records, func(a, b store.Record) int { return strings.Compare(a.ID, b.ID) })
 			return v, err
 		}}
-	}},
+	}, nil},
 	{"leaves a gap between pages of Follow", "Follow in pages", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, follow: func(ctx context.Context, p store.Position, ks []store.Kind, max int) (store.View, error) {
 			v, err := m.Follow(ctx, p, ks, max+1)
@@ -373,7 +426,7 @@ var mistakes = []mistake{
 			}
 			return v, err
 		}}
-	}},
+	}, nil},
 	{"follows a replica that lags", "Follow while others write", func(m *memstore.Store) store.Store {
 		var mu sync.Mutex
 		var at time.Time
@@ -394,7 +447,7 @@ var mistakes = []mistake{
 			v.Next, v.More = store.Position{History: v.Next.History, N: max(head.N, p.N)}, false
 			return v, err
 		}}
-	}},
+	}, nil},
 	{"hides that it lost its history", "Foreign positions", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, follow: func(ctx context.Context, p store.Position, ks []store.Kind, max int) (store.View, error) {
 			v, err := m.Follow(ctx, p, ks, max)
@@ -403,7 +456,7 @@ var mistakes = []mistake{
 			}
 			return v, err
 		}}
-	}},
+	}, nil},
 	{"tells an old Head", "Head", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
 			v, _ := m.Follow(ctx, store.Position{}, nil, 1)
@@ -411,8 +464,8 @@ var mistakes = []mistake{
 			commit.Head = v.Next
 			return commit, err
 		}}
-	}},
-	{"never wakes", "Wait", func(m *memstore.Store) store.Store { return sleeper{m} }},
+	}, nil},
+	{"never wakes", "Wait", func(m *memstore.Store) store.Store { return sleeper{m} }, nil},
 	{"shows an event behind a cursor", "Feed while others write", func(m *memstore.Store) store.Store {
 		var once sync.Once
 		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
@@ -423,7 +476,7 @@ var mistakes = []mistake{
 			}
 			return p, err
 		}}
-	}},
+	}, nil},
 	{"gives no cursor for the rest", "List", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
 			p, err := m.List(ctx, q)
@@ -432,7 +485,7 @@ var mistakes = []mistake{
 			}
 			return p, err
 		}}
-	}},
+	}, nil},
 	{"takes Until as the last moment", "List by time", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
 			if q.Until > 0 {
@@ -440,7 +493,7 @@ var mistakes = []mistake{
 			}
 			return m.List(ctx, q)
 		}}
-	}},
+	}, nil},
 	{"needs one selector of several", "List by selectors", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
 			if q.Subject != "" {
@@ -448,7 +501,7 @@ var mistakes = []mistake{
 			}
 			return m.List(ctx, q)
 		}}
-	}},
+	}, nil},
 	{"makes a page of two snapshots", "List while others write", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
 			limit := q.Limit
@@ -467,7 +520,7 @@ var mistakes = []mistake{
 			}
 			return page, nil
 		}}
-	}},
+	}, nil},
 	{"purges the living", "Purge", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, purge: func(ctx context.Context, k store.Kind, before int64, max int) (int, error) {
 			p, _ := m.List(ctx, store.Query{Kind: k, Limit: 1000})
@@ -479,12 +532,12 @@ var mistakes = []mistake{
 			}
 			return m.Purge(ctx, k, before, max)
 		}}
-	}},
+	}, nil},
 	{"purges more than asked", "Purge", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, purge: func(ctx context.Context, k store.Kind, before int64, max int) (int, error) {
 			return m.Purge(ctx, k, before, 1000)
 		}}
-	}},
+	}, nil},
 	{"purges by what it read before", "Purge against revival", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, purge: func(ctx context.Context, k store.Kind, before int64, max int) (int, error) {
 			p, _ := m.List(ctx, store.Query{Kind: k, Limit: max})
@@ -497,7 +550,7 @@ var mistakes = []mistake{
 			}
 			return m.Purge(ctx, k, before, max)
 		}}
-	}},
+	}, nil},
 	{"tells Follow of a purge", "Purge of state", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, follow: func(ctx context.Context, p store.Position, ks []store.Kind, max int) (store.View, error) {
 			v, err := m.Follow(ctx, store.Position{}, ks, max)
@@ -510,7 +563,7 @@ var mistakes = []mistake{
 			v.Records = slices.DeleteFunc(v.Records, func(r store.Record) bool { return r.Pos.N <= p.N })
 			return v, err
 		}}
-	}},
+	}, nil},
 	{"goes on from a cursor that was purged", "Purge of events", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
 			p, err := m.List(ctx, q)
@@ -520,7 +573,7 @@ var mistakes = []mistake{
 			}
 			return p, err
 		}}
-	}},
+	}, nil},
 	{"stamps with the caller's clock", "Stamps", func(m *memstore.Store) store.Store {
 		given := map[string]int64{}
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
@@ -533,7 +586,7 @@ var mistakes = []mistake{
 			r.Written = given[string(k)+id]
 			return r, err
 		}}
-	}},
+	}, nil},
 	{"writes half of what a caller gave up on", "Cancelled during", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
 			pause(context.WithoutCancel(ctx), 300*time.Microsecond)
@@ -543,7 +596,7 @@ var mistakes = []mistake{
 			_, _ = m.Apply(context.WithoutCancel(ctx), &store.Change{ID: c.ID, Puts: c.Puts})
 			return store.Commit{}, ctx.Err()
 		}}
-	}},
+	}, nil},
 	{"ends an id at a NUL", "Refused changes", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
 			c = clone(c)
@@ -554,11 +607,11 @@ var mistakes = []mistake{
 			}
 			return m.Apply(ctx, c)
 		}}
-	}},
-	{"calls what was done not done once it has moved", "Read only", func(m *memstore.Store) store.Store { return &moved{Store: m} }},
+	}, nil},
+	{"calls what was done not done once it has moved", "Read only", func(m *memstore.Store) store.Store { return &moved{Store: m} }, nil},
 	{"lets a later Change win by its time", "One of many wins", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, apply: ignoreExpect(m)}
-	}},
+	}, nil},
 	{"finds the records of another namespace", namespaces, func(m *memstore.Store) store.Store {
 		other := m.Namespace("other")
 		return &broken{Store: other, get: func(ctx context.Context, k store.Kind, id string) (store.Record, error) {
@@ -567,7 +620,7 @@ var mistakes = []mistake{
 			}
 			return m.Get(ctx, k, id)
 		}}
-	}},
+	}, nil},
 	{"shares its events between namespaces", namespaces, func(m *memstore.Store) store.Store {
 		other := m.Namespace("other")
 		return &broken{Store: other, list: func(ctx context.Context, q store.Query) (store.Page, error) {
@@ -576,11 +629,11 @@ var mistakes = []mistake{
 			}
 			return other.List(ctx, q)
 		}}
-	}},
+	}, nil},
 	{"purges all namespaces", namespaces, func(m *memstore.Store) store.Store {
 		return &broken{Store: m.Namespace("other"), purge: m.Purge}
-	}},
-	{"forgets though it can be closed", "Open again", func(m *memstore.Store) store.Store { return closer{m} }},
+	}, nil},
+	{"forgets though it can be closed", "Open again", func(m *memstore.Store) store.Store { return closer{m} }, nil},
 }
 
 // ignoreExpect writes whatever the versions are.
@@ -679,6 +732,10 @@ func (m *moved) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	}
 	return m.Store.Apply(ctx, c)
 }
+
+type brokenCloser struct{ broken }
+
+func (*brokenCloser) Close() error { return nil }
 
 type closer struct{ *memstore.Store }
 

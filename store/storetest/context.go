@@ -54,7 +54,11 @@ func testCancelledBefore(h *harness) {
 			ID: fresh(), Puts: []store.Put{put(store.KindRule, "a", name, v), put(grant, name, "", store.Version{})},
 			Events: []store.Record{event(name)},
 		}
-		if _, err := h.st.Apply(ctx, c); definite(err) {
+		switch _, err := h.st.Apply(ctx, c); {
+		case err == nil:
+			h.t.Fatal("Apply with a context that had ended succeeded: a caller that gave up is answered with an error that means unknown, " +
+				"and a server that shuts down would go on writing")
+		case definite(err):
 			h.t.Fatalf("Apply with a context that has ended answered %v, which would mean that it was looked at", err)
 		}
 		h.apply(clone(c))

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -15,6 +18,7 @@ import (
 // Beyond a single call: hints, opening again, and namespaces beside each other.
 var lifeCases = []testCase{
 	{"Open again", testReopen},
+	{"Put back from a backup", testRestored},
 	{"Read only", testReadOnly},
 }
 
@@ -179,6 +183,102 @@ func testReopen(h *harness) {
 	h.get(store.KindRole, "new")
 	h.absent(grant, "00", "it was purged")
 	h.lists(store.Query{Kind: store.KindEvent}, append(want, "new"))
+}
+
+// testRestored: the files of a store are put back from a backup that is older than an acknowledged revocation. The store has a
+// new History then, so that every process notices, reads again and drops no rule it holds; under the old History the revoked
+// session would be good again without a word.
+func testRestored(h *harness) {
+	if _, closes := h.st.(io.Closer); !closes {
+		h.t.Skip("the store cannot be closed and opened again")
+	}
+	h.must([]store.Put{put(store.KindRule, "before", "", store.Version{}), put(grant, "session", "", store.Version{})}, event("before"))
+	h.close()
+	backup := readFiles(h.t, h.dir)
+	if len(backup) == 0 {
+		h.t.Skip("the store keeps no file in dir: whoever keeps its data restores it")
+	}
+	if !h.reopen() {
+		h.t.Skip("the store forgets")
+	}
+	h.must([]store.Put{put(store.KindRule, "revoked", "", store.Version{})}, event("revoked"))
+	_, acked := h.followAll(store.Position{}, nil, 10)
+	h.close()
+	putBack(h.t, h.dir, backup)
+	if !h.reopen() {
+		return
+	}
+	if _, err := h.st.Get(h.ctx, store.KindRule, "revoked"); err == nil {
+		h.t.Skip("the store keeps what it acknowledged elsewhere too: nothing was lost")
+	}
+	if v, err := h.st.Follow(h.ctx, acked, nil, 10); !errors.Is(err, store.ErrDiverged) {
+		h.t.Fatalf("the files were put back from a backup, a revocation acknowledged since is lost, and Follow from behind it answered "+
+			"%d records of history %x, %v, want ErrDiverged: nobody notices that a revoked session is good again. "+
+			"Begin a new History where the file is not the one that was written last, by its inode for example",
+			len(v.Records), v.Next.History, err)
+	}
+	rs, next := h.followAll(store.Position{}, nil, 10)
+	if !slices.Equal(ids(rs), []string{"before"}) || next.History == acked.History {
+		h.t.Fatalf("put back from a backup, the store has %q and history %x, want what was in the backup and a History other than %x",
+			ids(rs), next.History, acked.History)
+	}
+	h.must([]store.Put{put(store.KindRule, "after", "", store.Version{})})
+	if r := h.get(store.KindRule, "after"); r.Pos.N <= acked.N {
+		h.t.Fatalf("%s: positions go on rising after a restore, the last before it was %d", show(r), acked.N)
+	}
+	if h.reopen(); !h.opened {
+		h.t.Fatal("open returned nil after the store was put back")
+	}
+	if _, again := h.followAll(next, nil, 10); again.History != next.History {
+		h.t.Fatalf("opened again with nothing lost since it was put back, the History changed from %x to %x", next.History, again.History)
+	}
+}
+
+type savedFile struct {
+	data []byte
+	mode fs.FileMode
+}
+
+func readFiles(t *testing.T, dir string) map[string]savedFile {
+	t.Helper()
+	files := map[string]savedFile{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		fi, err := d.Info()
+		if err != nil {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		files[path] = savedFile{data, fi.Mode().Perm()}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+// putBack makes the files in dir what they were, as new files: each is made while the old one is there, so that no inode is
+// used again.
+func putBack(t *testing.T, dir string, files map[string]savedFile) {
+	t.Helper()
+	for path := range readFiles(t, dir) {
+		if _, ok := files[path]; !ok {
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for path, f := range files {
+		if err := os.WriteFile(path+".restored", f.data, f.mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(path+".restored", path); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // testReadOnly is for stores that can be told to take no writes, as one is that a service has moved away from.

@@ -3,6 +3,7 @@ package storetest
 import (
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync"
 
@@ -14,6 +15,7 @@ var purgeCases = []testCase{
 	{"Purge", testPurge},
 	{"Purge of state", testPurgeState},
 	{"Purge of events", testPurgeEvents},
+	{"Purge of all events", testPurgeAllEvents},
 	{"Purge against revival", testPurgeRace},
 }
 
@@ -187,6 +189,57 @@ func testPurgeEvents(h *harness) {
 		h.t.Fatalf("newest first from a cursor after newer ones than were purged: %q, want 08", ids(rs))
 	}
 	h.get(grant, "x")
+}
+
+// testPurgeAllEvents: when no event is left, the places of new ones go on behind those of the old. If they began again, every
+// cursor among them would be older than what was purged, and no reader could ever get past its first page.
+func testPurgeAllEvents(h *harness) {
+	const rule = "event places never begin again, not even when all events were purged"
+	write := func(prefix string, n int, expires int64) (want []string) {
+		for i := range n {
+			e := event(fmt.Sprintf("%s%02d", prefix, i))
+			e.Expires = expires
+			h.must(nil, e)
+			want = append(want, e.ID)
+		}
+		return want
+	}
+	page := func(want []string) {
+		h.eventually(func() error {
+			rs, _, err := pages(h.ctx, h.st, store.Query{Kind: store.KindEvent, Limit: 2})
+			if err != nil || !slices.Equal(ids(rs), want) {
+				return fmt.Errorf("%s: a reader that begins anew pages through %q, %v, want %q", rule, ids(rs), err, want)
+			}
+			return nil
+		})
+	}
+	old := write("old", 20, 1)
+	page(old)
+	early, err := h.st.List(h.ctx, store.Query{Kind: store.KindEvent, Limit: 3})
+	if err != nil || early.Cursor == "" {
+		h.t.Fatalf("List: cursor %q, %v", early.Cursor, err)
+	}
+	h.purge(store.KindEvent, 2, 100, 20, "every event has expired")
+	page(nil)
+	want := write("new", 6, 0)
+	page(want)
+	trimmed := func() {
+		q := store.Query{Kind: store.KindEvent, Limit: 3, Cursor: early.Cursor}
+		if p, err := h.st.List(h.ctx, q); !errors.Is(err, store.ErrTrimmed) {
+			h.t.Fatalf("List from a cursor before events that were purged: %q, %v, want ErrTrimmed: the reader has missed events", ids(p.Records), err)
+		}
+	}
+	trimmed()
+	if _, closes := h.st.(io.Closer); !closes || !h.reopen() {
+		return
+	}
+	trimmed()
+	page(want)
+	for i := range want {
+		p := put(grant, want[i], "", store.Version{})
+		h.must([]store.Put{p})
+	}
+	page(append(want, write("newer", 3, 0)...))
 }
 
 // testPurgeRace: a record that has expired is given new life while it is purged. One of the two comes first.
