@@ -558,7 +558,8 @@ func (rec *clientRecord) appendLive(out []clientSecret, now time.Time) []clientS
 
 // Declare makes the client with c.ID be as c says and its secrets be these, and writes nothing if
 // that is so already: for clients that a program's own configuration names, at each start. A secret has at
-// least 16 bytes; two may be given while one replaces the other. What HashSecret made of a secret stands for it.
+// least 16 bytes; two may be given while one replaces the other. What HashSecret made of a secret stands for it. A client with
+// the grant type authorization_code has RedirectURIs.
 //
 // A secret that RevokeLeaked has ended does not come back: it is left out, with a warning in the log, so that a program whose
 // configuration still names it starts. A client that has no other one is shut out until it is given one.
@@ -573,6 +574,8 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) err
 		return fail(ErrInvalidRequest, "client %q is confidential and has no secret", c.ID)
 	case len(secrets) > maxLiveSecrets:
 		return fail(ErrInvalidRequest, "%d secrets, at most %d", len(secrets), maxLiveSecrets)
+	case slices.Contains(c.GrantTypes, GrantAuthorizationCode) && len(c.RedirectURIs) == 0:
+		return fail(ErrInvalidRequest, "client %q has the grant type authorization_code and no RedirectURIs: no code could reach it", c.ID)
 	}
 	for _, x := range secrets {
 		if len(x.Reveal()) < minChosenSecret {

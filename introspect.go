@@ -52,6 +52,10 @@ func (s *Service) Introspect(ctx context.Context, token string) (Introspection, 
 // Issuer is Config.Issuer.
 func (s *Service) Issuer() string { return s.cfg.Issuer }
 
+// Skew is how far ahead of ours the clock of whoever signs a token, a proof or an assertion may be: Config.Validation.Skew, or
+// its default. Adapters that check times themselves use it.
+func (s *Service) Skew() time.Duration { return s.cfg.Validation.ahead() }
+
 // opaqueShelf keeps an issuer's answers about opaque tokens, by the tokens' hashes, in bounded number.
 type opaqueShelf struct {
 	v   *JWTValidator

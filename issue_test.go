@@ -281,10 +281,14 @@ func TestDeclaredClients(t *testing.T) {
 	chosen := apitoken.NewSecret("correct horse battery staple")
 	require.ErrorIs(t, svc.Clients.Declare(ctx, c), apitoken.ErrInvalidRequest)
 	require.ErrorIs(t, svc.Clients.Declare(ctx, c, apitoken.NewSecret("short")), apitoken.ErrInvalidRequest)
+	code := apitoken.Client{ID: "spa", Public: true, GrantTypes: []string{apitoken.GrantAuthorizationCode}}
+	require.ErrorIs(t, svc.Clients.Declare(ctx, code), apitoken.ErrInvalidRequest, "no code could reach it")
+	code.RedirectURIs = []string{"https://app.example.com/cb"}
+	require.NoError(t, svc.Clients.Declare(ctx, code))
 	for range 3 {
 		require.NoError(t, svc.Clients.Declare(ctx, c, chosen))
 	}
-	require.Len(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventClientChanged}), 1, "at each start, and written once")
+	require.Len(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventClientChanged, Client: "batch"}), 1, "at each start, and written once")
 	issue(t, svc, apitoken.Request{Auth: apitoken.ClientAuth{ID: "batch", Secret: chosen}})
 	require.NoError(t, svc.Clients.Declare(ctx, c, apitoken.NewSecret("another secret of the host"), chosen))
 	issue(t, svc, apitoken.Request{Auth: apitoken.ClientAuth{ID: "batch", Secret: chosen}})

@@ -52,12 +52,11 @@ type Identity struct {
 }
 
 const (
-	maxAssertion  = 16 << 10
-	assertionSkew = 30 * time.Second // of iat and nbf, for an issuer whose clock is ahead
-	keysFresh     = 5 * time.Minute
-	keysMissing   = 10 * time.Second // between two questions for a kid that is not there
-	keysTimeout   = 10 * time.Second
-	keysLast      = 24 * time.Hour // the last good ones serve for so long while the issuer is down
+	maxAssertion = 16 << 10
+	keysFresh    = 5 * time.Minute
+	keysMissing  = 10 * time.Second // between two questions for a kid that is not there
+	keysTimeout  = 10 * time.Second
+	keysLast     = 24 * time.Hour // the last good ones serve for so long while the issuer is down
 )
 
 // assertionIssuer is an AssertionIssuer with its keys.
@@ -259,7 +258,7 @@ func (h *Handler) verifyAssertion(r *http.Request, t *tokenRequest) (a Assertion
 		most = time.Hour
 	}
 	end := time.Unix(c.Expires, 0)
-	ahead := now.Add(assertionSkew).Unix()
+	ahead := now.Add(h.svc.Skew()).Unix()
 	switch {
 	case c.Subject == "" || len(c.Subject) > 255:
 		return a, nil, "", badAssertion("sub is missing or too long")

@@ -177,3 +177,34 @@ func TestAnIssuersKeysRoll(t *testing.T) {
 	gone.down.Store(true)
 	dead.token(params("grant_type", apitoken.GrantJWTBearer, "assertion", dead.vouch(gone.key.Load(), nil, nil)), dead.as("app")).refused(503, "temporarily_unavailable")
 }
+
+// An issuer's clock may be ahead by Validation.Skew, as for tokens and proofs, and by no more.
+func TestTheClockOfAnAssertionHasTheOneSetting(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ skew, good, bad time.Duration }{
+		"default": {0, 10 * time.Second, 11 * time.Second},
+		"wide":    {time.Minute, time.Minute, 61 * time.Second},
+		"none":    {-1, 0, time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := newSigner(t)
+			s := newSite(t, func(cfg *apitoken.Config, o *oauthhttp.Options) {
+				cfg.Validation.Skew = c.skew
+				o.Assertions = []oauthhttp.AssertionIssuer{{Issuer: login, Keys: k, Subject: func(_ context.Context, a oauthhttp.Assertion) (oauthhttp.Identity, error) {
+					return oauthhttp.Identity{Subject: "login|" + a.Subject, Scopes: oauthhttp.Only("orders:read")}, nil
+				}}}
+			})
+			s.client("app", nil)
+			for _, claim := range []string{"iat", "nbf"} {
+				ask := func(ahead time.Duration) *answer {
+					now := s.at.Now()
+					assertion := s.vouch(k, nil, map[string]any{claim: now.Add(ahead).Unix(), "exp": now.Add(5 * time.Minute).Unix()})
+					return s.token(params("grant_type", apitoken.GrantJWTBearer, "assertion", assertion), s.as("app"))
+				}
+				ask(c.good).ok(claim)
+				ask(c.bad).refused(400, "invalid_grant", claim)
+			}
+		})
+	}
+}

@@ -216,6 +216,10 @@ func (h *Handler) readMetadata(w http.ResponseWriter, r *http.Request) (*clientM
 	if err := json.Unmarshal(body, m); err != nil {
 		return nil, badMetadata("A member has the wrong type.")
 	}
+	// Null is a member that was left out (RFC 7592 §2.2); json.RawMessage alone keeps it.
+	if string(m.JWKS) == "null" {
+		m.JWKS = nil
+	}
 	return m, nil
 }
 

@@ -220,3 +220,26 @@ func TestWhatCanNotBeRegistered(t *testing.T) {
 	require.Equal(t, "CN=app", a.text("tls_client_auth_subject_dn"))
 	require.NotContains(t, a.body, "client_secret")
 }
+
+// A member that is null was left out (RFC 7592 §2.2).
+func TestNullInARegistrationIsALeftOutMember(t *testing.T) {
+	t.Parallel()
+	s, initial := registrar(t, nil)
+	given := metadata{"redirect_uris": []string{callback}}
+	want := s.register(given, bearer(initial))
+	require.Equal(t, 201, want.StatusCode, string(want.raw))
+	for _, name := range []string{"token_endpoint_auth_method", "grant_types", "response_types", "client_name", "scope", "jwks", "jwks_uri", "dpop_bound_access_tokens",
+		"tls_client_certificate_bound_access_tokens", "tls_client_auth_subject_dn", "software_statement", "client_id", "client_secret", "logo_uri"} {
+		given[name] = nil
+	}
+	got := s.register(given, bearer(initial))
+	require.Equal(t, 201, got.StatusCode, string(got.raw))
+	for _, name := range []string{"token_endpoint_auth_method", "grant_types", "response_types", "client_name", "scope", "jwks", "redirect_uris"} {
+		require.Equal(t, want.body[name], got.body[name], name)
+	}
+	id := got.text("client_id")
+	given["client_id"] = id
+	put := s.do(jsonRequest(t, "PUT", "/register/"+id, given), bearer(got.text("registration_access_token"))).ok()
+	require.NotContains(t, put.body, "jwks")
+	require.Equal(t, want.body["scope"], put.body["scope"])
+}
