@@ -309,6 +309,9 @@ func (k *APIKeys) create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, 
 		return APIKey{}, Secret{}, err
 	}
 	rec.By = k.madeBy()
+	if err := k.mayContinue(ctx, rec.Scopes); err != nil {
+		return APIKey{}, Secret{}, err
+	}
 	for try := 0; try < refreshTries; try++ {
 		m := k.s.begin(ctx)
 		if err := k.allowed(ctx); err != nil {
@@ -334,6 +337,34 @@ func (k *APIKeys) create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, 
 	return APIKey{}, Secret{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "revocations keep overtaking this key, or others are made at the same time"}
 }
 
+// ceiling is what a key may hold: for the host what it likes, for the caller of a view what it holds, and its client may hold.
+func (k *APIKeys) ceiling() ceiling {
+	var client Client
+	if k.view {
+		if known := k.clients.lookup(k.caller.Client()); known != nil {
+			client = known.Client
+		}
+	}
+	most := k.s.ceiling(&client)
+	if k.view {
+		most.meet("the caller", k.held.sorted)
+	}
+	return most
+}
+
+// mayContinue asks the host about the caller of a view, who gets a key for its token.
+func (k *APIKeys) mayContinue(ctx context.Context, scopes Scopes) error {
+	if !k.view {
+		return nil
+	}
+	err := k.s.mayContinue(ctx, Grant{Subject: k.subject, Client: k.caller.Client(), Scopes: scopes, Roles: k.caller.Roles()})
+	var no *Error
+	if errors.As(err, &no) && no.Code == ErrInvalidGrant {
+		return &Error{Code: ErrDenied, Detail: no.Detail, Cause: no.Cause}
+	}
+	return err
+}
+
 // plan checks a request.
 func (k *APIKeys) plan(r APIKeyRequest) (*apiKeyRecord, error) {
 	now := k.s.now()
@@ -346,18 +377,10 @@ func (k *APIKeys) plan(r APIKeyRequest) (*apiKeyRecord, error) {
 	if err := checkKeyName(r.Name); err != nil {
 		return nil, err
 	}
-	if err := r.Scopes.check(); err != nil {
+	most := k.ceiling()
+	scopes, err := most.take(r.Scopes)
+	if err != nil {
 		return nil, err
-	}
-	if err := k.s.cfg.known(r.Scopes); err != nil {
-		return nil, err
-	}
-	if k.view {
-		for _, s := range r.Scopes {
-			if !k.held.allows(s) {
-				return nil, fail(ErrInvalidScope, "the caller does not hold %q", s)
-			}
-		}
 	}
 	if r.Rate.Burst < 0 || r.Rate.Per < 0 || (r.Rate.Burst == 0) != (r.Rate.Per == 0) {
 		return nil, fail(ErrInvalidRequest, "a Rate has both Burst and Per, or neither")
@@ -382,7 +405,7 @@ func (k *APIKeys) plan(r APIKeyRequest) (*apiKeyRecord, error) {
 			return nil, err
 		}
 	}
-	rec := &apiKeyRecord{V: 1, Subject: r.Subject, Name: r.Name, Scopes: sortedScopes(r.Scopes), Claims: claims, MaxUses: r.MaxUses, Rate: r.Rate}
+	rec := &apiKeyRecord{V: 1, Subject: r.Subject, Name: r.Name, Scopes: scopes, Claims: claims, MaxUses: r.MaxUses, Rate: r.Rate}
 	if !r.Expires.IsZero() {
 		rec.Expires = r.Expires.UnixMilli()
 	}
@@ -682,22 +705,26 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 		if err != nil {
 			return APIKey{}, Secret{}, err
 		}
+		if err := k.mayContinue(ctx, rec.Scopes); err != nil {
+			return APIKey{}, Secret{}, err
+		}
 		now := k.s.now()
 		x := rec.public(id)
 		if !k.live(&x) || rec.Replaced != 0 {
 			return APIKey{}, Secret{}, fail(ErrNotFound, "the key has ended or was rotated before")
 		}
+		most := k.ceiling()
 		if k.view {
-			for _, s := range rec.Scopes {
-				if !k.held.allows(s) {
-					return APIKey{}, Secret{}, fail(ErrInvalidScope, "the caller does not hold %q", s)
-				}
+			if !most.covers(rec.Scopes) {
+				return APIKey{}, Secret{}, fail(ErrInvalidScope, "%s may not have all that the key holds", most.by)
 			}
 			if err := k.holdsClaims(rec.Claims); err != nil {
 				return APIKey{}, Secret{}, err
 			}
 		}
 		next := rec
+		most.meet("the key", rec.Scopes)
+		next.Scopes = most.all()
 		if rec.MaxUses > 0 {
 			// Both count together: while both work, neither adds to what one of them might do.
 			next.Counter = rec.counter(id)

@@ -34,7 +34,7 @@ type Client struct {
 	Public         bool   // has no credential (RFC 6749 §2.1)
 	GrantTypes     []string
 	Scopes         Scopes   // the most it may hold
-	Audiences      []string // the most it may ask for, its own default first; empty: Config.Audience and Audiences
+	Audiences      []string // the most it may ask for of Config.Audience and Audiences, its own default first; empty: all of them
 	MayImpersonate bool     // may exchange a token without naming an actor (RFC 8693 §1.1)
 	// Lifetimes are its own where they are not zero; Access, MaxAccess and Grant never longer than the service's. APIKey
 	// stays zero: API keys have no client.

@@ -407,14 +407,16 @@ func (s *Service) planFor(p *plan, r *Request, who *caller) error {
 	if err := checkBinding(r.Binding); err != nil {
 		return err
 	}
-	if err := s.planScopes(p, r.Scopes, r.Roles, id != ""); err != nil {
-		return err
-	}
+	most := s.ceiling(&p.client)
 	var err error
-	if p.audiences, err = s.audiencesFor(&p.client, r.Audiences); err != nil {
+	if p.scopes, err = s.scopesFor(&most, r.Scopes, r.Roles); err != nil {
 		return err
 	}
-	if p.life, err = s.lifeFor(&p.client, r.Lifetime); err != nil {
+	p.roles = slices.Clone(r.Roles)
+	if p.audiences, err = most.targets(r.Audiences); err != nil {
+		return err
+	}
+	if p.life, err = most.lifetime(r.Lifetime); err != nil {
 		return err
 	}
 	if err := p.narrowTo(r.narrow); err != nil {
@@ -485,45 +487,6 @@ func checkSubject(sub string) error {
 	return nil
 }
 
-// planScopes narrows what is asked for to what the client may hold, and expands roles within it.
-func (s *Service) planScopes(p *plan, asked Scopes, roles []string, registered bool) error {
-	if err := asked.check(); err != nil {
-		return err
-	}
-	if err := s.cfg.known(asked); err != nil {
-		return err
-	}
-	if len(roles) > maxRoles {
-		return fail(ErrInvalidRequest, "%d roles, at most %d", len(roles), maxRoles)
-	}
-	p.scopes = sortedScopes(asked)
-	if len(roles) > 0 {
-		var given Scopes
-		for i, role := range roles {
-			scopes, ok, err := s.roles.known(role)
-			if err != nil {
-				return err
-			}
-			if !ok || slices.Contains(roles[:i], role) {
-				return fail(ErrInvalidRequest, "role %q is unknown or named twice", role)
-			}
-			given = append(given, scopes...)
-		}
-		if registered {
-			given = intersectScopes(given, p.client.Scopes)
-		}
-		if len(asked) > 0 {
-			given = intersectScopes(asked, given)
-		}
-		p.scopes, p.roles = sortedScopes(given), slices.Clone(roles)
-		return nil
-	}
-	if registered && !p.client.Scopes.Cover(asked) {
-		return fail(ErrInvalidScope, "client %q may not hold all of %q", p.client.ID, asked.String())
-	}
-	return nil
-}
-
 // sortedScopes is a fresh list in order, each once.
 func sortedScopes(in Scopes) Scopes {
 	if len(in) == 0 {
@@ -532,88 +495,6 @@ func sortedScopes(in Scopes) Scopes {
 	out := slices.Clone(in)
 	slices.Sort(out)
 	return slices.Compact(out)
-}
-
-// audiencesOf is what a client may ask for, its default first.
-func (s *core) audiencesOf(c *Client) []string {
-	if len(c.Audiences) > 0 {
-		return c.Audiences
-	}
-	return s.audiences
-}
-
-// audiencesFor checks asked against what the client may ask for.
-func (s *Service) audiencesFor(c *Client, asked []string) ([]string, error) {
-	allowed := s.audiencesOf(c)
-	if len(asked) == 0 {
-		return allowed[:1:1], nil
-	}
-	if len(asked) > maxAudiences {
-		return nil, fail(ErrInvalidTarget, "%d audiences, at most %d", len(asked), maxAudiences)
-	}
-	list, bad := among(allowed, asked)
-	if bad != "" {
-		return nil, fail(ErrInvalidTarget, "audience %q is not among those of client %q, or named twice", bad, c.ID)
-	}
-	return list, nil
-}
-
-// among is asked, each as allowed writes it, or the first that is not allowed or that was named before in the same text.
-func among(allowed, asked []string) (list []string, bad string) {
-	for i, a := range asked {
-		at := slices.IndexFunc(allowed, func(x string) bool { return sameResource(x, a) })
-		if at < 0 || slices.Contains(asked[:i], a) {
-			return nil, a
-		}
-		if !slices.Contains(list, allowed[at]) {
-			list = append(list, allowed[at])
-		}
-	}
-	return list, ""
-}
-
-// sameResource reports whether two audiences name the same resource: a URL of scheme and host alone is the same with a slash
-// behind it (RFC 3986 §6.2.3). Apart from that they are compared byte for byte. It is for what a client asks for: the token says it
-// as it is configured, and validators compare aud as text (RFC 7519 §2).
-func sameResource(a, b string) bool { return a == b || bareHost(a) == bareHost(b) }
-
-// bareHost is a URL without the slash that is all of its path.
-func bareHost(a string) string {
-	rest, ok := strings.CutPrefix(a, "https://")
-	if !ok {
-		rest, ok = strings.CutPrefix(a, "http://")
-	}
-	if ok && strings.IndexAny(rest, "/?#") == len(rest)-1 && strings.HasSuffix(rest, "/") {
-		return a[:len(a)-1]
-	}
-	return a
-}
-
-// lifetimes are the client's, and the service's where it has none, never longer than the service's maximum.
-func (s *core) lifetimes(c *Client) Lifetimes {
-	l, base := c.Lifetimes, s.cfg.Lifetimes
-	pick := func(own, base time.Duration) time.Duration {
-		if own > 0 {
-			return own
-		}
-		return base
-	}
-	l.MaxAccess = min(pick(l.MaxAccess, base.MaxAccess), base.MaxAccess)
-	l.Access = min(pick(l.Access, base.Access), l.MaxAccess)
-	l.Grant = min(pick(l.Grant, base.Grant), base.Grant)
-	l.Idle = pick(l.Idle, base.Idle)
-	return l
-}
-
-func (s *core) lifeFor(c *Client, asked time.Duration) (time.Duration, error) {
-	l := s.lifetimes(c)
-	switch {
-	case asked < 0:
-		return 0, fail(ErrInvalidRequest, "negative Lifetime")
-	case asked == 0:
-		return l.Access, nil
-	}
-	return max(min(asked, l.MaxAccess), time.Second), nil
 }
 
 // issueUnder issues under a grant that lives: at most what the grant holds, for no longer than it.
@@ -645,7 +526,8 @@ func (s *Service) issueUnder(ctx context.Context, r Request, m moment, who *call
 	if len(r.Roles) > 0 {
 		return nil, fail(ErrInvalidRequest, "roles are the grant's")
 	}
-	if p.life, err = s.lifeFor(&p.client, r.Lifetime); err != nil {
+	most := s.ceiling(&p.client)
+	if p.life, err = most.lifetime(r.Lifetime); err != nil {
 		return nil, err
 	}
 	if r.Binding != "" && r.Binding != g.Binding {
@@ -711,40 +593,28 @@ func (s *Service) planUnder(ctx context.Context, id string, g *grantRecord, aske
 	if err := s.alive(id, g); err != nil {
 		return nil, err
 	}
-	p := &plan{client: c, subject: g.Subject, audiences: g.Audiences, binding: g.Binding, claims: g.Claims, roles: g.Roles}
-	if len(c.Audiences) > 0 { // they may have become fewer since
-		if p.audiences = intersectTexts(g.Audiences, c.Audiences); len(p.audiences) == 0 {
-			return nil, fail(ErrInvalidGrant, "its client may ask for none of its audiences any more")
-		}
+	p := &plan{client: c, subject: g.Subject, binding: g.Binding, claims: g.Claims, roles: g.Roles}
+	// Each may have lost something since the grant was opened; what one gained since was not granted (RFC 6749 §6).
+	most := s.ceiling(&c)
+	if p.audiences = meetAudiences(g.Audiences, most.audiences); len(p.audiences) == 0 {
+		return nil, fail(ErrInvalidGrant, "none of its audiences may be asked for any more")
 	}
-	held := g.Scopes
-	if len(g.Roles) > 0 { // roles may have changed since: what they give now is what goes on
-		var given Scopes
-		for _, role := range g.Roles {
-			scopes, _, err := s.roles.known(role)
-			if err != nil {
-				return nil, err
-			}
-			given = append(given, scopes...)
-		}
-		held = intersectScopes(held, given)
-	}
-	if c.ID != s.cfg.FirstParty {
-		held = intersectScopes(held, c.Scopes)
-	}
-	p.scopes = sortedScopes(held)
-	if len(asked) > 0 {
-		if err := asked.check(); err != nil {
+	most.meet("the grant", g.Scopes)
+	if len(g.Roles) > 0 {
+		given, err := s.roles.give(g.Roles)
+		if err != nil {
 			return nil, err
 		}
-		if !held.Cover(asked) {
-			return nil, fail(ErrInvalidScope, "the grant does not hold all of %q", asked.String())
-		}
-		p.scopes = sortedScopes(asked)
+		most.meet("the grant's roles", given)
 	}
-	p.life = s.lifetimes(&c).Access
+	if p.scopes = most.all(); len(asked) > 0 {
+		if p.scopes, err = most.take(asked); err != nil {
+			return nil, err
+		}
+	}
+	p.life = most.life.Access
 	if g.Life > 0 {
-		p.life = min(time.Duration(g.Life)*time.Second, s.lifetimes(&c).MaxAccess)
+		p.life = min(time.Duration(g.Life)*time.Second, most.life.MaxAccess)
 	}
 	if err := s.mayContinue(ctx, g.public(id)); err != nil {
 		return nil, err
@@ -851,24 +721,20 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest, known *refusa
 		return nil, fail(ErrInvalidRequest, "the chain of exchanges is too long")
 	}
 	p.chain = slices.Compact(slices.Sorted(slices.Values(p.chain)))
-	held := intersectScopes(parent.d.Scopes, c.Scopes)
-	p.scopes = sortedScopes(held)
-	if len(r.Scopes) > 0 {
-		if err := r.Scopes.check(); err != nil {
-			return nil, err
-		}
-		if !held.Cover(r.Scopes) {
-			return nil, fail(ErrInvalidScope, "the token and the client do not both hold all of %q", r.Scopes.String())
-		}
-		p.scopes = sortedScopes(r.Scopes)
-	}
-	if p.audiences = slices.Clone(parent.d.Audiences); len(r.Audiences) > 0 {
-		if p.audiences, err = s.audiencesFor(&c, r.Audiences); err != nil {
+	most := s.ceiling(&c)
+	most.meet("the token", parent.d.Scopes)
+	if p.scopes = most.all(); len(r.Scopes) > 0 {
+		if p.scopes, err = most.take(r.Scopes); err != nil {
 			return nil, err
 		}
 	}
-	if len(p.audiences) == 0 { // an API key is for this service
-		p.audiences = []string{s.cfg.Audience}
+	if len(r.Audiences) > 0 {
+		p.audiences, err = most.targets(r.Audiences)
+	} else if p.audiences = meetAudiences(parent.d.Audiences, most.audiences); len(p.audiences) == 0 {
+		err = fail(ErrInvalidTarget, "client %q may ask for none of the token's audiences: it must name one of its own", c.ID)
+	}
+	if err != nil {
+		return nil, err
 	}
 	if r.Binding != "" {
 		if err := checkBinding(r.Binding); err != nil {
@@ -876,8 +742,16 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest, known *refusa
 		}
 		p.binding = r.Binding
 	}
-	if p.life, err = s.lifeFor(&c, r.Lifetime); err != nil {
+	if p.life, err = most.lifetime(r.Lifetime); err != nil {
 		return nil, err
+	}
+	for _, t := range used { // the subject, and the actor where it is a user too
+		if t.IsClient() {
+			continue
+		}
+		if err := s.mayContinue(ctx, Grant{Subject: t.Subject(), Client: c.ID, Scopes: p.scopes, Roles: t.d.Roles}); err != nil {
+			return nil, err
+		}
 	}
 	// What is made of an API key knows no limit of uses or rate: to make it is one use.
 	for _, key := range used {

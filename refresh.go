@@ -343,8 +343,8 @@ func (s *Service) repeat(ctx context.Context, r RefreshRequest, id string, g *gr
 	}
 	p.scopes = intersectScopes(g.Narrow, p.scopes)
 	if len(g.For) > 0 {
-		if p.narrow = intersectTexts(g.For, p.audiences); len(p.narrow) == 0 {
-			return nil, fail(ErrInvalidGrant, "its client may ask for none of its audiences any more")
+		if p.narrow = meetAudiences(g.For, p.audiences); len(p.narrow) == 0 {
+			return nil, fail(ErrInvalidGrant, "none of its audiences may be asked for any more")
 		}
 	}
 	text, err := s.refreshText(next)

@@ -70,6 +70,19 @@ func (b *roleBook) known(role string) (Scopes, bool, error) {
 	return rec.Scopes, ok, nil
 }
 
+// give is what roles expand to together. One that is not there gives nothing.
+func (b *roleBook) give(roles []string) (Scopes, error) {
+	var given Scopes
+	for _, role := range roles {
+		scopes, _, err := b.known(role)
+		if err != nil {
+			return nil, err
+		}
+		given = append(given, scopes...)
+	}
+	return given, nil
+}
+
 // Roles returns what each role expands to now.
 func (s *Service) Roles() map[string]Scopes {
 	s.roles.mu.RLock()
@@ -82,7 +95,8 @@ func (s *Service) Roles() map[string]Scopes {
 }
 
 // SetRole defines what a role expands to, in every process. When it loses scopes, the tokens that carry the role are
-// refused until they are minted again: a refresh gives what the role gives now.
+// refused until they are minted again: a refresh gives what the role still gives. What a role gains is for new logins: a
+// session is never given more than was granted when it began (RFC 6749 §6).
 func (s *Service) SetRole(ctx context.Context, role string, scopes Scopes) error {
 	if err := s.cfg.checkRole(role, scopes); err != nil {
 		return err

@@ -77,8 +77,9 @@ type Config struct {
 	Trust      []Trusted         // other issuers whose tokens are taken
 	Validation Validation
 	Refresh    RefreshPolicy
-	// MayContinue is asked at each refresh and redemption whether the subject may go on, before anything
-	// is spent. An error refuses; one that is ErrUnavailable or a context's tells the caller to try again, and so does a call
+	// MayContinue is asked whether the subject may go on wherever it gets something new for what it has: at each refresh,
+	// redemption and exchange, for tokens under a grant, and when a caller makes or rotates an API key. Where nothing is listed
+	// yet, g has no ID. It is asked before anything is spent, and for users alone. An error refuses; one that is ErrUnavailable or a context's tells the caller to try again, and so does a call
 	// that panics or takes longer than five seconds. nil: always.
 	MayContinue func(ctx context.Context, g Grant) error
 	Sinks       []Sink
@@ -376,15 +377,17 @@ func isNil(v any) bool {
 
 // known refuses scopes that are not in the registry, so that a typo is an error where it is made.
 func (c *Config) known(scopes Scopes) error {
-	if c.Scopes == nil {
-		return nil
-	}
 	for _, s := range scopes {
-		if _, ok := c.Scopes[s]; !ok {
+		if !c.knows(s) {
 			return fail(ErrInvalidScope, "scope %q is not in Config.Scopes", s)
 		}
 	}
 	return nil
+}
+
+func (c *Config) knows(s Scope) bool {
+	_, ok := c.Scopes[s]
+	return ok || c.Scopes == nil
 }
 
 // New starts a service. It fails, naming the field in a [ConfigError], when c is contradictory or dangerous, and

@@ -277,7 +277,7 @@ func (h *Handler) read(ctx context.Context, client apitoken.Client, f form, twic
 		a.binding = apitoken.BindDPoP(print)
 	}
 	var err error
-	if a.Scopes, err = h.scopesOf(ctx, f, &client); err != nil {
+	if a.Scopes, err = h.scopesOf(f, &client); err != nil {
 		return no(judge(err))
 	}
 	if a.Resources, err = f.resources(); err != nil {

@@ -83,7 +83,7 @@ func (h *Handler) DeviceAuthorization() http.Handler {
 		if err != nil {
 			return h.denied(r.Context(), c.auth, "device", err)
 		}
-		if req.Scopes, err = h.scopesOf(r.Context(), f, &c.Client); err != nil { // a user decides here too, as at the authorization endpoint
+		if req.Scopes, err = h.scopesOf(f, &c.Client); err != nil { // a user decides here too, as at the authorization endpoint
 			return h.denied(r.Context(), c.auth, "device", err)
 		}
 		if err := h.svc.Check(r.Context(), req); err != nil {

@@ -1,7 +1,6 @@
 package oauthhttp
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -122,18 +121,12 @@ func (f form) scopes() (apitoken.Scopes, error) {
 
 // scopesOf are the scopes asked for that client may have: those that the service does not know, or the client may not ask for, are
 // left out, and the token response tells which ones were given (RFC 6749 §3.3). nil: none were named. An error: none is left.
-func (h *Handler) scopesOf(ctx context.Context, f form, client *apitoken.Client) (apitoken.Scopes, error) {
+func (h *Handler) scopesOf(f form, client *apitoken.Client) (apitoken.Scopes, error) {
 	asked, err := f.scopes()
 	if err != nil || len(asked) == 0 {
 		return nil, err
 	}
-	kept := within(asked, client.Scopes)
-	unknown := func(scopes ...apitoken.Scope) bool {
-		return errors.Is(h.svc.Check(ctx, apitoken.Request{Client: client.ID, Scopes: scopes}), apitoken.ErrInvalidScope)
-	}
-	if len(kept) > 0 && unknown(kept...) { // Config.Scopes may name fewer than a scope of the client's covers
-		kept = slices.DeleteFunc(kept, func(s apitoken.Scope) bool { return unknown(s) })
-	}
+	kept := h.svc.Narrow(asked, client.Scopes)
 	if len(kept) == 0 {
 		return nil, errScope
 	}

@@ -66,28 +66,6 @@ func (x *Registration) narrowed(asked []string, public bool) []string {
 	return out
 }
 
-// within is what of asked is also in most: of each pair of scopes of which one covers the other, the narrower.
-func within(asked, most apitoken.Scopes) apitoken.Scopes {
-	var out apitoken.Scopes
-	add := func(s apitoken.Scope) {
-		if !slices.Contains(out, s) {
-			out = append(out, s)
-		}
-	}
-	for _, a := range asked {
-		if most.Cover(apitoken.Scopes{a}) {
-			add(a)
-			continue
-		}
-		for _, m := range most {
-			if a.Covers(m) {
-				add(m)
-			}
-		}
-	}
-	return out
-}
-
 // clientMetadata is what is read of RFC 7591 §2 and of the RFCs that add to it; other members are ignored, as §2 says.
 type clientMetadata struct {
 	RedirectURIs []string        `json:"redirect_uris,omitempty"`
@@ -268,7 +246,7 @@ func (h *Handler) apply(ctx context.Context, c *apitoken.Client, m *clientMetada
 		if err != nil {
 			return badMetadata("The scope is malformed.")
 		}
-		if c.Scopes = within(asked, x.Scopes); len(asked) > 0 && len(c.Scopes) == 0 {
+		if c.Scopes = h.svc.Narrow(asked, x.Scopes); len(asked) > 0 && len(c.Scopes) == 0 {
 			return badMetadata("None of the scopes is to be had.")
 		}
 	}

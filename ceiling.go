@@ -1,0 +1,201 @@
+package apitoken
+
+import (
+	"slices"
+	"strings"
+	"time"
+)
+
+// A ceiling is the most that may be given. Configuration, client, roles, and the token or grant that something is made from each
+// limit it; what is asked for must lie below it. Everything that gives scopes, audiences or a lifetime computes them here: Issue,
+// Prepare and Redeem, Refresh, Exchange, API keys, and the registration of clients. Config.MayContinue has the last word, see
+// mayContinue.
+type ceiling struct {
+	cfg       *Config
+	bounded   bool     // by a list; else the host itself asks, and gives what it likes
+	scopes    Scopes   // the list
+	by        string   // who bounded it last, for errors
+	audiences []string // its default first
+	life      Lifetimes
+}
+
+// ceiling is what the configuration lets c have. A zero ID or Config.FirstParty is the host itself, which no list of scopes bounds.
+func (s *core) ceiling(c *Client) ceiling {
+	x := ceiling{cfg: &s.cfg, audiences: s.audiencesOf(c), life: s.lifetimes(c)}
+	if c.ID != "" && c.ID != s.cfg.FirstParty {
+		x.meet("client "+c.ID, c.Scopes)
+	}
+	return x
+}
+
+// meet limits x to what by holds too.
+func (x *ceiling) meet(by string, held Scopes) {
+	if x.bounded {
+		held = intersectScopes(held, x.scopes)
+	}
+	x.scopes, x.bounded, x.by = held, true, by
+}
+
+// all is the whole list in order, without scopes that Config.Scopes does not name any more.
+func (x *ceiling) all() Scopes {
+	return slices.DeleteFunc(sortedScopes(x.scopes), func(s Scope) bool { return !x.cfg.knows(s) })
+}
+
+// take is what was asked for, all of which must be below x. Who asks for none gets none.
+func (x *ceiling) take(asked Scopes) (Scopes, error) {
+	if err := x.check(asked); err != nil {
+		return nil, err
+	}
+	if !x.covers(asked) {
+		return nil, fail(ErrInvalidScope, "%s may not have all of %q", x.by, asked.String())
+	}
+	return sortedScopes(asked), nil
+}
+
+func (x *ceiling) covers(asked Scopes) bool { return !x.bounded || x.scopes.Cover(asked) }
+
+// check refuses what is no scope, or none that Config.Scopes names.
+func (x *ceiling) check(asked Scopes) error {
+	if err := asked.check(); err != nil {
+		return err
+	}
+	return x.cfg.known(asked)
+}
+
+// targets are the audiences asked for, all of which must be below x; the default where none is named.
+func (x *ceiling) targets(asked []string) ([]string, error) {
+	switch {
+	case len(x.audiences) == 0:
+		return nil, fail(ErrInvalidTarget, "none of the client's audiences is in Config.Audience or Audiences")
+	case len(asked) == 0:
+		return x.audiences[:1:1], nil
+	case len(asked) > maxAudiences:
+		return nil, fail(ErrInvalidTarget, "%d audiences, at most %d", len(asked), maxAudiences)
+	}
+	list, bad := among(x.audiences, asked)
+	if bad != "" {
+		return nil, fail(ErrInvalidTarget, "audience %q is not among those that may be asked for, or named twice", bad)
+	}
+	return list, nil
+}
+
+// lifetime of an access token: the one asked for, cut to the most.
+func (x *ceiling) lifetime(asked time.Duration) (time.Duration, error) {
+	switch {
+	case asked < 0:
+		return 0, fail(ErrInvalidRequest, "negative Lifetime")
+	case asked == 0:
+		return x.life.Access, nil
+	}
+	return max(min(asked, x.life.MaxAccess), time.Second), nil
+}
+
+// scopesFor is what is given to whoever asks for scopes with roles. Without roles the scopes themselves are; with roles, what
+// they give below x, limited to the scopes where some are named.
+func (s *Service) scopesFor(x *ceiling, asked Scopes, roles []string) (Scopes, error) {
+	if len(roles) == 0 {
+		return x.take(asked)
+	}
+	if err := x.check(asked); err != nil {
+		return nil, err
+	}
+	if len(roles) > maxRoles {
+		return nil, fail(ErrInvalidRequest, "%d roles, at most %d", len(roles), maxRoles)
+	}
+	for i, role := range roles {
+		_, ok, err := s.roles.known(role)
+		if err != nil {
+			return nil, err
+		}
+		if !ok || slices.Contains(roles[:i], role) {
+			return nil, fail(ErrInvalidRequest, "role %q is unknown or named twice", role)
+		}
+	}
+	given, err := s.roles.give(roles)
+	if err != nil {
+		return nil, err
+	}
+	x.meet("the roles", given)
+	if len(asked) > 0 {
+		x.meet("the request", asked)
+	}
+	return x.all(), nil
+}
+
+// Narrow is what of asked may be given to whoever holds most: of each pair of scopes of which one covers the other, the narrower,
+// without those that Config.Scopes does not name. It is for endpoints that leave out what is too much rather than refuse it
+// (RFC 6749 §3.3).
+func (s *Service) Narrow(asked, most Scopes) Scopes {
+	x := ceiling{cfg: &s.cfg}
+	x.meet("the holder", most)
+	x.meet("the request", asked)
+	return x.all()
+}
+
+// audiencesOf is what a client may ask for, its default first.
+func (s *core) audiencesOf(c *Client) []string {
+	if len(c.Audiences) > 0 {
+		return meetAudiences(c.Audiences, s.audiences)
+	}
+	return s.audiences
+}
+
+// meetAudiences is what of list is allowed, in the order of list, each as allowed writes it.
+func meetAudiences(list, allowed []string) []string {
+	var out []string
+	for _, a := range list {
+		at := slices.IndexFunc(allowed, func(x string) bool { return sameResource(x, a) })
+		if at >= 0 && !slices.Contains(out, allowed[at]) {
+			out = append(out, allowed[at])
+		}
+	}
+	return out
+}
+
+// among is asked, each as allowed writes it, or the first that is not allowed or that was named before in the same text.
+func among(allowed, asked []string) (list []string, bad string) {
+	for i, a := range asked {
+		at := slices.IndexFunc(allowed, func(x string) bool { return sameResource(x, a) })
+		if at < 0 || slices.Contains(asked[:i], a) {
+			return nil, a
+		}
+		if !slices.Contains(list, allowed[at]) {
+			list = append(list, allowed[at])
+		}
+	}
+	return list, ""
+}
+
+// sameResource reports whether two audiences name the same resource: a URL of scheme and host alone is the same with a slash
+// behind it (RFC 3986 §6.2.3). Apart from that they are compared byte for byte. It is for what a client asks for: the token says it
+// as it is configured, and validators compare aud as text (RFC 7519 §2).
+func sameResource(a, b string) bool { return a == b || bareHost(a) == bareHost(b) }
+
+// bareHost is a URL without the slash that is all of its path.
+func bareHost(a string) string {
+	rest, ok := strings.CutPrefix(a, "https://")
+	if !ok {
+		rest, ok = strings.CutPrefix(a, "http://")
+	}
+	if ok && strings.IndexAny(rest, "/?#") == len(rest)-1 && strings.HasSuffix(rest, "/") {
+		return a[:len(a)-1]
+	}
+	return a
+}
+
+// lifetimes are the client's, and the service's where it has none, never longer than the service's maximum.
+func (s *core) lifetimes(c *Client) Lifetimes {
+	l, base := c.Lifetimes, s.cfg.Lifetimes
+	pick := func(own, base time.Duration) time.Duration {
+		if own > 0 {
+			return own
+		}
+		return base
+	}
+	l.MaxAccess = min(pick(l.MaxAccess, base.MaxAccess), base.MaxAccess)
+	l.Access = min(pick(l.Access, base.Access), l.MaxAccess)
+	l.Grant = min(pick(l.Grant, base.Grant), base.Grant)
+	l.Idle = pick(l.Idle, base.Idle)
+	return l
+}
+
