@@ -198,4 +198,3 @@ func (s *core) lifetimes(c *Client) Lifetimes {
 	l.Idle = pick(l.Idle, base.Idle)
 	return l
 }
-
