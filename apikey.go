@@ -274,7 +274,15 @@ func (rec *apiKeyRecord) public(id string) APIKey {
 func (k *APIKeys) Create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, error) {
 	x, secret, err := k.create(ctx, r)
 	k.denied(ctx, err)
+	k.tell(&err)
 	return x, secret, err
+}
+
+// tell is tell for the host's own calls: For is for callers, who learn the class alone.
+func (k *APIKeys) tell(err *error) {
+	if !k.view {
+		tell(err)
+	}
 }
 
 // denied counts what the caller of a view may not do, with the caller's name.
@@ -576,7 +584,8 @@ func (k *APIKeys) read(ctx context.Context, id string) (apiKeyRecord, store.Reco
 }
 
 // Get returns one key. ErrNotFound: there is none, or it is not the caller's.
-func (k *APIKeys) Get(ctx context.Context, id string) (APIKey, error) {
+func (k *APIKeys) Get(ctx context.Context, id string) (_ APIKey, failed error) {
+	defer k.tell(&failed)
 	if err := k.allowed(ctx); err != nil {
 		return APIKey{}, err
 	}
@@ -676,7 +685,8 @@ func (k *APIKeys) change(ctx context.Context, id, how string, f func(*apiKeyReco
 }
 
 // Rename gives a key another name.
-func (k *APIKeys) Rename(ctx context.Context, id, name string) (APIKey, error) {
+func (k *APIKeys) Rename(ctx context.Context, id, name string) (_ APIKey, failed error) {
+	defer k.tell(&failed)
 	if err := checkKeyName(name); err != nil {
 		return APIKey{}, err
 	}
@@ -686,7 +696,7 @@ func (k *APIKeys) Rename(ctx context.Context, id, name string) (APIKey, error) {
 // Rotate makes the successor, with an ID and a secret of its own; the old secret works for overlap longer, never past
 // its expiry. The successor expires when the old one would have.
 func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) (_ APIKey, _ Secret, err error) {
-	defer func() { k.denied(ctx, err) }()
+	defer func() { k.denied(ctx, err); k.tell(&err) }()
 	if overlap < 0 {
 		return APIKey{}, Secret{}, fail(ErrInvalidRequest, "negative overlap")
 	}
@@ -773,7 +783,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 
 // Revoke ends a key at once. ErrNotFound: there is none, or it is not the caller's.
 func (k *APIKeys) Revoke(ctx context.Context, id, reason string) (err error) {
-	defer func() { k.denied(ctx, err) }()
+	defer func() { k.denied(ctx, err); k.tell(&err) }()
 	if err := k.allowed(ctx); err != nil {
 		return err
 	}

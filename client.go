@@ -75,6 +75,11 @@ type ClientAuth struct {
 	confirmed *confirmation
 }
 
+// proves reports whether a holds anything that came from a client. Without it the host speaks for itself.
+func (a *ClientAuth) proves() bool {
+	return a.ID != "" || !a.Secret.IsZero() || !a.Assertion.IsZero() || a.Certificate != nil || a.confirmed != nil
+}
+
 func (a ClientAuth) isZero() bool {
 	return a.ID == "" && a.Secret.IsZero() && a.Assertion.IsZero() && a.Certificate == nil
 }
@@ -292,7 +297,8 @@ func (cs *Clients) check(c *Client) error {
 
 // Create registers c and returns it with its ID and, if it proves itself by one, its secret: shown now and
 // never again. ErrInvalidRequest: the ID is taken, or c contradicts itself.
-func (cs *Clients) Create(ctx context.Context, c Client) (Client, Secret, error) {
+func (cs *Clients) Create(ctx context.Context, c Client) (_ Client, _ Secret, failed error) {
+	defer tell(&failed)
 	now := cs.s.now()
 	if c.ID == "" {
 		c.ID = "cl_" + newID(now)
@@ -374,7 +380,8 @@ func (cs *Clients) put(c *change, id string, rec *clientRecord, v store.Version)
 }
 
 // Get returns one client, ErrNotFound if there is none.
-func (cs *Clients) Get(ctx context.Context, id string) (Client, error) {
+func (cs *Clients) Get(ctx context.Context, id string) (_ Client, failed error) {
+	defer tell(&failed)
 	rec, _, err := cs.read(ctx, id)
 	if err != nil {
 		return Client{}, err
@@ -431,7 +438,8 @@ func (cs *Clients) List(ctx context.Context, p Page) iter.Seq2[Client, error] {
 
 // Update changes a client in one compare-and-swap, calling f again if another writer was first.
 // Setting Disabled revokes all it holds; narrowing its scopes or audiences makes its tokens be minted again.
-func (cs *Clients) Update(ctx context.Context, id string, f func(*Client) error) (Client, error) {
+func (cs *Clients) Update(ctx context.Context, id string, f func(*Client) error) (_ Client, failed error) {
+	defer tell(&failed)
 	for try := 0; try < refreshTries; try++ {
 		rec, v, err := cs.read(ctx, id)
 		if err != nil {
@@ -503,7 +511,8 @@ func (cs *Clients) narrowed(before, after *Client, how string) (string, *rules.P
 func containsAll(list, want []string) bool { return len(intersectTexts(want, list)) == len(want) }
 
 // RotateSecret adds a secret; the older one works for overlap longer. A client has at most two live ones.
-func (cs *Clients) RotateSecret(ctx context.Context, id string, overlap time.Duration) (Secret, error) {
+func (cs *Clients) RotateSecret(ctx context.Context, id string, overlap time.Duration) (_ Secret, failed error) {
+	defer tell(&failed)
 	if overlap < 0 {
 		return Secret{}, fail(ErrInvalidRequest, "negative overlap")
 	}
@@ -563,7 +572,8 @@ func (rec *clientRecord) appendLive(out []clientSecret, now time.Time) []clientS
 //
 // A secret that RevokeLeaked has ended does not come back: it is left out, with a warning in the log, so that a program whose
 // configuration still names it starts. A client that has no other one is shut out until it is given one.
-func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) error {
+func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) (failed error) {
+	defer tell(&failed)
 	if err := cs.check(&c); err != nil {
 		return err
 	}

@@ -13,7 +13,8 @@ const hashedMark = "pbkdf2-sha256$600000$"
 // HashSecret makes of a client secret what [Clients.Declare] takes in its place, for configuration files that should not
 // hold it in clear. The client itself goes on to present secret. It takes a tenth of a second, on purpose. ErrInvalidRequest: it
 // is under 16 bytes, or was generated: of such a one the service keeps a fast hash, under which RevokeLeaked finds it.
-func HashSecret(secret Secret) (string, error) {
+func HashSecret(secret Secret) (_ string, failed error) {
+	defer tell(&failed)
 	if len(secret.Reveal()) < minChosenSecret {
 		return "", fail(ErrInvalidRequest, "a secret under %d bytes", minChosenSecret)
 	}

@@ -28,7 +28,8 @@
 //
 // # Errors
 //
-// Every error is an [*Error] whose code is one of the Err… sentinels, for errors.Is. Its Error() is fit for a client; the
+// Every error is an [*Error] whose code is one of the Err… sentinels, for errors.Is. Where a client's input decides, its Error()
+// is fit for a client; calls of the host's own, such as [Clients.Declare] and [Service.SetRole], say there what is wrong. The
 // detail shows in log/slog and in fmt's %v and %+v: never answer a client with those. Constructors return a [*ConfigError]
 // that names the invalid field and the reason. [ErrUnavailable] never means that a token is bad, and retrying is safe.
 //

@@ -52,8 +52,12 @@ var (
 	ErrNotFound error = fault.NotFound
 )
 
-// Error is what this module's packages return. Error() is fit for a client; Detail and Cause are for operators: they show in
-// log/slog, in fmt's %v and %+v, and so in what fmt.Errorf makes of it with %w. Never answer a client with those.
+// Error is what this module's packages return. Detail and Cause are for operators: they show in log/slog, in fmt's %v and %+v, and
+// so in what fmt.Errorf makes of it with %w. Never answer a client with those.
+//
+// Error() is fit for a client wherever a client's input decides: Validate, Refresh, Redeem, Exchange, Issue with a client's
+// credential, APIKeys.For. Calls that only the host's own code makes, such as Clients.Declare, SetRole, SigningKeys.Import and
+// Issue for the host itself, say there what is wrong as well. No text of either kind holds a credential.
 type Error struct {
 	Code       error         // one of the sentinels
 	Detail     string        // for operators; never holds a credential
@@ -61,14 +65,46 @@ type Error struct {
 	Needs      Requirement   // with ErrInsufficientScope
 	Nonce      string        // with ErrUseNonce
 	Cause      error         // not part of the chain seen by errors.Is
+
+	told bool // Error() shows Detail and Cause: the caller is the host's own code
 }
 
-// Error is the text of Code alone.
+// Error is the text of Code. What the host's own calls return adds Detail and Cause.
 func (e *Error) Error() string {
+	if e.told {
+		return e.full()
+	}
+	return e.class()
+}
+
+// class is the text of Code alone.
+func (e *Error) class() string {
 	if e.Code == nil {
 		return "apitoken: error"
 	}
 	return e.Code.Error()
+}
+
+// full is all that operators see.
+func (e *Error) full() string {
+	s := e.class()
+	if e.Detail != "" {
+		s += ": " + e.Detail
+	}
+	if e.Cause != nil {
+		s += fmt.Sprintf(": %+v", e.Cause)
+	}
+	return s
+}
+
+// tell makes the error that a call of the host's own code returns say in Error() what is wrong. Deferred, it needs err to be a
+// named result.
+func tell(err *error) {
+	if e, ok := (*err).(*Error); ok && !e.told {
+		c := *e
+		c.told = true
+		*err = &c
+	}
 }
 
 // Format prints the detail and the cause behind Error() for %v, and so for log.Print and for the text of what wraps it by %w,
@@ -82,13 +118,7 @@ func (e *Error) Format(f fmt.State, verb rune) {
 		fmt.Fprintf(f, fmt.FormatString(f, verb), e.Error())
 		return
 	}
-	io.WriteString(f, e.Error())
-	if e.Detail != "" {
-		io.WriteString(f, ": "+e.Detail)
-	}
-	if e.Cause != nil {
-		fmt.Fprintf(f, ": %+v", e.Cause)
-	}
+	io.WriteString(f, e.full())
 }
 
 // Unwrap gives Code to errors.Is; Cause stays out, so that a driver's error never passes for ours.
@@ -97,7 +127,7 @@ func (e *Error) Unwrap() error { return e.Code }
 // LogValue shows all of the error, for operators.
 func (e *Error) LogValue() slog.Value {
 	attrs := make([]slog.Attr, 0, 4)
-	attrs = append(attrs, slog.String("error", e.Error()))
+	attrs = append(attrs, slog.String("error", e.class()))
 	if e.Detail != "" {
 		attrs = append(attrs, slog.String("detail", e.Detail))
 	}

@@ -168,6 +168,9 @@ func (s *Service) Issue(ctx context.Context, r Request) (*Issued, error) {
 		s.audit.denied(ctx, "issue", known, err)
 	}
 	s.observeIssue(ctx, "issue", began, i, err)
+	if !r.Auth.proves() {
+		tell(&err)
+	}
 	return i, err
 }
 

@@ -57,7 +57,10 @@ func (k *SigningKeys) JWKS(context.Context, string) ([]byte, error) { return k.r
 
 // Rotate brings a new key forward as soon as every validator can know it: after half of Config.KeyRotation, 15 minutes at
 // most. Tokens of the old one stay good until they expire. Audiences with keys of their own get new ones too.
-func (k *SigningKeys) Rotate(ctx context.Context) error { return public(k.ring.Rotate(ctx)) }
+func (k *SigningKeys) Rotate(ctx context.Context) (failed error) {
+	defer tell(&failed)
+	return public(k.ring.Rotate(ctx))
+}
 
 // Import adds a key that stays outside: a KMS, an HSM, an agent. It signs as soon as every validator can know it (see Rotate), at
 // once if the ring is younger than that. Every process that issues calls it at each start: the store holds the public
@@ -75,7 +78,8 @@ func (k *SigningKeys) Import(ctx context.Context, s crypto.Signer, algorithm str
 
 // ImportFor is Import of a key that signs for one audience of Config.AudienceAlgorithms alone. ErrInvalidRequest also where the
 // audience is not among them.
-func (k *SigningKeys) ImportFor(ctx context.Context, audience string, s crypto.Signer, algorithm string) (SigningKey, error) {
+func (k *SigningKeys) ImportFor(ctx context.Context, audience string, s crypto.Signer, algorithm string) (_ SigningKey, failed error) {
+	defer tell(&failed)
 	x, err := k.ring.ImportFor(ctx, audience, s, algorithm)
 	return SigningKey(x), public(err)
 }
@@ -83,7 +87,8 @@ func (k *SigningKeys) ImportFor(ctx context.Context, audience string, s crypto.S
 // Compromise withdraws a key at once and revokes all that it signed, in every process within its bound. The
 // next key, or a new one, is active from then on. ErrNotFound: the ring has no such key. ErrUnavailable: what it signed is
 // refused here, and this process goes on trying; others may not know it yet. It is safe to repeat.
-func (k *SigningKeys) Compromise(ctx context.Context, id, reason string) error {
+func (k *SigningKeys) Compromise(ctx context.Context, id, reason string) (failed error) {
+	defer tell(&failed)
 	return public(k.ring.Compromise(ctx, id, reason, string(EventRevoked)))
 }
 
@@ -95,14 +100,16 @@ func (k *SigningKeys) Compromise(ctx context.Context, id, reason string) error {
 // ones, from a copy of the store in which they lay in clear, say; except with a signing key that he has: see Compromise.
 //
 // ErrInvalidRequest: the store is on its way from InsecureKeysInStore to Seal, and processes may run that could not open it.
-func (k *SigningKeys) RotateSecrets(ctx context.Context) error {
+func (k *SigningKeys) RotateSecrets(ctx context.Context) (failed error) {
+	defer tell(&failed)
 	return public(k.ring.RotateSecrets(ctx))
 }
 
 // Rewrap seals every root secret again with Config.Seal as it is now: after a new key-encryption key was put in front
 // of the old one, and before the old one is dropped. It returns how many there were. After an error some may still be under
 // the old one; it is safe to repeat. ErrInvalidRequest: there is no Config.Seal.
-func (k *SigningKeys) Rewrap(ctx context.Context) (int, error) {
+func (k *SigningKeys) Rewrap(ctx context.Context) (_ int, failed error) {
+	defer tell(&failed)
 	n, err := k.ring.Rewrap(ctx)
 	return n, public(err)
 }

@@ -70,11 +70,13 @@ type sealer struct{}
 func (*sealer) Seal(context.Context, []byte, []byte) ([]byte, error) { return nil, errors.New("no") }
 func (*sealer) Open(context.Context, []byte, []byte) ([]byte, error) { return nil, errors.New("no") }
 
-// An error's Error() is for clients; %v, and whatever wraps it by %w, say what was wrong.
+// Where a client's credential decides, an error's Error() is for clients; %v, and whatever wraps it by %w, say what was wrong.
 func TestErrorsHaveTwoReaders(t *testing.T) {
 	t.Parallel()
 	svc := apitokentest.New(t, func(c *apitoken.Config) { c.Scopes = map[apitoken.Scope]string{"orders:read": "See orders"} })
-	_, err := svc.Issue(context.Background(), apitoken.Request{Subject: "alice", Scopes: apitoken.Scopes{"order:read"}})
+	_, secret, err := svc.Clients.Create(context.Background(), apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"orders:read"}})
+	require.NoError(t, err)
+	_, err = svc.Issue(context.Background(), apitoken.Request{Auth: apitoken.ClientAuth{ID: "web", Secret: secret}, Scopes: apitoken.Scopes{"order:read"}})
 	require.Equal(t, "apitoken: invalid scope", err.Error())
 	require.Equal(t, "apitoken: invalid scope", fmt.Sprintf("%s", err))
 	require.Equal(t, `apitoken: invalid scope: scope "order:read" is not in Config.Scopes`, fmt.Sprint(err))

@@ -26,7 +26,8 @@ type Revoker interface {
 const maxReason = 256
 
 // Revoke implements [Revoker].
-func (s *Service) Revoke(ctx context.Context, target Target, reason string) error {
+func (s *Service) Revoke(ctx context.Context, target Target, reason string) (failed error) {
+	defer tell(&failed)
 	return s.revoke(ctx, target.t, reason, EventRevoked)
 }
 

@@ -97,7 +97,8 @@ func (s *Service) Roles() map[string]Scopes {
 // SetRole defines what a role expands to, in every process. When it loses scopes, the tokens that carry the role are
 // refused until they are minted again: a refresh gives what the role still gives. What a role gains is for new logins: a
 // session is never given more than was granted when it began (RFC 6749 §6).
-func (s *Service) SetRole(ctx context.Context, role string, scopes Scopes) error {
+func (s *Service) SetRole(ctx context.Context, role string, scopes Scopes) (failed error) {
+	defer tell(&failed)
 	if err := s.cfg.checkRole(role, scopes); err != nil {
 		return err
 	}

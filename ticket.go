@@ -96,7 +96,10 @@ func readTicket(r store.Record) (*ticketRecord, error) {
 
 // Prepare checks r as Issue would, records it and returns the ticket that redeems it. With t.CodeSHA256 the code is
 // out already and the answer is the zero Secret.
-func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (Secret, error) {
+func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (_ Secret, failed error) {
+	if !r.Auth.proves() {
+		defer tell(&failed)
+	}
 	switch {
 	case t.Lifetime <= 0 || t.Lifetime > maxTicket:
 		return Secret{}, fail(ErrInvalidRequest, "a ticket's lifetime is required, at most %s", maxTicket)

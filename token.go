@@ -68,7 +68,8 @@ type TokenSpec struct {
 
 // NewToken makes a Token from s, which it copies. It fails with ErrInvalidRequest when Claims do not
 // marshal to a JSON object or hold a name that is reserved; it checks nothing else.
-func NewToken(s TokenSpec) (Token, error) {
+func NewToken(s TokenSpec) (_ Token, failed error) {
+	defer tell(&failed)
 	claims, err := marshalClaims(s.Claims)
 	if err != nil {
 		return Token{}, err

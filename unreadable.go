@@ -115,7 +115,8 @@ func (s *core) over(r store.Record) bool {
 // Repair replaces the content of a record that cannot be read, as Unreadable lists it, and writes an event.
 // ErrInvalidRequest: the record can be read, or data cannot. ErrNotFound: there is no such record. A process that has met a
 // revocation that it could not read refuses all that it may have been about until the process ends, though it is repaired.
-func (s *Service) Repair(ctx context.Context, kind store.Kind, id string, data []byte) error {
+func (s *Service) Repair(ctx context.Context, kind store.Kind, id string, data []byte) (failed error) {
+	defer tell(&failed)
 	return s.mend(ctx, kind, id, "repaired", func(c *change, r store.Record) error {
 		v := r.Version
 		if kind == store.KindRule {
@@ -147,7 +148,8 @@ func (s *Service) putRule(c *change, r store.Record, data []byte) error {
 // a revocation is replaced by the widest one that the record may have been, a client by a disabled one without a credential, a
 // role by one without scopes, an API key by a revoked one. ErrInvalidRequest: the record can be read, or the service can't be
 // without it, such as the namespace's own; only Repair replaces that. ErrNotFound: there is no such record.
-func (s *Service) Remove(ctx context.Context, kind store.Kind, id string) error {
+func (s *Service) Remove(ctx context.Context, kind store.Kind, id string) (failed error) {
+	defer tell(&failed)
 	return s.mend(ctx, kind, id, "removed", func(c *change, r store.Record) error {
 		now := s.now()
 		v := r.Version
