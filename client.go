@@ -131,8 +131,19 @@ type clientRecord struct {
 	BindDPoP        bool            `json:"bind_dpop,omitempty"`
 	BindCertificate bool            `json:"bind_cert,omitempty"`
 	Registration    *clientSecret   `json:"registration,omitempty"` // verifier of its registration token
+	Most            clientMost      `json:"most,omitzero"`          // that it may register itself for
 	Leaked          [][]byte        `json:"leaked,omitempty"`       // hashes of secrets that Declare must not bring back
 	record.Ext
+}
+
+// clientMost is the most that a client may register itself for, set by its host: a nil list and false
+// leave it to the client. An older process that cannot read it refuses the client, which is right: it
+// would let the client widen itself.
+type clientMost struct {
+	Scopes          *Scopes   `json:"scopes,omitempty"`
+	GrantTypes      *[]string `json:"grant_types,omitempty"`
+	BindDPoP        bool      `json:"bind_dpop,omitempty"`
+	BindCertificate bool      `json:"bind_cert,omitempty"`
 }
 
 // clientSecret is a verifier: of 256 random bits a plain hash is enough, what a host chose gets a slow one.
@@ -299,31 +310,49 @@ func (cs *Clients) check(c *Client) error {
 // never again. ErrInvalidRequest: the ID is taken, or c contradicts itself.
 func (cs *Clients) Create(ctx context.Context, c Client) (_ Client, _ Secret, failed error) {
 	defer tell(&failed)
+	c, secret, _, err := cs.create(ctx, c, false)
+	return c, secret, err
+}
+
+// Register is Create for a client that asked for its own registration (RFC 7591) and is to manage it:
+// it returns its registration token too, as RegistrationToken does. Within what the host allows
+// then, the client may have more later than it asked for first.
+func (cs *Clients) Register(ctx context.Context, c Client) (_ Client, secret, registration Secret, _ error) {
+	return cs.create(ctx, c, true)
+}
+
+func (cs *Clients) create(ctx context.Context, c Client, manages bool) (_ Client, secret, registration Secret, _ error) {
 	now := cs.s.now()
 	if c.ID == "" {
 		c.ID = "cl_" + newID(now)
 	}
 	if err := cs.check(&c); err != nil {
-		return Client{}, Secret{}, err
+		return Client{}, Secret{}, Secret{}, err
 	}
 	if err := cs.s.audit.ready(); err != nil {
-		return Client{}, Secret{}, err
+		return Client{}, Secret{}, Secret{}, err
 	}
+
 	rec := clientRecord{Created: now.UnixMilli()}
 	rec.set(c)
-	var secret Secret
 	if c.usesSecret() {
 		var cl clientSecret
 		secret, cl = cs.newSecret(c.ID)
 		rec.Secrets = []clientSecret{cl}
 	}
+	if manages {
+		var cl clientSecret
+		registration, cl = cs.newSecret(registrationOf(c.ID))
+		rec.Registration = &cl
+	}
+
 	if err := cs.write(ctx, c.ID, &rec, store.Version{}, "created", nil); err != nil {
 		if errors.Is(err, store.ErrConflict) {
-			return Client{}, Secret{}, fail(ErrInvalidRequest, "client %q exists already", c.ID)
+			return Client{}, Secret{}, Secret{}, fail(ErrInvalidRequest, "client %q exists already", c.ID)
 		}
-		return Client{}, Secret{}, err
+		return Client{}, Secret{}, Secret{}, err
 	}
-	return rec.public(c.ID), secret, nil
+	return rec.public(c.ID), secret, registration, nil
 }
 
 // newSecret makes a secret of 256 random bits and its verifier.
@@ -440,8 +469,82 @@ func (cs *Clients) List(ctx context.Context, p Page) iter.Seq2[Client, error] {
 // Setting Disabled revokes all it holds; narrowing its scopes or audiences makes its tokens be minted again.
 func (cs *Clients) Update(ctx context.Context, id string, f func(*Client) error) (_ Client, failed error) {
 	defer tell(&failed)
+	return cs.update(ctx, id, cs.read, f, func(rec *clientRecord, before, c *Client) error {
+		rec.decide(before, c)
+		return nil
+	})
+}
+
+// Reregister is Update for a client that presents its registration token to change itself (RFC 7592
+// §2.2). What Update and Declare last made of its scopes, its grant types, BindDPoP and
+// BindCertificate since its first registration token stays the most it may have, whatever f asks
+// for; so does what a client had when RegistrationToken made its first one. ErrInvalidToken: as of
+// Registered.
+func (cs *Clients) Reregister(ctx context.Context, id string, token Secret, f func(*Client) error) (Client, error) {
+	k, err := cs.registration(ctx, token)
+	if err != nil {
+		return Client{}, err
+	}
+	read := func(ctx context.Context, id string) (clientRecord, store.Version, error) {
+		return cs.registered(ctx, id, k)
+	}
+	return cs.update(ctx, id, read, f, func(rec *clientRecord, _, c *Client) error { return rec.Most.limit(c) })
+}
+
+// decide notes what the host changes of a client that may change itself.
+func (rec *clientRecord) decide(before, after *Client) {
+	if rec.Registration == nil && rec.Most.isZero() {
+		return
+	}
+	if !slices.Equal(sortedScopes(after.Scopes), sortedScopes(before.Scopes)) {
+		rec.Most.setScopes(after.Scopes)
+	}
+	if !containsAll(after.GrantTypes, before.GrantTypes) || !containsAll(before.GrantTypes, after.GrantTypes) {
+		rec.Most.setGrantTypes(after.GrantTypes)
+	}
+	if after.BindDPoP != before.BindDPoP {
+		rec.Most.BindDPoP = after.BindDPoP
+	}
+	if after.BindCertificate != before.BindCertificate {
+		rec.Most.BindCertificate = after.BindCertificate
+	}
+}
+
+func (m *clientMost) isZero() bool { return *m == clientMost{} }
+
+// An empty list is not nil, which would be stored as null and read as "the client decides".
+func (m *clientMost) setScopes(list Scopes) {
+	x := append(Scopes{}, sortedScopes(list)...)
+	m.Scopes = &x
+}
+
+func (m *clientMost) setGrantTypes(list []string) {
+	x := append([]string{}, list...)
+	m.GrantTypes = &x
+}
+
+// limit cuts what a client asks for to what the host left it. A client of whose grant types nothing is
+// left is refused, as at its registration.
+func (m *clientMost) limit(c *Client) error {
+	if m.Scopes != nil {
+		c.Scopes = intersectScopes(c.Scopes, *m.Scopes)
+	}
+	if m.GrantTypes != nil {
+		asked := len(c.GrantTypes)
+		if c.GrantTypes = intersectTexts(c.GrantTypes, *m.GrantTypes); asked > 0 && len(c.GrantTypes) == 0 {
+			return fail(ErrInvalidRequest, "the host has taken from client %q each grant type that it asks for", c.ID)
+		}
+	}
+	c.BindDPoP = c.BindDPoP || m.BindDPoP
+	c.BindCertificate = c.BindCertificate || m.BindCertificate
+	return nil
+}
+
+// update reads, changes and writes a client; settle sees the record and the client before and after f.
+func (cs *Clients) update(ctx context.Context, id string, read func(context.Context, string) (clientRecord, store.Version, error),
+	f func(*Client) error, settle func(rec *clientRecord, before, after *Client) error) (Client, error) {
 	for try := 0; try < refreshTries; try++ {
-		rec, v, err := cs.read(ctx, id)
+		rec, v, err := read(ctx, id)
 		if err != nil {
 			return Client{}, err
 		}
@@ -454,6 +557,9 @@ func (cs *Clients) Update(ctx context.Context, id string, f func(*Client) error)
 			return Client{}, fail(ErrInvalidRequest, "a client's ID and Public do not change")
 		}
 		c.Created = before.Created
+		if err := settle(&rec, &before, &c); err != nil {
+			return Client{}, err
+		}
 		if err := cs.check(&c); err != nil {
 			return Client{}, err
 		}
@@ -615,6 +721,7 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) (fa
 		if fresh {
 			rec.Created = cs.s.now().UnixMilli()
 		}
+		rec.decide(&before, &c)
 		rec.set(c)
 		rec.Secrets = nil
 		for _, x := range good {

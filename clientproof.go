@@ -276,7 +276,8 @@ func (cs *Clients) assertion(ctx context.Context, k *knownClient, a *ClientAuth)
 }
 
 // RegistrationToken makes the credential with which a client manages its own registration (RFC 7592), in place of one
-// that it had before: shown now and never again.
+// that it had before: shown now and never again. A client that had none keeps its scopes, grant types and bindings as
+// the most it may have, see Reregister.
 func (cs *Clients) RegistrationToken(ctx context.Context, id string) (Secret, error) {
 	if err := cs.s.audit.ready(); err != nil {
 		return Secret{}, err
@@ -287,6 +288,11 @@ func (cs *Clients) RegistrationToken(ctx context.Context, id string) (Secret, er
 			return Secret{}, err
 		}
 		secret, own := cs.newSecret(registrationOf(id))
+		if rec.Registration == nil {
+			rec.Most.setScopes(rec.Scopes)
+			rec.Most.setGrantTypes(rec.GrantTypes)
+			rec.Most.BindDPoP, rec.Most.BindCertificate = rec.BindDPoP, rec.BindCertificate
+		}
 		rec.Registration = &own
 		if err = cs.write(ctx, id, &rec, v, "registration token made", nil); errors.Is(err, store.ErrConflict) {
 			continue
@@ -306,16 +312,34 @@ func registrationOf(id string) string { return "registration\x00" + id }
 // Registered returns the client whose registration token this is. ErrInvalidToken: it is not id's, or the client is
 // disabled.
 func (cs *Clients) Registered(ctx context.Context, id string, token Secret) (Client, error) {
+	k, err := cs.registration(ctx, token)
+	if err != nil {
+		return Client{}, err
+	}
+	rec, _, err := cs.registered(ctx, id, k)
+	if err != nil {
+		return Client{}, err
+	}
+	return rec.public(id), nil
+}
+
+// registration reads a registration token. Junk ends here, without a store read.
+func (cs *Clients) registration(ctx context.Context, token Secret) (*opaque.Key, error) {
 	k, ours, err := cs.signing.readMade(ctx, token.Reveal(), opaque.ClientSecret)
 	switch {
 	case err != nil:
-		return Client{}, err
-	case !ours: // junk ends here, without a store read
-		return Client{}, fail(ErrInvalidToken, "not a registration token")
+		return nil, err
+	case !ours:
+		return nil, fail(ErrInvalidToken, "not a registration token")
 	}
-	rec, _, err := cs.read(ctx, id)
+	return k, nil
+}
+
+// registered is the record of the enabled client whose registration token k is.
+func (cs *Clients) registered(ctx context.Context, id string, k *opaque.Key) (clientRecord, store.Version, error) {
+	rec, v, err := cs.read(ctx, id)
 	if err != nil && !isNotFound(err) {
-		return Client{}, err
+		return clientRecord{}, v, err
 	}
 	var want clientSecret
 	if err == nil && rec.Registration != nil && !rec.Disabled {
@@ -323,9 +347,9 @@ func (cs *Clients) Registered(ctx context.Context, id string, token Secret) (Cli
 	}
 	got := cs.hash(registrationOf(id), k)
 	if subtle.ConstantTimeCompare(got[:], want.Hash[:]) != 1 || cs.ended(&want) {
-		return Client{}, fail(ErrInvalidToken, "not the registration token of client %q", id)
+		return clientRecord{}, v, fail(ErrInvalidToken, "not the registration token of client %q", id)
 	}
-	return rec.public(id), nil
+	return rec, v, nil
 }
 
 // Check says whether Issue or Prepare would take r now, so that an adapter can refuse it before it asks a user. An empty

@@ -379,3 +379,23 @@ func TestHashedSecrets(t *testing.T) {
 	_, err = apitoken.HashSecret(apitoken.NewSecret("short"))
 	require.ErrorIs(t, err, apitoken.ErrInvalidRequest)
 }
+
+// A registration token that is replaced while its holder changes the client changes nothing.
+func TestARegistrationTokenThatEndsDuringAChange(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := service(t, nil)
+	_, _, token, err := svc.Clients.Register(ctx, apitoken.Client{ID: "web", Name: "before", GrantTypes: []string{apitoken.GrantClientCredentials}})
+	require.NoError(t, err)
+	_, err = svc.Clients.Reregister(ctx, "web", token, func(c *apitoken.Client) error { c.Name = "changed"; return nil })
+	require.NoError(t, err)
+	_, err = svc.Clients.Reregister(ctx, "web", token, func(c *apitoken.Client) error {
+		c.Name = "too late"
+		_, err := svc.Clients.RegistrationToken(ctx, "web")
+		return err
+	})
+	require.ErrorIs(t, err, apitoken.ErrInvalidToken)
+	c, err := svc.Clients.Get(ctx, "web")
+	require.NoError(t, err)
+	require.Equal(t, "changed", c.Name)
+}

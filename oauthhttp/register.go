@@ -19,7 +19,9 @@ import (
 // good one; where Config.Scopes names the known scopes, this must be among them.
 const RegisterScope apitoken.Scope = "apitoken:register"
 
-// Registration says what clients may be registered by programs (RFC 7591), and change themselves (RFC 7592).
+// Registration says what clients may be registered by programs (RFC 7591), and change themselves (RFC 7592). What the host
+// makes of such a client's scopes, grant types and bindings by Clients.Update stays the most it may have; its redirect
+// URIs, keys and AuthMethod stay the client's own choice.
 type Registration struct {
 	// GrantTypes are those that a client may ask for; nil: authorization_code and refresh_token.
 	GrantTypes []string
@@ -154,13 +156,9 @@ func (h *Handler) registerClient(w http.ResponseWriter, r *http.Request) error {
 	if err := h.apply(r.Context(), &c, m, by); err != nil {
 		return no(err)
 	}
-	c, secret, err := h.svc.Clients.Create(ctx, c)
+	c, secret, token, err := h.svc.Clients.Register(ctx, c)
 	if err != nil {
 		return no(metadataError(err))
-	}
-	token, err := h.svc.Clients.RegistrationToken(ctx, c.ID)
-	if err != nil {
-		return err
 	}
 	return h.answer(w, r, http.StatusCreated, h.information(c, secret, token))
 }
@@ -331,8 +329,8 @@ func (h *Handler) manageClient(w http.ResponseWriter, r *http.Request) error {
 		return h.answer(w, r, http.StatusOK, h.information(c, apitoken.Secret{}, registration))
 	case http.MethodDelete:
 		// A client that has gone is one that is disabled: all that it holds ends with it.
-		if _, err := h.svc.Clients.Update(ctx, id, func(c *apitoken.Client) error { c.Disabled = true; return nil }); err != nil {
-			return err
+		if _, err := h.svc.Clients.Reregister(ctx, id, registration, func(c *apitoken.Client) error { c.Disabled = true; return nil }); err != nil {
+			return h.tokenError(w, err)
 		}
 		w.WriteHeader(http.StatusNoContent)
 		return nil
@@ -353,7 +351,7 @@ func (h *Handler) manageClient(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	needsSecret := false
-	c, err = h.svc.Clients.Update(ctx, id, func(c *apitoken.Client) error {
+	c, err = h.svc.Clients.Reregister(ctx, id, registration, func(c *apitoken.Client) error {
 		was := *c
 		if err := h.apply(ctx, c, m, apitoken.Token{}); err != nil {
 			return err
@@ -366,6 +364,9 @@ func (h *Handler) manageClient(w http.ResponseWriter, r *http.Request) error {
 		}
 		return nil
 	})
+	if errors.Is(err, apitoken.ErrInvalidToken) { // it ended meanwhile
+		return h.tokenError(w, err)
+	}
 	if err != nil {
 		return metadataError(err)
 	}

@@ -243,3 +243,115 @@ func TestNullInARegistrationIsALeftOutMember(t *testing.T) {
 	require.NotContains(t, put.body, "jwks")
 	require.Equal(t, want.body["scope"], put.body["scope"])
 }
+
+// What an administrator took from a client does not come back when the client sends its registration again, whether it names it
+// or not; within that it may change what it has.
+func TestARegistrationStaysBelowTheAdministrators(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	device, refresh, code := apitoken.GrantDeviceCode, apitoken.GrantRefreshToken, apitoken.GrantAuthorizationCode
+	for name, x := range map[string]struct {
+		admin func(*apitoken.Client)
+		put   metadata
+		scope string
+		types []any
+		dpop  bool
+	}{
+		"nothing, unnamed":    {nil, metadata{}, "orders:read orders:write", []any{code}, false},
+		"scopes, unnamed":     {func(c *apitoken.Client) { c.Scopes = apitoken.Scopes{"orders:read"} }, metadata{}, "orders:read", []any{code}, false},
+		"scopes, named":       {func(c *apitoken.Client) { c.Scopes = apitoken.Scopes{"orders:read"} }, metadata{"scope": "orders:read orders:write"}, "orders:read", []any{code}, false},
+		"all scopes, named":   {func(c *apitoken.Client) { c.Scopes = nil }, metadata{"scope": "orders:read"}, "", []any{code}, false},
+		"a binding, unnamed":  {func(c *apitoken.Client) { c.BindDPoP = true }, metadata{}, "orders:read orders:write", []any{code}, true},
+		"a binding, named":    {func(c *apitoken.Client) { c.BindDPoP = true }, metadata{"dpop_bound_access_tokens": false}, "orders:read orders:write", []any{code}, true},
+		"no scopes, then all": {func(c *apitoken.Client) { c.Scopes = apitoken.Scopes{} }, metadata{}, "", []any{code}, false},
+		"a grant type, named": {func(c *apitoken.Client) { c.GrantTypes = []string{code, refresh} }, metadata{"grant_types": []string{code, refresh, device}}, "orders:read orders:write", []any{code, refresh}, false},
+		"a name, and it widens again": {func(c *apitoken.Client) { c.Name = "x" }, metadata{"grant_types": []string{code, device}},
+			"orders:read orders:write", []any{code, device}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, initial := registrar(t, func(r *oauthhttp.Registration) { r.GrantTypes = []string{code, refresh, device} })
+			a := s.register(metadata{"redirect_uris": []string{callback}, "grant_types": []string{code, refresh, device}}, bearer(initial))
+			require.Equal(t, 201, a.StatusCode, string(a.raw))
+			id, token := a.text("client_id"), a.text("registration_access_token")
+			if x.admin != nil {
+				_, err := s.svc.Clients.Update(ctx, id, func(c *apitoken.Client) error { x.admin(c); return nil })
+				require.NoError(t, err)
+			}
+			x.put["client_id"], x.put["redirect_uris"] = id, []string{callback}
+			for range 2 { // it is no different the second time
+				b := s.do(jsonRequest(t, "PUT", "/register/"+url.PathEscape(id), x.put), bearer(token)).ok()
+				require.Equal(t, x.scope, b.text("scope"))
+				require.Equal(t, x.types, b.body["grant_types"])
+				if dpop, _ := b.body["dpop_bound_access_tokens"].(bool); dpop != x.dpop {
+					t.Fatalf("bound: %v", dpop)
+				}
+			}
+			// Less is the client's own choice, and what it may have comes back.
+			x.put["scope"] = ""
+			require.Empty(t, s.do(jsonRequest(t, "PUT", "/register/"+url.PathEscape(id), x.put), bearer(token)).ok().text("scope"))
+			x.put["scope"] = "orders:read orders:write"
+			require.Equal(t, x.scope, s.do(jsonRequest(t, "PUT", "/register/"+url.PathEscape(id), x.put), bearer(token)).ok().text("scope"))
+			// The administrator decides again.
+			_, err := s.svc.Clients.Update(ctx, id, func(c *apitoken.Client) error {
+				c.Scopes, c.BindDPoP, c.GrantTypes = apitoken.Scopes{"orders:write"}, false, []string{code, device}
+				return nil
+			})
+			require.NoError(t, err)
+			b := s.do(jsonRequest(t, "PUT", "/register/"+url.PathEscape(id), metadata{"client_id": id, "redirect_uris": []string{callback}, "grant_types": []string{code, refresh, device}}), bearer(token)).ok()
+			require.Equal(t, "orders:write", b.text("scope"))
+			if name != "a name, and it widens again" { // there the list was the same, and nothing was decided
+				require.Equal(t, []any{code, device}, b.body["grant_types"])
+			}
+			require.NotContains(t, b.body, "dpop_bound_access_tokens")
+		})
+	}
+}
+
+// Where the host took every grant type that a client asks for, the client reads that nothing is to be had.
+func TestARegistrationOfWhichNothingIsLeft(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	code, refresh := apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken
+	for _, left := range [][]string{{refresh}, {}, nil} {
+		s, initial := registrar(t, nil)
+		a := s.register(metadata{"redirect_uris": []string{callback}, "grant_types": []string{code, refresh}}, bearer(initial)).ok()
+		id := a.text("client_id")
+		_, err := s.svc.Clients.Update(ctx, id, func(c *apitoken.Client) error { c.GrantTypes = left; return nil })
+		require.NoError(t, err)
+		s.do(jsonRequest(t, "PUT", "/register/"+url.PathEscape(id), metadata{"client_id": id, "redirect_uris": []string{callback}}),
+			bearer(a.text("registration_access_token"))).refused(400, "invalid_client_metadata")
+		c, err := s.svc.Clients.Get(ctx, id)
+		require.NoError(t, err)
+		require.Len(t, c.GrantTypes, len(left), "a refused change changes nothing")
+	}
+}
+
+// A client that the host made and then let manage itself has what it was given, and no more than that later.
+func TestAClientOfTheHostThatManagesItself(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	code, refresh := apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken
+	s, _ := registrar(t, nil)
+	_, _, err := s.svc.Clients.Create(ctx, apitoken.Client{ID: "web", Scopes: apitoken.Scopes{"orders:read"}, GrantTypes: []string{code},
+		RedirectURIs: []string{callback}, BindDPoP: true})
+	require.NoError(t, err)
+	token, err := s.svc.Clients.RegistrationToken(ctx, "web")
+	require.NoError(t, err)
+	put := func(m metadata) *answer {
+		m["client_id"], m["redirect_uris"] = "web", []string{callback}
+		return s.do(jsonRequest(t, "PUT", "/register/web", m), bearer(token.Reveal())).ok()
+	}
+	for _, m := range []metadata{{}, {"scope": ""}, {"scope": "orders:read orders:write", "grant_types": []string{code, refresh}}} {
+		a := put(m)
+		want := "orders:read"
+		if m["scope"] == "" {
+			want = ""
+		}
+		require.Equal(t, want, a.text("scope"))
+		require.Equal(t, []any{code}, a.body["grant_types"])
+		require.Equal(t, true, a.body["dpop_bound_access_tokens"])
+		token, err = s.svc.Clients.RegistrationToken(ctx, "web") // a new one changes nothing of it
+		require.NoError(t, err)
+	}
+}
