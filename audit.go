@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
@@ -146,8 +147,8 @@ type auditLog struct {
 	s     *core
 	tally tally
 	uses  useLog
-	sinks []*sinkFeed
-	fed   sync.Map // *sinkFeed: those of Feed, while it runs
+	sinks []*deliver.Feed
+	fed   sync.Map // *deliver.Feed: those of Feed, while it runs
 	kick  chan struct{}
 	known func(client string) bool // whether one is registered
 }
@@ -162,7 +163,7 @@ func newAuditLog(s *core) *auditLog {
 	a.tally.init()
 	a.uses.init()
 	for _, x := range s.cfg.Sinks {
-		a.sinks = append(a.sinks, newSinkFeed(s, x))
+		a.sinks = append(a.sinks, s.newFeed(x))
 	}
 	return a
 }
@@ -333,19 +334,6 @@ func readEvent(r store.Record) (Event, error) {
 	return e, nil
 }
 
-// ready answers ErrUnavailable while a sink with MaxLag is further behind. Only what gives power asks; taking power away
-// and validating wait for nobody.
-func (a *auditLog) ready() error {
-	for _, f := range a.sinks {
-		if f.sink.MaxLag > 0 {
-			if lag := f.lag(a.s.now()); lag > f.sink.MaxLag {
-				return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "audit sink " + f.sink.Name + " is behind by " + lag.Round(time.Second).String()}
-			}
-		}
-	}
-	return nil
-}
-
 // refused counts a refusal. d is what a verified token says, nil when nothing is verified.
 func (a *auditLog) refused(ctx context.Context, t EventType, reason string, d *tokenData) {
 	if reason == "unavailable" || reason == "none" {
@@ -421,7 +409,7 @@ func (a *auditLog) clientRefused(ctx context.Context, reason, claimed string) {
 // run flushes the counters and feeds the sinks.
 func (a *auditLog) run(ctx context.Context) {
 	for _, f := range a.sinks {
-		a.s.goRun("sink", f.run)
+		a.s.goRun("sink", f.Run)
 	}
 	for {
 		t := time.NewTimer(follow.Jitter(flushEvery))

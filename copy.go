@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -628,10 +629,10 @@ func (m *mover) tellMoved(ctx context.Context) error {
 
 // cursors gives each sink its place among the target's events: as many behind it as in the source.
 func (m *mover) cursors(ctx context.Context) error {
-	return list(ctx, m.from, store.Query{Kind: kindCursor}, func(page []store.Record) error {
+	return list(ctx, m.from, store.Query{Kind: deliver.Kind}, func(page []store.Record) error {
 		for _, r := range page {
-			var rec cursorRecord
-			if err := read(&cursorForm, r, &rec); err != nil {
+			var rec deliver.Cursor
+			if err := read(&deliver.CursorForm, r, &rec); err != nil {
 				return err
 			}
 			left := 0
@@ -647,7 +648,7 @@ func (m *mover) cursors(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			next := cursorRecord{V: 1, Done: rec.Done, Ext: rec.Ext}
+			next := deliver.Cursor{V: 1, Done: rec.Done, Ext: rec.Ext}
 			for behind := m.mark.Events - left; behind > 0; {
 				p, err := m.to.List(ctx, store.Query{Kind: store.KindEvent, Cursor: next.Cursor, Limit: min(behind, copyPage)})
 				if err != nil {
@@ -662,7 +663,7 @@ func (m *mover) cursors(ctx context.Context) error {
 				}
 				next.Cursor = p.Cursor
 			}
-			w, err := write(&cursorForm, store.Record{ID: r.ID}, &next)
+			w, err := write(&deliver.CursorForm, store.Record{ID: r.ID}, &next)
 			if err != nil {
 				return err
 			}

@@ -14,6 +14,7 @@ import (
 
 	is "github.com/stretchr/testify/require"
 
+	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
@@ -115,7 +116,7 @@ func TestStoredForms(t *testing.T) {
 	goldenForm(t, "deed", &deedForm, "d")
 	goldenForm(t, "use", &useForm, "u")
 	goldenForm(t, "spent", &spentForm, "s")
-	goldenForm(t, "cursor", &cursorForm, "sink")
+	goldenForm(t, "cursor", &deliver.CursorForm, "sink")
 	goldenForm(t, "copy", &copyForm, "copy")
 	goldenForm(t, "moved", &movedForm, "moved")
 }
@@ -124,7 +125,7 @@ func TestStoredForms(t *testing.T) {
 func TestEveryStoredFormHasAGoldenFile(t *testing.T) {
 	t.Parallel()
 	var forms, files []string
-	for _, dir := range []string{".", "internal/rules", "internal/keyring"} {
+	for _, dir := range []string{".", "internal/rules", "internal/keyring", "internal/deliver"} {
 		sources, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		is.NoError(t, err)
 		for _, name := range sources {

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/hook"
 )
 
@@ -164,13 +165,13 @@ func (s *Service) Backlog() Backlog {
 	b.Revocations = len(s.retries)
 	s.retryMu.Unlock()
 	b.Unreadable = len(s.state.Asides())
-	now := s.now()
 	b.Sinks = make(map[string]time.Duration, len(a.sinks))
 	for _, f := range a.sinks {
-		b.Sinks[f.sink.Name] = max(f.lag(now), 0)
+		b.Sinks[f.Name()] = f.Lag()
 	}
-	a.fed.Range(func(f, _ any) bool {
-		b.Sinks[f.(*sinkFeed).sink.Name] = max(f.(*sinkFeed).lag(now), 0)
+	a.fed.Range(func(key, _ any) bool {
+		f := key.(*deliver.Feed)
+		b.Sinks[f.Name()] = f.Lag()
 		return true
 	})
 	return b

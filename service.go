@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -290,8 +291,8 @@ func (c *Config) check() error {
 			return wrong("Sinks", "sink %q needs a name of its own and an Auditor", sink.Name)
 		}
 		names[sink.Name] = true
-		if sink.Timeout < 0 || sink.MaxLag < 0 || sink.MaxLag > 0 && sink.MaxLag < minSinkLag {
-			return wrong("Sinks", "sink %q: Timeout must not be negative, MaxLag zero or at least %s", sink.Name, minSinkLag)
+		if sink.Timeout < 0 || sink.MaxLag < 0 || sink.MaxLag > 0 && sink.MaxLag < deliver.MinLag {
+			return wrong("Sinks", "sink %q: Timeout must not be negative, MaxLag zero or at least %s", sink.Name, deliver.MinLag)
 		}
 	}
 	if c.KeepEvents < 0 || c.KeepEvents > 0 && c.KeepEvents < time.Hour {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -27,7 +28,7 @@ type UnreadableRecord struct {
 
 // formKinds are the kinds of records that have a form, in the order in which Unreadable lists them.
 var formKinds = []store.Kind{store.KindMeta, store.KindKey, store.KindRole, store.KindClient, store.KindRule, store.KindAPIKey,
-	kindGrant, kindTicket, kindOnce, kindUse, kindSpent, kindCursor, kindCopy}
+	kindGrant, kindTicket, kindOnce, kindUse, kindSpent, deliver.Kind, kindCopy}
 
 // readable reports why a record cannot be read; nil: it can.
 func readable(r store.Record) error {
@@ -62,8 +63,8 @@ func readable(r store.Record) error {
 		return read(&useForm, r, new(useRecord))
 	case kindSpent:
 		return read(&spentForm, r, new(spentRecord))
-	case kindCursor:
-		return read(&cursorForm, r, new(cursorRecord))
+	case deliver.Kind:
+		return read(&deliver.CursorForm, r, new(deliver.Cursor))
 	case kindCopy:
 		return read(&copyForm, r, new(copyRecord))
 	}
