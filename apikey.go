@@ -291,7 +291,8 @@ func (k *APIKeys) denied(ctx context.Context, err error) {
 		return
 	}
 	d := k.caller.d
-	known := refusal{subject: d.Subject, client: d.Client, token: d.ID, grantID: d.Grant}
+	var known refusal
+	known.of(k.s, d)
 	if errors.Is(err, ErrInvalidToken) { // the caller's own token has ended since
 		k.s.audit.refused(ctx, EventRefused, reasonOf(err), d)
 		return

@@ -2,6 +2,7 @@ package apitoken
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"iter"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/store"
@@ -29,20 +31,29 @@ type Auditor interface {
 
 // Event is one audit fact. It holds no usable secret.
 type Event struct {
-	ID      string    `json:"id"` // time-ordered, stable across retries
-	Time    time.Time `json:"time"`
-	Type    EventType `json:"type"`
-	OK      bool      `json:"ok"`
-	Reason  string    `json:"reason,omitempty"` // a class, such as "expired", or what Revoke was told
-	Actor   string    `json:"actor,omitempty"`  // who did it: WithActor's, or the subject or client of the Token in the context
-	Subject string    `json:"subject,omitempty"`
-	Client  string    `json:"client,omitempty"`
-	TokenID string    `json:"token_id,omitempty"`
-	Grant   string    `json:"grant,omitempty"`
-	Target  Target    `json:"target,omitzero"`
-	Scopes  Scopes    `json:"scopes,omitempty"`
-	Count   int       `json:"count,omitempty"` // of refusals summed up in this event
+	ID     string    `json:"id"` // time-ordered, stable across retries
+	Time   time.Time `json:"time"`
+	Type   EventType `json:"type"`
+	OK     bool      `json:"ok"`
+	Reason string    `json:"reason,omitempty"` // a class, such as "expired", or what Revoke was told
+	Actor  string    `json:"actor,omitempty"`  // who did it: WithActor's, or the subject or client of the Token in the context
+	// ActorIssuer is the trusted issuer that Actor's name comes from; empty for names of this service and of WithActor.
+	ActorIssuer string `json:"actor_issuer,omitempty"`
+	Subject     string `json:"subject,omitempty"`
+	// Issuer is the trusted issuer that Subject and TokenID come from; empty for this service's own. A principal is Issuer
+	// and Subject together: a partner's bob is never our bob.
+	Issuer  string `json:"issuer,omitempty"`
+	Client  string `json:"client,omitempty"`
+	TokenID string `json:"token_id,omitempty"`
+	Grant   string `json:"grant,omitempty"`
+	Target  Target `json:"target,omitzero"`
+	Scopes  Scopes `json:"scopes,omitempty"`
+	Count   int    `json:"count,omitempty"` // of refusals summed up in this event
 	Origin
+	// Extra says more, by type. For example "chain" holds the IDs of what an exchanged token descends from, "actor" who acts by
+	// it, and "addresses" where refusals came from. "why" holds the limits that refused, in words, for people and not for
+	// programs. "claimed" is the registered client that a caller named and did not prove to be. "found" stands in a revocation
+	// of something without a record: "no record" may be a session without a refresh token, "nothing" is no ID of this service.
 	Extra map[string]string `json:"extra,omitempty"`
 }
 
@@ -128,18 +139,55 @@ type actorKey struct{}
 
 // WithActor returns a context whose events carry actor, where no Token in it says who acts.
 func WithActor(ctx context.Context, actor string) context.Context {
+	return withPrincipal(ctx, rules.Principal{Subject: actor})
+}
+
+func withPrincipal(ctx context.Context, actor rules.Principal) context.Context {
 	return context.WithValue(ctx, actorKey{}, actor)
 }
 
-func actorOf(ctx context.Context) string {
-	if t := FromContext(ctx); !t.IsZero() {
-		if len(t.d.Actors) > 0 {
-			return t.d.Actors[0]
-		}
-		return t.d.Subject
+// actorOf is who acts in ctx. Its issuer is empty for a name of WithActor and for principals of this service.
+func (s *core) actorOf(ctx context.Context) rules.Principal {
+	t := FromContext(ctx)
+	if t.IsZero() {
+		actor, _ := ctx.Value(actorKey{}).(rules.Principal)
+		actor.Subject = text.CleanText(actor.Subject)
+		return actor
 	}
-	actor, _ := ctx.Value(actorKey{}).(string)
-	return text.CleanText(actor)
+
+	actor := rules.Principal{Issuer: s.foreignIssuer(t.d), Subject: t.d.Subject}
+	if len(t.d.Actors) == 0 {
+		return actor
+	}
+	actor.Subject = t.d.Actors[0]
+	// An actor may come from a third issuer. That another issuer says that one of ours acts proves nothing: it stays a name
+	// that this issuer gave.
+	if from := t.d.from; from != nil && len(from.Actors) > 0 {
+		if named := from.Actors[0].Issuer; named != "" && named != s.cfg.Issuer {
+			actor.Issuer = named
+		}
+	}
+	return actor
+}
+
+// foreignIssuer is the issuer of a token that another issuer signed, empty for our own tokens.
+func (s *core) foreignIssuer(d *tokenData) string { return s.foreign(d.Issuer) }
+
+// foreign is issuer unless it is this service.
+func (s *core) foreign(issuer string) string {
+	if issuer == s.cfg.Issuer {
+		return ""
+	}
+	return issuer
+}
+
+// eventName is what a store's index calls name in events: names of other issuers never meet ours there.
+func eventName(issuer, name string) string {
+	if issuer == "" || name == "" {
+		return name
+	}
+	h := opaque.Hash("foreign1", []byte(issuer), []byte(name))
+	return "~" + base64.RawURLEncoding.EncodeToString(h[:])
 }
 
 // auditLog writes events, sums up what may be summed up, and feeds the sinks.
@@ -176,15 +224,20 @@ func (a *auditLog) record(ctx context.Context, e Event, data []byte) store.Recor
 	if e.Subject == "" { // whom a target names, the event is about: lists by subject find it, and erasure does
 		e.Subject = e.Target.t.EventSubject()
 	}
-	if e.Actor == "" {
-		e.Actor = actorOf(ctx)
+	if t := e.Target.t; e.Issuer == "" && (e.Subject != "" && e.Subject == t.EventSubject() || e.TokenID != "" && e.TokenID == t.EventID(rules.TargetToken)) {
+		e.Issuer = t.Issuer
 	}
+	if e.Actor == "" {
+		who := a.s.actorOf(ctx)
+		e.Actor, e.ActorIssuer = who.Subject, who.Issuer
+	}
+	e.Issuer, e.ActorIssuer = text.CleanText(a.s.foreign(e.Issuer)), text.CleanText(a.s.foreign(e.ActorIssuer))
 	// Names may come from another issuer's token or a request. One that a store refuses, for a NUL say, would keep this event,
 	// and whatever is written with it, out of the log for good.
 	for _, name := range [...]*string{&e.Subject, &e.Client, &e.Grant, &e.TokenID} {
 		*name = text.CleanText(*name)
 	}
-	r := store.Record{Kind: store.KindEvent, ID: e.ID, Type: string(e.Type), Subject: e.Subject, Client: e.Client, Grant: e.Grant, Token: e.TokenID}
+	r := store.Record{Kind: store.KindEvent, ID: e.ID, Type: string(e.Type), Subject: eventName(e.Issuer, e.Subject), Client: e.Client, Grant: e.Grant, Token: eventName(e.Issuer, e.TokenID)}
 	if keep := a.s.cfg.KeepEvents; keep > 0 {
 		r.Expires = now.Add(keep).UnixMilli()
 	}
@@ -226,7 +279,9 @@ func (e *Event) append(b []byte) []byte {
 	}
 	member("reason", e.Reason)
 	member("actor", e.Actor)
+	member("actor_issuer", e.ActorIssuer)
 	member("subject", e.Subject)
+	member("issuer", e.Issuer)
 	member("client", e.Client)
 	member("token_id", e.TokenID)
 	member("grant", e.Grant)
@@ -339,7 +394,11 @@ func (a *auditLog) refused(ctx context.Context, t EventType, reason string, d *t
 	if reason == "unavailable" || reason == "none" {
 		return // no refusal of a token
 	}
-	a.tally.add(t, reason, d, originOf(ctx).Address)
+	r := refusal{kind: t, reason: reason}
+	if d != nil {
+		r.of(a.s, d)
+	}
+	a.tally.one(r, originOf(ctx).Address)
 }
 
 // denied counts that a call was refused although a credential in it was authentic: known names whose it was, as far as the call
@@ -389,7 +448,7 @@ func (s *Service) Refused(ctx context.Context, by ClientAuth, reason, why string
 		return
 	} else if known.by(&who); who.none() {
 		if t := FromContext(ctx); !t.IsZero() {
-			known.subject, known.client, known.token, known.grantID = t.d.Subject, t.d.Client, t.d.ID, t.d.Grant
+			known.of(s.core, t.d)
 		}
 	}
 	if known.named() {
@@ -458,14 +517,16 @@ func (a *auditLog) flushRefusals(ctx context.Context) error {
 // EventQuery selects events; all fields that are set must match.
 type EventQuery struct {
 	Subject, Client, TokenID, Grant string
+	Issuer                          string // the trusted issuer that Subject or TokenID comes from; empty: this service's own
 	Type                            EventType
 	From, To                        time.Time // by the store's clock, From included and To not
 	OldestFirst                     bool
 }
 
-// query is q as stores read it.
-func (q *EventQuery) query() store.Query {
-	out := store.Query{Kind: store.KindEvent, Subject: q.Subject, Client: q.Client, Token: q.TokenID, Grant: q.Grant, Type: string(q.Type), Newest: !q.OldestFirst}
+// eventQuery is q as stores read it.
+func (s *core) eventQuery(q *EventQuery) store.Query {
+	issuer := text.CleanText(s.foreign(q.Issuer))
+	out := store.Query{Kind: store.KindEvent, Subject: eventName(issuer, q.Subject), Client: q.Client, Token: eventName(issuer, q.TokenID), Grant: q.Grant, Type: string(q.Type), Newest: !q.OldestFirst}
 	if !q.From.IsZero() {
 		out.Since = q.From.UnixMilli()
 	}
@@ -508,7 +569,10 @@ func (s *Service) EventPage(ctx context.Context, q EventQuery, cursor string, li
 			s.log.Warn("apitoken: refusals could not be recorded yet", "error", err)
 		}
 	}
-	sq := q.query()
+	if q.Issuer != "" && q.Subject == "" && q.TokenID == "" {
+		return nil, "", fail(ErrInvalidRequest, "EventQuery.Issuer needs Subject or TokenID: it says whose they are")
+	}
+	sq := s.eventQuery(&q)
 	copied := s.copied[1] != 0 && (sq.Since != 0 && sq.Since <= s.copied[1] || sq.Until != 0 && sq.Until <= s.copied[1])
 	if copied { // events from before carry the store's time of the copy: look at them all, and at their own time
 		if sq.Since != 0 {
@@ -534,6 +598,9 @@ func (s *Service) EventPage(ctx context.Context, q EventQuery, cursor string, li
 		}
 		if copied && (!q.From.IsZero() && e.Time.Before(q.From) || !q.To.IsZero() && !e.Time.Before(q.To)) {
 			continue
+		}
+		if q.Subject != "" && e.Subject != q.Subject || q.TokenID != "" && e.TokenID != q.TokenID {
+			continue // a name of ours that spells another issuer's in the index, or the other way round
 		}
 		list = append(list, e)
 	}
@@ -569,7 +636,7 @@ func (a slogAuditor) Audit(ctx context.Context, e Event) error {
 // LogValue is the event's members that are set.
 func (e Event) LogValue() slog.Value {
 	attrs := []slog.Attr{slog.String("id", e.ID), slog.Time("time", e.Time), slog.String("type", string(e.Type)), slog.Bool("ok", e.OK)}
-	for _, x := range [...][2]string{{"reason", e.Reason}, {"actor", e.Actor}, {"subject", e.Subject}, {"client", e.Client},
+	for _, x := range [...][2]string{{"reason", e.Reason}, {"actor", e.Actor}, {"actor_issuer", e.ActorIssuer}, {"subject", e.Subject}, {"issuer", e.Issuer}, {"client", e.Client},
 		{"token_id", e.TokenID}, {"grant", e.Grant}, {"target", e.Target.String()}, {"scopes", e.Scopes.String()}, {"user_agent", e.UserAgent}, {"request_id", e.RequestID}} {
 		if x[1] != "" {
 			attrs = append(attrs, slog.String(x[0], x[1]))

@@ -30,7 +30,13 @@ type refusal struct {
 	kind                            EventType
 	reason                          string
 	subject, client, token, grantID string
+	issuer                          string // of subject and token; empty: our own
 	claimed                         string
+}
+
+// of names whose token d is.
+func (r *refusal) of(s *core, d *tokenData) {
+	r.issuer, r.subject, r.client, r.token, r.grantID = s.foreignIssuer(d), d.Subject, d.Client, d.ID, d.Grant
 }
 
 // named reports whether r says who was refused.
@@ -52,14 +58,6 @@ const (
 )
 
 func (t *tally) init() { t.counts = map[refusal]*refusalCount{} }
-
-func (t *tally) add(kind EventType, reason string, d *tokenData, from netip.Addr) {
-	r := refusal{kind: kind, reason: reason}
-	if d != nil {
-		r.subject, r.client, r.token, r.grantID = d.Subject, d.Client, d.ID, d.Grant
-	}
-	t.one(r, from)
-}
 
 func (t *tally) one(r refusal, from netip.Addr) {
 	t.mu.Lock()
@@ -91,7 +89,7 @@ func (t *tally) count(r refusal, n int, from netip.Addr) *refusalCount {
 	if c == nil {
 		// The strings belong to a cached token or to a request: clone, so that neither is kept.
 		r.subject, r.client, r.token, r.grantID = strings.Clone(r.subject), strings.Clone(r.client), strings.Clone(r.token), strings.Clone(r.grantID)
-		r.claimed = strings.Clone(r.claimed)
+		r.issuer, r.claimed = strings.Clone(r.issuer), strings.Clone(r.claimed)
 		c = &refusalCount{refusal: r}
 		t.counts[r] = c
 	}
@@ -131,7 +129,7 @@ func (t *tally) giveBack(list []*refusalCount) {
 }
 
 func (c *refusalCount) event() Event {
-	e := Event{Type: c.kind, Reason: c.reason, Subject: c.subject, Client: c.client, TokenID: c.token, Grant: c.grantID, Count: c.n}
+	e := Event{Type: c.kind, Reason: c.reason, Subject: c.subject, Issuer: c.issuer, Client: c.client, TokenID: c.token, Grant: c.grantID, Count: c.n}
 	var list []string
 	for _, a := range c.addresses {
 		list = append(list, a.String())

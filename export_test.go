@@ -12,6 +12,9 @@ import (
 // FlushUses writes what was counted now, and not in half a minute.
 func FlushUses(s *Service) { s.audit.flush(context.Background()) }
 
+// EventName is what the stores' index of events calls a name of another issuer.
+func EventName(issuer, name string) string { return eventName(issuer, name) }
+
 // Tidy is one round of the janitor, at a time of the test's.
 func Tidy(s *Service, before time.Time) { s.tidy(context.Background(), before) }
 

@@ -687,7 +687,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest, known *refusa
 	if err != nil {
 		return nil, err
 	}
-	known.subject, known.token, known.grantID = parent.d.Subject, parent.d.ID, parent.d.Grant
+	known.issuer, known.subject, known.token, known.grantID = s.foreignIssuer(parent.d), parent.d.Subject, parent.d.ID, parent.d.Grant
 	from := parent.d.from
 	birth, ours := parent.birth(s.core)
 	if !ours { // another's subjects and positions are not ours, whatever we trust it with

@@ -128,9 +128,9 @@ func (s *core) endHeld(ctx context.Context, targets []rules.Target, write func(c
 		release()
 		return ended, err
 	}
-	who, origin := actorOf(ctx), originOf(ctx)
+	who, origin := s.actorOf(ctx), originOf(ctx)
 	s.retry(targets[0], func(ctx context.Context) error {
-		_, err := write(WithOrigin(WithActor(ctx, who), origin))
+		_, err := write(WithOrigin(withPrincipal(ctx, who), origin))
 		return err
 	}, release)
 	return false, err

@@ -2,6 +2,7 @@ package apitoken
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"strings"
 	"time"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/store"
@@ -219,7 +221,21 @@ func (s *core) addRuleUntil(ctx context.Context, c *change, t rules.Target, mint
 	now := s.state.Latest(s.now())
 	r := store.Record{ID: newID(now), Type: t.Kind.String(), Expires: expires}
 	r.Subject, r.Client, r.Grant, r.Token = t.EventSubject(), t.EventClient(), t.EventID(rules.TargetGrant), t.EventID(rules.TargetToken)
-	return put(c, &rules.RuleForm, r, &rules.Record{V: 1, Target: t, Mint: mint, At: now.UnixMilli(), Reason: clip(strings.ToValidUTF8(reason, "\ufffd"), maxReason), Actor: actorOf(ctx)}, store.Version{})
+	who := s.actorOf(ctx)
+	x := &rules.Record{V: 1, Target: t, Mint: mint, At: now.UnixMilli(), Reason: clip(strings.ToValidUTF8(reason, "\ufffd"), maxReason), Actor: who.Subject}
+	if who.Issuer != "" { // an older process may ignore it: only Explain reads it
+		more, err := json.Marshal(ruleExt{ActorIssuer: text.CleanText(who.Issuer)})
+		if err != nil {
+			return err
+		}
+		x.Ext.Ext = record.Object(more)
+	}
+	return put(c, &rules.RuleForm, r, x, store.Version{})
+}
+
+// ruleExt is what rules.Record's Ext may hold.
+type ruleExt struct {
+	ActorIssuer string `json:"actor_issuer,omitempty"`
 }
 
 // whyRevoked tells of the newest rule that hits t, for Explain; empty if none is found.
@@ -260,6 +276,10 @@ func (s *Service) whyRevoked(ctx context.Context, t Token) string {
 	why := "; " + newest.Target.String() + " was revoked at " + time.UnixMilli(newest.At).UTC().Format(time.RFC3339)
 	if newest.Actor != "" {
 		why += " by " + newest.Actor
+		var more ruleExt
+		if json.Unmarshal([]byte(newest.Ext.Ext), &more) == nil && more.ActorIssuer != "" {
+			why += " of " + text.CleanText(more.ActorIssuer)
+		}
 	}
 	if newest.Reason != "" {
 		why += ": " + text.CleanText(newest.Reason)

@@ -225,9 +225,11 @@ func TestForeignIssuersRules(t *testing.T) {
 	require.NoError(t, err)
 	w := &poll{svc: theirs}
 	v := follower(t, w, func(c *apitoken.ValidatorConfig) {
+		c.Validation.Skew = -1 // or a rule refuses what was issued up to that much later
 		c.Trust = []apitoken.Trusted{{Issuer: otherIssuer, Keys: theirs.SigningKeys, Revocations: w, Scopes: apitoken.Scopes{"orders"}}}
 	})
 	ours := service(t, func(c *apitoken.Config) {
+		c.Validation.Skew = -1
 		c.Trust = []apitoken.Trusted{{Issuer: otherIssuer, Keys: theirs.SigningKeys, Revocations: w, Scopes: apitoken.Scopes{"orders"}}}
 	})
 	opened := func(subject string) *apitoken.Issued {

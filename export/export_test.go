@@ -312,6 +312,14 @@ func TestOCSF(t *testing.T) {
 		"evidences":[{"user":{"uid":"alice","name":"alice","type_id":1,"type":"User"},"actor":{"user":{"uid":"misuse","type_id":0,"type":"Unknown"},"app_uid":"web"},
 		"src_endpoint":{"ip":"203.0.113.9"},"http_request":{"user_agent":"curl/8","uid":"r1"}}],
 		"unmapped":{"target":"grant:g","extra":{"action":"revoke grant"}}}`, out.String())
+	foreign := apitoken.Event{Type: apitoken.EventRefused, Subject: "bob", Issuer: "https://partner.example", TokenID: "t", Actor: "ann", ActorIssuer: "https://third.example"}
+	m := one(foreign)
+	require.Equal(t, "https://partner.example", m["user"].(map[string]any)["domain"], "a partner's bob is not ours")
+	require.Equal(t, "https://third.example", m["actor"].(map[string]any)["user"].(map[string]any)["domain"])
+	require.Equal(t, "https://partner.example", m["session"].(map[string]any)["issuer"])
+	var lines bytes.Buffer
+	require.NoError(t, export.NewJSONL(&lines).Audit(ctx, foreign))
+	require.Contains(t, lines.String(), `"actor":"ann","actor_issuer":"https://third.example","subject":"bob","issuer":"https://partner.example"`)
 	for reason, severity := range map[string]float64{"expires": 2, "unknown-tokens": 3, "canary": 4} {
 		e := apitoken.Event{Type: apitoken.EventAlert, Reason: reason, OK: reason == "expires", Extra: map[string]string{"authentic": fmt.Sprint(reason == "canary")}}
 		require.Equal(t, severity, one(e)["severity_id"], reason)

@@ -1,6 +1,7 @@
 package export
 
 import (
+	"cmp"
 	"encoding/json"
 	"io"
 	"strings"
@@ -100,6 +101,7 @@ type (
 	ocsfUser struct {
 		UID    string `json:"uid,omitempty"`
 		Name   string `json:"name,omitempty"`
+		Domain string `json:"domain,omitempty"` // the issuer of another's user
 		TypeID int    `json:"type_id"`
 		Type   string `json:"type"`
 		// The token or API key that was used, or is spoken of.
@@ -251,7 +253,7 @@ func (o *OCSFOptions) event(e *apitoken.Event) *ocsfEvent {
 		x.User = ocsfUserOf(e)
 	}
 	if e.Actor != "" {
-		x.Actor = &ocsfActor{User: &ocsfUser{UID: e.Actor, TypeID: 0, Type: "Unknown"}}
+		x.Actor = &ocsfActor{User: &ocsfUser{UID: e.Actor, Domain: e.ActorIssuer, TypeID: 0, Type: "Unknown"}}
 	}
 	if e.Client != "" {
 		if x.Actor == nil {
@@ -272,7 +274,7 @@ func (o *OCSFOptions) event(e *apitoken.Event) *ocsfEvent {
 		x.User, x.Actor, x.Src, x.HTTP = nil, nil, nil, nil
 	}
 	if k.class == classAuth && (e.Grant != "" || e.TokenID != "") {
-		x.Session = &ocsfSession{e.Grant, e.TokenID, o.Service}
+		x.Session = &ocsfSession{e.Grant, e.TokenID, cmp.Or(e.Issuer, o.Service)}
 	}
 	if u := (ocsfUnmapped{e.Target.String(), e.Scopes, e.Extra}); u.Target != "" || len(u.Scopes) > 0 || len(u.Extra) > 0 {
 		x.Unmapped = &u
@@ -285,6 +287,7 @@ func ocsfUserOf(e *apitoken.Event) *ocsfUser {
 	u := &ocsfUser{UID: e.Subject, Name: e.Subject, TypeID: 1, Type: "User", CredentialUID: e.TokenID}
 	switch {
 	case e.Subject != "":
+		u.Domain = e.Issuer
 	case e.Client != "":
 		u.UID, u.Name, u.TypeID, u.Type = e.Client, e.Client, activityOther, "Service" // a number of its own has it since 1.6
 	case e.Type == apitoken.EventRoleChanged:

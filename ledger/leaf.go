@@ -59,7 +59,9 @@ func (l *Leaf) AppendText(b []byte) ([]byte, error) {
 	}
 	text("reason", e.Reason)
 	text("actor", e.Actor)
+	text("actor_issuer", e.ActorIssuer)
 	text("subject", e.Subject)
+	text("issuer", e.Issuer)
 	text("client", e.Client)
 	text("token_id", e.TokenID)
 	text("grant", e.Grant)
@@ -165,7 +167,9 @@ func readLeaf(line string) (l Leaf, err error) {
 	}
 	e.Reason = r.member(`,"reason":`)
 	e.Actor = r.member(`,"actor":`)
+	e.ActorIssuer = r.member(`,"actor_issuer":`)
 	e.Subject = r.member(`,"subject":`)
+	e.Issuer = r.member(`,"issuer":`)
 	e.Client = r.member(`,"client":`)
 	e.TokenID = r.member(`,"token_id":`)
 	e.Grant = r.member(`,"grant":`)

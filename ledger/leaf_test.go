@@ -18,7 +18,7 @@ import (
 // full has every member that a leaf can have.
 func full() ledger.Leaf {
 	return ledger.Leaf{Pos: 1 << 40, Event: apitoken.Event{
-		ID: "01jq", Time: eventTime, Type: apitoken.EventAlert, OK: true, Reason: "a \"quote\", a \\ and\nlines\x00\x1f", Actor: "ä€😀", Subject: "s", Client: "c", TokenID: "t", Grant: "g",
+		ID: "01jq", Time: eventTime, Type: apitoken.EventAlert, OK: true, Reason: "a \"quote\", a \\ and\nlines\x00\x1f", Actor: "ä€😀", ActorIssuer: "https://a.example", Subject: "s", Issuer: "https://i.example", Client: "c", TokenID: "t", Grant: "g",
 		Target: apitoken.ByGrant("g").OwnedBy("a;b=c"), Scopes: apitoken.Scopes{"a", "b:c"}, Count: 7,
 		Origin: apitoken.Origin{Address: netip.MustParseAddr("2001:db8::1"), UserAgent: "u\u2028<&>", RequestID: "r"}, Extra: map[string]string{"": "", "b": "1", "a": "2"},
 	}, SubjectRef: "x", ActorRef: "y", OriginRef: "z", Sealed: []byte{0xff}, SealedSubject: []byte{1, 2}, SealedActor: []byte{1, 2, 3}}
@@ -30,7 +30,7 @@ func TestLeafHasOneEncoding(t *testing.T) {
 	line, err := l.AppendText(nil)
 	require.NoError(t, err)
 	require.Equal(t, `{"v":1,"pos":1099511627776,"id":"01jq","time":"2026-03-04T05:06:07.089Z","type":"alert","ok":true,`+
-		`"reason":"a \"quote\", a \\ and\u000alines\u0000\u001f","actor":"ä€😀","subject":"s","client":"c","token_id":"t","grant":"g",`+
+		`"reason":"a \"quote\", a \\ and\u000alines\u0000\u001f","actor":"ä€😀","actor_issuer":"https://a.example","subject":"s","issuer":"https://i.example","client":"c","token_id":"t","grant":"g",`+
 		`"target":"grant:g;owner=a%3Bb%3Dc","scopes":["a","b:c"],"count":7,"address":"2001:db8::1","user_agent":"u`+"\u2028"+`<&>","request_id":"r",`+
 		`"extra":{"":"","a":"2","b":"1"},"subject_ref":"x","actor_ref":"y","origin_ref":"z","sealed":"_w","sealed_subject":"AQI","sealed_actor":"AQID"}`, string(line))
 	back, err := ledger.ParseLeaf(line)
@@ -45,6 +45,7 @@ func TestLeafHasOneEncoding(t *testing.T) {
 		{`1099511627776`, `-1`}, {`.089Z`, `.0890Z`}, {`.089Z`, `.089+00:00`}, {`05:06:07`, `25:06:07`}, {`05:06:07`, `05:06:60`}, {`.089Z`, `,089Z`}, {`2026-03-04`, `2026-02-30`},
 		{`true`, `True`}, {`true`, `1`}, {`\u000a`, `\n`}, {`\u000a`, `\u000A`}, {`\u001f`, "\x1f"}, {`\"quote`, `\u0022quote`}, {`ä`, `\u00e4`}, {`ä`, "\xe4"}, {`<&>`, `\u003c&>`}, {`\\`, `\/`},
 		{`"client":"c",`, `"client":"",`}, {`"client":"c",`, `"client":null,`}, {`"client":"c",`, `"client":"c","client":"c",`}, {`"client":"c",`, `"Client":"c",`},
+		{`"subject":"s","issuer":"https://i.example"`, `"issuer":"https://i.example","subject":"s"`}, {`"issuer":"https://i.example"`, `"issuer":""`},
 		{`"token_id":"t","grant":"g"`, `"grant":"g","token_id":"t"`}, {`["a","b:c"]`, `[]`}, {`["a","b:c"]`, `["a","b:c",]`}, {`"count":7`, `"count":0`}, {`"count":7`, `"count":-0`}, {`"count":7`, `"count":07`},
 		{`2001:db8::1`, `2001:DB8::1`}, {`2001:db8::1`, `2001:db8:0::1`}, {`2001:db8::1`, `2001:db8::1%eth0`}, {`"a":"2","b":"1"`, `"b":"1","a":"2"`}, {`"a":"2"`, `"":"2"`}, {`{"":"","a":"2","b":"1"}`, `{}`},
 		{`"_w"`, `"_w=="`}, {`"_w"`, `"_x"`}, {`"_w"`, `"/w"`}, {`"AQID"}`, `"AQID"} `}, {`"AQID"}`, `"AQID"}}`}, {`"AQID"}`, `"AQID","x":1}`}, {`"AQID"}`, `"AQID"`}, {`"AQID"`, `"AQ\u000aID"`},
@@ -58,6 +59,19 @@ func TestLeafHasOneEncoding(t *testing.T) {
 		_, err := ledger.ParseLeaf(line[:i])
 		require.Error(t, err)
 	}
+}
+
+// TestLeavesFromBeforeIssuersStay: a line of a log from before events named issuers reads and writes as it did.
+func TestLeavesFromBeforeIssuersStay(t *testing.T) {
+	t.Parallel()
+	const old = `{"v":1,"pos":7,"id":"01jq","time":"2026-03-04T05:06:07.089Z","type":"token.revoked","ok":true,"reason":"r","actor":"bob","subject":"bob",` +
+		`"client":"web","token_id":"t","grant":"g","target":"subject:bob;issuer=https://partner.example","count":2,"extra":{"a":"b"},"subject_ref":"x","actor_ref":"y"}`
+	l, err := ledger.ParseLeaf([]byte(old))
+	require.NoError(t, err)
+	require.Empty(t, l.Event.Issuer+l.Event.ActorIssuer)
+	line, err := l.AppendText(nil)
+	require.NoError(t, err)
+	require.Equal(t, old, string(line))
 }
 
 func TestWhatIsNoRecordIsNotWritten(t *testing.T) {

@@ -15,8 +15,8 @@ import (
 )
 
 // What of an event concerns whom: subject and target the subject, actor the actor, and where the request came from
-// and what was said about it (origin, reason, extra) both, and whoever else it tells of. IDs of tokens, grants and clients,
-// scopes and times stay in clear: without the persons they are pseudonyms.
+// and what was said about it (origin, reason, extra) both, and whoever else it tells of. IDs of tokens, grants, clients
+// and issuers, scopes and times stay in clear: without the persons they are pseudonyms.
 
 // personal is the plain text of a blob.
 type personal struct {
@@ -78,11 +78,12 @@ func (v *Vault) hide(l *Leaf) error {
 	}
 	var subject, actor []byte
 	if e.Subject != "" {
-		subject = need(&l.SubjectRef, named(e.Subject))
+		subject = need(&l.SubjectRef, named(e.Issuer, e.Subject))
 		keys = append(keys, subject)
 	}
+	self := actedAlone(e)
 	if e.Actor != "" {
-		if actor = need(&l.ActorRef, named(e.Actor)); e.Actor != e.Subject {
+		if actor = need(&l.ActorRef, named(e.ActorIssuer, e.Actor)); !self {
 			keys = append(keys, actor)
 		}
 	}
@@ -95,12 +96,12 @@ func (v *Vault) hide(l *Leaf) error {
 		switch {
 		case subject == nil:
 			shared.Target = target
-		case e.Actor == e.Subject:
+		case self:
 			seal(&l.SealedSubject, "sealed_subject", personal{Subject: e.Subject, Actor: e.Actor, Target: target}, subject)
 		default:
 			seal(&l.SealedSubject, "sealed_subject", personal{Subject: e.Subject, Target: target}, subject)
 		}
-		if actor != nil && e.Actor != e.Subject {
+		if actor != nil && !self {
 			seal(&l.SealedActor, "sealed_actor", personal{Actor: e.Actor}, actor)
 		}
 	}
@@ -118,11 +119,14 @@ func (v *Vault) hide(l *Leaf) error {
 	return nil
 }
 
+// actedAlone reports whether the subject of an event is its actor too: one person with one key.
+func actedAlone(e *apitoken.Event) bool { return e.Actor == e.Subject && e.ActorIssuer == e.Issuer }
+
 // alsoOf is the name of a third one whom an event tells of, beside its subject and actor: who acts by a token that was
 // exchanged, and where an alert about nobody came from, whose actor is a detector. Empty: nobody.
 func alsoOf(e *apitoken.Event) string {
-	if by := e.Extra["actor"]; by != "" && by != e.Subject && by != e.Actor {
-		return named(by)
+	if by := e.Extra["actor"]; by != "" && !(by == e.Subject && e.Issuer == "") && !(by == e.Actor && e.ActorIssuer == "") {
+		return named("", by)
 	}
 	if e.Type == apitoken.EventAlert && e.Subject == "" && e.Address.IsValid() {
 		return addressed(e.Address)

@@ -104,13 +104,13 @@ func TestVaultBehindASyncThatFailed(t *testing.T) {
 		require.NoError(t, err)
 		return p
 	}
-	alice := key(named("alice"))
+	alice := key(named("", "alice"))
 	require.NoError(t, v.sync())
 	require.NotContains(t, string(d.disk), string(make([]byte, slotSize)))
 
 	// A new person, whose first sync fails: a record may speak of him only when the disk has him.
 	d.fail = errors.New("no such disk")
-	bob := key(named("bob"))
+	bob := key(named("", "bob"))
 	require.ErrorIs(t, v.sync(), d.fail)
 	d.fail = nil
 	require.NoError(t, v.sync())
@@ -120,7 +120,7 @@ func TestVaultBehindASyncThatFailed(t *testing.T) {
 	_, err = v.Erase(ctx, "alice")
 	require.ErrorIs(t, err, d.fail)
 	d.fail = nil
-	require.NotEqual(t, alice.ref, key(named("alice")).ref, "nothing is sealed under a key that may be gone")
+	require.NotEqual(t, alice.ref, key(named("", "alice")).ref, "nothing is sealed under a key that may be gone")
 	gone, err := v.Erase(ctx, "alice")
 	require.NoError(t, err)
 	require.True(t, gone)

@@ -336,8 +336,15 @@ func slotContext(at uint32, s *slot) []byte {
 	return append(append(b, s.mac[:]...), s.random[:]...)
 }
 
-// Names of persons: what an event calls subject or actor, and addresses of events that name nobody.
-func named(subject string) string         { return "s\x00" + subject }
+// Names of persons: what an event calls subject or actor, with the issuer if it is not the service itself, and addresses of
+// events that name nobody.
+func named(issuer, subject string) string {
+	if issuer == "" {
+		return "s\x00" + subject
+	}
+	return "f\x00" + issuer + "\x00" + subject
+}
+
 func addressed(address netip.Addr) string { return "a\x00" + address.Unmap().WithZone("").String() }
 
 func (v *Vault) readAt(at uint32) (s slot, ok bool, err error) {
@@ -466,7 +473,17 @@ func (v *Vault) write(at uint32, slot []byte) error {
 // slot may be found until they are reused; what makes it useless is [Vault.Rotate], once the Sealer's key that was current
 // before is destroyed too.
 func (v *Vault) Erase(ctx context.Context, subject string) (bool, error) {
-	return v.erase(ctx, named(subject))
+	return v.erase(ctx, named("", subject))
+}
+
+// EraseForeign is [Vault.Erase] for a subject of another trusted issuer, by the name that apitoken.Event.Issuer has for it. It
+// leaves a subject of the service's own with the same name alone. Records from before events named issuers keep both under the
+// key of the service's own.
+func (v *Vault) EraseForeign(ctx context.Context, issuer, subject string) (bool, error) {
+	if issuer == "" {
+		return false, errors.New("ledger: EraseForeign needs an issuer; Erase is for the service's own subjects")
+	}
+	return v.erase(ctx, named(issuer, subject))
 }
 
 // EraseAddress is Erase for events that name neither subject nor actor, and for alerts without a subject: by the address

@@ -144,6 +144,55 @@ func TestErasedPersonIsGoneAndTheLogVerifies(t *testing.T) {
 	require.Equal(t, 3, vault.Persons()) // bob, carol, alice anew
 }
 
+// TestForeignPersonsHaveTheirOwnKeys: a partner's bob is another person than the service's own bob, in pseudonyms and when one
+// of them is erased.
+func TestForeignPersonsHaveTheirOwnKeys(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	const partner = "https://partner.example"
+	vault := openVault(t, t.TempDir())
+	l := open(t, ledgerPath(t), func(c *ledger.Config) { c.Vault = vault })
+	f := &feed{events: []apitoken.Event{
+		{ID: "01a", Time: eventTime, Type: apitoken.EventIssued, OK: true, Actor: "bob", Subject: "bob"},
+		{ID: "01b", Time: eventTime, Type: apitoken.EventRefused, Reason: "insufficient_scope", Subject: "bob", Issuer: partner, Count: 1},
+		{ID: "01c", Time: eventTime, Type: apitoken.EventRevoked, OK: true, Actor: "bob", ActorIssuer: partner, Subject: "bob", Reason: "by a namesake"},
+		{ID: "01d", Time: eventTime, Type: apitoken.EventExchanged, OK: true, Actor: "bob", ActorIssuer: partner, Subject: "bob", Issuer: partner, Extra: map[string]string{"actor": "bob"}},
+	}}
+	require.NoError(t, l.Follow(f))
+	seal(t, l)
+	list := leaves(t, l)
+	for i, x := range list {
+		e, erased, err := vault.Reveal(x)
+		require.NoError(t, err)
+		require.False(t, erased)
+		require.Equal(t, f.events[i], e, "nothing is lost")
+	}
+	ours, theirs := list[0].SubjectRef, list[1].SubjectRef
+	require.NotEqual(t, ours, theirs)
+	require.Equal(t, [2]string{ours, theirs}, [2]string{list[2].SubjectRef, list[2].ActorRef})
+	require.Equal(t, [3]string{theirs, theirs, ours}, [3]string{list[3].SubjectRef, list[3].ActorRef, list[3].OriginRef}, "who acts by it is one of ours")
+
+	_, err := vault.EraseForeign(ctx, "", "bob")
+	require.Error(t, err)
+	gone, err := vault.EraseForeign(ctx, "https://other.example", "bob")
+	require.NoError(t, err)
+	require.False(t, gone)
+	gone, err = vault.EraseForeign(ctx, partner, "bob")
+	require.NoError(t, err)
+	require.True(t, gone)
+	for i, want := range []apitoken.Event{
+		f.events[0],
+		{ID: "01b", Time: eventTime, Type: apitoken.EventRefused, Reason: "insufficient_scope", Issuer: partner, Count: 1},
+		{ID: "01c", Time: eventTime, Type: apitoken.EventRevoked, OK: true, ActorIssuer: partner, Subject: "bob"},
+		{ID: "01d", Time: eventTime, Type: apitoken.EventExchanged, OK: true, ActorIssuer: partner, Issuer: partner},
+	} {
+		e, erased, err := vault.Reveal(list[i])
+		require.NoError(t, err)
+		require.Equal(t, i > 0, erased)
+		require.Equal(t, want, e)
+	}
+}
+
 func TestVaultFilesHoldNoNames(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -124,6 +124,9 @@ func (t *told) event() apitoken.Event {
 		e.Client = ""
 		set("claimed_client", strconv.QuoteToASCII(a.Client))
 	}
+	if !a.Token.IsZero() {
+		e.Issuer = a.Token.Issuer() // of Subject and TokenID; the log leaves out the service's own
+	}
 	set("outcome", t.outcome)
 	set("event", ev.EventID)
 	if ev.Usual > 0 {

@@ -310,8 +310,11 @@ func (w *Watch) moved(o *apitoken.Observation, h, place uint64) {
 	}
 }
 
-// canary reports the use of a planted token, good or not.
+// canary reports the use of a planted token, good or not. Another issuer may name its tokens like ours: those are none.
 func (w *Watch) canary(o *apitoken.Observation) {
+	if issuer := o.Token.Issuer(); issuer != "" && issuer != w.own {
+		return
+	}
 	for _, id := range [...]string{o.Token.ID(), o.Token.Grant()} {
 		if id == "" {
 			continue

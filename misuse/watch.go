@@ -208,6 +208,9 @@ func (w *Watch) event(e apitoken.Event) {
 	if w.c.Now().Sub(e.Time) > feedMaxAge {
 		return // a log that is older than this Watch
 	}
+	if e.Issuer != "" {
+		return // another issuer's names: its jti may equal a canary's, its subject one of ours
+	}
 	a := Alert{Time: e.Time, Authentic: true, Subject: e.Subject, Client: e.Client, Grant: e.Grant, TokenID: e.TokenID,
 		Evidence: Evidence{Count: max(1, e.Count), Limit: 1, EventID: e.ID}}
 	a.Evidence.place(e.Origin)
