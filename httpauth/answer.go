@@ -84,7 +84,7 @@ func (a *Auth) Error(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	switch v.status {
 	case http.StatusUnauthorized: // never without a challenge (RFC 9110 §15.5.2)
-		a.unauthorized(h, r, v)
+		a.unauthorized(h, r, v, scopeOf(e.Needs))
 	case http.StatusForbidden:
 		if v.code == "insufficient_scope" {
 			p.Scope = scopeOf(e.Needs)
@@ -141,11 +141,11 @@ func schemeOf(r *http.Request) string {
 	return strings.ToLower(scheme)
 }
 
-// unauthorized adds the challenges of a 401.
-func (a *Auth) unauthorized(h http.Header, r *http.Request, v verdict) {
+// unauthorized adds the challenges of a 401. scope is what the request needs, in all.
+func (a *Auth) unauthorized(h http.Header, r *http.Request, v verdict, scope string) {
 	switch {
 	case v.code == "invalid_dpop_proof", v.code == "use_dpop_nonce", v.code != "" && v.code != "invalid_client" && a.scheme(r) == "DPoP":
-		h.Add("WWW-Authenticate", a.challenge("DPoP", v, ""))
+		h.Add("WWW-Authenticate", a.challenge("DPoP", v, scope))
 		return
 	case v.code == "invalid_client":
 		if r != nil && schemeOf(r) == "basic" { // the one that the client used (RFC 6749 §5.2)
@@ -154,9 +154,9 @@ func (a *Auth) unauthorized(h http.Header, r *http.Request, v verdict) {
 		}
 		v = verdict{} // it is no error of a token
 	}
-	h.Add("WWW-Authenticate", a.challenge("Bearer", v, ""))
+	h.Add("WWW-Authenticate", a.challenge("Bearer", v, scope))
 	if a.base != "" { // the other way, without the error of this one (RFC 9449 §7.2)
-		h.Add("WWW-Authenticate", a.challenge("DPoP", verdict{}, ""))
+		h.Add("WWW-Authenticate", a.challenge("DPoP", verdict{}, scope))
 	}
 }
 

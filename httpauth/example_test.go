@@ -73,7 +73,7 @@ func ExampleNew_cors() {
 	}
 	// Output:
 	// OPTIONS 204  [Origin]
-	// GET 401 Bearer [Origin Authorization]
+	// GET 401 Bearer scope="orders:read" [Origin Authorization]
 }
 
 func ExampleAuth_Routes() {

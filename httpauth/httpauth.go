@@ -180,13 +180,24 @@ func (a *Auth) serve(w http.ResponseWriter, r *http.Request, q apitoken.Requirem
 func (a *Auth) authorize(ctx context.Context, r *http.Request, q apitoken.Requirement) (context.Context, error) {
 	c, err := a.credential(r)
 	if err != nil {
-		return ctx, err
+		return ctx, needing(err, q)
 	}
 	next, err := apitoken.Authorize(ctx, a.v, c, q)
 	if err != nil && errors.Is(err, apitoken.ErrInvalidToken) && !token68(c.Token) {
 		err = malformed("the credential is no token68")
 	}
-	return next, err
+	return next, needing(err, q)
+}
+
+// needing makes a 401 say what the request needs, so that a client asks for all of it at once.
+func needing(err error, q apitoken.Requirement) error {
+	e, ok := err.(*apitoken.Error) // one that a host has wrapped stays as it is
+	if !ok || judge(err).status != http.StatusUnauthorized || len(e.Needs.Scopes()) > 0 {
+		return err
+	}
+	told := *e
+	told.Needs = q
+	return &told
 }
 
 var varyAuthorization = []string{"Authorization"}

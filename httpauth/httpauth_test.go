@@ -87,9 +87,10 @@ func TestTheTable(t *testing.T) {
 	auth := httpauth.New(svc, &httpauth.Options{Realm: "orders", Metadata: "https://api.example.com/.well-known/oauth-protected-resource", BaseURL: "https://api.example.com"})
 	h := auth.Require("orders:read")(hello)
 	const meta = `, resource_metadata="https://api.example.com/.well-known/oauth-protected-resource"`
-	bare := []string{`Bearer realm="orders"` + meta, `DPoP realm="orders", algs="ES256 ES384 ES512 EdDSA Ed25519 RS256 RS384 RS512 PS256 PS384 PS512"` + meta}
+	const needs = `, scope="orders:read"` + meta // in every 401 and 403, so that a client asks for all of it at once
+	bare := []string{`Bearer realm="orders"` + needs, `DPoP realm="orders", algs="ES256 ES384 ES512 EdDSA Ed25519 RS256 RS384 RS512 PS256 PS384 PS512"` + needs}
 	invalid := func(text string) []string {
-		return []string{`Bearer realm="orders", error="invalid_token", error_description="` + text + `"` + meta, bare[1]}
+		return []string{`Bearer realm="orders", error="invalid_token", error_description="` + text + `"` + needs, bare[1]}
 	}
 	request := []string{`Bearer realm="orders", error="invalid_request", error_description="The request is malformed."` + meta}
 	for name, c := range map[string]struct {
@@ -117,8 +118,8 @@ func TestTheTable(t *testing.T) {
 		"header and query":       {"/?access_token=" + good, bearer(good), 400, request, "invalid_request"},
 		"query alone":            {"/?access_token=" + good, nil, 401, bare, ""},
 		"bound as bearer":        {"/", bearer(bound.Access.Reveal()), 401, invalid("The token is not valid."), "invalid_token"},
-		"DPoP without proof":     {"/", http.Header{"Authorization": {"DPoP " + bound.Access.Reveal()}}, 401, []string{`DPoP realm="orders", algs="ES256 ES384 ES512 EdDSA Ed25519 RS256 RS384 RS512 PS256 PS384 PS512", error="invalid_dpop_proof", error_description="The DPoP proof is missing or not valid."` + meta}, "invalid_dpop_proof"},
-		"DPoP, two proofs":       {"/", http.Header{"Authorization": {"DPoP " + bound.Access.Reveal()}, "Dpop": {"a", "b"}}, 401, []string{`DPoP realm="orders", algs="ES256 ES384 ES512 EdDSA Ed25519 RS256 RS384 RS512 PS256 PS384 PS512", error="invalid_dpop_proof", error_description="The DPoP proof is missing or not valid."` + meta}, "invalid_dpop_proof"},
+		"DPoP without proof":     {"/", http.Header{"Authorization": {"DPoP " + bound.Access.Reveal()}}, 401, []string{`DPoP realm="orders", algs="ES256 ES384 ES512 EdDSA Ed25519 RS256 RS384 RS512 PS256 PS384 PS512", error="invalid_dpop_proof", error_description="The DPoP proof is missing or not valid."` + needs}, "invalid_dpop_proof"},
+		"DPoP, two proofs":       {"/", http.Header{"Authorization": {"DPoP " + bound.Access.Reveal()}, "Dpop": {"a", "b"}}, 401, []string{`DPoP realm="orders", algs="ES256 ES384 ES512 EdDSA Ed25519 RS256 RS384 RS512 PS256 PS384 PS512", error="invalid_dpop_proof", error_description="The DPoP proof is missing or not valid."` + needs}, "invalid_dpop_proof"},
 	} {
 		w := get(h, c.target, c.header)
 		require.Equal(t, c.status, w.Code, name)
