@@ -175,12 +175,17 @@ func (h *Handler) jwtBearer(r *http.Request, t *tokenRequest) (*apitoken.Issued,
 		return nil, badAssertion("it stands for nobody here")
 	}
 	req.Subject = who.Subject
-	scopes, _ := who.Scopes.of(t.Scopes)
-	if t.has("scope") {
-		if !who.Scopes.all && !scopes.Cover(req.Scopes) {
-			return nil, errScope
+	scopes := req.Scopes
+	switch {
+	case !t.has("scope"):
+		if scopes, err = h.usual(&t.Client); err != nil {
+			return nil, err
 		}
-		scopes = req.Scopes
+		if !who.Scopes.all {
+			scopes = h.svc.Narrow(scopes, who.Scopes.only)
+		}
+	case !t.Scopes.Cover(scopes), !who.Scopes.all && !who.Scopes.only.Cover(scopes): // also where roles would only cut it to nothing
+		return nil, errScope
 	}
 	limit(&req, scopes, who.Roles)
 	if who.Claims != nil {

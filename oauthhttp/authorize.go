@@ -33,7 +33,7 @@ func (f ConsentFunc) Authorize(w http.ResponseWriter, r *http.Request, a *Author
 // redirect URI is the client's, its scopes and resources are ones that the client may have.
 type Authorization struct {
 	Client    apitoken.Client
-	Scopes    apitoken.Scopes // asked for, without those that the client may not have; empty: the client named none
+	Scopes    apitoken.Scopes // asked for, without those that the client may not have; the client's where it named none, and no Details
 	Resources []string        // RFC 8707; empty: the client's default
 	Details   []Detail        // RFC 9396, as Details.Check returned them
 	// Parameters are all that came, those of a pushed request where it was pushed: prompt, login_hint, max_age and

@@ -251,7 +251,7 @@ func (h *Handler) paced(ctx context.Context, name string) error {
 // DeviceRequest is a device that waits for its user.
 type DeviceRequest struct {
 	Client    apitoken.Client
-	Scopes    apitoken.Scopes // asked for
+	Scopes    apitoken.Scopes // as in Authorization
 	Resources []string
 	Details   []Detail
 	UserCode  string // to be shown beside the device's, for comparison (RFC 8628 §3.3.1)

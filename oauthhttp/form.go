@@ -120,17 +120,33 @@ func (f form) scopes() (apitoken.Scopes, error) {
 }
 
 // scopesOf are the scopes asked for that client may have: those that the service does not know, or the client may not ask for, are
-// left out, and the token response tells which ones were given (RFC 6749 §3.3). nil: none were named. An error: none is left.
+// left out, and the token response tells which ones were given (RFC 6749 §3.3). A request that names neither a scope nor
+// authorization_details asks for the client's default. An error: none is left.
 func (h *Handler) scopesOf(f form, client *apitoken.Client) (apitoken.Scopes, error) {
 	asked, err := f.scopes()
-	if err != nil || len(asked) == 0 {
+	switch {
+	case err != nil:
 		return nil, err
+	case len(asked) == 0 && f.has(detailsMember): // it says what it is for (RFC 9396 §2)
+		return nil, nil
+	case len(asked) == 0:
+		return h.usual(client)
 	}
 	kept := h.svc.Narrow(asked, client.Scopes)
 	if len(kept) == 0 {
 		return nil, errScope
 	}
 	return kept, nil
+}
+
+// usual are the scopes of a client that names none (RFC 6749 §3.3): all that it may have, without those that left
+// Config.Scopes. An error: it has scopes, and the service knows none of them.
+func (h *Handler) usual(client *apitoken.Client) (apitoken.Scopes, error) {
+	scopes := h.svc.Narrow(client.Scopes, client.Scopes)
+	if len(scopes) == 0 && len(client.Scopes) > 0 {
+		return nil, errScope
+	}
+	return scopes, nil
 }
 
 // resources are the targets asked for (RFC 8707 §2): absolute URIs without fragment.

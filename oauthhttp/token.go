@@ -133,7 +133,9 @@ func (h *Handler) clientCredentials(r *http.Request, t *tokenRequest) (*apitoken
 	}
 	req.Auth, req.Binding = t.auth, t.binding
 	if !t.has("scope") {
-		req.Scopes = t.Scopes
+		if req.Scopes, err = h.usual(&t.Client); err != nil {
+			return nil, err
+		}
 	}
 	return h.svc.Issue(r.Context(), req)
 }
