@@ -232,7 +232,7 @@ func (s *opaqueShelf) validate(ctx context.Context, c Credential, tr *trace) (To
 	f := s.iss.freshness(w, now)
 	if f.Stale { // never past the bound for opaque tokens
 		s.iss.wake()
-		return Token{d: a.d}, tr.no("freshness", &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"})
+		return Token{d: a.d}, tr.no("freshness", s.iss.cutOff("the view of revocations is older than MaxStaleness"))
 	}
 	return Token{d: a.d, fresh: f}, nil
 }
@@ -264,7 +264,7 @@ func (s *opaqueShelf) answer(ctx context.Context, token string) (a *opaqueAnswer
 		}
 		if s.iss.freshness(s.iss.look(), now).Stale { // whatever the issuer says, it would not be believed
 			s.iss.wake()
-			return nil, "", &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"}
+			return nil, "", s.iss.cutOff("the view of revocations is older than MaxStaleness")
 		}
 		if l == unheard {
 			return nil, "an API key under a root that its issuer has not", nil

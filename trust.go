@@ -3,6 +3,7 @@ package apitoken
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"maps"
 	"slices"
 	"sync"
@@ -46,7 +47,10 @@ func (t *Trusted) longest() time.Duration {
 
 const defaultForeign = 24 * time.Hour
 
-// KeySource gets an issuer's public keys.
+// KeySource gets an issuer's public keys. Its errors show in logs, in Ready and in Explain: they must hold no credential.
+//
+// A source that knows what the issuer's clock shows has a method IssuerTime() (now time.Time, known bool). A validator whose own
+// clock differs by more than Validation.Skew then says so in its log and in Explain.
 type KeySource interface {
 	// JWKS returns the current set (RFC 7517). missing is the kid that was not in the last answer,
 	// or "": a source may use it to limit how often it asks.
@@ -54,7 +58,7 @@ type KeySource interface {
 }
 
 // RevocationSource gets rules, with the promises of [store.Store]'s Follow: complete, in order, newest form only;
-// store.ErrDiverged when after is not in the source's history.
+// store.ErrDiverged when after is not in the source's history. Its errors are shown as a [KeySource]'s are.
 //
 // A source that waits for news before it answers has a method Waits() bool and returns true: it is asked again at once.
 type RevocationSource interface {
@@ -122,6 +126,10 @@ type trust struct {
 	kick   chan struct{}
 	ready  chan struct{} // closed when keys and rules were loaded once
 	once   sync.Once
+
+	keysOut  *outage // why the keys can't be read now; nil for the service's own issuer
+	feedOut  *outage // the same of the rules
+	clockFar atomic.Bool
 
 	fetched time.Time // when keys were last good; the follower's own
 	renew   chan struct{}
@@ -260,7 +268,7 @@ func (t *trust) wake() {
 func (t *trust) key(ctx context.Context, kid, position string) (*jws.PublicKey, *Error) {
 	set := t.keys.Load()
 	if set == nil {
-		return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the issuer's keys were never read or are too old"}
+		return nil, t.cutOff("the issuer's keys were never read or are too old")
 	}
 	if k := (*set)[kid]; k != nil {
 		return k, nil
@@ -286,7 +294,7 @@ func (t *trust) key(ctx context.Context, kid, position string) (*jws.PublicKey, 
 		default:
 		}
 		if t.outdated() {
-			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the issuer has another key set, which is being read"}
+			return nil, t.cutOff("the issuer has another key set, which is being read")
 		}
 		return nil, unknown
 	}
@@ -371,6 +379,9 @@ type ValidatorConfig struct {
 	OpaqueFor  time.Duration
 	Validation Validation
 	Now        func() time.Time // nil: time.Now
+	// Logger is told when an issuer can't be read and why, at the first failure, at each other reason and every five minutes,
+	// and when it can be read again. nil: silent.
+	Logger *slog.Logger
 }
 
 // NewValidator returns a validator that follows c's sources until Close. It needs no store. It returns at once: until
@@ -392,6 +403,7 @@ func NewValidator(c ValidatorConfig) (*JWTValidator, error) {
 		c.Now = time.Now
 	}
 	v := newValidator(c.Validation, c.Audience, c.Now)
+	v.observers.log = c.Logger
 	if c.Opaque != nil {
 		v.opaque = func(ctx context.Context, cr Credential, tr *trace) (Token, error) {
 			t, err := c.Opaque.Validate(ctx, cr)
@@ -460,6 +472,8 @@ func (v *JWTValidator) follow(list []Trusted, host *rules.Book, home string) {
 			t.KeysFor = 24 * time.Hour
 		}
 		t.life.Store(int64(t.Trusted.longest()))
+		t.keysOut = &outage{issuer: x.Issuer, source: "keys", log: v.observers.log}
+		t.feedOut = &outage{issuer: x.Issuer, source: "feed", log: v.observers.log}
 		v.trusts[x.Issuer] = t
 		if v.shelf != nil {
 			v.shelf.iss = t
@@ -479,8 +493,10 @@ func (v *JWTValidator) follow(list []Trusted, host *rules.Book, home string) {
 	}
 }
 
-// Ready blocks until the keys and rules of every trusted issuer are loaded once, or ctx ends.
-func (v *JWTValidator) Ready(ctx context.Context) error {
+// Ready blocks until the keys and rules of every trusted issuer are loaded once, or ctx ends. The error then says which issuer
+// could not be read and why, also to errors.Is by its Cause.
+func (v *JWTValidator) Ready(ctx context.Context) (err error) {
+	defer tell(&err)
 	for _, t := range v.trusts {
 		if t.state != nil {
 			continue
@@ -488,7 +504,11 @@ func (v *JWTValidator) Ready(ctx context.Context) error {
 		select {
 		case <-t.ready:
 		case <-ctx.Done():
-			return unavailable(ctx.Err(), "issuer "+t.issuer+" was not reached")
+			why := t.cause()
+			if why == nil {
+				why = ctx.Err()
+			}
+			return unavailable(why, "the keys and revocations of issuer "+t.issuer+" were not read yet")
 		}
 	}
 	return nil
@@ -521,6 +541,7 @@ func (t *trust) followKeys(ctx context.Context) {
 	missing, wait := "", time.Second
 	for {
 		began := time.Now()
+		t.keysOut.begin(t.v.now())
 		tctx, cancel := context.WithTimeout(ctx, keysTimeout)
 		doc, err := t.Keys.JWKS(tctx, missing)
 		cancel()
@@ -535,6 +556,8 @@ func (t *trust) followKeys(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		t.keysOut.end(ctx, t.v.now(), err)
+		t.checkClock(ctx)
 		last := time.Now()
 		next := follow.Jitter(wait)
 		if err == nil {
@@ -624,6 +647,11 @@ func (t *trust) followRules(ctx context.Context) {
 		began := time.Now()
 		err := t.readRules(ctx)
 		t.v.observers.observeWithin(ctx, Observation{Op: "feed", Err: err, Took: time.Since(began)})
+		if ctx.Err() != nil {
+			return
+		}
+		t.feedOut.end(ctx, t.v.now(), err)
+		t.checkClock(ctx)
 		pause := max(t.v.cfg.MaxStaleness/4, 10*time.Millisecond)
 		if w, ok := t.Revocations.(interface{ Waits() bool }); ok && w.Waits() {
 			pause = 2 * time.Millisecond
@@ -631,8 +659,6 @@ func (t *trust) followRules(ctx context.Context) {
 		switch {
 		case err == nil:
 			wait = 50 * time.Millisecond
-		case ctx.Err() != nil:
-			return
 		default:
 			pause = follow.Jitter(wait)
 			wait = min(2*wait, 5*time.Second)
@@ -664,6 +690,7 @@ func (t *trust) readRules(ctx context.Context) error {
 	}
 	for restarts := 0; ; {
 		sent := t.v.now()
+		t.feedOut.begin(sent)
 		tctx, cancel := context.WithTimeout(ctx, rulesTimeout)
 		answer, err := t.Revocations.Revocations(tctx, from, follow.Page)
 		cancel()

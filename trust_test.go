@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -365,3 +366,56 @@ func TestKeySetsThatMislead(t *testing.T) {
 		}
 	})
 }
+
+// A service says why a foreign issuer can't be read: in its own log, once, and in Explain, until it can.
+func TestWhyAForeignIssuerCannotBeRead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := config(memstore.New())
+		c.Issuer = "https://partner.example"
+		partner, err := apitoken.New(c)
+		require.NoError(t, err)
+		defer partner.Close()
+		w := &wire{svc: partner}
+		gone := errors.New("keys at /jwks: status 404")
+		w.set(nil, func() ([]byte, error) { return nil, gone })
+		var log strings.Builder
+		var mu sync.Mutex
+		c = config(memstore.New())
+		c.Trust = []apitoken.Trusted{{Issuer: "https://partner.example", Keys: w, InsecureNoRevocations: true}}
+		c.Logger = slog.New(slog.NewTextHandler(writerFunc(func(p []byte) (int, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return log.Write(p)
+		}), nil))
+		svc, err := apitoken.New(c)
+		require.NoError(t, err)
+		defer svc.Close()
+		pass(4 * time.Minute)
+		says := func() string {
+			mu.Lock()
+			defer mu.Unlock()
+			return log.String()
+		}
+		require.Equal(t, 1, strings.Count(says(), "the issuer can not be read"), says())
+		require.Contains(t, says(), `issuer=https://partner.example source=keys error="keys at /jwks: status 404"`)
+
+		token := issue(t, partner, aliceSession).Access
+		x := svc.Explain(t.Context(), apitoken.Bearer(token.Reveal()), apitoken.Requirement{})
+		require.ErrorIs(t, x.Err, apitoken.ErrUnavailable)
+		last := x.Steps[len(x.Steps)-1]
+		require.Equal(t, "key", last.Name)
+		require.Regexp(t, `the issuer's keys were never read or are too old: keys: failing since \S+: keys at /jwks: status 404`, last.Detail)
+
+		pass(4 * time.Minute)
+		require.Equal(t, 2, strings.Count(says(), "the issuer can not be read"), "again after five minutes: %s", says())
+		w.set(nil, nil)
+		pass(2 * time.Minute)
+		require.Equal(t, 1, strings.Count(says(), "the issuer can be read again"), says())
+		require.NoError(t, validate(svc, issue(t, partner, aliceSession).Access))
+	})
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

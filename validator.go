@@ -180,7 +180,7 @@ func (tr *trace) ok(name, detail string) {
 // no notes the step that failed and makes its error.
 func (tr *trace) no(name string, err *Error) error {
 	if tr != nil {
-		tr.steps = append(tr.steps, Step{Name: name, Detail: err.Detail})
+		tr.steps = append(tr.steps, Step{Name: name, Detail: detailOf(err)})
 	}
 	return err
 }
@@ -366,10 +366,10 @@ func (v *JWTValidator) decide(ctx context.Context, c *Credential, e *entry, know
 func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, w *follow.View, tr *trace) (Token, error) {
 	now := v.now()
 	if now.Add(-v.cfg.late()).Unix() >= e.exp {
-		return Token{}, tr.no("expiry", fail(ErrExpired, "exp has passed"))
+		return Token{}, tr.no("expiry", e.iss.untimely(ErrExpired, "exp has passed"))
 	}
 	if sec := now.Add(v.cfg.ahead()).Unix(); sec < e.from {
-		return Token{}, tr.no("expiry", fail(ErrInvalidToken, "not valid yet"))
+		return Token{}, tr.no("expiry", e.iss.untimely(ErrInvalidToken, "not valid yet"))
 	}
 	tr.ok("expiry", "within nbf and exp")
 	if (e.data.Binding != "" || c.DPoP != "") && !c.unproved {
@@ -403,7 +403,7 @@ func (v *JWTValidator) tooStale(iss *trust, f Freshness) *Error {
 	if v.cfg.InsecureServeStale > 0 && f.Age <= v.cfg.InsecureServeStale {
 		return nil
 	}
-	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"}
+	return iss.cutOff("the view of revocations is older than MaxStaleness")
 }
 
 // claims checks what does not change while the token lives, and makes the entry. takes: its audience was found good.

@@ -8,6 +8,7 @@ package remote
 
 import (
 	"context"
+	"log/slog"
 	"net/http"
 	"time"
 
@@ -35,6 +36,9 @@ type Config struct {
 	// so that the next one shows the new one.
 	HTTP *http.Client
 	Now  func() time.Time // nil: time.Now
+	// Logger is told when the issuer can't be read and why, at the first failure, at each other reason and every five minutes, when
+	// it can be read again, and when its clock and ours differ by more than Validation.Skew. nil: silent.
+	Logger *slog.Logger
 }
 
 // Validator is an [apitoken.Validator] without a store.
@@ -55,7 +59,7 @@ func NewValidator(c Config) (*Validator, error) {
 		return nil, err
 	}
 	t := apitoken.Trusted{Issuer: c.Issuer, Keys: &keySource{site: site}, Own: true, KeysFor: c.KeysFor, InsecureNoRevocations: c.InsecureNoRevocations}
-	cfg := apitoken.ValidatorConfig{Audience: c.Audience, Validation: c.Validation, Now: c.Now}
+	cfg := apitoken.ValidatorConfig{Audience: c.Audience, Validation: c.Validation, Now: c.Now, Logger: c.Logger}
 	switch {
 	case c.InsecureNoRevocations && c.Client.ID != "":
 		return nil, refuse("Client", "is for the feed, which InsecureNoRevocations does without")
@@ -121,7 +125,8 @@ func (v *Validator) Explain(ctx context.Context, c apitoken.Credential, r apitok
 	return v.v.Explain(ctx, c, r)
 }
 
-// Ready blocks until keys and rules are loaded once, or ctx ends.
+// Ready blocks until keys and rules are loaded once, or ctx ends. The error then says why they are not; its Cause is [ErrClient],
+// [ErrTLS], [ErrClock], [ErrNotIssuer] or [ErrUnreachable] to errors.Is.
 func (v *Validator) Ready(ctx context.Context) error { return v.v.Ready(ctx) }
 
 // Freshness is the validator's view now, for health checks and metrics.

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -48,6 +47,8 @@ type site struct {
 	wg    sync.WaitGroup
 
 	mu      sync.Mutex // guards all below
+	date    time.Time  // what the issuer's clock showed last; zero: unknown
+	dated   time.Time  // when it did, by the monotonic clock
 	meta    *metadata
 	next    time.Time // when they are read again
 	reading bool
@@ -153,28 +154,41 @@ func patience(c *http.Client) time.Duration {
 	return d
 }
 
-var errStatus = errors.New("remote: the issuer refused")
-
-// do sends a request and reads at most limit bytes of its answer.
-func (s *site) do(r *http.Request, limit int64) (*http.Response, []byte, error) {
+// do sends a request for what, and reads at most limit bytes of its answer. client is whose credential it holds, if any.
+func (s *site) do(what string, r *http.Request, limit int64, client *apitoken.ClientAuth) (*http.Response, []byte, error) {
 	res, err := s.http.Do(r)
 	if err != nil {
-		return nil, nil, clean(err)
+		return nil, nil, failed(what, err, client)
 	}
 	defer res.Body.Close()
+	if at, ok := dateOf(res); ok {
+		s.mu.Lock()
+		s.date, s.dated = at, time.Now()
+		s.mu.Unlock()
+	}
 	body, err := io.ReadAll(io.LimitReader(res.Body, limit+1))
 	if err != nil {
-		return nil, nil, clean(err)
+		return nil, nil, failed(what, err, client)
 	}
 	if int64(len(body)) > limit {
-		return nil, nil, fmt.Errorf("remote: an answer over %d bytes", limit)
+		return nil, nil, notIssuer("%s: over %d bytes", what, limit)
 	}
 	return res, body, nil
 }
 
-// ask sends what build makes as client, and reads the answer. A certificate may have changed since the connection was made that
+// IssuerTime is what the issuer's clock shows now, to about a second; known is false before its first answer with a Date.
+func (s *site) IssuerTime() (now time.Time, known bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.date.IsZero() {
+		return time.Time{}, false
+	}
+	return s.date.Add(time.Since(s.dated)), true
+}
+
+// ask sends what build makes as client, for what, and reads the answer. A certificate may have changed since the connection was made that
 // is refused now: then another one is made, once.
-func (s *site) ask(client *apitoken.ClientAuth, limit int64, build func() (*http.Request, error)) (*http.Response, []byte, error) {
+func (s *site) ask(what string, client *apitoken.ClientAuth, limit int64, build func() (*http.Request, error)) (*http.Response, []byte, error) {
 	for again := false; ; again = true {
 		r, err := build()
 		if err != nil {
@@ -183,21 +197,12 @@ func (s *site) ask(client *apitoken.ClientAuth, limit int64, build func() (*http
 		if !client.Secret.IsZero() {
 			r.SetBasicAuth(url.QueryEscape(client.ID), url.QueryEscape(client.Secret.Reveal())) // RFC 6749 §2.3.1
 		}
-		res, body, err := s.do(r, limit)
+		res, body, err := s.do(what, r, limit, client)
 		if err != nil || again || res.StatusCode != http.StatusUnauthorized || !client.Secret.IsZero() {
 			return res, body, err
 		}
 		s.http.CloseIdleConnections()
 	}
-}
-
-// clean takes the URL out of an error of net/http: a query may hold what no log should.
-func clean(err error) error {
-	var u *url.Error
-	if errors.As(err, &u) {
-		return u.Err
-	}
-	return err
 }
 
 // discover returns the issuer's metadata (RFC 8414 §3). The first time it waits for them; from then on they are read again in the
@@ -268,26 +273,27 @@ func (s *site) fetch(ctx context.Context) (*metadata, error) {
 		return nil, err
 	}
 	r.Header.Set("Accept", "application/json")
-	res, body, err := s.do(r, maxMetadata)
+	what := "metadata at " + r.URL.Path
+	res, body, err := s.do(what, r, maxMetadata, nil)
 	if err != nil {
-		return nil, fmt.Errorf("remote: metadata: %w", err)
+		return nil, err
 	}
 	if res.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("remote: metadata: status %d", res.StatusCode)
+		return nil, status(what, res, nil)
 	}
 	var m metadata
 	// Strict JSON first: encoding/json takes the last of two members with one name.
 	if jws.CheckJSON(body) != nil || json.Unmarshal(body, &m) != nil {
-		return nil, errors.New("remote: metadata are not JSON")
+		return nil, notIssuer("%s are not JSON", what)
 	}
 	if m.Issuer != s.name {
-		return nil, errors.New("remote: the metadata are another issuer's (RFC 8414 §3.3)")
+		return nil, notIssuer("%s are another issuer's, not those of %s (RFC 8414 §3.3)", what, s.name)
 	}
 	if m.JWKS == "" {
-		return nil, errors.New("remote: the metadata name no jwks_uri")
+		return nil, notIssuer("%s name no jwks_uri", what)
 	}
 	if err := s.check(m.JWKS, false); err != nil {
-		return nil, fmt.Errorf("remote: jwks_uri %w", err)
+		return nil, notIssuer("%s: jwks_uri %v", what, err)
 	}
 	// These two get our credential: they must be the issuer's own.
 	for _, endpoint := range []string{m.Introspection, m.Revocations} {
@@ -295,7 +301,7 @@ func (s *site) fetch(ctx context.Context) (*metadata, error) {
 			continue
 		}
 		if err := s.check(endpoint, true); err != nil {
-			return nil, fmt.Errorf("remote: an endpoint %w", err)
+			return nil, notIssuer("%s: an endpoint %v", what, err)
 		}
 	}
 	// Their hosts are others on purpose, and get no credential that could be used elsewhere.
@@ -304,7 +310,7 @@ func (s *site) fetch(ctx context.Context) (*metadata, error) {
 			continue
 		}
 		if err := s.check(endpoint, false); err != nil {
-			return nil, fmt.Errorf("remote: an endpoint for certificates %w", err)
+			return nil, notIssuer("%s: an endpoint for certificates %v", what, err)
 		}
 	}
 	return &m, nil
@@ -364,6 +370,9 @@ type brokenKeys struct{ err error }
 
 func (b brokenKeys) JWKS(context.Context, string) ([]byte, error) { return nil, b.err }
 
+// IssuerTime is the site's.
+func (k *keySource) IssuerTime() (now time.Time, known bool) { return k.site.IssuerTime() }
+
 // JWKS implements [apitoken.KeySource].
 func (k *keySource) JWKS(ctx context.Context, _ string) ([]byte, error) {
 	from := k.url
@@ -388,17 +397,18 @@ func (k *keySource) JWKS(ctx context.Context, _ string) ([]byte, error) {
 	if asked {
 		r.Header.Set("If-None-Match", last.etag)
 	}
-	res, body, err := k.site.do(r, maxKeySet)
+	what := "keys at " + r.URL.Path
+	res, body, err := k.site.do(what, r, maxKeySet, nil)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("remote: keys: %w", err)
+		return nil, err
 	case res.StatusCode == http.StatusNotModified && asked:
 		return last.doc, nil
 	case res.StatusCode != http.StatusOK:
 		if k.url == "" {
 			k.site.distrust()
 		}
-		return nil, fmt.Errorf("remote: keys: status %d", res.StatusCode)
+		return nil, status(what, res, nil)
 	}
 	k.mu.Lock()
 	k.last = keyAnswer{from, res.Header.Get("ETag"), body}
@@ -427,7 +437,7 @@ func (f *feedSource) Revocations(ctx context.Context, after store.Position, max 
 	endpoint := m.revocations(&f.client)
 	if endpoint == "" {
 		f.site.distrust()
-		return none, errors.New("remote: the issuer has no feed: it does not mount remote.Handler")
+		return none, notIssuer("it has no feed: it does not mount remote.Handler")
 	}
 	nonce := rand.Text()
 	q := url.Values{"after": {formatPosition(after)}, "nonce": {nonce}, "max": {strconv.Itoa(max)}, "fresh": {strconv.FormatInt(f.fresh.Milliseconds(), 10)}}
@@ -439,19 +449,19 @@ func (f *feedSource) Revocations(ctx context.Context, after store.Position, max 
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.wait+requestTimeout)
 	defer cancel()
-	res, body, err := f.site.ask(&f.client, maxFeed, func() (*http.Request, error) {
+	res, body, err := f.site.ask("feed", &f.client, maxFeed, func() (*http.Request, error) {
 		return http.NewRequestWithContext(ctx, http.MethodGet, endpoint+"?"+q.Encode(), nil)
 	})
 	switch {
 	case err != nil:
-		return none, fmt.Errorf("remote: feed: %w", err)
+		return none, err
 	case res.StatusCode == http.StatusConflict:
 		return none, store.ErrDiverged
 	case res.StatusCode == http.StatusNotFound:
 		f.site.distrust()
-		return none, fmt.Errorf("%w: feed: status %d", errStatus, res.StatusCode)
+		return none, status("feed", res, &f.client)
 	case res.StatusCode != http.StatusOK:
-		return none, fmt.Errorf("%w: feed: status %d", errStatus, res.StatusCode)
+		return none, status("feed", res, &f.client)
 	}
 	return decodeView(body, nonce, after)
 }
@@ -471,13 +481,13 @@ func (i *introspector) introspect(ctx context.Context, token string) (apitoken.I
 	endpoint := m.introspection(&i.client)
 	if endpoint == "" {
 		i.site.distrust()
-		return none, errors.New("remote: the issuer does not introspect")
+		return none, notIssuer("it does not introspect")
 	}
 	form := url.Values{"token": {token}}
 	if i.client.Secret.IsZero() {
 		form.Set("client_id", i.client.ID)
 	}
-	res, body, err := i.site.ask(&i.client, maxIntrospection, func() (*http.Request, error) {
+	res, body, err := i.site.ask("introspection", &i.client, maxIntrospection, func() (*http.Request, error) {
 		r, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, strings.NewReader(form.Encode()))
 		if err == nil {
 			r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
@@ -486,10 +496,10 @@ func (i *introspector) introspect(ctx context.Context, token string) (apitoken.I
 		return r, err
 	})
 	if err != nil {
-		return none, fmt.Errorf("remote: introspection: %w", err)
+		return none, err
 	}
 	if res.StatusCode != http.StatusOK {
-		return none, fmt.Errorf("%w: introspection: status %d", errStatus, res.StatusCode)
+		return none, status("introspection", res, &i.client)
 	}
 	return decodeIntrospection(body)
 }

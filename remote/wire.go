@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"strconv"
 	"strings"
 	"time"
@@ -89,7 +88,7 @@ func encodeView(v *apitoken.RevocationView, nonce string, from store.Position) (
 	return json.Marshal(a)
 }
 
-var errAnswer = errors.New("remote: an answer of the feed that makes no sense")
+var errAnswer = notIssuer("an answer that makes no sense")
 
 // decodeView reads an answer to the question nonce, from.
 func decodeView(body []byte, nonce string, from store.Position) (apitoken.RevocationView, error) {
