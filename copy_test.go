@@ -2,6 +2,7 @@ package apitoken_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -245,4 +246,80 @@ func TestCopyThatFails(t *testing.T) {
 	require.ErrorIs(t, err, apitoken.ErrNotFound)
 	_, err = apitoken.Copy(ctx, to, memstore.New())
 	require.ErrorIs(t, err, apitoken.ErrInvalidRequest, "a source that can not refuse writes")
+}
+
+// Records that cannot be read are neither lost nor in the way, and fail closed in the new place as in the old one.
+func TestCopyCarriesUnreadableRecords(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	from, to := memstore.New(), memstore.New()
+	old := serviceOn(t, from, nil)
+	alice := issue(t, old, apitoken.Request{Subject: "alice"})
+	bob := issue(t, old, apitoken.Request{Subject: "bob", Refresh: true})
+	later := []byte(`{"v":1,"from_a_later_version":true}`)
+	odd := []store.Record{
+		{Kind: store.KindRule, ID: "06h0000000000000000000000a", Type: "subject", Subject: "alice", Data: later},
+		{Kind: "grant", ID: bob.Token.Grant(), Subject: "bob", Data: later},
+		{Kind: "cursor", ID: "siem", Data: later},
+	}
+	for _, r := range odd {
+		damage(t, from, r)
+	}
+	_, err := apitoken.Copy(ctx, from, to)
+	require.NoError(t, err)
+	for _, r := range odd {
+		got, err := to.Get(ctx, r.Kind, r.ID)
+		require.NoError(t, err)
+		require.Equal(t, later, got.Data)
+	}
+	svc := serviceOn(t, to, nil)
+	require.ErrorIs(t, validate(svc, alice.Access), apitoken.ErrRevoked)
+	require.NoError(t, validate(svc, bob.Access))
+	_, err = refresh(svc, bob.Refresh)
+	require.ErrorIs(t, err, apitoken.ErrUnavailable)
+}
+
+// A service that is started while a Copy runs may allow longer lifetimes. The new place keeps rules for as long.
+func TestCopyTakesLifetimesThatRoseMeanwhile(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	from, to := memstore.New(), &faulty{Store: memstore.New()}
+	serviceOn(t, from, nil)
+	var once sync.Once
+	to.onApply(func(context.Context, *store.Change) (error, error) {
+		once.Do(func() {
+			serviceOn(t, from, func(c *apitoken.Config) { c.Lifetimes.MaxAccess = 7 * time.Hour })
+		})
+		return nil, nil
+	})
+	_, err := apitoken.Copy(ctx, from, to)
+	require.NoError(t, err)
+	meta, err := to.Get(ctx, store.KindMeta, "service")
+	require.NoError(t, err)
+	var longest struct{ Access int64 }
+	require.NoError(t, json.Unmarshal(meta.Data, &longest))
+	require.Equal(t, 7*time.Hour, time.Duration(longest.Access)*time.Millisecond)
+}
+
+// Whatever ends a Copy, its caller gets an error of this package that says what was being done.
+func TestErrorsOfCopyAreOurOwn(t *testing.T) {
+	t.Parallel()
+	from, to := memstore.New(), &faulty{Store: memstore.New()}
+	serviceOn(t, from, nil)
+	to.onApply(func(_ context.Context, c *store.Change) (error, error) {
+		if c.Puts[0].Kind == store.KindKey {
+			return fmt.Errorf("engine: %w", store.ErrTooLarge), nil
+		}
+		return nil, nil
+	})
+	_, err := apitoken.Copy(t.Context(), from, to)
+	var e *apitoken.Error
+	require.ErrorAs(t, err, &e)
+	require.ErrorContains(t, err, "copy records of kind key")
+	require.ErrorContains(t, err, "engine")
+
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = apitoken.Copy(ended, from, memstore.New())
+	require.ErrorAs(t, err, &e)
 }

@@ -15,6 +15,7 @@ import (
 	is "github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken/internal/deliver"
+	"github.com/apitoken-go/apitoken/internal/mover"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
@@ -117,15 +118,15 @@ func TestStoredForms(t *testing.T) {
 	goldenForm(t, "use", &useForm, "u")
 	goldenForm(t, "spent", &spentForm, "s")
 	goldenForm(t, "cursor", &deliver.CursorForm, "sink")
-	goldenForm(t, "copy", &copyForm, "copy")
-	goldenForm(t, "moved", &movedForm, "moved")
+	goldenForm(t, "copy", &mover.CopyForm, "copy")
+	goldenForm(t, "moved", &mover.MovedForm, "moved")
 }
 
 // Each form has a golden file: the name of its variable says which.
 func TestEveryStoredFormHasAGoldenFile(t *testing.T) {
 	t.Parallel()
 	var forms, files []string
-	for _, dir := range []string{".", "internal/rules", "internal/keyring", "internal/deliver"} {
+	for _, dir := range []string{".", "internal/rules", "internal/keyring", "internal/deliver", "internal/mover"} {
 		sources, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		is.NoError(t, err)
 		for _, name := range sources {

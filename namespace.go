@@ -7,6 +7,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/mover"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
@@ -53,7 +54,7 @@ func (s *Service) openNamespace(ctx context.Context) error {
 			if err := read(&metaForm, r, &m); err != nil {
 				return startError(ctx, err)
 			}
-			if _, err := s.st.Get(ctx, store.KindMeta, movedID); err == nil {
+			if _, err := s.st.Get(ctx, store.KindMeta, mover.MovedID); err == nil {
 				return wrong("Store", "the service has moved to another store")
 			}
 		}
@@ -106,7 +107,7 @@ func (s *Service) refuseForeign(ctx context.Context) error {
 	if err != nil {
 		return startError(ctx, unavailable(err, "read the store"))
 	}
-	if _, err := s.st.Get(ctx, kindCopy, copyID); err == nil {
+	if _, err := s.st.Get(ctx, mover.KindMark, mover.MarkID); err == nil {
 		return wrong("Store", "a Copy into it has not succeeded yet: repeat it")
 	}
 	if len(v.Records) > 0 && v.Records[0].Kind != store.KindMeta {

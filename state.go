@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/mover"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -40,7 +41,7 @@ func (s *Service) apply(r store.Record) error {
 		return s.roles.applyRecord(r)
 	case store.KindMeta:
 		switch r.ID {
-		case movedID:
+		case mover.MovedID:
 			s.state.Leave()
 		case metaID:
 			return s.longer(r)

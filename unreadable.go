@@ -11,6 +11,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/keyring"
+	"github.com/apitoken-go/apitoken/internal/mover"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -28,7 +29,7 @@ type UnreadableRecord struct {
 
 // formKinds are the kinds of records that have a form, in the order in which Unreadable lists them.
 var formKinds = []store.Kind{store.KindMeta, store.KindKey, store.KindRole, store.KindClient, store.KindRule, store.KindAPIKey,
-	kindGrant, kindTicket, kindOnce, kindUse, kindSpent, deliver.Kind, kindCopy}
+	kindGrant, kindTicket, kindOnce, kindUse, kindSpent, deliver.Kind, mover.KindMark}
 
 // readable reports why a record cannot be read; nil: it can.
 func readable(r store.Record) error {
@@ -37,8 +38,8 @@ func readable(r store.Record) error {
 		switch r.ID {
 		case metaID:
 			return read(&metaForm, r, new(metaRecord))
-		case movedID:
-			return read(&movedForm, r, new(movedRecord))
+		case mover.MovedID:
+			return read(&mover.MovedForm, r, new(mover.Tombstone))
 		}
 	case store.KindKey:
 		return public(keyring.Readable(r))
@@ -65,8 +66,8 @@ func readable(r store.Record) error {
 		return read(&spentForm, r, new(spentRecord))
 	case deliver.Kind:
 		return read(&deliver.CursorForm, r, new(deliver.Cursor))
-	case kindCopy:
-		return read(&copyForm, r, new(copyRecord))
+	case mover.KindMark:
+		return read(&mover.CopyForm, r, new(mover.Mark))
 	}
 	return nil
 }
