@@ -47,6 +47,11 @@ func (in *intent) revocation() bool {
 	return slices.ContainsFunc(in.puts, func(p intentPut) bool { return p.kind == store.KindRule })
 }
 
+// state reports whether it writes records that have a place in the order.
+func (in *intent) state() bool {
+	return slices.ContainsFunc(in.puts, func(p intentPut) bool { return p.kind.State() })
+}
+
 // outcome of an intent inside the shared transaction. It counts once that has committed.
 type outcome struct {
 	err   error

@@ -18,6 +18,7 @@
 package boltstore
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -78,7 +79,8 @@ type Store struct {
 	closeOne sync.Once
 
 	// The writer's alone, once it runs.
-	file    *os.File // db's, which closes it
+	file    *os.File   // db's, which closes it
+	anchor  *anchorage // nil: none
 	id      [16]byte
 	meta    fileMeta
 	mark    *mark
@@ -108,6 +110,15 @@ type Options struct {
 	ReadOnly bool
 	// Now is the clock; nil: time.Now. Only its wall time is used.
 	Now func() time.Time
+	// Anchor notices a directory that was put back whole, which the file's mark cannot notice where a snapshot of the file
+	// system was restored. nil: none. It costs one Swap for each group of changes of state, and nothing for the rest.
+	// While it fails, changes of state are written and answer ErrAnchor. A file that was anchored once opens as restored
+	// when its anchor is lost; without this option it opens as if it had none.
+	Anchor Anchor
+	// Progress is called while Open reads the whole file, as it does after a crash: with the number of records and events
+	// that were checked, and that of all there are, 0 where an old file does not say. nil: not called. A file that was
+	// closed by Close is not read through.
+	Progress func(checked, of uint64)
 	// MaxSkew is how far the clock may be behind the last write in the file, for example after the machine's clock was
 	// set back; beyond it Open fails with ErrClockBehind. Zero: one minute. Negative: any distance is accepted, which
 	// says that the file's time was wrong, not the clock. Stamps never go back in either case.
@@ -187,6 +198,14 @@ func open(path string, o *Options, clk *clock) (_ *Store, err error) {
 		}
 		fresh = true
 	}
+	if o.Anchor != nil {
+		if f, ok := o.Anchor.(FileAnchor); ok {
+			if err := f.checkPlace(path); err != nil {
+				return nil, err
+			}
+		}
+		s.anchor = newAnchorage(o.Anchor, s.timeout)
+	}
 	if s.mark, err = s.lockMark(wait); err != nil {
 		return nil, err
 	}
@@ -233,6 +252,13 @@ func open(path string, o *Options, clk *clock) (_ *Store, err error) {
 		s.full = s.reserve.refill() != nil
 	}
 	go s.run()
+	if s.anchor != nil {
+		if o.ReadOnly {
+			s.anchor = nil
+		} else {
+			go s.anchor.run()
+		}
+	}
 	return s, nil
 }
 
@@ -424,10 +450,16 @@ func (s *Store) adopt(o *Options, fresh, marked bool) error {
 		return err
 	}
 	look := &survey{ctx: context.Background(), all: !s.clean, each: func(int) {}}
+	if o.Progress != nil && !s.clean {
+		if look.each, err = s.progress(o.Progress); err != nil {
+			return err
+		}
+	}
 	if s.meta.format != formatPlain {
 		if err := s.view(look.check); err != nil {
 			return err
 		}
+		look.each(look.seen % surveyStep)
 	}
 	now := s.clock.wall().UnixMilli()
 	skew := o.MaxSkew
@@ -454,9 +486,18 @@ func (s *Store) adopt(o *Options, fresh, marked bool) error {
 	if s.readOnly && s.mark.f == nil {
 		same = !backup // there is nothing to tell by
 	}
+	behind := false
+	if s.anchor != nil {
+		if err := s.anchor.load(); err != nil {
+			return err
+		}
+		if behind, err = s.anchor.judge(s.meta.anchor, s.id, s.meta.seq); err != nil {
+			return err
+		}
+	}
 	// A crash between the making of a file and of its mark is not a restore: nothing has been acknowledged.
 	unborn := s.meta.seq == 0 && !marked && !backup
-	s.restored = !same && !fresh && !unborn
+	s.restored = !same && !fresh && !unborn || behind
 	if s.restored {
 		s.meta.history = newHistory()
 	}
@@ -464,7 +505,29 @@ func (s *Store) adopt(o *Options, fresh, marked bool) error {
 	if s.readOnly {
 		return nil
 	}
-	if s.restored || s.meta.format == formatPlain {
+	id := s.id
+	if s.restored {
+		id = randomID() // another id as well: the copy and the original are two files from now on
+	}
+	changed := s.restored || s.meta.format == formatPlain
+	if g := s.anchor; g != nil {
+		next := anchored{name: g.at.name, id: id, seq: s.meta.seq}
+		if next.name == [16]byte{} {
+			if next.name = s.meta.anchor; next.name == [16]byte{} {
+				next.name = randomID()
+			}
+		}
+		changed = changed || next.name != s.meta.anchor
+		s.meta.anchor = next.name
+		// Before the file says so: if this process dies in between, the file is behind its anchor, or knows it by its id.
+		if next != g.at {
+			if err := g.swap(next); err != nil {
+				return err
+			}
+		}
+		g.id, g.seq = id, s.meta.seq
+	}
+	if changed {
 		err := s.db.Update(func(tx *bbolt.Tx) error {
 			if s.meta.format == formatPlain {
 				if err := look.addDigests(tx, &s.meta); err != nil {
@@ -472,10 +535,7 @@ func (s *Store) adopt(o *Options, fresh, marked bool) error {
 				}
 			}
 			s.meta.seq++
-			if s.restored {
-				// Another id as well: the copy and the original are two files from now on.
-				s.id = randomID()
-			}
+			s.id = id
 			if err := writeFormat(tx, s.id, &s.meta); err != nil {
 				return err
 			}
@@ -502,6 +562,31 @@ func (s *Store) adopt(o *Options, fresh, marked bool) error {
 	}
 	_ = s.relabel() // the mark says how far it came
 	return nil
+}
+
+// progress makes a survey's each of the host's callback, which gets the number of all there is to check from the heads.
+// What panics is not called again: a panic here would look like damage.
+func (s *Store) progress(call func(checked, of uint64)) (each func(int), err error) {
+	var checked, of uint64
+	err = s.view(func(tx *bbolt.Tx) error {
+		return tx.ForEach(func(name []byte, ns *bbolt.Bucket) error {
+			if bytes.Equal(name, bucketFormat) {
+				return nil
+			}
+			h, err := readHead(ns)
+			of += h.digest.state.count + h.digest.order.count + h.digest.others.count + h.digest.events.count
+			return err
+		})
+	})
+	return func(n int) {
+		defer func() {
+			if recover() != nil {
+				call = func(uint64, uint64) {}
+			}
+		}()
+		checked += uint64(n)
+		call(checked, of)
+	}, err
 }
 
 // checkMode refuses a file that others can read or write: whoever reads it can use what is in it, and whoever writes it
@@ -604,17 +689,27 @@ func (s *Store) shutdown() {
 	case s.wake <- struct{}{}:
 	default:
 	}
-	if err := s.waitForOthers(); err != nil {
+	err := s.waitForOthers()
+	if s.anchor != nil {
+		if err == nil {
+			s.anchor.advance(s.meta.seq, nil)
+		}
+		s.anchor.close()
+	}
+	if err != nil {
 		s.closeErr = err
 		return
+	}
+	var anchorErr error
+	if s.anchor != nil {
+		<-s.anchor.done // its calls have a timeout
+		anchorErr = s.anchor.err
 	}
 	s.dbMu.Lock()
 	db := s.db
 	s.db = nil
 	s.dbMu.Unlock()
-	if err := s.failure(); err != nil {
-		s.closeErr = err
-	}
+	s.closeErr = errors.Join(s.failure(), anchorErr)
 	if db != nil {
 		s.closeErr = errors.Join(s.closeErr, s.closeLast(db))
 	}

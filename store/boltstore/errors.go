@@ -28,6 +28,9 @@ var (
 	ErrFailed = errors.New("boltstore: a write failed, the file must be reopened")
 	// ErrExposed: others than the file's owner may read or write it; see Options.AllowMode.
 	ErrExposed = errors.New("boltstore: file is open to others")
+	// ErrAnchor: Options.Anchor fails, or belongs to another store. A change of state that it answers is in the file and
+	// in force, and not acknowledged: repeat it.
+	ErrAnchor = errors.New("boltstore: anchor")
 	// ErrClosed: the Store was closed.
 	ErrClosed = errors.New("boltstore: closed")
 )

@@ -11,7 +11,7 @@ import (
 // it had. So the mark also has the birth time of the database, and a nonce that changes while the store is in use. The
 // nonce is in the name of an extended attribute of the database, its label: cp -a over the file adds the old label to
 // the new one, and tar and rsync leave none, or the new one beside the old mark. Only a copy that replaces all
-// attributes in place, or a snapshot of the file system, goes unnoticed.
+// attributes in place, or a snapshot of the file system, goes unnoticed; see anchor.go.
 //
 // The mark names the next label durably before the file gets it, and becomes definite when the file has it durably, so
 // after a crash at any moment the file has labels that the mark names.

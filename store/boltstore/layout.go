@@ -12,7 +12,7 @@ import (
 
 // The buckets of the file:
 //
-//	apitoken              format, id, meta; backup in a copy that Backup made
+//	apitoken              format, id, meta; backup in a copy that Backup made; anchor in a store that has one
 //	n:<namespace>         head, and in buckets of its own:
 //	    r:<kind>          id -> record
 //	    x:<kind>          due(8) id -> nothing: the expiry index, a lower bound of Expires
@@ -39,6 +39,7 @@ var (
 	keyID        = []byte("id")
 	keyMeta      = []byte("meta")
 	keyBackup    = []byte("backup")
+	keyAnchor    = []byte("anchor")
 	keyHead      = []byte("head")
 )
 
@@ -83,8 +84,11 @@ type fileMeta struct {
 	believed int64  // the time that purging believed at the last commit, ms
 	heads    uint64 // the sum of headHash over all namespaces
 
-	format uint64 // of the file that it was read from; not part of the value
-	txn    uint64 // bbolt's number of the transaction that wrote it
+	// Not part of the value:
+	format uint64   // of the file that it was read from
+	anchor [16]byte // the name by which an Anchor knows the store, under a key of its own; zero: none
+
+	txn uint64 // bbolt's number of the transaction that wrote it
 }
 
 const (
@@ -346,6 +350,12 @@ func readFormat(tx *bbolt.Tx) (id [16]byte, m fileMeta, backup bool, err error) 
 		return id, m, false, errValue(fmt.Sprintf("its last transaction is number %d, its content is that of number %d", tx.ID(), m.txn))
 	}
 
+	if name := b.Get(keyAnchor); len(name) == len(m.anchor) {
+		m.anchor = [16]byte(name)
+	} else if name != nil {
+		return id, m, false, errValue("the format bucket has a name of its anchor that does not read")
+	}
+
 	var heads uint64
 	err = tx.ForEach(func(name []byte, ns *bbolt.Bucket) error {
 		if string(name) == string(bucketFormat) {
@@ -375,6 +385,11 @@ func writeFormat(tx *bbolt.Tx, id [16]byte, m *fileMeta) error {
 	}
 	if err := b.Put(keyID, id[:]); err != nil {
 		return err
+	}
+	if m.anchor != [16]byte{} {
+		if err := b.Put(keyAnchor, m.anchor[:]); err != nil {
+			return err
+		}
 	}
 	return b.Put(keyMeta, m.encode(tx.ID()))
 }

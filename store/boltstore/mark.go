@@ -19,7 +19,7 @@ import (
 // that kept its acknowledged commits, and it may be behind after a power failure, which proves nothing and means
 // nothing. A database behind its mark, with another inode, birth time or label (see label.go), or without a mark was put
 // back, copied or moved to another file system. What stays unseen is a snapshot of the whole file system, which takes
-// the mark back too.
+// the mark back too: anchor.go is for that.
 type mark struct {
 	f *os.File // nil: opened read only where there is none
 	markContent

@@ -112,6 +112,9 @@ func (s *Store) run() {
 		s.commitGroup(group)
 		if !s.readOnly && s.failure() == nil && s.clock.mono()-s.relabelled >= relabel {
 			_ = s.relabel() // the mark says how far it came
+			if s.anchor != nil {
+				s.anchor.advance(s.meta.seq, nil)
+			}
 		}
 	}
 }
@@ -191,7 +194,7 @@ func (s *Store) commitGroup(group []*request) {
 			group = append(group[:culprit:culprit], group[culprit+1:]...)
 			continue
 		case err == nil:
-			answer(group)
+			s.acknowledge(group)
 			return
 		case !isFull(err):
 			s.recoverFile()
