@@ -556,6 +556,12 @@ func (rec *apiKeyRecord) end() int64 {
 	return end
 }
 
+// alive reports whether the key works at now, as far as its record says.
+func (rec *apiKeyRecord) alive(now time.Time) bool {
+	end := rec.end()
+	return end == 0 || now.UnixMilli() < end
+}
+
 // ruleSubject is what rules see of a key. One that asks for tokens to be minted again spares it, since nobody can mint a key again:
 // what its client lost is taken from its scopes instead, by entry.
 func (rec *apiKeyRecord) ruleSubject(id string) *rules.Subject {

@@ -29,7 +29,7 @@ import (
 
 // Client is an application that presents tokens.
 type Client struct {
-	ID             string // made by Create if empty; Issue refuses it as a Subject
+	ID             string // made by Create if empty; Issue refuses it as a Subject, and no subject may go by it
 	Name           string // shown to people; at most 100 bytes
 	Public         bool   // has no credential (RFC 6749 §2.1)
 	GrantTypes     []string
@@ -307,7 +307,7 @@ func (cs *Clients) check(c *Client) error {
 }
 
 // Create registers c and returns it with its ID and, if it proves itself by one, its secret: shown now and
-// never again. ErrInvalidRequest: the ID is taken, or c contradicts itself.
+// never again. ErrInvalidRequest: the ID is taken, by a client or a subject with a session or API key, or c contradicts itself.
 func (cs *Clients) Create(ctx context.Context, c Client) (_ Client, _ Secret, failed error) {
 	defer tell(&failed)
 	c, secret, _, err := cs.create(ctx, c, false)
@@ -323,11 +323,17 @@ func (cs *Clients) Register(ctx context.Context, c Client) (_ Client, secret, re
 
 func (cs *Clients) create(ctx context.Context, c Client, manages bool) (_ Client, secret, registration Secret, _ error) {
 	now := cs.s.now()
-	if c.ID == "" {
+	chosen := c.ID != ""
+	if !chosen {
 		c.ID = "cl_" + newID(now)
 	}
 	if err := cs.check(&c); err != nil {
 		return Client{}, Secret{}, Secret{}, err
+	}
+	if chosen {
+		if err := cs.noSubject(ctx, c.ID); err != nil {
+			return Client{}, Secret{}, Secret{}, err
+		}
 	}
 	if err := cs.s.audit.ready(); err != nil {
 		return Client{}, Secret{}, Secret{}, err
@@ -353,6 +359,32 @@ func (cs *Clients) create(ctx context.Context, c Client, manages bool) (_ Client
 		return Client{}, Secret{}, Secret{}, err
 	}
 	return rec.public(c.ID), secret, registration, nil
+}
+
+// noSubject refuses the ID of a new client that somebody else goes by: the tokens of either would pass for the other's. It knows
+// of subjects with a session or an API key now; a token without a session leaves no record.
+func (cs *Clients) noSubject(ctx context.Context, id string) error {
+	taken := func(what string) error {
+		return fail(ErrInvalidRequest, "client ID %q is a subject's, who has %s: the tokens of one would pass for the other's", id, what)
+	}
+	for r, err := range cs.s.pages(ctx, store.Query{Kind: kindGrant, Subject: id, Newest: true}, Page{}) {
+		if err != nil {
+			return err
+		}
+		if g, err := readGrant(r); err != nil || cs.s.alive(r.ID, g) == nil { // one that can't be read may be alive
+			return taken("a session")
+		}
+	}
+	for r, err := range cs.s.pages(ctx, store.Query{Kind: store.KindAPIKey, Subject: id, Newest: true}, Page{}) {
+		if err != nil {
+			return err
+		}
+		var rec apiKeyRecord
+		if read(&apiKeyForm, r, &rec) != nil || rec.alive(cs.s.now()) && cs.s.rules.Hit(rec.ruleSubject(r.ID)) == "" {
+			return taken("an API key")
+		}
+	}
+	return nil
 }
 
 // newSecret makes a secret of 256 random bits and its verifier.
@@ -719,6 +751,9 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) (fa
 		before := rec.public(c.ID)
 		fresh := isNotFound(err)
 		if fresh {
+			if err := cs.noSubject(ctx, c.ID); err != nil {
+				return err
+			}
 			rec.Created = cs.s.now().UnixMilli()
 		}
 		rec.decide(&before, &c)

@@ -638,7 +638,7 @@ func (s *Service) grantClient(g *grantRecord) (Client, error) {
 }
 
 // alive checks the grant's ends: time, idleness, rules.
-func (s *Service) alive(id string, g *grantRecord) error {
+func (s *core) alive(id string, g *grantRecord) error {
 	now := s.now().UnixMilli()
 	switch {
 	case now/1000 >= g.Expires/1000: // exp is in whole seconds: a token of its last part would outlive it

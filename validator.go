@@ -420,8 +420,8 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, takes bool
 		return nil, fail(ErrInvalidToken, "jti is missing or too long")
 	case cl.ClientID == "" || len(cl.ClientID) > 255:
 		return nil, fail(ErrInvalidToken, "client_id is missing or too long")
-	case !text.PlainText(cl.Subject) || !text.PlainText(cl.ID) || !text.PlainText(cl.ClientID): // as Issue refuses them
-		return nil, fail(ErrInvalidToken, "sub, jti or client_id has a control character")
+	case !plainNames(cl, iss.own): // as Issue refuses them
+		return nil, fail(ErrInvalidToken, "a name in sub, jti, client_id, sid, roles or act has a control character")
 	case cl.Expires <= cl.IssuedAt:
 		return nil, fail(ErrInvalidToken, "exp is not after iat")
 	case time.Duration(cl.Expires-cl.IssuedAt) > iss.lives()/time.Second:
@@ -481,6 +481,23 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, takes bool
 		e.data.use = e.use
 	}
 	return e, nil
+}
+
+// plainNames reports whether each name that the claims bring can be shown and logged as it is. Sessions and roles are names
+// here only if they are own.
+func plainNames(cl *jws.Claims, own bool) bool {
+	if !text.PlainText(cl.Subject) || !text.PlainText(cl.ID) || !text.PlainText(cl.ClientID) {
+		return false
+	}
+	if own && (!text.PlainText(cl.SessionID) || slices.ContainsFunc(cl.Roles, func(role string) bool { return !text.PlainText(role) })) {
+		return false
+	}
+	for _, a := range cl.Actors {
+		if !text.PlainText(a.Subject) || !text.PlainText(a.Issuer) {
+			return false
+		}
+	}
+	return true
 }
 
 // signedHere verifies that our own issuer signed token, expired and revoked or not, and returns what it says.
