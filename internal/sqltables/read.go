@@ -1,0 +1,205 @@
+package sqltables
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// read runs one statement that selects the namespace's row and, beside it, the rows of a table, which are of one snapshot
+// with it. where is what selects them, limit and order included; order orders them again, because a join need not.
+func (s *Store) read(ctx context.Context, table, fields, where, order string) (sp *space, out []record, err error) {
+	text := "SELECT " + s.columns() + ", " + fields + " FROM " + s.Prefix + "namespace n LEFT JOIN (SELECT * FROM " + s.Prefix + table + " r WHERE r.ns = " + s.Text(s.ns) +
+		where + ") r ON r.ns = n.ns WHERE n.ns = " + s.Text(s.ns) + order
+	for try := 0; ; try++ {
+		floor := s.last()
+		err := s.again(ctx, func() error {
+			sp, out = nil, nil
+			rows, err := s.DB.QueryContext(ctx, text)
+			if err != nil {
+				return err
+			}
+			defer rows.Close()
+			for rows.Next() {
+				var r record
+				sp = &space{}
+				if err := rows.Scan(append(sp.fields(), r.fields()...)...); err != nil {
+					return err
+				}
+				if r.ns != nil {
+					out = append(out, r)
+				}
+			}
+			return errors.Join(rows.Err(), rows.Close())
+		})
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case sp == nil:
+			return nil, nil, s.gone()
+		}
+		if err := s.Guarded(sp.guard, false); err != nil {
+			return nil, nil, s.cause(err)
+		}
+		if sp.same && !lost(floor, sp) {
+			s.note(sp.position())
+			return sp, out, nil
+		}
+		if try == 2 { // an empty answer would say that nothing was ever written
+			return nil, nil, s.twoServers()
+		}
+		if err := s.adopt(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+// Get is that of [store.Store].
+func (s *Store) Get(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
+	return await(ctx, s, func(ctx context.Context) (store.Record, error) {
+		if !kind.Possible(id) {
+			return store.Record{}, store.ErrNotFound
+		}
+		sp, rows, err := s.read(ctx, "record", recordFields, " AND r.kind = "+s.Text(string(kind))+" AND r.id = "+s.Text(id), "")
+		switch {
+		case err != nil:
+			return store.Record{}, err
+		case len(rows) == 0:
+			return store.Record{}, store.ErrNotFound
+		}
+		return rows[0].out(sp.history), nil
+	})
+}
+
+// Follow is that of [store.Store].
+func (s *Store) Follow(ctx context.Context, after store.Position, kinds []store.Kind, max int) (store.View, error) {
+	if max <= 0 || max > store.MaxLimit {
+		max = store.MaxLimit
+	}
+	where := ""
+	if len(kinds) > 0 {
+		names := []string{s.Text("")} // which no record has
+		for _, k := range kinds {
+			if k.State() {
+				names = append(names, s.Text(string(k)))
+			}
+		}
+		where = " AND r.kind IN (" + strings.Join(names, ", ") + ")"
+	}
+	return await(ctx, s, func(ctx context.Context) (store.View, error) {
+		sp, rows, err := s.read(ctx, "record", recordFields, " AND r.pos > 0 AND r.pos > "+strconv.FormatInt(after.N, 10)+where+
+			" ORDER BY r.pos LIMIT "+strconv.Itoa(max+1), " ORDER BY r.pos")
+		switch {
+		case err != nil:
+			return store.View{}, err
+		case after != (store.Position{}) && (after.History != uint64(sp.history) || after.N > sp.head || after.N < 0):
+			return store.View{}, fmt.Errorf("%w: position %d of history %x, the store is at %d of %x", store.ErrDiverged, after.N, after.History, sp.head, sp.history)
+		}
+		v := store.View{Next: sp.position(), Now: sp.now}
+		if v.More = len(rows) > max; v.More {
+			rows = rows[:max]
+			v.Next.N = *rows[max-1].pos
+		}
+		for i := range rows {
+			v.Records = append(v.Records, rows[i].out(sp.history))
+		}
+		return v, nil
+	})
+}
+
+// List is that of [store.Store].
+func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
+	possible, err := q.Check()
+	if err != nil {
+		return store.Page{}, err
+	}
+	return await(ctx, s, func(ctx context.Context) (store.Page, error) {
+		if !possible {
+			return store.Page{}, nil
+		}
+		return s.list(ctx, q)
+	})
+}
+
+// list pages through records by their IDs, or through events by their places: those are given under the namespace's lock,
+// so none appears behind one that can be seen.
+func (s *Store) list(ctx context.Context, q store.Query) (store.Page, error) {
+	table, fields, by, where := "record", recordFields, "r.id", " AND r.kind = "+s.Text(string(q.Kind))
+	if q.Kind == store.KindEvent {
+		table, fields, by, where = "event", eventFields, "r.place", ""
+	}
+	for _, c := range [...][2]string{{"subject", q.Subject}, {"client", q.Client}, {"grant_id", q.Grant}, {"token", q.Token}, {"type", q.Type}} {
+		if c[1] != "" {
+			// That it is not empty is said again for indexes that hold only those.
+			where += " AND r." + c[0] + " = " + s.Text(c[1]) + " AND r." + c[0] + " <> " + s.Text("")
+		}
+	}
+	if q.Since > 0 {
+		where += " AND r.written >= " + strconv.FormatInt(q.Since, 10)
+	}
+	if q.Until > 0 {
+		where += " AND r.written < " + strconv.FormatInt(q.Until, 10)
+	}
+	order, than := " ASC", " > "
+	if q.Newest {
+		order, than = " DESC", " < "
+	}
+	var from int64
+	if q.Cursor != "" {
+		place, err := decodeCursor(&q)
+		if err != nil {
+			return store.Page{}, err
+		}
+		at := s.Text(place)
+		if q.Kind == store.KindEvent {
+			if from, err = strconv.ParseInt(place, 10, 64); err != nil {
+				return store.Page{}, fmt.Errorf("%w: the cursor does not read", store.ErrInvalid)
+			}
+			at = strconv.FormatInt(from, 10)
+		}
+		where += " AND " + by + than + at
+	}
+	sp, rows, err := s.read(ctx, table, fields, where+" ORDER BY "+by+order+" LIMIT "+strconv.Itoa(q.Limit+1), " ORDER BY "+by+order)
+	switch {
+	case err != nil:
+		return store.Page{}, err
+	case q.Kind == store.KindEvent && q.Cursor != "" && !q.Newest && sp.trimmed > from:
+		return store.Page{}, store.ErrTrimmed
+	}
+	var page store.Page
+	if len(rows) > q.Limit {
+		rows = rows[:q.Limit]
+		last := *rows[q.Limit-1].id
+		if q.Kind == store.KindEvent {
+			last = strconv.FormatInt(*rows[q.Limit-1].pos, 10)
+		}
+		page.Cursor = base64.RawURLEncoding.EncodeToString([]byte(cursorHead(&q) + last))
+	}
+	for i := range rows {
+		page.Records = append(page.Records, rows[i].out(sp.history))
+	}
+	return page, nil
+}
+
+func cursorHead(q *store.Query) string {
+	dir := "o"
+	if q.Newest {
+		dir = "n"
+	}
+	return "1" + dir + string(q.Kind) + "\x00"
+}
+
+func decodeCursor(q *store.Query) (string, error) {
+	b, err := base64.RawURLEncoding.Strict().DecodeString(q.Cursor)
+	place, ok := strings.CutPrefix(string(b), cursorHead(q))
+	if err != nil || !ok || !utf8.ValidString(place) || strings.IndexByte(place, 0) >= 0 {
+		return "", fmt.Errorf("%w: the cursor is of another query", store.ErrInvalid)
+	}
+	return place, nil
+}
