@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/flightcache"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -64,7 +65,7 @@ type APIKeys struct {
 	clients *Clients
 	trust   *trust        // our own issuer; set once the validator is made
 	valid   *JWTValidator // ours, likewise
-	keys    *keyShelf
+	keys    *keyCache
 	// Set in a caller's own view.
 	view     bool
 	caller   Token
@@ -106,10 +107,10 @@ const (
 )
 
 func newAPIKeys(s *core, signing *SigningKeys, clients *Clients) *APIKeys {
-	return &APIKeys{s: s, signing: signing, clients: clients, keys: newKeyShelf()}
+	return &APIKeys{s: s, signing: signing, clients: clients, keys: newKeyCache()}
 }
 
-func (k *APIKeys) reset() { k.keys.clear() }
+func (k *APIKeys) reset() { k.keys.DropAll(nil) }
 
 // applyRecord replaces what this process has read of the key; a key that it never saw is read when it is presented.
 func (k *APIKeys) applyRecord(r store.Record) error {
@@ -117,8 +118,8 @@ func (k *APIKeys) applyRecord(r store.Record) error {
 	if err != nil {
 		return nil // not of our making: never presented
 	}
-	old := k.keys.changed(raw)
-	if old == nil {
+	old, ok := k.keys.Changed(raw)
+	if !ok {
 		return nil
 	}
 	e, err := k.entry(r)
@@ -132,14 +133,14 @@ func (k *APIKeys) applyRecord(r store.Record) error {
 	e.d.use = e.use
 	e.d.ends = old.d.ends
 	e.d.ends.Store(e.end)
-	k.keys.replace(raw, e)
+	k.keys.Replace(raw, e)
 	return nil
 }
 
 // setAside makes a key that can not be read be read again when it is presented, which says so.
 func (k *APIKeys) setAside(r store.Record) {
 	if raw, err := opaque.ParseID(r.ID); err == nil {
-		k.keys.drop(raw)
+		k.keys.Drop(raw)
 	}
 }
 
@@ -917,9 +918,9 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 		return Token{}, tr.no("binding", fail(ErrInvalidToken, "API keys are not bound to keys"))
 	}
 	hash := k.s.hashAPIKey(&key)
-	e := k.keys.get(key.ID)
+	e, _ := k.keys.Get(key.ID)
 	if e != nil && e.makers != nil && e.outdated(k.clients) {
-		k.keys.drop(key.ID)
+		k.keys.Drop(key.ID)
 		e = nil
 	}
 	if e == nil || !e.shown(&key, &hash) {
@@ -932,11 +933,7 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 			e, err = k.load(ctx, key.ID)
 		}
 		if err != nil {
-			var x *Error
-			if !errors.As(err, &x) {
-				x = unavailable(err, "read API key")
-			}
-			return Token{}, tr.no("lookup", x)
+			return Token{}, tr.no("lookup", asError(err, "read API key"))
 		}
 		if subtle.ConstantTimeCompare(hash[:], e.hash[:]) != 1 {
 			return Token{}, tr.no("secret", fail(ErrInvalidToken, "wrong secret"))
@@ -974,26 +971,41 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 	return Token{d: e.d, fresh: f}, nil
 }
 
-const keyReadTimeout = 2 * time.Second
+// keyCache is this process's memory of API keys.
+type keyCache = flightcache.Cache[opaque.ID, *knownKey]
 
-// load reads a key at its first sight, once however many callers ask, and remembers for a moment those that are not
-// there.
+const (
+	keysPerShard   = 2048 // of 64: about 130,000 keys in all, of some 700 bytes each
+	absentPerShard = 256
+	absentFor      = 5 * time.Second
+	keyReadTimeout = 2 * time.Second
+)
+
+func newKeyCache() *keyCache {
+	return flightcache.New(flightcache.Config[opaque.ID, *knownKey]{Shard: func(id opaque.ID) byte { return id[15] },
+		Values: keysPerShard, Absents: absentPerShard, Repeat: 3})
+}
+
+// load reads a key when it is first presented, once however many callers ask. An ID that no key has is remembered for
+// a moment.
 func (k *APIKeys) load(ctx context.Context, raw opaque.ID) (*knownKey, error) {
-	id := raw.String()
-	return k.keys.load(ctx, raw, k.s.now(), func() (*knownKey, error) {
-		ctx, cancel := context.WithTimeout(k.s.ctx, keyReadTimeout)
-		defer cancel()
-		r, err := k.s.st.Get(ctx, store.KindAPIKey, id)
-		switch {
-		case errors.Is(err, store.ErrNotFound):
-			return nil, fail(ErrInvalidToken, "no such API key")
-		case err != nil:
-			return nil, unavailable(err, "read API key")
-		}
-		e, err := k.entry(r)
-		if err != nil {
-			return nil, err
-		}
-		return e, nil
+	now := k.s.now()
+	e, err := k.keys.Load(ctx, raw, now, func() (func() (*knownKey, error), error) {
+		return func() (*knownKey, error) {
+			ctx, cancel := context.WithTimeout(k.s.ctx, keyReadTimeout)
+			defer cancel()
+			r, err := k.s.st.Get(ctx, store.KindAPIKey, raw.String())
+			switch {
+			case errors.Is(err, store.ErrNotFound):
+				return nil, &flightcache.Absent{Err: fail(ErrInvalidToken, "no such API key"), Until: now.Add(absentFor)}
+			case err != nil:
+				return nil, unavailable(err, "read API key")
+			}
+			return k.entry(r)
+		}, nil
 	})
+	if err != nil {
+		return nil, asError(err, "read API key")
+	}
+	return e, nil
 }

@@ -170,6 +170,15 @@ func unavailable(cause error, detail string) *Error {
 	return &Error{Code: ErrUnavailable, Detail: detail, Cause: cause, RetryAfter: retryHint}
 }
 
+// asError is err as an *Error: what is none, such as the error of a context, is ErrUnavailable with detail.
+func asError(err error, detail string) *Error {
+	var e *Error
+	if errors.As(public(err), &e) {
+		return e
+	}
+	return unavailable(err, detail)
+}
+
 // detailOf tells operators more than Error() does: for Explain and for logs.
 func detailOf(err error) string {
 	var e *Error

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/flightcache"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
 )
@@ -56,49 +57,35 @@ func (s *Service) Issuer() string { return s.cfg.Issuer }
 // its default. Adapters that check times themselves use it.
 func (s *Service) Skew() time.Duration { return s.cfg.Validation.ahead() }
 
-// opaqueShelf keeps an issuer's answers about opaque tokens, by the tokens' hashes, in bounded number.
-type opaqueShelf struct {
-	v   *JWTValidator
-	iss *trust
-	ask func(context.Context, string) (Introspection, error)
-	ttl time.Duration
+// introspector keeps an issuer's answers about opaque tokens, by the tokens' hashes.
+type introspector struct {
+	v       *JWTValidator
+	iss     *trust
+	ask     func(context.Context, string) (Introspection, error)
+	ttl     time.Duration
+	answers *flightcache.Cache[[32]byte, *opaqueAnswer]
 
-	mu      sync.Mutex // guards all below
-	answers map[[32]byte]*opaqueAnswer
-	byHash  map[[16]byte][]*opaqueAnswer // by the feed's hash of the API key's ID
-	misses  map[[32]byte]*opaqueAnswer   // not active; apart, so that they take no room from the good ones
-	flights map[[32]byte]*opaqueFlight   // that whoever asks now may wait for
-	flying  [lanes]int                   // all of them
-	tokens  float64                      // questions that strange texts may ask now
-	filled  time.Time                    // when tokens was reckoned
-	closed  bool
+	mu     sync.Mutex // guards all below; taken with a shard of answers locked
+	asking [lanes]int // questions under way
+	budget float64    // questions that strange texts may ask now
+	filled time.Time  // when budget was computed
 }
 
+// opaqueAnswer is what an issuer says of an active token.
 type opaqueAnswer struct {
-	d       *tokenData // nil: not active
+	d       *tokenData
 	rule    rules.Subject
 	version atomic.Uint64 // of the rules
 	until   time.Time
-	gone    atomic.Bool
-	sum     [32]byte
-	mark    [16]byte
-}
-
-// opaqueFlight is one question that many callers wait for.
-type opaqueFlight struct {
-	done   chan struct{}
-	lane   lane
-	void   bool // something changed since it was asked: its answer is not kept
-	answer *opaqueAnswer
-	err    error
+	mark    [16]byte // the feed's hash of the API key's ID
 }
 
 const (
-	maxOpaque       = 1 << 15
-	defaultOpaque   = 30 * time.Second
-	opaqueTimeout   = 5 * time.Second
-	inactiveFor     = 2 * time.Second // an inactive answer is kept shorter: the key may be new
-	maxOpaqueMisses = 1 << 12
+	answersPerShard  = 512 // of 64
+	inactivePerShard = 64
+	defaultOpaque    = 30 * time.Second
+	opaqueTimeout    = 5 * time.Second
+	inactiveFor      = 2 * time.Second // an inactive answer is kept shorter: the key may be new
 
 	// Texts about which nothing is known may ask strangeRate questions a second, so ten in any one second.
 	strangeRate  = 8.0
@@ -185,19 +172,21 @@ func (v *JWTValidator) introspects(c *ValidatorConfig) error {
 	case len(c.Trust) != 1 || !c.Trust[0].Own:
 		return wrong("Introspect", "takes exactly one trusted issuer, with Own set")
 	}
-	s := &opaqueShelf{v: v, ask: c.Introspect, ttl: c.OpaqueFor, answers: map[[32]byte]*opaqueAnswer{}, misses: map[[32]byte]*opaqueAnswer{}, byHash: map[[16]byte][]*opaqueAnswer{}, flights: map[[32]byte]*opaqueFlight{}}
+	s := &introspector{v: v, ask: c.Introspect, ttl: c.OpaqueFor}
+	s.answers = flightcache.New(flightcache.Config[[32]byte, *opaqueAnswer]{Shard: func(sum [32]byte) byte { return sum[0] },
+		Values: answersPerShard, Absents: inactivePerShard, Fresh: func(a *opaqueAnswer, now time.Time) bool { return now.Before(a.until) }})
 	if s.ttl == 0 {
 		s.ttl = defaultOpaque
 	}
 	if s.ttl < 0 || s.ttl > time.Hour {
 		return wrong("OpaqueFor", "%s is not between 0 and 1 h", s.ttl)
 	}
-	v.shelf = s
+	v.introspector = s
 	v.opaque = s.validate
 	return nil
 }
 
-func (s *opaqueShelf) validate(ctx context.Context, c Credential, tr *trace) (Token, error) {
+func (s *introspector) validate(ctx context.Context, c Credential, tr *trace) (Token, error) {
 	if c.DPoP != "" {
 		return Token{}, tr.no("binding", fail(ErrInvalidToken, "API keys are not bound to keys"))
 	}
@@ -206,14 +195,7 @@ func (s *opaqueShelf) validate(ctx context.Context, c Credential, tr *trace) (To
 	case junk != "":
 		return Token{}, tr.no("structure", fail(ErrInvalidToken, "%s", junk))
 	case err != nil:
-		var e *Error
-		if !errors.As(err, &e) || e.Code != ErrUnavailable && e.Code != ErrLimited {
-			e = unavailable(err, "introspection")
-		}
-		return Token{}, tr.no("introspection", e)
-	}
-	if a.d == nil {
-		return Token{}, tr.no("introspection", fail(ErrInvalidToken, "the issuer says that it is not active"))
+		return Token{}, tr.no("introspection", asError(err, "introspection"))
 	}
 	tr.ok("introspection", "active")
 	w := s.iss.look()
@@ -238,110 +220,96 @@ func (s *opaqueShelf) validate(ctx context.Context, c Credential, tr *trace) (To
 }
 
 // answer is from memory, or the issuer's: asked once however many callers wait. junk, which is most of what strangers send, is
-// known without a question; what can't be told from junk shares a small budget, so that a flood does not become the issuer's
-// and takes no room from holders of good keys.
-func (s *opaqueShelf) answer(ctx context.Context, token string) (a *opaqueAnswer, junk string, err error) {
+// known without a question; what can't be told from junk shares a small budget, so that a flood of it neither reaches the
+// issuer nor takes the room of good keys.
+func (s *introspector) answer(ctx context.Context, token string) (a *opaqueAnswer, junk string, err error) {
 	sum := sha256.Sum256([]byte(token))
 	now := s.v.now()
-	s.mu.Lock()
-	known := s.answers[sum]
-	if known != nil && !known.gone.Load() && now.Before(known.until) {
-		s.mu.Unlock()
+	known, active := s.answers.Get(sum)
+	if active && now.Before(known.until) {
 		return known, "", nil
 	}
-	if a := s.misses[sum]; a != nil && now.Before(a.until) {
-		s.mu.Unlock()
-		return a, "", nil
-	}
-	f := s.flights[sum]
-	s.mu.Unlock()
-	if f == nil {
-		l := genuine
-		if known == nil {
-			if l, junk = s.iss.filter.Load().read(token); junk != "" {
-				return nil, junk, nil
-			}
+	l := genuine
+	if !active {
+		if l, junk = s.iss.filter.Load().read(token); junk != "" {
+			return nil, junk, nil
 		}
+	}
+	a, err = s.answers.Load(ctx, sum, now, func() (func() (*opaqueAnswer, error), error) {
 		if s.iss.freshness(s.iss.look(), now).Stale { // whatever the issuer says, it would not be believed
 			s.iss.wake()
-			return nil, "", s.iss.cutOff("the view of revocations is older than MaxStaleness")
+			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"}
 		}
 		if l == unheard {
-			return nil, "an API key under a root that its issuer has not", nil
+			return nil, fail(ErrInvalidToken, "an API key under a root that its issuer has not")
 		}
-		if f, err = s.begin(sum, token, l); err != nil {
-			return nil, "", err
+		if !s.enter(l) {
+			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "too many questions to the issuer at once"}
 		}
-	}
-	select {
-	case <-f.done:
-		return f.answer, "", f.err
-	case <-ctx.Done():
-		return nil, "", unavailable(ctx.Err(), "waiting for the issuer")
-	}
+		return func() (*opaqueAnswer, error) {
+			defer s.leave(l)
+			return s.question(token)
+		}, nil
+	})
+	return a, "", err
 }
 
-// begin asks the issuer, or joins who asks already.
-func (s *opaqueShelf) begin(sum [32]byte, token string, l lane) (*opaqueFlight, error) {
+// enter takes a place in a lane. False: there is none.
+func (s *introspector) enter(l lane) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f := s.flights[sum]; f != nil {
-		return f, nil
-	}
-	switch {
-	case s.closed:
-		return nil, &Error{Code: ErrUnavailable, Detail: "closed"}
-	case s.flying[l] >= laneSize[l] || l == strange && !s.spend():
-		return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "too many questions to the issuer at once"}
-	}
-	f := &opaqueFlight{done: make(chan struct{}), lane: l}
-	s.flights[sum] = f
-	s.flying[l]++
-	s.v.wg.Add(1)
-	go func() {
-		defer s.v.wg.Done()
-		s.fly(f, sum, token)
-	}()
-	return f, nil
-}
-
-// spend takes one question from the budget of strange texts. It counts real time. The caller holds mu.
-func (s *opaqueShelf) spend() bool {
-	now := time.Now()
-	s.tokens = min(strangeBurst, s.tokens+now.Sub(s.filled).Seconds()*strangeRate)
-	s.filled = now
-	if s.tokens < 1 {
+	if s.asking[l] >= laneSize[l] || l == strange && !s.spend() {
 		return false
 	}
-	s.tokens--
+	s.asking[l]++
 	return true
 }
 
-func (s *opaqueShelf) fly(f *opaqueFlight, sum [32]byte, token string) {
+func (s *introspector) leave(l lane) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asking[l]--
+}
+
+// spend takes one question from the budget of strange texts. It counts real time. The caller holds mu.
+func (s *introspector) spend() bool {
+	now := time.Now()
+	s.budget = min(strangeBurst, s.budget+now.Sub(s.filled).Seconds()*strangeRate)
+	s.filled = now
+	if s.budget < 1 {
+		return false
+	}
+	s.budget--
+	return true
+}
+
+// question asks the issuer.
+func (s *introspector) question(token string) (*opaqueAnswer, error) {
 	ctx, cancel := context.WithTimeout(s.v.ctx, opaqueTimeout)
 	defer cancel()
 	asked := s.v.now()
 	x, err := s.ask(ctx, token)
-	var a *opaqueAnswer
 	if err == nil {
-		a, err = s.read(x, sum, asked)
+		var a *opaqueAnswer
+		if a, err = s.read(x, asked); err == nil && a == nil {
+			return nil, &flightcache.Absent{Err: fail(ErrInvalidToken, "the issuer says that it is not active"), Until: asked.Add(min(s.ttl, inactiveFor))}
+		} else if err == nil {
+			return a, nil
+		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.flying[f.lane]--
-	if s.flights[sum] == f {
-		delete(s.flights, sum)
+
+	// Whatever else the host's function says is no verdict about the token.
+	var e *Error
+	if errors.As(err, &e) && (e.Code == ErrUnavailable || e.Code == ErrLimited) {
+		return nil, e
 	}
-	if f.answer, f.err = a, err; err == nil && !f.void {
-		s.keep(a)
-	}
-	close(f.done)
+	return nil, unavailable(err, "introspection")
 }
 
-func (s *opaqueShelf) read(x Introspection, sum [32]byte, asked time.Time) (*opaqueAnswer, error) {
-	a := &opaqueAnswer{sum: sum, until: asked.Add(min(s.ttl, inactiveFor))}
+// read makes of an answer what is kept of it; nil: the token is not active here.
+func (s *introspector) read(x Introspection, asked time.Time) (*opaqueAnswer, error) {
 	if !x.Active {
-		return a, nil
+		return nil, nil
 	}
 	pos, ok := rules.ParsePositions(x.Position)
 	if x.Token.Kind != KindAPIKey || x.Token.ID == "" || x.Token.Subject == "" || x.Token.Issuer != s.iss.issuer || !ok {
@@ -352,9 +320,9 @@ func (s *opaqueShelf) read(x Introspection, sum [32]byte, asked time.Time) (*opa
 		return nil, err
 	}
 	if !s.iss.takes(s.v.audiences, t.d.Audiences) && len(t.d.Audiences) > 0 {
-		return a, nil // good, and not here
+		return nil, nil // good for another audience
 	}
-	a.d, a.until = t.d, asked.Add(s.ttl)
+	a := &opaqueAnswer{d: t.d, until: asked.Add(s.ttl)}
 	a.rule = rules.Subject{Subject: t.d.Subject, Id: t.d.ID, ApiKey: true, Iat: t.d.IssuedAt, Pos: pos}
 	a.d.from, a.d.by = &a.rule, s.v
 	s.iss.mu.Lock()
@@ -363,71 +331,13 @@ func (s *opaqueShelf) read(x Introspection, sum [32]byte, asked time.Time) (*opa
 	return a, nil
 }
 
-// keep stores an answer. The caller holds mu.
-func (s *opaqueShelf) keep(a *opaqueAnswer) {
-	if old := s.answers[a.sum]; old != nil {
-		s.drop(old)
-	}
-	delete(s.misses, a.sum)
-	if a.d == nil {
-		for old := range s.misses {
-			if len(s.misses) < maxOpaqueMisses {
-				break
-			}
-			delete(s.misses, old)
-		}
-		s.misses[a.sum] = a
-		return
-	}
-	for _, old := range s.answers {
-		if len(s.answers) < maxOpaque {
-			break
-		}
-		s.drop(old)
-	}
-	s.answers[a.sum] = a
-	s.byHash[a.mark] = append(s.byHash[a.mark], a)
-}
-
-// drop forgets one answer; others about the same API key stay where a change of it finds them. The caller holds mu.
-func (s *opaqueShelf) drop(a *opaqueAnswer) {
-	a.gone.Store(true)
-	delete(s.answers, a.sum)
-	if rest := slices.DeleteFunc(s.byHash[a.mark], func(b *opaqueAnswer) bool { return a == b }); len(rest) > 0 {
-		s.byHash[a.mark] = rest
-	} else {
-		delete(s.byHash, a.mark)
-	}
-}
-
-// close lets no new question begin.
-func (s *opaqueShelf) close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-}
-
-// changed drops what the feed says has changed.
-func (s *opaqueShelf) changed(hashes [][16]byte, all bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(hashes) > 0 || all {
-		for _, f := range s.flights { // asked before the change: good for those who wait already, and for nobody else
-			f.void = true
-		}
-		clear(s.flights)
-	}
-	if all {
-		for _, a := range s.answers {
-			s.drop(a)
-		}
-		clear(s.misses)
-		return
-	}
-	for _, h := range hashes {
-		for _, a := range slices.Clone(s.byHash[h]) {
-			s.drop(a)
-		}
+// changed drops what the feed says has changed. What was asked before is good for the callers that wait already, and for no other.
+func (s *introspector) changed(hashes [][16]byte, all bool) {
+	switch {
+	case all:
+		s.answers.DropAll(nil)
+	case len(hashes) > 0:
+		s.answers.DropAll(func(a *opaqueAnswer) bool { return slices.Contains(hashes, a.mark) })
 	}
 }
 
@@ -437,7 +347,7 @@ func (t *trust) dropOpaque(a *RevocationView) {
 	t.feedKey, t.feedNS = a.Key, a.Namespace
 	t.filter.Store(t.filter.Load().with(a))
 	t.mu.Unlock()
-	if t.v.shelf != nil {
-		t.v.shelf.changed(a.Changed, a.DropOpaque)
+	if t.v.introspector != nil {
+		t.v.introspector.changed(a.Changed, a.DropOpaque)
 	}
 }

@@ -87,8 +87,8 @@ func (k *APIKeys) consume(ctx context.Context, id string) error {
 	if err != nil {
 		return fail(ErrInvalidToken, "no such API key")
 	}
-	e := k.keys.get(raw)
-	if e == nil {
+	e, ok := k.keys.Get(raw)
+	if !ok {
 		if e, err = k.load(ctx, raw); err != nil {
 			return err
 		}

@@ -463,7 +463,7 @@ func (s *Service) Close() error {
 		defer s.closed.Store(true)
 		s.stop()
 		s.wg.Wait()
-		s.APIKeys.keys.close()
+		s.APIKeys.keys.Close()
 		if s.valid == nil {
 			return // never started: nothing is buffered
 		}

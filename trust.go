@@ -475,8 +475,8 @@ func (v *JWTValidator) follow(list []Trusted, host *rules.Book, home string) {
 		t.keysOut = &outage{issuer: x.Issuer, source: "keys", log: v.observers.log}
 		t.feedOut = &outage{issuer: x.Issuer, source: "feed", log: v.observers.log}
 		v.trusts[x.Issuer] = t
-		if v.shelf != nil {
-			v.shelf.iss = t
+		if v.introspector != nil {
+			v.introspector.iss = t
 		}
 		v.wg.Add(1)
 		go func() {

@@ -146,19 +146,19 @@ type Freshness struct {
 // JWTValidator is the default Validator, on keys and rules that it is given: by [Service] from its
 // store, by remote.NewValidator over HTTP. Hosts rarely make one themselves.
 type JWTValidator struct {
-	cfg       Validation
-	audiences []string
-	trusts    map[string]*trust
-	opaque    func(context.Context, Credential, *trace) (Token, error)
-	now       func() time.Time
-	cache     *Cache
-	headers   jws.Headers
-	proofs    *proofBook
-	shelf     *opaqueShelf  // of answers about opaque tokens; nil where none are asked for
-	gen       atomic.Uint64 // rises when a key or an issuer goes: older entries of the cache are void
-	observers observers
-	consume   func(context.Context, Token) error
-	audit     *auditLog // of the service; nil in a process without a store
+	cfg          Validation
+	audiences    []string
+	trusts       map[string]*trust
+	opaque       func(context.Context, Credential, *trace) (Token, error)
+	now          func() time.Time
+	cache        *Cache
+	headers      jws.Headers
+	proofs       *proofBook
+	introspector *introspector // asks the issuer about opaque tokens; nil: nobody is asked
+	gen          atomic.Uint64 // rises when a key or an issuer goes: older entries of the cache are void
+	observers    observers
+	consume      func(context.Context, Token) error
+	audit        *auditLog // of the service; nil in a process without a store
 
 	ctx  context.Context // of its goroutines; ends at Close
 	stop context.CancelFunc
@@ -615,10 +615,10 @@ func (v *JWTValidator) Freshness() Freshness {
 
 // Close ends the validator's goroutines.
 func (v *JWTValidator) Close() error {
-	if v.shelf != nil {
-		v.shelf.close()
-	}
 	v.stop()
+	if v.introspector != nil {
+		v.introspector.answers.Close()
+	}
 	v.wg.Wait()
 	return nil
 }

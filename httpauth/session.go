@@ -8,11 +8,11 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/internal/bodytime"
+	"github.com/apitoken-go/apitoken/internal/flightcache"
 )
 
 // Session is an Auth for browsers: the tokens live in two cookies that scripts can not read. A guard
@@ -28,8 +28,7 @@ type Session struct {
 	refresh string
 	sites   *http.CrossOriginProtection
 
-	mu      sync.Mutex // guards flights
-	flights map[string]*flight
+	renewals *flightcache.Cache[string, *apitoken.Issued] // by refresh token; it keeps nothing
 }
 
 // SessionOptions change what NewSession does; nil means all defaults.
@@ -61,7 +60,7 @@ func NewSession(s Service, o *SessionOptions) *Session {
 	if s == nil {
 		panic("httpauth: NewSession needs a Service, such as an *apitoken.Service")
 	}
-	x := &Session{s: s, sites: http.NewCrossOriginProtection(), flights: map[string]*flight{}}
+	x := &Session{s: s, sites: http.NewCrossOriginProtection(), renewals: flightcache.New(flightcache.Config[string, *apitoken.Issued]{})}
 	if o != nil {
 		x.o = *o
 	}
@@ -248,48 +247,23 @@ func (s *Session) authorizeCookies(ctx context.Context, w http.ResponseWriter, r
 	return ctx, err
 }
 
-// flight is one refresh that several requests wait for.
-type flight struct {
-	done  chan struct{}
-	i     *apitoken.Issued
-	err   error
-	panic any // what the host's MayContinue, or its Service, panicked with
-}
+const renewTimeout = 10 * time.Second
 
-// renew refreshes once however many tabs ask at the same time; those that come a moment later get the same answer from
+// renew refreshes once however many tabs ask at the same time. Those that come a moment later get the same answer from
 // the service itself.
 func (s *Session) renew(ctx context.Context, token string) (*apitoken.Issued, error) {
-	s.mu.Lock()
-	f := s.flights[token]
-	if f == nil {
-		f = &flight{done: make(chan struct{}), err: &apitoken.Error{Code: apitoken.ErrUnavailable, Detail: "the refresh ended without an answer"}}
-		s.flights[token] = f
-		// The first tab may close: the others, and the cookies of the next request, still want the answer.
-		go s.fly(context.WithoutCancel(ctx), f, token)
+	i, err := s.renewals.Load(ctx, token, time.Time{}, func() (func() (*apitoken.Issued, error), error) {
+		return func() (*apitoken.Issued, error) {
+			// The first tab may close: the others, and the cookies of the next request, still want the answer.
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), renewTimeout)
+			defer cancel()
+			return s.s.Refresh(ctx, apitoken.RefreshRequest{Token: token})
+		}, nil
+	})
+	if err != nil && (err == ctx.Err() || errors.Is(err, flightcache.ErrNoAnswer)) {
+		return nil, &apitoken.Error{Code: apitoken.ErrUnavailable, Cause: err}
 	}
-	s.mu.Unlock()
-	select {
-	case <-f.done:
-		if f.panic != nil {
-			panic(f.panic) // where the host's server expects it: in its own goroutine it would end the program
-		}
-		return f.i, f.err
-	case <-ctx.Done():
-		return nil, &apitoken.Error{Code: apitoken.ErrUnavailable, Cause: ctx.Err()}
-	}
-}
-
-func (s *Session) fly(ctx context.Context, f *flight, token string) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	defer func() {
-		f.panic = recover()
-		s.mu.Lock()
-		delete(s.flights, token)
-		s.mu.Unlock()
-		close(f.done)
-	}()
-	f.i, f.err = s.s.Refresh(ctx, apitoken.RefreshRequest{Token: token})
+	return i, err
 }
 
 // turnAway sends a browser that wants a page to the login, and answers others as Auth does.

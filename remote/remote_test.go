@@ -592,7 +592,7 @@ func stacks() int {
 	buf := make([]byte, 1<<22)
 	n := 0
 	for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
-		if strings.Contains(g, "apitoken.(*trust)") || strings.Contains(g, "apitoken.(*opaqueShelf)") || strings.Contains(g, "remote.(*site)") || strings.Contains(g, "http.(*persistConn)") {
+		if strings.Contains(g, "apitoken.(*trust)") || strings.Contains(g, "flightcache.(*Cache") || strings.Contains(g, "remote.(*site)") || strings.Contains(g, "http.(*persistConn)") {
 			n++
 		}
 	}
