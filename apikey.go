@@ -302,6 +302,7 @@ func (k *APIKeys) denied(ctx context.Context, err error) {
 }
 
 func (k *APIKeys) create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, error) {
+	m := k.s.begin(ctx) // of all tries
 	if err := k.allowed(ctx); err != nil {
 		return APIKey{}, Secret{}, err
 	}
@@ -323,7 +324,6 @@ func (k *APIKeys) create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, 
 		return APIKey{}, Secret{}, err
 	}
 	for try := 0; try < refreshTries; try++ {
-		m := k.s.begin(ctx)
 		if err := k.allowed(ctx); err != nil {
 			return APIKey{}, Secret{}, err
 		}
@@ -336,15 +336,17 @@ func (k *APIKeys) create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, 
 		if err != nil {
 			return APIKey{}, Secret{}, err
 		}
-		x, secret, err := k.write(ctx, rec, m, k.from(m), count, "created")
+		x, secret, err := k.write(ctx, rec, m, k.from(m), count, nil, "created")
 		switch {
 		case errors.Is(err, errOvertaken) && (k.verified || m.begun):
 			return APIKey{}, Secret{}, fail(ErrRevoked, "a revocation came while the key was made")
-		case !errors.Is(err, errOvertaken) && !errors.Is(err, store.ErrConflict):
+		case errors.Is(err, errOvertaken): // or before, and this process did not know: then the next one is good
+			return APIKey{}, Secret{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "a revocation came while the key was made: ask again, if who it is for still stands"}
+		case !errors.Is(err, store.ErrConflict):
 			return x, secret, err
 		}
 	}
-	return APIKey{}, Secret{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "revocations keep overtaking this key, or others are made at the same time"}
+	return APIKey{}, Secret{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "other keys of this subject are made at the same time"}
 }
 
 // ceiling is what a key may hold: for the host what it likes, for the caller of a view what it holds, and its client may hold.
@@ -488,8 +490,9 @@ func (k *APIKeys) live(x *APIKey) bool {
 	return !x.Revoked && (x.Expires.IsZero() || now.Before(x.Expires)) && (x.Replaced.IsZero() || now.Before(x.Replaced))
 }
 
-// write makes the secret and stores the key, with another put where it replaces one.
-func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from birth, also func(*change) error, how string) (APIKey, Secret, error) {
+// write makes the secret and stores the key, with another put where it replaces one, which is old to rules. errOvertaken: a rule on
+// what the key stands on came since m, and the key has ended.
+func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from birth, also func(*change) error, old *rules.Subject, how string) (APIKey, Secret, error) {
 	s := k.s
 	now := s.now()
 	rec := *plan
@@ -518,8 +521,15 @@ func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from 
 	if _, err := s.commit(ctx, c); err != nil {
 		return APIKey{}, Secret{}, err
 	}
-	if m.passed(s.rules) && (s.rules.Hit(rec.ruleSubject(id)) != "" || k.verified && s.rules.Hit(k.caller.d.from) != "") {
-		return APIKey{}, Secret{}, errOvertaken
+	if m.passed(s.rules) {
+		own := s.rules.Hit(rec.ruleSubject(id)) != ""
+		switch {
+		case own || old != nil && s.rules.Hit(old) != "" || k.verified && s.rules.Hit(k.caller.d.from) != "":
+			if !own { // nobody has its secret, and it would stand in lists; what can not be written now is tried again
+				_ = s.writeRule(ctx, rules.ByToken(id), false, "a revocation came while it was made", EventRevoked, nil)
+			}
+			return APIKey{}, Secret{}, errOvertaken
+		}
 	}
 	return rec.public(id), NewSecret(text), nil
 }
@@ -774,7 +784,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 		}
 		fresh, secret, err := k.write(ctx, &next, m, from, func(c *change) error {
 			return rec.put(c, id, r.Version)
-		}, "rotated from "+id)
+		}, rec.ruleSubject(id), "rotated from "+id)
 		switch {
 		case errors.Is(err, store.ErrConflict):
 			continue

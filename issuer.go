@@ -228,27 +228,35 @@ func (s *Service) issue(ctx context.Context, r Request, m moment, who *caller, s
 		if err == nil {
 			return i, nil
 		}
-		if err == errStale && try < signTries {
-			m = s.begin(ctx)
-			continue
-		}
-		if !errors.Is(err, errOvertaken) {
+		if err != errStale && !errors.Is(err, errOvertaken) {
 			return nil, err
 		}
-		if spent != nil || m.begun {
+		switch {
+		case err != errStale && (spent != nil || m.begun && !p.own && !errors.Is(err, errRenew)):
 			// What it spends was made before the rule, or who it is was confirmed: it stands for what the rule ended.
 			return nil, fail(ErrInvalidGrant, "a revocation came first")
+		case err != errStale && !errors.Is(err, errRenew):
+			if err := s.planFor(&p, &r, who); err != nil {
+				return nil, err // what it asks is not to be had any more
+			}
+			// It may have come before this call, and this process not have known: then the next one is good.
+			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "a revocation came while the token was made: ask again, if who it is for still stands"}
+		case try == signTries:
+			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "changes keep overtaking this login"}
 		}
-		if try == signTries {
-			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "revocations keep overtaking this login"}
-		}
-		// The rule may tell of a client or a role that lost what was planned.
-		m = s.begin(ctx)
+		// A role, a client or a signing key changed: plan again, for an identity that was confirmed when it was.
+		next := s.begin(ctx)
+		next.host = m.host
+		m = next
 	}
 }
 
-// errOvertaken says that a rule came between reading the state and the write: the token must be stamped again.
-var errOvertaken = errors.New("apitoken: overtaken by a revocation")
+// errOvertaken says that a rule came between reading the state and the write, which hits what was made. errRenew is one that
+// only asks for it to be made again.
+var (
+	errOvertaken = errors.New("apitoken: overtaken by a revocation")
+	errRenew     = fmt.Errorf("%w, and to be minted again", errOvertaken)
+)
 
 // errStale says that no signing key is as old as the view that the plan was made in.
 var errStale = &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the signing key was withdrawn while the token was made"}
@@ -300,10 +308,13 @@ func (s *Service) open(ctx context.Context, p *plan, m moment, refresh bool, spe
 	if _, err := s.commit(ctx, c); err != nil {
 		return nil, err
 	}
-	if m.passed(s.rules) && s.rules.Hit(rs) != "" {
+	if !m.passed(s.rules) || s.rules.Hit(rs) == "" {
+		return i, nil
+	}
+	if s.rules.Hit(renewed(rs)) != "" {
 		return nil, errOvertaken
 	}
-	return i, nil
+	return nil, errRenew
 }
 
 func (p *plan) eventOf(t stamp) Event {
@@ -579,12 +590,17 @@ func (s *Service) overtaken(rs *rules.Subject) error {
 	if rule == "" {
 		return nil
 	}
-	next := *rs
-	next.Id, next.Kid, next.Renews = "", "", true
-	if s.rules.Hit(&next) != "" {
+	if s.rules.Hit(renewed(rs)) != "" {
 		return fail(ErrInvalidGrant, "a rule on its %s", rule)
 	}
 	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "its " + rule + " changed while it was made"}
+}
+
+// renewed is what rules see of the next token that is made of what rs was made of.
+func renewed(rs *rules.Subject) *rules.Subject {
+	next := *rs
+	next.Id, next.Kid, next.Renews = "", "", true
+	return &next
 }
 
 // planUnder is what a live grant allows now: its client must still be there, and hold what the grant holds.
