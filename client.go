@@ -41,6 +41,9 @@ type Client struct {
 	Lifetimes Lifetimes
 	Disabled  bool
 	Created   time.Time
+	// Expires is when a client that nobody here has made ends by itself: one that registered itself, or that described itself. Zero:
+	// never. Keep moves it on, Update and Declare take it away: what the host has looked at stays.
+	Expires time.Time
 
 	// RedirectURIs are where the authorization endpoint may send its answers, compared byte for byte; for http on a
 	// loopback address any port is taken (RFC 8252 §7.3). At most 32.
@@ -93,6 +96,7 @@ type Clients struct {
 	fails   failures
 	slow    *slowPool
 	chosen  atomic.Int64              // clients that have a secret that a host chose; written by whoever follows the state
+	passing atomic.Int64              // clients that end by themselves; written by whoever follows the state
 	looked  atomic.Pointer[time.Time] // when an unknown ID made Known look at the store
 	proof   atomic.Pointer[[32]byte]  // key of this process for the memory of verified slow secrets
 }
@@ -133,6 +137,7 @@ type clientRecord struct {
 	Registration    *clientSecret   `json:"registration,omitempty"` // verifier of its registration token
 	Most            clientMost      `json:"most,omitzero"`          // that it may register itself for
 	Leaked          [][]byte        `json:"leaked,omitempty"`       // hashes of secrets that Declare must not bring back
+	Expires         int64           `json:"expires,omitempty"`      // Unix ms; 0: never
 	record.Ext
 }
 
@@ -165,6 +170,7 @@ const (
 	labelClient     = "cs1h"
 	labelForeign    = "cs1f"
 	lookForClients  = time.Second
+	clientSlack     = 24 * time.Hour // after its end a client's record is there still, for people who wonder
 )
 
 var clientForm = record.Form[clientRecord]{Kind: store.KindClient, Check: func(rec *clientRecord) error {
@@ -188,6 +194,7 @@ func (cs *Clients) reset() {
 	cs.known.Clear()
 	cs.made.Clear()
 	cs.chosen.Store(0)
+	cs.passing.Store(0)
 }
 
 func (cs *Clients) applyRecord(r store.Record) error {
@@ -207,17 +214,24 @@ func (cs *Clients) applyRecord(r store.Record) error {
 }
 
 func (rec *clientRecord) public(id string) Client {
-	return Client{ID: id, Name: rec.Name, Public: rec.Public, GrantTypes: slices.Clone(rec.GrantTypes), Scopes: slices.Clone(rec.Scopes),
+	c := Client{ID: id, Name: rec.Name, Public: rec.Public, GrantTypes: slices.Clone(rec.GrantTypes), Scopes: slices.Clone(rec.Scopes),
 		Audiences: slices.Clone(rec.Audiences), MayImpersonate: rec.MayImpersonate, Lifetimes: rec.Lifetimes, Disabled: rec.Disabled, Created: time.UnixMilli(rec.Created),
 		RedirectURIs: slices.Clone(rec.RedirectURIs), AuthMethod: rec.AuthMethod, Keys: slices.Clone(rec.Keys), TLSName: rec.TLSName,
 		BindDPoP: rec.BindDPoP, BindCertificate: rec.BindCertificate}
+	if rec.Expires != 0 {
+		c.Expires = time.UnixMilli(rec.Expires)
+	}
+	return c
 }
 
 func (rec *clientRecord) set(c Client) {
 	rec.V, rec.Name, rec.Public, rec.GrantTypes, rec.Scopes, rec.Audiences = 1, c.Name, c.Public, c.GrantTypes, c.Scopes, c.Audiences
 	rec.MayImpersonate, rec.Lifetimes, rec.Disabled = c.MayImpersonate, c.Lifetimes, c.Disabled
 	rec.RedirectURIs, rec.AuthMethod, rec.Keys, rec.TLSName = c.RedirectURIs, c.AuthMethod, c.Keys, c.TLSName
-	rec.BindDPoP, rec.BindCertificate = c.BindDPoP, c.BindCertificate
+	rec.BindDPoP, rec.BindCertificate, rec.Expires = c.BindDPoP, c.BindCertificate, 0
+	if !c.Expires.IsZero() {
+		rec.Expires = c.Expires.UnixMilli()
+	}
 	if !c.usesSecret() {
 		rec.Secrets = nil
 	}
@@ -237,11 +251,17 @@ func (cs *Clients) enabled(id string) (Client, error) {
 	if k == nil {
 		return Client{}, fail(ErrInvalidClient, "no client %q", id)
 	}
+	if k.ended(cs.s.now()) {
+		return Client{}, fail(ErrInvalidClient, "client %q has ended at %s", id, k.Expires.UTC().Format(time.RFC3339))
+	}
 	if err := k.usable(); err != nil {
 		return Client{}, err
 	}
 	return k.Client, nil
 }
+
+// ended reports whether a client that ends by itself has done so.
+func (k *knownClient) ended(now time.Time) bool { return !k.Expires.IsZero() && !now.Before(k.Expires) }
 
 func (k *knownClient) usable() error {
 	switch {
@@ -429,7 +449,11 @@ func (cs *Clients) write(ctx context.Context, id string, rec *clientRecord, v st
 
 // put adds rec to c.
 func (cs *Clients) put(c *change, id string, rec *clientRecord, v store.Version) error {
-	w, err := write(&clientForm, store.Record{ID: id, Client: id}, rec)
+	r := store.Record{ID: id, Client: id}
+	if rec.Expires != 0 {
+		r.Expires = rec.Expires + clientSlack.Milliseconds()
+	}
+	w, err := write(&clientForm, r, rec)
 	if err != nil {
 		return err
 	}
@@ -465,7 +489,7 @@ func (cs *Clients) Known(ctx context.Context, id string) (Client, error) {
 		}
 	}
 	switch {
-	case k == nil:
+	case k == nil || k.ended(cs.s.now()):
 		return Client{}, fail(ErrNotFound, "no client %q", id)
 	case k.damaged != nil:
 		return Client{}, k.usable()
@@ -503,6 +527,7 @@ func (cs *Clients) Update(ctx context.Context, id string, f func(*Client) error)
 	defer tell(&failed)
 	return cs.update(ctx, id, cs.read, f, func(rec *clientRecord, before, c *Client) error {
 		rec.decide(before, c)
+		c.Expires = time.Time{}
 		return nil
 	})
 }
@@ -520,7 +545,10 @@ func (cs *Clients) Reregister(ctx context.Context, id string, token Secret, f fu
 	read := func(ctx context.Context, id string) (clientRecord, store.Version, error) {
 		return cs.registered(ctx, id, k)
 	}
-	return cs.update(ctx, id, read, f, func(rec *clientRecord, _, c *Client) error { return rec.Most.limit(c) })
+	return cs.update(ctx, id, read, f, func(rec *clientRecord, before, c *Client) error {
+		c.Expires = before.Expires
+		return rec.Most.limit(c)
+	})
 }
 
 // decide notes what the host changes of a client that may change itself.
@@ -715,6 +743,7 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) (fa
 	if err := cs.check(&c); err != nil {
 		return err
 	}
+	c.Expires = time.Time{}
 	switch {
 	case !c.usesSecret() && len(secrets) > 0:
 		return fail(ErrInvalidRequest, "client %q has no secret: it is public, or proves itself otherwise", c.ID)
@@ -914,6 +943,9 @@ func (cs *Clients) authenticate(ctx context.Context, a ClientAuth, proof *confir
 			return Client{}, &Error{Code: ErrLimited, RetryAfter: failWindow, Detail: "too many failures of this client from this source"}
 		}
 		return Client{}, fail(ErrInvalidClient, "unknown client or wrong secret")
+	}
+	if k.ended(cs.s.now()) {
+		return Client{}, fail(ErrInvalidClient, "the client has ended by itself")
 	}
 	if err := k.usable(); err != nil {
 		return Client{}, err

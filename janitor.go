@@ -60,7 +60,7 @@ func (s *Service) tidy(ctx context.Context, before time.Time) {
 		return
 	}
 	s.finishRules(ctx, before)
-	for _, kind := range []store.Kind{store.KindRule, kindGrant, kindTicket, kindOnce, kindNote, store.KindAPIKey, store.KindKey, kindUse, kindSpent, kindQuota, kindLineage, store.KindEvent} {
+	for _, kind := range []store.Kind{store.KindRule, kindGrant, kindTicket, kindOnce, kindNote, store.KindAPIKey, store.KindKey, kindUse, kindSpent, kindQuota, kindLineage, store.KindClient, store.KindEvent} {
 		before := before
 		if kind == store.KindEvent {
 			before = s.audit.delivered(before)
@@ -80,6 +80,7 @@ func (s *Service) tidy(ctx context.Context, before time.Time) {
 	}
 	s.rules.Sweep(before)
 	s.feed.sweep(before)
+	s.Clients.sweep(ctx, before)
 }
 
 // finishRules gives rules without a purge time one, once the API keys and client secrets that they hit have ended: those may

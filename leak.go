@@ -213,9 +213,11 @@ func (x heldSecret) targets() []rules.Target {
 	return []rules.Target{rules.ByToken(x.id), ownTokens(x.client)}
 }
 
-// reindex keeps cs.made and cs.chosen. The caller has the state's turn.
+// reindex keeps cs.made and the counters. The caller has the state's turn. before is nil for a client that is new, now for one that
+// has gone.
 func (cs *Clients) reindex(before, now *knownClient) {
 	cs.chosen.Add(now.chosen() - before.chosen())
+	cs.passing.Add(now.passing() - before.passing())
 	had, has := before.madeIDs(), now.madeIDs()
 	change := func(id opaque.ID, f func([]string) []string) {
 		var list []string
@@ -236,7 +238,7 @@ func (cs *Clients) reindex(before, now *knownClient) {
 	for _, id := range had {
 		if !slices.Contains(has, id) {
 			change(id, func(list []string) []string {
-				return slices.DeleteFunc(list, func(s string) bool { return s == now.ID })
+				return slices.DeleteFunc(list, func(s string) bool { return s == before.ID })
 			})
 		}
 	}

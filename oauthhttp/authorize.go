@@ -33,6 +33,7 @@ func (f ConsentFunc) Authorize(w http.ResponseWriter, r *http.Request, a *Author
 // redirect URI is the client's, its scopes and resources are ones that the client may have.
 type Authorization struct {
 	Client    apitoken.Client
+	ClientURI string          // a page about it, by its own words: to be shown, not believed; empty: none
 	Scopes    apitoken.Scopes // asked for, without those that the client may not have; the client's where it named none, and no Details
 	Resources []string        // RFC 8707; empty: the client's default
 	Details   []Detail        // RFC 9396, as Details.Check returned them
@@ -54,6 +55,12 @@ type Authorization struct {
 
 // RedirectURI is where the answer will go.
 func (a *Authorization) RedirectURI() string { return a.redirect }
+
+// LocalOnly reports whether all the client's redirect URIs lead to programs on the user's own machine. Any such program can pass for
+// the client, whose name proves nothing then: a page that asks should say so.
+func (a *Authorization) LocalOnly() bool {
+	return !slices.ContainsFunc(a.Client.RedirectURIs, func(uri string) bool { return !redirect.Local(uri) })
+}
 
 // Approval is what the user decided. What it does not name is not given.
 type Approval struct {
@@ -186,12 +193,9 @@ func (h *Handler) Authorization(ctx context.Context, query string) (*Authorizati
 	if pushed != "" && !isRequestURI(pushed) {
 		return nil, &authorizationError{refusal: errRequestURI}
 	}
-	client, err := h.svc.Clients.Known(ctx, id) // anybody may ask: no read of the store for each
-	if err != nil && !errors.Is(err, apitoken.ErrNotFound) {
+	client, uri, err := h.described(ctx, id)
+	if err != nil {
 		return nil, err
-	}
-	if err != nil || client.Disabled {
-		return nil, &authorizationError{refusal: bad("invalid_client", "The client is unknown.")}
 	}
 	if pushed != "" {
 		if f, err = h.pushedRequest(ctx, id, pushed); err != nil {
@@ -206,7 +210,7 @@ func (h *Handler) Authorization(ctx context.Context, query string) (*Authorizati
 	if pushed == "" && h.o.RequirePushed {
 		return nil, &authorizationError{invalid("The request must be pushed."), a}
 	}
-	a.pushed, a.Query = pushed, carried(id, pushed, f)
+	a.pushed, a.Query, a.ClientURI = pushed, carried(id, pushed, f), uri
 	return a, nil
 }
 
@@ -341,6 +345,11 @@ func (h *Handler) approve(ctx context.Context, a *Authorization, x Approval) (ap
 		return apitoken.Secret{}, err
 	}
 	req.Binding = a.binding
+	if !a.Client.Expires.IsZero() {
+		if err := h.svc.Clients.Keep(ctx, a.Client.ID); err != nil {
+			return apitoken.Secret{}, err
+		}
+	}
 	if a.pushed != "" {
 		if err := h.takePushed(ctx, a.pushed); err != nil {
 			return apitoken.Secret{}, err

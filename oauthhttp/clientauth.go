@@ -34,6 +34,9 @@ func (h *Handler) client(r *http.Request, f form, path string) (*caller, error) 
 		a.Certificate, a.CertificateVerified = cert, verified
 	}
 	a.Endpoints = []string{h.urlOf(r, path), h.base + tokenPath}
+	if err := h.meet(r.Context(), &a, path); err != nil {
+		return nil, err
+	}
 	if c.Client, c.auth, err = h.svc.Clients.Confirm(r.Context(), a); err != nil {
 		return nil, err
 	}

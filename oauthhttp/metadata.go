@@ -27,6 +27,7 @@ type serverMetadata struct {
 	Token             string          `json:"token_endpoint"`
 	JWKS              string          `json:"jwks_uri"`
 	Registration      string          `json:"registration_endpoint,omitempty"`
+	Documents         bool            `json:"client_id_metadata_document_supported,omitempty"`
 	Scopes            apitoken.Scopes `json:"scopes_supported,omitempty"`
 	ResponseTypes     []string        `json:"response_types_supported"`
 	ResponseModes     []string        `json:"response_modes_supported,omitempty"`
@@ -98,6 +99,7 @@ func (h *Handler) metadata() *serverMetadata {
 	if h.o.Registration != nil {
 		m.Registration = h.base + registerPath
 	}
+	m.Documents = h.o.Documents != nil
 	if h.o.Details != nil {
 		m.DetailTypes = h.o.Details.Types
 	}

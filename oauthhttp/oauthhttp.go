@@ -30,6 +30,7 @@ import (
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/httpauth"
 	"github.com/apitoken-go/apitoken/internal/bodytime"
+	"github.com/apitoken-go/apitoken/internal/fetch"
 	"github.com/apitoken-go/apitoken/internal/peercert"
 	"github.com/apitoken-go/apitoken/remote"
 )
@@ -62,6 +63,8 @@ type Options struct {
 	Details *Details
 	// Registration lets programs register clients (RFC 7591); nil: they can not.
 	Registration *Registration
+	// Documents lets clients describe themselves at the URL that is their ID; nil: they can not.
+	Documents *Documents
 	// Resources are protected resources whose metadata are served beside the issuer's (RFC 9728): those on its host.
 	Resources []Resource
 	// Scopes are named in the metadata; nil: none are.
@@ -112,6 +115,8 @@ type Handler struct {
 	readTime time.Duration // for a whole body
 
 	tries  throttle // of user codes
+	newly  throttle // of clients that make themselves
+	fetch  *fetch.Fetcher
 	issues []*assertionIssuer
 	spec   []byte // the OpenAPI document
 }
@@ -146,6 +151,9 @@ func New(svc *apitoken.Service, o *Options) (*Handler, error) {
 	}
 	if h.now = h.o.Now; h.now == nil {
 		h.now = time.Now
+	}
+	if d := h.o.Documents; d != nil {
+		h.fetch = fetch.New(fetch.Options{TLS: d.TLS, Reachable: d.InsecureReachable, Now: h.now})
 	}
 	for _, a := range h.o.Assertions {
 		h.issues = append(h.issues, newAssertionIssuer(a, h.now))
@@ -216,6 +224,14 @@ func (o *Options) check(issuer *url.URL) error {
 	}
 	if r := o.Registration; r != nil {
 		if err := r.check(); err != nil {
+			return err
+		}
+	}
+	if d := o.Documents; d != nil {
+		if o.Consent == nil {
+			return wrong("Documents", "there is no authorization endpoint without Consent")
+		}
+		if err := d.check(); err != nil {
 			return err
 		}
 	}

@@ -120,7 +120,7 @@ func (h *Handler) openAPI() object {
 		responses := object{
 			"200": object{"description": "The host's login and consent."},
 			"303": object{"description": "The answer to the client, or the host's own redirect.", "headers": headers("Location", "Cache-Control")},
-			"400": page, "405": page, "408": page, "413": page, "500": page, "503": page,
+			"400": page, "405": page, "408": page, "413": page, "429": page, "500": page, "503": page,
 		}
 		const summary = "Ask the user for an authorization code (RFC 6749 §3.1, RFC 7636, RFC 9207)"
 		paths[authorizePath] = object{
@@ -139,8 +139,12 @@ func (h *Handler) openAPI() object {
 	if h.o.Registration != nil {
 		json := object{"required": true, "content": content("application/json", ref("ClientMetadata"))}
 		guarded := []object{{"bearer": []string{}}}
+		mayRegister := guarded
+		if h.o.Registration.Open > 0 {
+			mayRegister = append(mayRegister, object{})
+		}
 		statuses := append([]int{http.StatusForbidden}, formRefusals...)
-		paths[registerPath] = object{"post": object{"summary": "Register a client (RFC 7591)", "security": guarded, "requestBody": json, "responses": refusals(object{"201": answered("Client")}, statuses...)}}
+		paths[registerPath] = object{"post": object{"summary": "Register a client (RFC 7591)", "security": mayRegister, "requestBody": json, "responses": refusals(object{"201": answered("Client")}, statuses...)}}
 		paths[registerPath+"/{client}"] = object{
 			"parameters": []object{{"name": "client", "in": "path", "required": true, "schema": object{"type": "string"}}},
 			"get":        object{"summary": "Read a registration (RFC 7592 §2.1)", "security": guarded, "responses": refusals(object{"200": answered("Client")}, statuses...)},
@@ -170,7 +174,7 @@ func (h *Handler) schemas() object {
 	details := object{"type": "array", "items": shape(object{"type": str}, "type")}
 	client := object{
 		"redirect_uris": texts(), "token_endpoint_auth_method": object{"type": "string", "enum": append([]string{"none"}, authMethods...)}, "grant_types": texts(), "response_types": texts(),
-		"client_name": str, "scope": str, "jwks": ref("Keys"), "dpop_bound_access_tokens": truth, "tls_client_certificate_bound_access_tokens": truth,
+		"client_name": str, "application_type": object{"type": "string", "enum": []string{"native", "web"}}, "scope": str, "jwks": ref("Keys"), "dpop_bound_access_tokens": truth, "tls_client_certificate_bound_access_tokens": truth,
 		"tls_client_auth_subject_dn": str, "tls_client_auth_san_dns": str, "tls_client_auth_san_uri": str, "tls_client_auth_san_ip": str, "tls_client_auth_san_email": str,
 	}
 	information := object{"client_id": str, "client_secret": str, "client_id_issued_at": number, "client_secret_expires_at": number, "registration_access_token": str, "registration_client_uri": str}

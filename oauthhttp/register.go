@@ -13,6 +13,7 @@ import (
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/redirect"
+	"github.com/apitoken-go/apitoken/internal/source"
 )
 
 // RegisterScope is what an initial access token must hold (RFC 7591 §3). An API key with it and with MaxUses is a
@@ -31,6 +32,10 @@ type Registration struct {
 	// Check is asked before a client is made or changed, with the token that was presented (zero at a change), and may
 	// narrow it. An error refuses, unless it is apitoken.ErrUnavailable. nil: it is taken.
 	Check func(ctx context.Context, by apitoken.Token, c *apitoken.Client) error
+	// Open lets anybody register a public client without an initial access token, and says how many clients that nobody here has
+	// made there may be at a time, those of Documents among them. One that no user lets have tokens ends after an hour. Zero: a
+	// registration needs its token.
+	Open int
 }
 
 func (x *Registration) check() error {
@@ -86,6 +91,8 @@ type clientMetadata struct {
 	SANIP        string          `json:"tls_client_auth_san_ip,omitempty"`
 	SANEmail     string          `json:"tls_client_auth_san_email,omitempty"`
 	Statement    string          `json:"software_statement,omitempty"`
+	Application  string          `json:"application_type,omitempty"`
+	URI          string          `json:"client_uri,omitempty"`
 
 	// Of an update (RFC 7592 §2.2).
 	ID     string `json:"client_id,omitempty"`
@@ -102,6 +109,7 @@ type clientInformation struct {
 	URI           string   `json:"registration_client_uri"`
 	Scope         string   `json:"scope"`
 	Name          string   `json:"client_name,omitempty"`
+	Application   string   `json:"application_type,omitempty"`
 	AuthMethod    string   `json:"token_endpoint_auth_method"`
 	RedirectURIs  []string `json:"redirect_uris,omitempty"`
 	GrantTypes    []string `json:"grant_types"`
@@ -140,6 +148,10 @@ func (h *Handler) Register() http.Handler {
 
 func (h *Handler) registerClient(w http.ResponseWriter, r *http.Request) error {
 	by, err := h.auth.Check(r, apitoken.AllOf(RegisterScope))
+	open := h.o.Registration.Open > 0 && errors.Is(err, apitoken.ErrNoToken)
+	if open {
+		err = h.mayMakeOne(r.Context())
+	}
 	if err != nil {
 		return h.tokenError(w, err)
 	}
@@ -153,7 +165,11 @@ func (h *Handler) registerClient(w http.ResponseWriter, r *http.Request) error {
 		return no(badMetadata("The client_id and the client_secret are the server's to choose."))
 	}
 	c := apitoken.Client{}
-	if err := h.apply(r.Context(), &c, m, by); err != nil {
+	if open {
+		m.narrowToPublic()
+		c.Expires = h.now().Add(unusedRegistration)
+	}
+	if err := h.apply(r.Context(), h.o.Registration, &c, m, by); err != nil {
 		return no(err)
 	}
 	c, secret, token, err := h.svc.Clients.Register(ctx, c)
@@ -161,6 +177,27 @@ func (h *Handler) registerClient(w http.ResponseWriter, r *http.Request) error {
 		return no(metadataError(err))
 	}
 	return h.answer(w, r, http.StatusCreated, h.information(c, secret, token))
+}
+
+// unusedRegistration is how long a client lives that anybody may have registered, until a user lets it have tokens.
+const unusedRegistration = time.Hour
+
+// mayMakeOne says whether there is room for a client for which nobody vouches.
+func (h *Handler) mayMakeOne(ctx context.Context) error {
+	switch from := source.Of(apitoken.OriginOf(ctx).Address); {
+	case !h.newly.take(from, h.now()):
+		return &apitoken.Error{Code: apitoken.ErrLimited, RetryAfter: throttleWindow, Detail: "too many new clients from " + from}
+	case h.svc.Clients.Temporary() >= h.o.Registration.Open:
+		return &apitoken.Error{Code: apitoken.ErrLimited, RetryAfter: unusedRegistration, Detail: "too many clients that registered themselves"}
+	}
+	return nil
+}
+
+// narrowToPublic takes out how a client would prove who it is: of one for which nobody vouches that would prove nothing. The answer
+// tells (RFC 7591 §3.2.1).
+func (m *clientMetadata) narrowToPublic() {
+	m.AuthMethod, m.JWKS, m.JWKSURI = "none", nil, ""
+	m.SubjectDN, m.SANDNS, m.SANURI, m.SANIP, m.SANEmail = "", "", "", "", ""
 }
 
 // tokenError answers for the initial access token and the registration access token, as RFC 6750 §3 says.
@@ -185,6 +222,11 @@ func (h *Handler) readMetadata(w http.ResponseWriter, r *http.Request) (*clientM
 	if err != nil {
 		return nil, err
 	}
+	return parseMetadata(body)
+}
+
+// parseMetadata reads a client's metadata, sent or fetched.
+func parseMetadata(body []byte) (*clientMetadata, error) {
 	if err := jws.CheckJSON(body); err != nil {
 		return nil, badMetadata("The body is no strict JSON.")
 	}
@@ -199,9 +241,8 @@ func (h *Handler) readMetadata(w http.ResponseWriter, r *http.Request) (*clientM
 	return m, nil
 }
 
-// apply makes c what m asks for, within what a registration may have.
-func (h *Handler) apply(ctx context.Context, c *apitoken.Client, m *clientMetadata, by apitoken.Token) error {
-	x := h.o.Registration
+// apply makes c what m asks for, within what x lets a client have.
+func (h *Handler) apply(ctx context.Context, x *Registration, c *apitoken.Client, m *clientMetadata, by apitoken.Token) error {
 	switch {
 	case m.Statement != "":
 		return bad("unapproved_software_statement", "Software statements are not taken.")
@@ -211,6 +252,9 @@ func (h *Handler) apply(ctx context.Context, c *apitoken.Client, m *clientMetada
 	for _, uri := range m.RedirectURIs {
 		if err := redirect.Check(uri); err != nil {
 			return &refusal{status: http.StatusBadRequest, code: "invalid_redirect_uri", text: "A redirect URI is not acceptable.", cause: err}
+		}
+		if m.Application == "web" && !strings.HasPrefix(uri, "https://") {
+			return bad("invalid_redirect_uri", "A web application's redirect URIs are https.")
 		}
 	}
 	if len(m.Responses) > 0 && !slices.Contains(m.Responses, "code") {
@@ -281,6 +325,13 @@ func (h *Handler) information(c apitoken.Client, secret, token apitoken.Secret) 
 	}
 	if c.Public {
 		i.AuthMethod = "none"
+	}
+	switch {
+	case len(c.RedirectURIs) == 0:
+	case slices.ContainsFunc(c.RedirectURIs, redirect.Local):
+		i.Application = "native"
+	default:
+		i.Application = "web"
 	}
 	if slices.Contains(c.GrantTypes, apitoken.GrantAuthorizationCode) {
 		i.Responses = []string{"code"}
@@ -353,7 +404,7 @@ func (h *Handler) manageClient(w http.ResponseWriter, r *http.Request) error {
 	needsSecret := false
 	c, err = h.svc.Clients.Reregister(ctx, id, registration, func(c *apitoken.Client) error {
 		was := *c
-		if err := h.apply(ctx, c, m, apitoken.Token{}); err != nil {
+		if err := h.apply(ctx, h.o.Registration, c, m, apitoken.Token{}); err != nil {
 			return err
 		}
 		if c.Public != was.Public {

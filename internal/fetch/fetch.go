@@ -78,7 +78,7 @@ type entry struct {
 	until time.Time
 }
 
-// New returns a Fetcher. Close it.
+// New returns a Fetcher.
 func New(o Options) *Fetcher {
 	if o.MaxBytes == 0 {
 		o.MaxBytes = 64 << 10
@@ -118,9 +118,6 @@ func New(o Options) *Fetcher {
 	}
 	return f
 }
-
-// Close ends idle connections. Fetches under way end with their contexts.
-func (f *Fetcher) Close() { f.http.CloseIdleConnections() }
 
 // Get returns the document at rawURL, one that was kept or a new one; nobody may change it. ErrForbidden: it is not to be fetched.
 // ErrBusy: try again in a moment.

@@ -54,7 +54,6 @@ func start(t *testing.T, h http.HandlerFunc, change ...func(*Options)) *site {
 		f(&o)
 	}
 	s.f = New(o)
-	t.Cleanup(s.f.Close)
 	return s
 }
 

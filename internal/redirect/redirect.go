@@ -46,6 +46,13 @@ func Check(uri string) error {
 	return nil
 }
 
+// Local reports whether a URI that Check has passed leads to a program on the user's machine: a loopback address, or a scheme of
+// a program's own.
+func Local(uri string) bool {
+	u, err := url.Parse(uri)
+	return err == nil && (u.Scheme != "https" || u.Hostname() == "localhost" || loopback(u.Hostname()))
+}
+
 func loopback(host string) bool {
 	a, err := netip.ParseAddr(host)
 	return err == nil && a.IsLoopback() && a.Zone() == ""
