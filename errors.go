@@ -146,7 +146,7 @@ func public(err error) error {
 	if err == nil || !errors.As(err, &f) {
 		return err
 	}
-	e := &Error{Code: f.Code, Detail: f.Detail, RetryAfter: f.RetryAfter, Cause: f.Cause}
+	e := &Error{Code: f.Code, Detail: f.Detail, RetryAfter: f.RetryAfter, Nonce: f.Nonce, Cause: f.Cause}
 	if f.Field != "" {
 		e.Detail = "Config." + f.Field + ": " + f.Detail
 		return &ConfigError{Field: f.Field, Err: e}

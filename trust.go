@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/dpop"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/keyring"
@@ -431,7 +432,7 @@ func NewValidator(c ValidatorConfig) (*JWTValidator, error) {
 func newValidator(c Validation, audience string, now func() time.Time) *JWTValidator {
 	v := &JWTValidator{cfg: c, audiences: append([]string{audience}, c.Audiences...), trusts: map[string]*trust{}, now: now}
 	v.ctx, v.stop = context.WithCancel(context.Background())
-	v.proofs = newProofBook(c.RequireProofNonce, c.ahead())
+	v.proofs = dpop.NewBook(c.RequireProofNonce, c.ahead())
 	switch {
 	case c.Cache != nil:
 		v.cache = c.Cache

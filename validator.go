@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/dpop"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
@@ -153,7 +154,7 @@ type JWTValidator struct {
 	now          func() time.Time
 	cache        *Cache
 	headers      jws.Headers
-	proofs       *proofBook
+	proofs       *dpop.Book
 	introspector *introspector // asks the issuer about opaque tokens; nil: nobody is asked
 	gen          atomic.Uint64 // rises when a key or an issuer goes: older entries of the cache are void
 	observers    observers

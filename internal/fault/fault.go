@@ -43,7 +43,8 @@ type Error struct {
 	Field      string // of a configuration that is wrong
 	Detail     string // for operators; never holds a credential
 	RetryAfter time.Duration
-	Cause      error // not part of the chain seen by errors.Is
+	Nonce      string // with UseNonce
+	Cause      error  // not part of the chain seen by errors.Is
 }
 
 func (e *Error) Error() string { return e.Code.Error() }
