@@ -498,20 +498,40 @@ func (a *auditLog) flush(ctx context.Context) {
 
 // flushRefusals writes the counted refusals as events, sixteen in a change.
 func (a *auditLog) flushRefusals(ctx context.Context) error {
-	events := a.tally.take()
-	for len(events) > 0 {
-		n := min(len(events), 16)
-		c := a.s.newChange()
-		for _, x := range events[:n] {
-			c.event(context.Background(), x.event())
+	list := a.tally.take()
+	for len(list) > 0 {
+		n := min(len(list), flushBatch)
+		err := a.writeRefusals(ctx, list[:n])
+		if n > 1 && errors.Is(err, ErrInvalidRequest) {
+			n, err = 1, a.writeRefusals(ctx, list[:1]) // one of them can never be written: find it, and keep the others
 		}
-		if _, err := a.s.commit(ctx, c); err != nil {
-			a.tally.giveBack(events)
+		switch {
+		case errors.Is(err, ErrInvalidRequest):
+			a.drop(list[0], err)
+		case err != nil:
+			a.tally.giveBack(list)
 			return err
 		}
-		events = events[n:]
+		list = list[n:]
 	}
 	return nil
+}
+
+func (a *auditLog) writeRefusals(ctx context.Context, list []*refusalCount) error {
+	c := a.s.newChange()
+	for _, x := range list {
+		c.event(context.Background(), x.event())
+	}
+	_, err := a.s.commit(ctx, c)
+	return err
+}
+
+// drop gives up a refusal that no store takes. It is counted on without the names that may be why.
+func (a *auditLog) drop(x *refusalCount, err error) {
+	a.s.log.Error("apitoken: a refusal that can not be recorded was dropped", "type", x.kind, "reason", x.reason, "count", x.n, "named", x.named(), "error", err)
+	if x.named() || len(x.whys) > 0 {
+		a.tally.giveBack([]*refusalCount{{refusal: refusal{kind: x.kind, reason: x.reason}, n: x.n, addresses: x.addresses}})
+	}
 }
 
 // EventQuery selects events; all fields that are set must match.

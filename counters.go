@@ -3,6 +3,7 @@ package apitoken
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -55,6 +56,7 @@ const (
 	maxRefusals  = 128 // distinct ones between two flushes; the rest are counted without a name
 	maxAddresses = 8
 	maxWhys      = 4
+	flushBatch   = 16 // refusals, or counters of uses, in one change
 )
 
 func (t *tally) init() { t.counts = map[refusal]*refusalCount{} }
@@ -431,7 +433,7 @@ func (l *useLog) flush(ctx context.Context, s *core) error {
 		}
 		c.take(u)
 	}
-	batch := make(map[used]*useRecord, 16)
+	batch := make(map[used]*useRecord, flushBatch)
 	var failed error
 	for id, u := range sums {
 		if u.Count == 0 && len(u.Scopes) == 0 {
@@ -442,16 +444,57 @@ func (l *useLog) flush(ctx context.Context, s *core) error {
 			continue
 		}
 		batch[id] = u
-		if len(batch) == 16 {
-			failed = l.write(ctx, s, batch)
+		if len(batch) == flushBatch {
+			failed = l.writeEach(ctx, s, batch)
 			clear(batch)
 		}
 	}
 	if len(batch) > 0 && failed == nil {
-		failed = l.write(ctx, s, batch)
+		failed = l.writeEach(ctx, s, batch)
 	}
 	return failed
 }
+
+// writeEach writes a batch, and each of its counters by itself where one of them can never be written. That one is dropped. What
+// could not be written now is kept for the next flush.
+func (l *useLog) writeEach(ctx context.Context, s *core, batch map[used]*useRecord) error {
+	err := l.write(ctx, s, batch)
+	switch {
+	case err == nil:
+		return nil
+	case !neverStored(err):
+		for id, u := range batch {
+			l.giveBack(id, u)
+		}
+		if errors.Is(err, store.ErrConflict) {
+			return nil // other processes count the same ones: next time
+		}
+		return err
+	case len(batch) == 1:
+		for id, u := range batch {
+			s.log.Error("apitoken: uses that can not be recorded were dropped", "of", id.String(), "count", u.Count, "error", err)
+		}
+		return nil
+	}
+
+	var failed error
+	for id, u := range batch {
+		if failed != nil {
+			l.giveBack(id, u)
+			continue
+		}
+		failed = l.writeEach(ctx, s, map[used]*useRecord{id: u})
+	}
+	return failed
+}
+
+// neverStored reports that repeating a write of uses is no use: the store refuses the record, or the one that it has can't be read.
+func neverStored(err error) bool {
+	var e *Error
+	return errors.Is(err, ErrInvalidRequest) || errors.As(err, &e) && errors.Is(e.Cause, errUseUnread)
+}
+
+var errUseUnread = errors.New("the stored count is damaged or of a newer version")
 
 // giveBack keeps a count for the next flush.
 func (l *useLog) giveBack(id used, u *useRecord) {
@@ -476,6 +519,7 @@ func (l *useLog) giveBack(id used, u *useRecord) {
 	l.second, c.listed = append(l.second, c), true // it had room before it was taken
 }
 
+// write adds a batch to the stored records in one change: all of it or nothing. store.ErrConflict: others were first each time.
 func (l *useLog) write(ctx context.Context, s *core, batch map[used]*useRecord) error {
 	for try := 0; try < 4; try++ {
 		next := make(map[used]storedUse, len(batch))
@@ -483,7 +527,6 @@ func (l *useLog) write(ctx context.Context, s *core, batch map[used]*useRecord) 
 		for id, u := range batch {
 			old, err := l.read(ctx, s, id, try > 0)
 			if err != nil {
-				l.keep(batch)
 				return err
 			}
 			sum := old.useRecord
@@ -495,7 +538,6 @@ func (l *useLog) write(ctx context.Context, s *core, batch map[used]*useRecord) 
 				life = s.longest.Load().grant + grantSlack
 			}
 			if err := put(c, &useForm, store.Record{ID: id.String(), Expires: s.now().Add(life).UnixMilli()}, &sum, old.version); err != nil {
-				l.keep(batch)
 				return err
 			}
 			next[id] = storedUse{sum, c.ID}
@@ -505,7 +547,6 @@ func (l *useLog) write(ctx context.Context, s *core, batch map[used]*useRecord) 
 			continue // another process counts the same ones
 		}
 		if err != nil {
-			l.keep(batch)
 			return err
 		}
 		l.mu.Lock()
@@ -518,14 +559,7 @@ func (l *useLog) write(ctx context.Context, s *core, batch map[used]*useRecord) 
 		l.mu.Unlock()
 		return nil
 	}
-	l.keep(batch)
-	return nil
-}
-
-func (l *useLog) keep(batch map[used]*useRecord) {
-	for id, u := range batch {
-		l.giveBack(id, u)
-	}
+	return store.ErrConflict
 }
 
 // read is the stored count, from memory unless fresh is asked for.
@@ -546,8 +580,10 @@ func (l *useLog) read(ctx context.Context, s *core, id used, fresh bool) (stored
 		return storedUse{}, err
 	}
 	u := storedUse{version: r.Version}
-	err = read(&useForm, r, &u.useRecord)
-	return u, err
+	if err := useForm.Read(r, &u.useRecord); err != nil {
+		return u, &Error{Code: ErrUnavailable, Detail: "stored uses of " + id.String(), Cause: fmt.Errorf("%w: %w", errUseUnread, err)}
+	}
+	return u, nil
 }
 
 // usage is what is stored of a grant's or API key's use, and what this process has counted since.

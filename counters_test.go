@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -295,4 +297,88 @@ func TestExpiringListsWhatLivesAndEnds(t *testing.T) {
 	clk.Advance(6 * day)
 	require.NoError(t, svc.Sync(ctx))
 	require.Equal(t, map[string]string{"apikey soon": "alice"}, names(5*day, false), "what has ended is no longer listed")
+}
+
+// refusing is a store that never takes a change that holds text in a record's ID or subject.
+func refusing(text string) func(context.Context, *store.Change) (error, error) {
+	return func(_ context.Context, c *store.Change) (error, error) {
+		for _, e := range c.Events {
+			if strings.Contains(e.Subject, text) {
+				return store.ErrInvalid, nil
+			}
+		}
+		for _, p := range c.Puts {
+			if strings.Contains(p.Record.ID, text) {
+				return store.ErrInvalid, nil
+			}
+		}
+		return nil, nil
+	}
+}
+
+// One refusal that no store takes is dropped, said in the log and counted without its name. The others are recorded, and none is
+// tried for ever.
+func TestARefusalThatCannotBeWrittenHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
+	st := &faulty{Store: memstore.New()}
+	var log lockedBuffer
+	svc := serviceOn(t, st, func(c *apitoken.Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	const users = 40 // three changes
+	for n := range users {
+		subject := fmt.Sprintf("user-%02d", n)
+		i := issue(t, svc, apitoken.Request{Subject: subject})
+		require.NoError(t, svc.Revoke(t.Context(), apitoken.BySubject(subject), "left"))
+		require.ErrorIs(t, validate(svc, i.Access), apitoken.ErrRevoked)
+	}
+	st.onApply(refusing("user-17"))
+	apitoken.FlushUses(svc)
+	for range 2 {
+		recorded := map[string]int{}
+		for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventRefused}) {
+			recorded[e.Subject] += e.Count
+		}
+		require.Len(t, recorded, users, "all but one by name, and one without: %v", recorded)
+		require.NotContains(t, recorded, "user-17")
+		for _, n := range recorded {
+			require.Equal(t, 1, n)
+		}
+		require.Zero(t, svc.Backlog().Refusals)
+	}
+	require.Equal(t, 1, strings.Count(log.String(), "a refusal that can not be recorded was dropped"), log.String())
+	require.Contains(t, log.String(), "count=1")
+}
+
+// One count of uses that no store takes, or whose stored record can't be read, is dropped and said. The others are recorded.
+func TestUsesThatCannotBeWrittenHoldUpNoOthers(t *testing.T) {
+	t.Parallel()
+	inner := memstore.New()
+	st := &faulty{Store: inner}
+	var log lockedBuffer
+	svc := serviceOn(t, st, func(c *apitoken.Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	var all []*apitoken.Issued
+	for n := range 40 {
+		i := issue(t, svc, apitoken.Request{Subject: fmt.Sprintf("user-%d", n), Scopes: apitoken.Scopes{"all"}, Refresh: true})
+		require.NoError(t, authorize(svc, t.Context(), i.Access, apitoken.AllOf("all")))
+		all = append(all, i)
+	}
+	poison, damaged := all[17].Token.Grant(), all[23].Token.Grant()
+	_, err := inner.Apply(t.Context(), &store.Change{ID: store.Version{1}, Puts: []store.Put{{
+		Record: store.Record{Kind: "use", ID: "g/" + damaged, Data: []byte("{")}}}})
+	require.NoError(t, err)
+	st.onApply(refusing(poison))
+	apitoken.FlushUses(svc)
+	apitoken.FlushUses(svc) // nothing is left that is tried again
+	require.Zero(t, svc.Backlog().Uses)
+	for _, i := range all {
+		switch id := i.Token.Grant(); id {
+		case poison:
+			require.Zero(t, usageOf(t, svc, apitoken.ByGrant(id)))
+		case damaged:
+			_, err := svc.Usage(t.Context(), apitoken.ByGrant(id))
+			require.ErrorIs(t, err, apitoken.ErrUnavailable)
+		default:
+			require.EqualValues(t, 1, usageOf(t, svc, apitoken.ByGrant(id)).Count)
+		}
+	}
+	require.Equal(t, 2, strings.Count(log.String(), "uses that can not be recorded were dropped"), log.String())
 }

@@ -175,6 +175,7 @@ func (s *Service) putBack(ctx context.Context) {
 	}
 }
 
+// putBackAll ends at the first error of the store. A rule that no store takes holds up none of the others.
 func (s *Service) putBackAll(ctx context.Context) error {
 	for _, r := range s.rules.Kept() {
 		_, err := s.st.Get(ctx, store.KindRule, r.ID)
@@ -193,7 +194,11 @@ func (s *Service) putBackAll(ctx context.Context) error {
 			continue
 		}
 		c.event(ctx, Event{Type: EventAlert, Reason: "a lost revocation was put back", Target: Target{x.Target}, OK: true})
-		if _, err := s.commit(ctx, c); err != nil && !errors.Is(err, store.ErrConflict) {
+		_, err = s.commit(ctx, c)
+		switch {
+		case errors.Is(err, ErrInvalidRequest):
+			s.log.Error("apitoken: a lost revocation can not be put back; it is in force until this process ends, and in no other", "target", x.Target, "error", err)
+		case err != nil && !errors.Is(err, store.ErrConflict):
 			return err
 		}
 	}

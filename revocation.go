@@ -409,10 +409,14 @@ func (s *core) retryRules(ctx context.Context) {
 		tctx, cancel := context.WithTimeout(ctx, commitTimeout) // one that hangs keeps none of the others from being written
 		err := first.write(tctx)
 		cancel()
-		if err == nil || errors.Is(err, store.ErrConflict) || errors.Is(err, ErrInvalidRequest) || errors.Is(err, ErrNotFound) {
+		if never := errors.Is(err, ErrInvalidRequest); never || err == nil || errors.Is(err, store.ErrConflict) || errors.Is(err, ErrNotFound) {
 			s.retryMu.Lock()
 			s.retries = s.retries[1:]
 			s.retryMu.Unlock()
+			if never { // whoever asked was told that it is in force here, so that it stays so
+				s.log.Error("apitoken: a revocation can not be stored; it is in force until this process ends, and in no other", "target", first.target, "error", err)
+				continue
+			}
 			first.done()
 			continue
 		}

@@ -3,6 +3,7 @@ package apitoken_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/store"
+	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
 func TestTargets(t *testing.T) {
@@ -406,4 +408,29 @@ func TestWhatWasExchangedEndsWithTheKey(t *testing.T) {
 	for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventExchanged}) {
 		require.NotContains(t, e.Extra["chain"], ":", "the log's chain is of IDs alone")
 	}
+}
+
+// A revocation whose first write failed and that no store will ever take is not tried for ever. It stays in force here, as its
+// caller was told, and the log says that it is in force nowhere else.
+func TestARevocationThatCannotBeStored(t *testing.T) {
+	t.Parallel()
+	st := &faulty{Store: memstore.New()}
+	var log lockedBuffer
+	svc := serviceOn(t, st, func(c *apitoken.Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	i, other := issue(t, svc, aliceSession), issue(t, svc, apitoken.Request{Subject: "bob"})
+	st.onApply(func(context.Context, *store.Change) (error, error) { return errEngine, nil })
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, svc.Revoke(ctx, apitoken.BySubject("alice"), "left"), apitoken.ErrUnavailable)
+
+	st.onApply(func(_ context.Context, c *store.Change) (error, error) {
+		if len(c.Puts) > 0 && c.Puts[0].Record.Kind == store.KindRule {
+			return store.ErrInvalid, nil
+		}
+		return nil, nil
+	})
+	require.Eventually(t, func() bool { return svc.Backlog().Revocations == 0 }, 10*time.Second, 5*time.Millisecond)
+	require.Contains(t, log.String(), "a revocation can not be stored; it is in force until this process ends, and in no other")
+	require.ErrorIs(t, validate(svc, i.Access), apitoken.ErrRevoked)
+	require.NoError(t, validate(svc, other.Access))
 }

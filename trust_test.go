@@ -379,26 +379,16 @@ func TestWhyAForeignIssuerCannotBeRead(t *testing.T) {
 		w := &wire{svc: partner}
 		gone := errors.New("keys at /jwks: status 404")
 		w.set(nil, func() ([]byte, error) { return nil, gone })
-		var log strings.Builder
-		var mu sync.Mutex
+		var log lockedBuffer
 		c = config(memstore.New())
 		c.Trust = []apitoken.Trusted{{Issuer: "https://partner.example", Keys: w, InsecureNoRevocations: true}}
-		c.Logger = slog.New(slog.NewTextHandler(writerFunc(func(p []byte) (int, error) {
-			mu.Lock()
-			defer mu.Unlock()
-			return log.Write(p)
-		}), nil))
+		c.Logger = slog.New(slog.NewTextHandler(&log, nil))
 		svc, err := apitoken.New(c)
 		require.NoError(t, err)
 		defer svc.Close()
 		pass(4 * time.Minute)
-		says := func() string {
-			mu.Lock()
-			defer mu.Unlock()
-			return log.String()
-		}
-		require.Equal(t, 1, strings.Count(says(), "the issuer can not be read"), says())
-		require.Contains(t, says(), `issuer=https://partner.example source=keys error="keys at /jwks: status 404"`)
+		require.Equal(t, 1, strings.Count(log.String(), "the issuer can not be read"), log.String())
+		require.Contains(t, log.String(), `issuer=https://partner.example source=keys error="keys at /jwks: status 404"`)
 
 		token := issue(t, partner, aliceSession).Access
 		x := svc.Explain(t.Context(), apitoken.Bearer(token.Reveal()), apitoken.Requirement{})
@@ -408,14 +398,10 @@ func TestWhyAForeignIssuerCannotBeRead(t *testing.T) {
 		require.Regexp(t, `the issuer's keys were never read or are too old: keys: failing since \S+: keys at /jwks: status 404`, last.Detail)
 
 		pass(4 * time.Minute)
-		require.Equal(t, 2, strings.Count(says(), "the issuer can not be read"), "again after five minutes: %s", says())
+		require.Equal(t, 2, strings.Count(log.String(), "the issuer can not be read"), "again after five minutes: %s", log.String())
 		w.set(nil, nil)
 		pass(2 * time.Minute)
-		require.Equal(t, 1, strings.Count(says(), "the issuer can be read again"), says())
+		require.Equal(t, 1, strings.Count(log.String(), "the issuer can be read again"), log.String())
 		require.NoError(t, validate(svc, issue(t, partner, aliceSession).Access))
 	})
 }
-
-type writerFunc func([]byte) (int, error)
-
-func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

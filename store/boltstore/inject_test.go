@@ -21,6 +21,8 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
+func init() { roles["faults"] = faultChild }
+
 // faultChanges is how many changes each worker of faultChild makes.
 const faultChanges = 30
 

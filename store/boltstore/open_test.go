@@ -25,23 +25,26 @@ const (
 	envFile = "BOLTSTORE_TEST_FILE"
 )
 
+// roles are what a second process may do, with the file at path, by the name in envRole. Files for one system add their own.
+var roles = map[string]func(path string){"hold": holdChild, "crash": crashChild}
+
 func TestMain(m *testing.M) {
-	switch os.Getenv(envRole) {
-	case "":
+	role := os.Getenv(envRole)
+	if role == "" {
 		os.Exit(m.Run())
-	case "hold":
-		s, err := Open(os.Getenv(envFile), nil)
-		if err != nil {
-			os.Exit(3)
-		}
-		os.Stdout.WriteString("open\n")
-		_, _ = io.Copy(io.Discard, os.Stdin) // until the parent lets go
-		_ = s.Close()
-	case "crash":
-		crashChild(os.Getenv(envFile))
-	case "faults":
-		faultChild(os.Getenv(envFile))
 	}
+	roles[role](os.Getenv(envFile))
+}
+
+// holdChild keeps the file open until its parent lets go.
+func holdChild(path string) {
+	s, err := Open(path, nil)
+	if err != nil {
+		os.Exit(3)
+	}
+	os.Stdout.WriteString("open\n")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	_ = s.Close()
 }
 
 func child(t *testing.T, role, file string) *exec.Cmd {
