@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -55,6 +56,9 @@ func TestBroken(t *testing.T) {
 		t.Skip("runs as a child process only")
 	}
 	patience = 200 * time.Millisecond
+	if strings.HasPrefix(mistakes[i].name, hangs) {
+		verbLimit = 200 * time.Millisecond
+	}
 	t.Run(namespaces, func(t *testing.T) {
 		if m := mistakes[i]; m.caughtBy == namespaces {
 			good := memstore.New()
@@ -101,6 +105,59 @@ func silent(m *memstore.Store) *broken {
 	}
 }
 
+// hangs is how the names of mistakes begin that make a verb never end.
+const hangs = "hangs in "
+
+// wholeRun is all that the suite says of one mistake.
+func wholeRun(t *testing.T, mistake string) string {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^TestBroken$", "-test.v")
+	cmd.Env = append(os.Environ(), brokenEnv+"="+mistake)
+	out, err := cmd.CombinedOutput()
+	if err == nil || strings.Contains(string(out), "panic") {
+		t.Fatalf("a store that %s: %v\n%s", mistake, err, out)
+	}
+	return string(out)
+}
+
+// A verb that never ends costs the suite one limit: the failure names the verb, and the subtests behind it are not run.
+func TestAVerbThatNeverEnds(t *testing.T) {
+	t.Parallel()
+	for _, verb := range []string{"Get", "Apply", "Follow", "List", "Purge"} {
+		t.Run(verb, func(t *testing.T) {
+			t.Parallel()
+			out := wholeRun(t, hangs+verb)
+			if n := strings.Count(out, " has not returned after 200ms, and is given up: every verb ends within a Timeout"); n != 1 {
+				t.Errorf("the failure is told %d times, want once:\n%s", n, out)
+			}
+			if n := strings.Count(out, "--- FAIL: TestBroken/"); n != 1 {
+				t.Errorf("%d subtests fail, want the one in which %s hangs:\n%s", n, verb, out)
+			}
+			if !strings.Contains(out, "not run: "+verb) {
+				t.Errorf("what was not run does not say that %s hangs:\n%s", verb, out)
+			}
+		})
+	}
+}
+
+// A List that is wrong all the time is waited for once: from then on nothing takes it for slow.
+func TestAListThatIsWrongIsWaitedForOnce(t *testing.T) {
+	t.Parallel()
+	for _, mistake := range []string{"lists nothing", "fails in List", "pages for ever"} {
+		t.Run(mistake, func(t *testing.T) {
+			t.Parallel()
+			out := wholeRun(t, mistake)
+			if n := strings.Count(out, "still after 200ms"); n > 1 {
+				t.Errorf("it was waited for %d times:\n%s", n, out)
+			}
+		})
+	}
+}
+
 func TestStalled(t *testing.T) {
 	t.Parallel()
 	Stalled(t, silent(memstore.New()), time.Minute)
@@ -114,6 +171,36 @@ type mistake struct {
 }
 
 var mistakes = []mistake{
+	{hangs + "Get", "Get", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, get: func(context.Context, store.Kind, string) (store.Record, error) { select {} }}
+	}, nil},
+	{hangs + "Apply", "Get", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, apply: func(context.Context, *store.Change) (store.Commit, error) { select {} }}
+	}, nil},
+	{hangs + "Follow", "Follow", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, follow: func(context.Context, store.Position, []store.Kind, int) (store.View, error) { select {} }}
+	}, nil},
+	{hangs + "List", "List", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, list: func(context.Context, store.Query) (store.Page, error) { select {} }}
+	}, nil},
+	{hangs + "Purge", "Purge", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, purge: func(context.Context, store.Kind, int64, int) (int, error) { select {} }}
+	}, nil},
+	{"lists nothing", "List", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, list: func(context.Context, store.Query) (store.Page, error) { return store.Page{}, nil }}
+	}, nil},
+	{"fails in List", "List", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, list: func(context.Context, store.Query) (store.Page, error) { return store.Page{}, errors.New("no index") }}
+	}, nil},
+	{"pages for ever", "List", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
+			n, _ := strconv.Atoi(q.Cursor)
+			q.Cursor = ""
+			p, err := m.List(ctx, q)
+			p.Cursor = strconv.Itoa(n + 1)
+			return p, err
+		}}
+	}, nil},
 	{"loses an event", "Events in order", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
 			if c = clone(c); len(c.Events) > 2 {

@@ -72,9 +72,13 @@ type feedReader struct {
 }
 
 func (r *feedReader) read(h *harness) error {
+	var l listing
 	for {
 		p, err := h.st.List(h.ctx, r.q)
 		if err != nil {
+			return err
+		}
+		if err := l.add(r.q, &p); err != nil {
 			return err
 		}
 		if len(p.Records) > r.q.Limit {

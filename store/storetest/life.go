@@ -23,7 +23,7 @@ var lifeCases = []testCase{
 }
 
 func testWait(h *harness) {
-	w, ok := h.st.(store.Waker)
+	w, ok := h.raw.(store.Waker)
 	if !ok {
 		h.t.Skip("no Waker: whoever follows polls")
 	}
@@ -69,7 +69,8 @@ func testWait(h *harness) {
 
 func (h *harness) within(done <-chan error, rule string) {
 	h.t.Helper()
-	timer := time.NewTimer(patience)
+	wait := h.suite.patience()
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case err := <-done:
@@ -77,14 +78,15 @@ func (h *harness) within(done <-chan error, rule string) {
 			h.t.Fatal(err)
 		}
 	case <-timer.C:
-		h.t.Fatalf("%s within %v", rule, patience)
+		h.suite.tire()
+		h.t.Fatalf("%s within %v", rule, wait)
 	}
 }
 
 // reopenOrSkip opens the store again, and ends the subtest if it is one that forgets.
 func (h *harness) reopenOrSkip(old store.Position) {
 	h.t.Helper()
-	_, durable := h.st.(io.Closer)
+	_, durable := h.raw.(io.Closer)
 	if !h.reopen() {
 		h.t.Skip("the store forgets: open returned nil for a directory that was opened before")
 	}
@@ -189,7 +191,7 @@ func testReopen(h *harness) {
 // new History then, so that every process notices, reads again and drops no rule it holds; under the old History the revoked
 // session would be good again without a word.
 func testRestored(h *harness) {
-	if _, closes := h.st.(io.Closer); !closes {
+	if _, closes := h.raw.(io.Closer); !closes {
 		h.t.Skip("the store cannot be closed and opened again")
 	}
 	h.must([]store.Put{put(store.KindRule, "before", "", store.Version{}), put(grant, "session", "", store.Version{})}, event("before"))
@@ -283,14 +285,15 @@ func putBack(t *testing.T, dir string, files map[string]savedFile) {
 
 // testReadOnly is for stores that can be told to take no writes, as one is that a service has moved away from.
 func testReadOnly(h *harness) {
-	s, ok := h.st.(interface {
+	s, ok := h.raw.(interface {
 		SetReadOnly(ctx context.Context, on bool) error
 	})
 	if !ok {
 		h.t.Skip("no SetReadOnly")
 	}
 	set := func(on bool) {
-		if err := s.SetReadOnly(h.ctx, on); err != nil {
+		_, err := within(h.st, "SetReadOnly", func() (struct{}, error) { return struct{}{}, s.SetReadOnly(h.ctx, on) })
+		if err != nil {
 			h.t.Fatal(err)
 		}
 	}
@@ -322,7 +325,8 @@ func Namespaces(t *testing.T, a, b store.Store) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), timeLimit)
 	defer cancel()
-	ha, hb := &harness{t: t, ctx: ctx, st: a}, &harness{t: t, ctx: ctx, st: b}
+	all := &suite{}
+	ha, hb := &harness{t: t, suite: all, ctx: ctx, raw: a, st: watch(t, ctx, all, a)}, &harness{t: t, suite: all, ctx: ctx, raw: b, st: watch(t, ctx, all, b)}
 	_, startB := hb.followAll(store.Position{}, nil, 10)
 	now := ha.now()
 

@@ -293,9 +293,13 @@ func (h *harness) rewritePairs(v store.Version, reading *atomic.Int32) error {
 func listOnce(ctx context.Context, st store.Store, q store.Query, want []string) error {
 	seen := map[string]int{}
 	last := ""
+	var l listing
 	for {
 		p, err := st.List(ctx, q)
 		if err != nil {
+			return err
+		}
+		if err := l.add(q, &p); err != nil {
 			return err
 		}
 		versions := map[string]store.Version{}

@@ -230,7 +230,7 @@ func testPurgeAllEvents(h *harness) {
 		}
 	}
 	trimmed()
-	if _, closes := h.st.(io.Closer); !closes || !h.reopen() {
+	if _, closes := h.raw.(io.Closer); !closes || !h.reopen() {
 		return
 	}
 	trimmed()
