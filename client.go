@@ -3,10 +3,7 @@ package apitoken
 import (
 	"bytes"
 	"context"
-	"crypto/hmac"
-	"crypto/pbkdf2"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/x509"
 	"encoding/json"
@@ -18,12 +15,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/clientauth"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/source"
 	"github.com/apitoken-go/apitoken/internal/text"
+	"github.com/apitoken-go/apitoken/internal/throttle"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -93,12 +92,10 @@ type Clients struct {
 	signing *SigningKeys
 	known   sync.Map // ID → *knownClient
 	made    sync.Map // opaque.ID of a secret that we made → IDs of the clients that have it; written by whoever follows the state
-	fails   failures
-	slow    *slowPool
+	secrets *clientauth.Checker
 	chosen  atomic.Int64              // clients that have a secret that a host chose; written by whoever follows the state
 	passing atomic.Int64              // clients that end by themselves; written by whoever follows the state
 	looked  atomic.Pointer[time.Time] // when an unknown ID made Known look at the store
-	proof   atomic.Pointer[[32]byte]  // key of this process for the memory of verified slow secrets
 }
 
 // knownClient is a client as this process knows it.
@@ -106,14 +103,11 @@ type knownClient struct {
 	Client
 	rec     clientRecord
 	version store.Version
-	keys    []*jws.PublicKey             // verify its assertions
-	certs   [][32]byte                   // SHA-256 of its self-signed certificates
-	damaged error                        // its record can not be read: nobody may act as it, and nobody is told that it is not there
-	proved  atomic.Pointer[provedSecret] // the host-chosen secret that was right last: it need not be hashed slowly again
+	keys    []*jws.PublicKey // verify its assertions
+	certs   [][32]byte       // SHA-256 of its self-signed certificates
+	damaged error            // its record can not be read: nobody may act as it, and nobody is told that it is not there
+	proved  atomic.Pointer[clientauth.Proved]
 }
-
-// provedSecret is a MAC of a secret, and the verifier that it fitted: it ends with that.
-type provedSecret struct{ mark, hash [32]byte }
 
 type clientRecord struct {
 	V              int            `json:"v"`
@@ -151,22 +145,11 @@ type clientMost struct {
 	BindCertificate bool      `json:"bind_cert,omitempty"`
 }
 
-// clientSecret is a verifier: of 256 random bits a plain hash is enough, what a host chose gets a slow one.
-type clientSecret struct {
-	ID      []byte   `json:"id,omitempty"` // of a secret that we made: what finds its client when it turns up somewhere
-	Hash    [32]byte `json:"h"`
-	Salt    []byte   `json:"salt,omitempty"` // of a slow hash
-	Rounds  int      `json:"rounds,omitempty"`
-	Created int64    `json:"created"`
-	Expires int64    `json:"expires,omitempty"` // Unix ms; 0: lives on
-}
+type clientSecret = clientauth.Secret
 
 const (
 	maxClientName   = 100
 	maxClientRecord = 15 << 10
-	maxLiveSecrets  = 2
-	slowRounds      = 600_000 // PBKDF2-HMAC-SHA256, OWASP 2023
-	minChosenSecret = 16      // bytes of a secret that a host chooses
 	labelClient     = "cs1h"
 	labelForeign    = "cs1f"
 	lookForClients  = time.Second
@@ -174,7 +157,7 @@ const (
 )
 
 var clientForm = record.Form[clientRecord]{Kind: store.KindClient, Check: func(rec *clientRecord) error {
-	if _, _, err := clientKeys(rec.Keys); err != nil {
+	if _, _, err := clientauth.Keys(rec.Keys); err != nil {
 		return fmt.Errorf("its keys: %s", detailOf(err))
 	}
 	return first(rec.V)
@@ -183,11 +166,7 @@ var clientForm = record.Form[clientRecord]{Kind: store.KindClient, Check: func(r
 var grantTypes = []string{GrantClientCredentials, GrantRefreshToken, GrantAuthorizationCode, GrantTokenExchange, GrantJWTBearer, GrantDeviceCode}
 
 func newClients(s *core, signing *SigningKeys) *Clients {
-	cs := &Clients{s: s, signing: signing, slow: newSlowPool()}
-	var k [32]byte
-	rand.Read(k[:])
-	cs.proof.Store(&k)
-	return cs
+	return &Clients{s: s, signing: signing, secrets: clientauth.NewChecker()}
 }
 
 func (cs *Clients) reset() {
@@ -202,9 +181,9 @@ func (cs *Clients) applyRecord(r store.Record) error {
 	if err := read(&clientForm, r, &rec); err != nil {
 		return err
 	}
-	keys, certs, err := clientKeys(rec.Keys)
+	keys, certs, err := clientauth.Keys(rec.Keys)
 	if err != nil {
-		return err
+		return public(err)
 	}
 	old := cs.lookup(r.ID)
 	k := &knownClient{Client: rec.public(r.ID), rec: rec, version: r.Version, keys: keys, certs: certs}
@@ -749,17 +728,17 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) (fa
 		return fail(ErrInvalidRequest, "client %q has no secret: it is public, or proves itself otherwise", c.ID)
 	case c.usesSecret() && len(secrets) == 0:
 		return fail(ErrInvalidRequest, "client %q is confidential and has no secret", c.ID)
-	case len(secrets) > maxLiveSecrets:
-		return fail(ErrInvalidRequest, "%d secrets, at most %d", len(secrets), maxLiveSecrets)
+	case len(secrets) > clientauth.MaxLive:
+		return fail(ErrInvalidRequest, "%d secrets, at most %d", len(secrets), clientauth.MaxLive)
 	case slices.Contains(c.GrantTypes, GrantAuthorizationCode) && len(c.RedirectURIs) == 0:
 		return fail(ErrInvalidRequest, "client %q has the grant type authorization_code and no RedirectURIs: no code could reach it", c.ID)
 	}
 	for _, x := range secrets {
-		if len(x.Reveal()) < minChosenSecret {
-			return fail(ErrInvalidRequest, "a secret of client %q is under %d bytes", c.ID, minChosenSecret)
+		if len(x.Reveal()) < clientauth.MinChosen {
+			return fail(ErrInvalidRequest, "a secret of client %q is under %d bytes", c.ID, clientauth.MinChosen)
 		}
-		if _, _, err := hashed(x.Reveal()); err != nil {
-			return err
+		if _, _, err := clientauth.Parse(x.Reveal()); err != nil {
+			return public(err)
 		}
 	}
 	for try := 0; try < refreshTries; try++ {
@@ -829,8 +808,8 @@ func (cs *Clients) holds(ctx context.Context, id string, rec *clientRecord, secr
 		return false
 	}
 	for _, x := range secrets {
-		known, ok, err := hashed(x.Reveal())
-		if err != nil || !slices.ContainsFunc(live, func(cl clientSecret) bool { return ok && cl.equal(&known) || !ok && cs.fits(ctx, id, cl, x.Reveal()) }) {
+		known, ok, err := clientauth.Parse(x.Reveal())
+		if err != nil || !slices.ContainsFunc(live, func(cl clientSecret) bool { return ok && cl.Equal(&known) || !ok && cs.fits(ctx, id, cl, x.Reveal()) }) {
 			return false
 		}
 	}
@@ -839,48 +818,32 @@ func (cs *Clients) holds(ctx context.Context, id string, rec *clientRecord, secr
 
 // choose makes the verifier of a secret that the host brings: a plain hash if it was generated, else a slow one.
 func (cs *Clients) choose(ctx context.Context, id, secret string) (clientSecret, error) {
-	now := cs.s.now().UnixMilli()
-	if cl, ok, err := hashed(secret); ok {
-		cl.Created = now
-		return cl, err
+	now := cs.s.now()
+	if cl, ok, err := clientauth.Parse(secret); ok {
+		cl.Created = now.UnixMilli()
+		return cl, public(err)
 	}
-	if k, ours, err := cs.signing.readMade(ctx, secret, opaque.ClientSecret); err != nil {
+	k, ours, err := cs.signing.readMade(ctx, secret, opaque.ClientSecret)
+	switch {
+	case err != nil:
 		return clientSecret{}, err
-	} else if k != nil {
-		return clientSecret{ID: k.ID[:], Hash: cs.verifier(id, k, ours), Created: now}, nil
+	case k != nil:
+		return clientSecret{ID: k.ID[:], Hash: cs.verifier(id, k, ours), Created: now.UnixMilli()}, nil
 	}
-	cl := clientSecret{Salt: make([]byte, 16), Rounds: slowRounds, Created: now}
-	rand.Read(cl.Salt)
-	sum, err := slowHash(secret, cl.Salt, cl.Rounds)
-	cl.Hash = sum
-	return cl, err
+	cl, err := clientauth.NewChosen(secret, now)
+	return cl, public(err)
 }
 
-func slowHash(secret string, salt []byte, rounds int) (out [32]byte, err error) {
-	key, err := pbkdf2.Key(sha256.New, secret, salt, rounds, len(out))
-	if err != nil {
-		return out, &Error{Code: ErrUnavailable, Detail: "slow hash", Cause: err}
-	}
-	copy(out[:], key)
-	return out, nil
-}
-
-// fits compares in constant time; slow verifiers cost their rounds.
+// fits compares in constant time; a slow verifier takes a tenth of a second.
 func (cs *Clients) fits(ctx context.Context, id string, cl clientSecret, secret string) bool {
-	var got [32]byte
-	if cl.Rounds > 0 {
-		sum, err := slowHash(secret, cl.Salt, cl.Rounds)
-		if err != nil {
-			return false
-		}
-		got = sum
-	} else {
-		k, ours, err := cs.signing.readMade(ctx, secret, opaque.ClientSecret)
-		if err != nil || k == nil {
-			return false
-		}
-		got = cs.verifier(id, k, ours)
+	if cl.Chosen() {
+		return cl.Fits(secret)
 	}
+	k, ours, err := cs.signing.readMade(ctx, secret, opaque.ClientSecret)
+	if err != nil || k == nil {
+		return false
+	}
+	got := cs.verifier(id, k, ours)
 	return subtle.ConstantTimeCompare(got[:], cl.Hash[:]) == 1
 }
 
@@ -900,7 +863,7 @@ func (cs *Clients) confirm(ctx context.Context, a ClientAuth) (Client, *confirma
 		return c, a.confirmed, err
 	}
 	if a.ID == "" && !a.Assertion.IsZero() {
-		a.ID = assertionSubject(a.Assertion.Reveal())
+		a.ID = clientauth.Claimant(a.Assertion.Reveal())
 	}
 	began := time.Now()
 	proof := &confirmation{of: cs, id: a.ID}
@@ -919,11 +882,11 @@ func (cs *Clients) authenticate(ctx context.Context, a ClientAuth, proof *confir
 	from := source.Of(originOf(ctx).Address)
 	k := cs.lookup(a.ID)
 	ok, err := cs.convinces(ctx, k, &a, from, proof)
-	if err == nil && !ok && nameShape.MatchString(a.ID) && !cs.fails.over(a.ID, from, cs.s.now()) {
+	if err == nil && !ok && nameShape.MatchString(a.ID) && !cs.secrets.Failures.Over(throttle.Name{Who: a.ID, From: from}, cs.s.now()) {
 		// Another process may have made the client, or given it another secret or key, and this one not have heard of it yet. A
 		// wrong credential of a client that exists waits as long as an unknown client does.
 		if err := cs.s.state.Look(ctx); err != nil {
-			cs.fails.add(a.ID, from, cs.s.now())
+			cs.secrets.Failures.Take(throttle.Name{Who: a.ID, From: from}, cs.s.now())
 			return Client{}, unavailable(err, "look for a client or a credential that may be new")
 		}
 		if next := cs.lookup(a.ID); next != k {
@@ -938,9 +901,8 @@ func (cs *Clients) authenticate(ctx context.Context, a ClientAuth, proof *confir
 		return Client{}, k.usable()
 	}
 	if !ok {
-		now := cs.s.now()
-		if cs.fails.add(a.ID, from, now) {
-			return Client{}, &Error{Code: ErrLimited, RetryAfter: failWindow, Detail: "too many failures of this client from this source"}
+		if !cs.secrets.Failures.Take(throttle.Name{Who: a.ID, From: from}, cs.s.now()) {
+			return Client{}, &Error{Code: ErrLimited, RetryAfter: throttle.Window, Detail: "too many failures of this client from this source"}
 		}
 		return Client{}, fail(ErrInvalidClient, "unknown client or wrong secret")
 	}
@@ -987,130 +949,25 @@ func (cs *Clients) right(ctx context.Context, k *knownClient, id, secret, from s
 	if k == nil || k.Public {
 		k = nobody
 	}
-	var room [maxLiveSecrets]clientSecret // on the stack: an allocation would show in time that the client exists
+	var room [clientauth.MaxLive]clientSecret // on the stack: an allocation would show in time that the client exists
 	live := k.rec.appendLive(room[:0], cs.s.now())
-	fits := func(cl *clientSecret) bool {
-		proof.secret, proof.made = cl.Hash, cl.Rounds == 0
-		return !cs.ended(cl)
-	}
-	// Only what we may have made is ours to hash fast: a host may have chosen one that looks like it, or taken that of a
+
+	// Only what we may have made is ours to hash fast: a host may have chosen a secret that looks like it, or taken that of a
 	// service with another prefix.
-	if key, ours, err := cs.signing.readMade(ctx, secret, opaque.ClientSecret); err != nil {
+	var fits int
+	key, ours, err := cs.signing.readMade(ctx, secret, opaque.ClientSecret)
+	switch {
+	case err != nil:
 		return false, err
-	} else if key != nil {
-		got := cs.verifier(id, key, ours)
-		ok := false
-		decoy := clientSecret{}
-		for i := range maxLiveSecrets {
-			cl := &decoy
-			if i < len(live) && live[i].Rounds == 0 {
-				cl = &live[i]
-			}
-			if subtle.ConstantTimeCompare(got[:], cl.Hash[:]) == 1 && i < len(live) {
-				ok = fits(cl)
-			}
-		}
-		return ok, nil
+	case key != nil:
+		fits = clientauth.Match(live, cs.verifier(id, key, ours))
+	default:
+		fits, err = cs.secrets.Check(ctx, clientauth.Attempt{Name: throttle.Name{Who: id, From: from}, Secret: secret,
+			Live: live, Proved: &k.proved, Skip: cs.chosen.Load() == 0, Now: cs.s.now})
 	}
-	if secret == "" || len(secret) > 512 {
-		return false, nil
+	if err != nil || fits < 0 {
+		return false, public(err)
 	}
-	mark := cs.mark(id, secret)
-	if p := k.proved.Load(); p != nil && hmac.Equal(p.mark[:], mark[:]) {
-		i := slices.IndexFunc(live, func(cl clientSecret) bool { return cl.Hash == p.hash })
-		return i >= 0 && fits(&live[i]), nil
-	}
-	if cs.fails.over(id, from, cs.s.now()) {
-		return false, nil // no slow hash for whoever has failed too often
-	}
-	if cs.chosen.Load() == 0 {
-		return false, nil // there is no client that another name would have to look like
-	}
-	known := slices.ContainsFunc(live, func(cl clientSecret) bool { return cl.Rounds > 0 })
-	if err := cs.slow.enter(ctx, id, known); err != nil {
-		return false, err
-	}
-	defer cs.slow.leave()
-	if cs.fails.over(id, from, cs.s.now()) { // by those who waited in front
-		return false, nil
-	}
-	ok := false
-	salt := make([]byte, 16)
-	// Two live secrets take two slow hashes. So does every second name, nobody knows which: the time tells not who is there.
-	twice := cs.fails.slot(id, "")%2 == 0
-	for i := range maxLiveSecrets {
-		cl := clientSecret{Salt: salt, Rounds: slowRounds}
-		real := i < len(live) && live[i].Rounds > 0
-		if real {
-			cl = live[i]
-		} else if i > 0 && !twice {
-			break
-		}
-		if cs.fits(ctx, id, cl, secret) && real {
-			ok = fits(&cl)
-			k.proved.Store(&provedSecret{mark, cl.Hash})
-		}
-	}
-	return ok, nil
-}
-
-// mark remembers a verified secret under a key of this process; a client that changes is a new knownClient.
-func (cs *Clients) mark(id, secret string) [32]byte {
-	m := hmac.New(sha256.New, cs.proof.Load()[:])
-	m.Write([]byte(id))
-	m.Write([]byte{0})
-	m.Write([]byte(secret))
-	return [32]byte(m.Sum(nil))
-}
-
-const (
-	failWindow = time.Minute
-	failLimit  = 20 // failures of one client from one source in a window
-	failSlots  = 1 << 14
-)
-
-// failures counts failed authentications by client and source, in a table of fixed size: names that collide share a
-// count, which may throttle a failure early and never refuses a correct generated secret.
-type failures struct {
-	slots atomic.Pointer[[failSlots]atomic.Uint64] // window number << 16 | count; made at the first failure
-	seed  sync.Once
-	key   [16]byte
-}
-
-func (f *failures) slot(client, source string) int {
-	f.seed.Do(func() { rand.Read(f.key[:]) })
-	h := opaque.Hash("fail", f.key[:], []byte(client), []byte(source))
-	return int(h[0])<<8&(failSlots-1) | int(h[1])
-}
-
-func (f *failures) over(client, source string, now time.Time) bool {
-	slots := f.slots.Load()
-	if slots == nil {
-		return false
-	}
-	v := slots[f.slot(client, source)].Load()
-	return v>>16 == f.window(now) && v&0xffff >= failLimit
-}
-
-// add counts a failure and reports whether it is one too many.
-func (f *failures) add(client, source string, now time.Time) bool {
-	if f.slots.Load() == nil {
-		f.slots.CompareAndSwap(nil, new([failSlots]atomic.Uint64))
-	}
-	s := &f.slots.Load()[f.slot(client, source)]
-	w := f.window(now)
-	for {
-		old := s.Load()
-		next := w<<16 | 1
-		if old>>16 == w {
-			next = min(old+1, w<<16|0xffff)
-		}
-		if s.CompareAndSwap(old, next) {
-			return next&0xffff > failLimit
-		}
-	}
-}
-
-func (f *failures) window(now time.Time) uint64 {
-	return uint64(now.Unix()/int64(failWindow/time.Second)) & (1<<48 - 1)
+	proof.secret, proof.made = live[fits].Hash, !live[fits].Chosen()
+	return !cs.ended(&live[fits]), nil
 }

@@ -5,17 +5,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/asn1"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/clientauth"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/redirect"
@@ -34,12 +30,7 @@ const (
 	authSelfSigned = "self_signed_tls_client_auth"
 )
 
-const (
-	maxAssertionBytes = 8 << 10
-	maxAssertionLife  = time.Hour
-	maxRedirects      = 32
-	maxClientKeys     = 6 << 10
-)
+const maxRedirects = 32
 
 // usesSecret reports whether a secret is what proves the client.
 func (c *Client) usesSecret() bool {
@@ -62,9 +53,9 @@ func (c *Client) checkEndpoints() error {
 	if c.Public && c.AuthMethod != "" {
 		return fail(ErrInvalidRequest, "a public client has no AuthMethod")
 	}
-	keys, certs, err := clientKeys(c.Keys)
+	keys, certs, err := clientauth.Keys(c.Keys)
 	if err != nil {
-		return err
+		return public(err)
 	}
 	switch c.AuthMethod {
 	case "", authBasic, authPost:
@@ -73,8 +64,8 @@ func (c *Client) checkEndpoints() error {
 			return fail(ErrInvalidRequest, "private_key_jwt needs Keys with a public key that can be used")
 		}
 	case authTLS:
-		if err := checkTLSName(c.TLSName); err != nil {
-			return err
+		if err := clientauth.CheckName(c.TLSName); err != nil {
+			return public(err)
 		}
 	case authSelfSigned:
 		if len(certs) == 0 {
@@ -89,86 +80,22 @@ func (c *Client) checkEndpoints() error {
 	return nil
 }
 
-// clientKeys reads a client's key set: the keys that verify its assertions, and the hashes of its certificates.
-func clientKeys(set []byte) (keys []*jws.PublicKey, certs [][32]byte, err error) {
-	if len(set) == 0 {
-		return nil, nil, nil
+// HashSecret makes of a client secret what [Clients.Declare] takes in its place, for configuration files that should not
+// hold it unencrypted. The client itself continues to present secret. It takes a tenth of a second, on purpose. ErrInvalidRequest: it
+// is under 16 bytes, or was generated: of a generated one the service keeps a fast hash, by which RevokeLeaked finds it.
+func HashSecret(secret Secret) (_ string, failed error) {
+	defer tell(&failed)
+	if len(secret.Reveal()) < clientauth.MinChosen {
+		return "", fail(ErrInvalidRequest, "a secret under %d bytes", clientauth.MinChosen)
 	}
-	if len(set) > maxClientKeys {
-		return nil, nil, fail(ErrInvalidRequest, "a client's Keys have at most %d bytes", maxClientKeys)
+	for range Find([]byte(secret.Reveal())) {
+		return "", fail(ErrInvalidRequest, "a generated secret is not hashed by its host")
 	}
-	keys, _, err = jws.ParseJWKS(set, nil)
+	x, err := clientauth.NewChosen(secret.Reveal(), time.Now())
 	if err != nil {
-		return nil, nil, &Error{Code: ErrInvalidRequest, Detail: "a client's Keys are no JWK set (RFC 7517 §5)", Cause: err}
+		return "", public(err)
 	}
-	var doc struct {
-		Keys []struct {
-			Chain  []string `json:"x5c"`
-			Print  string   `json:"x5t#S256"`
-			D      string   `json:"d"`
-			Secret string   `json:"k"`
-		} `json:"keys"`
-	}
-	if err := json.Unmarshal(set, &doc); err != nil {
-		return nil, nil, &Error{Code: ErrInvalidRequest, Detail: "a client's Keys", Cause: err}
-	}
-	for _, k := range doc.Keys {
-		if k.D != "" || k.Secret != "" {
-			return nil, nil, fail(ErrInvalidRequest, "a client's Keys hold a private key")
-		}
-		if len(k.Chain) > 0 {
-			if der, err := base64.StdEncoding.DecodeString(k.Chain[0]); err == nil {
-				certs = append(certs, sha256.Sum256(der))
-			}
-		} else if sum, err := base64.RawURLEncoding.DecodeString(k.Print); err == nil && len(sum) == sha256.Size {
-			certs = append(certs, [32]byte(sum))
-		}
-	}
-	return keys, certs, nil
-}
-
-func checkTLSName(name string) error {
-	kind, v, ok := strings.Cut(name, ":")
-	if ok && v != "" && len(v) <= 1024 {
-		switch kind {
-		case "dn", "dns", "uri", "email":
-			return nil
-		case "ip":
-			if _, err := netip.ParseAddr(v); err == nil {
-				return nil
-			}
-		}
-	}
-	return fail(ErrInvalidRequest, "TLSName %q is not dn:, dns:, uri:, ip: or email: and a name (RFC 8705 §2.1.2)", name)
-}
-
-// isNamed reports whether cert bears a name in the form of Client.TLSName.
-func isNamed(cert *x509.Certificate, name string) bool {
-	kind, v, _ := strings.Cut(name, ":")
-	switch kind {
-	case "dn":
-		var rdn pkix.RDNSequence
-		rest, err := asn1.Unmarshal(cert.RawSubject, &rdn)
-		return err == nil && len(rest) == 0 && rdn.String() == v
-	case "dns":
-		return slices.ContainsFunc(cert.DNSNames, func(n string) bool { return strings.EqualFold(n, v) })
-	case "uri":
-		for _, u := range cert.URIs {
-			if u.String() == v {
-				return true
-			}
-		}
-	case "ip":
-		want, err := netip.ParseAddr(v)
-		for _, ip := range cert.IPAddresses {
-			if got, ok := netip.AddrFromSlice(ip); err == nil && ok && got.Unmap() == want.Unmap() {
-				return true
-			}
-		}
-	case "email":
-		return slices.Contains(cert.EmailAddresses, v)
-	}
-	return false
+	return x.Text(), nil
 }
 
 // confirmation is the outcome of an authentication, carried on to the calls that follow it in one request.
@@ -217,58 +144,26 @@ func (cs *Clients) prove(ctx context.Context, k *knownClient, a *ClientAuth) (bo
 		}
 		return cs.assertion(ctx, k, a)
 	}
-	// Also of a chain that was verified: the connection that showed it may be older than its end.
-	if now := cs.s.now(); now.Before(a.Certificate.NotBefore) || now.After(a.Certificate.NotAfter) {
+	if !clientauth.Valid(a.Certificate, cs.s.now()) {
 		return false, nil
 	}
 	switch k.AuthMethod {
 	case authTLS:
-		return a.CertificateVerified && isNamed(a.Certificate, k.TLSName), nil
+		return a.CertificateVerified && clientauth.Named(a.Certificate, k.TLSName), nil
 	case authSelfSigned:
 		return slices.Contains(k.certs, sha256.Sum256(a.Certificate.Raw)), nil
 	}
 	return false, nil
 }
 
-// assertionSubject is who an assertion says it is of, before anything of it is believed.
-func assertionSubject(assertion string) string {
-	var t jws.Token
-	if jws.Parse(assertion, maxAssertionBytes, &t) != nil {
-		return ""
-	}
-	return t.Claims.Subject
-}
-
 // assertion checks a JWT of RFC 7523 §3, and takes its jti once in all processes on the store.
 func (cs *Clients) assertion(ctx context.Context, k *knownClient, a *ClientAuth) (bool, error) {
-	var t jws.Token
-	if jws.Parse(a.Assertion.Reveal(), maxAssertionBytes, &t) != nil {
+	id, until, ok := clientauth.Assertion(a.Assertion.Reveal(), clientauth.Expected{Client: k.ID, Keys: k.keys,
+		Audiences: append([]string{cs.s.cfg.Issuer}, a.Endpoints...), Now: cs.s.now(), Skew: cs.s.cfg.Validation.ahead()})
+	if !ok {
 		return false, nil
 	}
-	// Another kind of JWT, such as a proof or a token of ours, is none (RFC 8725 §3.11).
-	if t.Header.Typ != "" && !jws.IsType(t.Header.Typ, "jwt") && !jws.IsType(t.Header.Typ, "client-authentication+jwt") {
-		return false, nil
-	}
-	cl := &t.Claims
-	if cl.Issuer != k.ID || cl.Subject != k.ID || cl.ID == "" || len(cl.ID) > 255 || len(cl.Audience) == 0 {
-		return false, nil
-	}
-	for _, aud := range cl.Audience { // one for somebody else besides may have been made for him
-		if aud != cs.s.cfg.Issuer && !slices.Contains(a.Endpoints, aud) {
-			return false, nil
-		}
-	}
-	now := cs.s.now().Unix()
-	ahead := int64(cs.s.cfg.Validation.ahead() / time.Second)
-	if cl.Expires <= now || cl.Expires-now > int64(maxAssertionLife/time.Second) || cl.IssuedAt > now+ahead || cl.NotBefore > now+ahead {
-		return false, nil
-	}
-	if !slices.ContainsFunc(k.keys, func(key *jws.PublicKey) bool {
-		return (t.Header.KID == "" || t.Header.KID == key.KID) && key.Allows(t.Header.Alg) && key.Verify(t.SigningInput, t.Signature) == nil
-	}) {
-		return false, nil
-	}
-	err := cs.s.claim(ctx, "assertion\x00"+k.ID+"\x00"+cl.ID, time.Unix(cl.Expires, 0))
+	err := cs.s.claim(ctx, "assertion\x00"+k.ID+"\x00"+id, until)
 	if errors.Is(err, ErrInvalidRequest) {
 		return false, nil // used before
 	}

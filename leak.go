@@ -246,7 +246,7 @@ func (cs *Clients) reindex(before, now *knownClient) {
 
 // chosen is 1 for a client with a secret that a host chose.
 func (k *knownClient) chosen() int64 {
-	if k != nil && slices.ContainsFunc(k.rec.Secrets, func(cl clientSecret) bool { return cl.Rounds > 0 }) {
+	if k != nil && slices.ContainsFunc(k.rec.Secrets, func(cl clientSecret) bool { return cl.Chosen() }) {
 		return 1
 	}
 	return 0

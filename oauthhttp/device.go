@@ -7,15 +7,14 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"hash/maphash"
 	"net/http"
 	"net/url"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/internal/source"
+	"github.com/apitoken-go/apitoken/internal/throttle"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -264,12 +263,12 @@ type DeviceRequest struct {
 func (h *Handler) Device(ctx context.Context, userCode string) (*DeviceRequest, error) {
 	// A try is counted before it is made: else parallel ones would all find the count where it was.
 	from := source.Of(apitoken.OriginOf(ctx).Address)
-	if !h.tries.take(from, h.now()) {
-		return nil, &apitoken.Error{Code: apitoken.ErrLimited, RetryAfter: throttleWindow, Detail: "too many wrong user codes from " + from}
+	if !h.tries.Take(throttle.Name{From: from}, h.now()) {
+		return nil, &apitoken.Error{Code: apitoken.ErrLimited, RetryAfter: throttle.Window, Detail: "too many wrong user codes from " + from}
 	}
 	d, sum, err := h.findDevice(ctx, userCode)
 	if !errors.Is(err, apitoken.ErrNotFound) {
-		h.tries.giveBack(from, h.now())
+		h.tries.GiveBack(throttle.Name{From: from}, h.now())
 	}
 	if err != nil {
 		return nil, err
@@ -405,58 +404,4 @@ func (h *Handler) DenyDevice(ctx context.Context, x *DeviceRequest) error {
 		d.State = "denied"
 		return nil
 	})
-}
-
-// throttle counts wrong guesses by source in a table of fixed size: sources that collide share a count.
-type throttle struct {
-	slots [1 << 12]atomic.Uint64 // minute << 16 | count
-	seed  atomic.Pointer[maphash.Seed]
-}
-
-const (
-	throttleWindow = time.Minute
-	throttleLimit  = 20
-)
-
-func (t *throttle) slot(source string) *atomic.Uint64 {
-	seed := t.seed.Load()
-	if seed == nil {
-		fresh := maphash.MakeSeed()
-		t.seed.CompareAndSwap(nil, &fresh)
-		seed = t.seed.Load()
-	}
-	return &t.slots[maphash.String(*seed, source)%uint64(len(t.slots))]
-}
-
-func minute(now time.Time) uint64 {
-	return uint64(now.Unix()/int64(throttleWindow/time.Second)) & (1<<48 - 1)
-}
-
-// take counts a try, if its source has any left in this minute.
-func (t *throttle) take(source string, now time.Time) bool {
-	s, w := t.slot(source), minute(now)
-	for {
-		old := s.Load()
-		next := w<<16 | 1
-		if old>>16 == w {
-			if old&0xffff >= throttleLimit {
-				return false
-			}
-			next = old + 1
-		}
-		if s.CompareAndSwap(old, next) {
-			return true
-		}
-	}
-}
-
-// giveBack uncounts a try that was not a wrong guess.
-func (t *throttle) giveBack(source string, now time.Time) {
-	s, w := t.slot(source), minute(now)
-	for {
-		old := s.Load()
-		if old>>16 != w || old&0xffff == 0 || s.CompareAndSwap(old, old-1) {
-			return
-		}
-	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/fetch"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/source"
+	"github.com/apitoken-go/apitoken/internal/throttle"
 )
 
 // Documents says what clients may describe themselves (draft-ietf-oauth-client-id-metadata-document): their ID is an https URL
@@ -110,8 +111,8 @@ func (h *Handler) document(ctx context.Context, client apitoken.Client, known bo
 			return no(errUnknownClient, err)
 		}
 	}
-	if from := source.Of(apitoken.OriginOf(ctx).Address); !known && !h.newly.take(from, h.now()) {
-		return client, "", &apitoken.Error{Code: apitoken.ErrLimited, RetryAfter: throttleWindow, Detail: "too many new clients from " + from}
+	if from := source.Of(apitoken.OriginOf(ctx).Address); !known && !h.newly.Take(throttle.Name{From: from}, h.now()) {
+		return client, "", &apitoken.Error{Code: apitoken.ErrLimited, RetryAfter: throttle.Window, Detail: "too many new clients from " + from}
 	}
 	body, err := h.fetch.Get(ctx, id)
 	var m *clientMetadata

@@ -32,6 +32,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/bodytime"
 	"github.com/apitoken-go/apitoken/internal/fetch"
 	"github.com/apitoken-go/apitoken/internal/peercert"
+	"github.com/apitoken-go/apitoken/internal/throttle"
 	"github.com/apitoken-go/apitoken/remote"
 )
 
@@ -114,8 +115,8 @@ type Handler struct {
 
 	readTime time.Duration // for a whole body
 
-	tries  throttle // of user codes
-	newly  throttle // of clients that make themselves
+	tries  throttle.Table // of user codes, by source
+	newly  throttle.Table // of clients that make themselves, by source
 	fetch  *fetch.Fetcher
 	issues []*assertionIssuer
 	spec   []byte // the OpenAPI document

@@ -14,6 +14,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/redirect"
 	"github.com/apitoken-go/apitoken/internal/source"
+	"github.com/apitoken-go/apitoken/internal/throttle"
 )
 
 // RegisterScope is what an initial access token must hold (RFC 7591 §3). An API key with it and with MaxUses is a
@@ -185,8 +186,8 @@ const unusedRegistration = time.Hour
 // mayMakeOne says whether there is room for a client for which nobody vouches.
 func (h *Handler) mayMakeOne(ctx context.Context) error {
 	switch from := source.Of(apitoken.OriginOf(ctx).Address); {
-	case !h.newly.take(from, h.now()):
-		return &apitoken.Error{Code: apitoken.ErrLimited, RetryAfter: throttleWindow, Detail: "too many new clients from " + from}
+	case !h.newly.Take(throttle.Name{From: from}, h.now()):
+		return &apitoken.Error{Code: apitoken.ErrLimited, RetryAfter: throttle.Window, Detail: "too many new clients from " + from}
 	case h.svc.Clients.Temporary() >= h.o.Registration.Open:
 		return &apitoken.Error{Code: apitoken.ErrLimited, RetryAfter: unusedRegistration, Detail: "too many clients that registered themselves"}
 	}
