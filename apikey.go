@@ -66,6 +66,7 @@ type APIKeys struct {
 	trust   *trust        // our own issuer; set once the validator is made
 	valid   *JWTValidator // ours, likewise
 	keys    *keyCache
+	quota   *quota // Limits.APIKeysPerSubject
 	// Set in a caller's own view.
 	view     bool
 	caller   Token
@@ -107,7 +108,8 @@ const (
 )
 
 func newAPIKeys(s *core, signing *SigningKeys, clients *Clients) *APIKeys {
-	return &APIKeys{s: s, signing: signing, clients: clients, keys: newKeyCache()}
+	return &APIKeys{s: s, signing: signing, clients: clients, keys: newKeyCache(),
+		quota: newQuota(s, store.KindAPIKey, "apikey", s.cfg.Limits.APIKeysPerSubject, func(time.Time, int64) bool { return false })}
 }
 
 func (k *APIKeys) reset() { k.keys.DropAll(nil) }
@@ -149,7 +151,7 @@ func (k *APIKeys) setAside(r store.Record) {
 // A key that is made or rotated by a registered client's token ends when that token's session or client is revoked, and holds no
 // more than the client may; one by a token of Config.FirstParty outlives its session.
 func (k *APIKeys) For(t Token) *APIKeys {
-	v := &APIKeys{s: k.s, signing: k.signing, clients: k.clients, trust: k.trust, valid: k.valid, keys: k.keys, view: true, caller: t}
+	v := &APIKeys{s: k.s, signing: k.signing, clients: k.clients, trust: k.trust, valid: k.valid, keys: k.keys, quota: k.quota, view: true, caller: t}
 	switch {
 	case t.IsZero():
 		v.refuse = "no caller"
@@ -323,6 +325,13 @@ func (k *APIKeys) create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, 
 	if err := k.mayContinue(ctx, rec.Scopes); err != nil {
 		return APIKey{}, Secret{}, err
 	}
+	if k.quota.limit > 0 {
+		leave, err := k.quota.turns.enter(ctx, r.Subject)
+		if err != nil {
+			return APIKey{}, Secret{}, err
+		}
+		defer leave()
+	}
 	for try := 0; try < refreshTries; try++ {
 		if err := k.allowed(ctx); err != nil {
 			return APIKey{}, Secret{}, err
@@ -336,7 +345,7 @@ func (k *APIKeys) create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, 
 		if err != nil {
 			return APIKey{}, Secret{}, err
 		}
-		x, secret, err := k.write(ctx, rec, m, k.from(m), count, nil, "created")
+		x, secret, err := k.write(ctx, rec, m, k.from(m), count, nil, nil, "created")
 		switch {
 		case errors.Is(err, errOvertaken) && (k.verified || m.begun):
 			return APIKey{}, Secret{}, fail(ErrRevoked, "a revocation came while the key was made")
@@ -448,41 +457,48 @@ func checkKeyName(name string) error {
 	return nil
 }
 
-// kindQuota records have no content: whoever makes one of a limited number writes its subject's, so that two who counted at
-// the same time can not both have found room.
-const kindQuota store.Kind = "quota"
-
-const quotaKept = time.Hour // much longer than it takes to count and to write
-
-// room counts a subject's keys. It returns what the write of one more takes along, so that of several who counted alike
-// one is written and the others count again.
-func (k *APIKeys) room(ctx context.Context, subject string) (func(*change) error, error) {
-	limit := k.s.cfg.Limits.APIKeysPerSubject
-	if limit == 0 {
+// counted is what a subject has; nil: there is no limit.
+func (k *APIKeys) counted(ctx context.Context, subject string) (*holding, error) {
+	if k.quota.limit == 0 {
 		return nil, nil
 	}
-	h := opaque.Hash("quota1", []byte(k.s.ns), []byte("apikey"), []byte(subject))
-	r := store.Record{Kind: kindQuota, ID: hex.EncodeToString(h[:])}
-	old, err := k.s.get(ctx, r.Kind, r.ID)
-	if err != nil && !isNotFound(err) {
-		return nil, err
+	return k.quota.read(ctx, subject, func(r store.Record) (bool, error) {
+		var rec apiKeyRecord
+		if err := read(&apiKeyForm, r, &rec); err != nil {
+			return false, err
+		}
+		return k.counts(&rec, r), nil
+	})
+}
+
+// counts reports whether a key takes up room: it works, and no successor has taken its place.
+func (k *APIKeys) counts(rec *apiKeyRecord, r store.Record) bool {
+	if rec.Revoked == 0 && k.s.rules.Hit(rec.ruleSubject(r.ID)) != "" {
+		rec.Revoked = r.Written
 	}
-	n := 0
-	for x, err := range k.list(ctx, subject, Page{}, false) {
-		if err != nil {
+	x := rec.public(r.ID)
+	return x.Replaced.IsZero() && k.live(&x)
+}
+
+// room counts a subject's keys and makes sure that there is room for one more.
+func (k *APIKeys) room(ctx context.Context, subject string) (*holding, error) {
+	t, err := k.counted(ctx, subject)
+	if err != nil || t == nil || !t.full() {
+		return t, err
+	}
+	for _, id := range slices.Clone(t.ids) { // those that have ended since make room
+		rec, r, err := k.read(ctx, id)
+		switch {
+		case isNotFound(err), err == nil && !k.counts(&rec, r):
+			t.remove(id)
+		case err != nil:
 			return nil, err
 		}
-		if x.Replaced.IsZero() && k.live(&x) {
-			n++
-		}
 	}
-	if n >= limit {
-		return nil, fail(ErrLimited, "the subject has %d API keys, the limit", n)
+	if t.full() {
+		return nil, fail(ErrLimited, "the subject has %d API keys, the limit", len(t.ids))
 	}
-	return func(c *change) error {
-		r.Expires = k.s.now().Add(quotaKept).UnixMilli()
-		return bare(c, r, old.Version)
-	}, nil
+	return t, nil
 }
 
 func (k *APIKeys) live(x *APIKey) bool {
@@ -490,9 +506,9 @@ func (k *APIKeys) live(x *APIKey) bool {
 	return !x.Revoked && (x.Expires.IsZero() || now.Before(x.Expires)) && (x.Replaced.IsZero() || now.Before(x.Replaced))
 }
 
-// write makes the secret and stores the key, with another put where it replaces one, which is old to rules. errOvertaken: a rule on
-// what the key stands on came since m, and the key has ended.
-func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from birth, also func(*change) error, old *rules.Subject, how string) (APIKey, Secret, error) {
+// write makes the secret and stores the key, counted in t if that is not nil, with another put where it replaces one, which is old to
+// rules. errOvertaken: a rule on what the key stands on came since m, and the key has ended.
+func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from birth, t *holding, also func(*change) error, old *rules.Subject, how string) (APIKey, Secret, error) {
 	s := k.s
 	now := s.now()
 	rec := *plan
@@ -510,6 +526,12 @@ func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from 
 	}
 	if also != nil {
 		if err := also(c); err != nil {
+			return APIKey{}, Secret{}, err
+		}
+	}
+	if t != nil {
+		t.add(id, c.Puts[0].Expires)
+		if err := t.put(c); err != nil {
 			return APIKey{}, Secret{}, err
 		}
 	}
@@ -782,7 +804,14 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 				return APIKey{}, Secret{}, err
 			}
 		}
-		fresh, secret, err := k.write(ctx, &next, m, from, func(c *change) error {
+		t, err := k.counted(ctx, rec.Subject)
+		if err != nil {
+			return APIKey{}, Secret{}, err
+		}
+		if t != nil { // its successor takes its place
+			t.remove(id)
+		}
+		fresh, secret, err := k.write(ctx, &next, m, from, t, func(c *change) error {
 			return rec.put(c, id, r.Version)
 		}, rec.ruleSubject(id), "rotated from "+id)
 		switch {

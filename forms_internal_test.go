@@ -76,6 +76,9 @@ func goldenForm[T any](t *testing.T, name string, f *record.Form[T], id string) 
 		if c, ok := any(v).(*clientRecord); ok {
 			c.Keys = []byte(`{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}`)
 		}
+		if q, ok := any(v).(*quotaRecord); ok {
+			q.IDs = []byte("sixteen bytes, 1sixteen bytes, 2")
+		}
 		w, err := f.Write(store.Record{ID: id}, v)
 		is.NoError(t, err)
 		file := filepath.Join("testdata", "forms", name+".json")
@@ -116,6 +119,8 @@ func TestStoredForms(t *testing.T) {
 	goldenForm(t, "meta", &metaForm, "service")
 	goldenForm(t, "deed", &deedForm, "d")
 	goldenForm(t, "use", &useForm, "u")
+	goldenForm(t, "quota", &quotaForm, "q")
+	goldenForm(t, "counting", &countingForm, "grant")
 	goldenForm(t, "spent", &spentForm, "s")
 	goldenForm(t, "cursor", &deliver.CursorForm, "sink")
 	goldenForm(t, "copy", &mover.CopyForm, "copy")

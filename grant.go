@@ -234,35 +234,66 @@ func (s *Service) used(ctx context.Context, g Grant) Grant {
 	return g
 }
 
-// limitGrants ends a subject's longest idle grants while there are more than Limits.GrantsPerSubject. It comes after the
-// newest was written: of many logins at once, whichever is last sees all the others.
-func (s *Service) limitGrants(ctx context.Context, subject, newest string) error {
-	limit := s.cfg.Limits.GrantsPerSubject
-	if limit == 0 {
-		return nil
+// maxEvicted is how many sessions end in the change that opens one: a change has room for 16 records and events.
+const maxEvicted = 8
+
+// admit counts the sessions of a subject that is to get one more, within Limits.GrantsPerSubject. It returns
+// the count and the sessions that must end with the write of the new one: those that have been idle longest.
+func (s *Service) admit(ctx context.Context, subject string) (*holding, []Grant, error) {
+	limit := s.sessions.limit
+	t, err := s.sessions.read(ctx, subject, func(r store.Record) (bool, error) {
+		g, err := readGrant(r)
+		return err == nil && s.alive(r.ID, g) == nil, err
+	})
+	if err != nil || !t.full() {
+		return t, nil, err
 	}
+
+	// Those that have ended since make room.
 	var live []Grant
-	for g, err := range s.grants(ctx, rules.BySubject(subject), Page{}, false) {
-		if err != nil {
-			return err
-		}
-		if g.ID != newest {
-			live = append(live, g)
+	for _, id := range slices.Clone(t.ids) {
+		g, _, err := s.grant(ctx, id)
+		switch {
+		case isNotFound(err), err == nil && s.alive(id, g) != nil:
+			t.remove(id)
+		case err != nil:
+			return nil, nil, err
+		default:
+			live = append(live, g.public(id))
 		}
 	}
-	if len(live) < limit {
-		return nil
+	if !t.full() {
+		return t, nil, nil
 	}
+
 	for i, g := range live {
 		live[i] = s.used(ctx, g)
 	}
 	slices.SortFunc(live, func(a, b Grant) int {
 		return cmp.Or(a.LastUsed.Compare(b.LastUsed), cmp.Compare(a.ID, b.ID))
 	})
-	for _, g := range live[:len(live)-limit+1] {
-		if err := s.revoke(ctx, rules.ByGrant(g.ID), "over the limit of grants for one subject", EventRevoked); err != nil {
-			return err
+	end := live[:len(live)-limit+1]
+	for len(end) > maxEvicted { // the limit was lowered
+		if err := s.revoke(ctx, rules.ByGrant(end[0].ID), overLimit, EventRevoked); err != nil {
+			return nil, nil, err
 		}
+		t.remove(end[0].ID)
+		end = end[1:]
 	}
+	for _, g := range end {
+		t.remove(g.ID)
+	}
+	return t, end, nil
+}
+
+const overLimit = "over the limit of grants for one subject"
+
+// evict ends a session in the change that opens another.
+func (s *Service) evict(ctx context.Context, c *change, g Grant) error {
+	t := rules.ByGrant(g.ID)
+	if err := s.addRule(ctx, c, t, false, overLimit); err != nil {
+		return err
+	}
+	c.event(ctx, Event{Type: EventRevoked, OK: true, Reason: overLimit, Target: Target{t}, Subject: g.Subject, Client: g.Client, Grant: g.ID})
 	return nil
 }

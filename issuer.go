@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
@@ -222,9 +223,6 @@ func (s *Service) issue(ctx context.Context, r Request, m moment, who *caller, s
 			return nil, err
 		}
 		i, err := s.open(ctx, &p, m, r.Refresh, spent)
-		if err == nil && r.Refresh {
-			err = s.limitGrants(ctx, p.subject, i.Token.Grant())
-		}
 		if err == nil {
 			return i, nil
 		}
@@ -279,9 +277,9 @@ func (s *Service) open(ctx context.Context, p *plan, m moment, refresh bool, spe
 	if err != nil {
 		return nil, err
 	}
-	c := s.newChange()
+	var g *grantRecord
 	if refresh {
-		g := &grantRecord{V: 1, Subject: p.subject, Client: p.client.ID, Scopes: p.scopes, Roles: p.roles, Audiences: p.audiences,
+		g = &grantRecord{V: 1, Subject: p.subject, Client: p.client.ID, Scopes: p.scopes, Roles: p.roles, Audiences: p.audiences,
 			Claims: p.claims, Binding: p.binding, Birth: from.at, Created: now.UnixMilli(), Life: int64(p.life / time.Second)}
 		g.Expires, g.Idle = end.UnixMilli(), life.Idle.Milliseconds()
 		o := originOf(ctx)
@@ -295,26 +293,97 @@ func (s *Service) open(ctx context.Context, p *plan, m moment, refresh bool, spe
 		}
 		i.Refresh = NewSecret(text)
 		g.last(t, p)
-		if err := g.put(c, grant, store.Version{}); err != nil {
-			return nil, err
-		}
 	}
-	if spent != nil {
-		if err := spent.with(c, grant); err != nil {
-			return nil, err
+	write := func(more func(*change) error) error {
+		c := s.newChange()
+		if g != nil {
+			if err := g.put(c, grant, store.Version{}); err != nil {
+				return err
+			}
 		}
+		if spent != nil {
+			if err := spent.with(c, grant); err != nil {
+				return err
+			}
+		}
+		c.event(ctx, p.eventOf(t))
+		if more != nil {
+			if err := more(c); err != nil {
+				return err
+			}
+		}
+		_, err := s.commit(ctx, c)
+		return err
 	}
-	c.event(ctx, p.eventOf(t))
-	if _, err := s.commit(ctx, c); err != nil {
+	if g != nil && s.sessions.limit > 0 {
+		err = s.writeCounted(ctx, g, grant, write)
+	} else {
+		err = write(nil)
+	}
+	if err != nil {
 		return nil, err
 	}
-	if !m.passed(s.rules) || s.rules.Hit(rs) == "" {
+	if !m.passed(s.rules) || s.rules.Hit(rs) == "" || g != nil && s.replaced(rs) {
 		return i, nil
 	}
 	if s.rules.Hit(renewed(rs)) != "" {
 		return nil, errOvertaken
 	}
 	return nil, errRenew
+}
+
+// replaced reports whether nothing but a rule on its own session hits a login: others of the same subject have taken all the room
+// since. It is answered like one that came a little earlier; its caller may find out when it uses the tokens.
+func (s *Service) replaced(rs *rules.Subject) bool {
+	x := *rs
+	x.Grant = ""
+	return s.sessions.limit > 0 && s.rules.Hit(&x) == ""
+}
+
+// writeCounted opens a session within the limit of its subject: count, end what is too much and the new session
+// are one change. store.ErrConflict: write raced with something else than the count.
+func (s *Service) writeCounted(ctx context.Context, g *grantRecord, id string, write func(more func(*change) error) error) error {
+	leave, err := s.sessions.turns.enter(ctx, g.Subject)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	var before store.Version
+	wait := 2 * time.Millisecond
+	for try := 1; ; try++ {
+		t, end, err := s.admit(ctx, g.Subject)
+		if err != nil {
+			return err
+		}
+		if try > 1 && t.r.Version == before {
+			return store.ErrConflict
+		}
+		began := time.Now()
+		err = write(func(c *change) error {
+			t.add(id, g.Expires+int64(grantSlack/time.Millisecond))
+			if err := t.put(c); err != nil {
+				return err
+			}
+			for _, g := range end {
+				if err := s.evict(ctx, c, g); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		switch {
+		case err == nil:
+			for range end {
+				s.observe(ctx, Observation{Op: "revoke", Took: time.Since(began)})
+			}
+			return nil
+		case !errors.Is(err, store.ErrConflict):
+			return err
+		case try == quotaTries || !follow.Sleep(ctx, follow.Jitter(wait)):
+			return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "many logins of one subject at once"}
+		}
+		before, wait = t.r.Version, min(2*wait, 50*time.Millisecond)
+	}
 }
 
 func (p *plan) eventOf(t stamp) Event {

@@ -40,6 +40,7 @@ func (s *Service) openNamespace(ctx context.Context) error {
 	for try := 0; try < refreshTries; try++ {
 		r, err := s.st.Get(ctx, store.KindMeta, metaID)
 		var m metaRecord
+		s.born = false
 		switch {
 		case errors.Is(err, store.ErrNotFound):
 			if err := s.refuseForeign(ctx); err != nil {
@@ -48,6 +49,7 @@ func (s *Service) openNamespace(ctx context.Context) error {
 			var ns [16]byte
 			rand.Read(ns[:])
 			m = metaRecord{V: 1, Issuer: s.cfg.Issuer, Namespace: hex.EncodeToString(ns[:])}
+			s.born = true
 		case err != nil:
 			return startError(ctx, unavailable(err, "read the namespace"))
 		default:

@@ -39,6 +39,8 @@ type Service struct {
 	copied   [2]int64    // metaRecord.Copied
 	unsure   atomic.Bool // the namespace can not be read: nothing is purged
 	turns    turns       // of those who redeem one ticket
+	sessions *quota      // Limits.GrantsPerSubject
+	born     bool        // by New: the namespace was empty
 	once     sync.Once
 }
 
@@ -104,7 +106,10 @@ const (
 	ReplayedRestored                      // the host replays the lost revocations itself, before it serves
 )
 
-// Limits bound what one subject may have. Zero: no limit.
+// Limits bound what one subject may have, at most 500. Zero: no limit. They are exact, also when logins
+// race, as long as every process on a store has them or none has. A limit that is set on a store in use
+// counts what is there: sessions are read through once at the start of each process, for as long as
+// sessions from before may live. What a process without limits makes beside others is counted within a week.
 type Limits struct {
 	APIKeysPerSubject int
 	GrantsPerSubject  int // beyond it the longest idle one ends
@@ -261,6 +266,9 @@ func (c *Config) check() error {
 	if c.Limits.APIKeysPerSubject < 0 || c.Limits.GrantsPerSubject < 0 {
 		return wrong("Limits", "must not be negative")
 	}
+	if max(c.Limits.APIKeysPerSubject, c.Limits.GrantsPerSubject) > maxLimit {
+		return wrong("Limits", "over %d", maxLimit)
+	}
 	for s := range c.Scopes {
 		if !s.wellFormed() {
 			return wrong("Scopes", "%q is no scope (RFC 6749 §3.3)", s)
@@ -404,6 +412,9 @@ func New(c Config) (*Service, error) {
 	s.Clients = newClients(s.core, s.SigningKeys)
 	s.APIKeys = newAPIKeys(s.core, s.SigningKeys, s.Clients)
 	s.audit.known = func(client string) bool { return s.Clients.lookup(client) != nil }
+	s.sessions = newQuota(s.core, kindGrant, "grant", c.Limits.GrantsPerSubject, func(now time.Time, since int64) bool {
+		return now.After(time.UnixMilli(since).Add(s.longest.Load().grant + grantSlack))
+	})
 	s.roles = newRoleBook()
 	s.state = follow.New(s.ctx, follow.Config{Store: c.Store, Now: c.Now, Injected: injected, Log: c.Logger, Staleness: c.Validation.MaxStaleness,
 		First: snapshotKinds, Then: followedKinds}, follow.To{Apply: s.apply, Aside: s.setAside, Told: s.tellUnreadable, Forget: s.forget, Lost: s.lost, Round: s.round})
@@ -436,6 +447,11 @@ func (s *Service) start() error {
 	}
 	if err := s.afterRestore(ctx); err != nil {
 		return startError(ctx, err)
+	}
+	for _, q := range []*quota{s.sessions, s.APIKeys.quota} {
+		if err := q.start(ctx, s.born); err != nil {
+			return startError(ctx, err)
+		}
 	}
 	s.goRun("follow", s.state.Run)
 	s.goRun("keys", s.SigningKeys.ring.Run)

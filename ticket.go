@@ -333,8 +333,8 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 	}})
 }
 
-// turns lets those who redeem one ticket in one process come one after another: the first has its answer before a
-// second use ends what it got. Between processes the store decides.
+// turns lets those who redeem one ticket, or open sessions of one subject, in one process come one after another: the first
+// has its answer before a second use of the ticket ends what it got. Between processes the store decides.
 type turns struct {
 	mu   sync.Mutex // guards busy
 	busy map[string]chan struct{}
@@ -363,7 +363,7 @@ func (t *turns) enter(ctx context.Context, id string) (leave func(), err error) 
 		select {
 		case <-before:
 		case <-ctx.Done():
-			return nil, unavailable(ctx.Err(), "waiting for another use of one ticket")
+			return nil, unavailable(ctx.Err(), "waiting for another call for the same ticket or subject")
 		}
 	}
 }
