@@ -42,7 +42,10 @@ type Request struct {
 	Audiences []string      // empty: the client's, or Config.Audience
 	Lifetime  time.Duration // of the access token; zero: the client's, then Config's; cut to MaxAccess
 	Refresh   bool          // with a refresh token: opens a grant that is listed, refreshed and issued under
-	Claims    any           // the host's own: a struct or map that marshals to a JSON object, at most 4 KiB
+	// Claims are the host's own: a struct or map that marshals to a JSON object, at most 4 KiB. Reserved names (iss, sub, aud, exp,
+	// nbf, iat, jti, scope, client_id and others) may be there if they are empty, as in a struct that embeds jwt.RegisteredClaims,
+	// and are left out. ErrInvalidRequest where one has a value: it is made from the other fields.
+	Claims any
 	// Binding binds the tokens to a key or a certificate: "jkt:" and the RFC 7638 thumbprint of a DPoP
 	// key, or "x5t#S256:" and that of a certificate. See BindDPoP and BindCertificate.
 	Binding string

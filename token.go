@@ -1,7 +1,6 @@
 package apitoken
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +11,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/golang-jwt/jwt/v5"
 
 	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/jws"
@@ -107,13 +108,21 @@ func marshalClaims(v any) ([]byte, error) {
 	case err != nil:
 		return nil, &Error{Code: ErrInvalidRequest, Detail: "claims do not marshal", Cause: err}
 	}
-	if bytes.Equal(b, []byte("null")) || bytes.Equal(b, []byte("{}")) {
+	var reserved jws.ReservedError
+	err = jws.CheckPrivateClaims(b)
+	if errors.As(err, &reserved) { // a struct for claims has members that we set ourselves: they may be there if they are empty
+		if b, err = jws.HostClaims(b); err == nil {
+			err = jws.CheckPrivateClaims(b)
+		}
+	}
+	switch {
+	case string(b) == "null" || string(b) == "{}":
 		return nil, nil
-	}
-	if len(b) > maxClaimBytes {
+	case len(b) > maxClaimBytes:
 		return nil, fail(ErrInvalidRequest, "claims take %d bytes, at most %d are allowed", len(b), maxClaimBytes)
-	}
-	if err := jws.CheckPrivateClaims(b); err != nil {
+	case errors.As(err, &reserved):
+		return nil, fail(ErrInvalidRequest, "claims: the name %s is reserved, this package sets it from the other fields of the request: leave it empty", string(reserved))
+	case err != nil:
 		return nil, &Error{Code: ErrInvalidRequest, Detail: "claims", Cause: err}
 	}
 	return b, nil
@@ -208,10 +217,19 @@ func (t Token) Check(r Requirement) error {
 	return &Error{Code: ErrInsufficientScope, Needs: r}
 }
 
-// Claims decodes the host's own claims into v, as json.Unmarshal does. Reserved claims are not
-// among them; without claims v stays as it is.
+// Claims decodes the host's own claims into v, as json.Unmarshal does. Where v is a jwt.Claims of golang-jwt, a struct that embeds
+// jwt.RegisteredClaims say, it is given what RegisteredClaims returns as well. No other reserved claim is among them; without
+// claims any other v stays as it is.
 func (t Token) Claims(v any) error {
-	if t.spec(); len(t.d.claim) == 0 {
+	t.spec()
+	if c, ok := v.(jwt.Claims); ok {
+		doc, err := t.allClaims()
+		if err == nil {
+			_, err = decodeClaims(doc, c)
+		}
+		return err
+	}
+	if len(t.d.claim) == 0 {
 		return nil
 	}
 	return json.Unmarshal(t.d.claim, v)

@@ -127,7 +127,7 @@ func TestDigestIsKept(t *testing.T) {
 	check(s)
 	for i := range 300 {
 		g, r, e := put("grant", fmt.Sprint(i), store.Version{}), put(store.KindRule, fmt.Sprint(i), store.Version{}), event(fmt.Sprint(i))
-		g.Expires, r.Expires, e.Expires = int64(1+i%2<<40), int64(1+i%2<<40), int64(1+i%2<<40)
+		g.Expires, r.Expires, e.Expires = 1+int64(i%2)<<40, 1+int64(i%2)<<40, 1+int64(i%2)<<40
 		must(t, s, []store.Put{g, r}, e)
 	}
 	check(s)
