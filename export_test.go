@@ -20,7 +20,7 @@ func Tidy(s *Service, before time.Time) { s.tidy(context.Background(), before) }
 
 // FeedBooks is how many sets of rules a validator holds of an issuer.
 func FeedBooks(v *JWTValidator, issuer string) (n int) {
-	for b := v.trusts[issuer].rules.Load(); b != nil; b = b.Older {
+	for b := v.trusts[issuer].Rules.Load(); b != nil; b = b.Older {
 		n++
 	}
 	return n
@@ -28,7 +28,7 @@ func FeedBooks(v *JWTValidator, issuer string) (n int) {
 
 // FeedRules is how many entries they have.
 func FeedRules(v *JWTValidator, issuer string) (n int) {
-	for b := v.trusts[issuer].rules.Load(); b != nil; b = b.Older {
+	for b := v.trusts[issuer].Rules.Load(); b != nil; b = b.Older {
 		n += b.Index.Len()
 	}
 	return n
@@ -36,7 +36,7 @@ func FeedRules(v *JWTValidator, issuer string) (n int) {
 
 // SweepFeed forgets what ended before a time.
 func SweepFeed(v *JWTValidator, issuer string, before time.Time) {
-	v.trusts[issuer].rules.Load().Sweep(before)
+	v.trusts[issuer].Rules.Load().Sweep(before)
 }
 
 // CacheWeight is what the cache counts for a token, and what its entry keeps alive at least; false: it does not keep it.

@@ -3,9 +3,6 @@ package apitoken
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,47 +11,7 @@ import (
 	"unsafe"
 
 	is "github.com/stretchr/testify/require"
-
-	"github.com/apitoken-go/apitoken/internal/jws"
 )
-
-// A key set that was fetched before a key was declared compromised, and comes to its place afterwards, does not bring the
-// key back: compromised keys win over any set, for ever.
-func TestACompromisedKeyLosesEveryRace(t *testing.T) {
-	t.Parallel()
-	var list []*jws.PublicKey
-	for _, kid := range []string{"good", "bad"} {
-		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		pub, err := jws.NewPublicKey(kid, "ES256", &k.PublicKey)
-		if err != nil {
-			t.Fatal(err)
-		}
-		list = append(list, pub)
-	}
-	rounds := 5000
-	if testing.Short() {
-		rounds = 500
-	}
-	for range rounds {
-		v := newValidator(Validation{CacheBytes: -1}, "https://api.example.com", nil)
-		x := &trust{issuer: "https://auth.example.com", v: v, compromised: map[string]bool{}}
-		x.setKeys(list)
-		var wg sync.WaitGroup
-		wg.Go(func() { x.setKeys(list) })
-		wg.Go(func() { x.withdraw([]string{"bad"}) })
-		wg.Go(func() { x.setKeys(list) })
-		wg.Wait()
-		if !x.holds("good") || x.holds("bad") {
-			t.Fatal("the key is back, or the other one is gone")
-		}
-		if v.gen.Load() == 0 {
-			t.Fatal("what it verified is not void")
-		}
-	}
-}
 
 // The tokens of a grant share its counter, which holds on to none of them; those that nobody uses are forgotten, and counted
 // on when they are used again.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/flightcache"
+	"github.com/apitoken-go/apitoken/internal/issuers"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
 )
@@ -65,10 +66,14 @@ type introspector struct {
 	ttl     time.Duration
 	answers *flightcache.Cache[[32]byte, *opaqueAnswer]
 
+	filter atomic.Pointer[keyFilter] // of API keys; nil: the source has sent none
+
 	mu     sync.Mutex // guards all below; taken with a shard of answers locked
 	asking [lanes]int // questions under way
 	budget float64    // questions that strange texts may ask now
 	filled time.Time  // when budget was computed
+	key    []byte     // of the feed's hashes
+	ns     string     // of the feed's hashes
 }
 
 // opaqueAnswer is what an issuer says of an active token.
@@ -113,7 +118,7 @@ type keyFilter struct {
 }
 
 // with is f and what a says; f itself where that is nothing new.
-func (f *keyFilter) with(a *RevocationView) *keyFilter {
+func (f *keyFilter) with(a *issuers.View) *keyFilter {
 	if a.Prefix == "" || len(a.APIKeyTags) == 0 {
 		return f
 	}
@@ -231,7 +236,7 @@ func (s *introspector) answer(ctx context.Context, token string) (a *opaqueAnswe
 	}
 	l := genuine
 	if !active {
-		if l, junk = s.iss.filter.Load().read(token); junk != "" {
+		if l, junk = s.filter.Load().read(token); junk != "" {
 			return nil, junk, nil
 		}
 	}
@@ -325,29 +330,23 @@ func (s *introspector) read(x Introspection, asked time.Time) (*opaqueAnswer, er
 	a := &opaqueAnswer{d: t.d, until: asked.Add(s.ttl)}
 	a.rule = rules.Subject{Subject: t.d.Subject, Id: t.d.ID, ApiKey: true, Iat: t.d.IssuedAt, Pos: pos}
 	a.d.from, a.d.by = &a.rule, s.v
-	s.iss.mu.Lock()
-	a.mark = rules.HashTarget(s.iss.feedKey, s.iss.feedNS, rules.TargetToken, "", t.d.ID, "")
-	s.iss.mu.Unlock()
+	s.mu.Lock()
+	a.mark = rules.HashTarget(s.key, s.ns, rules.TargetToken, "", t.d.ID, "")
+	s.mu.Unlock()
 	return a, nil
 }
 
-// changed drops what the feed says has changed. What was asked before is good for the callers that wait already, and for no other.
-func (s *introspector) changed(hashes [][16]byte, all bool) {
+// told takes what an answer of the feed says of opaque tokens, and drops the answers that have changed. What was asked before is
+// good for the callers that wait already, and for no other.
+func (s *introspector) told(a *issuers.View) {
+	s.mu.Lock()
+	s.key, s.ns = a.Key, a.Namespace
+	s.filter.Store(s.filter.Load().with(a))
+	s.mu.Unlock()
 	switch {
-	case all:
+	case a.DropOpaque:
 		s.answers.DropAll(nil)
-	case len(hashes) > 0:
-		s.answers.DropAll(func(a *opaqueAnswer) bool { return slices.Contains(hashes, a.mark) })
-	}
-}
-
-// dropOpaque passes on what an answer of the feed says of opaque tokens.
-func (t *trust) dropOpaque(a *RevocationView) {
-	t.mu.Lock()
-	t.feedKey, t.feedNS = a.Key, a.Namespace
-	t.filter.Store(t.filter.Load().with(a))
-	t.mu.Unlock()
-	if t.v.introspector != nil {
-		t.v.introspector.changed(a.Changed, a.DropOpaque)
+	case len(a.Changed) > 0:
+		s.answers.DropAll(func(x *opaqueAnswer) bool { return slices.Contains(a.Changed, x.mark) })
 	}
 }

@@ -98,7 +98,7 @@ func (s *Service) longer(r store.Record) error {
 	next := lifespans{access: max(old.access, ms(m.MaxAccess)), grant: max(old.grant, ms(m.MaxGrant)), foreign: max(old.foreign, ms(m.MaxForeign))}
 	s.longest.Store(&next)
 	if s.trust != nil {
-		s.trust.life.Store(int64(next.access))
+		s.trust.Life.Store(int64(next.access))
 	}
 	return nil
 }

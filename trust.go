@@ -4,16 +4,12 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"maps"
-	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/dpop"
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/issuers"
 	"github.com/apitoken-go/apitoken/internal/jws"
-	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -109,42 +105,17 @@ type RevocationEntry struct {
 	Expires int64    // Unix ms when it may be forgotten; 0: never
 }
 
-// trust is an issuer as a validator knows it.
+// trust is an issuer as a validator takes its tokens.
 type trust struct {
 	Trusted
+	issuers.Issuer
 	issuer string
 	own    bool // positions, roles, scopes and clients are taken
 	scopes Scopes
 	v      *JWTValidator
 	state  *follow.Follower // set for the service's own issuer: it feeds it
-	keys   atomic.Pointer[map[string]*jws.PublicKey]
-	rules  atomic.Pointer[rules.Book] // nil: InsecureNoRevocations
-	host   *rules.Book                // the service's own rules, which may name foreign principals
-	home   string                     // the service's own issuer
-	view   atomic.Pointer[follow.View]
-	life   atomic.Int64 // longest lifetime of an access token, ns
-	asked  chan string  // kids that are missing
-	kick   chan struct{}
-	ready  chan struct{} // closed when keys and rules were loaded once
-	once   sync.Once
-
-	keysOut  *outage // why the keys can't be read now; nil for the service's own issuer
-	feedOut  *outage // the same of the rules
-	clockFar atomic.Bool
-
-	fetched time.Time // when keys were last good; the follower's own
-	renew   chan struct{}
-	toldAt  atomic.Int64  // Unix ns: when the feed told of a key set that was not read yet; 0: there is none
-	book    *rules.Book   // of the feed's key now; the follower's own
-	clock   *follow.Clock // by which rules are forgotten; the follower's own
-	swept   time.Time     // when they were last; the follower's own
-
-	mu          sync.Mutex // guards what follows, and writes to keys; only the followers write
-	keySet      string     // the feed's
-	compromised map[string]bool
-	feedKey     []byte
-	feedNS      string
-	filter      atomic.Pointer[keyFilter] // of API keys; nil: the source has sent none
+	host   *rules.Book      // the service's own rules, which may name foreign principals
+	home   string           // the service's own issuer
 }
 
 func checkTrust(list []Trusted, own string) error {
@@ -180,12 +151,12 @@ func (t *trust) takes(own, aud []string) bool {
 }
 
 // lives is the longest that an access token of this issuer may live.
-func (t *trust) lives() time.Duration { return time.Duration(t.life.Load()) }
+func (t *trust) lives() time.Duration { return time.Duration(t.Life.Load()) }
 
 // version is of all rules that may hit this issuer's tokens.
 func (t *trust) version() uint64 {
 	var n uint64
-	if b := t.rules.Load(); b != nil {
+	if b := t.Rules.Load(); b != nil {
 		n = b.Version.Load()
 	}
 	if t.host != nil {
@@ -197,7 +168,7 @@ func (t *trust) version() uint64 {
 // hit says which rule refuses x, "" for none. A token of another issuer is looked for in two books: in its issuer's own,
 // where its session, client and roles count, and as abroad in the service's.
 func (t *trust) hit(x *rules.Subject) string {
-	if b := t.rules.Load(); b != nil {
+	if b := t.Rules.Load(); b != nil {
 		if rule := b.Hit(x); rule != "" {
 			return rule
 		}
@@ -228,13 +199,13 @@ func (t *trust) foreign(x *rules.Subject) *rules.Subject {
 	return y
 }
 
-// look is what is known now. Whoever decides takes it first, then looks at the rules, then at the clock: so the rules
-// that it stands for were all looked at, and a stop of the process in between shows in its age.
+// look returns the current view. Take it first, then look at the rules, then at the clock: then every rule that the view
+// holds was looked at, and a pause of the process in between shows in its age.
 func (t *trust) look() *follow.View {
 	if t.state != nil {
 		return t.state.View()
 	}
-	return t.view.Load()
+	return t.View.Load()
 }
 
 // freshness is the age of w at now, by whichever clock shows more.
@@ -252,22 +223,19 @@ func (t *trust) freshness(w *follow.View, now time.Time) Freshness {
 	return Freshness{Position: w.Pos, Age: max(age, 0), Stale: age > t.v.cfg.MaxStaleness}
 }
 
-// wake asks whoever feeds this issuer's rules to look now.
+// wake has this issuer's rules read now.
 func (t *trust) wake() {
 	if t.state != nil {
 		t.state.Wake()
 		return
 	}
-	select {
-	case t.kick <- struct{}{}:
-	default:
-	}
+	t.Wake()
 }
 
 // key finds the key that a header names. position is the token's pos claim, which nobody vouches for yet. A missing key may be
 // new: whoever can tell is asked. It does not wait for the network, but for the service's own store.
 func (t *trust) key(ctx context.Context, kid, position string) (*jws.PublicKey, *Error) {
-	set := t.keys.Load()
+	set := t.Issuer.Keys.Load()
 	if set == nil {
 		return nil, t.cutOff("the issuer's keys were never read or are too old")
 	}
@@ -284,22 +252,16 @@ func (t *trust) key(ctx context.Context, kid, position string) (*jws.PublicKey, 
 		return nil, unknown
 	}
 	if t.state == nil {
-		t.mu.Lock()
-		bad := t.compromised[kid]
-		t.mu.Unlock()
-		if bad {
+		if t.Issuer.Compromised(kid) {
 			return nil, fail(ErrInvalidToken, "its signing key was declared compromised")
 		}
-		select {
-		case t.asked <- kid:
-		default:
-		}
-		if t.outdated() {
+		t.Missing(kid)
+		if t.Outdated() {
 			return nil, t.cutOff("the issuer has another key set, which is being read")
 		}
 		return nil, unknown
 	}
-	if t.rules.Load().Signed(kid) {
+	if t.Rules.Load().Signed(kid) {
 		return nil, fail(ErrInvalidToken, "its signing key was declared compromised")
 	}
 	// A token says how much its issuer had seen when it signed, the ring included (see ring.before). An issuer that had seen
@@ -310,63 +272,10 @@ func (t *trust) key(ctx context.Context, kid, position string) (*jws.PublicKey, 
 	if err := t.state.Look(ctx); err != nil {
 		return nil, unavailable(err, "look for the token's signing key")
 	}
-	if k := (*t.keys.Load())[kid]; k != nil {
+	if k := (*t.Issuer.Keys.Load())[kid]; k != nil {
 		return k, nil
 	}
 	return nil, unknown
-}
-
-// setKeys replaces the keys. Whatever was verified with a key that is gone, or that changed, is void.
-func (t *trust) setKeys(list []*jws.PublicKey) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.setKeysLocked(list)
-}
-
-// setKeysLocked is setKeys for a caller that has mu: a set is looked through and put in place at once, so that no key is
-// in it that was declared compromised in between.
-func (t *trust) setKeysLocked(list []*jws.PublicKey) {
-	set := make(map[string]*jws.PublicKey, len(list))
-	for _, k := range list {
-		if !t.compromised[k.KID] {
-			set[k.KID] = k.Beside(set[k.KID])
-		}
-	}
-	old := t.keys.Load()
-	t.keys.Store(&set)
-	if old == nil {
-		return
-	}
-	for kid, k := range *old {
-		if !set[kid].SameKeys(k) {
-			t.v.gen.Add(1)
-			return
-		}
-	}
-}
-
-// withdraw notes keys that are compromised, for ever, and takes them out of the set.
-func (t *trust) withdraw(kids []string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	fresh := false
-	for _, kid := range kids {
-		fresh = fresh || !t.compromised[kid]
-		t.compromised[kid] = true
-	}
-	if set := t.keys.Load(); fresh && set != nil {
-		var list []*jws.PublicKey
-		for _, k := range *set {
-			list = append(list, k.All()...)
-		}
-		t.setKeysLocked(list)
-	}
-}
-
-// holds reports whether a key is still in the set, under whose name a token was verified.
-func (t *trust) holds(kid string) bool {
-	set := t.keys.Load()
-	return set != nil && ((*set)[kid] != nil || kid == "" && len(*set) == 1)
 }
 
 // ValidatorConfig configures NewValidator.
@@ -451,47 +360,68 @@ func newServiceValidator(s *Service) (*JWTValidator, error) {
 	v.opaque = s.APIKeys.validate
 	v.consume = s.Consume
 	t := &trust{issuer: s.cfg.Issuer, own: true, v: v, state: s.state}
-	t.rules.Store(s.rules)
-	t.life.Store(int64(s.longest.Load().access))
-	t.setKeys(s.SigningKeys.ring.PublicKeys())
+	t.Init(issuers.Config{Name: t.issuer, MaxLife: s.longest.Load().access, Now: s.now, Void: v.void})
+	t.Rules.Store(s.rules)
+	t.SetKeys(s.SigningKeys.ring.PublicKeys())
 	v.trusts[t.issuer] = t
 	s.trust, s.watchers, s.APIKeys.trust, s.APIKeys.valid = t, &v.observers, t, v
-	s.verifies = t.setKeys
+	s.verifies = t.SetKeys
 	v.follow(s.cfg.Trust, s.rules, s.cfg.Issuer)
 	return v, nil
 }
 
-// follow starts a follower for each issuer. host are the rules of the service whose validator it is, home its issuer.
+// void makes older entries of the cache count for nothing.
+func (v *JWTValidator) void() { v.gen.Add(1) }
+
+const defaultKeysFor = 24 * time.Hour
+
+// follow starts to follow each issuer. host are the rules of the service whose validator it is, home its issuer.
 func (v *JWTValidator) follow(list []Trusted, host *rules.Book, home string) {
-	ctx := v.ctx
 	for _, x := range list {
-		t := &trust{
-			Trusted: x, issuer: x.Issuer, own: x.Own, scopes: x.Scopes, v: v, host: host, home: home, clock: follow.NewClock(v.now),
-			asked: make(chan string, 1), kick: make(chan struct{}, 1), renew: make(chan struct{}, 1), ready: make(chan struct{}), compromised: map[string]bool{},
+		t := &trust{Trusted: x, issuer: x.Issuer, own: x.Own, scopes: x.Scopes, v: v, host: host, home: home}
+		c := issuers.Config{Name: x.Issuer, Keys: x.Keys, KeysFor: x.KeysFor, MaxLife: x.longest(), MaxStaleness: v.cfg.MaxStaleness, Slack: ruleSlack,
+			Ahead: max(v.cfg.ahead(), defaultAhead), Now: v.now, Log: v.observers.log, Void: v.void,
+			Observe: func(ctx context.Context, op string, err error, took time.Duration) {
+				v.observers.observeWithin(ctx, Observation{Op: op, Err: err, Took: took})
+			}}
+		if c.KeysFor == 0 {
+			c.KeysFor = defaultKeysFor
 		}
-		if t.KeysFor == 0 {
-			t.KeysFor = 24 * time.Hour
+		if x.Revocations != nil {
+			c.Feed = func(ctx context.Context, after store.Position, max int) (issuers.View, error) {
+				a, err := x.Revocations.Revocations(ctx, after, max)
+				return a.inside(), err
+			}
+			if w, ok := x.Revocations.(interface{ Waits() bool }); ok {
+				c.Waits = w.Waits
+			}
 		}
-		t.life.Store(int64(t.Trusted.longest()))
-		t.keysOut = &outage{issuer: x.Issuer, source: "keys", log: v.observers.log}
-		t.feedOut = &outage{issuer: x.Issuer, source: "feed", log: v.observers.log}
-		v.trusts[x.Issuer] = t
+		for _, source := range []any{x.Keys, x.Revocations} {
+			if k, ok := source.(issuers.Clock); ok {
+				c.Clocks = append(c.Clocks, k)
+			}
+		}
 		if v.introspector != nil {
 			v.introspector.iss = t
+			c.Told = v.introspector.told
 		}
-		v.wg.Add(1)
-		go func() {
-			defer v.wg.Done()
-			t.followKeys(ctx)
-		}()
-		if x.Revocations != nil {
-			v.wg.Add(1)
-			go func() {
-				defer v.wg.Done()
-				t.followRules(ctx)
-			}()
-		}
+		t.Init(c)
+		v.trusts[x.Issuer] = t
+		v.wg.Go(func() { t.Run(v.ctx) })
 	}
+}
+
+// inside is a as the package that follows issuers takes it.
+func (a *RevocationView) inside() issuers.View {
+	v := issuers.View{Key: a.Key, Namespace: a.Namespace, Compromised: a.Compromised, Changed: a.Changed, DropOpaque: a.DropOpaque, Prefix: a.Prefix,
+		KeySet: a.KeySet, Next: a.Next, More: a.More, Age: a.Age, MaxLifetime: a.MaxLifetime}
+	for _, r := range a.Rules {
+		v.Rules = append(v.Rules, rules.HashedRule{Class: rules.Class(r.Class), Kind: r.Kind, Hash: r.Hash, Value: r.Value, At: r.At, Expires: r.Expires})
+	}
+	for _, t := range a.APIKeyTags {
+		v.APIKeyTags = append(v.APIKeyTags, issuers.Tag(t))
+	}
+	return v
 }
 
 // Ready blocks until the keys and rules of every trusted issuer are loaded once, or ctx ends. The error then says which issuer
@@ -503,9 +433,9 @@ func (v *JWTValidator) Ready(ctx context.Context) (err error) {
 			continue
 		}
 		select {
-		case <-t.ready:
+		case <-t.Ready():
 		case <-ctx.Done():
-			why := t.cause()
+			why := t.Cause()
 			if why == nil {
 				why = ctx.Err()
 			}
@@ -515,279 +445,15 @@ func (v *JWTValidator) Ready(ctx context.Context) (err error) {
 	return nil
 }
 
-func (t *trust) loaded() {
-	if t.keys.Load() != nil && (t.InsecureNoRevocations || t.view.Load() != nil) {
-		t.once.Do(func() { close(t.ready) })
-	}
+// cutOff is the answer where a view of the issuer's is missing or too old.
+func (t *trust) cutOff(detail string) *Error {
+	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: detail, Cause: t.Cause()}
 }
 
-const (
-	keysEvery    = 5 * time.Minute        // how often a key set is read again, at most; a next key is published for longer
-	keysCooldown = 10 * time.Second       // between two reads that missing keys asked for
-	keysApart    = 100 * time.Millisecond // between two reads that the feed asked for
-	keysTimeout  = 10 * time.Second
-	keysLate     = 30 * time.Second // how long a set that the feed told of and that does not come excuses us
-)
-
-// outdated reports whether the issuer has another key set than the one that is known here, and said so just now.
-func (t *trust) outdated() bool {
-	at := t.toldAt.Load()
-	d := t.v.now().UnixNano() - at
-	return at != 0 && d < int64(keysLate) && d > -int64(keysLate)
-}
-
-// followKeys reads the issuer's keys in the background: one request at a time however many callers, at most one a
-// cool-down for kids that are missing. The last good set serves through an outage of KeysFor.
-func (t *trust) followKeys(ctx context.Context) {
-	missing, wait := "", time.Second
-	for {
-		began := time.Now()
-		t.keysOut.begin(t.v.now())
-		tctx, cancel := context.WithTimeout(ctx, keysTimeout)
-		doc, err := t.Keys.JWKS(tctx, missing)
-		cancel()
-		var keys []*jws.PublicKey
-		if err == nil {
-			keys, _, err = jws.ParseJWKS(doc, t.keys.Load())
-			if err == nil && len(keys) == 0 {
-				err = errors.New("no usable key in the set")
-			}
-		}
-		t.v.observers.observeWithin(ctx, Observation{Op: "keys", Err: err, Took: time.Since(began)})
-		if ctx.Err() != nil {
-			return
-		}
-		t.keysOut.end(ctx, t.v.now(), err)
-		t.checkClock(ctx)
-		last := time.Now()
-		next := follow.Jitter(wait)
-		if err == nil {
-			t.fetched = t.v.now()
-			t.setKeys(keys)
-			t.loaded()
-			if t.complete() {
-				wait, next = time.Second, follow.Jitter(min(keysEvery, t.KeysFor/4))
-			}
-		} else if !t.fetched.IsZero() {
-			left := t.KeysFor - t.v.now().Sub(t.fetched)
-			if left <= 0 {
-				t.mu.Lock() // else withdraw could put back what it has read just before
-				t.keys.Store(nil)
-				t.mu.Unlock()
-				t.v.gen.Add(1)
-			} else {
-				next = min(next, left)
-			}
-		}
-		wait = min(2*wait, time.Minute)
-		missing = t.awaitKeys(ctx, last, next)
-		if ctx.Err() != nil {
-			return
-		}
+// untimely refuses a token by its times. The detail names a clock that may be to blame.
+func (t *trust) untimely(code error, detail string) *Error {
+	if far := t.Clocks(); far != "" {
+		detail += "; " + far
 	}
-}
-
-// complete reports whether the keys that are known are the set that the feed told of last: behind a balancer another issuer may
-// have answered, which does not have it yet.
-func (t *trust) complete() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.keySet != "" && !t.hasSet(t.keySet) {
-		return false
-	}
-	t.toldAt.Store(0)
-	return true
-}
-
-// hasSet reports whether set is the digest of the known keys.
-func (t *trust) hasSet(set string) bool {
-	keys := t.keys.Load()
-	if keys == nil {
-		return false
-	}
-	return keyring.KeySetDigest(slices.Collect(maps.Keys(*keys))) == set
-}
-
-// awaitKeys waits for the next turn: for d, until the feed tells of another set, or for a missing kid and the end of its
-// cool-down, which holds up neither of the others.
-func (t *trust) awaitKeys(ctx context.Context, last time.Time, d time.Duration) (missing string) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	asked, renew := t.asked, t.renew
-	var soon, cool <-chan time.Time
-	for {
-		select {
-		case <-ctx.Done():
-			return missing
-		case <-timer.C:
-			return missing
-		case <-renew:
-			if t.toldAt.Load() == 0 {
-				continue // it came meanwhile
-			}
-			renew, soon = nil, time.After(keysApart-time.Since(last))
-		case <-soon:
-			return missing
-		case missing = <-asked: // whoever asks from now on is served by the same answer
-			asked, cool = nil, time.After(keysCooldown-time.Since(last))
-		case <-cool:
-			select {
-			case <-t.asked:
-			default:
-			}
-			return missing
-		}
-	}
-}
-
-// followRules follows the issuer's rules: from zero, then from its last position. Age counts from before each request
-// was sent, plus the source's own age; an answer that goes back is not taken.
-func (t *trust) followRules(ctx context.Context) {
-	wait := 50 * time.Millisecond
-	for {
-		began := time.Now()
-		err := t.readRules(ctx)
-		t.v.observers.observeWithin(ctx, Observation{Op: "feed", Err: err, Took: time.Since(began)})
-		if ctx.Err() != nil {
-			return
-		}
-		t.feedOut.end(ctx, t.v.now(), err)
-		t.checkClock(ctx)
-		pause := max(t.v.cfg.MaxStaleness/4, 10*time.Millisecond)
-		if w, ok := t.Revocations.(interface{ Waits() bool }); ok && w.Waits() {
-			pause = 2 * time.Millisecond
-		}
-		switch {
-		case err == nil:
-			wait = 50 * time.Millisecond
-		default:
-			pause = follow.Jitter(wait)
-			wait = min(2*wait, 5*time.Second)
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-t.kick:
-		case <-timer.C:
-		}
-		timer.Stop()
-	}
-}
-
-const (
-	rulesTimeout  = 40 * time.Second // over a long poll's own
-	rulesRestarts = 2                // of one reading: a source that changes its history or key each time is asked again later
-	sweepEvery    = 10 * time.Minute
-)
-
-// readRules asks once, in pages, for what is behind the last position. Where that says nothing any more, because the
-// history or the key of the hashes is another one, it reads all of it and merges: the book keeps what it has.
-func (t *trust) readRules(ctx context.Context) error {
-	var from, last store.Position
-	if w := t.view.Load(); w != nil {
-		from, last = w.Pos, w.Pos
-	}
-	for restarts := 0; ; {
-		sent := t.v.now()
-		t.feedOut.begin(sent)
-		tctx, cancel := context.WithTimeout(ctx, rulesTimeout)
-		answer, err := t.Revocations.Revocations(tctx, from, follow.Page)
-		cancel()
-		switch another := errors.Is(err, store.ErrDiverged) || err == nil && (answer.Next.History != from.History || !t.hashed(&answer)); {
-		case err == nil && answer.Next.History == from.History && answer.Next.N < from.N:
-			return errors.New("the answer goes back")
-		case err == nil && answer.More && answer.Next == from:
-			return errors.New("the answer does not go on") // asked again at once, it would be asked for ever
-		case another && from != (store.Position{}):
-			if restarts++; restarts > rulesRestarts {
-				return errors.New("the source changes its history or its key all the time")
-			}
-			from = store.Position{}
-			continue
-		case err != nil:
-			return err
-		}
-		t.enter(&answer)
-		if from = answer.Next; answer.More {
-			continue
-		}
-		if from.History == last.History && from.N < last.N {
-			return errors.New("the answer goes back") // read from the start, of a source that lags: what it brought counts, its age does not
-		}
-		sent = sent.Add(-answer.Age)
-		t.view.Store(&follow.View{Pos: from, Sent: sent, Wall: sent.UnixNano()})
-		t.loaded()
-		t.sweep()
-		return nil
-	}
-}
-
-// hashed reports whether an answer's hashes are under the key of the book that the last one was entered in.
-func (t *trust) hashed(a *RevocationView) bool {
-	return t.book != nil && t.book.Feed == string(a.Key)+a.Namespace
-}
-
-// sweep forgets rules that no living token can meet any more, now and then, by a clock that does not believe a jump.
-func (t *trust) sweep() {
-	now := t.clock.Now()
-	if mono := time.Now(); mono.Sub(t.swept) >= sweepEvery {
-		t.swept = mono
-		if b := t.rules.Load(); b != nil {
-			b.Sweep(now.Add(-ruleSlack))
-		}
-	}
-}
-
-// enter merges one answer into the book of its key.
-func (t *trust) enter(a *RevocationView) {
-	if !t.hashed(a) {
-		t.turn(a)
-	}
-	b := t.book
-	for _, r := range a.Rules {
-		b.EnterHashed(rules.HashedRule{Class: rules.Class(r.Class), Kind: r.Kind, Hash: r.Hash, Value: r.Value, At: r.At, Expires: r.Expires})
-	}
-	if len(a.Rules) > 0 {
-		t.rules.Load().Version.Add(1)
-	}
-	if a.MaxLifetime > 0 {
-		t.life.Store(int64(min(a.MaxLifetime, t.Trusted.longest())))
-	}
-	t.dropOpaque(a)
-	t.withdraw(a.Compromised)
-	t.mu.Lock()
-	another := a.KeySet != t.keySet
-	t.keySet = a.KeySet
-	t.mu.Unlock()
-	if another && !t.complete() {
-		t.toldAt.CompareAndSwap(0, t.v.now().UnixNano())
-		select {
-		case t.renew <- struct{}{}:
-		default:
-		}
-	}
-}
-
-// turn makes the book of a's key the one that rules are entered in. Under another key the source starts from zero, and what
-// was known under the ones before still counts: a new book stands before them, and its version goes on from theirs, so
-// that no verdict which was kept under one of them passes for checked against what comes.
-func (t *trust) turn(a *RevocationView) {
-	feed := string(a.Key) + a.Namespace
-	head := t.rules.Load()
-	for b := head; b != nil; b = b.Older {
-		if b.Feed == feed {
-			t.book = b
-			return
-		}
-	}
-	b := rules.NewBook(rules.FeedKeyer(a.Key, a.Namespace))
-	b.Feed = feed
-	if head != nil {
-		b.Older = head
-		b.Version.Store(head.Version.Load() + 1)
-	}
-	t.book = b
-	t.rules.Store(b)
+	return fail(code, "%s", detail)
 }

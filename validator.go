@@ -511,7 +511,7 @@ func (v *JWTValidator) signedHere(token string) (*tokenData, error) {
 	if iss == nil || !iss.own || !jws.IsType(p.Header.Typ, "at+jwt") {
 		return nil, fail(ErrInvalidToken, "of another issuer or kind")
 	}
-	key := (*iss.keys.Load())[p.Header.KID].For(p.Header.Alg)
+	key := (*iss.Issuer.Keys.Load())[p.Header.KID].For(p.Header.Alg)
 	if key == nil || !key.Allows(p.Header.Alg) || !key.SignsFor(p.Claims.Audience) {
 		return nil, fail(ErrInvalidToken, "unknown key")
 	}
@@ -536,7 +536,7 @@ func (v *JWTValidator) Recheck(_ context.Context, t Token) error {
 	if rule := iss.hit(t.d.from); rule != "" {
 		return fail(ErrRevoked, "a rule on its %s", rule)
 	}
-	if t.Kind() == KindAccess && !iss.holds(t.d.from.Kid) {
+	if t.Kind() == KindAccess && !iss.Holds(t.d.from.Kid) {
 		return fail(ErrInvalidToken, "its key is no longer its issuer's")
 	}
 	now := v.now()

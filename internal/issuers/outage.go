@@ -1,4 +1,4 @@
-package apitoken
+package issuers
 
 import (
 	"context"
@@ -96,17 +96,17 @@ type outageError struct {
 func (e *outageError) Error() string { return e.what + ": " + e.err.Error() }
 func (e *outageError) Unwrap() error { return e.err }
 
-// cause is why the issuer's keys or rules can't be read, for the Cause of an *Error; nil where nothing is known.
-func (t *trust) cause() error {
-	now := t.v.now()
+// Cause is why the issuer's keys or rules can't be read, for the Cause of an *Error; nil where nothing is known.
+func (t *Issuer) Cause() error {
+	if t.c.Keys == nil { // nothing is followed
+		return nil
+	}
+	now := t.c.Now()
 	var list []error
-	for _, o := range []*outage{t.keysOut, t.feedOut} {
-		if o == nil { // the service's own issuer
-			continue
-		}
+	for _, o := range []*outage{&t.keysOut, &t.feedOut} {
 		slow := slowAnswer
-		if t.view.Load() != nil { // a source may wait for news, for a third of MaxStaleness
-			slow = t.v.cfg.MaxStaleness / 2
+		if t.View.Load() != nil { // a source may wait for news, for a third of MaxStaleness
+			slow = t.c.MaxStaleness / 2
 		}
 		if err := o.why(now, slow); err != nil {
 			list = append(list, err)
@@ -130,29 +130,19 @@ type outageErrors struct{ list []error }
 func (e *outageErrors) Error() string   { return e.list[0].Error() + "; " + e.list[1].Error() }
 func (e *outageErrors) Unwrap() []error { return e.list }
 
-// cutOff is the answer where a view of the issuer's is missing or too old.
-func (t *trust) cutOff(detail string) *Error {
-	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: detail, Cause: t.cause()}
-}
-
-// clockFar is how far a validator's clock may differ from its issuer's by what a Date header of whole seconds can show, beyond
-// what Validation.Skew tolerates, before it is said.
+// clockFar is how far the two clocks may differ beyond what is tolerated before it is said: a Date header has whole seconds.
 const clockFar = 2 * time.Second
 
 // clockOff is how far this process's clock is ahead of the issuer's (negative: behind), 0 where that is unknown or tolerated.
-func (t *trust) clockOff() time.Duration {
-	for _, src := range []any{t.Keys, t.Revocations} {
-		c, ok := src.(interface{ IssuerTime() (time.Time, bool) })
-		if !ok {
-			continue
-		}
+func (t *Issuer) clockOff() time.Duration {
+	for _, c := range t.c.Clocks {
 		at, known := c.IssuerTime()
 		if !known {
 			continue
 		}
 		// The monotonic clock has no part in it: one of the two may come from Config.Now.
-		off := t.v.now().Round(0).Sub(at.Round(0))
-		if limit := max(t.v.cfg.ahead(), defaultAhead) + clockFar; off > limit || off < -limit {
+		off := t.c.Now().Round(0).Sub(at.Round(0))
+		if limit := t.c.Ahead + clockFar; off > limit || off < -limit {
 			return off.Round(time.Second)
 		}
 		return 0
@@ -160,8 +150,8 @@ func (t *trust) clockOff() time.Duration {
 	return 0
 }
 
-// clocks says how the clocks differ, for operators, or "".
-func (t *trust) clocks() string {
+// Clocks says how the clocks differ, for operators, or "".
+func (t *Issuer) Clocks() string {
 	off := t.clockOff()
 	switch {
 	case off > 0:
@@ -172,23 +162,15 @@ func (t *trust) clocks() string {
 	return ""
 }
 
-// untimely refuses a token by its times. The detail names a clock that may be to blame.
-func (t *trust) untimely(code error, detail string) *Error {
-	if far := t.clocks(); far != "" {
-		detail += "; " + far
-	}
-	return fail(code, "%s", detail)
-}
-
 // checkClock logs that the clocks differ, once while they do.
-func (t *trust) checkClock(ctx context.Context) {
-	far := t.clocks()
-	if was := t.clockFar.Swap(far != ""); was == (far != "") || t.v.observers.log == nil {
+func (t *Issuer) checkClock(ctx context.Context) {
+	far := t.Clocks()
+	if was := t.clockFar.Swap(far != ""); was == (far != "") || t.c.Log == nil {
 		return
 	}
 	if far != "" {
-		t.v.observers.log.WarnContext(ctx, "apitoken: "+far+": its tokens are refused as expired or not valid yet", "issuer", t.issuer)
+		t.c.Log.WarnContext(ctx, "apitoken: "+far+": its tokens are refused as expired or not valid yet", "issuer", t.c.Name)
 		return
 	}
-	t.v.observers.log.InfoContext(ctx, "apitoken: this process's clock and the issuer's agree again", "issuer", t.issuer)
+	t.c.Log.InfoContext(ctx, "apitoken: this process's clock and the issuer's agree again", "issuer", t.c.Name)
 }
