@@ -21,7 +21,8 @@ type intentPut struct {
 	expect    store.Version
 	expires   int64
 	value     []byte
-	selectors int // length of value up to the end of its selectors
+	selectors int    // length of value up to the end of its selectors
+	tail      []byte // its entry in the tail, if it is new
 	indexed   bool
 }
 
@@ -31,7 +32,7 @@ func newIntent(c *store.Change) *intent {
 		p := &c.Puts[i]
 		v, n := encodeRecord(&p.Record, c.ID)
 		in.puts[i] = intentPut{
-			kind: p.Kind, id: []byte(p.ID), expect: p.Expect, expires: p.Expires, value: v, selectors: n,
+			kind: p.Kind, id: []byte(p.ID), expect: p.Expect, expires: p.Expires, value: v, selectors: n, tail: tailEntry(&p.Record),
 			indexed: p.Subject != "" || p.Client != "" || p.Grant != "" || p.Token != "" || p.Type != "",
 		}
 	}
@@ -147,7 +148,8 @@ func (st *spaceTxn) write(p *intentPut, old *recordHeader) error {
 			return err
 		}
 		born, due = st.next(), p.expires
-		if err := st.put(tail, key64(born), p.id); err != nil {
+		key := key64(born)
+		if err := st.put(tail, key, sealValue(p.tail, key)); err != nil {
 			return err
 		}
 		if err := st.countTail(p.kind, tail, 1); err != nil {

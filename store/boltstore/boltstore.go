@@ -57,6 +57,7 @@ type Store struct {
 	closing bool
 	wake    chan struct{} // holds one signal that the queue has something
 	stopped chan struct{} // closed when the writer has ended
+	merging merging
 	closed  chan struct{} // closed when Close begins
 	ended   chan struct{} // closed when the file is closed; closeErr is final then
 
@@ -159,6 +160,7 @@ func open(path string, o *Options, clk *clock) (_ *Store, err error) {
 		commit:  func(tx *bbolt.Tx) error { return tx.Commit() },
 		wake:    make(chan struct{}, 1),
 		stopped: make(chan struct{}), closed: make(chan struct{}), ended: make(chan struct{}), gone: make(chan struct{}),
+		merging: merging{due: map[*space]struct{}{}, wake: make(chan struct{}, 1)},
 		timeout: o.Timeout,
 		spaces:  map[string]*space{},
 		copying: make(chan struct{}, 1),
@@ -252,6 +254,9 @@ func open(path string, o *Options, clk *clock) (_ *Store, err error) {
 		s.full = s.reserve.refill() != nil
 	}
 	go s.run()
+	if !o.ReadOnly {
+		go s.index()
+	}
 	if s.anchor != nil {
 		if o.ReadOnly {
 			s.anchor = nil
@@ -509,7 +514,7 @@ func (s *Store) adopt(o *Options, fresh, marked bool) error {
 	if s.restored {
 		id = randomID() // another id as well: the copy and the original are two files from now on
 	}
-	changed := s.restored || s.meta.format == formatPlain
+	changed := s.restored || s.meta.format < formatVersion
 	if g := s.anchor; g != nil {
 		next := anchored{name: g.at.name, id: id, seq: s.meta.seq}
 		if next.name == [16]byte{} {
@@ -535,6 +540,7 @@ func (s *Store) adopt(o *Options, fresh, marked bool) error {
 				}
 			}
 			s.meta.seq++
+			s.meta.format = formatVersion
 			s.id = id
 			if err := writeFormat(tx, s.id, &s.meta); err != nil {
 				return err

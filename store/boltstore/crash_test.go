@@ -27,6 +27,7 @@ const (
 // crashChild writes until it is killed. Each worker has a counter record, rewritten by each change together with a new
 // rule, a new grant and an event, all named by the same number; what was acknowledged goes to standard output.
 func crashChild(path string) {
+	groupMembers, mergeWidth = 16, 3 // so that it is merging whenever it is killed
 	s, err := Open(path, nil)
 	if err != nil {
 		fmt.Println("error", err)

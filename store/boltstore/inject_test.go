@@ -29,6 +29,7 @@ const faultChanges = 30
 // faultChild makes changes while its system calls fail, and repeats each until it is acknowledged, as the contract says:
 // the identical Change. It ends as if it were killed.
 func faultChild(path string) {
+	groupMembers, mergeWidth = 16, 3
 	s, err := Open(path, nil)
 	if err != nil {
 		fmt.Println("error", err)

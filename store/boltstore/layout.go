@@ -16,20 +16,28 @@ import (
 //	n:<namespace>         head, and in buckets of its own:
 //	    r:<kind>          id -> record
 //	    x:<kind>          due(8) id -> nothing: the expiry index, a lower bound of Expires
-//	    t:<kind>          born(8) -> id: records created since the last run
-//	    u:<kind>          born(8) of its last -> run: the selectors of 2,048 records
-//	    d:<kind>          the same key -> how many of a run's records still exist, its first and last id
+//	    t:<kind>          born(8) -> id terms: records created since the last segment
+//	    s:<kind>          born(8) of its last -> segment of the index, 512 records and more
+//	    i:<kind>          segment(8) first posting -> postings of a segment
 //	    p                 pos(8) -> kind 0 id: the order of the state records, newest form only
 //	    e                 n(8) -> event
-//	    b                 n(8) of its last -> block: the selectors of 2,048 events
+//	    g                 n(8) of its last -> group: when the first of 512 events expires
+//	    s, i              the same for events
 //
 // Everything that is written with each Apply is appended in the order of time, because key order is worth six times:
 // a selector index with random keys would dirty a page per entry. See terms.go for what takes its place.
 //
 // Format 2 added to format 1 what proves that no page of the file is an older version of itself; see digest.go. A file
-// of format 1 is upgraded when it is opened for writing.
+// of format 1 is upgraded when it is opened for writing. Format 3 has segments where the others have blocks and runs:
+//
+//	u:<kind>          born(8) of its last -> run: the selectors of 2,048 records
+//	d:<kind>          the same key -> how many of a run's records still exist
+//	b                 n(8) of its last -> block: the selectors of 2,048 events
+//
+// They are read as they are, and made segments while the store is in use.
 const (
-	formatVersion = 2
+	formatVersion = 3
+	formatBlocks  = 2 // may have blocks and runs only
 	formatPlain   = 1 // without digests
 )
 
@@ -49,14 +57,19 @@ const namespacePrefix = "n:"
 type class byte
 
 const (
-	classRecords class = 'r'
-	classDue     class = 'x'
-	classTail    class = 't'
-	classRuns    class = 'u'
-	classRunDir  class = 'd'
-	classOrder   class = 'p'
-	classEvents  class = 'e'
-	classBlocks  class = 'b'
+	classRecords  class = 'r'
+	classDue      class = 'x'
+	classTail     class = 't'
+	classOrder    class = 'p'
+	classEvents   class = 'e'
+	classGroups   class = 'g'
+	classSegments class = 's'
+	classChunks   class = 'i'
+
+	// Of older formats.
+	classRuns   class = 'u'
+	classRunDir class = 'd'
+	classBlocks class = 'b'
 )
 
 // Pages of append-only buckets are split nearly full; a record that is rewritten in place may grow a little.
@@ -118,7 +131,7 @@ func decodeMeta(b []byte) (m fileMeta, err error) {
 	m.believed = int64(binary.BigEndian.Uint64(b[24:]))
 	m.format = formatPlain
 	if len(b) == sizeMeta-sizeCRC {
-		m.format = formatVersion
+		m.format = formatBlocks // or newer, which its reader knows
 		m.heads = binary.BigEndian.Uint64(b[32:])
 		m.txn = binary.BigEndian.Uint64(b[40:])
 	}
@@ -129,7 +142,7 @@ func decodeMeta(b []byte) (m fileMeta, err error) {
 type head struct {
 	last     int64 // the last number given to anything: state, event or creation
 	state    int64 // the last given to a state record
-	blockEnd int64 // the last event that is in a block
+	blockEnd int64 // the last event that is in a group
 	loose    int64 // events after it
 	trimmed  int64 // the highest event that was purged
 	readOnly bool
@@ -198,6 +211,8 @@ type spaceTxn struct {
 	subs  map[subKey]*sub
 	dirty bool
 	moved bool // the state head
+
+	unmerged bool // the directory of segments has changed
 }
 
 type subKey struct {
@@ -289,7 +304,7 @@ func (st *spaceTxn) next() int64 {
 	return n
 }
 
-// finish builds the blocks that are due and writes the heads and the meta.
+// finish builds the segments that are due and writes the heads and the meta.
 func (t *txn) finish() error {
 	for _, st := range t.spaces {
 		if !st.dirty {
@@ -343,9 +358,10 @@ func readFormat(tx *bbolt.Tx) (id [16]byte, m fileMeta, backup bool, err error) 
 	if m, err = decodeMeta(b.Get(keyMeta)); err != nil {
 		return id, m, false, err
 	}
-	if m.format != v {
+	if (m.format == formatPlain) != (v == formatPlain) {
 		return id, m, false, errValue("the format bucket does not have the form of its version")
 	}
+	m.format = v
 	if v > formatPlain && m.txn != uint64(tx.ID()) {
 		return id, m, false, errValue(fmt.Sprintf("its last transaction is number %d, its content is that of number %d", tx.ID(), m.txn))
 	}

@@ -2,12 +2,14 @@ package boltstore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"math"
 	"slices"
-	"sort"
 	"strings"
 
 	"go.etcd.io/bbolt"
@@ -23,14 +25,23 @@ func (sp *space) List(ctx context.Context, q store.Query) (store.Page, error) {
 }
 
 func (sp *space) list(ctx context.Context, q store.Query) (store.Page, error) {
-	if possible, err := q.Check(); !possible {
-		return store.Page{}, err
-	}
-	cur, err := decodeCursor(&q)
+	l, err := sp.lookUp(ctx, q)
 	if err != nil {
 		return store.Page{}, err
 	}
-	l := lister{ctx: ctx, q: &q, cur: cur, history: sp.s.history}
+	return store.Page{Records: l.out, Cursor: l.next}, nil
+}
+
+// lookUp returns a lister that has its page.
+func (sp *space) lookUp(ctx context.Context, q store.Query) (*lister, error) {
+	if possible, err := q.Check(); !possible {
+		return &lister{}, err
+	}
+	cur, err := decodeCursor(&q)
+	if err != nil {
+		return nil, err
+	}
+	l := &lister{ctx: ctx, q: &q, cur: cur, history: sp.s.history, sel: selectionOf(&q)}
 	opening := sp.s.opening.Load()
 	err = sp.view(ctx, func(ns *bbolt.Bucket) error {
 		h, err := readHead(ns)
@@ -40,29 +51,29 @@ func (sp *space) list(ctx context.Context, q store.Query) (store.Page, error) {
 		case q.Kind == store.KindEvent:
 			return l.events(ns, h)
 		}
-		if term, ok := rarest(&q); ok {
-			return l.selected(ns, term)
+		if len(l.sel.terms) > 0 {
+			return l.selected(ns)
 		}
 		return l.records(ns)
 	})
 	if err == nil {
 		err = sp.s.settled(ctx, opening, func(f *inFlight) bool { return l.reads(f) })
 	}
-	if err != nil {
-		return store.Page{}, err
-	}
-	return store.Page{Records: l.out, Cursor: l.next}, nil
+	return l, err
 }
 
 // lister collects one page. It asks for one record more than the page holds, to know whether there is more.
 type lister struct {
 	ctx      context.Context
 	q        *store.Query
+	sel      selection
 	cur      cursor
 	history  uint64
-	examined int
+	examined int // chunks of the index, entries of the tail, records and events
+	recent   int // of these, what is in no segment yet
 	out      []store.Record
 	keys     []int64 // of out, for events
+	ended    bool    // no further event can be in the page
 	next     string
 }
 
@@ -146,120 +157,79 @@ func seekBelow(c *bbolt.Cursor, from []byte, set bool) (k, v []byte) {
 	return c.Prev()
 }
 
-// selected finds records by the tail and the runs, and pages through them by id. Runs are taken in the order of their
-// ids, so that with time-ordered ids the first few fill the page.
-func (l *lister) selected(ns *bbolt.Bucket, term uint32) error {
-	records := readSub(ns, classRecords, l.q.Kind)
+// selected finds records by the index and the tail, and pages through them by id.
+func (l *lister) selected(ns *bbolt.Bucket) error {
+	kind := l.q.Kind
+	records := readSub(ns, classRecords, kind)
 	if records == nil {
 		return nil
 	}
-	if tail := readSub(ns, classTail, l.q.Kind); tail != nil {
+	all, err := segments(ns, kind)
+	if err != nil {
+		return err
+	}
+	chunks := readSub(ns, classChunks, kind)
+	var sources []source
+	for i := range all {
+		sources = append(sources, l.join(chunks, &all[i]))
+	}
+	if runs := readSub(ns, classRuns, kind); runs != nil {
+		c := runs.Cursor()
+		for k, v := c.First(); k != nil; k, v = c.Next() {
+			sources = append(sources, l.old(k, v, true))
+		}
+	}
+	if tail := readSub(ns, classTail, kind); tail != nil {
+		var refs [][]byte
 		c := tail.Cursor()
-		for k, id := c.First(); k != nil; k, id = c.Next() {
-			if records.Get(id) == nil {
-				return errValue(fmt.Sprintf("record %s/%q is gone and still in the tail", l.q.Kind, id))
-			}
-			if err := l.offer(records, id); err != nil {
-				return err
-			}
-		}
-	}
-	runs, dir := readSub(ns, classRuns, l.q.Kind), readSub(ns, classRunDir, l.q.Kind)
-	if runs == nil || dir == nil {
-		l.full()
-		return nil
-	}
-	var all []runDir
-	c := dir.Cursor()
-	for k, v := c.First(); k != nil; k, v = c.Next() {
-		d, err := decodeRunDir(k, v)
-		if err != nil {
-			return err
-		}
-		all = append(all, d)
-	}
-	slices.SortFunc(all, func(a, b runDir) int {
-		if l.q.Newest {
-			return strings.Compare(b.last, a.last)
-		}
-		return strings.Compare(a.first, b.first)
-	})
-	for _, d := range all {
-		near, far := d.first, d.last
-		if l.q.Newest {
-			near, far = far, near
-		}
-		if l.cur.set && !l.before(l.cur.id, far) {
-			continue
-		}
-		if len(l.out) > l.q.Limit && !l.before(near, l.out[l.q.Limit].ID) {
-			break
-		}
-		tb, err := openTerms(d.key, runs.Get(d.key))
-		if err != nil {
-			return err
-		}
-		found := tb.find(term)
-		if len(found) == 0 {
+		for k, v := c.First(); k != nil; k, v = c.Next() {
+			l.recent++
 			if err := l.tick(); err != nil {
 				return err
 			}
-			continue
-		}
-		ids, err := tb.ids()
-		if err != nil {
-			return err
-		}
-		for _, i := range found {
-			if i >= len(ids) {
-				return errValue("a run of ids is cut short")
-			}
-			if err := l.offer(records, ids[i]); err != nil {
+			id, terms, err := openTail(k, v, records, kind)
+			if err != nil {
 				return err
 			}
+			if holdsAll(terms, l.sel.terms) {
+				refs = append(refs, id)
+			}
 		}
+		slices.SortFunc(refs, bytes.Compare)
+		sources = append(sources, l.sorted(refs))
 	}
-	l.full()
-	return nil
-}
 
-// before is the order of the page.
-func (l *lister) before(a, b string) bool {
-	if l.q.Newest {
-		return a > b
+	from := []byte(l.cur.id)
+	switch {
+	case l.q.Newest && !l.cur.set:
+		from = []byte{0xff} // behind all ids, which are UTF-8
+	case !l.q.Newest && l.cur.set:
+		from = append(from, 0)
 	}
-	return a < b
-}
-
-// offer takes a record into the page if it belongs there, and drops the one that is pushed off its end.
-func (l *lister) offer(records *bbolt.Bucket, id []byte) error {
-	if err := l.tick(); err != nil {
-		return err
-	}
-	s := string(id)
-	if l.cur.set && !l.before(l.cur.id, s) {
+	err = l.merge(sources, from, func(id []byte) error {
+		if err := l.tick(); err != nil {
+			return err
+		}
+		v := records.Get(id)
+		if v == nil {
+			return nil // purged
+		}
+		r, err := decodeRecord(v, kind, string(id), l.history)
+		if err != nil || !matches(&r, l.q) {
+			return err
+		}
+		if l.out = append(l.out, r); l.full() {
+			return errEnough
+		}
+		return nil
+	})
+	if errors.Is(err, errEnough) {
 		return nil
 	}
-	at := sort.Search(len(l.out), func(i int) bool { return !l.before(l.out[i].ID, s) })
-	if at < len(l.out) && l.out[at].ID == s || at > l.q.Limit {
-		return nil
-	}
-	v := records.Get(id)
-	if v == nil {
-		return nil // purged, and its run not used up yet
-	}
-	r, err := decodeRecord(v, l.q.Kind, s, l.history)
-	if err != nil || !matches(&r, l.q) {
-		return err
-	}
-	l.out = slices.Insert(l.out, at, r)
-	if len(l.out) > l.q.Limit+1 {
-		l.out = l.out[:l.q.Limit+1]
-	}
-	return nil
+	return err
 }
 
-// events goes through the blocks and what comes after them, in either direction.
+// events goes through the segments and what comes after them, in either direction.
 func (l *lister) events(ns *bbolt.Bucket, h head) error {
 	l.keys = []int64{}
 	events := readSub(ns, classEvents, "")
@@ -280,35 +250,91 @@ func (l *lister) events(ns *bbolt.Bucket, h head) error {
 	if l.cur.set && !l.q.Newest {
 		low = max(low, l.cur.n+1)
 	}
-	term, selected := rarest(l.q)
-	blocks := readSub(ns, classBlocks, "")
-	if !selected || blocks == nil {
-		_, err := l.walk(events, low, l.high(events))
+	high := l.high(events)
+	if len(l.sel.terms) == 0 {
+		_, err := l.walk(events, low, high)
 		return err
 	}
-	high := l.high(events)
+	parts, err := l.parts(ns)
+	if err != nil {
+		return err
+	}
+	// What is in no segment yet comes after everything else.
+	parts = append(parts, part{first: h.blockEnd + 1, last: math.MaxInt64})
 	if l.q.Newest {
-		if done, err := l.walk(events, max(low, h.blockEnd+1), high); done || err != nil {
-			return err
+		slices.Reverse(parts)
+	}
+	for _, p := range parts {
+		from, to := max(low, p.first), min(high, p.last)
+		if from > to {
+			continue
 		}
-		c := blocks.Cursor()
-		// The block that may hold high ends at or after it.
-		k, v := c.Seek(key64(min(high, h.blockEnd)))
-		for ; k != nil && num64(k) >= low; k, v = c.Prev() {
-			if done, err := l.block(events, k, v, term, low, high); done || err != nil {
+		if p.source == nil {
+			before := l.examined
+			done, err := l.walk(events, from, to)
+			if l.recent += l.examined - before; done || err != nil {
 				return err
 			}
+			continue
 		}
-		return nil
-	}
-	c := blocks.Cursor()
-	for k, v := c.Seek(key64(low)); k != nil; k, v = c.Next() {
-		if done, err := l.block(events, k, v, term, low, high); done || err != nil {
+		near := key64(from)
+		if l.q.Newest {
+			near = append(key64(to), 0)
+		}
+		err := l.merge([]source{p.source}, near, func(key []byte) error {
+			if n := num64(key); n < from || n > to {
+				return errEnough
+			}
+			v := events.Get(key)
+			if v == nil {
+				return nil // purged
+			}
+			if done, err := l.take(key, v); done || err != nil {
+				return cmp.Or(err, errEnough)
+			}
+			return nil
+		})
+		if l.ended {
+			return nil
+		}
+		if err != nil && !errors.Is(err, errEnough) {
 			return err
 		}
 	}
-	_, err := l.walk(events, max(low, h.blockEnd+1), high)
-	return err
+	return nil
+}
+
+// part is a segment of events, or a block of an older format.
+type part struct {
+	first, last int64 // what its members lie between
+	source      source
+}
+
+// parts are in the order of their events, and do not overlap.
+func (l *lister) parts(ns *bbolt.Bucket) (all []part, err error) {
+	dir, err := segments(ns, "")
+	if err != nil {
+		return nil, err
+	}
+	chunks := readSub(ns, classChunks, "")
+	for i := range dir {
+		all = append(all, part{first: dir[i].first, last: dir[i].last, source: l.join(chunks, &dir[i])})
+	}
+	blocks := readSub(ns, classBlocks, "")
+	if blocks == nil {
+		return all, nil
+	}
+	c := blocks.Cursor()
+	for k, v := c.First(); k != nil; k, v = c.Next() {
+		all = append(all, part{last: num64(k), source: l.old(k, v, false)})
+	}
+	slices.SortFunc(all, func(a, b part) int { return cmp.Compare(a.last, b.last) })
+	for i := range all {
+		if all[i].first == 0 && i > 0 {
+			all[i].first = all[i-1].last + 1
+		}
+	}
+	return all, nil
 }
 
 func shiftedMs(ms int64) int64 {
@@ -370,61 +396,32 @@ func (l *lister) walk(events *bbolt.Bucket, low, high int64) (done bool, err err
 	return false, nil
 }
 
-// block reads the events of one block that have the term.
-func (l *lister) block(events *bbolt.Bucket, k, v []byte, term uint32, low, high int64) (done bool, err error) {
-	if err := l.tick(); err != nil {
-		return true, err
-	}
-	tb, err := openTerms(k, v)
-	if err != nil {
-		return true, err
-	}
-	found := tb.find(term)
-	if len(found) == 0 {
-		return false, nil
-	}
-	numbers, err := tb.numbers()
-	if err != nil {
-		return true, err
-	}
-	if l.q.Newest {
-		slices.Reverse(found)
-	}
-	for _, i := range found {
-		if i >= len(numbers) {
-			return true, errValue("a block of events is cut short")
-		}
-		if n := numbers[i]; n < low || n > high {
-			continue
-		}
-		key := key64(numbers[i])
-		v := events.Get(key)
-		if v == nil {
-			continue // purged
-		}
-		if done, err := l.take(key, v); done || err != nil {
-			return true, err
-		}
-	}
-	return false, nil
-}
-
 func (l *lister) take(k, v []byte) (done bool, err error) {
 	if err := l.tick(); err != nil {
 		return true, err
+	}
+	written, _, err := openEvent(v, k)
+	if err != nil {
+		return true, err
+	}
+	// Written never falls along the order.
+	if l.q.Newest && l.q.Since > 0 && written < l.q.Since || !l.q.Newest && l.q.Until > 0 && written >= l.q.Until {
+		l.ended = true
+		return true, nil
+	}
+	// Most of what is read one by one is not selected, and is not worth decoding.
+	if s, ok := selectorsOfEvent(v); ok && !l.sel.matches(&s) {
+		return false, nil
 	}
 	r, err := decodeEvent(v, k)
 	if err != nil {
 		return true, err
 	}
-	// Written never falls along the order.
-	if l.q.Newest && l.q.Since > 0 && r.Written < l.q.Since || !l.q.Newest && l.q.Until > 0 && r.Written >= l.q.Until {
-		return true, nil
-	}
 	if matches(&r, l.q) {
 		l.out, l.keys = append(l.out, r), append(l.keys, num64(k))
 	}
-	return l.full(), nil
+	l.ended = l.full()
+	return l.ended, nil
 }
 
 // cursor is where a page ended: a number for events, an id for records.

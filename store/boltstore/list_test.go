@@ -31,7 +31,7 @@ func fill(t *testing.T, s store.Store, kind store.Kind, from, n int, expires int
 func TestPurgeThroughRunsAndBlocks(t *testing.T) {
 	t.Parallel()
 	s, ctx := newT(t), context.Background()
-	const n = blockMembers + 100
+	n := 4*groupMembers + 100
 	past := time.Now().UnixMilli() - 1000
 	fill(t, s, "grant", 0, n, past)
 	fill(t, s, "grant", n, n, 0)
@@ -78,17 +78,18 @@ func TestPurgeThroughRunsAndBlocks(t *testing.T) {
 	require.Equal(t, "00000001", found[0].ID)
 
 	// With everything gone, nothing is left of the runs.
-	fill(t, s, "other", 0, 3*blockMembers, past)
+	fill(t, s, "other", 0, 3*groupMembers, past)
 	got, err := s.Purge(ctx, "other", past+1, 1e6)
 	require.NoError(t, err)
-	require.Equal(t, 3*blockMembers, got)
+	require.Equal(t, 3*groupMembers, got)
+	settle(t, s, "other")
 	require.NoError(t, s.alone(ctx, func() error {
 		tx, err := s.db.Begin(false)
 		if err != nil {
 			return err
 		}
 		defer func() { _ = tx.Rollback() }()
-		for _, c := range []class{classRecords, classDue, classTail, classRuns, classRunDir} {
+		for _, c := range []class{classRecords, classDue, classTail, classSegments, classChunks} {
 			k, _ := readSub(tx.Bucket(s.bucket), c, "other").Cursor().First()
 			require.Nil(t, k, "bucket %c is empty", c)
 		}
@@ -103,7 +104,7 @@ func TestExpiryMovedEarlierIsPurged(t *testing.T) {
 		far := time.Now().Add(time.Hour).UnixMilli()
 		fill(t, s, "grant", 0, 32, far)
 		if inRun {
-			fill(t, s, "grant", 100, blockMembers, far)
+			fill(t, s, "grant", 100, groupMembers, far)
 		}
 		r, err := s.Get(ctx, "grant", "00000005")
 		require.NoError(t, err)

@@ -366,9 +366,16 @@ func FuzzDecode(f *testing.F) {
 	e := encodeEvent(&r, store.Version{1})
 	stampEvent(e, key64(1), 5)
 	f.Add(e)
-	f.Add(encodeTerms(key64(1), 1, 1, []uint64{1 << 16}, []byte{1}))
+	old := append([]byte{layoutTerms, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1}, 0, 0, 0, 1, 0, 0, 1)
+	f.Add(sealValue(old, key64(1)))
+	w := chunks{id: 1}
+	w.add([]byte("term-id"))
+	w.flush()
+	f.Add(w.done[0].value)
+	f.Add(sealValue(tailEntry(&r), key64(1)))
+	f.Add(sealValue(append(key64(1), key64(2)...), key64(1)))
 	f.Add((&markContent{seq: 1}).encode())
-	f.Add(encodeRunDir(key64(1), 1, "a", "b"))
+	f.Add((&segment{last: 1, first: 1, id: 2, size: 3, live: 1}).encode())
 	f.Add((&head{last: 1}).encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		before := bytes.Clone(b)
@@ -383,13 +390,20 @@ func FuzzDecode(f *testing.F) {
 		_, _ = decodeEvent(b, key64(1))
 		var rec store.Record
 		decodeBody(&rec, b)
-		if tb, err := openTerms(key64(1), b); err == nil {
-			tb.find(1)
-			_, _ = tb.numbers()
-			_, _ = tb.ids()
+		for _, run := range []bool{false, true} {
+			if o, err := openOldBlock(key64(1), b, run); err == nil {
+				_, _ = o.find(1)
+				_ = o.each(func(uint32, []byte) {})
+			}
+		}
+		_, _ = openChunk(nil, append(key64(1), "term-id"...), b)
+		_, _ = openSegment(key64(1), b)
+		_, _ = openGroup(key64(1), b)
+		_, _, _ = openTail(key64(1), append([]byte("a\x00"), b...), nil, "k")
+		if s, ok := selectorsOf(b); ok {
+			s.terms()
 		}
 		_, _ = decodeMark(b)
-		_, _ = decodeRunDir(key64(1), b)
 		_, _ = decodeHead(b)
 		_, _ = decodeMeta(b)
 		q := store.Query{Kind: store.KindEvent, Cursor: string(b)}

@@ -61,7 +61,7 @@ func (sp *space) purge(ctx context.Context, kind store.Kind, before int64, max i
 			break
 		}
 	}
-	// What was created last stands in no index yet: 2,048 records at most.
+	// What was created last stands in no index yet: 512 records at most.
 	tail, err := sp.tailDue(ctx, kind, before)
 	for len(tail) > 0 && total < max && err == nil {
 		part := tail[:min(len(tail), purgeStep, max-total)]
@@ -111,7 +111,8 @@ func (sp *space) tailDue(ctx context.Context, kind store.Kind, before int64) (id
 			return nil
 		}
 		c := tail.Cursor()
-		for k, id := c.First(); k != nil; k, id = c.Next() {
+		for k, v := c.First(); k != nil; k, v = c.Next() {
+			id, _, _ := bytes.Cut(v, []byte{0})
 			h, err := openRecord(records.Get(id), kind, string(id))
 			if err != nil {
 				return err
@@ -249,24 +250,28 @@ func purgeDue(t *txn, sp *space, kind store.Kind, before int64, most int) (remov
 	return removed, done, nil
 }
 
-// purgeEvents goes through the blocks that have something expired, then through the events after the last block.
+// purgeEvents goes through the groups that have something expired, then through the events after the last group. Blocks of an
+// older format become groups first, see merge.go.
 func (sp *space) purgeEvents(ctx context.Context, before int64, most int, count func(int)) error {
 	_, believed := sp.s.clock.read()
 	before = min(before, believed+1)
 	total := 0
-	after := int64(-1) // the end of the last block gone through
+	after := int64(-1) // the end of the last group gone through
 	for total < most {
-		var block []byte
+		var key []byte
 		err := sp.view(ctx, func(ns *bbolt.Bucket) error {
-			b := readSub(ns, classBlocks, "")
+			b := readSub(ns, classGroups, "")
 			if b == nil {
 				return nil
 			}
 			c := b.Cursor()
 			for k, v := c.Seek(key64(after + 1)); k != nil; k, v = c.Next() {
-				// Its checksum is for purgeBlock to look at: this goes through all of them.
-				if at := blockExpires(v); at > 0 && at < before {
-					block = bytes.Clone(k)
+				g, err := openGroup(k, v)
+				if err != nil {
+					return err
+				}
+				if g.minExpires > 0 && g.minExpires < before {
+					key = bytes.Clone(k)
 					return nil
 				}
 			}
@@ -278,10 +283,10 @@ func (sp *space) purgeEvents(ctx context.Context, before int64, most int, count 
 		for more := true; more && total < most; {
 			var removed int
 			removed, more, err = sp.step(ctx, func(t *txn) (int, bool, error) {
-				if block == nil {
+				if key == nil {
 					return purgeLoose(t, sp, before, most-total)
 				}
-				return purgeBlock(t, sp, block, before, most-total)
+				return purgeGroup(t, sp, key, before, most-total)
 			})
 			if err != nil {
 				return err
@@ -289,16 +294,16 @@ func (sp *space) purgeEvents(ctx context.Context, before int64, most int, count 
 			total += removed
 			count(removed)
 		}
-		if block == nil {
+		if key == nil {
 			break
 		}
-		after = num64(block)
+		after = num64(key)
 	}
 	return nil
 }
 
-// purgeBlock removes expired events of one block; more when it stopped at the size of a step.
-func purgeBlock(t *txn, sp *space, block []byte, before int64, most int) (removed int, more bool, err error) {
+// purgeGroup removes expired events of one group; more when it stopped at the size of a step.
+func purgeGroup(t *txn, sp *space, key []byte, before int64, most int) (removed int, more bool, err error) {
 	st, err := t.space(sp)
 	if err != nil {
 		return 0, false, err
@@ -306,41 +311,40 @@ func purgeBlock(t *txn, sp *space, block []byte, before int64, most int) (remove
 	if st.head.readOnly {
 		return 0, false, store.ErrReadOnly
 	}
-	blocks, err := st.sub(classBlocks, "", true)
+	groups, err := st.sub(classGroups, "", true)
 	if err != nil {
 		return 0, false, err
 	}
-	v := blocks.b.Get(block)
+	v := groups.b.Get(key)
 	if v == nil {
 		return 0, false, nil // another Purge was faster
 	}
-	tb, err := openTerms(block, v)
+	g, err := openGroup(key, v)
 	if err != nil {
 		return 0, false, err
 	}
-	ns, err := tb.numbers()
-	if err != nil || len(ns) == 0 {
-		return 0, false, err
-	}
-	removed, left, minExpires, err := st.purgeRange(ns[0], ns[len(ns)-1], before, min(most, purgeStep))
+	removed, left, minExpires, err := st.purgeRange(g.first, g.last, before, min(most, purgeStep))
 	if err != nil {
 		return removed, false, err
 	}
-	if left == 0 {
-		return removed, false, st.del(blocks, block)
+	if removed > 0 {
+		if err := st.countOff("", g.last, removed); err != nil {
+			return removed, false, err
+		}
 	}
-	if minExpires != tb.minExpires {
-		fresh := bytes.Clone(v[:len(v)-sizeCRC])
-		copy(fresh[1:], key64(minExpires))
-		fresh = sealValue(fresh, block)
-		if err := st.put(blocks, block, fresh); err != nil {
+	if left == 0 {
+		return removed, false, st.del(groups, key)
+	}
+	if minExpires != g.minExpires {
+		g.minExpires = minExpires
+		if err := st.putGroup(&g); err != nil {
 			return removed, false, err
 		}
 	}
 	return removed, removed == purgeStep, nil
 }
 
-// purgeLoose removes expired events that are in no block yet.
+// purgeLoose removes expired events that are in no group yet.
 func purgeLoose(t *txn, sp *space, before int64, most int) (removed int, more bool, err error) {
 	st, err := t.space(sp)
 	if err != nil {

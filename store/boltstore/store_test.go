@@ -139,8 +139,8 @@ func isConflict(err error) bool { return errors.Is(err, store.ErrConflict) }
 func TestListSelectsThroughBlocksAndRuns(t *testing.T) {
 	t.Parallel()
 	s := newT(t)
-	// Two full blocks and a tail, of events and of records; subject i%7, grant unique.
-	const n = 2*blockMembers + 333
+	// Four segments and a tail, of events and of records; subject i%7, grant unique.
+	n := 4*groupMembers + 333
 	var wantSubject, wantEvents []string
 	for i := 0; i < n; {
 		c := &store.Change{ID: newVersion()}

@@ -12,156 +12,146 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// What List selects by. An index entry per selector and record would have random keys and cost half the throughput;
-// instead the selectors of 2,048 events, or of 2,048 newly created records, are written together as one sorted block
-// when so many have come, and what has come since the last block is read one by one. A query searches each block for
-// its term: 10 million records are 5,000 blocks. A term is a hash, so what it finds is compared in full. The expiry index
-// of new records waits for the run in the same way.
-//
-//	block or run: layout(1) minExpires(8) members(2) terms(4) | terms × (hash(4) member(2)), sorted | members | crc
-//
-// A member of a block is the number of an event, as the difference to the one before; a member of a run is an id, and
-// a run's members are sorted by id. What was purged stays in the block until all of it is gone.
-const (
-	blockMembers = 2048
-	layoutTerms  = 1
-	sizeTermsHdr = 1 + 8 + 2 + 4
-	sizeTerm     = 6
-)
+// What List selects by. A selector of a record or event is a term, a hash with 4 bytes, so what it finds is compared in
+// full. What has come last is read one by one: entries of the tail, which have their terms beside the id, and the events
+// after the last group. As soon as there are 512 of them they become a segment of the index, see segment.go. The expiry
+// index of new records waits for that in the same way.
 
-// selector names one of the five, for hashing: "a" as a subject is not "a" as a client.
-type selector byte
+// selector is a place among the five.
+type selector int
 
 const (
-	bySubject selector = 's'
-	byClient  selector = 'c'
-	byGrant   selector = 'g'
-	byToken   selector = 't'
-	byType    selector = 'y'
+	bySubject selector = iota
+	byClient
+	byGrant
+	byToken
+	byType
 )
 
-func termHash(by selector, v string) uint32 {
-	const prime = 1099511628211 // FNV-1a, 64 bits, folded
-	h := uint64(14695981039346656037)
-	h = (h ^ uint64(by)) * prime
-	for i := range len(v) {
-		h = (h ^ uint64(v[i])) * prime
-	}
+// letters tell the selectors apart in hashes: "a" as a subject is not "a" as a client.
+const letters = "scgty"
+
+const sizeTerm = 4
+
+func termHash(by selector, v []byte) uint32 {
+	h := fnvBytes((fnvOffset^uint64(letters[by]))*fnvPrime, v)
 	return uint32(h ^ h>>32)
 }
 
-// rarest picks the selector of a query that is likely to leave the fewest records.
-func rarest(q *store.Query) (term uint32, ok bool) {
-	for _, s := range []struct {
-		by selector
-		v  string
-	}{{byToken, q.Token}, {byGrant, q.Grant}, {bySubject, q.Subject}, {byClient, q.Client}, {byType, q.Type}} {
-		if s.v != "" {
-			return termHash(s.by, s.v), true
+// selectors are the five, in bbolt's memory.
+type selectors [5][]byte
+
+// selectorsOf reads them from the body of a record or event.
+func selectorsOf(body []byte) (s selectors, ok bool) {
+	for i := range s {
+		if s[i], body, ok = cutString(body); !ok {
+			return s, false
 		}
 	}
-	return 0, false
+	return s, true
 }
 
-func appendTerms(terms []uint64, r *store.Record, member int) []uint64 {
-	for _, s := range [...]struct {
-		by selector
-		v  string
-	}{{bySubject, r.Subject}, {byClient, r.Client}, {byGrant, r.Grant}, {byToken, r.Token}, {byType, r.Type}} {
-		if s.v != "" {
-			terms = append(terms, uint64(termHash(s.by, s.v))<<16|uint64(member))
+// selectorsOfEvent reads them from the value of an event, which the caller has checked.
+func selectorsOfEvent(value []byte) (s selectors, ok bool) {
+	_, body, ok := cutString(value[sizeEvent : len(value)-sizeCRC])
+	if !ok {
+		return s, false
+	}
+	return selectorsOf(body)
+}
+
+func cutString(b []byte) (s, rest []byte, ok bool) {
+	n, w := binary.Uvarint(b)
+	if w <= 0 || n > uint64(len(b)-w) {
+		return nil, nil, false
+	}
+	return b[w : w+int(n)], b[w+int(n):], true
+}
+
+func (s *selectors) terms() []uint32 {
+	terms := make([]uint32, 0, len(s))
+	for i, v := range s {
+		if len(v) > 0 {
+			terms = append(terms, termHash(selector(i), v))
 		}
 	}
 	return terms
 }
 
-// encodeTerms makes a block that stands under key.
-func encodeTerms(key []byte, minExpires int64, members int, terms []uint64, list []byte) []byte {
-	slices.Sort(terms)
-	b := make([]byte, 0, sizeTermsHdr+sizeTerm*len(terms)+len(list)+sizeCRC)
-	b = append(b, layoutTerms)
-	b = binary.BigEndian.AppendUint64(b, uint64(minExpires))
-	b = binary.BigEndian.AppendUint16(b, uint16(members))
-	b = binary.BigEndian.AppendUint32(b, uint32(len(terms)))
-	for _, t := range terms {
-		b = append(b, byte(t>>40), byte(t>>32), byte(t>>24), byte(t>>16), byte(t>>8), byte(t))
-	}
-	return sealValue(append(b, list...), key)
+// selection is the selectors of a query.
+type selection struct {
+	want  [5]string
+	terms []uint32 // the one that is likely to leave the fewest first
 }
 
-// termBlock is a block in bbolt's memory.
-type termBlock struct {
-	minExpires int64
-	members    int
-	terms      []byte
-	list       []byte
-}
-
-func openTerms(key, b []byte) (tb termBlock, err error) {
-	b, ok := openValue(b, key)
-	if !ok {
-		return tb, errValue(fmt.Sprintf("a block of selectors, %x, fails its checksum", key))
-	}
-	if len(b) < sizeTermsHdr || b[0] != layoutTerms {
-		return tb, errValue("a block of selectors has an unknown layout")
-	}
-	tb.minExpires = blockExpires(b)
-	tb.members = int(binary.BigEndian.Uint16(b[9:]))
-	n := uint64(binary.BigEndian.Uint32(b[11:])) * sizeTerm
-	if n > uint64(len(b)-sizeTermsHdr) {
-		return tb, errValue("a block of selectors is cut short")
-	}
-	tb.terms, tb.list = b[sizeTermsHdr:sizeTermsHdr+int(n)], b[sizeTermsHdr+int(n):]
-	return tb, nil
-}
-
-// blockExpires is when the first member of a block expires, 0 for never, as the block says.
-func blockExpires(b []byte) int64 {
-	if len(b) < sizeTermsHdr {
-		return 0
-	}
-	return int64(binary.BigEndian.Uint64(b[1:]))
-}
-
-// find returns the members that have a term, rising.
-func (tb *termBlock) find(hash uint32) []int {
-	n := len(tb.terms) / sizeTerm
-	i := sort.Search(n, func(i int) bool { return binary.BigEndian.Uint32(tb.terms[i*sizeTerm:]) >= hash })
-	var found []int
-	for ; i < n && binary.BigEndian.Uint32(tb.terms[i*sizeTerm:]) == hash; i++ {
-		found = append(found, int(binary.BigEndian.Uint16(tb.terms[i*sizeTerm+4:])))
-	}
-	return found
-}
-
-// numbers decodes the members of a block of events.
-func (tb *termBlock) numbers() ([]int64, error) {
-	out := make([]int64, 0, tb.members)
-	last, rest := int64(0), tb.list
-	for range tb.members {
-		d, w := binary.Uvarint(rest)
-		if w <= 0 {
-			return nil, errValue("a block of events is cut short")
+func selectionOf(q *store.Query) (sel selection) {
+	sel.want = [5]string{q.Subject, q.Client, q.Grant, q.Token, q.Type}
+	for _, by := range []selector{byToken, byGrant, bySubject, byClient, byType} {
+		if v := sel.want[by]; v != "" {
+			sel.terms = append(sel.terms, termHash(by, []byte(v)))
 		}
-		last, rest = last+int64(d), rest[w:]
-		out = append(out, last)
 	}
-	return out, nil
+	return sel
 }
 
-// ids decodes the members of a run; they lie in bbolt's memory.
-func (tb *termBlock) ids() ([][]byte, error) {
-	out := make([][]byte, 0, tb.members)
-	rest := tb.list
-	for range tb.members {
-		n, w := binary.Uvarint(rest)
-		if w <= 0 || n > uint64(len(rest)-w) {
-			return nil, errValue("a run of ids is cut short")
+func (sel *selection) matches(s *selectors) bool {
+	for i, want := range sel.want {
+		if want != "" && want != string(s[i]) {
+			return false
 		}
-		out = append(out, rest[w:w+int(n)])
-		rest = rest[w+int(n):]
 	}
-	return out, nil
+	return true
+}
+
+// tailEntry is what stands in the tail for a new record: id 0 term(4)... crc. Room for the checksum is left. Files of
+// format 2 and older have the id alone.
+func tailEntry(r *store.Record) []byte {
+	b := make([]byte, 0, len(r.ID)+1+5*sizeTerm+sizeCRC)
+	b = append(append(b, r.ID...), 0)
+	for i, v := range [5]string{r.Subject, r.Client, r.Grant, r.Token, r.Type} {
+		if v != "" {
+			b = binary.BigEndian.AppendUint32(b, termHash(selector(i), []byte(v)))
+		}
+	}
+	return b
+}
+
+// openTail reads an entry of the tail. Its record must be there.
+func openTail(key, v []byte, records *bbolt.Bucket, kind store.Kind) (id, terms []byte, err error) {
+	i := bytes.IndexByte(v, 0)
+	if i < 0 {
+		value := records.Get(v)
+		if _, err := openRecord(value, kind, string(v)); err != nil {
+			return nil, nil, err
+		}
+		s, ok := selectorsOf(value[sizeRecord:])
+		if !ok {
+			return nil, nil, errValue(fmt.Sprintf("record %s/%q does not decode", kind, v))
+		}
+		for _, t := range s.terms() {
+			terms = binary.BigEndian.AppendUint32(terms, t)
+		}
+		return v, terms, nil
+	}
+	body, ok := openValue(v, key)
+	if !ok || len(body) <= i || (len(body)-i-1)%sizeTerm != 0 {
+		return nil, nil, errValue(fmt.Sprintf("entry %x of the tail fails its checksum", key))
+	}
+	return body[:i], body[i+1:], nil
+}
+
+// holdsAll reports whether wanted is a part of terms, as openTail returns them.
+func holdsAll(terms []byte, wanted []uint32) bool {
+next:
+	for _, w := range wanted {
+		for rest := terms; len(rest) > 0; rest = rest[sizeTerm:] {
+			if binary.BigEndian.Uint32(rest) == w {
+				continue next
+			}
+		}
+		return false
+	}
+	return true
 }
 
 // earliest keeps the smaller of two expiries, 0 being never.
@@ -172,15 +162,15 @@ func earliest(a, b int64) int64 {
 	return a
 }
 
-// buildBlocks writes what is due at the end of a group: at most a few milliseconds for each 2,048 events or creations.
+// buildBlocks writes what is due at the end of a group: a millisecond or two for each 512 events or creations.
 func (st *spaceTxn) buildBlocks() error {
-	for st.head.loose >= blockMembers {
-		if err := st.buildEventBlock(); err != nil {
+	for st.head.loose >= int64(groupMembers) {
+		if err := st.buildGroup(); err != nil {
 			return err
 		}
 	}
 	for kind, n := range st.sp.tails {
-		for ; n >= blockMembers; n = st.sp.tails[kind] {
+		for ; n >= groupMembers; n = st.sp.tails[kind] {
 			if err := st.buildRun(kind); err != nil {
 				return err
 			}
@@ -189,30 +179,33 @@ func (st *spaceTxn) buildBlocks() error {
 	return nil
 }
 
-func (st *spaceTxn) buildEventBlock() error {
+// buildGroup makes a segment of the events after the last group, and notes when the first of them expires.
+func (st *spaceTxn) buildGroup() error {
 	events, err := st.sub(classEvents, "", true)
 	if err != nil {
 		return err
 	}
-	blocks, err := st.sub(classBlocks, "", true)
-	if err != nil {
-		return err
-	}
-	terms := make([]uint64, 0, 5*blockMembers)
-	list := make([]byte, 0, 4*blockMembers)
-	var minExpires, last int64
+	var g group
+	var list postingList
 	members := 0
 	c := events.b.Cursor()
-	for k, v := c.Seek(key64(st.head.blockEnd + 1)); k != nil && members < blockMembers; k, v = c.Next() {
-		r, err := decodeEvent(v, k)
+	for k, v := c.Seek(key64(st.head.blockEnd + 1)); k != nil && members < groupMembers; k, v = c.Next() {
+		_, expires, err := openEvent(v, k)
 		if err != nil {
 			return err
 		}
-		n := num64(k)
-		terms = appendTerms(terms, &r, members)
-		list = binary.AppendUvarint(list, uint64(n-last))
-		last = n
-		minExpires = earliest(minExpires, r.Expires)
+		s, ok := selectorsOfEvent(v)
+		if !ok {
+			return errValue(fmt.Sprintf("event %x does not decode", k))
+		}
+		for _, term := range s.terms() {
+			list.add(key32(term), k)
+		}
+		if members == 0 {
+			g.first = num64(k)
+		}
+		g.last = num64(k)
+		g.minExpires = earliest(g.minExpires, expires)
 		members++
 	}
 	if members == 0 { // the count said otherwise
@@ -220,9 +213,32 @@ func (st *spaceTxn) buildEventBlock() error {
 		return nil
 	}
 	st.head.loose -= int64(members)
-	st.head.blockEnd = last
-	key := key64(last)
-	return st.put(blocks, key, encodeTerms(key, minExpires, members, terms, list))
+	st.head.blockEnd = g.last
+	if err := st.putGroup(&g); err != nil {
+		return err
+	}
+	return st.addSegment("", &segment{last: g.last, first: g.first, size: members, live: members}, list)
+}
+
+// group is an entry for 512 events, or what is left of them, so that Purge finds those that have expired. It stands under
+// the number of its last event: first(8) minExpires(8) crc.
+type group struct{ first, last, minExpires int64 }
+
+func (st *spaceTxn) putGroup(g *group) error {
+	groups, err := st.sub(classGroups, "", true)
+	if err != nil {
+		return err
+	}
+	key := key64(g.last)
+	return st.put(groups, key, sealValue(append(key64(g.first), key64(g.minExpires)...), key))
+}
+
+func openGroup(key, v []byte) (g group, err error) {
+	b, ok := openValue(v, key)
+	if !ok || len(b) != 16 {
+		return g, errValue(fmt.Sprintf("group %x of events fails its checksum", key))
+	}
+	return group{first: num64(b), minExpires: num64(b[8:]), last: num64(key)}, nil
 }
 
 // countTail keeps the number of records since the last run in memory; it is counted anew after a failed transaction.
@@ -240,7 +256,7 @@ func (st *spaceTxn) countTail(kind store.Kind, tail *sub, n int) error {
 	return nil
 }
 
-// buildRun moves the first 2,048 records of the tail into a run, and their expiry into its index.
+// buildRun makes a segment of the first 512 records of the tail, and moves their expiry into its index.
 func (st *spaceTxn) buildRun(kind store.Kind) error {
 	tail, err := st.sub(classTail, kind, true)
 	if err != nil {
@@ -250,45 +266,33 @@ func (st *spaceTxn) buildRun(kind store.Kind) error {
 	if err != nil {
 		return err
 	}
-	runs, err := st.sub(classRuns, kind, true)
-	if err != nil {
-		return err
-	}
-	dir, err := st.sub(classRunDir, kind, true)
-	if err != nil {
-		return err
-	}
 	index, err := st.sub(classDue, kind, true)
 	if err != nil {
 		return err
 	}
 	var keys, dues [][]byte
-	var ids []string
+	var list postingList
 	c := tail.b.Cursor()
-	for k, v := c.First(); k != nil && len(keys) < blockMembers; k, v = c.Next() {
-		keys, ids = append(keys, bytes.Clone(k)), append(ids, string(v))
+	for k, v := c.First(); k != nil && len(keys) < groupMembers; k, v = c.Next() {
+		id, terms, err := openTail(k, v, records.b, kind)
+		if err != nil {
+			return err
+		}
+		value := records.b.Get(id)
+		if len(value) < sizeRecord {
+			return errValue(fmt.Sprintf("record %s/%q is gone and still in the tail", kind, id))
+		}
+		keys = append(keys, bytes.Clone(k))
+		for ; len(terms) > 0; terms = terms[sizeTerm:] {
+			list.add(terms[:sizeTerm], id)
+		}
+		if due := int64(binary.BigEndian.Uint64(value[offDue:])); due > 0 {
+			dues = append(dues, dueKey(due, id))
+		}
 	}
 	if len(keys) == 0 {
 		st.sp.tails[kind] = 0
 		return nil
-	}
-	slices.Sort(ids)
-	terms := make([]uint64, 0, 4*len(ids))
-	var list []byte
-	for i, id := range ids {
-		v := records.b.Get([]byte(id))
-		if v == nil {
-			return errValue(fmt.Sprintf("record %s/%q is gone and still in the tail", kind, id))
-		}
-		r, err := decodeRecord(v, kind, id, 0)
-		if err != nil {
-			return err
-		}
-		terms = appendTerms(terms, &r, i)
-		list = appendString(list, id)
-		if due := int64(binary.BigEndian.Uint64(v[offDue:])); due > 0 {
-			dues = append(dues, dueKey(due, []byte(id)))
-		}
 	}
 	slices.SortFunc(dues, bytes.Compare)
 	for _, k := range dues {
@@ -302,45 +306,11 @@ func (st *spaceTxn) buildRun(kind store.Kind) error {
 		}
 	}
 	st.sp.tails[kind] -= len(keys)
-	last := keys[len(keys)-1]
-	if err := st.put(runs, last, encodeTerms(last, 0, len(ids), terms, list)); err != nil {
-		return err
-	}
-	return st.put(dir, last, encodeRunDir(last, len(ids), ids[0], ids[len(ids)-1]))
+	n := len(keys)
+	return st.addSegment(kind, &segment{last: num64(keys[n-1]), first: num64(keys[0]), size: n, live: n}, list)
 }
 
-func encodeRunDir(key []byte, live int, first, last string) []byte {
-	b := binary.AppendUvarint(nil, uint64(live))
-	b = appendString(b, first)
-	return sealValue(appendString(b, last), key)
-}
-
-type runDir struct {
-	key         []byte
-	live        int
-	first, last string
-}
-
-func decodeRunDir(key, b []byte) (d runDir, err error) {
-	bad := errValue("the directory of runs does not read")
-	b, ok := openValue(b, key)
-	live, w := binary.Uvarint(b)
-	if !ok || w <= 0 || live > blockMembers {
-		return d, bad
-	}
-	d.key, d.live = bytes.Clone(key), int(live)
-	b = b[w:]
-	for _, s := range []*string{&d.first, &d.last} {
-		n, w := binary.Uvarint(b)
-		if w <= 0 || n > uint64(len(b)-w) {
-			return d, bad
-		}
-		*s, b = string(b[w:w+int(n)]), b[w+int(n):]
-	}
-	return d, nil
-}
-
-// forget takes a purged record out of the tail, or counts it off its run; a run that is used up goes as a whole.
+// forget takes a purged record out of the tail, or counts it off its segment.
 func (st *spaceTxn) forget(kind store.Kind, born int64) error {
 	if born == 0 {
 		return nil
@@ -350,36 +320,14 @@ func (st *spaceTxn) forget(kind store.Kind, born int64) error {
 		return err
 	}
 	key := key64(born)
-	if tail.b.Get(key) != nil {
-		if err := st.countTail(kind, tail, 0); err != nil {
-			return err
-		}
-		st.sp.tails[kind]--
-		return st.del(tail, key)
+	if tail.b.Get(key) == nil {
+		return st.countOff(kind, born, 1)
 	}
-	dir, err := st.sub(classRunDir, kind, true)
-	if err != nil {
+	if err := st.countTail(kind, tail, 0); err != nil {
 		return err
 	}
-	k, v := dir.b.Cursor().Seek(key)
-	if k == nil {
-		return nil
-	}
-	d, err := decodeRunDir(k, v)
-	if err != nil {
-		return err
-	}
-	if d.live > 1 {
-		return st.put(dir, d.key, encodeRunDir(d.key, d.live-1, d.first, d.last))
-	}
-	runs, err := st.sub(classRuns, kind, true)
-	if err != nil {
-		return err
-	}
-	if err := st.del(runs, d.key); err != nil {
-		return err
-	}
-	return st.del(dir, d.key)
+	st.sp.tails[kind]--
+	return st.del(tail, key)
 }
 
 // readSub opens a bucket of a namespace for reading, nil if there is none.
@@ -388,4 +336,83 @@ func readSub(ns *bbolt.Bucket, c class, k store.Kind) *bbolt.Bucket {
 		return nil
 	}
 	return ns.Bucket(bucketName(c, k))
+}
+
+// Files of format 2 and older have blocks of the selectors of 2,048 events, and runs of those of 2,048 records, each one
+// value. They are read as they are until they are made segments, see merge.go.
+//
+//	block or run: layout(1) minExpires(8) members(2) terms(4) | terms × (hash(4) member(2)), sorted | members | crc
+//
+// A member of a block is the number of an event, as the difference to the one before; a member of a run is an id, and
+// a run's members are sorted by id.
+const (
+	layoutTerms  = 1
+	sizeTermsHdr = 1 + 8 + 2 + 4
+	sizeOldTerm  = 6
+)
+
+// oldBlock is a block or run.
+type oldBlock struct {
+	minExpires int64
+	refs       [][]byte // of the members, rising
+	terms      []byte
+}
+
+func openOldBlock(key, b []byte, run bool) (o oldBlock, err error) {
+	b, ok := openValue(b, key)
+	if !ok {
+		return o, errValue(fmt.Sprintf("a block of selectors, %x, fails its checksum", key))
+	}
+	if len(b) < sizeTermsHdr || b[0] != layoutTerms {
+		return o, errValue("a block of selectors has an unknown layout")
+	}
+	o.minExpires = num64(b[1:])
+	n := uint64(binary.BigEndian.Uint32(b[11:])) * sizeOldTerm
+	if n > uint64(len(b)-sizeTermsHdr) {
+		return o, errValue("a block of selectors is cut short")
+	}
+	rest := b[sizeTermsHdr+int(n):]
+	o.terms, o.refs = b[sizeTermsHdr:sizeTermsHdr+int(n)], make([][]byte, binary.BigEndian.Uint16(b[9:]))
+	last := int64(0)
+	for i := range o.refs {
+		if run {
+			if o.refs[i], rest, ok = cutString(rest); !ok {
+				return o, errValue("a run of ids is cut short")
+			}
+			continue
+		}
+		d, w := binary.Uvarint(rest)
+		if w <= 0 {
+			return o, errValue("a block of events is cut short")
+		}
+		last, rest = last+int64(d), rest[w:]
+		o.refs[i] = key64(last)
+	}
+	return o, nil
+}
+
+// each goes through the terms of all members.
+func (o *oldBlock) each(f func(term uint32, ref []byte)) error {
+	for t := o.terms; len(t) > 0; t = t[sizeOldTerm:] {
+		m := int(binary.BigEndian.Uint16(t[4:]))
+		if m >= len(o.refs) {
+			return errValue("a block of selectors is cut short")
+		}
+		f(binary.BigEndian.Uint32(t), o.refs[m])
+	}
+	return nil
+}
+
+// find returns the members that have a term, rising.
+func (o *oldBlock) find(term uint32) (refs [][]byte, err error) {
+	n := len(o.terms) / sizeOldTerm
+	at := func(i int) uint32 { return binary.BigEndian.Uint32(o.terms[i*sizeOldTerm:]) }
+	from := sort.Search(n, func(i int) bool { return at(i) >= term })
+	to := from
+	for to < n && at(to) == term {
+		to++
+	}
+	part := oldBlock{refs: o.refs, terms: o.terms[from*sizeOldTerm : to*sizeOldTerm]}
+	err = part.each(func(_ uint32, ref []byte) { refs = append(refs, ref) })
+	return refs, err
 }

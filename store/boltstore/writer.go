@@ -237,7 +237,7 @@ func (s *Store) withoutRoom(group []*request) []*request {
 		}
 	}
 	// Maintenance may go on in the pages that the file has: it is what makes room.
-	urgent, others := divide(group, func(r *request) bool { return r.urgent || r.step != nil })
+	urgent, others := divide(group, func(r *request) bool { return r.urgent })
 	fail(others, ErrFull)
 	return urgent
 }
@@ -383,6 +383,9 @@ func (s *Store) landed(t *txn, ok bool) {
 	for sp, st := range t.spaces {
 		if st.moved {
 			sp.broadcast()
+		}
+		if st.unmerged {
+			sp.s.merging.ask(sp)
 		}
 	}
 }
