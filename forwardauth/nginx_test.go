@@ -1,0 +1,128 @@
+package forwardauth_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/apitoken-go/apitoken/apitokentest"
+)
+
+// nginxConf is docs/proxies.md's configuration of nginx, on a port and in a directory of the test's.
+const nginxConf = `
+daemon off; master_process off; pid DIR/pid; error_log DIR/error.log;
+events {}
+http {
+  access_log off; client_body_temp_path DIR/a; proxy_temp_path DIR/b; fastcgi_temp_path DIR/c; uwsgi_temp_path DIR/d; scgi_temp_path DIR/e;
+  server {
+    listen 127.0.0.1:PORT;
+    location / {
+      auth_request /_auth;
+      auth_request_set $subject $upstream_http_x_auth_subject;
+      auth_request_set $challenge $upstream_http_www_authenticate;
+      add_header WWW-Authenticate $challenge always;
+      proxy_set_header X-Auth-Subject $subject;
+      proxy_pass API;
+    }
+    location = /_auth {
+      internal;
+      proxy_pass AUTH/auth;
+      proxy_pass_request_body off;
+      proxy_set_header Content-Length "";
+      proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+      proxy_set_header X-Forwarded-Method "";
+      proxy_set_header X-Forwarded-Uri "";
+      proxy_set_header X-Original-Method $request_method;
+      proxy_set_header X-Original-Uri $request_uri;
+    }
+  }
+}
+`
+
+// A real nginx lets through whom the handler lets through, and tells the service behind who it is.
+func TestNginx(t *testing.T) {
+	t.Parallel()
+	program, err := exec.LookPath("nginx")
+	if err != nil {
+		if os.Getenv("APITOKEN_TEST_REQUIRE") != "" {
+			t.Fatal("nginx is not installed")
+		}
+		t.Skip("nginx is not installed; on Debian: apt-get install nginx-light")
+	}
+	svc := apitokentest.New(t)
+	mux := http.NewServeMux()
+	mux.Handle("/auth", handler(svc))
+	check := httptest.NewServer(mux)
+	t.Cleanup(check.Close)
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%q", r.Header["X-Auth-Subject"]) }))
+	t.Cleanup(api.Close)
+
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	port := ln.Addr().(*net.TCPAddr).Port
+	require.NoError(t, ln.Close())
+	dir := t.TempDir()
+	conf := strings.NewReplacer("DIR", dir, "PORT", fmt.Sprint(port), "API", api.URL, "AUTH", check.URL).Replace(nginxConf)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "nginx.conf"), []byte(conf), 0o600))
+	ctx, stop := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, program, "-c", filepath.Join(dir, "nginx.conf"), "-p", dir, "-e", filepath.Join(dir, "error.log"))
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { stop(); _ = cmd.Wait() })
+	base := fmt.Sprintf("http://127.0.0.1:%d", port)
+	require.Eventually(t, func() bool {
+		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	}, 20*time.Second, 10*time.Millisecond, "nginx did not start")
+
+	get := func(path string, header http.Header) (int, string, string) {
+		t.Helper()
+		r, err := http.NewRequest("GET", base+path, nil)
+		require.NoError(t, err)
+		for k, v := range header {
+			r.Header[k] = v
+		}
+		a, err := http.DefaultClient.Do(r)
+		require.NoError(t, err)
+		defer a.Body.Close()
+		text, err := io.ReadAll(a.Body)
+		require.NoError(t, err)
+		return a.StatusCode, string(text), strings.Join(a.Header.Values("WWW-Authenticate"), ", ")
+	}
+	good := http.Header{"Authorization": {"Bearer " + svc.Mint("Zoë", "orders:read")}}
+	status, text, _ := get("/orders?x=1", good)
+	require.Equal(t, 200, status)
+	require.Equal(t, `["Zo%C3%AB"]`, text)
+
+	// What the caller says of itself is overwritten, and what it says to the handler is not heard.
+	forged := good.Clone()
+	forged["X-Auth-Subject"], forged["X-Forwarded-Uri"], forged["X-Original-Uri"] = []string{"root"}, []string{"/other"}, []string{"/other"}
+	_, text, _ = get("/orders", forged)
+	require.Equal(t, `["Zo%C3%AB"]`, text)
+
+	status, _, challenge := get("/orders", nil)
+	require.Equal(t, 401, status)
+	require.Contains(t, challenge, `Bearer scope="orders:read"`)
+	status, _, challenge = get("/orders", http.Header{"Authorization": {"Bearer " + svc.Mint("bob")}})
+	require.Equal(t, 403, status)
+	require.Contains(t, challenge, "insufficient_scope")
+	status, _, _ = get("/orders?access_token="+url.QueryEscape(svc.Mint("bob", "orders:read")), good)
+	require.Equal(t, 401, status, "one token in the header and one in the query")
+	check.Close()
+	status, _, _ = get("/orders", good)
+	require.Equal(t, 500, status, "who can not be checked does not come in")
+}
