@@ -13,11 +13,13 @@
 // # Who may do what
 //
 // The host says who is there, at each request, by Options.Actor. A user sees and changes what is their own: ownership and the
-// bound on scopes are the service's (APIKeys.For, Target.OwnedBy).
+// bound on scopes are the service's (APIKeys.For, Target.OwnedBy). The pages for operators exist with Options.Faces only, for
+// actors whose Role the host sets.
 //
 // # What is bounded
 //
-// A page reads at most a page of records, for at most two seconds; what can't be read by then is shown as not known.
+// A page reads at most a page of records, for at most two seconds; what can't be read by then is shown as not known. Figures
+// that need all records are read at most once a minute, whoever looks, and shown with their age.
 package console
 
 import (
@@ -50,7 +52,8 @@ type Faces uint8
 
 // The faces of a console.
 const (
-	Self Faces = 1 << iota // users' own API keys and sessions
+	Self  Faces = 1 << iota // users' own API keys and sessions
+	Admin                   // the pages for operators, for actors with a Role
 )
 
 // Actor is who asks, by the host's word.
@@ -122,18 +125,22 @@ type Options struct {
 	// where actors confirm who they are, with the way back behind it, such as "/confirm?next=".
 	Fresh  time.Duration
 	Reauth string
+
+	Ledger Ledger // verifies the audit trail on the page of events; nil: the page does not offer it
 }
 
 // Console is the handler. It is safe for concurrent use; close it before its service.
 type Console struct {
-	svc    *apitoken.Service
-	o      Options
-	base   string // without a slash at the end
-	set    apitoken.Settings
-	look   looks
-	mux    *http.ServeMux
-	sites  *http.CrossOriginProtection
-	asking chan struct{} // holds the reads that are under way
+	svc   *apitoken.Service
+	o     Options
+	base  string // without a slash at the end
+	set   apitoken.Settings
+	look  looks
+	mux   *http.ServeMux
+	sites *http.CrossOriginProtection
+	// asking holds the reads that are under way, and changing what forms asked for: reads that hang in a store leave room to revoke.
+	asking, changing chan struct{}
+	admin            *adminState // nil without that face
 }
 
 // New returns the console of svc. It refuses, with an apitoken.ConfigError that names the field, what would be open or
@@ -142,7 +149,7 @@ func New(svc *apitoken.Service, o Options) (*Console, error) {
 	if svc == nil {
 		return nil, wrong("svc", "is nil")
 	}
-	c := &Console{svc: svc, o: o, set: svc.Settings(), sites: http.NewCrossOriginProtection(), asking: make(chan struct{}, 64)}
+	c := &Console{svc: svc, o: o, set: svc.Settings(), sites: http.NewCrossOriginProtection(), asking: make(chan struct{}, 64), changing: make(chan struct{}, 64)}
 	if err := c.check(); err != nil {
 		return nil, err
 	}
@@ -155,11 +162,26 @@ func New(svc *apitoken.Service, o Options) (*Console, error) {
 		c.serveKeys()
 		c.serveSessions()
 	}
+	if c.o.Faces&Admin != 0 {
+		c.serveAdmin()
+	}
 	c.mux.HandleFunc("GET "+c.base+"/{$}", c.page(anyone, func(w http.ResponseWriter, r *http.Request, p *page) error {
-		http.Redirect(w, r, c.base+"/keys", http.StatusSeeOther)
+		to := "/keys"
+		if c.o.Faces&Self == 0 {
+			to = "/admin"
+		}
+		http.Redirect(w, r, c.base+to, http.StatusSeeOther)
 		return nil
 	}))
 	return c, nil
+}
+
+// Close ends what runs behind the pages.
+func (c *Console) Close() error {
+	if c.admin != nil {
+		c.admin.close()
+	}
+	return nil
 }
 
 func wrong(field, why string) error {
@@ -179,7 +201,7 @@ func (c *Console) check() error {
 	if o.Faces == 0 {
 		o.Faces = Self
 	}
-	if o.Faces&^Self != 0 {
+	if o.Faces&^(Self|Admin) != 0 {
 		return wrong("Faces", "has bits that are no face")
 	}
 	for field, to := range map[string]string{"SignIn": o.SignIn, "Home": o.Home, "Reauth": o.Reauth, "Example": o.Example} {
@@ -318,6 +340,9 @@ func (c *Console) page(g gate, f func(http.ResponseWriter, *http.Request, *page)
 			c.fail(w, r, p, err)
 			return
 		}
+		if r.Method == http.MethodPost {
+			ctx = context.WithValue(ctx, changeKey{}, true)
+		}
 		ctx, cancel := context.WithTimeout(ctx, c.patience(r))
 		defer cancel()
 		if err := f(w, r.WithContext(ctx), p); err != nil {
@@ -392,6 +417,9 @@ func originOf(r *http.Request) apitoken.Origin {
 	return o
 }
 
+// changeKey marks the context of a form.
+type changeKey struct{}
+
 // ask runs f, which reads or writes by ctx, and does not wait past ctx's end for a store that does not look at it.
 func ask[T any](ctx context.Context, c *Console, f func(context.Context) (T, error)) (T, error) {
 	type answer struct {
@@ -400,8 +428,12 @@ func ask[T any](ctx context.Context, c *Console, f func(context.Context) (T, err
 		panic any // belongs into the goroutine of the request, where net/http expects it
 	}
 	var none T
+	turns := c.asking
+	if ctx.Value(changeKey{}) != nil {
+		turns = c.changing
+	}
 	select {
-	case c.asking <- struct{}{}:
+	case turns <- struct{}{}:
 	default: // every one of them waits for a store
 		return none, apitoken.ErrUnavailable
 	}
@@ -410,7 +442,7 @@ func ask[T any](ctx context.Context, c *Console, f func(context.Context) (T, err
 		var a answer
 		defer func() {
 			a.panic = recover()
-			<-c.asking
+			<-turns
 			got <- a
 		}()
 		a.v, a.err = f(ctx)

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -38,12 +39,13 @@ var scopes = map[apitoken.Scope]string{"orders": "Everything about orders", "ord
 func newHost(t *testing.T, change func(*console.Options), config ...func(*apitoken.Config)) *host {
 	t.Helper()
 	x := &host{t: t, svc: apitokentest.New(t, append([]func(*apitoken.Config){func(c *apitoken.Config) { c.Scopes = scopes }}, config...)...)}
-	o := console.Options{Base: "/account", SignIn: "/login?next=", Title: "Quayside", Example: "https://api.test/orders", Actor: x.actor}
+	o := console.Options{Base: "/account", SignIn: "/login?next=", Title: "Quayside", Example: "https://api.test/orders", Actor: x.actor, Faces: console.Self | console.Admin}
 	if change != nil {
 		change(&o)
 	}
 	h, err := console.New(x.svc.Service, o)
 	require.NoError(t, err)
+	t.Cleanup(func() { _ = h.Close() })
 	x.h = h
 	return x
 }
@@ -457,6 +459,7 @@ type slowStore struct {
 	broken   atomic.Bool // it answers errors
 	after    atomic.Bool // of the next API key that is written the answer is lost, and the store broken
 	released chan struct{}
+	once     sync.Once // closes released
 }
 
 var errDown = errors.New("the disk is gone")
@@ -499,9 +502,22 @@ func (s *slowStore) Apply(ctx context.Context, c *store.Change) (store.Commit, e
 	return done, err
 }
 
+func (s *slowStore) Follow(ctx context.Context, after store.Position, kinds []store.Kind, max int) (store.View, error) {
+	if s.broken.Load() {
+		return store.View{}, errDown
+	}
+	return s.Store.Follow(ctx, after, kinds, max)
+}
+
+// release lets everything that hangs fail.
+func (s *slowStore) release() {
+	s.down.Store(false)
+	s.once.Do(func() { close(s.released) })
+}
+
 func slow(t *testing.T) (*slowStore, func(*apitoken.Config)) {
 	s := &slowStore{Store: memstore.New(), released: make(chan struct{})}
-	t.Cleanup(func() { s.down.Store(false); close(s.released) })
+	t.Cleanup(s.release)
 	return s, func(c *apitoken.Config) { c.Store = s }
 }
 

@@ -145,9 +145,9 @@ func inHTML(a any) string {
 }
 
 // count is the text for one, or that for another number, which is its first argument.
-func (l *looks) count(n int, one, many string, args ...any) template.HTML {
-	id := many
-	if n == 1 {
+func (l *looks) count(n any, one, many string, args ...any) template.HTML {
+	id, n := many, number(n)
+	if n == "1" {
 		id = one
 	}
 	if verbs(id) == len(args) {
@@ -372,10 +372,24 @@ func (p *page) Who() string {
 }
 func (p *page) At(nav string) bool { return p.nav == nav }
 func (p *page) HasSelf() bool      { return p.c.o.Faces&Self != 0 && p.actor.Subject != "" }
-func (p *page) HasAdmin() bool     { return false } // users' own pages are all that there are
+func (p *page) HasAdmin() bool     { return p.c.o.Faces&Admin != 0 && p.actor.Admin >= Reader }
 
 // MayChange reports that forms of operators are shown.
 func (p *page) MayChange() bool { return p.actor.Admin >= Operator }
+
+// Kind is an event's type in words.
+func (p *page) Kind(t apitoken.EventType) template.HTML { return p.kind(t) }
+
+// KeyState is the state of a signing key in words.
+func (p *page) KeyState(state string) template.HTML {
+	if text, ok := sayStates[state]; ok {
+		return p.text(text)
+	}
+	return template.HTML(inHTML(state))
+}
+
+// Left is how long something still lasts.
+func (p *page) Left(t time.Time) template.HTML { return p.Length(max(t.Sub(p.now), 0)) }
 
 // Stale is the age of a view of revocations that is past its bound; empty: it is not.
 func (p *page) Stale() template.HTML {

@@ -1,0 +1,232 @@
+package console
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/report"
+)
+
+// adminState is what the pages for operators keep between requests.
+type adminState struct {
+	ctx      context.Context // ends at close
+	stop     context.CancelFunc
+	started  time.Time
+	refusals refusals
+	unwatch  func()
+	exports  chan struct{} // holds the exports that are under way
+
+	hygiene  fact[findings]
+	expiring fact[endings]
+	clients  fact[clientCount]
+}
+
+// Of what a figure keeps, at most: the first that were found.
+const maxFindings = 1000
+
+type findings struct {
+	List []report.Finding
+	More bool
+}
+
+type endings struct {
+	List  []apitoken.Expiry // the first to end first, at most 8
+	Total int
+}
+
+type clientCount struct{ Total, Disabled int }
+
+// expiringWithin is what counts as ending soon.
+const expiringWithin = 7 * 24 * time.Hour
+
+func newAdminState(svc *apitoken.Service) *adminState {
+	a := &adminState{started: svc.Now(), exports: make(chan struct{}, 4)}
+	a.ctx, a.stop = context.WithCancel(context.Background())
+	a.refusals.now = svc.Now
+	a.unwatch = svc.Observe(&a.refusals)
+	a.hygiene.read = func(ctx context.Context) (f findings, err error) {
+		for x, err := range report.Hygiene(ctx, svc, report.HygieneConfig{Unused: unused}) {
+			switch {
+			case err != nil:
+				return f, err
+			case len(f.List) == maxFindings:
+				f.More = true
+				return f, nil
+			}
+			f.List = append(f.List, x)
+		}
+		return f, nil
+	}
+	a.expiring.read = func(ctx context.Context) (e endings, err error) {
+		for x, err := range svc.Expiring(ctx, svc.Now().Add(expiringWithin), false) {
+			if err != nil {
+				return e, err
+			}
+			e.Total++
+			e.List = firstToEnd(e.List, x, 8)
+		}
+		return e, nil
+	}
+	a.clients.read = func(ctx context.Context) (n clientCount, err error) {
+		for x, err := range svc.Clients.List(ctx, apitoken.Page{}) {
+			if err != nil {
+				return n, err
+			}
+			n.Total++
+			if x.Disabled {
+				n.Disabled++
+			}
+		}
+		return n, nil
+	}
+	return a
+}
+
+func (a *adminState) close() {
+	a.unwatch()
+	a.stop()
+}
+
+// firstToEnd puts x into a list of at most n in order of their ends.
+func firstToEnd(list []apitoken.Expiry, x apitoken.Expiry, n int) []apitoken.Expiry {
+	i := len(list)
+	for i > 0 && x.Ends.Before(list[i-1].Ends) {
+		i--
+	}
+	if i == n {
+		return list
+	}
+	list = append(list[:i], append([]apitoken.Expiry{x}, list[i:]...)...)
+	return list[:min(len(list), n)]
+}
+
+const (
+	factEvery = time.Minute     // between two readings, at least
+	factTime  = 2 * time.Minute // of one reading, at most
+)
+
+// fact is a figure that costs a reading of all records: it is read behind the requests, once however many ask, and not again
+// for a minute, or ten times as long as it took.
+type fact[T any] struct {
+	read func(context.Context) (T, error)
+
+	mu     sync.Mutex // guards all below
+	v      T
+	at     time.Time // of v; zero: it was never read
+	next   time.Time // not before
+	flight chan struct{}
+}
+
+// get waits until ctx ends for a figure that is due. An older one is better than none: age tells.
+func (f *fact[T]) get(ctx, alive context.Context) (v T, age time.Duration, known bool) {
+	f.mu.Lock()
+	if f.flight == nil && !time.Now().Before(f.next) && alive.Err() == nil {
+		f.flight = make(chan struct{})
+		go f.fly(alive, f.flight)
+	}
+	flight := f.flight
+	f.mu.Unlock()
+	if flight != nil {
+		select {
+		case <-flight:
+		case <-ctx.Done():
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.v, time.Since(f.at), !f.at.IsZero()
+}
+
+func (f *fact[T]) fly(alive context.Context, flight chan struct{}) {
+	ctx, cancel := context.WithTimeout(alive, factTime)
+	defer cancel()
+	began := time.Now()
+	v, err := f.read(ctx)
+	now := time.Now()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.next = now.Add(max(factEvery, 10*now.Sub(began)))
+	if err == nil {
+		f.v, f.at = v, now
+	} else {
+		f.next = now.Add(5 * time.Second)
+	}
+	f.flight = nil
+	close(flight)
+}
+
+// Why a token was refused, in the order of the chart.
+const (
+	forExpired = iota
+	forRevoked
+	forInvalid
+	forScope
+	forLimit
+	forProof
+	whys
+)
+
+var sayWhys = [whys]string{say("Expired"), say("Revoked"), say("Invalid"), say("Scope"), say("Limited"), say("Proof")}
+
+// hoursShown is how far back the chart of refusals reaches.
+const hoursShown = 24
+
+type hour struct {
+	at int64 // Unix hours
+	n  [whys]int
+}
+
+// refusals count what this process refused, by the hour. What was good costs nothing.
+type refusals struct {
+	now func() time.Time
+
+	mu   sync.Mutex // guards ring
+	ring [hoursShown]hour
+}
+
+// Observe implements apitoken.Observer.
+func (f *refusals) Observe(_ context.Context, o apitoken.Observation) {
+	if o.Err == nil {
+		return
+	}
+	why := forInvalid
+	switch o.Reason() {
+	case "none", "unavailable", "other":
+		return // nothing was judged
+	case "expired":
+		why = forExpired
+	case "revoked":
+		why = forRevoked
+	case "scope", "denied":
+		why = forScope
+	case "limited":
+		why = forLimit
+	case "proof", "nonce":
+		why = forProof
+	}
+	at := f.now().Unix() / 3600
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	h := &f.ring[at%hoursShown]
+	if h.at != at {
+		*h = hour{at: at}
+	}
+	h.n[why]++
+}
+
+// last are the hours up to now, the oldest first.
+func (f *refusals) last() (list [hoursShown]hour) {
+	now := f.now().Unix() / 3600
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range list {
+		at := now - int64(hoursShown-1-i)
+		list[i].at = at
+		if h := f.ring[at%hoursShown]; h.at == at {
+			list[i] = h
+		}
+	}
+	return list
+}

@@ -1,0 +1,319 @@
+package console
+
+import (
+	"context"
+	"errors"
+	"html/template"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/report"
+)
+
+// What operators do to the signing keys, and what they ask about tokens.
+
+type signingRow struct {
+	apitoken.SigningKey
+	State template.HTML
+	Class string
+}
+
+type signingPage struct {
+	*page
+	Rows     []signingRow
+	Rotation time.Duration
+	Kid      string
+	Reason   string
+	Errors   []fieldError
+	Failed   template.HTML
+}
+
+var (
+	saySigning     = say("Signing keys")
+	sayStates      = map[string]string{"next": say("Next"), "active": sayActive, "retired": say("Retired"), "compromised": say("Compromised")}
+	sayRotateRing  = say("Rotate the keys")
+	sayWithdraw    = say("Withdraw the key")
+	sayRoot        = say("Change the root secret")
+	sayNoWithdraw  = say("No key was withdrawn.")
+	sayErrKid      = say("Choose a key")
+	sayCompromised = "compromised" // that is typed to confirm: the same in every language
+)
+
+func (c *Console) signingKeys(w http.ResponseWriter, r *http.Request, p *page) error {
+	p.setFlash(r)
+	return c.showSigning(w, r, &signingPage{page: p}, http.StatusOK)
+}
+
+func (c *Console) showSigning(w http.ResponseWriter, r *http.Request, v *signingPage, status int) error {
+	p := v.page
+	p.title, p.nav = p.text(saySigning), "/admin/signing-keys"
+	v.Rotation = c.set.KeyRotation
+	list, err := ask(r.Context(), c, c.svc.SigningKeys.List)
+	if err != nil {
+		return err
+	}
+	classes := map[string]string{"next": "plain here", "active": "ok", "compromised": "bad"}
+	for _, k := range list {
+		row := signingRow{SigningKey: k, State: template.HTML(inHTML(k.State)), Class: classes[k.State]}
+		if text, ok := sayStates[k.State]; ok {
+			row.State = p.text(text)
+		}
+		v.Rows = append(v.Rows, row)
+	}
+	return p.show(w, status, "signing-keys", v)
+}
+
+func (c *Console) turn(w http.ResponseWriter, r *http.Request, done string, u unwritten, f func(context.Context) error) error {
+	_, err := ask(r.Context(), c, func(ctx context.Context) (struct{}, error) { return struct{}{}, f(ctx) })
+	if err != nil {
+		return orUnwritten(err, u)
+	}
+	http.Redirect(w, r, c.url("/admin/signing-keys", "?done="+done), http.StatusSeeOther)
+	return nil
+}
+
+func (c *Console) rotateKeys(w http.ResponseWriter, r *http.Request, p *page) error {
+	return c.turn(w, r, "turned", unwritten{What: p.text(sayRotateRing)}, c.svc.SigningKeys.Rotate)
+}
+
+func (c *Console) compromise(w http.ResponseWriter, r *http.Request, p *page) error {
+	kid := r.PostForm.Get("kid")
+	reason, errs := p.red(r, sayCompromised)
+	if kid == "" {
+		errs = append(errs, fieldError{"kid", p.text(sayErrKid)})
+	}
+	if len(errs) > 0 {
+		return c.showSigning(w, r, &signingPage{page: p, Kid: kid, Reason: r.PostForm.Get("reason"), Errors: errs, Failed: p.text(sayNoWithdraw)}, http.StatusUnprocessableEntity)
+	}
+	return c.turn(w, r, "gone", unwritten{What: p.text(sayWithdraw), InForce: true}, func(ctx context.Context) error {
+		return c.svc.SigningKeys.Compromise(ctx, kid, reason)
+	})
+}
+
+func (c *Console) rootSecret(w http.ResponseWriter, r *http.Request, p *page) error {
+	switch r.PostForm.Get("do") {
+	case "rewrap":
+		return c.turn(w, r, "rewrap", unwritten{What: p.text(sayRoot)}, func(ctx context.Context) error {
+			_, err := c.svc.SigningKeys.Rewrap(ctx)
+			return err
+		})
+	case "secrets":
+		return c.turn(w, r, "secrets", unwritten{What: p.text(sayRoot)}, c.svc.SigningKeys.RotateSecrets)
+	}
+	return errBody
+}
+
+type heldScope struct {
+	Name string
+	Off  bool
+}
+
+type findingRow struct {
+	Key      apitoken.APIKey
+	Idle     template.HTML
+	NoExpiry bool
+	Broad    bool
+	Held     []heldScope
+	Narrower []string
+}
+
+type hygienePage struct {
+	*page
+	Known   bool
+	Age     time.Duration
+	Rows    []findingRow
+	Total   int
+	Counts  [3]int
+	More    bool // more findings than are kept
+	Finding string
+	Owner   string
+	pager
+}
+
+var sayHygiene = say("Hygiene")
+
+func (c *Console) hygiene(w http.ResponseWriter, r *http.Request, p *page) error {
+	p.title, p.nav = p.text(sayHygiene), "/admin/hygiene"
+	q := r.URL.Query()
+	v := &hygienePage{page: p, Finding: q.Get("finding"), Owner: q.Get("owner")}
+	f, age, known := c.admin.hygiene.get(r.Context(), c.admin.ctx)
+	v.Known, v.Age, v.More = known, age, f.More
+	after, skipping := q.Get("after"), q.Get("after") != ""
+	if skipping {
+		v.First = c.url("/admin/hygiene", query("finding", v.Finding, "owner", v.Owner))
+	}
+	for i := range f.List {
+		x := &f.List[i]
+		is := [3]bool{x.NoExpiry, x.Idle > 0, len(x.Unused) > 0 || len(x.Narrower) > 0}
+		if v.Owner != "" && x.Key.Subject != v.Owner {
+			continue
+		}
+		for n := range is {
+			if is[n] {
+				v.Counts[n]++
+			}
+		}
+		if n := slices.Index([]string{"expiry", "unused", "broad"}, v.Finding); n >= 0 && !is[n] {
+			continue
+		}
+		v.Total++
+		switch {
+		case skipping:
+			skipping = x.Key.ID != after
+		case len(v.Rows) < pageSize:
+			v.Rows = append(v.Rows, p.finding(x))
+		case v.Next == "":
+			v.Next = c.url("/admin/hygiene", query("finding", v.Finding, "owner", v.Owner, "after", v.Rows[pageSize-1].Key.ID))
+		}
+	}
+	return p.show(w, http.StatusOK, "hygiene", v)
+}
+
+func (p *page) finding(x *report.Finding) findingRow {
+	row := findingRow{Key: x.Key, NoExpiry: x.NoExpiry, Broad: len(x.Unused) > 0 || len(x.Narrower) > 0, Narrower: p.Sorted(x.Narrower)}
+	if x.Idle > 0 {
+		row.Idle = p.text(sayUnused, p.Length(x.Idle))
+	}
+	for _, s := range p.Sorted(x.Key.Scopes) {
+		row.Held = append(row.Held, heldScope{s, slices.Contains(x.Unused, apitoken.Scope(s))})
+	}
+	return row
+}
+
+type explainPage struct {
+	*page
+	Needs   string
+	Any     bool
+	Asked   bool
+	Err     template.HTML
+	Good    bool
+	Answer  string
+	Steps   []apitoken.Step
+	Token   *apitoken.Token
+	Claims  []string
+	Leaked  int // credentials that were ended; -1: nothing was looked for
+	Errors  []fieldError
+	Failed  template.HTML
+	Because string
+}
+
+var (
+	sayExplain     = say("Explain a token")
+	sayNoExplain   = say("There is no answer.")
+	sayErrToken    = say("Paste an access token or an API key")
+	sayErrNeeds    = say("The scopes can not be read")
+	sayErrText     = say("Paste the text that holds it, at most 1 MiB")
+	sayGood        = say("It would be let in")
+	sayRefusedFor  = say("Refused: %s")
+	sayRevokeText  = say("Revoke what is in the text")
+	sayVerdictText = map[error]string{
+		apitoken.ErrExpired: say("expired"), apitoken.ErrRevoked: say("revoked"), apitoken.ErrInvalidToken: say("not valid"),
+		apitoken.ErrInsufficientScope: say("a scope is missing"), apitoken.ErrUnavailable: say("it can not be known now"),
+		apitoken.ErrInvalidProof: say("bound to a key that was not proved"), apitoken.ErrLimited: say("a limit is reached"),
+	}
+)
+
+func (c *Console) explainForm(w http.ResponseWriter, r *http.Request, p *page) error {
+	return p.showExplain(w, http.StatusOK, &explainPage{page: p, Leaked: -1})
+}
+
+func (p *page) showExplain(w http.ResponseWriter, status int, v *explainPage) error {
+	p.title, p.nav = p.text(sayExplain), "/admin/explain"
+	return p.show(w, status, "explain", v)
+}
+
+func (c *Console) explain(w http.ResponseWriter, r *http.Request, p *page) error {
+	in := r.PostForm
+	v := &explainPage{page: p, Needs: strings.Join(strings.Fields(in.Get("needs")), " "), Any: in.Get("mode") == "any", Leaked: -1}
+	token := strings.TrimSpace(in.Get("token"))
+	token = strings.TrimPrefix(token, "Bearer ")
+	if token == "" || strings.ContainsAny(token, " \r\n\t") {
+		v.Errors = append(v.Errors, fieldError{"tk", p.text(sayErrToken)})
+	}
+	needs, err := apitoken.ParseScopes(v.Needs)
+	if err != nil {
+		v.Errors = append(v.Errors, fieldError{"rq", p.text(sayErrNeeds)})
+	}
+	if len(v.Errors) > 0 {
+		v.Failed = p.text(sayNoExplain)
+		return p.showExplain(w, http.StatusUnprocessableEntity, v)
+	}
+	need := apitoken.Authenticated()
+	switch {
+	case len(needs) > 0 && v.Any:
+		need = apitoken.AnyOf(needs[0], needs[1:]...)
+	case len(needs) > 0:
+		need = apitoken.AllOf(needs[0], needs[1:]...)
+	}
+	x, err := ask(r.Context(), c, func(ctx context.Context) (apitoken.Explanation, error) {
+		return c.svc.Explain(ctx, apitoken.Bearer(token), need), nil
+	})
+	if err != nil {
+		return err
+	}
+	v.Asked, v.Good, v.Steps = true, x.Err == nil, x.Steps
+	v.Answer, v.Err = "200", p.text(sayGood)
+	if x.Err != nil {
+		v.Answer = answerOf(x.Err)
+		why := p.text(sayVerdictText[apitoken.ErrInvalidToken])
+		for code, text := range sayVerdictText {
+			if codeOf(x.Err) == code {
+				why = p.text(text)
+			}
+		}
+		v.Err = p.text(sayRefusedFor, why)
+	}
+	if !x.Token.IsZero() {
+		v.Token = &x.Token
+	}
+	return p.showExplain(w, http.StatusOK, v)
+}
+
+// codeOf is the sentinel of an error, the narrowest that fits.
+func codeOf(err error) error {
+	var e *apitoken.Error
+	if errors.As(err, &e) {
+		return e.Code
+	}
+	return err
+}
+
+// answerOf is what a middleware answers to a request with such an error.
+func answerOf(err error) string {
+	switch {
+	case errors.Is(err, apitoken.ErrInsufficientScope):
+		return "403 insufficient_scope"
+	case errors.Is(err, apitoken.ErrUnavailable):
+		return "503"
+	case errors.Is(err, apitoken.ErrLimited):
+		return "429"
+	case errors.Is(err, apitoken.ErrInvalidProof):
+		return "401 invalid_dpop_proof"
+	}
+	return "401 invalid_token"
+}
+
+// leaked ends what a text holds. The text is neither kept nor shown again.
+func (c *Console) leaked(w http.ResponseWriter, r *http.Request, p *page) error {
+	v := &explainPage{page: p, Leaked: -1, Because: strings.TrimSpace(r.PostForm.Get("reason"))}
+	text := r.PostForm.Get("text")
+	if strings.TrimSpace(text) == "" || len(text) > 1<<20 {
+		v.Errors = append(v.Errors, fieldError{"lk", p.text(sayErrText)})
+	}
+	if v.Because == "" || len(v.Because) > 256 {
+		v.Errors = append(v.Errors, fieldError{"lw", p.text(sayErrReason)})
+	}
+	if len(v.Errors) > 0 {
+		v.Failed = p.text(sayNotRevoked)
+		return p.showExplain(w, http.StatusUnprocessableEntity, v)
+	}
+	n, err := ask(r.Context(), c, func(ctx context.Context) (int, error) { return c.svc.RevokeLeaked(ctx, []byte(text), v.Because) })
+	if err != nil {
+		return orUnwritten(err, unwritten{What: p.text(sayRevokeText), InForce: true, Pasted: true})
+	}
+	v.Leaked = n
+	return p.showExplain(w, http.StatusOK, v)
+}
