@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/console"
 	"github.com/apitoken-go/apitoken/httpauth"
 	"github.com/apitoken-go/apitoken/oauthhttp"
 )
@@ -22,6 +23,10 @@ type app struct {
 	users map[string]user
 	mux   http.Handler
 	busy  chan struct{} // holds what the slow hash of passwords may take of the machine
+
+	session *httpauth.Session
+	console *console.Console
+	demo    bool // the users are those of the demonstration
 
 	endpoints *oauthhttp.Handler
 	scopes    map[apitoken.Scope]string
@@ -38,7 +43,7 @@ type order struct {
 }
 
 func newApp(ctx context.Context, svc *apitoken.Service, s *settings, base string, o *oauthhttp.Options) (*app, error) {
-	a := &app{svc: svc, scopes: s.Scopes, users: map[string]user{}, busy: make(chan struct{}, 2)}
+	a := &app{svc: svc, scopes: s.Scopes, demo: s.demo, users: map[string]user{}, busy: make(chan struct{}, 2)}
 	u, err := url.Parse(base)
 	if err != nil {
 		return nil, err
@@ -52,7 +57,6 @@ func newApp(ctx context.Context, svc *apitoken.Service, s *settings, base string
 	}
 	// The one place that says which APIs a token reaches. What is not here does not exist.
 	table := a.auth.Mux(map[string]httpauth.Route{
-		"GET /{$}":              {Needs: apitoken.Public(), Handler: http.HandlerFunc(a.index)},
 		"POST /login":           {Needs: apitoken.Public(), Handler: http.HandlerFunc(a.login)},
 		"POST /refresh":         {Needs: apitoken.Public(), Handler: http.HandlerFunc(a.refresh)},
 		"POST /logout/all":      {Needs: apitoken.Authenticated(), Handler: http.HandlerFunc(a.logoutAll)},
@@ -67,16 +71,15 @@ func newApp(ctx context.Context, svc *apitoken.Service, s *settings, base string
 			Handler: http.HandlerFunc(a.rotateKey)},
 		"DELETE /keys/{id}": {Needs: apitoken.AllOf("keys"), Handler: http.HandlerFunc(a.revokeKey)},
 	})
+	if err := a.pages(table, base); err != nil {
+		return nil, err
+	}
 	table.HandleFunc("POST /logout", a.logout) // behind no guard, which would refuse a token that has expired
 	a.mux, err = a.oauth(s, base, o, a.auth.Origin(http.NewCrossOriginProtection().Handler(table)))
 	return a, err
 }
 
 func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.mux.ServeHTTP(w, r) }
-
-func (a *app) index(w http.ResponseWriter, _ *http.Request) {
-	write(w, http.StatusOK, map[string]string{"login": "POST /login {user, password}", "orders": "GET /orders", "keys": "GET /keys"})
-}
 
 // check confirms a user by name and password, two at a time: a slow hash is also a way to keep a machine busy.
 func (a *app) check(ctx context.Context, name, clear string) (user, error) {

@@ -1,7 +1,9 @@
 // Server is a small, complete HTTP API with the token service inside: login, orders behind a route table, sessions, API
-// keys, logout, and the OAuth endpoints for other programs. Run it with
+// keys, logout, the console for people with a browser, and the OAuth endpoints for other programs. Run it with
 //
 //	go run ./examples/server -addr :8080 -db tokens.db
+//
+// and open http://localhost:8080/. On a public address name users of your own by -config.
 //
 // It reads scopes, roles, users and clients from -config, a JSON file; without one it has alice and bob to play with.
 package main
@@ -100,6 +102,7 @@ func run(ctx context.Context, args []string, log *slog.Logger, ready func(base s
 	if err != nil {
 		return err
 	}
+	defer a.console.Close()
 	srv := &http.Server{Handler: a, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 	ended := make(chan error, 1)

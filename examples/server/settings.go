@@ -24,6 +24,8 @@ type settings struct {
 
 	Registration *registration `json:"registration"`  // absent: programs can not register clients
 	RequireNonce bool          `json:"require_nonce"` // of DPoP proofs at the endpoints
+
+	demo bool // there is no file: anybody may know the passwords
 }
 
 // user may log in. A real host asks its own directory: the service only wants to know who was confirmed.
@@ -51,12 +53,13 @@ func readSettings(file string) (*settings, error) {
 }
 
 func demonstration() *settings {
-	return &settings{
-		Scopes: map[apitoken.Scope]string{"orders:read": "See orders", "orders:write": "Place orders", "keys": "Manage your API keys"},
-		Roles:  map[string]apitoken.Scopes{"customer": {"orders:read", "orders:write", "keys"}, "viewer": {"orders:read"}},
+	return &settings{demo: true,
+		Scopes: map[apitoken.Scope]string{"orders:read": "See orders", "orders:write": "Place orders", "keys": "Manage your API keys", "operate": "Operate the token service"},
+		Roles:  map[string]apitoken.Scopes{"customer": {"orders:read", "orders:write", "keys"}, "viewer": {"orders:read"}, "operator": {"operate"}},
 		Users: []user{
 			{Name: "alice", Password: hashPassword("wonderland"), Roles: []string{"customer"}},
 			{Name: "bob", Password: hashPassword("builder"), Roles: []string{"viewer"}},
+			{Name: "olga", Password: hashPassword("switchboard"), Roles: []string{"customer", "operator"}},
 		},
 		Clients: []client{
 			{ID: "cli", Name: "The command line", Public: true, GrantTypes: []string{"authorization_code", "refresh_token", apitoken.GrantDeviceCode},
