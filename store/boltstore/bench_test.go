@@ -181,3 +181,33 @@ func benchAlone(b *testing.B, rotate bool) {
 	b.ReportMetric(float64(bare.Microseconds())/float64(b.N), "µs/bare")
 	b.ReportMetric(float64(s.db.Stats().TxStats.Write-db.Stats().TxStats.Write)/float64(b.N), "more-writes")
 }
+
+// BenchmarkGet reads grants at random out of 10,000. "bbolt" is the same read without the bound on its time.
+func BenchmarkGet(b *testing.B) {
+	s, ctx := newT(b), context.Background()
+	var ids []string
+	for len(ids) < 10_000 {
+		c := &store.Change{ID: benchID()}
+		for range 16 {
+			g := benchGrant(int64(len(ids)))
+			ids = append(ids, g.ID)
+			c.Puts = append(c.Puts, store.Put{Record: g})
+		}
+		if _, err := s.Apply(ctx, c); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for name, get := range map[string]func(context.Context, store.Kind, string) (store.Record, error){"store": s.Get, "bbolt": s.space.get} {
+		for _, callers := range []int{1, 64} {
+			b.Run(fmt.Sprint(name, "/", callers), func(b *testing.B) {
+				b.ReportAllocs()
+				var n atomic.Int64
+				run(b, s, callers, func(int) {
+					if _, err := get(ctx, "grant", ids[int(n.Add(1))*7919%len(ids)]); err != nil {
+						b.Error(err)
+					}
+				})
+			})
+		}
+	}
+}

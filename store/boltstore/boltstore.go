@@ -73,6 +73,7 @@ type Store struct {
 	lost     atomic.Bool   // bbolt panicked where it holds locks of its own
 	gone     chan struct{} // closed when lost is set
 	left     atomic.Int64  // reads that go on without their callers
+	readers  readers
 	flight   atomic.Pointer[inFlight]
 	opening  atomic.Uint64 // how often the file was opened again after a failure
 	copying  chan struct{} // holds a token while Backup or Compact works
@@ -687,6 +688,7 @@ func (s *Store) Close() error {
 // shutdown is Close's work. It sets closeErr before it closes ended.
 func (s *Store) shutdown() {
 	defer close(s.ended)
+	defer s.readers.close() // a read under way ends by itself
 	s.queueMu.Lock()
 	s.closing = true
 	s.queueMu.Unlock()

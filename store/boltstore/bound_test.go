@@ -162,6 +162,75 @@ func TestTimeout(t *testing.T) {
 	})
 }
 
+// TestReadersAreUsedAgain: a read takes a goroutine that an earlier one left, whose caller has its answer. One whose caller
+// gave up is never given to another: it may come back in the middle of that one's read.
+func TestReadersAreUsedAgain(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "tokens.db")
+	synctest.Test(t, func(t *testing.T) {
+		s, err := Open(path, &Options{Timeout: 3 * time.Second})
+		require.NoError(t, err)
+		ctx := context.Background()
+		number := func(n int, wait <-chan struct{}) (int, error) {
+			return bounded(ctx, s, func(context.Context) (int, error) {
+				if wait != nil {
+					<-wait
+				}
+				return n, nil
+			})
+		}
+		for n := range 100 {
+			got, err := number(n, nil)
+			require.NoError(t, err)
+			require.Equal(t, n, got)
+		}
+		require.Len(t, s.readers.idle, 1)
+
+		hung := make(chan struct{})
+		_, err = number(-1, hung)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Empty(t, s.readers.idle, "the reader that hangs is nobody's")
+		require.EqualValues(t, 1, s.left.Load())
+		for n := range 100 {
+			got, err := number(n, nil)
+			require.NoError(t, err)
+			require.Equal(t, n, got)
+			if n == 50 {
+				close(hung)
+				synctest.Wait()
+				require.Zero(t, s.left.Load())
+			}
+		}
+
+		// A caller whose context ends leaves, too; many at once get as many readers, of which some are kept.
+		gone, cancel := context.WithCancel(ctx)
+		cancel()
+		_, err = bounded(gone, s, func(context.Context) (int, error) { return 1, nil })
+		require.ErrorIs(t, err, context.Canceled)
+		all := make(chan struct{})
+		var wg sync.WaitGroup
+		for n := range 2 * maxIdle {
+			wg.Go(func() {
+				got, err := number(n, all)
+				require.NoError(t, err)
+				require.Equal(t, n, got)
+			})
+		}
+		synctest.Wait()
+		close(all)
+		wg.Wait()
+		require.Len(t, s.readers.idle, maxIdle)
+
+		late := make(chan struct{})
+		wg.Go(func() { _, _ = number(0, late) })
+		synctest.Wait()
+		require.NoError(t, s.Close())
+		require.Empty(t, s.readers.idle)
+		close(late)
+		wg.Wait() // and the bubble ends only when every reader has
+	})
+}
+
 func TestExposedFile(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS == "windows" {
