@@ -462,7 +462,7 @@ func (k *APIKeys) counted(ctx context.Context, subject string) (*holding, error)
 	if k.quota.limit == 0 {
 		return nil, nil
 	}
-	return k.quota.read(ctx, subject, func(r store.Record) (bool, error) {
+	return k.quota.read(ctx, subject, false, func(r store.Record) (bool, error) {
 		var rec apiKeyRecord
 		if err := read(&apiKeyForm, r, &rec); err != nil {
 			return false, err

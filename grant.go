@@ -239,9 +239,9 @@ const maxEvicted = 8
 
 // admit counts the sessions of a subject that is to get one more, within Limits.GrantsPerSubject. It returns
 // the count and the sessions that must end with the write of the new one: those that have been idle longest.
-func (s *Service) admit(ctx context.Context, subject string) (*holding, []Grant, error) {
+func (s *Service) admit(ctx context.Context, subject string, first bool) (*holding, []Grant, error) {
 	limit := s.sessions.limit
-	t, err := s.sessions.read(ctx, subject, func(r store.Record) (bool, error) {
+	t, err := s.sessions.read(ctx, subject, first, func(r store.Record) (bool, error) {
 		g, err := readGrant(r)
 		return err == nil && s.alive(r.ID, g) == nil, err
 	})

@@ -354,7 +354,7 @@ func (s *Service) writeCounted(ctx context.Context, g *grantRecord, id string, w
 	var before store.Version
 	wait := 2 * time.Millisecond
 	for try := 1; ; try++ {
-		t, end, err := s.admit(ctx, g.Subject)
+		t, end, err := s.admit(ctx, g.Subject, try == 1)
 		if err != nil {
 			return err
 		}
@@ -382,6 +382,8 @@ func (s *Service) writeCounted(ctx context.Context, g *grantRecord, id string, w
 			return nil
 		case !errors.Is(err, store.ErrConflict):
 			return err
+		case t.guessed:
+			continue
 		case try == quotaTries || !follow.Sleep(ctx, follow.Jitter(wait)):
 			return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "many logins of one subject at once"}
 		}

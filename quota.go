@@ -40,6 +40,7 @@ type quota struct {
 	ends    func(now time.Time, since int64) bool
 	epoch   store.Version // zero: nothing is believed
 	since   int64         // Unix ms of the epoch; 0: from the service's beginning
+	fresh   atomic.Int64  // how many of the latest subjects had no record, see guess
 	seed    maphash.Seed
 	earlier atomic.Pointer[map[uint64]struct{}] // subjects that have something from before the epoch; nil: unknown
 }
@@ -79,6 +80,7 @@ const (
 	quotaTries   = 32                 // against other processes that make something for the same subject
 	maxEarlier   = 1 << 20            // subjects that a scan remembers, 8 bytes each; beyond it they are listed one by one
 	scanStart    = 250 * time.Millisecond
+	mostFresh    = 32
 )
 
 // newQuota counts records of kind. past says whether all that was made before since has ended.
@@ -154,13 +156,19 @@ func (q *quota) open(ctx context.Context, born bool) error {
 // scan notes who has something from before the epoch. Without its answer, each subject without a record is listed.
 func (q *quota) scan(ctx context.Context) {
 	found := map[uint64]struct{}{}
-	for r, err := range q.s.pages(ctx, store.Query{Kind: q.kind}, Page{}) {
+	for x := (store.Query{Kind: q.kind, Limit: store.MaxLimit}); ; {
+		page, err := q.s.st.List(ctx, x)
 		if err != nil || len(found) > maxEarlier {
 			return
 		}
-		found[maphash.String(q.seed, r.Subject)] = struct{}{}
+		for _, r := range page.Records {
+			found[maphash.String(q.seed, r.Subject)] = struct{}{}
+		}
+		if x.Cursor = page.Cursor; x.Cursor == "" {
+			q.earlier.Store(&found)
+			return
+		}
 	}
-	q.earlier.Store(&found)
 }
 
 // none reports whether a subject without a record is known to have nothing.
@@ -179,19 +187,41 @@ func (q *quota) none(subject string) bool {
 	return !had
 }
 
+// guess reports whether a subject that may have no record is taken to have none, without a read: most of the latest had none, and
+// where it is wrong, the write fails and is repeated after a read.
+func (q *quota) guess() bool { return q.fresh.Load() >= mostFresh/2 }
+
+// learn notes whether a subject had no record. Several at once may lose a note.
+func (q *quota) learn(fresh bool) {
+	n := q.fresh.Load()
+	if fresh {
+		q.fresh.Store(min(n+1, mostFresh))
+	} else {
+		q.fresh.Store(max(n-2, 0))
+	}
+}
+
 // holding is a subject's record on its way to the next version.
 type holding struct {
 	q       *quota
 	r       store.Record // its Version is the one that was read
 	counted int64
 	ids     []string
+	guessed bool
 }
 
-// read is what the subject has at most. alive says of a listed record whether it counts.
-func (q *quota) read(ctx context.Context, subject string, alive func(store.Record) (bool, error)) (*holding, error) {
+// read is what the subject has at most; at the first try of a write it may be a guess. alive says of a listed record whether it counts.
+func (q *quota) read(ctx context.Context, subject string, first bool, alive func(store.Record) (bool, error)) (*holding, error) {
 	h := opaque.Hash("quota1", []byte(q.s.ns), []byte(q.name), []byte(subject))
 	t := &holding{q: q, r: store.Record{ID: hex.EncodeToString(h[:])}, counted: q.s.now().UnixMilli()}
+	if first && q.guess() && q.none(subject) {
+		t.guessed = true
+		return t, nil
+	}
 	old, err := q.s.get(ctx, kindQuota, t.r.ID)
+	if err == nil || isNotFound(err) {
+		q.learn(err != nil)
+	}
 	switch {
 	case isNotFound(err):
 		if q.none(subject) {

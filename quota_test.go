@@ -346,3 +346,51 @@ func TestALoginWaitsAsLongAsItsCaller(t *testing.T) {
 	wg.Wait()
 	require.Len(t, living(t, svc, "alice"), 1)
 }
+
+// Where most who log in are new, the store is not asked first whether they have a record; where one is not new after all, the
+// count is right all the same.
+func TestNewSubjectsAreTakenToHaveNothing(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	st := &asked{Store: memstore.New()}
+	list := []*apitoken.Service{serviceOn(t, st, sessionsLimited(1)), serviceOn(t, st, sessionsLimited(1))}
+	for i, svc := range list {
+		for n := range 40 {
+			issue(t, svc, session("new "+strconv.Itoa(i)+" "+strconv.Itoa(n)))
+		}
+	}
+	before := st.counts.Load()
+	issue(t, list[0], session("another"))
+	require.Equal(t, before, st.counts.Load())
+	for n := range 8 {
+		subject := "alice " + strconv.Itoa(n)
+		var wg sync.WaitGroup
+		for _, svc := range list {
+			wg.Go(func() {
+				for range 2 {
+					if _, err := svc.Issue(ctx, session(subject)); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		for _, svc := range list {
+			require.NoError(t, svc.Sync(ctx))
+			require.Len(t, living(t, svc, subject), 1)
+		}
+	}
+}
+
+// asked counts the reads of subjects' records.
+type asked struct {
+	store.Store
+	counts atomic.Int64
+}
+
+func (a *asked) Get(ctx context.Context, k store.Kind, id string) (store.Record, error) {
+	if k == "quota" {
+		a.counts.Add(1)
+	}
+	return a.Store.Get(ctx, k, id)
+}
