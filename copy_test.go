@@ -323,3 +323,37 @@ func TestErrorsOfCopyAreOurOwn(t *testing.T) {
 	_, err = apitoken.Copy(ended, from, memstore.New())
 	require.ErrorAs(t, err, &e)
 }
+
+// slower is a target to which a source is written faster than it takes anything in.
+type slower struct {
+	store.Store
+	source store.Store
+}
+
+func (s slower) Apply(ctx context.Context, c *store.Change) (store.Commit, error) {
+	for n := range min(2, len(c.Events)) {
+		more := &store.Change{ID: c.ID}
+		more.ID[0] ^= byte(1 + n)
+		for i := range store.MaxEvents {
+			more.Events = append(more.Events, store.Record{Kind: store.KindEvent, ID: fmt.Sprintf("%x-%d", more.ID, i), Type: "test", Data: []byte("{}")})
+		}
+		_, _ = s.source.Apply(ctx, more) // refused at last
+	}
+	return s.Store.Apply(ctx, c)
+}
+
+// Copy ends though the source has more events each time it looks: those of its first pass are copied while the source
+// serves, the rest while it refuses.
+func TestCopyLeavesASourceThatWritesFaster(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	from, to := memstore.New(), memstore.New()
+	svc := serviceOn(t, from, nil)
+	for i := range 400 {
+		issue(t, svc, apitoken.Request{Subject: fmt.Sprint("user-", i)})
+	}
+	done, err := apitoken.Copy(ctx, from, slower{to, from})
+	require.NoError(t, err)
+	require.Greater(t, done.Events, 2*400)
+}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 
@@ -22,14 +23,17 @@ import (
 	"github.com/apitoken-go/apitoken/store/etcdstore"
 	"github.com/apitoken-go/apitoken/store/etcdstore/etcdtest"
 	"github.com/apitoken-go/apitoken/store/memstore"
+	"github.com/apitoken-go/apitoken/store/mysqlstore"
+	"github.com/apitoken-go/apitoken/store/mysqlstore/mysqltest"
 	"github.com/apitoken-go/apitoken/store/pgstore"
 	"github.com/apitoken-go/apitoken/store/pgstore/pgtest"
 	"github.com/apitoken-go/apitoken/store/redisstore"
 	"github.com/apitoken-go/apitoken/store/redisstore/redistest"
+	"github.com/apitoken-go/apitoken/store/sqlitestore"
 )
 
 // engines are the stores that are measured; etcd has one member here, three in its own module.
-var engines = []string{"memory", "bbolt", "postgres", "redis", "etcd"}
+var engines = []string{"memory", "bbolt", "sqlite", "postgres", "mysql", "redis", "etcd"}
 
 var prefixes atomic.Int64
 
@@ -56,6 +60,17 @@ func startEngine(b testing.TB, engine string) (open func() store.Store) {
 			pool := must(pgxpool.NewWithConfig(ctx, c))
 			b.Cleanup(pool.Close)
 			st := must(pgstore.New(ctx, pool, &pgstore.Options{Prefix: prefix}))
+			closing(st)
+			return st
+		}
+	case "sqlite":
+		st := must(sqlitestore.Open(filepath.Join(b.TempDir(), "tokens.db"), nil))
+		closing(st)
+		return func() store.Store { return st }
+	case "mysql":
+		srv := mysqltest.Start(b)
+		return func() store.Store {
+			st := must(mysqlstore.Open(ctx, must(mysql.ParseDSN(srv.DSN)), &mysqlstore.Options{Prefix: prefix}))
 			closing(st)
 			return st
 		}

@@ -7,8 +7,10 @@ replace (
 	github.com/apitoken-go/apitoken/ledger => ../ledger
 	github.com/apitoken-go/apitoken/store/etcdstore => ../store/etcdstore
 	github.com/apitoken-go/apitoken/store/etcdstore/etcdtest => ../store/etcdstore/etcdtest
+	github.com/apitoken-go/apitoken/store/mysqlstore => ../store/mysqlstore
 	github.com/apitoken-go/apitoken/store/pgstore => ../store/pgstore
 	github.com/apitoken-go/apitoken/store/redisstore => ../store/redisstore
+	github.com/apitoken-go/apitoken/store/sqlitestore => ../store/sqlitestore
 )
 
 require (
@@ -16,8 +18,10 @@ require (
 	github.com/apitoken-go/apitoken/ledger v0.0.0-00010101000000-000000000000
 	github.com/apitoken-go/apitoken/store/etcdstore v0.0.0-00010101000000-000000000000
 	github.com/apitoken-go/apitoken/store/etcdstore/etcdtest v0.0.0-00010101000000-000000000000
+	github.com/apitoken-go/apitoken/store/mysqlstore v0.0.0-00010101000000-000000000000
 	github.com/apitoken-go/apitoken/store/pgstore v0.0.0-00010101000000-000000000000
 	github.com/apitoken-go/apitoken/store/redisstore v0.0.0-00010101000000-000000000000
+	github.com/apitoken-go/apitoken/store/sqlitestore v0.0.0-00010101000000-000000000000
 	github.com/auth0/go-jwt-middleware/v2 v2.3.1
 	github.com/casbin/casbin/v2 v2.135.0
 	github.com/coreos/go-oidc/v3 v3.21.0
@@ -25,6 +29,7 @@ require (
 	github.com/go-chi/jwtauth/v5 v5.3.3
 	github.com/go-jose/go-jose/v4 v4.1.9
 	github.com/go-oauth2/oauth2/v4 v4.5.4
+	github.com/go-sql-driver/mysql v1.10.1
 	github.com/golang-jwt/jwt/v5 v5.3.1
 	github.com/jackc/pgx/v5 v5.7.6
 	github.com/lestrrat-go/jwx/v3 v3.0.12
@@ -36,6 +41,7 @@ require (
 )
 
 require (
+	filippo.io/edwards25519 v1.2.0 // indirect
 	github.com/asaskevich/govalidator v0.0.0-20230301143203-a9d515a09cc2 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/bmatcuk/doublestar/v4 v4.9.1 // indirect
@@ -87,12 +93,14 @@ require (
 	github.com/lestrrat-go/option v1.0.1 // indirect
 	github.com/lestrrat-go/option/v2 v2.0.0 // indirect
 	github.com/magiconair/properties v1.8.7 // indirect
+	github.com/mattn/go-isatty v0.0.24 // indirect
 	github.com/mattn/goveralls v0.0.12 // indirect
 	github.com/mitchellh/mapstructure v1.5.0 // indirect
 	github.com/mohae/deepcopy v0.0.0-20170929034955-c48cc78d4826 // indirect
 	github.com/muhlemmer/gu v0.3.1 // indirect
 	github.com/muhlemmer/httpforwarded v0.1.0 // indirect
 	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
+	github.com/ncruces/go-strftime v1.0.0 // indirect
 	github.com/openzipkin/zipkin-go v0.4.2 // indirect
 	github.com/ory/go-acc v0.2.9-0.20230103102148-6b1c9a70dbbe // indirect
 	github.com/ory/go-convenience v0.1.0 // indirect
@@ -103,6 +111,7 @@ require (
 	github.com/prometheus/client_model v0.6.1 // indirect
 	github.com/prometheus/common v0.62.0 // indirect
 	github.com/prometheus/procfs v0.15.1 // indirect
+	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect
 	github.com/rs/cors v1.11.1 // indirect
 	github.com/seatgeek/logrus-gelf-formatter v0.0.0-20210414080842-5b05eb8ff761 // indirect
 	github.com/segmentio/asm v1.2.1 // indirect
@@ -169,6 +178,10 @@ require (
 	gopkg.in/ini.v1 v1.67.0 // indirect
 	gopkg.in/natefinch/lumberjack.v2 v2.2.1 // indirect
 	gopkg.in/yaml.v3 v3.0.1 // indirect
+	modernc.org/libc v1.75.7 // indirect
+	modernc.org/mathutil v1.7.1 // indirect
+	modernc.org/memory v1.12.1 // indirect
+	modernc.org/sqlite v1.59.0 // indirect
 	sigs.k8s.io/json v0.0.0-20211020170558-c049b76a60c6 // indirect
 	sigs.k8s.io/yaml v1.4.0 // indirect
 )

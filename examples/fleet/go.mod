@@ -6,8 +6,10 @@ replace (
 	github.com/apitoken-go/apitoken => ../..
 	github.com/apitoken-go/apitoken/store/etcdstore => ../../store/etcdstore
 	github.com/apitoken-go/apitoken/store/etcdstore/etcdtest => ../../store/etcdstore/etcdtest
+	github.com/apitoken-go/apitoken/store/mysqlstore => ../../store/mysqlstore
 	github.com/apitoken-go/apitoken/store/pgstore => ../../store/pgstore
 	github.com/apitoken-go/apitoken/store/redisstore => ../../store/redisstore
+	github.com/apitoken-go/apitoken/store/sqlitestore => ../../store/sqlitestore
 )
 
 require (
@@ -15,8 +17,11 @@ require (
 	github.com/apitoken-go/apitoken v0.0.0
 	github.com/apitoken-go/apitoken/store/etcdstore v0.0.0-00010101000000-000000000000
 	github.com/apitoken-go/apitoken/store/etcdstore/etcdtest v0.0.0-00010101000000-000000000000
+	github.com/apitoken-go/apitoken/store/mysqlstore v0.0.0-00010101000000-000000000000
 	github.com/apitoken-go/apitoken/store/pgstore v0.0.0-00010101000000-000000000000
 	github.com/apitoken-go/apitoken/store/redisstore v0.0.0-00010101000000-000000000000
+	github.com/apitoken-go/apitoken/store/sqlitestore v0.0.0-00010101000000-000000000000
+	github.com/go-sql-driver/mysql v1.10.1
 	github.com/jackc/pgx/v5 v5.7.6
 	github.com/redis/go-redis/v9 v9.17.3
 	github.com/stretchr/testify v1.12.1
@@ -25,6 +30,7 @@ require (
 )
 
 require (
+	filippo.io/edwards25519 v1.2.0 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/cenkalti/backoff/v4 v4.3.0 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
@@ -50,11 +56,14 @@ require (
 	github.com/jackc/puddle/v2 v2.2.2 // indirect
 	github.com/jonboulle/clockwork v0.5.0 // indirect
 	github.com/klauspost/compress v1.17.9 // indirect
+	github.com/mattn/go-isatty v0.0.24 // indirect
 	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
+	github.com/ncruces/go-strftime v1.0.0 // indirect
 	github.com/prometheus/client_golang v1.20.5 // indirect
 	github.com/prometheus/client_model v0.6.1 // indirect
 	github.com/prometheus/common v0.62.0 // indirect
 	github.com/prometheus/procfs v0.15.1 // indirect
+	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect
 	github.com/sirupsen/logrus v1.9.3 // indirect
 	github.com/soheilhy/cmux v0.1.5 // indirect
 	github.com/spf13/pflag v1.0.10 // indirect
@@ -79,8 +88,8 @@ require (
 	go.yaml.in/yaml/v3 v3.0.5 // indirect
 	golang.org/x/crypto v0.52.0 // indirect
 	golang.org/x/net v0.55.0 // indirect
-	golang.org/x/sync v0.20.0 // indirect
-	golang.org/x/sys v0.45.0 // indirect
+	golang.org/x/sync v0.22.0 // indirect
+	golang.org/x/sys v0.47.0 // indirect
 	golang.org/x/text v0.37.0 // indirect
 	golang.org/x/time v0.9.0 // indirect
 	google.golang.org/genproto/googleapis/api v0.0.0-20260414002931-afd174a4e478 // indirect
@@ -88,6 +97,10 @@ require (
 	google.golang.org/grpc v1.82.1 // indirect
 	google.golang.org/protobuf v1.36.11 // indirect
 	gopkg.in/natefinch/lumberjack.v2 v2.2.1 // indirect
+	modernc.org/libc v1.75.7 // indirect
+	modernc.org/mathutil v1.7.1 // indirect
+	modernc.org/memory v1.12.1 // indirect
+	modernc.org/sqlite v1.59.0 // indirect
 	sigs.k8s.io/json v0.0.0-20211020170558-c049b76a60c6 // indirect
 	sigs.k8s.io/yaml v1.4.0 // indirect
 )

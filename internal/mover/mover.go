@@ -470,11 +470,15 @@ func (m *mover) events(ctx context.Context) error {
 			}
 			next = next[n:]
 		}
+		through := len(newest.Records) == 0 || m.mark.Last == newest.Records[0].ID || slices.Contains(m.mark.Seen, newest.Records[0].ID)
 		if p.Cursor != "" {
 			m.mark.Cursor, m.mark.Seen = p.Cursor, nil
+			if through && !m.frozen {
+				return nil // or a source that writes faster than the target would never be left
+			}
 			continue
 		}
-		if len(newest.Records) == 0 || m.mark.Last == newest.Records[0].ID || slices.Contains(m.mark.Seen, newest.Records[0].ID) {
+		if through {
 			return nil
 		}
 		// The newest one may lie before the cursor already, where Seen doesn't hold it.

@@ -89,7 +89,8 @@ var (
 )
 
 // Open connects and returns the namespace "" of the tables, which it makes first unless o.Manual is set. cfg is copied; its
-// parameters that concern the session's transactions, time zone and SQL mode are the store's.
+// parameters that concern the session's transactions, time zone and SQL mode are the store's. The driver writes what it has to say
+// of broken connections to cfg.Logger.
 func Open(ctx context.Context, cfg *mysql.Config, o *Options) (*Store, error) {
 	opt, err := o.orDefault()
 	if err != nil {

@@ -92,7 +92,7 @@ func TestCopyFromEngineToEngine(t *testing.T) {
 	gone, goneKey, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "robot"})
 	require.NoError(t, err)
 	writes(t, func() error { return svc.APIKeys.Revoke(ctx, gone.ID, "test") })
-	for _, name := range []string{"postgres", "redis", "etcd", "memory"} {
+	for _, name := range []string{"postgres", "mysql", "redis", "sqlite", "etcd", "memory"} {
 		to := engines[name](t).open(t, "")
 		var stop atomic.Bool
 		var mu sync.Mutex
@@ -257,7 +257,10 @@ func TestMain(m *testing.M) {
 		if postgres.srv != nil {
 			postgres.srv.Stop()
 		}
-		_ = os.RemoveAll(postgres.dir) // "" is no error
+		if mysqls.srv != nil {
+			mysqls.srv.Stop()
+		}
+		_ = errors.Join(os.RemoveAll(postgres.dir), os.RemoveAll(mysqls.dir)) // "" is no error
 		os.Exit(code)
 	}
 	if err := copyHere(context.Background(), os.Args[1], os.Args[2], os.Args[3]); err != nil {

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
@@ -28,10 +29,13 @@ import (
 	"github.com/apitoken-go/apitoken/store/etcdstore"
 	"github.com/apitoken-go/apitoken/store/etcdstore/etcdtest"
 	"github.com/apitoken-go/apitoken/store/memstore"
+	"github.com/apitoken-go/apitoken/store/mysqlstore"
+	"github.com/apitoken-go/apitoken/store/mysqlstore/mysqltest"
 	"github.com/apitoken-go/apitoken/store/pgstore"
 	"github.com/apitoken-go/apitoken/store/pgstore/pgtest"
 	"github.com/apitoken-go/apitoken/store/redisstore"
 	"github.com/apitoken-go/apitoken/store/redisstore/redistest"
+	"github.com/apitoken-go/apitoken/store/sqlitestore"
 )
 
 // engine is one kind of store, running.
@@ -42,7 +46,7 @@ type engine struct {
 	addr  string // of the server; empty: there is none
 	// deafen ends the connections that bring hints, on the server's side; nil: there are none.
 	deafen func(t testing.TB)
-	// url and prefix are for processes that connect by themselves to Postgres.
+	// url and prefix are for processes that connect by themselves to Postgres; prefix to MySQL too.
 	url, prefix string
 }
 
@@ -85,6 +89,17 @@ func connectOnce(ctx context.Context, engine, addr, prefix string) (st store.Sto
 			return nil, nil, err
 		}
 		return s, func() { _ = s.Close(); pool.Close() }, nil
+	case "mysql":
+		c, err := mysql.ParseDSN(mysqlDSN())
+		if err != nil {
+			return nil, nil, err
+		}
+		c.Addr = addr
+		s, err := mysqlstore.Open(ctx, c, &mysqlstore.Options{Prefix: prefix, MaxConns: 4})
+		if err != nil {
+			return nil, nil, err
+		}
+		return s, func() { _ = s.Close() }, nil
 	case "redis":
 		c := redis.NewClient(&redis.Options{Addr: addr, ContextTimeoutEnabled: true})
 		s, err := redisstore.New(ctx, c, nil)
@@ -129,6 +144,14 @@ func postgresURL(addr string) string {
 	return u.String()
 }
 
+// mysqlDSN is that of the tests' server, whose address its user replaces.
+func mysqlDSN() string {
+	if dsn := os.Getenv("APITOKEN_TEST_MYSQL"); dsn != "" { // whose user and database are the host's
+		return dsn
+	}
+	return "root@tcp(127.0.0.1:3306)/apitoken"
+}
+
 // engines starts them. Each lives as long as the test that starts it.
 var engines = map[string]func(t testing.TB) engine{
 	"memory": func(t testing.TB) engine { return engine{name: "memory", store: memstore.New()} },
@@ -138,7 +161,14 @@ var engines = map[string]func(t testing.TB) engine{
 		t.Cleanup(func() { require.NoError(t, st.Close()) })
 		return engine{name: "bbolt", store: st}
 	},
+	"sqlite": func(t testing.TB) engine {
+		st, err := sqlitestore.Open(filepath.Join(t.TempDir(), "tokens.db"), nil)
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, st.Close()) })
+		return engine{name: "sqlite", store: st}
+	},
 	"postgres": startPostgres,
+	"mysql":    startMySQL,
 	"redis":    startRedis,
 	"etcd":     startEtcd,
 }
@@ -175,6 +205,29 @@ func startPostgres(t testing.TB) engine {
 			require.NoError(t, err)
 		},
 	}
+}
+
+// mysqls is the one server of all tests, as postgres is.
+var mysqls struct {
+	once sync.Once
+	dir  string
+	srv  *mysqltest.Server
+	err  error
+}
+
+func startMySQL(t testing.TB) engine {
+	mysqls.once.Do(func() {
+		if dsn := os.Getenv("APITOKEN_TEST_MYSQL"); dsn != "" {
+			mysqls.srv = &mysqltest.Server{DSN: dsn}
+			return
+		}
+		if mysqls.dir, mysqls.err = os.MkdirTemp("", "apitoken-my-"); mysqls.err == nil {
+			mysqls.srv, mysqls.err = mysqltest.New(mysqls.dir, mysqltest.Quick...)
+		}
+	})
+	mysqltest.Check(t, mysqls.err)
+	_ = mysql.SetLogger(&mysql.NopLogger{}) // connections are cut on purpose
+	return engine{name: "mysql", addr: mysqls.srv.Addr(), prefix: fmt.Sprintf("f%d_%d_", time.Now().UnixNano()%1e9, schemas.Add(1))}
 }
 
 func startRedis(t testing.TB) engine {
