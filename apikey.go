@@ -19,6 +19,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
+	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -637,7 +638,7 @@ func (k *APIKeys) Get(ctx context.Context, id string) (_ APIKey, failed error) {
 }
 
 func (k *APIKeys) used(ctx context.Context, x APIKey) APIKey {
-	if u, err := k.s.audit.usage(ctx, useAPIKey, x.ID); err == nil {
+	if u, err := k.s.audit.usage(ctx, usage.APIKey, x.ID); err == nil {
 		x.Uses, x.LastUsed, x.UsedScopes = u.Count, u.Last, u.Scopes
 		if len(u.Addresses) > 0 {
 			x.LastAddress = u.Addresses[0]
@@ -778,9 +779,9 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 		if rec.MaxUses > 0 {
 			// Both count together: while both work, neither adds to what one of them might do.
 			next.Counter = rec.counter(id)
-			used, _, err := k.spentRecord(ctx, next.Counter)
+			used, _, err := k.s.audit.uses.Spent(ctx, next.Counter)
 			if err != nil {
-				return APIKey{}, Secret{}, err
+				return APIKey{}, Secret{}, public(err)
 			}
 			if used.N >= rec.MaxUses {
 				return APIKey{}, Secret{}, fail(ErrLimited, "the key has no uses left")
@@ -867,8 +868,8 @@ type knownKey struct {
 	end     int64 // Unix ms, 0: never
 	rule    *rules.Subject
 	version atomic.Uint64 // of the rules
-	use     *useCounter
-	meter   *meter
+	use     *usage.Counter
+	meter   *usage.Meter
 	rate    Rate
 	maxUses uint64
 	counter string // of its uses
@@ -935,13 +936,13 @@ func (k *APIKeys) entry(r store.Record) (*knownKey, error) {
 	if end != 0 { // also what Rotate left it
 		spec.ExpiresAt = time.UnixMilli(end)
 	}
-	e := &knownKey{hash: rec.Hash, end: end, rule: rec.ruleSubject(r.ID), maxUses: rec.MaxUses, rate: rec.Rate, meter: newMeter(),
+	e := &knownKey{hash: rec.Hash, end: end, rule: rec.ruleSubject(r.ID), maxUses: rec.MaxUses, rate: rec.Rate, meter: usage.NewMeter(),
 		counter: rec.counter(r.ID), expires: rec.Expires, makers: makers}
 	e.d = makeToken(spec, rec.Claims).d
 	e.d.ends = new(atomic.Int64)
 	e.d.ends.Store(end)
 	e.d.from, e.d.by, e.d.counted = e.rule, k.valid, rec.MaxUses > 0
-	e.use = k.s.audit.counter(useAPIKey, r.ID)
+	e.use = k.s.audit.uses.Counter(usage.APIKey, r.ID)
 	e.d.use = e.use
 	return e, nil
 }
@@ -1005,7 +1006,7 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 		tr.ok("freshness", f.Age.String())
 	}
 	if tr == nil {
-		e.use.hit(now, addressOf(ctx))
+		e.use.Hit(now, addressOf(ctx))
 	}
 	return Token{d: e.d, fresh: f}, nil
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
+	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -194,7 +195,7 @@ func eventName(issuer, name string) string {
 type auditLog struct {
 	s     *core
 	tally tally
-	uses  useLog
+	uses  *usage.Log
 	sinks []*deliver.Feed
 	fed   sync.Map // *deliver.Feed: those of Feed, while it runs
 	kick  chan struct{}
@@ -209,7 +210,7 @@ const (
 func newAuditLog(s *core) *auditLog {
 	a := &auditLog{s: s, kick: make(chan struct{}, 1)}
 	a.tally.init()
-	a.uses.init()
+	a.uses = newUses(s)
 	for _, x := range s.cfg.Sinks {
 		a.sinks = append(a.sinks, s.newFeed(x))
 	}
@@ -491,7 +492,7 @@ func (a *auditLog) flush(ctx context.Context) {
 	if err := a.flushRefusals(ctx); err != nil && ctx.Err() == nil {
 		a.s.log.Warn("apitoken: refusals could not be recorded yet", "error", err)
 	}
-	if err := a.uses.flush(ctx, a.s); err != nil && ctx.Err() == nil {
+	if err := a.uses.Flush(ctx); err != nil && ctx.Err() == nil {
 		a.s.log.Warn("apitoken: uses could not be recorded yet", "error", err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"unsafe"
 
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/usage"
 )
 
 // Cache keeps verified tokens, so that the second sight of one costs no signature check. It is bounded in bytes;
@@ -53,7 +54,7 @@ type entry struct {
 	size    int32
 	needs   int64 // the position that its issuer had seen; 0 for issuers without positions
 	iss     *trust
-	use     *useCounter
+	use     *usage.Counter
 	used    atomic.Bool
 	bound   bool // names a binding, whose proof is checked at each sight
 	rule    rules.Subject

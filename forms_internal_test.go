@@ -18,6 +18,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/mover"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -118,10 +119,10 @@ func TestStoredForms(t *testing.T) {
 	goldenForm(t, "role", &roleForm, "admin")
 	goldenForm(t, "meta", &metaForm, "service")
 	goldenForm(t, "deed", &deedForm, "d")
-	goldenForm(t, "use", &useForm, "u")
+	goldenForm(t, "use", &usage.UseForm, "u")
 	goldenForm(t, "quota", &quotaForm, "q")
 	goldenForm(t, "counting", &countingForm, "grant")
-	goldenForm(t, "spent", &spentForm, "s")
+	goldenForm(t, "spent", &usage.SpentForm, "s")
 	goldenForm(t, "cursor", &deliver.CursorForm, "sink")
 	goldenForm(t, "copy", &mover.CopyForm, "copy")
 	goldenForm(t, "moved", &mover.MovedForm, "moved")
@@ -131,7 +132,7 @@ func TestStoredForms(t *testing.T) {
 func TestEveryStoredFormHasAGoldenFile(t *testing.T) {
 	t.Parallel()
 	var forms, files []string
-	for _, dir := range []string{".", "internal/rules", "internal/keyring", "internal/deliver", "internal/mover"} {
+	for _, dir := range []string{".", "internal/rules", "internal/keyring", "internal/deliver", "internal/mover", "internal/usage"} {
 		sources, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		is.NoError(t, err)
 		for _, name := range sources {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -220,7 +221,7 @@ func (s *Service) oneGrant(ctx context.Context, t rules.Target, yield func(Grant
 
 // used adds what the counters know of a grant's use.
 func (s *Service) used(ctx context.Context, g Grant) Grant {
-	u, err := s.audit.usage(ctx, useGrant, g.ID)
+	u, err := s.audit.usage(ctx, usage.Grant, g.ID)
 	if err != nil {
 		return g // how often it was used is no reason to hide it
 	}

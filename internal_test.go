@@ -7,50 +7,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 	"unsafe"
 
 	is "github.com/stretchr/testify/require"
 )
-
-// The tokens of a grant share its counter, which holds on to none of them; those that nobody uses are forgotten, and counted
-// on when they are used again.
-func TestOneCounterForAGrant(t *testing.T) {
-	t.Parallel()
-	a := newAuditLog(&core{})
-	l := &a.uses
-	id := []byte("a grant of a request's memory")
-	one := a.counter(useGrant, string(id))
-	is.Empty(t, l.open, "it was not used")
-	one.hit(time.Now(), nil)
-	is.Same(t, one, a.counter(useGrant, string(id)))
-	is.NotSame(t, one, a.counter(useAPIKey, string(id)))
-	one.hit(time.Now(), nil)
-	is.Equal(t, 1, l.waiting())
-
-	list := l.toWrite()
-	is.Equal(t, []*useCounter{one}, list)
-	var u useRecord
-	one.take(&u)
-	is.Equal(t, uint64(2), u.Count)
-	is.Same(t, one, a.counter(useGrant, string(id)), "it was used")
-	is.Empty(t, l.toWrite())
-	is.Empty(t, l.open, "it was not")
-
-	two := a.counter(useGrant, string(id)) // of another token, while a cache holds the first
-	two.hit(time.Now(), nil)
-	one.hit(time.Now(), nil)
-	is.NotSame(t, one, two)
-	is.Equal(t, 2, l.waiting())
-	is.ElementsMatch(t, []*useCounter{one, two}, l.toWrite())
-
-	for i := range maxUses + 10 {
-		a.counter(useGrant, strconv.Itoa(i)).hit(time.Now(), nil)
-	}
-	is.Len(t, l.open, maxUses)
-	l.toWrite()
-	is.Equal(t, maxUses, l.waiting(), "until they are taken")
-}
 
 // A token is found by its whole text, wherever the cache keeps that, and by nobody's memory but its own.
 func TestTheCacheComparesWholeTexts(t *testing.T) {
@@ -80,30 +40,6 @@ func TestTheCacheComparesWholeTexts(t *testing.T) {
 		mine := newEntry(unsafe.String(&caller[0], len(caller)))
 		clear(caller)
 		is.Equal(t, string(text), mine.token(), n)
-	}
-}
-
-// What could not be written is written later, however much there is of it: scopes too, which a counter notes once.
-func TestCountsThatWereNotWrittenHaveRoom(t *testing.T) {
-	t.Parallel()
-	l := &newAuditLog(&core{}).uses
-	const many = maxUses/2 + 1000
-	for i := range many {
-		c := &useCounter{log: l, used: used{useGrant, strconv.Itoa(i)}}
-		c.hit(time.Now(), nil)
-		c.asked("orders:read")
-	}
-	for range 3 { // flushes that fail
-		list := l.toWrite()
-		is.Len(t, list, many)
-		for _, c := range list {
-			u := &useRecord{V: 1}
-			c.take(u)
-			is.Equal(t, uint64(1), u.Count)
-			is.Equal(t, Scopes{"orders:read"}, u.Scopes)
-			l.giveBack(c.used, u)
-		}
-		is.Equal(t, many, l.waiting())
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -60,7 +61,7 @@ func (s *Service) tidy(ctx context.Context, before time.Time) {
 		return
 	}
 	s.finishRules(ctx, before)
-	for _, kind := range []store.Kind{store.KindRule, kindGrant, kindTicket, kindOnce, kindNote, store.KindAPIKey, store.KindKey, kindUse, kindSpent, kindQuota, kindLineage, store.KindClient, store.KindEvent} {
+	for _, kind := range []store.Kind{store.KindRule, kindGrant, kindTicket, kindOnce, kindNote, store.KindAPIKey, store.KindKey, usage.Kind, usage.KindSpent, kindQuota, kindLineage, store.KindClient, store.KindEvent} {
 		before := before
 		if kind == store.KindEvent {
 			before = s.audit.delivered(before)

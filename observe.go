@@ -160,7 +160,7 @@ func (s *Service) Backlog() Backlog {
 	a.tally.mu.Lock()
 	b.Refusals = len(a.tally.counts)
 	a.tally.mu.Unlock()
-	b.Uses = a.uses.waiting()
+	b.Uses = a.uses.Waiting()
 	s.retryMu.Lock()
 	b.Revocations = len(s.retries)
 	s.retryMu.Unlock()

@@ -18,6 +18,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/usage"
 )
 
 // Kind says which kind of token a [Token] came from.
@@ -44,7 +45,7 @@ type tokenData struct {
 	held    heldScopes
 	claim   []byte         // the host's own claims, a JSON object, or nil
 	from    *rules.Subject // what rules see of it: set by our validator, for Exchange
-	use     *useCounter    // set by a service's validator
+	use     *usage.Counter // set by a service's validator
 	counted bool           // an API key with MaxUses
 	by      *JWTValidator  // whose verdict it is; nil for what NewToken made
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/mover"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -29,7 +30,7 @@ type UnreadableRecord struct {
 
 // formKinds are the kinds of records that have a form, in the order in which Unreadable lists them.
 var formKinds = []store.Kind{store.KindMeta, store.KindKey, store.KindRole, store.KindClient, store.KindRule, store.KindAPIKey,
-	kindGrant, kindTicket, kindOnce, kindUse, kindSpent, deliver.Kind, mover.KindMark}
+	kindGrant, kindTicket, kindOnce, usage.Kind, usage.KindSpent, deliver.Kind, mover.KindMark}
 
 // readable reports why a record cannot be read; nil: it can.
 func readable(r store.Record) error {
@@ -60,10 +61,10 @@ func readable(r store.Record) error {
 		if len(r.Data) > 0 { // without content it says that something was used
 			return read(&deedForm, r, new(deedRecord))
 		}
-	case kindUse:
-		return read(&useForm, r, new(useRecord))
-	case kindSpent:
-		return read(&spentForm, r, new(spentRecord))
+	case usage.Kind:
+		return read(&usage.UseForm, r, new(usage.Record))
+	case usage.KindSpent:
+		return read(&usage.SpentForm, r, new(usage.Spent))
 	case deliver.Kind:
 		return read(&deliver.CursorForm, r, new(deliver.Cursor))
 	case mover.KindMark:

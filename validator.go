@@ -13,6 +13,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
+	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -61,7 +62,7 @@ func Authorize(ctx context.Context, v Validator, c Credential, r Requirement) (c
 		}
 	}
 	if t.d.use != nil {
-		t.d.use.met(t.d.held, &r)
+		met(t.d.use, t.d.held, &r)
 	}
 	return NewContext(ctx, t), nil
 }
@@ -202,7 +203,7 @@ func (v *JWTValidator) quick(ctx context.Context, c *Credential) (Token, bool) {
 	}
 	var last int64 // read before the clock, which waits for all that was asked of memory before and lets nothing overtake it
 	if e.use != nil {
-		last = e.use.last.Load()
+		last = e.use.Last()
 	}
 	now := v.now()
 	f := e.iss.freshness(w, now)
@@ -211,7 +212,7 @@ func (v *JWTValidator) quick(ctx context.Context, c *Credential) (Token, bool) {
 		return Token{}, false
 	}
 	if e.use != nil {
-		e.use.hitAfter(last, now, addressOf(ctx))
+		e.use.HitAfter(last, now, addressOf(ctx))
 	}
 	t := Token{d: &e.data, fresh: f}
 	if v.observers.any() {
@@ -390,7 +391,7 @@ func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, w *f
 		tr.ok("freshness", f.Age.String())
 	}
 	if e.use != nil && tr == nil {
-		e.use.hit(now, addressOf(ctx))
+		e.use.Hit(now, addressOf(ctx))
 	}
 	return Token{d: &e.data, fresh: f}, nil
 }
@@ -478,7 +479,7 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, takes bool
 	e.data = tokenOf(spec, p.PrivateClaims())
 	e.data.from, e.data.by = r, v
 	if v.audit != nil && iss.own && spec.Grant != "" {
-		e.use = v.audit.counter(useGrant, spec.Grant)
+		e.use = v.audit.uses.Counter(usage.Grant, spec.Grant)
 		e.data.use = e.use
 	}
 	return e, nil
