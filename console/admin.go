@@ -221,7 +221,7 @@ func (c *Console) overview(w http.ResponseWriter, r *http.Request, p *page) erro
 			v.Alerts, v.HasAlerts = p.eventRows(list), known
 		},
 		func() {
-			list, known := c.newest(ctx, 8, func(e *apitoken.Event) bool { return e.Actor != "" && e.Actor != e.Subject },
+			list, known := c.newest(ctx, 8, func(e *apitoken.Event) bool { return e.Actor != "" && e.Actor != e.Subject && !e.Time.Before(today) },
 				apitoken.EventQuery{Type: apitoken.EventClientChanged, From: today}, apitoken.EventQuery{Type: apitoken.EventRoleChanged, From: today},
 				apitoken.EventQuery{Type: apitoken.EventKeyChanged, From: today}, apitoken.EventQuery{Type: apitoken.EventRevoked, From: today})
 			v.Changes, v.HasChanges = p.eventRows(list), known

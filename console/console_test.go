@@ -579,3 +579,13 @@ func TestAFormWhoseAnswerWasLostMakesOneKey(t *testing.T) {
 	send("/keys/"+live()[0]+"/rotate", url.Values{"once": {strings.Repeat("G", 26)}, "overlap": {"24h"}})
 	require.Len(t, live(), 1)
 }
+
+func TestAServiceWhoseClockIsBehind(t *testing.T) {
+	t.Parallel()
+	x := newHost(t, nil, func(c *apitoken.Config) {
+		c.Now = func() time.Time { return time.Now().Add(-100 * 24 * time.Hour) }
+	})
+	key, _ := x.newKey("alice", "mine")
+	require.NoError(t, x.good(key))
+	require.Equal(t, 200, x.get("alice", "/keys").StatusCode)
+}
