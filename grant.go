@@ -64,6 +64,9 @@ type grantRecord struct {
 	Narrow Scopes   `json:"narrow,omitempty"`
 	For    []string `json:"for,omitempty"`   // its audiences, where they are fewer than the grant's
 	Bound  string   `json:"bound,omitempty"` // its binding, where it is not the grant's
+
+	// Owed says that nobody has noted that the answer with Seq went out: without a grace window it may be asked for once more.
+	Owed bool `json:"owed,omitempty"`
 	record.Ext
 }
 

@@ -97,6 +97,7 @@ type faulty struct {
 	mu    sync.Mutex
 	apply func(context.Context, *store.Change) (before error, after error) // what happens before and after the write
 	reads error
+	done  func() // after the next write that succeeded
 }
 
 var errEngine = errors.New("engine: connection lost")
@@ -107,6 +108,12 @@ func (f *faulty) onApply(fn func(context.Context, *store.Change) (before, after 
 	f.apply = fn
 }
 
+func (f *faulty) onApplied(fn func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.done = fn
+}
+
 func (f *faulty) failReads(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -115,7 +122,7 @@ func (f *faulty) failReads(err error) {
 
 func (f *faulty) Apply(ctx context.Context, c *store.Change) (store.Commit, error) {
 	f.mu.Lock()
-	fn := f.apply
+	fn, done := f.apply, f.done
 	f.mu.Unlock()
 	var before, after error
 	if fn != nil {
@@ -124,11 +131,14 @@ func (f *faulty) Apply(ctx context.Context, c *store.Change) (store.Commit, erro
 	if before != nil {
 		return store.Commit{}, before
 	}
-	done, err := f.Store.Apply(ctx, c)
+	commit, err := f.Store.Apply(ctx, c)
+	if err == nil && done != nil {
+		done()
+	}
 	if err == nil && after != nil {
 		return store.Commit{}, after
 	}
-	return done, err
+	return commit, err
 }
 
 func (f *faulty) readError() error {

@@ -199,7 +199,16 @@ func (s *Service) refreshOnce(ctx context.Context, r RefreshRequest, t *opaque.R
 			return s.repeat(ctx, r, id, g, next)
 		case grace > 0 && !ok:
 			return nil, fail(ErrInvalidGrant, "spent, and the clocks have gone back since: nobody can tell when")
+		case grace == 0 && g.Owed && ok && age < maxGrace:
+			if ready != nil {
+				return nil, ready
+			}
+			return s.repeatOnce(ctx, r, id, g, next, rec.Version)
 		}
+	}
+	if !first && s.cfg.Refresh.Grace == 0 {
+		// To ask again would be reuse.
+		return nil, fail(ErrInvalidGrant, "a parallel request with the same refresh token was first, and its answer is the only one")
 	}
 	if !first {
 		// A parallel request has moved on since this one began; that is no proof of a copy.
@@ -278,8 +287,10 @@ func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.Refre
 	} else {
 		i.Refresh = NewSecret(r.Token)
 	}
+	owes := next.Seq != g.Seq && s.cfg.Refresh.Grace == 0
 	if next.Seq != g.Seq || g.Idle > 0 {
 		next.last(st, p)
+		next.Owed = owes
 		if err := next.put(c, id, v); err != nil {
 			return nil, err
 		}
@@ -291,6 +302,9 @@ func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.Refre
 	for try := 1; ; try++ {
 		err := s.overtaken(rs)
 		if err == nil {
+			if owes && ctx.Err() == nil { // else nobody is there to take the answer
+				_ = s.answered(ctx, id, &next, c.ID) // what can not be noted may be asked for once more
+			}
 			return i, nil
 		}
 		if !errors.Is(err, ErrUnavailable) || try == signTries {
@@ -367,6 +381,32 @@ func (s *Service) repeat(ctx context.Context, r RefreshRequest, id string, g *gr
 		return nil, err
 	}
 	i.at, i.Refresh = now, NewSecret(text)
+	return i, nil
+}
+
+// answered notes that the answer with g's refresh token goes out, so that there is no second one. store.ErrConflict: it was asked
+// for again meanwhile.
+func (s *Service) answered(ctx context.Context, id string, g *grantRecord, v store.Version) error {
+	next := *g
+	next.Owed = false
+	// The store's time of the rotation changes with this write, and nobody asks for it any more.
+	c := s.newChange()
+	if err := next.put(c, id, v); err != nil {
+		return err
+	}
+	_, err := s.commit(ctx, c)
+	return err
+}
+
+// repeatOnce is repeat where there is no grace window: of a rotation whose outcome was unknown the answer is given once more.
+func (s *Service) repeatOnce(ctx context.Context, r RefreshRequest, id string, g *grantRecord, next *opaque.RefreshToken, v store.Version) (*Issued, error) {
+	i, err := s.repeat(ctx, r, id, g, next)
+	if err == nil {
+		err = s.answered(ctx, id, g, v)
+	}
+	if err != nil {
+		return nil, err
+	}
 	return i, nil
 }
 

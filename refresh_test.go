@@ -112,6 +112,76 @@ func TestNoGraceWhenToldSo(t *testing.T) {
 	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
 }
 
+// Without a grace window the loser of a race is told so, rather than that repeating is safe: a repetition would be reuse and end the
+// session of whoever won.
+func TestWithoutGraceTheLoserOfARaceEndsNothing(t *testing.T) {
+	t.Parallel()
+	st := &faulty{Store: tempStore(t)}
+	strict := func(c *apitoken.Config) { c.Refresh.Grace = -1 }
+	svc, other := serviceOn(t, st, strict), serviceOn(t, st.Store, strict)
+	one := issue(t, svc, aliceSession)
+	var two *apitoken.Issued
+	between(st, "grant", func() {
+		var err error
+		two, err = refresh(other, one.Refresh)
+		require.NoError(t, err)
+	})
+	_, err := refresh(svc, one.Refresh)
+	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+	require.NotErrorIs(t, err, apitoken.ErrUnavailable)
+	require.NoError(t, validate(svc, two.Access))
+	require.Empty(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventReused}))
+	three, err := refresh(svc, two.Refresh)
+	require.NoError(t, err)
+
+	// What comes after the answer went out is reuse.
+	_, err = refresh(svc, two.Refresh)
+	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+	require.ErrorIs(t, validate(svc, three.Access), apitoken.ErrRevoked)
+}
+
+// A rotation that nobody was told of, because the store did not say that it was done or because the caller had gone, may be repeated
+// once, in whatever process and for a minute; a second repetition is reuse.
+func TestWithoutGraceAnUnansweredRotationIsRepeatedOnce(t *testing.T) {
+	t.Parallel()
+	for name, lose := range map[string]func(*faulty, context.CancelFunc){
+		"the store did not answer": func(st *faulty, _ context.CancelFunc) {
+			st.onApply(func(context.Context, *store.Change) (error, error) { return nil, errEngine })
+		},
+		"the caller had gone": func(st *faulty, gone context.CancelFunc) { st.onApplied(gone) },
+	} {
+		for late, after := range map[string]time.Duration{"at once": 0, "after a minute": time.Minute + time.Millisecond} {
+			t.Run(name+", "+late, func(t *testing.T) {
+				t.Parallel()
+				c := &clock{}
+				st := &faulty{Store: tempStore(t)}
+				strict := func(cfg *apitoken.Config) { cfg.Refresh.Grace, cfg.Now = -1, c.Now }
+				svc, other := serviceOn(t, st, strict), serviceOn(t, st.Store, strict)
+				one := issue(t, svc, aliceSession)
+				ctx, gone := context.WithTimeout(context.Background(), 100*time.Millisecond)
+				defer gone()
+				lose(st, gone)
+				_, _ = svc.Refresh(ctx, apitoken.RefreshRequest{Token: one.Refresh.Reveal()})
+				st.onApply(nil)
+				st.onApplied(nil)
+
+				c.Advance(after)
+				two, err := refresh(other, one.Refresh)
+				if after > 0 {
+					require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+					return
+				}
+				require.NoError(t, err)
+				require.NoError(t, validate(svc, two.Access))
+				_, err = refresh(svc, one.Refresh)
+				require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+				require.NoError(t, svc.Sync(context.Background()))
+				require.ErrorIs(t, validate(svc, two.Access), apitoken.ErrRevoked)
+			})
+		}
+	}
+}
+
 func TestRacersGetOneSuccessor(t *testing.T) {
 	t.Parallel()
 	svc := service(t, nil)

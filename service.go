@@ -133,7 +133,10 @@ type Lifetimes struct {
 // RefreshPolicy says how refresh tokens rotate (RFC 9700 §4.14).
 type RefreshPolicy struct {
 	// Grace is how long the immediately previous refresh token gets the same answer again, so that a
-	// lost response or a second tab ends no session. Zero: 10 s; negative: none; at most 60 s.
+	// lost response or a second tab ends no session. Zero: 10 s; at most 60 s. Negative: none, every second use ends the
+	// session. Of parallel uses one is answered then, and those that it overtakes get ErrInvalidGrant, which ends nothing; a
+	// rotation of which the caller was not answered, because the store did not or because it had gone, may be repeated once
+	// within 60 s. This costs a second write for each rotation.
 	Grace time.Duration
 	// RotateConfidential rotates the tokens of confidential and of sender-bound clients too. They are
 	// useless without the client's credential or key, so that rotation only adds ways to lose them
