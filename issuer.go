@@ -212,7 +212,8 @@ func (s *Service) issueFor(ctx context.Context, r Request, known *refusal) (*Iss
 // spending is what is spent by what is issued: it has its own birth, and its change of the record goes with the write.
 type spending struct {
 	birth birth
-	with  func(c *change, grant string) error
+	with  func(c *change, t stamp) error
+	code  string // from which the first refresh token is made, so that it can be made again; empty: at random
 }
 
 // issue checks r and opens what it asks for, with what that spends.
@@ -290,7 +291,11 @@ func (s *Service) open(ctx context.Context, p *plan, m moment, refresh bool, spe
 		if o.Address.IsValid() {
 			g.Address = o.Address.String()
 		}
-		text, err := s.firstRefresh(g, grant)
+		code := ""
+		if spent != nil {
+			code = spent.code
+		}
+		text, err := s.firstRefresh(g, grant, code)
 		if err != nil {
 			return nil, err
 		}
@@ -305,7 +310,7 @@ func (s *Service) open(ctx context.Context, p *plan, m moment, refresh bool, spe
 			}
 		}
 		if spent != nil {
-			if err := spent.with(c, grant); err != nil {
+			if err := spent.with(c, t); err != nil {
 				return err
 			}
 		}

@@ -19,9 +19,10 @@ import (
 // one; a token that is older than the predecessor is proof that it was copied, and ends the grant.
 
 const (
-	labelTag  = "rt1"
-	labelHash = "rt1h"
-	labelNext = "rt1n"
+	labelTag   = "rt1"
+	labelHash  = "rt1h"
+	labelNext  = "rt1n"
+	labelFirst = "rt1c"
 
 	refreshTries = 8 // of one call against parallel ones of the same grant
 )
@@ -41,16 +42,51 @@ func (s *Service) refreshText(t *opaque.RefreshToken) (string, error) {
 	return opaque.EncodeRefresh(s.cfg.Prefix, t), nil
 }
 
-// firstRefresh makes the first refresh token of a grant and notes it in its record.
-func (s *Service) firstRefresh(g *grantRecord, id string) (string, error) {
+// firstRefresh makes the first refresh token of a grant and notes it in its record. With a code it can be made again.
+func (s *Service) firstRefresh(g *grantRecord, id, code string) (string, error) {
 	raw, err := opaque.ParseID(id)
 	if err != nil {
 		return "", &Error{Code: ErrInvalidRequest, Detail: "grant ID", Cause: err}
 	}
 	t := &opaque.RefreshToken{Grant: raw}
-	rand.Read(t.S[:])
+	if code == "" {
+		rand.Read(t.S[:])
+	} else {
+		rand.Read(g.Nonce[:])
+		g.NextKID, _ = s.SigningKeys.ring.MAC(keyring.RefreshNext)
+		if err := s.firstOf(t, g, code); err != nil {
+			return "", err
+		}
+	}
 	t.KID, _ = s.SigningKeys.ring.MAC(keyring.RefreshTag)
 	g.Seq, g.TagKID, g.Hash = 0, t.KID, s.hashRefresh(t)
+	return s.refreshText(t)
+}
+
+// firstOf makes the secret of a first refresh token out of the code that it is for, under the key that makes successors: who reads the
+// store can not make it, nor can who has the code.
+func (s *Service) firstOf(t *opaque.RefreshToken, g *grantRecord, code string) error {
+	key, ok := s.SigningKeys.ring.MACFor(g.NextKID, keyring.RefreshNext)
+	if !ok {
+		return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the key of refresh tokens is not here"}
+	}
+	t.S = opaque.MAC(key, labelFirst, []byte(s.ns), t.Grant[:], g.Nonce[:], []byte(code))
+	return nil
+}
+
+// firstAgain is the first refresh token that code got.
+func (s *Service) firstAgain(g *grantRecord, id, code string) (string, error) {
+	raw, err := opaque.ParseID(id)
+	if err != nil {
+		return "", &Error{Code: ErrInvalidRequest, Detail: "grant ID", Cause: err}
+	}
+	t := &opaque.RefreshToken{Grant: raw, KID: g.TagKID}
+	if err := s.firstOf(t, g, code); err != nil {
+		return "", err
+	}
+	if h := s.hashRefresh(t); subtle.ConstantTimeCompare(h[:], g.Hash[:]) != 1 {
+		return "", fail(ErrInvalidGrant, "its refresh token is not the record's")
+	}
 	return s.refreshText(t)
 }
 

@@ -31,6 +31,10 @@ type Ticket struct {
 	// CodeSHA256 lets a code that is out already redeem it, such as a device code, so that nobody
 	// has to keep a usable one. Zero: Prepare makes the code.
 	CodeSHA256 [32]byte
+	// Again is how long after its first use whoever redeemed it may redeem it once more and gets the same tokens, because the
+	// answer may have been lost: a device goes on asking then (RFC 8628 §3.5). It ends when the refresh token is used. At most
+	// 60 s; zero, or where RefreshPolicy.Grace is negative: a second use ends what the first one got.
+	Again time.Duration
 }
 
 // Redemption redeems a ticket.
@@ -79,6 +83,14 @@ type ticketRecord struct {
 	Binding   string          `json:"binding,omitempty"`
 	Spent     string          `json:"spent,omitempty"` // the grant that the first use got
 	Leaked    bool            `json:"leaked,omitempty"`
+
+	// Of a first use that may be repeated: for how long, and the access token that it got.
+	Again int64    `json:"again,omitempty"` // ms
+	JTI   string   `json:"jti,omitempty"`
+	IAT   int64    `json:"iat,omitempty"` // Unix ms
+	EXP   int64    `json:"exp,omitempty"`
+	Bound string   `json:"bound,omitempty"`  // its binding
+	Only  []string `json:"narrow,omitempty"` // its audiences, where they are fewer than those that were prepared
 	record.Ext
 }
 
@@ -107,6 +119,8 @@ func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (_ Secret, f
 		return Secret{}, fail(ErrInvalidRequest, "a ticket is for a subject, and opens a grant")
 	case t.Challenge != "" && !challengeShape(t.Challenge):
 		return Secret{}, fail(ErrInvalidRequest, "code_challenge is not an S256 one (RFC 7636 §4.2)")
+	case t.Again < 0 || t.Again > maxGrace:
+		return Secret{}, fail(ErrInvalidRequest, "Again is negative or over %s", maxGrace)
 	case len(t.RedirectURI) > 2048:
 		return Secret{}, fail(ErrInvalidRequest, "redirect URI over 2048 bytes")
 	}
@@ -134,7 +148,7 @@ func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (_ Secret, f
 	now := s.now()
 	rec := ticketRecord{V: 1, Client: t.Client, Challenge: t.Challenge, Redirect: t.RedirectURI, Expires: now.Add(t.Lifetime).UnixMilli(),
 		Birth: m.login().at, Subject: r.Subject, Scopes: r.Scopes, Roles: r.Roles, Audiences: r.Audiences,
-		Lifetime: int64(r.Lifetime), Refresh: r.Refresh, Claims: p.claims, Binding: r.Binding}
+		Lifetime: int64(r.Lifetime), Refresh: r.Refresh, Claims: p.claims, Binding: r.Binding, Again: t.Again.Milliseconds()}
 	if p.client.ID != s.cfg.FirstParty { // also where Auth named it
 		rec.For = p.client.ID
 	}
@@ -293,6 +307,9 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 		return nil, fail(ErrInvalidGrant, "another client's ticket")
 	}
 	if t.Spent != "" {
+		if i, again, err := s.redeemAgain(ctx, r, m, t, rec); again || err != nil {
+			return i, err
+		}
 		// Who holds a spent code may have copied it: what the first use got ends (RFC 6749 §4.1.2), once.
 		if s.rules.Hit(t.got()) != "" {
 			return nil, fail(ErrInvalidGrant, "the ticket was used before, and what it got has ended")
@@ -318,19 +335,93 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 	if rule := s.rules.Hit(&rules.Subject{Subject: t.Subject, Client: t.Client, Pos: rules.Positions{Birth: t.Birth, View: t.Birth}, Renews: true}); rule != "" {
 		return nil, fail(ErrInvalidGrant, "a rule on its %s", rule)
 	}
-	req := Request{Subject: t.Subject, Client: t.For, Scopes: t.Scopes, Roles: t.Roles, Audiences: t.Audiences,
-		Lifetime: time.Duration(t.Lifetime), Refresh: t.Refresh, Binding: r.Binding, narrow: r.Audiences}
-	if len(t.Claims) > 0 {
-		req.Claims = t.Claims
-	}
+	req := t.request(r.Binding, r.Audiences)
 	if err := s.mayContinue(ctx, Grant{Subject: t.Subject, Client: t.Client, Scopes: t.Scopes, Roles: t.Roles}); err != nil {
 		return nil, err
 	}
 	host := caller{} // it was asked for by whoever prepared it
-	return s.issue(ctx, req, m, &host, &spending{birth: t.birth(), with: func(c *change, grant string) error {
-		t.Spent = grant
+	spent := spending{birth: t.birth(), with: func(c *change, st stamp) error {
+		t.Spent = st.grant
+		if t.Again > 0 {
+			t.JTI, t.IAT, t.EXP, t.Bound, t.Only = st.jti, st.iat.UnixMilli(), st.exp.UnixMilli(), r.Binding, r.Audiences
+		}
 		return put(c, &ticketForm, store.Record{ID: id, Subject: rec.Subject, Client: rec.Client, Expires: rec.Expires}, t, rec.Version)
-	}})
+	}}
+	if t.Again > 0 {
+		spent.code = r.Ticket
+	}
+	return s.issue(ctx, req, m, &host, &spent)
+}
+
+// request is what was prepared, bound and narrowed as whoever redeems it asks.
+func (t *ticketRecord) request(binding string, audiences []string) Request {
+	r := Request{Subject: t.Subject, Client: t.For, Scopes: t.Scopes, Roles: t.Roles, Audiences: t.Audiences,
+		Lifetime: time.Duration(t.Lifetime), Refresh: t.Refresh, Binding: binding, narrow: audiences}
+	if len(t.Claims) > 0 {
+		r.Claims = t.Claims
+	}
+	return r
+}
+
+// redeemAgain answers the repetition of a first use with what that got, as repeat does for a refresh. again is false where it is none,
+// but a second use. There is nothing new, so nothing is written.
+func (s *Service) redeemAgain(ctx context.Context, r Redemption, m moment, t *ticketRecord, rec store.Record) (_ *Issued, again bool, _ error) {
+	if t.Again == 0 || s.cfg.Refresh.Grace == 0 || t.Leaked || s.rules.Ended(rec.ID) {
+		return nil, false, nil
+	}
+	if t.Redirect != r.RedirectURI || !verifies(t.Challenge, r.Verifier) || t.Bound != r.Binding {
+		return nil, false, nil
+	}
+	// Asked now, for what others have revoked, and for the store's clock, which says how long ago it was.
+	if err := s.state.Refresh(ctx); err != nil {
+		return nil, false, unavailable(err, "look for revocations")
+	}
+	now := s.now()
+	age, ok := s.state.Since(rec.Written, t.IAT)
+	if !ok || age.Milliseconds() >= t.Again || now.UnixMilli() >= t.EXP {
+		return nil, false, nil
+	}
+	if rule := s.rules.Hit(t.got()); rule != "" {
+		return nil, false, fail(ErrInvalidGrant, "a rule on its %s", rule)
+	}
+
+	var refresh Secret
+	if t.Refresh {
+		g, _, err := s.grant(ctx, t.Spent)
+		if err != nil {
+			return nil, false, err
+		}
+		if g.Seq != 0 { // the answer has arrived: whoever comes now has a copy
+			return nil, false, nil
+		}
+		if err := s.alive(t.Spent, g); err != nil {
+			return nil, false, err
+		}
+		text, err := s.firstAgain(g, t.Spent, r.Ticket)
+		if err != nil {
+			return nil, false, err
+		}
+		refresh = NewSecret(text)
+	}
+
+	if err := s.mayContinue(ctx, Grant{Subject: t.Subject, Client: t.Client, Scopes: t.Scopes, Roles: t.Roles}); err != nil {
+		return nil, false, err
+	}
+	var p plan
+	req := t.request(t.Bound, t.Only)
+	if err := s.planFor(&p, &req, &caller{}); err != nil {
+		return nil, false, err
+	}
+	st := stamp{jti: t.JTI, grant: t.Spent, iat: time.UnixMilli(t.IAT), exp: time.UnixMilli(t.EXP), pos: m.stamp(t.birth())}
+	i, rs, err := s.sign(ctx, &p, st)
+	if err == nil {
+		err = s.overtaken(rs)
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	i.at, i.Refresh = now, refresh
+	return i, true, nil
 }
 
 // turns lets those who redeem one ticket, or open sessions of one subject, in one process come one after another: the first

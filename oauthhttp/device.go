@@ -25,6 +25,7 @@ const (
 	userAlphabet  = "BCDFGHJKLMNPQRSTVWXZ" // no vowels, so that no words come of it (RFC 8628 §6.1)
 	userLetters   = 8                      // 34 bits, behind a throttle
 	deviceForget  = 10 * time.Minute       // an expired code is told from an unknown one for so long
+	deviceAgain   = time.Minute            // a device whose answer was lost asks again, more slowly (RFC 8628 §3.5)
 	pollInterval  = 5                      // s
 	pollSlower    = 5                      // s, added for each poll that came too early
 	pollSlowest   = 60
@@ -208,7 +209,7 @@ func (h *Handler) deviceCode(r *http.Request, t *tokenRequest) (*apitoken.Issued
 	case d.State == "denied":
 		return nil, bad("access_denied", "The user refused.")
 	case d.State == "approved":
-		// A second use of the code ends what the first one got, also when it comes late.
+		// A device whose answer was lost gets it again for a minute; a later use ends what the first one got.
 		i, err := h.svc.Redeem(r.Context(), apitoken.Redemption{Ticket: code, Auth: t.auth, Audiences: audiences, Binding: t.binding})
 		if errors.Is(err, apitoken.ErrInvalidGrant) && h.now().UnixMilli() >= d.Until {
 			return nil, errDeviceExpired
@@ -369,7 +370,7 @@ func (h *Handler) ApproveDevice(ctx context.Context, x *DeviceRequest, a Approva
 	if err != nil || again {
 		return err
 	}
-	t := apitoken.Ticket{Lifetime: max(time.Second, time.UnixMilli(until).Sub(h.now())), Client: x.Client.ID}
+	t := apitoken.Ticket{Lifetime: max(time.Second, time.UnixMilli(until).Sub(h.now())), Client: x.Client.ID, Again: deviceAgain}
 	raw, err := hex.DecodeString(x.sum)
 	if err != nil {
 		return err
