@@ -554,7 +554,7 @@ var noWalks = map[string]string{
 	"it shows what is there, and no secret": `APIKeys.Get APIKeys.List APIKeys.Of APIKeys.Rename Clients.Get Clients.Known Clients.List SigningKeys.List Service.Grants
 		Service.Events Service.EventPage Service.Usage Service.Note Service.Expiring Service.Unreadable Service.Revocations SigningKeys.JWKS`,
 	"it takes power away": "Service.Revoke Service.RevokeLeaked APIKeys.Revoke SigningKeys.Compromise",
-	"the host says so, whatever was before": `Clients.Create Clients.Register Clients.Reregister Clients.Declare Service.SetRole SigningKeys.Import SigningKeys.ImportFor SigningKeys.Rotate
+	"the host says so, whatever was before": `Clients.Create Clients.Register Clients.Reregister Clients.Adopt Clients.Declare Service.SetRole SigningKeys.Import SigningKeys.ImportFor SigningKeys.Rotate
 		SigningKeys.RotateSecrets SigningKeys.Rewrap Service.Repair Service.Remove NewToken NewSecret Bearer Copy`,
 	"it signs or keeps a text of the caller's, which authenticates nobody": `Service.SignIntrospection Service.ChangeNote Service.Once Service.DoOnce Service.Alert
 		Service.Refused Service.Feed`,
