@@ -114,6 +114,7 @@ func TestStoredForms(t *testing.T) {
 	goldenForm(t, "rule", &rules.RuleForm, "r")
 	goldenForm(t, "grant", &grantForm, "g")
 	goldenForm(t, "ticket", &ticketForm, "t")
+	goldenForm(t, "note", &noteForm, "n")
 	goldenForm(t, "client", &clientForm, "c")
 	goldenForm(t, "apikey", &apiKeyForm, "k")
 	goldenForm(t, "role", &roleForm, "admin")

@@ -549,12 +549,12 @@ func TestNothingOutlivesARevocationInTheMiddle(t *testing.T) {
 var noWalks = map[string]string{
 	"it confirms what is there, as it is at its end": `Service.Validate JWTValidator.Validate JWTValidator.Recheck Service.Recheck Token.Recheck Service.Explain
 		JWTValidator.Explain Service.Introspect Service.Consume JWTValidator.Consume Service.Genuine Service.TargetOf Service.Check Service.Prove JWTValidator.Ready
-		Authorize Clients.Authenticate Clients.Registered`,
+		Authorize ParseWithClaims Clients.Authenticate Clients.Registered`,
 	"it confirms a client, at which each call that is given its answer looks again": "Clients.Confirm",
 	"it shows what is there, and no secret": `APIKeys.Get APIKeys.List APIKeys.Of APIKeys.Rename Clients.Get Clients.Known Clients.List SigningKeys.List Service.Grants
-		Service.Events Service.EventPage Service.Usage Service.Note Service.Expiring Service.Unreadable Service.Revocations SigningKeys.JWKS`,
+		Service.Events Service.Event Service.EventPage Service.Usage Service.Note Service.Expiring Service.Unreadable Service.Revocations SigningKeys.JWKS`,
 	"it takes power away": "Service.Revoke Service.RevokeLeaked APIKeys.Revoke SigningKeys.Compromise",
-	"the host says so, whatever was before": `Clients.Create Clients.Register Clients.Reregister Clients.Adopt Clients.Declare Service.SetRole SigningKeys.Import SigningKeys.ImportFor SigningKeys.Rotate
+	"the host says so, whatever was before": `Clients.Create Clients.Register Clients.Reregister Clients.Adopt Clients.Keep Clients.Declare Service.SetRole SigningKeys.Import SigningKeys.ImportFor SigningKeys.Rotate
 		SigningKeys.RotateSecrets SigningKeys.Rewrap Service.Repair Service.Remove NewToken NewSecret Bearer Copy`,
 	"it signs or keeps a text of the caller's, which authenticates nobody": `Service.SignIntrospection Service.ChangeNote Service.Once Service.DoOnce Service.Alert
 		Service.Refused Service.Feed`,

@@ -68,6 +68,7 @@ func (h *Handler) DeviceAuthorization() http.Handler {
 		return http.NotFoundHandler()
 	}
 	return h.endpoint(true, "POST", func(w http.ResponseWriter, r *http.Request) error {
+		r = r.WithContext(h.svc.Begin(r.Context())) // the request ends with what is revoked of its client from here on
 		f, err := h.readForm(w, r)
 		if err != nil {
 			return err
@@ -103,7 +104,7 @@ func (h *Handler) DeviceAuthorization() http.Handler {
 			return err
 		}
 		err = h.svc.ChangeNote(r.Context(), deviceName(id), func(n *apitoken.Note) error {
-			n.Expires = until.Add(deviceForget)
+			n.Expires, n.Client = until.Add(deviceForget), c.ID
 			return d.write(n)
 		})
 		if err != nil {

@@ -42,6 +42,7 @@ func (h *Handler) Pushed() http.Handler {
 		return http.NotFoundHandler()
 	}
 	return h.endpoint(true, "POST", func(w http.ResponseWriter, r *http.Request) error {
+		r = r.WithContext(h.svc.Begin(r.Context())) // the request ends with what is revoked of its client from here on
 		f, err := h.readForm(w, r)
 		if err != nil {
 			return err
@@ -77,7 +78,7 @@ func (h *Handler) Pushed() http.Handler {
 		}
 		uri := newRequestURI()
 		err = h.svc.ChangeNote(r.Context(), pushedName(uri), func(n *apitoken.Note) error {
-			n.Data, n.Expires = data, h.now().Add(h.o.PushedLifetime)
+			n.Data, n.Expires, n.Client = data, h.now().Add(h.o.PushedLifetime), c.ID
 			return nil
 		})
 		if errors.Is(err, apitoken.ErrInvalidRequest) {

@@ -173,9 +173,23 @@ func (h *Handler) registerClient(w http.ResponseWriter, r *http.Request) error {
 	if err := h.apply(r.Context(), h.o.Registration, &c, m, by); err != nil {
 		return no(err)
 	}
+	// The body may have come slowly: what was revoked meanwhile registers nobody. Where anybody may register there is no token.
+	still := func() error {
+		if by.IsZero() {
+			return nil
+		}
+		return h.svc.Recheck(ctx, by)
+	}
+	if err := still(); err != nil {
+		return h.tokenError(w, err)
+	}
 	c, secret, token, err := h.svc.Clients.Register(ctx, c)
 	if err != nil {
 		return no(metadataError(err))
+	}
+	if err := still(); err != nil { // now all is known that was revoked before the client was written
+		_, failed := h.svc.Clients.Update(context.WithoutCancel(ctx), c.ID, func(c *apitoken.Client) error { c.Disabled = true; return nil })
+		return h.tokenError(w, errors.Join(err, failed))
 	}
 	return h.answer(w, r, http.StatusCreated, h.information(c, secret, token))
 }

@@ -46,6 +46,7 @@ func (h *Handler) Token() http.Handler {
 		grants[apitoken.GrantDeviceCode] = h.deviceCode
 	}
 	return h.endpoint(true, "POST", func(w http.ResponseWriter, r *http.Request) error {
+		r = r.WithContext(h.svc.Begin(r.Context())) // what is revoked while the request comes in reaches what comes of it
 		f, err := h.readForm(w, r)
 		if err != nil {
 			return err
