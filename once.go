@@ -11,8 +11,8 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// What is to be done once by whichever process comes first: a deed has a record in the store that says who is at it,
-// and then that it is done.
+// What happens once in all processes on the store: the use of an ID (Once), and work that the first process to come does
+// (DoOnce). The record of such work says which process is doing it, and then that it is done.
 
 const (
 	deedLease = time.Minute      // of the process that is at it
@@ -28,6 +28,29 @@ type deedRecord struct {
 }
 
 var deedForm = record.Form[deedRecord]{Kind: kindOnce, Check: func(rec *deedRecord) error { return first(rec.V) }}
+
+// Once claims id until then: nil for the first caller in any process, ErrInvalidRequest for all others. It is for the jti
+// of assertions and proofs.
+func (s *Service) Once(ctx context.Context, id string, until time.Time) error {
+	return s.claim(ctx, id, until)
+}
+
+// claim is Once.
+func (s *core) claim(ctx context.Context, id string, until time.Time) error {
+	if id == "" {
+		return fail(ErrInvalidRequest, "an empty ID")
+	}
+	h := opaque.Hash("once1", []byte(s.ns), []byte(id))
+	c := s.newChange()
+	if err := bare(c, store.Record{Kind: kindOnce, ID: hex.EncodeToString(h[:]), Expires: until.Add(ruleSlack).UnixMilli()}, store.Version{}); err != nil {
+		return err
+	}
+	_, err := s.commit(ctx, c)
+	if errors.Is(err, store.ErrConflict) {
+		return fail(ErrInvalidRequest, "used before")
+	}
+	return err
+}
 
 // DoOnce calls f unless it was done before under this name, by any process on this store; that it was done is
 // remembered until then, across restarts. did is true where this call did it. f has 45 s by its context. When it fails, its

@@ -472,26 +472,3 @@ func verifies(challenge, verifier string) bool {
 	got := base64.RawURLEncoding.EncodeToString(sum[:])
 	return subtle.ConstantTimeCompare([]byte(got), []byte(challenge)) == 1
 }
-
-// Once claims id until then: nil for the first caller in any process, ErrInvalidRequest for others. For the jti of
-// assertions and proofs.
-func (s *Service) Once(ctx context.Context, id string, until time.Time) error {
-	return s.claim(ctx, id, until)
-}
-
-// claim is Once.
-func (s *core) claim(ctx context.Context, id string, until time.Time) error {
-	if id == "" {
-		return fail(ErrInvalidRequest, "an empty ID")
-	}
-	h := opaque.Hash("once1", []byte(s.ns), []byte(id))
-	c := s.newChange()
-	if err := bare(c, store.Record{Kind: kindOnce, ID: hex.EncodeToString(h[:]), Expires: until.Add(ruleSlack).UnixMilli()}, store.Version{}); err != nil {
-		return err
-	}
-	_, err := s.commit(ctx, c)
-	if errors.Is(err, store.ErrConflict) {
-		return fail(ErrInvalidRequest, "used before")
-	}
-	return err
-}
