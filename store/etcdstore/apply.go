@@ -318,7 +318,7 @@ func (n *space) common(g *guess, state, events bool) ([]clientv3.Cmp, []clientv3
 // whose events are those of the seq-th change in their revision.
 func (n *space) transaction(in *intent, g *guess, first int64, seq int) (cmps []clientv3.Cmp, ops []clientv3.Op) {
 	if in.replays {
-		cmps = append(cmps, clientv3.Compare(clientv3.CreateRevision(n.keys.fence), "=", math.MaxInt64)) // never
+		cmps = append(cmps, clientv3.Compare(clientv3.CreateRevision(n.keys.fence), "=", int64(math.MaxInt64))) // never
 	}
 	for i := range in.puts {
 		p := &in.puts[i]

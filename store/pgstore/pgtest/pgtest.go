@@ -128,15 +128,18 @@ func prepare(dir string, settings []string) (*Server, error) {
 	if cred, err := credential(); err != nil {
 		return nil, err
 	} else if cred != nil {
-		if err := errors.Join(os.Chown(dir, int(cred.Uid), int(cred.Gid)), os.Chmod(dir, 0o700)); err != nil {
+		if err := errors.Join(os.Chown(dir, cred.uid, cred.gid), os.Chmod(dir, 0o700)); err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
 }
 
-// credential is the user that Postgres runs as: it does not run as root.
-func credential() (*syscall.Credential, error) {
+// owner is the user that Postgres runs as, since it does not run as root.
+type owner struct{ uid, gid int }
+
+// credential is nil where this process's own user will do.
+func credential() (*owner, error) {
 	if os.Getuid() != 0 {
 		return nil, nil
 	}
@@ -146,13 +149,13 @@ func credential() (*syscall.Credential, error) {
 	}
 	uid, err1 := strconv.Atoi(u.Uid)
 	gid, err2 := strconv.Atoi(u.Gid)
-	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, errors.Join(err1, err2)
+	return &owner{uid, gid}, errors.Join(err1, err2)
 }
 
 func (s *Server) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(s.bin, name), args...)
-	cmd.SysProcAttr = dyingWithUs()
-	cmd.SysProcAttr.Credential, _ = credential() // prepare has seen its error
+	cred, _ := credential() // prepare has seen its error
+	belongTo(cmd, cred)
 	cmd.Dir = s.dir
 	return cmd
 }

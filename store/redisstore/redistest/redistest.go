@@ -199,17 +199,17 @@ func (s *Server) Kill() {
 	if s.cmd == nil {
 		return
 	}
-	_ = s.cmd.Process.Signal(syscall.SIGCONT)
+	_ = s.cmd.Process.Signal(sigResume)
 	_ = s.cmd.Process.Kill()
 	<-s.ended
 	s.cmd = nil
 }
 
 // Pause stops the server in its tracks (SIGSTOP): connections stay, nothing answers. Resume lets it go on.
-func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
+func (s *Server) Pause() { s.signal(sigPause) }
 
 // Resume ends a Pause.
-func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
+func (s *Server) Resume() { s.signal(sigResume) }
 
 func (s *Server) signal(sig syscall.Signal) {
 	s.mu.Lock()
