@@ -289,6 +289,31 @@ func TestOriginAndProxies(t *testing.T) {
 	require.Equal(t, apitoken.Origin{Address: netip.MustParseAddr("192.0.2.1"), UserAgent: "curl", RequestID: "7"}, got)
 }
 
+// A stream that was opened with an API key ends when a rotation ends the key at once.
+func TestAWatchedStreamEndsWithARotatedKey(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := newService(t, nil)
+	k, secret, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice"})
+	require.NoError(t, err)
+	auth := httpauth.New(svc, nil)
+	ended := make(chan struct{})
+	h := auth.Authenticated(auth.Watch(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _, err := svc.APIKeys.Rotate(ctx, k.ID, 0)
+		require.NoError(t, err)
+		<-r.Context().Done()
+		close(ended)
+	})))
+	r := httptest.NewRequest(http.MethodGet, "/", nil)
+	r.Header.Set("Authorization", "Bearer "+secret.Reveal())
+	go h.ServeHTTP(httptest.NewRecorder(), r)
+	select {
+	case <-ended:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the stream stays open")
+	}
+}
+
 func TestWatchedRequestsEnd(t *testing.T) {
 	t.Parallel()
 	svc := newService(t, nil)
