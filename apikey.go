@@ -173,12 +173,12 @@ func (k *APIKeys) For(t Token) *APIKeys {
 }
 
 // allowed asks again whether the caller of a view is good: the request may be older than a rule on its token.
-func (k *APIKeys) allowed(ctx context.Context) error {
+func (k *APIKeys) allowed() error {
 	switch {
 	case k.refuse != "":
 		return fail(ErrDenied, "%s", k.refuse)
 	case k.view:
-		return k.caller.Recheck(ctx)
+		return k.caller.recheck()
 	}
 	return nil
 }
@@ -306,7 +306,7 @@ func (k *APIKeys) denied(ctx context.Context, err error) {
 
 func (k *APIKeys) create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, error) {
 	m := k.s.begin(ctx) // of all tries
-	if err := k.allowed(ctx); err != nil {
+	if err := k.allowed(); err != nil {
 		return APIKey{}, Secret{}, err
 	}
 	if k.view {
@@ -334,7 +334,7 @@ func (k *APIKeys) create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, 
 		defer leave()
 	}
 	for try := 0; try < refreshTries; try++ {
-		if err := k.allowed(ctx); err != nil {
+		if err := k.allowed(); err != nil {
 			return APIKey{}, Secret{}, err
 		}
 		if err := k.noteLineage(ctx, rec); errors.Is(err, store.ErrConflict) {
@@ -616,7 +616,7 @@ func (k *APIKeys) read(ctx context.Context, id string) (apiKeyRecord, store.Reco
 		return rec, r, err
 	}
 	if k.view && rec.Subject != k.subject {
-		return rec, r, fail(ErrNotFound, "another's key")
+		return rec, r, fail(ErrNotFound, "API key %s is another subject's", id)
 	}
 	if rec.Revoked == 0 && k.s.rules.Hit(rec.ruleSubject(id)) != "" {
 		rec.Revoked = r.Written
@@ -625,9 +625,9 @@ func (k *APIKeys) read(ctx context.Context, id string) (apiKeyRecord, store.Reco
 }
 
 // Get returns one key. ErrNotFound: there is none, or it is not the caller's.
-func (k *APIKeys) Get(ctx context.Context, id string) (_ APIKey, failed error) {
-	defer k.tell(&failed)
-	if err := k.allowed(ctx); err != nil {
+func (k *APIKeys) Get(ctx context.Context, id string) (_ APIKey, err error) {
+	defer func() { k.denied(ctx, err); k.tell(&err) }()
+	if err := k.allowed(); err != nil {
 		return APIKey{}, err
 	}
 	rec, _, err := k.read(ctx, id)
@@ -655,7 +655,11 @@ func (k *APIKeys) List(ctx context.Context, p Page) iter.Seq2[APIKey, error] {
 // Of lists the keys of one subject.
 func (k *APIKeys) Of(ctx context.Context, subject string, p Page) iter.Seq2[APIKey, error] {
 	if k.view && subject != k.subject || subject == "" {
-		return func(yield func(APIKey, error) bool) { yield(APIKey{}, fail(ErrNotFound, "no such subject")) }
+		return func(yield func(APIKey, error) bool) {
+			err := fail(ErrNotFound, "the keys of another subject")
+			k.denied(ctx, err)
+			yield(APIKey{}, err)
+		}
 	}
 	return k.list(ctx, subject, p, true)
 }
@@ -664,12 +668,14 @@ func (k *APIKeys) Of(ctx context.Context, subject string, p Page) iter.Seq2[APIK
 // a list may be read for long.
 func (k *APIKeys) list(ctx context.Context, subject string, p Page, use bool) iter.Seq2[APIKey, error] {
 	return func(yield func(APIKey, error) bool) {
-		if err := k.allowed(ctx); err != nil {
+		if err := k.allowed(); err != nil {
+			k.denied(ctx, err)
 			yield(APIKey{}, err)
 			return
 		}
 		for r, err := range k.s.pages(ctx, store.Query{Kind: store.KindAPIKey, Subject: subject, Newest: true}, p) {
-			if err := k.allowed(ctx); err != nil {
+			if err := k.allowed(); err != nil {
+				k.denied(ctx, err)
 				yield(APIKey{}, err)
 				return
 			}
@@ -701,7 +707,7 @@ func (k *APIKeys) list(ctx context.Context, subject string, p Page, use bool) it
 func (k *APIKeys) change(ctx context.Context, id, how string, f func(*apiKeyRecord) error) (x APIKey, err error) {
 	defer func() { k.denied(ctx, err) }()
 	for try := 0; try < refreshTries; try++ {
-		if err := k.allowed(ctx); err != nil {
+		if err := k.allowed(); err != nil {
 			return APIKey{}, err
 		}
 		rec, r, err := k.read(ctx, id)
@@ -729,6 +735,7 @@ func (k *APIKeys) change(ctx context.Context, id, how string, f func(*apiKeyReco
 func (k *APIKeys) Rename(ctx context.Context, id, name string) (_ APIKey, failed error) {
 	defer k.tell(&failed)
 	if err := checkKeyName(name); err != nil {
+		k.denied(ctx, err)
 		return APIKey{}, err
 	}
 	return k.change(ctx, id, "renamed", func(rec *apiKeyRecord) error { rec.Name = name; return nil })
@@ -741,7 +748,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 	if overlap < 0 {
 		return APIKey{}, Secret{}, fail(ErrInvalidRequest, "negative overlap")
 	}
-	if err := k.allowed(ctx); err != nil {
+	if err := k.allowed(); err != nil {
 		return APIKey{}, Secret{}, err
 	}
 	if err := k.s.audit.ready(); err != nil {
@@ -749,7 +756,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 	}
 	for try := 0; try < refreshTries; try++ {
 		m := k.s.begin(ctx)
-		if err := k.allowed(ctx); err != nil {
+		if err := k.allowed(); err != nil {
 			return APIKey{}, Secret{}, err
 		}
 		rec, r, err := k.read(ctx, id)
@@ -819,7 +826,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 		case errors.Is(err, store.ErrConflict):
 			continue
 		case errors.Is(err, errOvertaken):
-			if err := k.allowed(ctx); err != nil {
+			if err := k.allowed(); err != nil {
 				return APIKey{}, Secret{}, err
 			}
 			return APIKey{}, Secret{}, fail(ErrRevoked, "a revocation came while the key was rotated")
@@ -832,7 +839,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 // Revoke ends a key at once. ErrNotFound: there is none, or it is not the caller's.
 func (k *APIKeys) Revoke(ctx context.Context, id, reason string) (err error) {
 	defer func() { k.denied(ctx, err); k.tell(&err) }()
-	if err := k.allowed(ctx); err != nil {
+	if err := k.allowed(); err != nil {
 		return err
 	}
 	if _, _, err := k.read(ctx, id); err != nil && (isNotFound(err) || k.view) {

@@ -51,10 +51,20 @@ type Event struct {
 	Scopes  Scopes `json:"scopes,omitempty"`
 	Count   int    `json:"count,omitempty"` // of refusals summed up in this event
 	Origin
-	// Extra says more, by type. For example "chain" holds the IDs of what an exchanged token descends from, "actor" who acts by
-	// it, and "addresses" where refusals came from. "why" holds the limits that refused, in words, for people and not for
-	// programs. "claimed" is the registered client that a caller named and did not prove to be. "found" stands in a revocation
-	// of something without a record: "no record" may be a session without a refresh token, "nothing" is no ID of this service.
+	// Extra says more. The service's own members; package misuse's Alert and report's Announce add theirs:
+	//
+	//	name        in                  says
+	//	actor       issued, exchanged   who acts by the token for Subject, a subject or client of this service
+	//	chain       exchanged           the IDs of what the token descends from, parted by spaces
+	//	why         refused             the limits that said no, in words, at most four: for people, not for programs
+	//	claimed     refused             the registered client that the caller named and did not prove to be
+	//	addresses   refused             where the refusals that Count sums up came from, at most eight
+	//	found       revoked             "no record": perhaps a session without a refresh token; "nothing": no ID of this service
+	//	leaked      leaked              the kind of credential that RevokeLeaked found
+	//	kind        record changed      the store.Kind of the record, and record is its ID
+	//	sink        alert               the Sink.Name that missed events
+	//	cut         any                 the event was too large, and what it says here and as Scopes was left out
+	//	unreadable  any                 the event's record can't be read, and why; all but its ID is missing
 	Extra map[string]string `json:"extra,omitempty"`
 }
 
@@ -420,11 +430,11 @@ func (a *auditLog) denied(ctx context.Context, what string, known refusal, err e
 	a.tally.oneFor(known, why, originOf(ctx).Address)
 }
 
-// whyOf is what said no, without the cause, which may be a host's text.
+// whyOf is what said no, without the cause, which may be a host's text. An error of another type is its text.
 func whyOf(err error) string {
 	var e *Error
 	if !errors.As(public(err), &e) {
-		return ""
+		return text.CleanText(err.Error())
 	}
 	return text.CleanText(e.Detail)
 }
@@ -440,18 +450,29 @@ func (r *refusal) by(who *caller) {
 	}
 }
 
+// confirmed is by for a client that was confirmed earlier in the request: it is known before anything else of the call is read.
+func (r *refusal) confirmed(cs *Clients, a *ClientAuth) {
+	if a.confirmed == nil {
+		return
+	}
+	if c, err := cs.still(a); err == nil {
+		r.by(&caller{*a, c.Public})
+	}
+}
+
 // Refused counts a refusal that an adapter decided by itself, as [EventRefused] with the given reason, a constant word, and why,
-// the limit that said no. by is a client that [Clients.Confirm] confirmed; zero: the Token in ctx says who was refused. It counts
-// nothing where neither proves who it was: strangers leave no names.
+// the limit that said no. by is a client that [Clients.Confirm] confirmed, and the Token in ctx says who else was refused; either may
+// be zero. It counts nothing where neither proves who it was: strangers leave no names.
 func (s *Service) Refused(ctx context.Context, by ClientAuth, reason, why string) {
 	var known refusal
-	if who, err := s.Clients.caller(ctx, by); err != nil {
-		return
-	} else if known.by(&who); who.none() {
-		if t := FromContext(ctx); !t.IsZero() {
-			known.of(s.core, t.d)
-		}
+	if t := FromContext(ctx); !t.IsZero() {
+		known.of(s.core, t.d)
 	}
+	who, err := s.Clients.caller(ctx, by)
+	if err != nil {
+		return
+	}
+	known.by(&who)
 	if known.named() {
 		s.audit.denied(ctx, reason, known, fail(ErrDenied, "%s", why))
 	}

@@ -515,7 +515,7 @@ func (cs *Clients) Update(ctx context.Context, id string, f func(*Client) error)
 // §2.2). What Update and Declare last made of its scopes, its grant types, BindDPoP and
 // BindCertificate since its first registration token stays the most it may have, whatever f asks
 // for; so does what a client had when RegistrationToken made its first one. ErrInvalidToken: as of
-// Registered.
+// Registered. What f refuses is recorded with the text of its error, which must hold no secret.
 func (cs *Clients) Reregister(ctx context.Context, id string, token Secret, f func(*Client) error) (Client, error) {
 	k, err := cs.registration(ctx, token)
 	if err != nil {
@@ -524,10 +524,14 @@ func (cs *Clients) Reregister(ctx context.Context, id string, token Secret, f fu
 	read := func(ctx context.Context, id string) (clientRecord, store.Version, error) {
 		return cs.registered(ctx, id, k)
 	}
-	return cs.update(ctx, id, read, f, func(rec *clientRecord, before, c *Client) error {
+	c, err := cs.update(ctx, id, read, f, func(rec *clientRecord, before, c *Client) error {
 		c.Expires = before.Expires
 		return rec.Most.limit(c)
 	})
+	if !errors.Is(err, ErrInvalidToken) { // counted there
+		cs.unregistered(ctx, refusal{client: id}, err)
+	}
+	return c, err
 }
 
 // decide notes what the host changes of a client that may change itself.
@@ -860,6 +864,7 @@ func (cs *Clients) Authenticate(ctx context.Context, a ClientAuth) (Client, erro
 func (cs *Clients) confirm(ctx context.Context, a ClientAuth) (Client, *confirmation, error) {
 	if a.confirmed != nil { // earlier in the same request
 		c, err := cs.still(&a)
+		cs.refused(ctx, a.ID, err)
 		return c, a.confirmed, err
 	}
 	if a.ID == "" && !a.Assertion.IsZero() {
@@ -869,10 +874,22 @@ func (cs *Clients) confirm(ctx context.Context, a ClientAuth) (Client, *confirma
 	proof := &confirmation{of: cs, id: a.ID}
 	c, err := cs.authenticate(ctx, a, proof)
 	cs.s.observe(ctx, Observation{Op: "authenticate", Client: a.ID, Err: err, Took: time.Since(began)})
-	if err != nil && (errors.Is(err, ErrInvalidClient) || errors.Is(err, ErrLimited)) {
-		cs.s.audit.clientRefused(ctx, reasonOf(err), a.ID)
-	}
+	cs.refused(ctx, a.ID, err)
 	return c, proof, err
+}
+
+// refused counts an authentication that failed, or that served nothing as the client is disabled.
+func (cs *Clients) refused(ctx context.Context, id string, err error) {
+	switch {
+	case errors.Is(err, ErrInvalidClient), errors.Is(err, ErrLimited):
+		cs.s.audit.clientRefused(ctx, reasonOf(err), id)
+	case errors.Is(err, ErrDenied): // its credential was right
+		r := refusal{kind: EventClientRefused, reason: reasonOf(err), client: id}
+		if k := cs.lookup(id); k == nil || k.Public {
+			r.client, r.claimed = "", id
+		}
+		cs.s.audit.tally.oneFor(r, whyOf(err), originOf(ctx).Address)
+	}
 }
 
 func (cs *Clients) authenticate(ctx context.Context, a ClientAuth, proof *confirmation) (Client, error) {

@@ -237,14 +237,24 @@ func (cs *Clients) registered(ctx context.Context, id string, k *opaque.Key) (cl
 		return clientRecord{}, v, err
 	}
 	var want clientSecret
-	if err == nil && rec.Registration != nil && !rec.Disabled {
+	if err == nil && rec.Registration != nil {
 		want = *rec.Registration
 	}
 	got := cs.hash(registrationOf(id), k)
-	if subtle.ConstantTimeCompare(got[:], want.Hash[:]) != 1 || cs.ended(&want) {
-		return clientRecord{}, v, fail(ErrInvalidToken, "not the registration token of client %q", id)
+	switch ours := subtle.ConstantTimeCompare(got[:], want.Hash[:]) == 1; {
+	case ours && !rec.Disabled && !cs.ended(&want):
+		return rec, v, nil
+	case ours: // whoever holds it was this client
+		cs.unregistered(ctx, refusal{client: id}, fail(ErrDenied, "the client is disabled, or its registration token was revoked"))
+	case cs.lookup(id) != nil: // of our making, and not its own, or no longer
+		cs.unregistered(ctx, refusal{claimed: id}, fail(ErrDenied, "another registration token than the client's"))
 	}
-	return rec, v, nil
+	return clientRecord{}, v, fail(ErrInvalidToken, "not the registration token of client %q", id)
+}
+
+// unregistered counts what whoever presents a registration token may not do.
+func (cs *Clients) unregistered(ctx context.Context, known refusal, err error) {
+	cs.s.audit.denied(ctx, "registration", known, err)
 }
 
 // Check says whether Issue or Prepare would take r now, so that an adapter can refuse it before it asks a user. An empty

@@ -18,8 +18,9 @@ import (
 
 // tally counts refusals.
 type tally struct {
-	mu     sync.Mutex // guards counts
+	mu     sync.Mutex // guards all
 	counts map[refusal]*refusalCount
+	claims int // of counts, those of callers who proved nothing
 }
 
 // refusal is what is counted together. Who is refused is named only when the token was verified. claimed is the registered
@@ -42,6 +43,11 @@ func (r *refusal) named() bool {
 	return r.subject != "" || r.client != "" || r.token != "" || r.grantID != "" || r.claimed != ""
 }
 
+// stranger reports whether r names nobody but a client that the caller only said to be.
+func (r *refusal) stranger() bool {
+	return r.claimed != "" && r.subject == "" && r.client == "" && r.token == "" && r.grantID == ""
+}
+
 type refusalCount struct {
 	refusal
 	n         int
@@ -51,6 +57,7 @@ type refusalCount struct {
 
 const (
 	maxRefusals  = 128 // distinct ones between two flushes; the rest are counted without a name
+	maxClaims    = 32  // of them for callers who proved nothing, so that strangers never take the room of the known
 	maxAddresses = 8
 	maxWhys      = 4
 	flushBatch   = 16 // refusals in one change
@@ -81,7 +88,7 @@ func (c *refusalCount) add(why string) {
 // count adds n to what is counted as r, and returns it. The caller holds mu.
 func (t *tally) count(r refusal, n int, from netip.Addr) *refusalCount {
 	c := t.counts[r]
-	if c == nil && len(t.counts) >= maxRefusals {
+	if c == nil && (len(t.counts) >= maxRefusals || r.stranger() && t.claims >= maxClaims) {
 		r = refusal{kind: r.kind, reason: r.reason}
 		c = t.counts[r]
 	}
@@ -91,6 +98,9 @@ func (t *tally) count(r refusal, n int, from netip.Addr) *refusalCount {
 		r.issuer, r.claimed = strings.Clone(r.issuer), strings.Clone(r.claimed)
 		c = &refusalCount{refusal: r}
 		t.counts[r] = c
+		if r.stranger() {
+			t.claims++
+		}
 	}
 	c.n += n
 	if from.IsValid() && len(c.addresses) < maxAddresses && !slices.Contains(c.addresses, from) {
@@ -109,7 +119,7 @@ func (t *tally) take() []*refusalCount {
 	for _, c := range t.counts {
 		out = append(out, c)
 	}
-	t.counts = map[refusal]*refusalCount{}
+	t.counts, t.claims = map[refusal]*refusalCount{}, 0
 	return out
 }
 

@@ -853,7 +853,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest, known *refusa
 	}
 	// What is made of an API key knows no limit of uses or rate: to make it is one use.
 	for _, key := range used {
-		if err := s.Consume(ctx, key); err != nil {
+		if err := s.consume(ctx, key); err != nil {
 			return nil, err
 		}
 	}

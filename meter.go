@@ -19,6 +19,19 @@ type Consumer interface {
 // reserved in batches of at most a sixteenth of what remains: never more than MaxUses in all processes, to the last one exact
 // below 32, and a process that dies may lose its batch.
 func (s *Service) Consume(ctx context.Context, t Token) error {
+	err := s.consume(ctx, t)
+	if errors.Is(err, ErrLimited) {
+		if e := s.APIKeys.known(t.ID()); e != nil {
+			var known refusal
+			known.of(s.core, e.d)
+			s.audit.denied(ctx, reasonOf(err), known, err)
+		}
+	}
+	return err
+}
+
+// consume is Consume for calls that count their refusals themselves.
+func (s *Service) consume(ctx context.Context, t Token) error {
 	if t.IsZero() || t.Kind() != KindAPIKey || t.Issuer() != s.cfg.Issuer {
 		return nil
 	}
@@ -31,6 +44,16 @@ func (v *JWTValidator) Consume(ctx context.Context, t Token) error {
 		return nil
 	}
 	return v.consume(ctx, t)
+}
+
+// known is a key that this process has in memory; nil: none.
+func (k *APIKeys) known(id string) *knownKey {
+	raw, err := opaque.ParseID(id)
+	if err != nil {
+		return nil
+	}
+	e, _ := k.keys.Get(raw)
+	return e
 }
 
 func (k *APIKeys) consume(ctx context.Context, id string) error {

@@ -145,6 +145,7 @@ func (s *Service) Refresh(ctx context.Context, r RefreshRequest) (*Issued, error
 
 // refresh notes in known whose token it is.
 func (s *Service) refresh(ctx context.Context, r RefreshRequest, known *refusal) (*Issued, error) {
+	known.confirmed(s.Clients, &r.Auth)
 	t, err := s.readRefresh(ctx, r.Token)
 	if err != nil {
 		return nil, err
@@ -153,6 +154,7 @@ func (s *Service) refresh(ctx context.Context, r RefreshRequest, known *refusal)
 	if err != nil {
 		return nil, err
 	}
+	known.by(&who)
 	id := opaque.ID(t.Grant).String()
 	known.grantID = id // the tag is ours
 	for try := 1; try <= refreshTries; try++ {
@@ -177,7 +179,7 @@ func (s *Service) refreshOnce(ctx context.Context, r RefreshRequest, t *opaque.R
 	if err != nil {
 		return nil, err
 	}
-	known.subject, known.client = g.Subject, g.Client
+	known.subject, known.client, known.claimed = g.Subject, g.Client, ""
 	if !who.none() && who.id() != g.Client {
 		known.claimed = who.id()
 	}

@@ -54,7 +54,12 @@ func (s *Service) revoke(ctx context.Context, target rules.Target, reason string
 	owner, holder := target.Owner, target.Holder
 	err := s.provenTarget(ctx, &target)
 	if errors.Is(err, ErrNotFound) { // someone named what is another's
-		known := refusal{subject: owner, client: holder}
+		known := refusal{subject: owner}
+		if c := s.Clients.lookup(holder); c != nil && c.Public { // anybody can say that it is one
+			known.claimed = holder
+		} else {
+			known.client = holder
+		}
 		if k, id := target.Kind, target.Id; k == rules.TargetGrant || k == rules.TargetToken {
 			if _, bad := opaque.ParseID(id); bad == nil {
 				known.grantID, known.token = target.EventID(rules.TargetGrant), target.EventID(rules.TargetToken)

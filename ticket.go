@@ -112,6 +112,14 @@ func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (_ Secret, f
 	if !r.Auth.proves() {
 		defer tell(&failed)
 	}
+	var known refusal
+	code, err := s.prepare(ctx, r, t, &known)
+	s.audit.denied(ctx, "prepare", known, err)
+	return code, err
+}
+
+// prepare notes in known which client asks.
+func (s *Service) prepare(ctx context.Context, r Request, t Ticket, known *refusal) (Secret, error) {
 	switch {
 	case t.Lifetime <= 0 || t.Lifetime > maxTicket:
 		return Secret{}, fail(ErrInvalidRequest, "a ticket's lifetime is required, at most %s", maxTicket)
@@ -135,6 +143,7 @@ func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (_ Secret, f
 	if err != nil {
 		return Secret{}, err
 	}
+	known.by(&who)
 	var p plan
 	if err := s.planFor(&p, &r, &who); err != nil {
 		return Secret{}, err
@@ -251,6 +260,7 @@ func (s *Service) Redeem(ctx context.Context, r Redemption) (*Issued, error) {
 
 // redeem notes in known whose ticket it is.
 func (s *Service) redeem(ctx context.Context, r Redemption, known *refusal) (*Issued, error) {
+	known.confirmed(s.Clients, &r.Auth)
 	id, hash, err := s.findTicket(ctx, r.Ticket)
 	if err != nil {
 		return nil, err
@@ -259,6 +269,7 @@ func (s *Service) redeem(ctx context.Context, r Redemption, known *refusal) (*Is
 	if err != nil {
 		return nil, err
 	}
+	known.by(&who)
 	leave, err := s.turns.enter(ctx, id)
 	if err != nil {
 		return nil, err
@@ -289,7 +300,7 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 	if subtle.ConstantTimeCompare(hash[:], t.Hash[:]) != 1 {
 		return nil, fail(ErrInvalidGrant, "no such ticket")
 	}
-	known.subject, known.client, known.grantID = t.Subject, t.Client, t.Spent
+	known.subject, known.client, known.grantID, known.claimed = t.Subject, t.Client, t.Spent, ""
 	if !who.none() && who.id() != t.Client {
 		known.claimed = who.id()
 	}

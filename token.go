@@ -243,11 +243,19 @@ func (t Token) Freshness() Freshness { return t.fresh }
 // signature and asks for no proof. For what lasts longer than a request, whatever validators stand around the one that
 // answered. Of a Token that NewToken made only the expiry is known.
 func (t Token) Recheck(ctx context.Context) error {
+	if t.d != nil && t.d.by != nil {
+		return t.d.by.Recheck(ctx, t)
+	}
+	return t.recheck()
+}
+
+// recheck is Recheck for calls that count their refusals themselves.
+func (t Token) recheck() error {
 	switch {
 	case t.d == nil:
 		return fail(ErrInvalidToken, "no token")
 	case t.d.by != nil:
-		return t.d.by.Recheck(ctx, t)
+		return t.d.by.recheck(t)
 	case !t.d.ExpiresAt.IsZero() && !time.Now().Before(t.d.ExpiresAt):
 		return fail(ErrExpired, "exp has passed")
 	}

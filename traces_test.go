@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
 // refusals lists the refusals of one reason.
@@ -127,6 +128,36 @@ func TestRefusedClientsAndCallersAreNamed(t *testing.T) {
 	require.Equal(t, [2]string{"job", "too many"}, [2]string{list[0].Client, list[0].Extra["why"]})
 	svc.Refused(ctx, apitoken.ClientAuth{}, "nobody", "x")
 	require.Empty(t, refusals(t, svc, "nobody"))
+}
+
+// TestStrangersTakeNoRoomOfTheKnown: anybody can say that it is a public client. However many do so, who proved who it is is named.
+func TestStrangersTakeNoRoomOfTheKnown(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := serviceOn(t, memstore.New(), nil)
+	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "job", GrantTypes: []string{apitoken.GrantClientCredentials}})
+	require.NoError(t, err)
+	for n := range 300 {
+		id := fmt.Sprint("public", n)
+		_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: id, Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}})
+		require.NoError(t, err)
+		svc.Refused(ctx, apitoken.ClientAuth{ID: id}, "device", "too much")
+	}
+	svc.Refused(ctx, apitoken.ClientAuth{ID: "job", Secret: secret}, "device", "too much")
+	named, nameless, known := 0, 0, 0
+	for _, e := range refusals(t, svc, "device") {
+		switch {
+		case e.Client == "job":
+			known++
+		case e.Extra["claimed"] != "":
+			named++
+		default:
+			nameless += e.Count
+		}
+	}
+	require.Equal(t, 1, known)
+	require.Equal(t, 300, named+nameless, "all are counted")
+	require.Less(t, named, 64)
 }
 
 // TestRevokingNothingKnownSaysSo: it is in force all the same, and its event tells.

@@ -525,7 +525,15 @@ func (v *JWTValidator) signedHere(token string) (*tokenData, error) {
 
 // Recheck says whether a token that this validator returned before is still good: not expired, no rule against it, within the
 // bound. It verifies no signature and asks for no proof again. For what lasts longer than a request.
-func (v *JWTValidator) Recheck(_ context.Context, t Token) error {
+func (v *JWTValidator) Recheck(ctx context.Context, t Token) error {
+	err := v.recheck(t)
+	if err != nil && !t.IsZero() && t.d.from != nil {
+		v.refused(ctx, err, t.d)
+	}
+	return err
+}
+
+func (v *JWTValidator) recheck(t Token) error {
 	if t.IsZero() {
 		return fail(ErrInvalidToken, "no token")
 	}

@@ -161,6 +161,9 @@ func (h *Handler) jwtBearer(r *http.Request, t *tokenRequest) (*apitoken.Issued,
 	if err != nil {
 		return nil, err
 	}
+	if t.voucher, err = apitoken.NewToken(apitoken.TokenSpec{Kind: apitoken.KindAccess, Issuer: a.Issuer, Subject: a.Subject, ID: a.ID}); err != nil {
+		return nil, err
+	}
 	if err := t.prove(); err != nil {
 		return nil, err
 	}
@@ -206,6 +209,7 @@ func (h *Handler) jwtBearer(r *http.Request, t *tokenRequest) (*apitoken.Issued,
 			return nil, err
 		}
 	}
+	t.counted = t.auth.ID != "" // where nobody authenticated, only the assertion says who was refused
 	return h.svc.Issue(r.Context(), req)
 }
 

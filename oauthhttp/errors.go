@@ -59,6 +59,17 @@ var verdicts = []struct {
 	{apitoken.ErrNotFound, errNotFound},
 }
 
+// explained is a refusal whose text stands in its cause too, where the service finds it for its log.
+func explained(err error) error {
+	var own *refusal
+	if !errors.As(err, &own) || own.cause != nil {
+		return err
+	}
+	x := *own
+	x.cause = &apitoken.Error{Code: apitoken.ErrInvalidRequest, Detail: own.text}
+	return &x
+}
+
 // judge is what a client is told of err.
 func judge(err error) *refusal {
 	var e *refusal
@@ -79,23 +90,17 @@ func judge(err error) *refusal {
 // denied records that a client or caller that proved who it is was refused. by is the confirmed client; zero: the token in ctx.
 // It returns err.
 func (h *Handler) denied(ctx context.Context, by apitoken.ClientAuth, reason string, err error) error {
-	if err == nil || isUnavailable(err) {
-		return err
+	v := judge(err)
+	if err == nil || v.status >= http.StatusInternalServerError || v.code == "authorization_pending" || v.code == "slow_down" {
+		return err // a device that is told to wait was refused nothing (RFC 8628 §3.5)
 	}
-	why := judge(err).text
+	why := v.text
 	var e *apitoken.Error
 	if errors.As(err, &e) && e.Detail != "" {
 		why = e.Detail
 	}
 	h.svc.Refused(ctx, by, reason, why)
 	return err
-}
-
-// decidedHere reports whether err is a refusal of this package's own: what the service refuses has its event already, and a device
-// that is told to wait was refused nothing (RFC 8628 §3.5).
-func decidedHere(err error) bool {
-	var own *refusal
-	return errors.As(err, &own) && own.code != "authorization_pending" && own.code != "slow_down"
 }
 
 // errorBody is RFC 6749 §5.2.

@@ -48,7 +48,7 @@ type introspection struct {
 // whoever asks about a token that is no longer good, get {"active":false}. Access tokens and API keys are looked at; a
 // refresh token is nobody's business but the token endpoint's.
 func (h *Handler) Introspection() http.Handler {
-	return h.endpoint(false, "POST", func(w http.ResponseWriter, r *http.Request) error {
+	return h.endpoint(false, "POST", func(w http.ResponseWriter, r *http.Request) (failed error) {
 		f, err := h.readForm(w, r)
 		if err != nil {
 			return err
@@ -57,6 +57,7 @@ func (h *Handler) Introspection() http.Handler {
 		if err != nil {
 			return err
 		}
+		defer func() { failed = h.denied(r.Context(), c.auth, "introspect", failed) }()
 		if c.Public {
 			return errNoClient // anybody could scan for tokens in its name (RFC 7662 §4)
 		}
@@ -71,6 +72,8 @@ func (h *Handler) Introspection() http.Handler {
 		follows := c.Scopes.Cover(apitoken.Scopes{remote.FollowScope})
 		if x.Active && (follows || x.Token.Client == c.ID || slices.Contains(x.Token.Audiences, c.ID)) {
 			out = describe(x, follows)
+		} else if x.Active {
+			h.svc.Refused(r.Context(), c.auth, "introspect", "the token is neither the client's nor for it")
 		}
 		raw, err := json.Marshal(out)
 		if err != nil {

@@ -41,8 +41,12 @@ func (h *Handler) Pushed() http.Handler {
 	if h.o.Consent == nil {
 		return http.NotFoundHandler()
 	}
+<<<<<<< HEAD
 	return h.endpoint(true, "POST", func(w http.ResponseWriter, r *http.Request) error {
 		r = r.WithContext(h.svc.Begin(r.Context())) // the request ends with what is revoked of its client from here on
+=======
+	return h.endpoint(true, "POST", func(w http.ResponseWriter, r *http.Request) (failed error) {
+>>>>>>> 4c29074 (apitoken, oauthhttp: leave a trace of every refusal)
 		f, err := h.readForm(w, r)
 		if err != nil {
 			return err
@@ -51,6 +55,7 @@ func (h *Handler) Pushed() http.Handler {
 		if err != nil {
 			return err
 		}
+		defer func() { failed = h.denied(r.Context(), c.auth, "authorize", failed) }()
 		if f.has("request_uri") {
 			return invalid("A pushed request has no request_uri (RFC 9126 §2.1).")
 		}
@@ -70,7 +75,7 @@ func (h *Handler) Pushed() http.Handler {
 			delete(f, name) // no credential is kept
 		}
 		if _, err := h.read(r.Context(), c.Client, f, nil); err != nil {
-			return h.denied(r.Context(), c.auth, "authorize", err) // to the client itself, with the codes of both endpoints (RFC 9126 §2.3)
+			return err // to the client itself, with the codes of both endpoints (RFC 9126 §2.3)
 		}
 		data, err := json.Marshal(pushedNote{1, c.ID, f})
 		if err != nil {

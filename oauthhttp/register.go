@@ -322,6 +322,10 @@ func (h *Handler) apply(ctx context.Context, x *Registration, c *apitoken.Client
 
 // metadataError tells what the service refused.
 func metadataError(err error) error {
+	var own *refusal
+	if errors.As(err, &own) {
+		return err
+	}
 	if errors.Is(err, apitoken.ErrInvalidRequest) || errors.Is(err, apitoken.ErrInvalidScope) || errors.Is(err, apitoken.ErrInvalidTarget) {
 		no := *errMetadata
 		no.cause = err
@@ -401,29 +405,22 @@ func (h *Handler) manageClient(w http.ResponseWriter, r *http.Request) error {
 		w.WriteHeader(http.StatusNoContent)
 		return nil
 	}
-	m, err := h.readMetadata(w, r)
-	if err != nil {
-		return err
-	}
-	if m.ID != id {
-		return badMetadata("The client_id must be the client's own (RFC 7592 §2.2).")
-	}
-	if m.Secret != "" {
-		if _, err := h.svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: id, Secret: apitoken.NewSecret(m.Secret)}); err != nil {
-			if errors.Is(err, apitoken.ErrInvalidClient) {
-				return badMetadata("The client_secret is not the client's: it can not be chosen (RFC 7592 §2.2).")
-			}
-			return err
-		}
+	m, unread := h.readMetadata(w, r)
+	if unread == nil {
+		unread = h.ownMetadata(ctx, id, m)
 	}
 	needsSecret := false
+	// Also what is refused before the client is looked at is refused in here, where the service records it with the client's name.
 	c, err = h.svc.Clients.Reregister(ctx, id, registration, func(c *apitoken.Client) error {
+		if unread != nil {
+			return explained(unread)
+		}
 		was := *c
 		if err := h.apply(ctx, h.o.Registration, c, m, apitoken.Token{}); err != nil {
-			return err
+			return explained(err)
 		}
 		if c.Public != was.Public {
-			return badMetadata("A client does not change between public and confidential.")
+			return explained(badMetadata("A client does not change between public and confidential."))
 		}
 		if needsSecret = usesSecret(c) && !usesSecret(&was); needsSecret {
 			return h.owe(ctx, id, true)
@@ -452,6 +449,21 @@ func (h *Handler) manageClient(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	return h.answer(w, r, http.StatusOK, h.information(c, secret, registration))
+}
+
+// ownMetadata refuses metadata that name another client, or a secret that is not the client's.
+func (h *Handler) ownMetadata(ctx context.Context, id string, m *clientMetadata) error {
+	if m.ID != id {
+		return badMetadata("The client_id must be the client's own (RFC 7592 §2.2).")
+	}
+	if m.Secret == "" {
+		return nil
+	}
+	_, err := h.svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: id, Secret: apitoken.NewSecret(m.Secret)})
+	if errors.Is(err, apitoken.ErrInvalidClient) {
+		return badMetadata("The client_secret is not the client's: it can not be chosen (RFC 7592 §2.2).")
+	}
+	return err
 }
 
 // A client that is changed to one with a secret gets it in a write of its own. Between the two it is owed one, which is noted

@@ -11,7 +11,7 @@ import (
 // token: there is nothing to do then, and nobody learns whether it was a token at all. 503 says that the revocation
 // may not be in the store.
 func (h *Handler) Revocation() http.Handler {
-	return h.endpoint(true, "POST", func(w http.ResponseWriter, r *http.Request) error {
+	return h.endpoint(true, "POST", func(w http.ResponseWriter, r *http.Request) (failed error) {
 		f, err := h.readForm(w, r)
 		if err != nil {
 			return err
@@ -20,6 +20,7 @@ func (h *Handler) Revocation() http.Handler {
 		if err != nil {
 			return err
 		}
+		defer func() { failed = h.denied(r.Context(), c.auth, "revoke", failed) }()
 		if !f.has("token") {
 			return invalid("The token is missing.")
 		}

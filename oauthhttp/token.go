@@ -25,8 +25,10 @@ type tokenResponse struct {
 type tokenRequest struct {
 	form
 	*caller
-	binding string       // once prove was called
-	prove   func() error // takes the request's DPoP proof
+	binding string         // once prove was called
+	prove   func() error   // takes the request's DPoP proof
+	counted bool           // the service records a refusal from here on
+	voucher apitoken.Token // whom a verified assertion speaks of, for the record of a refusal
 }
 
 // Token is the token endpoint (RFC 6749 §3.2).
@@ -66,7 +68,7 @@ func (h *Handler) Token() http.Handler {
 		}
 		grant, ok := grants[name]
 		if !ok {
-			return bad("unsupported_grant_type", "The grant_type is not supported.")
+			return h.denied(r.Context(), c.auth, "grant_type", bad("unsupported_grant_type", "The grant_type is not supported."))
 		}
 		if err := c.may(name); err != nil {
 			return h.denied(r.Context(), c.auth, "grant_type", err)
@@ -80,10 +82,14 @@ func (h *Handler) Token() http.Handler {
 		}
 		issued, err := grant(r, t)
 		if err != nil {
-			if decidedHere(err) {
-				err = h.denied(r.Context(), c.auth, "token", err)
+			if t.counted {
+				return err
 			}
-			return err
+			ctx := r.Context()
+			if !t.voucher.IsZero() {
+				ctx = apitoken.NewContext(ctx, t.voucher)
+			}
+			return h.denied(ctx, c.auth, "token", err)
 		}
 		out := tokenResponse{TokenResponse: issued.Response()}
 		var own json.RawMessage
@@ -138,6 +144,7 @@ func (h *Handler) clientCredentials(r *http.Request, t *tokenRequest) (*apitoken
 			return nil, err
 		}
 	}
+	t.counted = true
 	return h.svc.Issue(r.Context(), req)
 }
 
@@ -157,12 +164,16 @@ func (h *Handler) refresh(r *http.Request, t *tokenRequest) (*apitoken.Issued, e
 	if err != nil {
 		return nil, err
 	}
-	if err := h.svc.Genuine(r.Context(), t.get("refresh_token")); err != nil {
-		return nil, err
+	if t.Public { // anybody may name it: nothing is written for a stranger. What a known client presents is judged below, with its name
+		if err := h.svc.Genuine(r.Context(), t.get("refresh_token")); err != nil {
+			t.counted = true
+			return nil, err
+		}
 	}
 	if err := t.prove(); err != nil {
 		return nil, err
 	}
+	t.counted = true
 	return h.svc.Refresh(r.Context(), apitoken.RefreshRequest{Token: t.get("refresh_token"), Auth: t.auth, Scopes: scopes, Audiences: audiences, Binding: t.binding})
 }
 
@@ -178,12 +189,16 @@ func (h *Handler) code(r *http.Request, t *tokenRequest) (*apitoken.Issued, erro
 	if err != nil {
 		return nil, err
 	}
-	if err := h.svc.Genuine(r.Context(), t.get("code")); err != nil {
-		return nil, err
+	if t.Public { // anybody may name it: nothing is written for a stranger. What a known client presents is judged below, with its name
+		if err := h.svc.Genuine(r.Context(), t.get("code")); err != nil {
+			t.counted = true
+			return nil, err
+		}
 	}
 	if err := t.prove(); err != nil {
 		return nil, err
 	}
+	t.counted = true
 	return h.svc.Redeem(r.Context(), apitoken.Redemption{Ticket: t.get("code"), Auth: t.auth, Verifier: t.get("code_verifier"), RedirectURI: t.get("redirect_uri"), Audiences: audiences, Binding: t.binding})
 }
 
@@ -227,5 +242,6 @@ func (h *Handler) exchange(r *http.Request, t *tokenRequest) (*apitoken.Issued, 
 	if t.has("actor_token") {
 		req.Actor = apitoken.Credential{Token: t.get("actor_token"), CertSHA256: t.cert}
 	}
+	t.counted = true
 	return h.svc.Exchange(r.Context(), req)
 }

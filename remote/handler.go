@@ -307,6 +307,7 @@ func (c *callers) allowed(w http.ResponseWriter, r *http.Request, params func() 
 	case err != nil:
 		challenge(w, http.StatusUnauthorized)
 	case !t.IsClient() || !t.Allows(FollowScope):
+		c.svc.Refused(apitoken.NewContext(ctx, t), apitoken.ClientAuth{}, "follow", "not a client's own token with the scope "+string(FollowScope))
 		challenge(w, http.StatusForbidden)
 	default:
 		return true
@@ -315,7 +316,7 @@ func (c *callers) allowed(w http.ResponseWriter, r *http.Request, params func() 
 }
 
 func (c *callers) confirmed(ctx context.Context, w http.ResponseWriter, a apitoken.ClientAuth) bool {
-	client, err := c.svc.Clients.Authenticate(ctx, a)
+	client, auth, err := c.svc.Clients.Confirm(ctx, a)
 	switch {
 	case errors.Is(err, apitoken.ErrUnavailable):
 		unavailable(w)
@@ -325,6 +326,7 @@ func (c *callers) confirmed(ctx context.Context, w http.ResponseWriter, a apitok
 	case err != nil || client.Public: // whose ID alone convinces
 		challenge(w, http.StatusUnauthorized)
 	case !client.Scopes.Cover(apitoken.Scopes{FollowScope}):
+		c.svc.Refused(ctx, auth, "follow", "the client has no scope "+string(FollowScope))
 		challenge(w, http.StatusForbidden)
 	default:
 		return true

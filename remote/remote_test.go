@@ -297,6 +297,17 @@ func TestFeedNeedsARight(t *testing.T) {
 			require.Equal(t, x.want, res.StatusCode, "%s %s", x.name, path)
 		}
 	}
+	var refused []apitoken.Event
+	for e, err := range s.svc.Events(s.ctx, apitoken.EventQuery{Type: apitoken.EventRefused}) {
+		require.NoError(t, err)
+		if e.Reason == "follow" {
+			refused = append(refused, e)
+		}
+	}
+	require.Len(t, refused, 1, "who proved who it is and may not follow is in the log")
+	require.Equal(t, "stranger", refused[0].Client)
+	require.Equal(t, 2, refused[0].Count)
+	require.Contains(t, refused[0].Extra["why"], string(remote.FollowScope))
 	res, err := http.Get(s.url + "/apitoken/revocations?after=0.0&nonce=n")
 	require.NoError(t, err)
 	require.NoError(t, res.Body.Close())
