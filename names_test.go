@@ -115,6 +115,10 @@ func TestNoClientGoesByASubjectsName(t *testing.T) {
 			return svc.Clients.Declare(ctx, client(id), apitoken.NewSecret(strings.Repeat("s", 40)+id))
 		},
 	}
+	self := issue(t, svc, apitoken.Request{Subject: "https://app.example.com/me", Refresh: true})
+	_, err := svc.Clients.Adopt(ctx, apitoken.Client{ID: self.Token.Subject(), Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}}, 10)
+	require.ErrorIs(t, err, apitoken.ErrInvalidRequest, "nor does one that describes itself")
+
 	for call, make := range made {
 		session, key := "session-"+call, "key-"+call
 		alice := issue(t, svc, apitoken.Request{Subject: session, Refresh: true})

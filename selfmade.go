@@ -51,6 +51,9 @@ func (cs *Clients) adopt(ctx context.Context, c Client, most int) (Client, error
 		if cs.Temporary() >= most {
 			return Client{}, &Error{Code: ErrLimited, RetryAfter: unusedClient, Detail: "too many clients that made themselves"}
 		}
+		if err := cs.noSubject(ctx, c.ID); err != nil {
+			return Client{}, err
+		}
 		rec.Created = now.UnixMilli()
 		c.Expires = now.Add(unusedClient)
 		rec.set(c)

@@ -67,12 +67,8 @@ func (h *Handler) DeviceAuthorization() http.Handler {
 	if h.o.DevicePage == "" {
 		return http.NotFoundHandler()
 	}
-<<<<<<< HEAD
-	return h.endpoint(true, "POST", func(w http.ResponseWriter, r *http.Request) error {
-		r = r.WithContext(h.svc.Begin(r.Context())) // the request ends with what is revoked of its client from here on
-=======
 	return h.endpoint(true, "POST", func(w http.ResponseWriter, r *http.Request) (failed error) {
->>>>>>> 4c29074 (apitoken, oauthhttp: leave a trace of every refusal)
+		r = r.WithContext(h.svc.Begin(r.Context())) // the request ends with what is revoked of its client from here on
 		f, err := h.readForm(w, r)
 		if err != nil {
 			return err
@@ -215,12 +211,8 @@ func (h *Handler) deviceCode(r *http.Request, t *tokenRequest) (*apitoken.Issued
 	case d.State == "denied":
 		return nil, bad("access_denied", "The user refused.")
 	case d.State == "approved":
-<<<<<<< HEAD
 		// A device whose answer was lost gets it again for a minute; a later use ends what the first one got.
-=======
-		// A second use of the code ends what the first one got, also when it comes late.
 		t.counted = true
->>>>>>> 4c29074 (apitoken, oauthhttp: leave a trace of every refusal)
 		i, err := h.svc.Redeem(r.Context(), apitoken.Redemption{Ticket: code, Auth: t.auth, Audiences: audiences, Binding: t.binding})
 		if errors.Is(err, apitoken.ErrInvalidGrant) && h.now().UnixMilli() >= d.Until {
 			return nil, errDeviceExpired

@@ -41,12 +41,8 @@ func (h *Handler) Pushed() http.Handler {
 	if h.o.Consent == nil {
 		return http.NotFoundHandler()
 	}
-<<<<<<< HEAD
-	return h.endpoint(true, "POST", func(w http.ResponseWriter, r *http.Request) error {
-		r = r.WithContext(h.svc.Begin(r.Context())) // the request ends with what is revoked of its client from here on
-=======
 	return h.endpoint(true, "POST", func(w http.ResponseWriter, r *http.Request) (failed error) {
->>>>>>> 4c29074 (apitoken, oauthhttp: leave a trace of every refusal)
+		r = r.WithContext(h.svc.Begin(r.Context())) // the request ends with what is revoked of its client from here on
 		f, err := h.readForm(w, r)
 		if err != nil {
 			return err
