@@ -92,6 +92,52 @@ func TestSinkThatFailsNowAndThen(t *testing.T) {
 	})
 }
 
+// paged takes events by the page.
+type paged struct{ counted }
+
+func (a *paged) AuditAll(ctx context.Context, list []apitoken.Event) error {
+	a.mu.Lock()
+	a.calls++
+	n := a.calls
+	a.mu.Unlock()
+	if a.audit != nil {
+		if err := a.audit(ctx, n); err != nil {
+			return err
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.got == nil {
+		a.got = map[string]int{}
+	}
+	for _, e := range list {
+		a.got[e.ID]++
+	}
+	return nil
+}
+
+// An auditor that takes pages gets them: one that refuses a third of the calls is through with hundreds of events in seconds, and gets
+// nothing twice that it took.
+func TestSinkOfPagesThatFailsOneInThree(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st := memstore.New()
+		all := fill(t, st, 950)
+		a := &paged{counted{audit: func(_ context.Context, call int) error {
+			if call%3 == 1 {
+				return errors.New("connection reset")
+			}
+			return nil
+		}}}
+		serviceOn(t, st, func(c *apitoken.Config) { c.Sinks = []apitoken.Sink{{Name: "siem", Auditor: a}} })
+		time.Sleep(10 * time.Second)
+		got, most := a.took()
+		require.Equal(t, all, got)
+		require.Equal(t, 1, most)
+		require.Less(t, a.calls, 40, "a call is worth a page")
+	})
+}
+
 // A sink that needs longer for a page than a lease lasts keeps its lease: no other process feeds it beside.
 func TestSlowSinkKeepsItsLease(t *testing.T) {
 	t.Parallel()

@@ -135,7 +135,8 @@ func loopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// Audit implements [apitoken.Auditor]. Without a queue one attempt is made: the sink that called calls again.
+// Audit implements [apitoken.Auditor]. Without a queue a failed attempt is repeated, after the pauses that the configuration says, as
+// long as ctx has a deadline that leaves time for it. Then the sink that called calls again.
 func (w *Webhook) Audit(ctx context.Context, e apitoken.Event) error {
 	return w.AuditAll(ctx, []apitoken.Event{e})
 }
@@ -162,12 +163,43 @@ func (w *Webhook) AuditAll(ctx context.Context, list []apitoken.Event) error {
 	w.mu.Unlock()
 	for len(list) > 0 {
 		n := min(len(list), w.cfg.Batch)
-		if err := w.deliver(ctx, list[:n]); err != nil {
+		if err := w.insist(ctx, list[:n]); err != nil {
 			return err
 		}
 		list = list[n:]
 	}
 	return nil
+}
+
+// insist delivers list, and tries again while ctx's deadline is further away than the pause.
+func (w *Webhook) insist(ctx context.Context, list []apitoken.Event) error {
+	for pause := w.cfg.Retry; ; pause = min(2*pause, w.cfg.MaxRetry) {
+		err := w.deliver(ctx, list)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		wait := w.wait(pause, err)
+		if end, ok := ctx.Deadline(); !ok || time.Until(end) <= wait {
+			return err
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return err
+		}
+	}
+}
+
+// wait is the pause after err, with jitter, or as long as the receiver asked for.
+func (w *Webhook) wait(pause time.Duration, err error) time.Duration {
+	wait := pause/2 + time.Duration(mathrand.Int64N(int64(pause)))
+	var refused *statusError
+	if errors.As(err, &refused) {
+		wait = max(wait, min(refused.after, 10*w.cfg.MaxRetry))
+	}
+	return wait
 }
 
 // Publish posts a signed checkpoint of a ledger as text/plain, signed like events.
@@ -235,11 +267,7 @@ func (w *Webhook) run() {
 		if w.ctx.Err() != nil {
 			return
 		}
-		wait := pause/2 + time.Duration(mathrand.Int64N(int64(pause)))
-		var refused *statusError
-		if errors.As(err, &refused) {
-			wait = max(wait, min(refused.after, 10*w.cfg.MaxRetry))
-		}
+		wait := w.wait(pause, err)
 		w.cfg.Logger.Warn("export: webhook", "waiting", w.Waiting(), "again", wait, "error", err)
 		pause = min(2*pause, w.cfg.MaxRetry)
 		t := time.NewTimer(wait)

@@ -167,6 +167,31 @@ func TestWebhookWithoutQueueIsTheSink(t *testing.T) {
 	require.NoError(t, w.Close(ctx))
 }
 
+// TestWebhookRetriesWithinItsCall: where the sink that calls grants it time, a receiver that fails one time in three holds nothing up.
+func TestWebhookRetriesWithinItsCall(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{answer: func(n int) (int, http.Header, error) {
+			if n%3 == 1 {
+				return 503, http.Header{}, nil
+			}
+			return 200, http.Header{}, nil
+		}}
+		w := webhook(t, r, func(c *export.WebhookConfig) { c.Retry = 100 * time.Millisecond })
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		require.NoError(t, w.Audit(ctx, apitoken.Event{ID: "1"}))
+		require.Len(t, r.bodies, 1)
+		require.Equal(t, 2, r.n)
+
+		r.answer = func(int) (int, http.Header, error) { return 503, http.Header{"Retry-After": {"60"}}, nil }
+		began := time.Now()
+		require.Error(t, w.Audit(ctx, apitoken.Event{ID: "2"}), "a receiver that asks for more time than there is gets it from the sink")
+		require.Equal(t, 3, r.n)
+		require.Zero(t, time.Since(began))
+	})
+}
+
 func TestVerifyWebhook(t *testing.T) {
 	t.Parallel()
 	r := &receiver{}

@@ -41,8 +41,9 @@ type Config struct {
 	Log   *slog.Logger
 	// Write stores a cursor and returns its version. store.ErrConflict: another process was first.
 	Write func(ctx context.Context, w record.Written, expect store.Version) (store.Version, error)
-	// Deliver hands an event to the sink. It may block for ever and may panic.
-	Deliver func(ctx context.Context, r store.Record) error
+	// Deliver hands events to the sink, all or none of them, at most Batch (zero: 1) at once. It may block for ever and may panic.
+	Deliver func(ctx context.Context, list []store.Record) error
+	Batch   int
 	// Missed tells that events may have been purged before they were delivered.
 	Missed func(ctx context.Context)
 }
@@ -95,6 +96,7 @@ func New(c Config) *Feed {
 	if c.Timeout == 0 {
 		c.Timeout = defaultTimeout
 	}
+	c.Batch = max(c.Batch, 1)
 	now := c.Now()
 	f := &Feed{c: c, id: opaque.NewID(now).String(), busy: make(chan struct{}, 1)}
 	f.done.Store(now.UnixMilli())
@@ -196,21 +198,21 @@ func (f *Feed) page(ctx context.Context, events []store.Record) (n int, err erro
 	f.rec.Seen = slices.DeleteFunc(f.rec.Seen, func(id string) bool {
 		return !slices.ContainsFunc(events, func(r store.Record) bool { return r.ID == id })
 	})
-	for _, r := range events {
-		if slices.Contains(f.rec.Seen, r.ID) || r.Written < f.skip {
-			continue
-		}
-		if err := f.deliver(ctx, r); err != nil {
-			f.reached(r.Written - 1)
+	fresh := slices.DeleteFunc(slices.Clone(events), func(r store.Record) bool { return slices.Contains(f.rec.Seen, r.ID) || r.Written < f.skip })
+	for list := range slices.Chunk(fresh, f.c.Batch) {
+		if err := f.deliver(ctx, list); err != nil {
+			f.reached(list[0].Written - 1)
 			return n, errors.Join(err, f.write(ctx))
 		}
 
 		// The cursor is stored within a page too, so that a sink that fails now and then advances and a slow one keeps its
 		// lease.
-		f.rec.Seen = append(f.rec.Seen, r.ID)
-		n++
+		for _, r := range list {
+			f.rec.Seen = append(f.rec.Seen, r.ID)
+		}
+		n += len(list)
 		if f.expiring() {
-			f.reached(r.Written - 1)
+			f.reached(list[len(list)-1].Written - 1)
 			if err := f.write(ctx); err != nil {
 				return n, err
 			}
@@ -307,7 +309,7 @@ func (f *Feed) release() {
 
 // deliver calls the sink with a deadline. A call that does not return blocks this sink alone: the next call begins
 // after it has ended.
-func (f *Feed) deliver(ctx context.Context, r store.Record) error {
+func (f *Feed) deliver(ctx context.Context, list []store.Record) error {
 	select {
 	case f.busy <- struct{}{}:
 	default:
@@ -323,7 +325,7 @@ func (f *Feed) deliver(ctx context.Context, r store.Record) error {
 				done <- fmt.Errorf("the auditor panicked: %v", p)
 			}
 		}()
-		done <- f.c.Deliver(call, r)
+		done <- f.c.Deliver(call, list)
 	}()
 
 	select {
