@@ -18,6 +18,9 @@
 //	apitoken.audit.queue           gauge; queue "refusals", "uses" or "revocations": see apitoken.Backlog
 //	apitoken.sink.lag              gauge, s; sink: by the names that the host gave them
 //
+// With Config.Ledger there are also apitoken.ledger.records, .signed.records, .published.records, .waiting, .read.age, .checked.age
+// (gauges, the last three in s), .failing and .found (1 or 0), by the figures of ledger.Ledger.Figures.
+//
 // In Prometheus they have the names of package promapitoken, whose dashboard fits them.
 //
 // A span is made, when its call has ended, for each operation under the span of the caller's context, named
@@ -53,6 +56,9 @@ type Source interface {
 
 type backlogger interface{ Backlog() apitoken.Backlog }
 
+// Ledger is an audit ledger as far as it is looked at: a *ledger.Ledger.
+type Ledger interface{ Figures() map[string]float64 }
+
 // Config configures Start. The zero value is fit for use.
 type Config struct {
 	MeterProvider  metric.MeterProvider // nil: otel.GetMeterProvider; one of package noop makes no metrics
@@ -65,6 +71,8 @@ type Config struct {
 	TokenIDs bool
 	// CacheHits makes spans also for validations that the cache answered. They take about 100 ns, a span ten times that.
 	CacheHits bool
+	// Ledger adds the metrics of an audit ledger. nil: none.
+	Ledger Ledger
 }
 
 // Telemetry observes one source until Close.
@@ -88,6 +96,19 @@ type Telemetry struct {
 	isStale, queue     metric.Int64ObservableGauge
 	unreadable         metric.Int64ObservableGauge
 	queues             [3]metric.ObserveOption
+	ledger             map[string]metric.Float64ObservableGauge // by the figure's name; nil: no ledger
+}
+
+// ledgerMetrics are the ledger's figures: what they are called here, their unit, and what they say.
+var ledgerMetrics = map[string][3]string{
+	"records":     {"records", "", "Records of the audit ledger."},
+	"signed":      {"signed.records", "", "Records of the audit ledger that a checkpoint covers."},
+	"published":   {"published.records", "", "Records of the audit ledger under a checkpoint that every publisher took."},
+	"waiting":     {"waiting", "s", "How long a record of the audit ledger waits for a checkpoint."},
+	"read_age":    {"read.age", "s", "Time since the audit ledger read the event feed to its end."},
+	"checked_age": {"checked.age", "s", "Time since the last finished watch of the audit ledger began."},
+	"failing":     {"failing", "", "1 while the audit ledger can not read, write, sign or publish."},
+	"found":       {"found", "", "1 if the watch found the audit ledger or its source changed."},
 }
 
 type outcome struct{ op, result string }
@@ -158,13 +179,32 @@ func (x *Telemetry) instruments(m metric.Meter) error {
 	if err := errors.Join(errs[:]...); err != nil {
 		return err
 	}
+	all := []metric.Observable{x.age, x.isStale, x.position, x.queue, x.unreadable, x.lag}
+	if x.c.Ledger != nil {
+		x.ledger = map[string]metric.Float64ObservableGauge{}
+		for figure, d := range ledgerMetrics {
+			g, err := m.Float64ObservableGauge("apitoken.ledger."+d[0], metric.WithUnit(d[1]), metric.WithDescription(d[2]))
+			if err != nil {
+				return err
+			}
+			x.ledger[figure] = g
+			all = append(all, g)
+		}
+	}
 	var err error
-	x.gauges, err = m.RegisterCallback(x.look, x.age, x.isStale, x.position, x.queue, x.unreadable, x.lag)
+	x.gauges, err = m.RegisterCallback(x.look, all...)
 	return err
 }
 
 // look is called when metrics are read. It asks no store.
 func (x *Telemetry) look(_ context.Context, to metric.Observer) error {
+	if x.c.Ledger != nil {
+		for figure, v := range x.c.Ledger.Figures() {
+			if g := x.ledger[figure]; g != nil { // a later version may have more
+				to.ObserveFloat64(g, v)
+			}
+		}
+	}
 	f := x.src.Freshness()
 	to.ObserveFloat64(x.age, f.Age.Seconds())
 	stale := int64(0)

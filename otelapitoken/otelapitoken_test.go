@@ -197,6 +197,13 @@ func TestClientsAreAnAttributeOnlyWhenAskedForAndBounded(t *testing.T) {
 }
 
 // TestPrometheusNamesAreThoseOfPromapitoken: one dashboard is good for both ways.
+// figures stand for an audit ledger, whose module this one does not need.
+type figures map[string]float64
+
+func (f figures) Figures() map[string]float64 { return f }
+
+var ledgerFigures = figures{"records": 7, "signed": 5, "published": 4, "waiting": 1.5, "read_age": 0.5, "checked_age": 60, "failing": 1, "found": 0, "of a later version": 1}
+
 func TestPrometheusNamesAreThoseOfPromapitoken(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -206,7 +213,7 @@ func TestPrometheusNamesAreThoseOfPromapitoken(t *testing.T) {
 	p := sdkmetric.NewMeterProvider(sdkmetric.WithReader(exporter))
 	t.Cleanup(func() { require.NoError(t, p.Shutdown(ctx)) })
 	svc := service(t, func(c *apitoken.Config) { c.Sinks = []apitoken.Sink{{Name: "siem", Auditor: broken{}}} })
-	x := start(t, svc, otelapitoken.Config{MeterProvider: p, TracerProvider: nooptrace.NewTracerProvider()})
+	x := start(t, svc, otelapitoken.Config{MeterProvider: p, TracerProvider: nooptrace.NewTracerProvider(), Ledger: ledgerFigures})
 	i := login(t, ctx, svc)
 	_, err = svc.Validate(ctx, apitoken.Bearer(i.Access.Reveal()))
 	require.NoError(t, err)
@@ -237,6 +244,14 @@ func TestPrometheusNamesAreThoseOfPromapitoken(t *testing.T) {
 		"apitoken_view_position_seconds":      {},
 		"apitoken_audit_queue":                {"queue"},
 		"apitoken_sink_lag_seconds":           {"sink"},
+		"apitoken_ledger_records":             {},
+		"apitoken_ledger_signed_records":      {},
+		"apitoken_ledger_published_records":   {},
+		"apitoken_ledger_waiting_seconds":     {},
+		"apitoken_ledger_read_age_seconds":    {},
+		"apitoken_ledger_checked_age_seconds": {},
+		"apitoken_ledger_failing":             {},
+		"apitoken_ledger_found":               {},
 	}, got)
 }
 

@@ -21,6 +21,17 @@
 //	apitoken_records_unreadable                     stored records that could not be read: see apitoken.Backlog
 //	apitoken_sink_lag_seconds{sink}                 sinks by the names that the host gave them
 //
+// With Config.Ledger, by the figures of ledger.Ledger.Figures:
+//
+//	apitoken_ledger_records                         records of the audit ledger, and of them
+//	apitoken_ledger_signed_records                  under a checkpoint
+//	apitoken_ledger_published_records               under a checkpoint that every publisher took
+//	apitoken_ledger_waiting_seconds                 since when a record waits for a checkpoint
+//	apitoken_ledger_read_age_seconds                since the feed was last read to its end
+//	apitoken_ledger_checked_age_seconds             since the last watch that could be finished began
+//	apitoken_ledger_failing                         1 while reading, writing or signing fails
+//	apitoken_ledger_found                           1 if the watch found the log or its source changed
+//
 // No label ever holds a subject, an address, a token or anything else that a caller can choose; a client's ID only where
 // Config.Clients allows it.
 package promapitoken
@@ -46,6 +57,9 @@ type Source interface {
 
 type backlogger interface{ Backlog() apitoken.Backlog }
 
+// Ledger is an audit ledger as far as it is looked at: a *ledger.Ledger.
+type Ledger interface{ Figures() map[string]float64 }
+
 // Config configures a Collector. The zero value is fit for use.
 type Config struct {
 	// Clients adds a label "client" to apitoken_operations_total, for the IDs of at most so many registered clients; the
@@ -54,12 +68,15 @@ type Config struct {
 	// Buckets are the upper bounds of the duration histogram, in seconds, rising. nil: twelve from 1 µs to 4.2 s,
 	// each four times the one before.
 	Buckets []float64
+	// Ledger adds the series of an audit ledger. nil: none.
+	Ledger Ledger
 }
 
 // Collector is a prometheus.Collector of one source. Several in one registry need a label that tells them apart:
 // register each with prometheus.WrapRegistererWith.
 type Collector struct {
 	src     Source
+	ledger  Ledger
 	stop    func()
 	clients *clientNames // nil: no label
 
@@ -115,7 +132,7 @@ func New(src Source, c Config) (*Collector, error) {
 		c.Buckets = prometheus.ExponentialBuckets(1e-6, 4, 12)
 	}
 	labels := []string{"op", "result"}
-	x := &Collector{src: src}
+	x := &Collector{src: src, ledger: c.Ledger}
 	if c.Clients > 0 {
 		x.clients = &clientNames{max: c.Clients, known: map[string]bool{}}
 		labels = append(labels, "client")
@@ -231,6 +248,22 @@ func (n *clientNames) label(id string) string {
 	return id
 }
 
+// ledgerSeries are the ledger's figures and what they are called here.
+var ledgerSeries = map[string]*prometheus.Desc{
+	"records":     ledgerSeriesOf("records", "Records of the audit ledger."),
+	"signed":      ledgerSeriesOf("signed_records", "Records of the audit ledger that a checkpoint covers."),
+	"published":   ledgerSeriesOf("published_records", "Records of the audit ledger under a checkpoint that every publisher took."),
+	"waiting":     ledgerSeriesOf("waiting_seconds", "How long a record of the audit ledger waits for a checkpoint."),
+	"read_age":    ledgerSeriesOf("read_age_seconds", "Time since the audit ledger read the event feed to its end."),
+	"checked_age": ledgerSeriesOf("checked_age_seconds", "Time since the last finished watch of the audit ledger began."),
+	"failing":     ledgerSeriesOf("failing", "1 while the audit ledger can not read, write, sign or publish."),
+	"found":       ledgerSeriesOf("found", "1 if the watch found the audit ledger or its source changed."),
+}
+
+func ledgerSeriesOf(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc("apitoken_ledger_"+name, help, nil, nil)
+}
+
 // Describe implements prometheus.Collector.
 func (x *Collector) Describe(ch chan<- *prometheus.Desc) {
 	x.operations.Describe(ch)
@@ -239,6 +272,11 @@ func (x *Collector) Describe(ch chan<- *prometheus.Desc) {
 	x.stale.Describe(ch)
 	for _, d := range [...]*prometheus.Desc{x.age, x.isStale, x.position, x.queue, x.unreadable, x.lag} {
 		ch <- d
+	}
+	if x.ledger != nil {
+		for _, d := range ledgerSeries {
+			ch <- d
+		}
 	}
 }
 
@@ -250,6 +288,13 @@ func (x *Collector) Collect(ch chan<- prometheus.Metric) {
 	x.stale.Collect(ch)
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	if x.ledger != nil {
+		for name, v := range x.ledger.Figures() {
+			if d := ledgerSeries[name]; d != nil { // a later version may have more
+				gauge(d, v)
+			}
+		}
 	}
 	f := x.src.Freshness()
 	gauge(x.age, f.Age.Seconds())

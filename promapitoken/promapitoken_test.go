@@ -126,6 +126,31 @@ func TestCallsAreCountedByOperationAndResult(t *testing.T) {
 	require.InDelta(t, float64(time.Now().Unix()), got["apitoken_view_position_seconds{}"], 3600, "the position is near the store's time")
 }
 
+// figures stand for an audit ledger, whose module this one does not need.
+type figures map[string]float64
+
+func (f figures) Figures() map[string]float64 { return f }
+
+var ledgerFigures = figures{"records": 7, "signed": 5, "published": 4, "waiting": 1.5, "read_age": 0.5, "checked_age": 60, "failing": 1, "found": 0, "of a later version": 1}
+
+func TestTheLedgersFiguresAreShown(t *testing.T) {
+	t.Parallel()
+	svc := service(t, nil)
+	_, r := collector(t, svc, promapitoken.Config{Ledger: ledgerFigures})
+	got := values(t, r)
+	for series, want := range map[string]float64{
+		"records": 7, "signed_records": 5, "published_records": 4, "waiting_seconds": 1.5, "read_age_seconds": 0.5, "checked_age_seconds": 60, "failing": 1, "found": 0,
+	} {
+		v, ok := got["apitoken_ledger_"+series+"{}"]
+		require.True(t, ok, series)
+		require.Equal(t, want, v, series)
+	}
+	_, r = collector(t, svc, promapitoken.Config{})
+	for series := range values(t, r) {
+		require.NotContains(t, series, "ledger", "nothing without a ledger")
+	}
+}
+
 func TestNoLabelHoldsWhatACallerCanChoose(t *testing.T) {
 	t.Parallel()
 	ctx := apitoken.WithOrigin(context.Background(), apitoken.Origin{UserAgent: "mallory-agent", RequestID: "mallory-request"})
