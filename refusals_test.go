@@ -91,7 +91,7 @@ func (o *office) keys() *apitoken.APIKeys { return o.svc.APIKeys.For(o.alice.Tok
 // refusalRows has a row for each public call that may refuse: what it leaves, or why it leaves nothing.
 var refusalRows = map[string]any{
 	"Service.Alert": asksForTheHost, "Service.ChangeNote": asksForTheHost, "Service.Check": isAQuestion, "Service.Close": asksForTheHost,
-	"Service.DoOnce": asksForTheHost, "Service.EventPage": asksForTheHost, "Service.Events": asksForTheHost, "Service.Expiring": asksForTheHost,
+	"Service.DoOnce": asksForTheHost, "Service.Event": asksForTheHost, "Service.EventPage": asksForTheHost, "Service.Events": asksForTheHost, "Service.Expiring": asksForTheHost,
 	"Service.Feed": asksForTheHost, "Service.Genuine": namesNobody, "Service.Grants": asksForTheHost, "Service.Note": asksForTheHost,
 	"Service.Once": namesNobody, "Service.Prove": namesNobody, "Service.Remove": asksForTheHost, "Service.Repair": asksForTheHost,
 	"Service.Revocations": asksForTheHost, "Service.RevokeLeaked": asksForTheHost, "Service.SetRole": asksForTheHost,
@@ -101,7 +101,7 @@ var refusalRows = map[string]any{
 	"Clients.List": asksForTheHost, "Clients.Register": asksForTheHost, "Clients.RegistrationToken": asksForTheHost,
 	"Clients.RotateSecret": asksForTheHost, "Clients.Update": asksForTheHost,
 	"SigningKeys.Compromise": asksForTheHost, "SigningKeys.Import": asksForTheHost, "SigningKeys.ImportFor": asksForTheHost, "SigningKeys.JWKS": isAQuestion,
-	"SigningKeys.List": asksForTheHost, "SigningKeys.Rewrap": asksForTheHost, "SigningKeys.Rotate": asksForTheHost, "SigningKeys.RotateSecrets": asksForTheHost,
+	"SigningKeys.Keyfunc": isAQuestion, "SigningKeys.List": asksForTheHost, "SigningKeys.Rewrap": asksForTheHost, "SigningKeys.Rotate": asksForTheHost, "SigningKeys.RotateSecrets": asksForTheHost,
 	"JWTValidator.Close": asksForTheHost, "JWTValidator.Ready": isAQuestion,
 	"JWTValidator.Consume": hasNoLog, "JWTValidator.Recheck": hasNoLog, "JWTValidator.Validate": hasNoLog,
 	"Token.Check": isAQuestion, "Token.Claims": isAQuestion,
