@@ -2,6 +2,7 @@ package apitoken
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/opaque"
