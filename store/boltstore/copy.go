@@ -206,11 +206,22 @@ type pair struct {
 	present bool
 }
 
+// look reads in a transaction for at most the store's Timeout, however much there is to copy in all: another reader that
+// panicked may hold bbolt's locks for ever. f shares no variables with its caller, which may have gone on without it.
+func look[T any](c *copier, f func(*bbolt.Tx) (T, error)) (T, error) {
+	return bounded(c.ctx, c.s, func(context.Context) (v T, err error) {
+		err = c.s.view(func(tx *bbolt.Tx) error {
+			v, err = f(tx)
+			return err
+		})
+		return v, err
+	})
+}
+
 // everything copies each bucket of each namespace, piece by piece.
 func (c *copier) everything() error {
-	var subs []touched
-	err := c.s.view(func(tx *bbolt.Tx) error {
-		return tx.ForEach(func(name []byte, ns *bbolt.Bucket) error {
+	subs, err := look(c, func(tx *bbolt.Tx) (subs []touched, err error) {
+		err = tx.ForEach(func(name []byte, ns *bbolt.Bucket) error {
 			if bytes.Equal(name, bucketFormat) {
 				return nil
 			}
@@ -223,6 +234,7 @@ func (c *copier) everything() error {
 				return nil
 			})
 		})
+		return subs, err
 	})
 	if err != nil {
 		return err
@@ -234,44 +246,56 @@ func (c *copier) everything() error {
 			}
 			continue
 		}
-		for after, more := []byte(nil), true; more; {
+		for p := (piece{more: true}); p.more; {
 			if err := c.check(); err != nil {
 				return err
 			}
-			var piece []pair
-			err := c.s.view(func(tx *bbolt.Tx) error {
-				more = false
-				ns := tx.Bucket([]byte(u.namespace))
-				if ns == nil || ns.Bucket([]byte(u.sub)) == nil {
-					return nil
-				}
-				cur := ns.Bucket([]byte(u.sub)).Cursor()
-				k, v := cur.Seek(after)
-				if after != nil && bytes.Equal(k, after) {
-					k, v = cur.Next()
-				}
-				for size := 0; k != nil; k, v = cur.Next() {
-					if size > copyBytes || len(piece) >= copyKeys {
-						more = true
-						return nil
-					}
-					size += len(k) + len(v)
-					piece = append(piece, pair{touched{u.namespace, u.sub, string(k)}, bytes.Clone(v), true})
-				}
-				return nil
-			})
-			if err != nil {
+			after := p.last()
+			if p, err = look(c, func(tx *bbolt.Tx) (piece, error) { return u.next(tx, after), nil }); err != nil {
 				return err
 			}
-			if len(piece) > 0 {
-				after = []byte(piece[len(piece)-1].key)
-			}
-			if err := c.write(piece); err != nil {
+			if err := c.write(p.pairs); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// piece is some of a bucket; more says that there is more behind it.
+type piece struct {
+	pairs []pair
+	more  bool
+}
+
+// last is the key of the last pair, nil before the first piece.
+func (p *piece) last() []byte {
+	if len(p.pairs) == 0 {
+		return nil
+	}
+	return []byte(p.pairs[len(p.pairs)-1].key)
+}
+
+// next is what comes behind a key in u's bucket: at most copyKeys pairs and a little more than copyBytes.
+func (u touched) next(tx *bbolt.Tx, after []byte) (p piece) {
+	ns := tx.Bucket([]byte(u.namespace))
+	if ns == nil || ns.Bucket([]byte(u.sub)) == nil {
+		return piece{}
+	}
+	cur := ns.Bucket([]byte(u.sub)).Cursor()
+	k, v := cur.Seek(after)
+	if after != nil && bytes.Equal(k, after) {
+		k, v = cur.Next()
+	}
+	for size := 0; k != nil; k, v = cur.Next() {
+		if size > copyBytes || len(p.pairs) >= copyKeys {
+			p.more = true
+			return p
+		}
+		size += len(k) + len(v)
+		p.pairs = append(p.pairs, pair{touched{u.namespace, u.sub, string(k)}, bytes.Clone(v), true})
+	}
+	return p
 }
 
 // again copies keys as they are now, the removed ones too.
@@ -287,8 +311,8 @@ func (c *copier) again(set map[touched]struct{}) error {
 		if err := c.check(); err != nil {
 			return err
 		}
-		piece := make([]pair, 0, len(part))
-		err := c.s.view(func(tx *bbolt.Tx) error {
+		piece, err := look(c, func(tx *bbolt.Tx) ([]pair, error) {
+			piece := make([]pair, 0, len(part))
 			for _, k := range part {
 				p := pair{touched: k}
 				b := tx.Bucket([]byte(k.namespace))
@@ -302,7 +326,7 @@ func (c *copier) again(set map[touched]struct{}) error {
 				}
 				piece = append(piece, p)
 			}
-			return nil
+			return piece, nil
 		})
 		if err != nil {
 			return err
