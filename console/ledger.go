@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Ledger verifies the audit trail for the page of events. The module ledger makes one: see its package ledgerconsole.
+// Ledger verifies the audit trail for the page of events. The package ledger/ledgerconsole makes one of a ledger.
 type Ledger interface {
 	// Verify holds the log against checkpoint, a signed one that somebody kept (empty: the log's own alone), and with store
 	// also the service's store against the log. A Verdict is what was found; an error means that it could not be looked at.
