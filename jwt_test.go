@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -210,8 +211,10 @@ func requireSameJSON(t *testing.T, want, got any) {
 // ParseWithClaims refuses what Validate refuses, by our errors and by jwt's, and leaves the claims alone.
 func TestParseWithClaimsRefuses(t *testing.T) {
 	t.Parallel()
-	var later time.Duration
-	svc := service(t, func(c *apitoken.Config) { c.Now = func() time.Time { return time.Now().Add(later) } })
+	var later atomic.Int64 // a time.Duration
+	svc := service(t, func(c *apitoken.Config) {
+		c.Now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+	})
 	ctx := t.Context()
 	parse := func(text string, c gojwt.Claims) error {
 		tok, err := apitoken.ParseWithClaims(ctx, svc, apitoken.Bearer(text), c)
@@ -247,7 +250,7 @@ func TestParseWithClaimsRefuses(t *testing.T) {
 	require.ErrorIs(t, err, apitoken.ErrRevoked)
 	require.ErrorIs(t, err, gojwt.ErrTokenInvalidClaims)
 	old := issue(t, svc, apitoken.Request{Subject: "carol", Lifetime: time.Minute}).Access.Reveal()
-	later = 2 * time.Minute
+	later.Store(int64(2 * time.Minute))
 	err = parse(old, &c)
 	require.ErrorIs(t, err, apitoken.ErrExpired)
 	require.ErrorIs(t, err, gojwt.ErrTokenExpired)

@@ -1,6 +1,7 @@
 package apitoken
 
 import (
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,18 +16,18 @@ import (
 func TestAClientThatEndedIsForgotten(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	at := time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
-	now := func() time.Time { return at }
+	var later atomic.Int64 // a time.Duration
+	now := func() time.Time { return time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC).Add(time.Duration(later.Load())) }
 	svc, err := New(Config{Issuer: "https://auth.example.com", Audience: "https://api.example.com", Store: memstore.NewWithClock(now), InsecureKeysInStore: true, Now: now})
 	is.NoError(t, err)
 	t.Cleanup(func() { svc.Close() })
 	id := "https://app.example.com/c.json"
 	_, err = svc.Clients.Adopt(ctx, Client{ID: id, Public: true, GrantTypes: []string{GrantAuthorizationCode}, RedirectURIs: []string{"https://app.example.com/cb"}}, 10)
 	is.NoError(t, err)
-	at = at.Add(unusedClient + clientSlack)
+	later.Store(int64(unusedClient + clientSlack))
 	svc.tidy(ctx, follow.NewClock(now).Now())
 	is.NotNil(t, svc.Clients.lookup(id), "people may still ask what became of it")
-	at = at.Add(time.Second)
+	later.Add(int64(time.Second))
 	is.NoError(t, svc.state.Refresh(ctx))
 	svc.tidy(ctx, follow.NewClock(now).Now())
 	is.Nil(t, svc.Clients.lookup(id))

@@ -75,7 +75,7 @@ type Options struct {
 	RequireNonce  bool // refuse DPoP proofs without a nonce of the service (RFC 9449 §8)
 
 	CodeLifetime   time.Duration // of authorization codes; zero: 1 min, at most 10 min
-	PushedLifetime time.Duration // of pushed requests, from the push to the code; zero: 10 min, at most 1 h
+	PushedLifetime time.Duration // of pushed requests, from the push to the code; zero: 9 min, at most 1 h
 	DeviceLifetime time.Duration // of device codes; zero: 10 min, at most 1 h
 
 	// MutualTLS is the base URL of the same endpoints on a host where clients show certificates (RFC 8705 §5); empty: they
@@ -124,7 +124,7 @@ type Handler struct {
 
 const (
 	defaultCode   = time.Minute
-	defaultPushed = 10 * time.Minute
+	defaultPushed = 9 * time.Minute // under the 600 s of FAPI 2.0 §5.3.2.2
 	defaultDevice = 10 * time.Minute
 )
 
