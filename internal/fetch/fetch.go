@@ -243,6 +243,9 @@ func (f *Fetcher) fetch(ctx context.Context, rawURL string) ([]byte, time.Durati
 		return nil, 0, fmt.Errorf("fetch: the media type %q is not application/json", kind)
 	}
 	body, err := io.ReadAll(io.LimitReader(a.Body, f.o.MaxBytes+1))
+	if err == nil {
+		err = ctx.Err() // what ends as the time does may have been cut off
+	}
 	if err != nil {
 		return nil, 0, err
 	}
