@@ -175,8 +175,9 @@ func (o *Options) orDefault() (opt Options, err error) {
 // How long SQLite itself waits for another process before the store asks again, and the connections of a file that the
 // store opened: what many callers read at once is read by as many processors.
 const (
-	busyMs   = 250
-	maxConns = 8
+	busyMs    = 250
+	busyPause = 10 * time.Millisecond
+	maxConns  = 8
 )
 
 // openDB never makes the file: SQLite would make an empty one in the place of one that has gone.
@@ -201,6 +202,15 @@ func start(ctx context.Context, db *sql.DB, path string, make bool, o *Options) 
 	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()
 	f, err := adopt(ctx, db, path, make, o.Prefix)
+	// Another process may have the file for longer than SQLite waits: it writes, or mends what a third one left when it died.
+	for busy(err) {
+		select {
+		case <-ctx.Done():
+			return nil, cause(err)
+		case <-time.After(busyPause):
+		}
+		f, err = adopt(ctx, db, path, make, o.Prefix)
+	}
 	if err != nil {
 		return nil, cause(err)
 	}
@@ -221,7 +231,7 @@ func start(ctx context.Context, db *sql.DB, path string, make bool, o *Options) 
 		Guarded:   func(string, bool) error { return f.replaced() },
 		Prepare:   func(ctx context.Context, c *sql.Conn) error { return durable(ctx, c) },
 		Committed: f.committed,
-		Retry:     func(err error) bool { return isCode(err, sqlite3.SQLITE_BUSY) || isCode(err, sqlite3.SQLITE_LOCKED) },
+		Retry:     busy,
 		Broken:    func(err error) bool { return errors.Is(err, driver.ErrBadConn) },
 		Cause: func(err error) error {
 			if replaced := f.replaced(); replaced != nil { // connections to another file answer anything
@@ -247,6 +257,11 @@ func durable(ctx context.Context, c *sql.Conn) error {
 	}
 	_, err := c.ExecContext(ctx, "PRAGMA synchronous = FULL")
 	return err
+}
+
+// busy reports whether another connection has the file.
+func busy(err error) bool {
+	return isCode(err, sqlite3.SQLITE_BUSY) || isCode(err, sqlite3.SQLITE_LOCKED)
 }
 
 func isCode(err error, code int) bool {
