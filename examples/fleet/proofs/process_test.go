@@ -123,7 +123,7 @@ func do(ctx context.Context, svc *apitoken.Service, q question) (r reply) {
 	}
 	r.N = q.N
 	if err != nil {
-		r.Text, r.Error = err.Error(), len(sentinels)+1
+		r.Text, r.Error = fmt.Sprintf("%+v", err), len(sentinels)+1 // with the detail
 		for i, s := range sentinels {
 			if errors.Is(err, s) {
 				r.Error = i + 1
