@@ -34,6 +34,19 @@ func (s *core) begin(ctx context.Context) moment {
 	return m
 }
 
+// reach is the moment for what descends from b. A process that has not seen as far as b, which another one made, looks first: no
+// token says that less was known when it was made than when its identity was confirmed. It is called before anything is planned.
+func (s *core) reach(ctx context.Context, m moment, b birth) (moment, error) {
+	if b.at.History != m.view.History || b.at.N <= m.view.N { // of another history the rules know what to make
+		return m, nil
+	}
+	if err := s.state.CatchUp(ctx, b.at); err != nil {
+		return m, unavailable(err, "see as far as another process that confirmed the identity")
+	}
+	m.view = s.state.Position()
+	return m, nil
+}
+
 // login is the birth of an identity that the host confirmed.
 func (m moment) login() birth { return m.host }
 

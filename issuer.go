@@ -602,6 +602,9 @@ func (s *Service) issueUnder(ctx context.Context, r Request, m moment, who *call
 	if err != nil {
 		return nil, err
 	}
+	if m, err = s.reach(ctx, m, g.birth()); err != nil {
+		return nil, err
+	}
 	known.subject, known.client, known.grantID = g.Subject, g.Client, r.Grant
 	if r.Subject != "" && r.Subject != g.Subject || r.Client != "" && r.Client != g.Client || r.Refresh {
 		return nil, fail(ErrInvalidRequest, "the request contradicts the grant it names")
@@ -787,6 +790,9 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest, known *refusa
 	birth, ours := parent.birth(s.core)
 	if !ours { // another's subjects and positions are not ours, whatever we trust it with
 		return nil, fail(ErrInvalidRequest, "only tokens of this service are exchanged")
+	}
+	if m, err = s.reach(ctx, m, birth); err != nil {
+		return nil, err
 	}
 	p := &plan{client: c, subject: parent.Subject(), roles: parent.d.Roles, claims: parent.d.claim, binding: parent.d.Binding, event: EventExchanged}
 	used := []Token{parent}

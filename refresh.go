@@ -295,7 +295,11 @@ func (s *Service) rotates(c *Client, g *grantRecord) bool {
 // advance is the refresh proper: check, sign, then write with one compare-and-swap. A failure before the write
 // burns nothing.
 func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.RefreshToken, id string, g *grantRecord, v store.Version) (*Issued, error) {
-	m := s.begin(ctx) // before the plan: a rule that comes while the host is asked reaches what is made of it
+	// Before the plan: a rule that comes while the host is asked reaches what is made of it.
+	m, err := s.reach(ctx, s.begin(ctx), g.birth())
+	if err != nil {
+		return nil, err
+	}
 	p, err := s.planRefresh(ctx, id, g, r)
 	if err != nil {
 		return nil, err
@@ -385,7 +389,10 @@ func (s *Service) planRefresh(ctx context.Context, id string, g *grantRecord, r 
 // the same jti and times. There is nothing new, so there is nothing to write, and racers do not conflict. Only when that
 // access token has run out meanwhile there is a new one beside the same refresh token.
 func (s *Service) repeat(ctx context.Context, r RefreshRequest, id string, g *grantRecord, next *opaque.RefreshToken) (*Issued, error) {
-	m := s.begin(ctx)
+	m, err := s.reach(ctx, s.begin(ctx), g.birth())
+	if err != nil {
+		return nil, err
+	}
 	p, err := s.planRefresh(ctx, id, g, RefreshRequest{Binding: r.Binding})
 	if err != nil {
 		return nil, err

@@ -300,6 +300,9 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 	if subtle.ConstantTimeCompare(hash[:], t.Hash[:]) != 1 {
 		return nil, fail(ErrInvalidGrant, "no such ticket")
 	}
+	if m, err = s.reach(ctx, m, t.birth()); err != nil {
+		return nil, err
+	}
 	known.subject, known.client, known.grantID, known.claimed = t.Subject, t.Client, t.Spent, ""
 	if !who.none() && who.id() != t.Client {
 		known.claimed = who.id()
