@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -28,60 +29,62 @@ func damage(t *testing.T, st store.Store, r store.Record) {
 
 func TestADamagedRecordStopsNobodyElse(t *testing.T) {
 	t.Parallel()
-	ctx := context.Background()
-	st := memstore.New()
-	c := apitoken.Config{Issuer: "https://auth.example.com", Audience: "https://api.example.com", Store: st, InsecureKeysInStore: true,
-		Roles: map[string]apitoken.Scopes{"admin": {"a"}, "clerk": {"b"}}, Validation: apitoken.Validation{MaxStaleness: time.Second}}
-	svc, err := apitoken.New(c)
-	require.NoError(t, err)
-	defer svc.Close()
-	for _, id := range []string{"good", "bad"} {
-		_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: id, Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"b"}})
+	synctest.Test(t, func(t *testing.T) {
+		ctx := context.Background()
+		st := memstore.New()
+		c := apitoken.Config{Issuer: "https://auth.example.com", Audience: "https://api.example.com", Store: st, InsecureKeysInStore: true,
+			Roles: map[string]apitoken.Scopes{"admin": {"a"}, "clerk": {"b"}}, Validation: apitoken.Validation{MaxStaleness: time.Second}}
+		svc, err := apitoken.New(c)
 		require.NoError(t, err)
-	}
-	alice, err := svc.Issue(ctx, apitoken.Request{Subject: "alice"})
-	require.NoError(t, err)
-	bob, err := svc.Issue(ctx, apitoken.Request{Subject: "bob"})
-	require.NoError(t, err)
-	key, secret, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob"})
-	require.NoError(t, err)
-	_, err = svc.Validate(ctx, apitoken.Bearer(secret.Reveal()))
-	require.NoError(t, err)
-
-	later := []byte(`{"v":1,"from_a_later_version":true}`)
-	damage(t, st, store.Record{Kind: store.KindClient, ID: "bad", Data: later})
-	damage(t, st, store.Record{Kind: store.KindRole, ID: "admin", Data: later})
-	damage(t, st, store.Record{Kind: store.KindAPIKey, ID: key.ID, Data: later})
-	damage(t, st, store.Record{Kind: store.KindRule, ID: "06h0000000000000000000000a", Type: "subject", Subject: "alice", Data: later})
-
-	check := func(svc *apitoken.Service) {
-		require.NoError(t, svc.Sync(ctx))
-		_, err := svc.Validate(ctx, apitoken.Bearer(bob.Access.Reveal()))
-		require.NoError(t, err, "whom nothing concerns goes on")
-		_, err = svc.Validate(ctx, apitoken.Bearer(alice.Access.Reveal()))
-		require.ErrorIs(t, err, apitoken.ErrRevoked, "a rule that can not be read refuses what it may be about")
+		defer svc.Close()
+		for _, id := range []string{"good", "bad"} {
+			_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: id, Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"b"}})
+			require.NoError(t, err)
+		}
+		alice, err := svc.Issue(ctx, apitoken.Request{Subject: "alice"})
+		require.NoError(t, err)
+		bob, err := svc.Issue(ctx, apitoken.Request{Subject: "bob"})
+		require.NoError(t, err)
+		key, secret, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob"})
+		require.NoError(t, err)
 		_, err = svc.Validate(ctx, apitoken.Bearer(secret.Reveal()))
-		require.ErrorIs(t, err, apitoken.ErrUnavailable)
-		_, err = svc.Issue(ctx, apitoken.Request{Subject: "carol", Client: "good"})
 		require.NoError(t, err)
-		_, err = svc.Issue(ctx, apitoken.Request{Subject: "carol", Client: "bad"})
-		require.ErrorIs(t, err, apitoken.ErrUnavailable)
-		_, err = svc.Issue(ctx, apitoken.Request{Subject: "bad"})
-		require.ErrorIs(t, err, apitoken.ErrInvalidRequest, "it is a client's ID still")
-		_, err = svc.Issue(ctx, apitoken.Request{Subject: "carol", Roles: []string{"clerk"}})
+
+		later := []byte(`{"v":1,"from_a_later_version":true}`)
+		damage(t, st, store.Record{Kind: store.KindClient, ID: "bad", Data: later})
+		damage(t, st, store.Record{Kind: store.KindRole, ID: "admin", Data: later})
+		damage(t, st, store.Record{Kind: store.KindAPIKey, ID: key.ID, Data: later})
+		damage(t, st, store.Record{Kind: store.KindRule, ID: "06h0000000000000000000000a", Type: "subject", Subject: "alice", Data: later})
+
+		check := func(svc *apitoken.Service) {
+			require.NoError(t, svc.Sync(ctx))
+			_, err := svc.Validate(ctx, apitoken.Bearer(bob.Access.Reveal()))
+			require.NoError(t, err, "whom nothing concerns goes on")
+			_, err = svc.Validate(ctx, apitoken.Bearer(alice.Access.Reveal()))
+			require.ErrorIs(t, err, apitoken.ErrRevoked, "a rule that can not be read refuses what it may be about")
+			_, err = svc.Validate(ctx, apitoken.Bearer(secret.Reveal()))
+			require.ErrorIs(t, err, apitoken.ErrUnavailable)
+			_, err = svc.Issue(ctx, apitoken.Request{Subject: "carol", Client: "good"})
+			require.NoError(t, err)
+			_, err = svc.Issue(ctx, apitoken.Request{Subject: "carol", Client: "bad"})
+			require.ErrorIs(t, err, apitoken.ErrUnavailable)
+			_, err = svc.Issue(ctx, apitoken.Request{Subject: "bad"})
+			require.ErrorIs(t, err, apitoken.ErrInvalidRequest, "it is a client's ID still")
+			_, err = svc.Issue(ctx, apitoken.Request{Subject: "carol", Roles: []string{"clerk"}})
+			require.NoError(t, err)
+			_, err = svc.Issue(ctx, apitoken.Request{Subject: "carol", Roles: []string{"admin"}})
+			require.ErrorIs(t, err, apitoken.ErrUnavailable)
+			_, err = svc.Issue(ctx, apitoken.Request{Subject: "alice"})
+			require.NoError(t, err, "what is issued since is good")
+			time.Sleep(1200 * time.Millisecond) // the bubble's: longer than MaxStaleness
+			require.False(t, svc.Freshness().Stale)
+		}
+		check(svc)
+		again, err := apitoken.New(c)
 		require.NoError(t, err)
-		_, err = svc.Issue(ctx, apitoken.Request{Subject: "carol", Roles: []string{"admin"}})
-		require.ErrorIs(t, err, apitoken.ErrUnavailable)
-		_, err = svc.Issue(ctx, apitoken.Request{Subject: "alice"})
-		require.NoError(t, err, "what is issued since is good")
-		time.Sleep(1200 * time.Millisecond)
-		require.False(t, svc.Freshness().Stale)
-	}
-	check(svc)
-	again, err := apitoken.New(c)
-	require.NoError(t, err)
-	defer again.Close()
-	check(again)
+		defer again.Close()
+		check(again)
+	})
 }
 
 // What descends from an identity that the host began to confirm before a revocation is refused with it.

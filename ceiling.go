@@ -2,8 +2,9 @@ package apitoken
 
 import (
 	"slices"
-	"strings"
 	"time"
+
+	"github.com/apitoken-go/apitoken/internal/text"
 )
 
 // A ceiling is the most that may be given. Configuration, client, roles, and the token or grant that something is made from each
@@ -144,7 +145,7 @@ func (s *core) audiencesOf(c *Client) []string {
 func meetAudiences(list, allowed []string) []string {
 	var out []string
 	for _, a := range list {
-		at := slices.IndexFunc(allowed, func(x string) bool { return sameResource(x, a) })
+		at := slices.IndexFunc(allowed, func(x string) bool { return text.SameResource(x, a) })
 		if at >= 0 && !slices.Contains(out, allowed[at]) {
 			out = append(out, allowed[at])
 		}
@@ -155,7 +156,7 @@ func meetAudiences(list, allowed []string) []string {
 // among is asked, each as allowed writes it, or the first that is not allowed or that was named before in the same text.
 func among(allowed, asked []string) (list []string, bad string) {
 	for i, a := range asked {
-		at := slices.IndexFunc(allowed, func(x string) bool { return sameResource(x, a) })
+		at := slices.IndexFunc(allowed, func(x string) bool { return text.SameResource(x, a) })
 		if at < 0 || slices.Contains(asked[:i], a) {
 			return nil, a
 		}
@@ -164,23 +165,6 @@ func among(allowed, asked []string) (list []string, bad string) {
 		}
 	}
 	return list, ""
-}
-
-// sameResource reports whether two audiences name the same resource: a URL of scheme and host alone is the same with a slash
-// behind it (RFC 3986 §6.2.3). Apart from that they are compared byte for byte. It is for what a client asks for: the token says it
-// as it is configured, and validators compare aud as text (RFC 7519 §2).
-func sameResource(a, b string) bool { return a == b || bareHost(a) == bareHost(b) }
-
-// bareHost is a URL without the slash that is all of its path.
-func bareHost(a string) string {
-	rest, ok := strings.CutPrefix(a, "https://")
-	if !ok {
-		rest, ok = strings.CutPrefix(a, "http://")
-	}
-	if ok && strings.IndexAny(rest, "/?#") == len(rest)-1 && strings.HasSuffix(rest, "/") {
-		return a[:len(a)-1]
-	}
-	return a
 }
 
 // lifetimes are the client's, and the service's where it has none, never longer than the service's maximum.

@@ -12,10 +12,7 @@ import (
 // ID. Anybody may make such a client, so each ends by itself. It is kept while people let it have tokens, and made the host's own
 // by whatever the host changes of it.
 
-const (
-	unusedClient   = time.Hour // until somebody lets it have tokens
-	maxClientWrite = 8         // tries
-)
+const unusedClient = time.Hour // until somebody lets it have tokens
 
 // Adopt makes the client c.ID be as its own description says, and writes nothing if it is so already: for an authorization server
 // that reads client metadata documents. A client that is new ends after an hour if Keep does not move that on. Disabled, what
@@ -33,7 +30,7 @@ func (cs *Clients) Adopt(ctx context.Context, c Client, most int) (Client, error
 	if err := cs.s.audit.ready(); err != nil {
 		return Client{}, err
 	}
-	for range maxClientWrite {
+	for range refreshTries {
 		got, err := cs.adopt(ctx, c, most)
 		if !errors.Is(err, store.ErrConflict) {
 			return got, err
@@ -89,7 +86,7 @@ func (cs *Clients) adopt(ctx context.Context, c Client, most int) (Client, error
 // Keep moves on the end of a client that ends by itself, since somebody lets it have tokens: it lives for as long as what it gets
 // now, and longer. Of a client that stays anyway it does nothing. ErrNotFound.
 func (cs *Clients) Keep(ctx context.Context, id string) error {
-	for range maxClientWrite {
+	for range refreshTries {
 		rec, v, err := cs.read(ctx, id)
 		if err != nil {
 			return err

@@ -13,7 +13,7 @@ type Ledger interface {
 	// Proof is the place of an event in the log and the proof that it is there, as JSON. apitoken.ErrNotFound: it is not in the
 	// log, or under no checkpoint yet.
 	Proof(ctx context.Context, eventID string) (position, size int64, proof []byte, err error)
-	// Status is how far the log reaches: records, and the time of its newest checkpoint.
+	// Status is how far the log reaches: records, and until when all of them are under a checkpoint.
 	Status() (size int64, sealed time.Time)
 }
 

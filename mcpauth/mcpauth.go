@@ -23,10 +23,10 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strings"
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/httpauth"
+	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/oauthhttp"
 	"github.com/modelcontextprotocol/go-sdk/auth"
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
@@ -248,7 +248,7 @@ func (v resourceValidator) Validate(ctx context.Context, c apitoken.Credential) 
 		return t, err
 	}
 	for _, a := range t.Audiences() {
-		if sameResource(a, v.resource) {
+		if text.SameResource(a, v.resource) {
 			return t, nil
 		}
 	}
@@ -258,11 +258,6 @@ func (v resourceValidator) Validate(ctx context.Context, c apitoken.Credential) 
 // Recheck keeps httpauth's Watch asking the validator behind.
 func (v resourceValidator) Recheck(ctx context.Context, t apitoken.Token) error {
 	return t.Recheck(ctx)
-}
-
-// sameResource compares two URLs: "https://h" and "https://h/" are one (RFC 3986 §6.2.3).
-func sameResource(a, b string) bool {
-	return a == b || strings.Count(a+b, "/") <= 6 && strings.TrimSuffix(a, "/") == strings.TrimSuffix(b, "/") && strings.Count(strings.TrimSuffix(a, "/"), "/") == 2
 }
 
 // verified answers with a token that was validated already.

@@ -3,7 +3,6 @@ package oauthhttp
 import (
 	"context"
 	"crypto/tls"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -12,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/clientauth"
 	"github.com/apitoken-go/apitoken/internal/fetch"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/source"
@@ -193,7 +193,7 @@ func (h *Handler) parseDocument(ctx context.Context, id string, body []byte) (*c
 func (h *Handler) meet(ctx context.Context, a *apitoken.ClientAuth, path string) error {
 	id := a.ID
 	if id == "" && !a.Assertion.IsZero() {
-		id = assertionIssuerOf(a.Assertion.Reveal())
+		id = clientauth.Claimant(a.Assertion.Reveal())
 	}
 	if path != parPath && a.Assertion.IsZero() || !h.isDocument(id) {
 		return nil
@@ -209,20 +209,4 @@ func (h *Handler) meet(ctx context.Context, a *apitoken.ClientAuth, path string)
 		return &refusal{status: http.StatusUnauthorized, code: "invalid_client", text: v.text, cause: v.cause}
 	}
 	return err
-}
-
-// assertionIssuerOf is the iss of a client assertion, which says nothing yet: what it names is looked at, then verified.
-func assertionIssuerOf(text string) string {
-	parts := strings.Split(text, ".")
-	if len(parts) != 3 {
-		return ""
-	}
-	var claims struct {
-		Issuer string `json:"iss"`
-	}
-	body, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil || json.Unmarshal(body, &claims) != nil {
-		return ""
-	}
-	return claims.Issuer
 }

@@ -51,3 +51,20 @@ func CleanText(s string) string {
 	}
 	return b.String()
 }
+
+// SameResource reports whether two audiences name the same resource: a URL of scheme and host alone is the same with a slash
+// behind it (RFC 3986 §6.2.3). Apart from that they are compared byte for byte. It is for what a client asks for: the token says it
+// as it is configured, and validators compare aud as text (RFC 7519 §2).
+func SameResource(a, b string) bool { return a == b || bareHost(a) == bareHost(b) }
+
+// bareHost is a URL without the slash that is all of its path.
+func bareHost(a string) string {
+	rest, ok := strings.CutPrefix(a, "https://")
+	if !ok {
+		rest, ok = strings.CutPrefix(a, "http://")
+	}
+	if ok && strings.IndexAny(rest, "/?#") == len(rest)-1 && strings.HasSuffix(rest, "/") {
+		return a[:len(a)-1]
+	}
+	return a
+}

@@ -87,8 +87,7 @@ func (p *pages) Proof(ctx context.Context, eventID string) (position, size int64
 	return found.Pos, found.Size, proof, err
 }
 
-// Status implements [console.Ledger]. The time is that of the newest checkpoint, as far as this process knows: when everything was
-// signed last, or now where nothing waits.
+// Status implements [console.Ledger].
 func (p *pages) Status() (size int64, sealed time.Time) {
 	s := p.ledger.Status()
 	if s.Waiting.IsZero() {
