@@ -63,7 +63,7 @@ func (cs *Clients) adopt(ctx context.Context, c Client, most int) (Client, error
 	case before.Disabled:
 		return Client{}, fail(ErrDenied, "client %q is disabled", c.ID)
 	case before.Public != c.Public:
-		return Client{}, fail(ErrInvalidRequest, "client %q can not change between public and confidential", c.ID)
+		return Client{}, fail(ErrInvalidRequest, "client %q cannot change between public and confidential", c.ID)
 	}
 	c.Audiences, c.Lifetimes, c.Expires = before.Audiences, before.Lifetimes, before.Expires
 	if !c.Expires.IsZero() && !now.Before(c.Expires) {

@@ -172,7 +172,7 @@ func (c *Console) newClient(w http.ResponseWriter, r *http.Request, p *page) err
 var (
 	sayErrClientName = say("Give the client a name of at most 100 bytes")
 	sayErrGrants     = say("Choose at least one grant type")
-	sayErrScopeText  = say("The scopes can not be read, or are not known here")
+	sayErrScopeText  = say("The scopes cannot be read, or are not known here")
 	sayErrKeys       = say("Paste the client’s public JWK set")
 	sayErrAny        = say("The service did not take it: the settings contradict each other, or the ID is taken")
 	sayClientReady   = say("“%s” is registered")

@@ -311,7 +311,7 @@ var (
 	errNotFound = &apitoken.Error{Code: apitoken.ErrNotFound}
 	errForeign  = errors.New("console: a form of another origin")
 	errStale    = errors.New("console: who it is must be confirmed again")
-	errBody     = errors.New("console: the form can not be read")
+	errBody     = errors.New("console: the form cannot be read")
 )
 
 // errRole says which role a page needs.

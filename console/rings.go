@@ -204,14 +204,14 @@ var (
 	sayExplain     = say("Explain a token")
 	sayNoExplain   = say("There is no answer.")
 	sayErrToken    = say("Paste an access token or an API key")
-	sayErrNeeds    = say("The scopes can not be read")
+	sayErrNeeds    = say("The scopes cannot be read")
 	sayErrText     = say("Paste the text that holds it, at most 1 MiB")
 	sayGood        = say("It would be let in")
 	sayRefusedFor  = say("Refused: %s")
 	sayRevokeText  = say("Revoke what is in the text")
 	sayVerdictText = map[error]string{
 		apitoken.ErrExpired: say("expired"), apitoken.ErrRevoked: say("revoked"), apitoken.ErrInvalidToken: say("not valid"),
-		apitoken.ErrInsufficientScope: say("a scope is missing"), apitoken.ErrUnavailable: say("it can not be known now"),
+		apitoken.ErrInsufficientScope: say("a scope is missing"), apitoken.ErrUnavailable: say("it cannot be known now"),
 		apitoken.ErrInvalidProof: say("bound to a key that was not proved"), apitoken.ErrLimited: say("a limit is reached"),
 	}
 )

@@ -202,7 +202,7 @@ var (
 	sayErrReason   = say("Say why")
 	sayErrConfirm  = say("Type the name exactly")
 	sayErrClient   = say("Choose a client")
-	sayErrBefore   = say("The time can not be read")
+	sayErrBefore   = say("The time cannot be read")
 	sayRevokeHeld  = say("Revoke what %s holds")
 	sayEndOneThing = say("End one session or key")
 )

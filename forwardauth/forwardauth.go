@@ -39,7 +39,7 @@ type Options struct {
 	HTTP httpauth.Options
 }
 
-// New returns the handler. It panics on Options that can not be, as httpauth.New does: a proxy in front of nothing would let
+// New returns the handler. It panics on Options that cannot be, as httpauth.New does: a proxy in front of nothing would let
 // everything through, or nothing.
 func New(v apitoken.Validator, o Options) http.Handler {
 	if len(o.Proxies) == 0 {

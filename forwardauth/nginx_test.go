@@ -124,5 +124,5 @@ func TestNginx(t *testing.T) {
 	require.Equal(t, 401, status, "one token in the header and one in the query")
 	check.Close()
 	status, _, _ = get("/orders", good)
-	require.Equal(t, 500, status, "who can not be checked does not come in")
+	require.Equal(t, 500, status, "who cannot be checked does not come in")
 }

@@ -56,7 +56,7 @@ type Guard struct {
 	auth *httpauth.Auth
 }
 
-// New returns a Guard that asks v. It panics on Options that can not be, as httpauth.New does: a server can not go on without.
+// New returns a Guard that asks v. It panics on Options that cannot be, as httpauth.New does: a server cannot go on without.
 func New(v apitoken.Validator, o Options) *Guard {
 	u, err := url.Parse(o.Resource)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.Fragment != "" || u.RawQuery != "" || u.User != nil {
@@ -183,7 +183,7 @@ func Verifier(v apitoken.Validator) auth.TokenVerifier {
 		case errors.Is(err, apitoken.ErrInvalidToken):
 			return nil, auth.ErrInvalidToken
 		case err != nil:
-			return nil, errors.New("the token can not be checked now") // its text is sent to the caller
+			return nil, errors.New("the token cannot be checked now") // its text is sent to the caller
 		}
 		return tokenInfo(ctx, token, r)
 	}

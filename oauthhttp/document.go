@@ -90,7 +90,7 @@ func (h *Handler) described(ctx context.Context, id string) (client apitoken.Cli
 }
 
 // document reads the client's document and makes the client be as it says. known is whether the client is here already: then a
-// host that can not be reached now does not shut it out.
+// host that cannot be reached now does not shut it out.
 func (h *Handler) document(ctx context.Context, client apitoken.Client, known bool, id string) (apitoken.Client, string, error) {
 	no := func(v *refusal, cause error) (apitoken.Client, string, error) {
 		h.log.InfoContext(ctx, "oauthhttp: a client's document is not taken", "client", id, "cause", cause)
@@ -121,13 +121,13 @@ func (h *Handler) document(ctx context.Context, client apitoken.Client, known bo
 	}
 	if err != nil {
 		if known && m == nil && !errors.As(err, new(*refusal)) {
-			h.log.InfoContext(ctx, "oauthhttp: a client's document can not be read now; it stays as it was", "client", id, "cause", err)
+			h.log.InfoContext(ctx, "oauthhttp: a client's document cannot be read now; it stays as it was", "client", id, "cause", err)
 			return client, "", nil
 		}
 		if errors.Is(err, fetch.ErrBusy) {
 			return client, "", &apitoken.Error{Code: apitoken.ErrUnavailable, Detail: "too many clients' documents are being read", Cause: err}
 		}
-		return no(bad("invalid_client", "The client's metadata document can not be read, or is not right."), err)
+		return no(bad("invalid_client", "The client's metadata document cannot be read, or is not right."), err)
 	}
 	next := apitoken.Client{ID: id}
 	if err := h.apply(ctx, d.policy(), &next, m, apitoken.Token{}); err != nil {

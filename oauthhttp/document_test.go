@@ -92,7 +92,7 @@ func TestAClientSignsInByItsDocument(t *testing.T) {
 	require.True(t, c.Public)
 	require.Equal(t, apitoken.Scopes{"orders:read", "orders:write"}, c.Scopes)
 
-	// A host that can not be reached does not shut out a client that is here already.
+	// A host that cannot be reached does not shut out a client that is here already.
 	a.answers(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
 	s.at.Advance(2 * time.Hour)
 	s.code(a.id)

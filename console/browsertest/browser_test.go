@@ -34,7 +34,7 @@ const (
 	axeSHA256  = "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"
 )
 
-// need ends a test that can not run here: where everything must be there it fails.
+// need ends a test that cannot run here: where everything must be there it fails.
 func need(t *testing.T, what string, err error) {
 	t.Helper()
 	if err == nil {
