@@ -104,7 +104,7 @@ func TestKill9(t *testing.T) {
 			require.NoError(t, cmd.Start())
 			all.Go(func() {
 				sc := bufio.NewScanner(pipe)
-				left := mrand.IntN(100) // acknowledgements, so that the kill falls into any part of a commit
+				left := 1 + mrand.IntN(100) // acknowledgements, so that the kill falls into any part of a commit
 				for sc.Scan() {
 					f := strings.Fields(sc.Text())
 					if f[0] == "open" {
