@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
@@ -244,6 +245,7 @@ func TestCopyBesideALongTransaction(t *testing.T) {
 const copyVariable = "APITOKEN_PROOFS_COPY"
 
 func TestMain(m *testing.M) {
+	_ = mysql.SetLogger(&mysql.NopLogger{}) // connections are cut on purpose
 	if described := os.Getenv(processVariable); described != "" {
 		if err := serve(context.Background(), described, os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -226,7 +226,6 @@ func startMySQL(t testing.TB) engine {
 		}
 	})
 	mysqltest.Check(t, mysqls.err)
-	_ = mysql.SetLogger(&mysql.NopLogger{}) // connections are cut on purpose
 	return engine{name: "mysql", addr: mysqls.srv.Addr(), prefix: fmt.Sprintf("f%d_%d_", time.Now().UnixNano()%1e9, schemas.Add(1))}
 }
 
