@@ -1,4 +1,7 @@
-// Package seal is the cipher under which secrets lie at rest.
+// Package seal encrypts secrets at rest with AES-256-GCM: the cipher itself, which internal/keyring uses for signing keys, and the
+// two sealers of root secrets that need no KMS, keys in memory and a key file. It promises that what was sealed under one context
+// opens under no other, that a key file is made whole or not at all, and that an existing one is never replaced. File has one
+// mutex, a leaf, held while the file is read. The root calls it through NewSealer and KeyFile.
 package seal
 
 import (
