@@ -5,6 +5,8 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"iter"
 	"log/slog"
 	"net/netip"
@@ -92,7 +94,7 @@ const (
 
 // Origin is where a request came from. Adapters put it into the context, once, before anything else.
 type Origin struct {
-	Address   netip.Addr `json:"address,omitzero"`
+	Address   netip.Addr `json:"address,omitzero"` // IsValid reports whether it is known: fmt prints an unknown one as "invalid IP"
 	UserAgent string     `json:"user_agent,omitempty"`
 	RequestID string     `json:"request_id,omitempty"`
 }
@@ -674,6 +676,9 @@ func (a slogAuditor) Audit(ctx context.Context, e Event) error {
 	a.l.LogAttrs(ctx, level, "audit", slog.Any("event", e))
 	return nil
 }
+
+// Format writes the event's members that are set, with every verb.
+func (e Event) Format(f fmt.State, _ rune) { io.WriteString(f, e.LogValue().String()) }
 
 // LogValue is the event's members that are set.
 func (e Event) LogValue() slog.Value {

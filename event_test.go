@@ -1,7 +1,12 @@
 package apitoken_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -34,4 +39,23 @@ func TestOneEventByItsID(t *testing.T) {
 		_, err := svc.Event(ctx, id)
 		require.ErrorIs(t, err, apitoken.ErrNotFound, id)
 	}
+}
+
+// An event prints what is set of it: the address that nobody told is nothing, not "invalid IP".
+func TestEventPrintsWhatIsSet(t *testing.T) {
+	t.Parallel()
+	e := apitoken.Event{ID: "e1", Time: time.Date(2026, 11, 29, 0, 0, 0, 0, time.UTC), Type: apitoken.EventRevoked, OK: true, Subject: "alice"}
+	text, err := json.Marshal(e)
+	require.NoError(t, err)
+	var log bytes.Buffer
+	slog.New(slog.NewTextHandler(&log, nil)).Info("audit", "event", e)
+	for _, s := range []string{fmt.Sprint(e), fmt.Sprint(&e), fmt.Sprintf("%+v", e), string(text), log.String()} {
+		require.Contains(t, s, "alice")
+		require.NotContains(t, s, "invalid")
+		require.NotContains(t, s, "address")
+	}
+	require.Equal(t, "[id=e1 time=2026-11-29 00:00:00 +0000 UTC type=token.revoked ok=true subject=alice]", fmt.Sprint(e))
+
+	e.Address = netip.MustParseAddr("203.0.113.9")
+	require.Contains(t, fmt.Sprint(e), "address=203.0.113.9")
 }

@@ -5,8 +5,10 @@
 //
 // Begin here when your engine has no store yet: keep the order of checks in Apply, replace map and journal by your
 // engine's transaction, and let storetest tell what is missing. Its limits: everything is in memory, List, Follow and
-// Purge look at every record, the journal only grows, and one process has it open. A journal that was put back from a backup
-// is known by its inode, so a platform without inodes needs an anchor of its own.
+// Purge look at every record, the journal only grows, and one process has it open.
+//
+// A journal that was put back from a backup lacks revocations, so it begins a new History. It is known by its inode, and by a
+// mark beside it, which says how far the journal had come. Whoever backs up the mark as well keeps it elsewhere: [OpenMarked].
 package customstore
 
 import (
@@ -35,6 +37,7 @@ import (
 type Store struct {
 	mu      sync.Mutex // guards all of it
 	file    *os.File
+	mark    *os.File
 	size    int64 // of the journal, up to the last whole line
 	history uint64
 	id      uint64 // of the file in which history began
@@ -63,13 +66,22 @@ const begin = `{"History":`
 
 var errForeign = errors.New("not a journal of this package")
 
-// Open opens or makes the journal. A line that a crash left half written was never acknowledged, and is cut off.
-func Open(path string) (_ *Store, err error) {
+// Open opens or makes the journal, with its mark in path.mark. A line that a crash left half written was never acknowledged,
+// and is cut off.
+func Open(path string) (*Store, error) { return OpenMarked(path, path+".mark") }
+
+// OpenMarked is Open with the mark in a file of this name. On a disk that no restore of the journal's disk puts back, it finds
+// a restored snapshot of that disk too. Each journal needs a mark of its own.
+func OpenMarked(path, mark string) (_ *Store, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{file: f, records: map[key]store.Record{}}
+	m, err := os.OpenFile(mark, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	s := &Store{file: f, mark: m, records: map[key]store.Record{}}
 	for in := bufio.NewReader(f); err == nil; {
 		var text []byte
 		if text, err = in.ReadBytes('\n'); err == nil {
@@ -91,17 +103,37 @@ func Open(path string) (_ *Store, err error) {
 	if err == nil {
 		id, err = identity(f)
 	}
-	if err == nil && (s.history == 0 || s.id != id) {
-		// Another file than the one that was written: new, copied, or put back from a backup, and then acknowledged
-		// revocations may be lost. Whoever followed the old History must notice.
+	same := false
+	if err == nil {
+		same, err = s.marked()
+	}
+	if err == nil && (s.history == 0 || s.id != id || !same) {
+		// The file is not as it was last written: new, copied, or put back from a backup, and then acknowledged revocations
+		// may be lost. Whoever followed the old History must notice.
 		var b [8]byte
 		_, _ = rand.Read(b[:]) // never fails
 		err = s.write(&line{History: binary.BigEndian.Uint64(b[:]) | 1, File: id})
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s at %d: %w", path, s.size, err), f.Close())
+		return nil, errors.Join(fmt.Errorf("%s at %d: %w", path, s.size, err), f.Close(), m.Close())
 	}
 	return s, nil
+}
+
+// A mark is the History of the journal and its size. It is written after each line without waiting for the disk: a mark that
+// is behind after a power failure proves nothing, and is never ahead of a journal that kept what it acknowledged.
+const markForm = "%016x %020d\n"
+
+// marked reports whether the journal has come as far as its mark says.
+func (s *Store) marked() (bool, error) {
+	b, err := io.ReadAll(io.LimitReader(s.mark, 64))
+	if err != nil {
+		return false, err
+	}
+	var history uint64
+	var size int64
+	_, none := fmt.Sscanf(string(b), markForm, &history, &size)
+	return none == nil && history == s.history && size <= s.size, nil
 }
 
 // identity is the file's inode, 0 where the platform has none.
@@ -119,7 +151,11 @@ func identity(f *os.File) (uint64, error) {
 }
 
 // Close closes the journal. What is written later answers an error.
-func (s *Store) Close() error { s.mu.Lock(); defer s.mu.Unlock(); return s.file.Close() }
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return errors.Join(s.file.Close(), s.mark.Close())
+}
 
 // write makes l durable, then takes it. After an error the journal is cut back; if that fails too, so does every write
 // that follows, since nobody can tell what the file holds.
@@ -139,7 +175,8 @@ func (s *Store) write(l *line) error {
 	}
 	s.size += int64(len(text)) + 1
 	s.take(l)
-	return nil
+	_, err = s.mark.WriteAt(fmt.Appendf(nil, markForm, s.history, s.size), 0) // an error means unknown, and l may be repeated
+	return err
 }
 
 func (s *Store) take(l *line) {

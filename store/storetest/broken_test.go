@@ -335,6 +335,15 @@ var mistakes = []mistake{
 				return m.Get(ctx, k, id)
 			}}}
 		}},
+	{"knows a file that was put back by its inode only", "Overwritten by a backup", func(m *memstore.Store) store.Store { return closer{m} },
+		func(m *memstore.Store, _ string) store.Store {
+			return &brokenCloser{broken{Store: m, get: func(ctx context.Context, k store.Kind, id string) (store.Record, error) {
+				if strings.HasPrefix(id, "revoked") {
+					return store.Record{}, store.ErrNotFound
+				}
+				return m.Get(ctx, k, id)
+			}}}
+		}},
 	{"writes for a caller that has gone", "Cancelled before", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, apply: func(ctx context.Context, c *store.Change) (store.Commit, error) {
 			return m.Apply(context.WithoutCancel(ctx), c)
