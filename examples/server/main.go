@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/admin"
 	"github.com/apitoken-go/apitoken/oauthhttp"
 	"github.com/apitoken-go/apitoken/store/boltstore"
 )
@@ -51,6 +52,7 @@ func run(ctx context.Context, args []string, log *slog.Logger, ready func(base s
 	file := flags.String("config", "", "JSON file with scopes, roles, users and clients; empty: a demonstration")
 	cert, key := flags.String("tls-cert", "", "PEM file; empty: plain HTTP, behind something that ends TLS"), flags.String("tls-key", "", "PEM file")
 	clientCA := flags.String("client-ca", "", "PEM file of the CAs that name clients (tls_client_auth)")
+	socket := flags.Bool("admin", false, "let command apitoken look into the service, by a Unix socket beside the database")
 	hash := flags.Bool("hash", false, "read a client's secret from the input, print what -config may hold in its place, and end")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -98,6 +100,13 @@ func run(ctx context.Context, args []string, log *slog.Logger, ready func(base s
 		return err
 	}
 	defer func() { err = errors.Join(err, svc.Close()) }()
+	if *socket {
+		operators, err := admin.Serve(svc, *db+admin.Suffix, admin.Options{Backup: st.Backup})
+		if err != nil {
+			return err
+		}
+		defer operators.Close()
+	}
 	a, err := newApp(ctx, svc, settings, *issuer, o)
 	if err != nil {
 		return err
