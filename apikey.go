@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/flightcache"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
@@ -327,7 +328,7 @@ func (k *APIKeys) create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, 
 		return APIKey{}, Secret{}, err
 	}
 	if k.quota.limit > 0 {
-		leave, err := k.quota.turns.enter(ctx, r.Subject)
+		leave, err := k.quota.turns.Enter(ctx, r.Subject)
 		if err != nil {
 			return APIKey{}, Secret{}, err
 		}
@@ -561,7 +562,7 @@ func (s *core) hashAPIKey(k *opaque.Key) [32]byte {
 	return opaque.Hash(labelAPIKey, []byte(s.ns), k.ID[:], k.Secret[:])
 }
 
-var apiKeyForm = record.Form[apiKeyRecord]{Kind: store.KindAPIKey, Check: func(rec *apiKeyRecord) error { return first(rec.V) }}
+var apiKeyForm = record.Form[apiKeyRecord]{Kind: store.KindAPIKey, Check: func(rec *apiKeyRecord) error { return commit.First(rec.V) }}
 
 func (rec *apiKeyRecord) put(c *change, id string, expect store.Version) error {
 	r := store.Record{ID: id, Subject: rec.Subject, Token: id}

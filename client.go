@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/clientauth"
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
@@ -160,7 +161,7 @@ var clientForm = record.Form[clientRecord]{Kind: store.KindClient, Check: func(r
 	if _, _, err := clientauth.Keys(rec.Keys); err != nil {
 		return fmt.Errorf("its keys: %s", detailOf(err))
 	}
-	return first(rec.V)
+	return commit.First(rec.V)
 }}
 
 var grantTypes = []string{GrantClientCredentials, GrantRefreshToken, GrantAuthorizationCode, GrantTokenExchange, GrantJWTBearer, GrantDeviceCode}
@@ -432,14 +433,14 @@ func (cs *Clients) put(c *change, id string, rec *clientRecord, v store.Version)
 	if rec.Expires != 0 {
 		r.Expires = rec.Expires + clientSlack.Milliseconds()
 	}
-	w, err := write(&clientForm, r, rec)
+	w, err := commit.Write(&clientForm, r, rec)
 	if err != nil {
-		return err
+		return public(err)
 	}
 	if n := len(w.Record().Data); n > maxClientRecord {
 		return fail(ErrInvalidRequest, "client %q takes %d bytes, at most %d", id, n, maxClientRecord)
 	}
-	c.put(w, v)
+	c.Put(w, v)
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/mover"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -51,7 +52,7 @@ func Copy(ctx context.Context, from, to Store) (_ Copied, failed error) {
 				return record.Written{}, err
 			}
 			m.History, m.Copied = history, [2]int64{from.UnixMilli(), until.UnixMilli()}
-			return write(&metaForm, store.Record{ID: metaID}, &m)
+			return commit.Write(&metaForm, store.Record{ID: metaID}, &m)
 		}})
 	return Copied(done), public(err)
 }

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/jws"
@@ -24,7 +25,8 @@ type core struct {
 	now      func() time.Time
 	injected bool // Config.Now was given
 	log      *slog.Logger
-	ns       string // random name of this namespace, part of every MAC, hash and associated data
+	ns       string        // random name of this namespace, part of every MAC, hash and associated data
+	writer   commit.Writer // of the store
 	state    *follow.Follower
 	rules    *rules.Book
 	audit    *auditLog
@@ -39,10 +41,9 @@ type core struct {
 	retries   []ruleRetry
 	retryKick chan struct{}
 
-	ctx    context.Context // ends at Close
-	stop   context.CancelFunc
-	wg     sync.WaitGroup
-	closed atomic.Bool // by Close, once all is written
+	ctx  context.Context // ends at Close
+	stop context.CancelFunc
+	wg   sync.WaitGroup
 }
 
 func newCore(c Config, injected bool) *core {

@@ -170,7 +170,7 @@ func newUses(s *core) *usage.Log {
 		Write: func(ctx context.Context, puts ...usage.Put) (store.Version, error) {
 			c := s.newChange()
 			for _, p := range puts {
-				c.put(p.Written, p.Expect)
+				c.Put(p.Written, p.Expect)
 			}
 			_, err := s.commit(ctx, c)
 			return c.ID, err

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/usage"
@@ -75,7 +76,7 @@ const grantSlack = 24 * time.Hour
 
 var grantForm = record.Form[grantRecord]{Kind: kindGrant, Check: func(g *grantRecord) error {
 	if g.V != 1 || g.Subject == "" || g.Client == "" || len(g.Audiences) == 0 || g.Expires <= 0 {
-		return errVersion
+		return commit.ErrVersion
 	}
 	return nil
 }}

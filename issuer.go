@@ -351,7 +351,7 @@ func (s *Service) replaced(rs *rules.Subject) bool {
 // writeCounted opens a session within the limit of its subject: count, end what is too much and the new session
 // are one change. store.ErrConflict: write raced with something else than the count.
 func (s *Service) writeCounted(ctx context.Context, g *grantRecord, id string, write func(more func(*change) error) error) error {
-	leave, err := s.sessions.turns.enter(ctx, g.Subject)
+	leave, err := s.sessions.turns.Enter(ctx, g.Subject)
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package apitoken
 import (
 	"context"
 	"errors"
-	"iter"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/follow"
@@ -204,33 +203,4 @@ func (s *Service) putBackAll(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// pages walks a listing. No transaction of the store is open while the caller runs.
-func (s *core) pages(ctx context.Context, q store.Query, p Page) iter.Seq2[store.Record, error] {
-	return func(yield func(store.Record, error) bool) {
-		q.Limit = 200
-		n := 0
-		for {
-			page, err := s.st.List(ctx, q)
-			if err != nil {
-				yield(store.Record{}, unavailable(err, "list"))
-				return
-			}
-			for _, r := range page.Records {
-				if p.After != "" && (q.Newest && r.ID >= p.After || !q.Newest && r.ID <= p.After) {
-					continue
-				}
-				if !yield(r, nil) {
-					return
-				}
-				if n++; p.Limit > 0 && n == p.Limit {
-					return
-				}
-			}
-			if q.Cursor = page.Cursor; q.Cursor == "" {
-				return
-			}
-		}
-	}
 }

@@ -163,7 +163,7 @@ func (h ringHost) Turned(ctx context.Context, err error, took time.Duration) {
 // ringChange is a change as the ring fills it.
 type ringChange struct{ c *change }
 
-func (x ringChange) Put(w record.Written, expect store.Version) { x.c.put(w, expect) }
+func (x ringChange) Put(w record.Written, expect store.Version) { x.c.Put(w, expect) }
 func (x ringChange) Puts() []store.Put                          { return x.c.Puts }
 
 func (x ringChange) Event(ctx context.Context, e keyring.Event) {

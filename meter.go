@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 )
 
@@ -75,7 +76,7 @@ func (k *APIKeys) consume(ctx context.Context, id string) error {
 		return nil
 	}
 
-	ctx, cancel := context.WithTimeout(ctx, commitTimeout) // all who wait for a store that hangs wait no longer than one
+	ctx, cancel := context.WithTimeout(ctx, commit.Timeout) // all who wait for a store that hangs wait no longer than one
 	defer cancel()
 	return public(e.meter.Use(ctx, func(ctx context.Context) (uint64, error) {
 		var expires int64

@@ -130,8 +130,8 @@ func (s *Service) writeMeta(ctx context.Context, m metaRecord, v store.Version) 
 	if err := put(c, &metaForm, store.Record{ID: metaID}, &m, v); err != nil {
 		return err
 	}
-	_, err := s.applyRetrying(ctx, c)
-	return err
+	_, err := s.writer.Apply(ctx, &c.Change)
+	return public(err)
 }
 
 // afterRestore compares the store's history with the one that was accepted. Another one means that acknowledged

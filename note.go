@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -39,7 +40,7 @@ type noteRecord struct {
 	record.Ext
 }
 
-var noteForm = record.Form[noteRecord]{Kind: kindNote, Check: func(n *noteRecord) error { return first(n.V) }}
+var noteForm = record.Form[noteRecord]{Kind: kindNote, Check: func(n *noteRecord) error { return commit.First(n.V) }}
 
 func (s *Service) noteID(name string) string {
 	h := opaque.Hash("note1", []byte(s.ns), []byte(name))

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
@@ -27,7 +28,7 @@ type deedRecord struct {
 	record.Ext
 }
 
-var deedForm = record.Form[deedRecord]{Kind: kindOnce, Check: func(rec *deedRecord) error { return first(rec.V) }}
+var deedForm = record.Form[deedRecord]{Kind: kindOnce, Check: func(rec *deedRecord) error { return commit.First(rec.V) }}
 
 // Once claims id until then: nil for the first caller in any process, ErrInvalidRequest for all others. It is for the jti
 // of assertions and proofs.
@@ -68,7 +69,7 @@ func (s *Service) DoOnce(ctx context.Context, name string, until time.Time, f fu
 	}
 	err = d.do(ctx, f)
 	// What follows is written also when the caller has gone meanwhile.
-	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commit.Timeout)
 	defer cancel()
 	if err != nil {
 		if werr := d.write(wctx, deedRecord{V: 1, Ext: d.ext}); werr != nil {

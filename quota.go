@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
@@ -33,10 +34,10 @@ import (
 // found in the same way.
 type quota struct {
 	s       *core
-	kind    store.Kind // of what is counted
-	name    string     // in the record's ID
-	limit   int        // 0: none
-	turns   turns      // of the subjects: one process does not race with itself
+	kind    store.Kind   // of what is counted
+	name    string       // in the record's ID
+	limit   int          // 0: none
+	turns   commit.Turns // of the subjects: one process does not race with itself
 	ends    func(now time.Time, since int64) bool
 	epoch   store.Version // zero: nothing is believed
 	since   int64         // Unix ms of the epoch; 0: from the service's beginning
@@ -67,11 +68,11 @@ type countingRecord struct {
 var (
 	quotaForm = record.Form[quotaRecord]{Kind: kindQuota, Check: func(rec *quotaRecord) error {
 		if len(rec.IDs)%len(opaque.ID{}) != 0 {
-			return errVersion
+			return commit.ErrVersion
 		}
-		return first(rec.V)
+		return commit.First(rec.V)
 	}}
-	countingForm = record.Form[countingRecord]{Kind: kindQuota, Check: func(rec *countingRecord) error { return first(rec.V) }}
+	countingForm = record.Form[countingRecord]{Kind: kindQuota, Check: func(rec *countingRecord) error { return commit.First(rec.V) }}
 )
 
 const (
@@ -139,7 +140,7 @@ func (q *quota) open(ctx context.Context, born bool) error {
 		if err := put(c, &countingForm, store.Record{ID: string(q.kind)}, &m, r.Version); err != nil {
 			return err
 		}
-		switch _, err := q.s.applyRetrying(ctx, c); {
+		switch _, err := q.s.writer.Apply(ctx, &c.Change); {
 		case errors.Is(err, store.ErrConflict):
 			continue
 		case err != nil:

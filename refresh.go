@@ -23,8 +23,6 @@ const (
 	labelHash  = "rt1h"
 	labelNext  = "rt1n"
 	labelFirst = "rt1c"
-
-	refreshTries = 8 // of one call against parallel ones of the same grant
 )
 
 // hashRefresh is what the record keeps of a refresh token.

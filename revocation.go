@@ -8,6 +8,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
@@ -384,7 +385,7 @@ func (c *change) alone() *change {
 	a := c.s.newChange()
 	for _, p := range c.Puts {
 		if p.Kind == store.KindRule {
-			a.Puts, a.state = append(a.Puts, store.Put{Record: p.Record}), true
+			a.Puts = append(a.Puts, store.Put{Record: p.Record})
 		}
 	}
 	a.Events = c.Events[len(c.Events)-1:]
@@ -411,7 +412,7 @@ func (s *core) retryRules(ctx context.Context) {
 			}
 			continue
 		}
-		tctx, cancel := context.WithTimeout(ctx, commitTimeout) // one that hangs keeps none of the others from being written
+		tctx, cancel := context.WithTimeout(ctx, commit.Timeout) // one that hangs keeps none of the others from being written
 		err := first.write(tctx)
 		cancel()
 		if never := errors.Is(err, ErrInvalidRequest); never || err == nil || errors.Is(err, store.ErrConflict) || errors.Is(err, ErrNotFound) {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
@@ -26,7 +27,7 @@ type roleRecord struct {
 	record.Ext
 }
 
-var roleForm = record.Form[roleRecord]{Kind: store.KindRole, Check: func(rec *roleRecord) error { return first(rec.V) }}
+var roleForm = record.Form[roleRecord]{Kind: store.KindRole, Check: func(rec *roleRecord) error { return commit.First(rec.V) }}
 
 func newRoleBook() *roleBook {
 	b := &roleBook{}

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/store"
@@ -35,12 +36,12 @@ type Service struct {
 	valid *JWTValidator
 	trust *trust // our own issuer, among valid's
 
-	accepted uint64      // the store's history that the services accepted; set by New
-	copied   [2]int64    // metaRecord.Copied
-	unsure   atomic.Bool // the namespace can not be read: nothing is purged
-	turns    turns       // of those who redeem one ticket
-	sessions *quota      // Limits.GrantsPerSubject
-	born     bool        // by New: the namespace was empty
+	accepted uint64       // the store's history that the services accepted; set by New
+	copied   [2]int64     // metaRecord.Copied
+	unsure   atomic.Bool  // the namespace can not be read: nothing is purged
+	turns    commit.Turns // of those who redeem one ticket
+	sessions *quota       // Limits.GrantsPerSubject
+	born     bool         // by New: the namespace was empty
 	once     sync.Once
 }
 
@@ -421,6 +422,7 @@ func New(c Config) (*Service, error) {
 	s.roles = newRoleBook()
 	s.state = follow.New(s.ctx, follow.Config{Store: c.Store, Now: c.Now, Injected: injected, Log: c.Logger, Staleness: c.Validation.MaxStaleness,
 		First: snapshotKinds, Then: followedKinds}, follow.To{Apply: s.apply, Aside: s.setAside, Told: s.tellUnreadable, Forget: s.forget, Lost: s.lost, Round: s.round})
+	s.writer.Store, s.writer.State = c.Store, s.state
 	if err := s.start(); err != nil {
 		s.Close()
 		return nil, err
@@ -479,7 +481,7 @@ func startError(ctx context.Context, err error) error {
 // answers ErrUnavailable afterwards; Validate goes by the last view, until that is too old.
 func (s *Service) Close() error {
 	s.once.Do(func() {
-		defer s.closed.Store(true)
+		defer s.writer.Closed.Store(true)
 		s.stop()
 		s.wg.Wait()
 		s.APIKeys.keys.Close()

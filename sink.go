@@ -64,7 +64,7 @@ func (s *core) newFeed(x Sink) *deliver.Feed {
 		Store: s.st, Now: s.now, Log: s.log,
 		Write: func(ctx context.Context, w record.Written, expect store.Version) (store.Version, error) {
 			c := s.newChange()
-			c.put(w, expect)
+			c.Put(w, expect)
 			_, err := s.commit(ctx, c)
 			return c.ID, err
 		},

@@ -12,9 +12,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"sync"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -99,7 +99,7 @@ func (t *ticketRecord) got() *rules.Subject {
 	return &rules.Subject{Subject: t.Subject, Client: t.Client, Grant: t.Spent, Pos: rules.Positions{Birth: t.Birth, View: t.Birth}, Renews: true}
 }
 
-var ticketForm = record.Form[ticketRecord]{Kind: kindTicket, Check: func(t *ticketRecord) error { return first(t.V) }}
+var ticketForm = record.Form[ticketRecord]{Kind: kindTicket, Check: func(t *ticketRecord) error { return commit.First(t.V) }}
 
 func readTicket(r store.Record) (*ticketRecord, error) {
 	t := new(ticketRecord)
@@ -270,7 +270,7 @@ func (s *Service) redeem(ctx context.Context, r Redemption, known *refusal) (*Is
 		return nil, err
 	}
 	known.by(&who)
-	leave, err := s.turns.enter(ctx, id)
+	leave, err := s.turns.Enter(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -436,41 +436,6 @@ func (s *Service) redeemAgain(ctx context.Context, r Redemption, m moment, t *ti
 	}
 	i.at, i.Refresh = now, refresh
 	return i, true, nil
-}
-
-// turns lets those who redeem one ticket, or open sessions of one subject, in one process come one after another: the first
-// has its answer before a second use of the ticket ends what it got. Between processes the store decides.
-type turns struct {
-	mu   sync.Mutex // guards busy
-	busy map[string]chan struct{}
-}
-
-// enter waits for id's turn, until ctx ends. Whoever entered calls leave.
-func (t *turns) enter(ctx context.Context, id string) (leave func(), err error) {
-	mine := make(chan struct{})
-	for {
-		t.mu.Lock()
-		before, ok := t.busy[id]
-		if !ok {
-			if t.busy == nil {
-				t.busy = map[string]chan struct{}{}
-			}
-			t.busy[id] = mine
-			t.mu.Unlock()
-			return func() {
-				t.mu.Lock()
-				delete(t.busy, id)
-				t.mu.Unlock()
-				close(mine)
-			}, nil
-		}
-		t.mu.Unlock()
-		select {
-		case <-before:
-		case <-ctx.Done():
-			return nil, unavailable(ctx.Err(), "waiting for another call for the same ticket or subject")
-		}
-	}
 }
 
 // verifies is RFC 7636 §4.6 for S256. A verifier without a challenge is refused too: it hints at a downgrade
