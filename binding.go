@@ -95,7 +95,7 @@ func (p Proof) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 // Prove verifies p and returns the Binding of its key, for Request, RefreshRequest and Redemption. A proof is taken once
 // in all processes on the store. ErrInvalidProof; ErrUseNonce, with the nonce in Error.Nonce; ErrUnavailable.
 func (s *Service) Prove(ctx context.Context, p Proof) (binding string, err error) {
-	d, refused := dpop.Read(dpop.Request{Proof: p.JWT, Method: p.Method, URL: p.URL})
+	d, refused := dpop.Read(dpop.Request{Proof: p.JWT, Method: p.Method, URL: p.URL, Algs: s.cfg.Validation.algorithms()})
 	if refused != nil {
 		return "", public(refused)
 	}

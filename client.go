@@ -66,9 +66,12 @@ type Client struct {
 type ClientAuth struct {
 	ID     string
 	Secret Secret
-	// Assertion is a JWT that the client signed (RFC 7523 §2.2), good once; ID may then be empty. It must be for this
-	// issuer, or for one of Endpoints: the URL at which it came, or the token endpoint's (RFC 9126 §2).
+	// Assertion is a JWT that the client signed (RFC 7523 §2.2), good once; ID may then be empty. Its aud must be this issuer and
+	// nothing else (draft-ietf-oauth-rfc7523bis §4), or one of Endpoints.
 	Assertion Secret
+	// Endpoints are URLs that an assertion may be for as well, such as the token endpoint's: for clients that cannot name the
+	// issuer. A server that a client is led to believe is this one could then use what the client signs for it. Empty: none; with
+	// Config.FAPI they are not looked at.
 	Endpoints []string
 	// Certificate is what the client's TLS connection showed (RFC 8705 §2). CertificateVerified says that its chain was
 	// verified up to a CA that names clients.
@@ -234,7 +237,7 @@ func (cs *Clients) enabled(id string) (Client, error) {
 	if k.ended(cs.s.now()) {
 		return Client{}, fail(ErrInvalidClient, "client %q has ended at %s", id, k.Expires.UTC().Format(time.RFC3339))
 	}
-	if err := k.usable(); err != nil {
+	if err := cs.usable(k); err != nil {
 		return Client{}, err
 	}
 	return k.Client, nil
@@ -242,6 +245,17 @@ func (cs *Clients) enabled(id string) (Client, error) {
 
 // ended reports whether a client that ends by itself has done so.
 func (k *knownClient) ended(now time.Time) bool { return !k.Expires.IsZero() && !now.Before(k.Expires) }
+
+// usable says why nobody may act as a client that is here.
+func (cs *Clients) usable(k *knownClient) error {
+	if err := k.usable(); err != nil {
+		return err
+	}
+	if err := cs.profiled(&k.Client, k.keys); err != nil { // made before the profile was asked for
+		return &Error{Code: ErrInvalidClient, Detail: detailOf(err)}
+	}
+	return nil
+}
 
 func (k *knownClient) usable() error {
 	switch {
@@ -303,7 +317,14 @@ func (cs *Clients) check(c *Client) error {
 		return &Error{Code: ErrInvalidRequest, Detail: err.Error()}
 	}
 	c.Scopes = sortedScopes(c.Scopes)
-	return c.checkEndpoints()
+	if err := c.checkEndpoints(); err != nil {
+		return err
+	}
+	keys, _, err := clientauth.Keys(c.Keys)
+	if err != nil {
+		return public(err)
+	}
+	return cs.profiled(c, keys)
 }
 
 // Create registers c and returns it with its ID and, if it proves itself by one, its secret: shown now and
@@ -927,7 +948,7 @@ func (cs *Clients) authenticate(ctx context.Context, a ClientAuth, proof *confir
 	if k.ended(cs.s.now()) {
 		return Client{}, fail(ErrInvalidClient, "the client has ended by itself")
 	}
-	if err := k.usable(); err != nil {
+	if err := cs.usable(k); err != nil {
 		return Client{}, err
 	}
 	return k.Client, nil

@@ -158,8 +158,13 @@ func (cs *Clients) prove(ctx context.Context, k *knownClient, a *ClientAuth) (bo
 
 // assertion checks a JWT of RFC 7523 §3, and takes its jti once in all processes on the store.
 func (cs *Clients) assertion(ctx context.Context, k *knownClient, a *ClientAuth) (bool, error) {
+	endpoints := a.Endpoints
+	if cs.s.cfg.FAPI {
+		endpoints = nil
+	}
 	id, until, ok := clientauth.Assertion(a.Assertion.Reveal(), clientauth.Expected{Client: k.ID, Keys: k.keys,
-		Audiences: append([]string{cs.s.cfg.Issuer}, a.Endpoints...), Now: cs.s.now(), Skew: cs.s.cfg.Validation.ahead()})
+		Issuer: cs.s.cfg.Issuer, Endpoints: endpoints, OneString: cs.s.cfg.FAPI, Algs: cs.s.cfg.Validation.algorithms(),
+		Now: cs.s.now(), Skew: cs.s.cfg.Validation.ahead()})
 	if !ok {
 		return false, nil
 	}

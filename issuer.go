@@ -430,6 +430,9 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *rules.S
 	if len(p.scopes) > maxScopes { // roles may give that many
 		return nil, nil, fail(ErrInvalidRequest, "the token would have %d scopes, validators read %d", len(p.scopes), maxScopes)
 	}
+	if err := s.cfg.constrained(p.binding); err != nil {
+		return nil, nil, err
+	}
 	now := s.now() // a stamp may be of an answer that is given again
 	key, err := s.SigningKeys.active(t.pos.View, now, aud)
 	if err != nil && s.state.Refresh(ctx) == nil && s.begin(ctx).view != t.pos.View {

@@ -3,6 +3,7 @@ package apitoken
 import (
 	"context"
 	"crypto"
+	"slices"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/jws"
@@ -80,6 +81,9 @@ func (k *SigningKeys) Import(ctx context.Context, s crypto.Signer, algorithm str
 // audience is not among them.
 func (k *SigningKeys) ImportFor(ctx context.Context, audience string, s crypto.Signer, algorithm string) (_ SigningKey, failed error) {
 	defer tell(&failed)
+	if k.s.cfg.FAPI && !slices.Contains(jws.FAPIAlgs, algorithm) {
+		return SigningKey{}, fail(ErrInvalidRequest, "FAPI allows PS256, ES256 and EdDSA (FAPI 2.0 §5.4.1), not %s", algorithm)
+	}
 	x, err := k.ring.ImportFor(ctx, audience, s, algorithm)
 	return SigningKey(x), public(err)
 }

@@ -60,6 +60,12 @@ type Config struct {
 	// end with [SigningKeys.RotateSecrets].
 	InsecureKeysInStore bool
 
+	// FAPI makes the service keep to the FAPI 2.0 Security Profile, and so package oauthhttp over it: clients prove themselves by
+	// private_key_jwt or a certificate, assertions are for the issuer alone, every access token is bound to a DPoP key or a
+	// certificate, and all signatures are PS256, ES256 or EdDSA. New, and oauthhttp.New, refuse what contradicts it. Tokens that the
+	// host issues without a client are held to it too, so that there are no cookie sessions; API keys are none of its tokens.
+	FAPI bool
+
 	Prefix     string // of opaque tokens: a letter, then letters or digits, 2 to 16; empty: "at"
 	FirstParty string // client_id of tokens issued without a Client; empty: "first-party"
 	Algorithm  string // JWA name: ES256, EdDSA, RS256, PS256, HS256; empty: "ES256"
@@ -263,6 +269,9 @@ func (c *Config) check() error {
 	}
 	if c.KeyRotation == 0 {
 		c.KeyRotation = defaultRotation
+	}
+	if err := c.checkFAPI(); err != nil {
+		return err
 	}
 	if err := c.checkLifetimes(); err != nil {
 		return err

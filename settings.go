@@ -9,6 +9,7 @@ import (
 // Settings is what a service goes by: its Config as New checked it, defaults filled in. It holds nothing that is secret.
 type Settings struct {
 	Issuer     string
+	FAPI       bool             // Config.FAPI
 	FirstParty string           // client_id of tokens issued without a Client
 	Audiences  []string         // Config.Audience first
 	Scopes     map[Scope]string // known scopes and their descriptions; nil: any well-formed one
@@ -31,7 +32,7 @@ func (s *Service) Settings() Settings {
 		lags[sink.Name] = sink.MaxLag
 	}
 	return Settings{
-		Issuer: c.Issuer, FirstParty: c.FirstParty, Audiences: slices.Clone(s.audiences), Scopes: maps.Clone(c.Scopes),
+		Issuer: c.Issuer, FAPI: c.FAPI, FirstParty: c.FirstParty, Audiences: slices.Clone(s.audiences), Scopes: maps.Clone(c.Scopes),
 		Lifetimes: c.Lifetimes, Limits: c.Limits, MaxStaleness: c.Validation.MaxStaleness,
 		KeyRotation: c.KeyRotation, KeepEvents: c.KeepEvents, SinkLags: lags,
 	}

@@ -341,7 +341,7 @@ func NewValidator(c ValidatorConfig) (*JWTValidator, error) {
 func newValidator(c Validation, audience string, now func() time.Time) *JWTValidator {
 	v := &JWTValidator{cfg: c, audiences: append([]string{audience}, c.Audiences...), trusts: map[string]*trust{}, now: now}
 	v.ctx, v.stop = context.WithCancel(context.Background())
-	v.proofs = dpop.NewBook(c.RequireProofNonce, c.ahead())
+	v.proofs = dpop.NewBook(c.RequireProofNonce, c.ahead(), c.algorithms())
 	switch {
 	case c.Cache != nil:
 		v.cache = c.Cache

@@ -87,6 +87,10 @@ type Validation struct {
 	// trip at its first request and every five minutes (RFC 9449 §9). Without it a proof is good once in each
 	// process for about a minute; with it, once. Behind a load balancer it needs sticky sessions.
 	RequireProofNonce bool
+	// FAPI takes only what the FAPI 2.0 Security Profile lets an API take: access tokens that are bound to a DPoP key or a
+	// certificate, and tokens and proofs that are signed by PS256, ES256 or EdDSA. Config.FAPI sets it for the service's own
+	// validator. API keys are not held to it: an API that is to be called by the profile alone takes none.
+	FAPI bool
 }
 
 const (
@@ -117,6 +121,9 @@ func (v *Validation) check(field string) error {
 		return wrong(field+".MaxTokenBytes", "%d is not between 256 and 65536", v.MaxTokenBytes)
 	case v.Cache != nil && v.CacheBytes != 0:
 		return wrong(field+".CacheBytes", "contradicts Cache")
+	}
+	if err := v.checkFAPI(field); err != nil {
+		return err
 	}
 	for _, a := range v.Audiences {
 		if !nameShape.MatchString(a) {
@@ -319,6 +326,9 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 	key = key.For(p.Header.Alg)
 	if !key.Allows(p.Header.Alg) {
 		return Token{}, nil, false, tr.no("algorithm", fail(ErrInvalidToken, "alg is not the key's own"))
+	}
+	if ferr := v.cfg.allows(&p); ferr != nil {
+		return Token{}, nil, false, tr.no("profile", ferr)
 	}
 	if !key.SignsFor(p.Claims.Audience) {
 		return Token{}, nil, false, tr.no("key", fail(ErrInvalidToken, "its key signs for another audience"))

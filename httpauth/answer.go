@@ -12,7 +12,6 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/internal/bodytime"
-	"github.com/apitoken-go/apitoken/internal/jws"
 )
 
 // verdict is how an error is answered.
@@ -64,9 +63,6 @@ type problem struct {
 	Error  string `json:"error,omitempty"`
 	Scope  string `json:"scope,omitempty"`
 }
-
-// dpopAlgs are the algorithms that proofs may be signed with, for challenges (RFC 9449 §7.1).
-var dpopAlgs = strings.Join(jws.PublicAlgs, " ")
 
 // Error answers with err's status, challenge and problem body, after OnRefuse has seen it. Errors that are not of
 // apitoken's answer 500. Nothing of it may be stored by a cache.
@@ -173,7 +169,7 @@ func (a *Auth) challenge(scheme string, v verdict, scope string) string {
 	}
 	add("realm", a.o.Realm)
 	if scheme == "DPoP" {
-		add("algs", dpopAlgs)
+		add("algs", a.algs)
 	}
 	add("error", v.code)
 	add("error_description", v.description)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 )
 
@@ -23,6 +24,7 @@ type Auth struct {
 	v    apitoken.Validator
 	o    Options
 	base string // of BaseURL, without a slash at its end
+	algs string // by which proofs may be signed, for challenges (RFC 9449 §7.1)
 }
 
 // Options change what New does; nil means all defaults.
@@ -77,7 +79,11 @@ func New(v apitoken.Validator, o *Options) *Auth {
 	if v == nil {
 		panic("httpauth: New needs a Validator, such as an *apitoken.Service")
 	}
-	a := &Auth{v: v}
+	algs := jws.PublicAlgs
+	if x, ok := v.(interface{ ProofAlgorithms() []string }); ok { // those of this library say what they take
+		algs = x.ProofAlgorithms()
+	}
+	a := &Auth{v: v, algs: strings.Join(algs, " ")}
 	if o != nil {
 		a.o = *o
 	}

@@ -254,6 +254,9 @@ func (h *Handler) verifyAssertion(r *http.Request, t *tokenRequest) (a Assertion
 	if typ := p.Header.Typ; typ != "" && !jws.IsType(typ, "jwt") && !jws.IsType(typ, "authorization-grant+jwt") {
 		return a, nil, "", badAssertion("another kind of JWT")
 	}
+	if !slices.Contains(h.svc.ProofAlgorithms(), p.Header.Alg) {
+		return a, nil, "", badAssertion("signed by an algorithm that is not taken here")
+	}
 	key, err := from.key(r.Context(), p.Header.KID, p.Header.Alg)
 	if err != nil {
 		return a, nil, "", err
@@ -271,7 +274,7 @@ func (h *Handler) verifyAssertion(r *http.Request, t *tokenRequest) (a Assertion
 	switch {
 	case c.Subject == "" || len(c.Subject) > 255:
 		return a, nil, "", badAssertion("sub is missing or too long")
-	case !slices.Contains(c.Audience, h.svc.Issuer()) && !slices.Contains(c.Audience, h.base+tokenPath) && !slices.Contains(c.Audience, h.urlOf(r, tokenPath)):
+	case !h.isFor(r, &p):
 		return a, nil, "", badAssertion("it is not for this issuer")
 	case c.Expires == 0 || !now.Before(end):
 		return a, nil, "", badAssertion("it has expired")
@@ -292,4 +295,15 @@ func (h *Handler) verifyAssertion(r *http.Request, t *tokenRequest) (a Assertion
 		a.IssuedAt = time.Unix(c.IssuedAt, 0)
 	}
 	return a, from, "jwt-bearer\x00" + c.Issuer + "\x00" + id, nil
+}
+
+// isFor reports whether an assertion's aud names this server: its issuer, or its token endpoint as RFC 7523 §3 allows. With FAPI it is
+// the issuer and nothing else, as of a client's own assertions.
+func (h *Handler) isFor(r *http.Request, p *jws.Token) bool {
+	aud := p.Claims.Audience
+	if h.fapi {
+		one, err := p.Text("aud")
+		return err == nil && one == h.svc.Issuer()
+	}
+	return slices.Contains(aud, h.svc.Issuer()) || slices.Contains(aud, h.base+tokenPath) || slices.Contains(aud, h.urlOf(r, tokenPath))
 }

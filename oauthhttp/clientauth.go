@@ -33,7 +33,9 @@ func (h *Handler) client(r *http.Request, f form, path string) (*caller, error) 
 	if a.Secret.IsZero() && a.Assertion.IsZero() {
 		a.Certificate, a.CertificateVerified = cert, verified
 	}
-	a.Endpoints = []string{h.urlOf(r, path), h.base + tokenPath}
+	if h.o.InsecureEndpointAudiences {
+		a.Endpoints = []string{h.urlOf(r, path), h.base + tokenPath}
+	}
 	if err := h.meet(r.Context(), &a, path); err != nil {
 		return nil, err
 	}
@@ -128,7 +130,7 @@ func (h *Handler) binding(r *http.Request, c *caller, path string) (string, erro
 	proofs := r.Header.Values("DPoP")
 	if len(proofs) == 0 {
 		switch {
-		case c.BindDPoP:
+		case c.BindDPoP, h.fapi && !c.BindCertificate:
 			return "", &apitoken.Error{Code: apitoken.ErrInvalidProof, Detail: "client " + c.ID + " must send a DPoP proof"}
 		case !c.BindCertificate:
 			return "", nil

@@ -3,6 +3,7 @@ package oauthhttp_test
 import (
 	"crypto/x509"
 	"encoding/base64"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync"
@@ -99,8 +100,12 @@ func TestPrivateKeyJWT(t *testing.T) {
 	}
 	with(k, nil).ok()
 	with(k, nil, "client_id", "app").ok("the ID may be repeated")
-	with(k, map[string]any{"aud": testIssuer + "/token"}).ok("the endpoint as aud (RFC 7523 §3)")
+	with(k, map[string]any{"aud": []string{testIssuer}}).ok("a list of the issuer alone")
 	for name, a := range map[string]*answer{
+		"the endpoint as aud":    with(k, map[string]any{"aud": testIssuer + "/token"}),
+		"the endpoint besides":   with(k, map[string]any{"aud": []string{testIssuer, testIssuer + "/token"}}),
+		"the issuer twice":       with(k, map[string]any{"aud": []string{testIssuer, testIssuer}}),
+		"no aud":                 with(k, map[string]any{"aud": []string{}}),
 		"another endpoint's URL": with(k, map[string]any{"aud": testIssuer + "/introspect"}),
 		"another audience":       with(k, map[string]any{"aud": "https://other.example.com"}),
 		"another key":            with(other, nil),
@@ -114,11 +119,14 @@ func TestPrivateKeyJWT(t *testing.T) {
 	one := merge(s.assertion(k, "app", nil), "grant_type", "client_credentials")
 	s.token(one).ok()
 	s.token(one).refused(401, "invalid_client", "an assertion is good once")
-	for _, path := range []string{"/par", "/introspect", "/revoke", "/device_authorization"} {
-		a := s.post(path, merge(s.assertion(k, "app", map[string]any{"aud": testIssuer + "/token"}), "token", "x"))
-		require.NotEqual(t, 401, a.StatusCode, "%s: the token endpoint's URL is taken (RFC 9126 §2): %s", path, a.raw)
-		v := s.assertion(k, "app", map[string]any{"aud": testIssuer + path})
-		a = s.post(path, merge(v, "token", "x"))
+	for n, path := range []string{"/par", "/introspect", "/revoke", "/device_authorization"} {
+		wrong := fmt.Sprintf("wrong%d", n) // a client each: failures of one are counted
+		s.client(wrong, func(c *apitoken.Client) { c.AuthMethod, c.Keys = "private_key_jwt", k.keys() })
+		for _, aud := range []string{testIssuer + "/token", testIssuer + path} {
+			s.post(path, merge(s.assertion(k, wrong, map[string]any{"aud": aud}), "token", "x")).refused(401, "invalid_client", path, aud)
+		}
+		v := s.assertion(k, "app", nil)
+		a := s.post(path, merge(v, "token", "x"))
 		require.NotEqual(t, 401, a.StatusCode, "%s: %s", path, a.raw)
 		s.post(path, merge(v, "token", "x")).refused(401, "invalid_client", path)
 	}
@@ -126,6 +134,23 @@ func TestPrivateKeyJWT(t *testing.T) {
 	pair := s.token(merge(redemption(s.code("app")), pairsOf(s.assertion(k, "app", nil))...)).ok()
 	again := s.token(merge(s.assertion(k, "app", nil), "grant_type", "refresh_token", "refresh_token", pair.text("refresh_token"))).ok()
 	s.token(merge(s.assertion(k, "app", nil), "grant_type", apitoken.GrantTokenExchange, "subject_token", again.text("access_token"), "subject_token_type", "urn:ietf:params:oauth:token-type:access_token")).ok()
+}
+
+// TestClientsThatNameAnEndpoint: what RFC 7523 §3 and RFC 9126 §2 allow is to be had by an option with a warning name.
+func TestClientsThatNameAnEndpoint(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, func(_ *apitoken.Config, o *oauthhttp.Options) { o.InsecureEndpointAudiences = true })
+	k := newSigner(t)
+	s.client("app", func(c *apitoken.Client) { c.AuthMethod, c.Keys = "private_key_jwt", k.keys() })
+	for _, path := range []string{"/token", "/par", "/introspect", "/revoke", "/device_authorization"} {
+		for name, aud := range map[string]any{
+			"the token endpoint": testIssuer + "/token", "the endpoint": testIssuer + path, "both": []string{testIssuer + "/token", testIssuer + path}, "the issuer": testIssuer,
+		} {
+			a := s.post(path, merge(s.assertion(k, "app", map[string]any{"aud": aud}), "token", "x", "grant_type", "client_credentials"))
+			require.NotEqual(t, 401, a.StatusCode, "%s at %s: %s", name, path, a.raw)
+		}
+		s.post(path, merge(s.assertion(k, "app", map[string]any{"aud": testIssuer + "/other"}), "token", "x", "grant_type", "client_credentials")).refused(401, "invalid_client", path)
+	}
 }
 
 func pairsOf(v map[string][]string) (out []string) {
@@ -247,7 +272,7 @@ func TestFailedAuthenticationIsThrottled(t *testing.T) {
 func TestTheHostForCertificates(t *testing.T) {
 	t.Parallel()
 	const alias = "https://mtls.example.com"
-	s := newSite(t, func(_ *apitoken.Config, o *oauthhttp.Options) { o.MutualTLS = alias })
+	s := newSite(t, func(_ *apitoken.Config, o *oauthhttp.Options) { o.MutualTLS, o.InsecureEndpointAudiences = alias, true })
 	k := newSigner(t)
 	s.client("app", nil)
 	s.client("key", func(c *apitoken.Client) { c.AuthMethod, c.Keys = "private_key_jwt", k.keys() })

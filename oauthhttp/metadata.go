@@ -14,11 +14,15 @@ import (
 	"github.com/apitoken-go/apitoken/remote"
 )
 
-var (
-	authMethods = []string{"client_secret_basic", "client_secret_post", "private_key_jwt", "tls_client_auth", "self_signed_tls_client_auth"}
-	// signAlgs are those of client assertions and DPoP proofs.
-	signAlgs = jws.PublicAlgs
-)
+var authMethods = []string{"client_secret_basic", "client_secret_post", "private_key_jwt", "tls_client_auth", "self_signed_tls_client_auth"}
+
+// authMethods are how clients prove who they are, and how they may come: public ones prove nothing.
+func (h *Handler) authMethods() (proved, all []string) {
+	if h.fapi {
+		return fapiMethods, fapiMethods
+	}
+	return authMethods, append(slices.Clone(authMethods), "none")
+}
 
 // serverMetadata is RFC 8414 §2 and what other RFCs add to it.
 type serverMetadata struct {
@@ -66,13 +70,15 @@ type mtlsAliases struct {
 }
 
 func (h *Handler) metadata() *serverMetadata {
+	algs := h.svc.ProofAlgorithms()
+	proved, named := h.authMethods()
 	m := &serverMetadata{
 		Issuer: h.svc.Issuer(), Token: h.base + tokenPath, JWKS: h.base + jwksPath, Scopes: h.o.Scopes, ResponseTypes: []string{},
 		GrantTypes: []string{apitoken.GrantClientCredentials, apitoken.GrantRefreshToken, apitoken.GrantTokenExchange},
-		TokenAuth:  append(slices.Clone(authMethods), "none"), TokenAuthAlgs: signAlgs,
-		Revocation: h.base + revokePath, RevocationAuth: append(slices.Clone(authMethods), "none"), RevocationAlgs: signAlgs,
-		Introspection: h.base + introspectPath, IntrospectionAuth: authMethods, IntrospectionAlgs: signAlgs,
-		IntrospectionSign: h.keyAlgs(), DPoPAlgs: signAlgs, CertificateBound: true, Revocations: remote.FeedURL(h.base), Description: h.base + openAPIPath,
+		TokenAuth:  named, TokenAuthAlgs: algs,
+		Revocation: h.base + revokePath, RevocationAuth: named, RevocationAlgs: algs,
+		Introspection: h.base + introspectPath, IntrospectionAuth: proved, IntrospectionAlgs: algs,
+		IntrospectionSign: h.keyAlgs(), DPoPAlgs: algs, CertificateBound: true, Revocations: remote.FeedURL(h.base), Description: h.base + openAPIPath,
 	}
 	if h.o.MutualTLS != "" {
 		m.Aliases = &mtlsAliases{Token: h.o.MutualTLS + tokenPath, Revocation: h.o.MutualTLS + revokePath, Introspection: h.o.MutualTLS + introspectPath,
@@ -166,7 +172,10 @@ type Resource struct {
 	Details  []string        // types of authorization_details that it knows
 	// DPoP and Certificates say that it takes only tokens that are bound so.
 	DPoP, Certificates bool
-	Documentation      string // URL for developers; empty: none
+	// FAPI says that it takes what Validation.FAPI does: proofs signed by PS256, ES256 and EdDSA alone. A Handler of a service
+	// with Config.FAPI says so of all.
+	FAPI          bool
+	Documentation string // URL for developers; empty: none
 }
 
 func (x *Resource) check() error {
@@ -200,6 +209,10 @@ func ResourceMetadata(x Resource, issuer string) http.Handler {
 	if len(x.Issuers) == 0 && issuer != "" {
 		x.Issuers = []string{issuer}
 	}
+	algs := jws.PublicAlgs
+	if x.FAPI {
+		algs = jws.FAPIAlgs
+	}
 	m := struct {
 		Resource      string          `json:"resource"`
 		Name          string          `json:"resource_name,omitempty"`
@@ -211,7 +224,7 @@ func ResourceMetadata(x Resource, issuer string) http.Handler {
 		Certificates  bool            `json:"tls_client_certificate_bound_access_tokens,omitempty"`
 		Details       []string        `json:"authorization_details_types_supported,omitempty"`
 		Documentation string          `json:"resource_documentation,omitempty"`
-	}{x.Resource, x.Name, x.Issuers, x.Scopes, []string{"header"}, signAlgs, x.DPoP, x.Certificates, x.Details, x.Documentation}
+	}{x.Resource, x.Name, x.Issuers, x.Scopes, []string{"header"}, algs, x.DPoP, x.Certificates, x.Details, x.Documentation}
 	doc, err := json.Marshal(m)
 	if err != nil {
 		panic(err)

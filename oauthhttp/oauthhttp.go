@@ -71,7 +71,12 @@ type Options struct {
 	// Scopes are named in the metadata; nil: none are.
 	Scopes apitoken.Scopes
 
-	RequirePushed bool // refuse authorization requests that were not pushed (RFC 9126 §5)
+	// InsecureEndpointAudiences takes client assertions whose aud is the token endpoint, or the endpoint at which they come, beside
+	// those for the issuer: for clients that cannot be told otherwise. A malicious server that a client also uses can name these
+	// URLs as its own and then pass for the client here, which is why draft-ietf-oauth-rfc7523bis §4 takes the issuer alone.
+	InsecureEndpointAudiences bool
+
+	RequirePushed bool // refuse authorization requests that were not pushed (RFC 9126 §5); always so with apitoken.Config.FAPI
 	RequireNonce  bool // refuse DPoP proofs without a nonce of the service (RFC 9449 §8)
 
 	CodeLifetime   time.Duration // of authorization codes; zero: 1 min, at most 10 min
@@ -102,6 +107,7 @@ type Options struct {
 type Handler struct {
 	svc  *apitoken.Service
 	o    Options
+	fapi bool   // apitoken.Config.FAPI
 	base string // the issuer without a slash at its end
 	path string // of base
 	root string // scheme and host of base
@@ -130,7 +136,7 @@ const (
 
 // New returns the endpoints of svc. It fails, naming the field in an [*apitoken.ConfigError], when o contradicts itself.
 func New(svc *apitoken.Service, o *Options) (*Handler, error) {
-	h := &Handler{svc: svc, readTime: bodytime.Default}
+	h := &Handler{svc: svc, readTime: bodytime.Default, fapi: svc.Settings().FAPI}
 	if o != nil {
 		h.o = *o
 	}
@@ -142,6 +148,11 @@ func New(svc *apitoken.Service, o *Options) (*Handler, error) {
 	h.path, h.root = u.EscapedPath(), u.Scheme+"://"+u.Host
 	if err := h.o.check(u); err != nil {
 		return nil, err
+	}
+	if h.fapi {
+		if err := h.o.checkFAPI(); err != nil {
+			return nil, err
+		}
 	}
 	if h.o.MutualTLS != "" {
 		h.o.MutualTLS = strings.TrimSuffix(h.o.MutualTLS, "/")
@@ -277,6 +288,7 @@ func (h *Handler) mount() {
 			if strings.HasSuffix(path, "/") {
 				path += "{$}"
 			}
+			r.FAPI = r.FAPI || h.fapi
 			at(path, ResourceMetadata(r, h.svc.Issuer()))
 		}
 	}

@@ -172,8 +172,9 @@ func (h *Handler) openAPI() object {
 func (h *Handler) schemas() object {
 	number, truth, str := object{"type": "integer"}, object{"type": "boolean"}, object{"type": "string"}
 	details := object{"type": "array", "items": shape(object{"type": str}, "type")}
+	_, registered := h.authMethods()
 	client := object{
-		"redirect_uris": texts(), "token_endpoint_auth_method": object{"type": "string", "enum": append([]string{"none"}, authMethods...)}, "grant_types": texts(), "response_types": texts(),
+		"redirect_uris": texts(), "token_endpoint_auth_method": object{"type": "string", "enum": registered}, "grant_types": texts(), "response_types": texts(),
 		"client_name": str, "application_type": object{"type": "string", "enum": []string{"native", "web"}}, "scope": str, "jwks": ref("Keys"), "dpop_bound_access_tokens": truth, "tls_client_certificate_bound_access_tokens": truth,
 		"tls_client_auth_subject_dn": str, "tls_client_auth_san_dns": str, "tls_client_auth_san_uri": str, "tls_client_auth_san_ip": str, "tls_client_auth_san_email": str,
 	}

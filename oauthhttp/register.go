@@ -282,6 +282,9 @@ func (h *Handler) apply(ctx context.Context, x *Registration, c *apitoken.Client
 	} else if c.AuthMethod == "" {
 		c.AuthMethod = "client_secret_basic" // RFC 7591 §2
 	}
+	if h.fapi && !slices.Contains(fapiMethods, c.AuthMethod) {
+		return badMetadata("Clients prove who they are by private_key_jwt or a certificate.")
+	}
 	c.TLSName = ""
 	for kind, v := range map[string]string{"dn:": m.SubjectDN, "dns:": m.SANDNS, "uri:": m.SANURI, "ip:": m.SANIP, "email:": m.SANEmail} {
 		switch {

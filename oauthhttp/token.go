@@ -177,13 +177,16 @@ func (h *Handler) refresh(r *http.Request, t *tokenRequest) (*apitoken.Issued, e
 	return h.svc.Refresh(r.Context(), apitoken.RefreshRequest{Token: t.get("refresh_token"), Auth: t.auth, Scopes: scopes, Audiences: audiences, Binding: t.binding})
 }
 
+// errNoVerifier is what a wrong verifier gets too: there is none that fits (RFC 7636 §4.6).
+var errNoVerifier = bad("invalid_grant", "The code_verifier is missing.")
+
 // code is RFC 6749 §4.1.3 with the verifier of RFC 7636 §4.5.
 func (h *Handler) code(r *http.Request, t *tokenRequest) (*apitoken.Issued, error) {
 	if !t.has("code") {
 		return nil, invalid("The code is missing.")
 	}
 	if !t.has("code_verifier") {
-		return nil, invalid("The code_verifier is missing.")
+		return nil, errNoVerifier
 	}
 	audiences, err := t.resources()
 	if err != nil {

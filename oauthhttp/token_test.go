@@ -173,7 +173,7 @@ func TestCodes(t *testing.T) {
 		a.refused(400, "invalid_grant", name)
 	}
 	s.token(redemption(code, "code", ""), s.as("app")).refused(400, "invalid_request")
-	s.token(redemption(code, "code_verifier", ""), s.as("app")).refused(400, "invalid_request", "RFC 7636 §4.5")
+	s.token(redemption(code, "code_verifier", ""), s.as("app")).refused(400, "invalid_grant", "as a wrong one (RFC 7636 §4.6)")
 	s.token(redemption(code), basicAuth("app", "wrong")).refused(401, "invalid_client")
 	pair := s.token(redemption(code), s.as("app")).ok("none of this spent the code")
 	require.Equal(t, "orders:read", pair.text("scope"))

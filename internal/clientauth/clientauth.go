@@ -141,7 +141,10 @@ func Claimant(assertion string) string {
 type Expected struct {
 	Client    string
 	Keys      []*jws.PublicKey
-	Audiences []string // the issuer, and the endpoints that it may have come to
+	Issuer    string   // must be its only aud (draft-ietf-oauth-rfc7523bis §4)
+	Endpoints []string // URLs that may be its aud too; empty: none
+	OneString bool     // aud must be a string, no list of one (FAPI 2.0 §5.3.2.1)
+	Algs      []string // by which it may be signed
 	Now       time.Time
 	Skew      time.Duration // how far the client's clock may be ahead
 }
@@ -161,10 +164,20 @@ func Assertion(assertion string, x Expected) (id string, until time.Time, ok boo
 	if cl.Issuer != x.Client || cl.Subject != x.Client || cl.ID == "" || len(cl.ID) > maxAssertionID || len(cl.Audience) == 0 {
 		return "", until, false
 	}
-	for _, aud := range cl.Audience { // one for another server besides may have been made for that
-		if !slices.Contains(x.Audiences, aud) {
+	// One that names another server besides may have been made for that server, or obtained by it (CVE-2025-27370).
+	for _, aud := range cl.Audience {
+		if aud != x.Issuer && !slices.Contains(x.Endpoints, aud) {
 			return "", until, false
 		}
+	}
+	if len(x.Endpoints) == 0 && len(cl.Audience) != 1 {
+		return "", until, false
+	}
+	if _, err := t.Text("aud"); x.OneString && err != nil {
+		return "", until, false
+	}
+	if !slices.Contains(x.Algs, t.Header.Alg) {
+		return "", until, false
 	}
 	now, ahead := x.Now.Unix(), int64(x.Skew/time.Second)
 	if cl.Expires <= now || cl.Expires-now > int64(maxAssertionLife/time.Second) || cl.IssuedAt > now+ahead || cl.NotBefore > now+ahead {

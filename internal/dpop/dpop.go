@@ -20,6 +20,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -42,8 +43,9 @@ const (
 // Request is a proof and what it came with.
 type Request struct {
 	Proof       string
-	Method, URL string // of the request, URL as clients see it
-	Token       string // the access token beside it, or empty
+	Method, URL string   // of the request, URL as clients see it
+	Token       string   // the access token beside it, or empty
+	Algs        []string // by which it may be signed
 }
 
 // Proof is a proof whose form and signature were verified.
@@ -72,8 +74,8 @@ func Read(r Request) (p Proof, _ *fault.Error) {
 		return p, bad("typ is not dpop+jwt", nil)
 	case t.Header.JWK == "":
 		return p, bad("no jwk", nil)
-	case strings.HasPrefix(t.Header.Alg, "HS"):
-		return p, bad("a symmetric alg", nil)
+	case !slices.Contains(r.Algs, t.Header.Alg):
+		return p, bad("an alg that is not taken here", nil)
 	}
 	key, err := jws.ParseProofKey([]byte(t.Header.JWK), t.Header.Alg)
 	if err != nil {
@@ -272,6 +274,7 @@ type Book struct {
 	nonces  Nonces
 	require bool
 	ahead   time.Duration
+	algs    []string
 	shards  [shards]shard
 }
 
@@ -290,12 +293,12 @@ type window struct {
 }
 
 // NewBook returns an empty Book. require: proofs without a nonce of this Book are refused. ahead is how far iat may be in the
-// future.
-func NewBook(require bool, ahead time.Duration) *Book {
+// future, algs are by which proofs may be signed.
+func NewBook(require bool, ahead time.Duration, algs []string) *Book {
 	key := make([]byte, 32)
 	rand.Read(key)
 	began := time.Now()
-	return &Book{require: require, ahead: ahead, nonces: Nonces{
+	return &Book{require: require, ahead: ahead, algs: algs, nonces: Nonces{
 		Key:    func() ([4]byte, []byte) { return [4]byte{}, key },
 		KeyOf:  func(kid [4]byte) ([]byte, bool) { return key, kid == [4]byte{} },
 		Second: func() int64 { return int64(time.Since(began)/time.Second) + 1 }, // from 1, so that 0 is before all
@@ -306,6 +309,7 @@ func NewBook(require bool, ahead time.Duration) *Book {
 // Check takes the proof of r, which must be of the key with this thumbprint. Without spend it only says what it would
 // answer. fault.InvalidProof; fault.UseNonce, with a nonce.
 func (b *Book) Check(r Request, thumbprint string, now time.Time, spend bool) *fault.Error {
+	r.Algs = b.algs
 	p, err := Read(r)
 	if err != nil {
 		return err

@@ -45,6 +45,9 @@ var curves = map[string]elliptic.Curve{"ES256": elliptic.P256(), "ES384": ellipt
 // EdDSA with such a key.
 var PublicAlgs = []string{"ES256", "ES384", "ES512", "EdDSA", "Ed25519", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}
 
+// FAPIAlgs are those of them that FAPI 2.0 §5.4.1 allows, by the names that it uses.
+var FAPIAlgs = []string{"PS256", "ES256", "EdDSA"}
+
 var errVerify = errors.New("jws: the signature does not fit")
 
 // NewPublicKey checks and prepares a key. It refuses weak and malformed ones with the reason.
