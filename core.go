@@ -50,6 +50,7 @@ func newCore(c Config, injected bool) *core {
 	s := &core{cfg: c, injected: injected, st: c.Store, now: c.Now, log: c.Logger, retryKick: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.rules = rules.NewBook(rules.LocalKeyer())
+	s.rules.Undated = len(c.Trust) == 0 // our own tokens have positions
 	s.audiences = append([]string{c.Audience}, c.Audiences...)
 	s.audit = newAuditLog(s)
 	return s

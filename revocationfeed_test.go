@@ -30,9 +30,9 @@ func (c *cutFollow) Follow(ctx context.Context, after store.Position, kinds []st
 	return c.Store.Follow(ctx, after, kinds, max)
 }
 
-// An issuer whose own reading of the rules was cut between two pages reads the first one again. Its followers get every rule all
-// the same, in pages that go on.
-func TestFeedOfAnIssuerThatReadAPageTwice(t *testing.T) {
+// An issuer whose own reading of the rules was cut between two pages goes on with the second. Its followers get every rule, in
+// pages that go on.
+func TestFeedOfAnIssuerWhoseReadingWasCut(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	st := memstore.New()
@@ -48,12 +48,11 @@ func TestFeedOfAnIssuerThatReadAPageTwice(t *testing.T) {
 	for i := range rules {
 		require.NoError(t, other.Revoke(ctx, apitoken.BySubject(fmt.Sprint("user", i)), "test"))
 	}
-	for range 3 {
-		cut.pages.Store(1)
-		require.Error(t, svc.Sync(ctx))
-	}
+	cut.pages.Store(1)
+	require.Error(t, svc.Sync(ctx))
+	cut.pages.Store(1)
+	require.NoError(t, svc.Sync(ctx), "what was read is not read again")
 	cut.pages.Store(-1)
-	require.NoError(t, svc.Sync(ctx))
 
 	for _, page := range []int{200, 300, 700, 1000, 5000} {
 		seen := map[[16]byte]bool{}

@@ -429,7 +429,7 @@ func New(c Config) (*Service, error) {
 		return now.After(time.UnixMilli(since).Add(s.longest.Load().grant + grantSlack))
 	})
 	s.roles = newRoleBook()
-	s.state = follow.New(s.ctx, follow.Config{Store: c.Store, Now: c.Now, Injected: injected, Log: c.Logger, Staleness: c.Validation.MaxStaleness,
+	s.state = follow.New(s.ctx, follow.Config{Store: c.Store, Now: c.Now, Injected: injected, Log: c.Logger, Staleness: c.Validation.MaxStaleness, Answer: startTimeout,
 		First: snapshotKinds, Then: followedKinds}, follow.To{Apply: s.apply, Aside: s.setAside, Told: s.tellUnreadable, Forget: s.forget, Lost: s.lost, Round: s.round})
 	s.writer.Store, s.writer.State = c.Store, s.state
 	if err := s.start(); err != nil {
@@ -445,9 +445,12 @@ func (s *Service) start() error {
 	if err := s.openNamespace(ctx); err != nil {
 		return err
 	}
-	if err := s.state.Refresh(ctx); err != nil {
-		return startError(ctx, err)
+	// A store that goes on answering is waited for, however much it holds.
+	if err := s.state.Refresh(s.ctx); err != nil {
+		return startError(s.ctx, err)
 	}
+	ctx, cancel = context.WithTimeout(s.ctx, startTimeout)
+	defer cancel()
 	if err := public(s.SigningKeys.ring.Ensure(ctx)); err != nil {
 		return startError(ctx, err)
 	}
@@ -480,7 +483,7 @@ func startError(ctx context.Context, err error) error {
 	if e := (*ConfigError)(nil); errors.As(err, &e) {
 		return err
 	}
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || errors.Is(err, follow.ErrLate) {
 		return &ConfigError{Field: "Store", Err: fail(ErrUnavailable, "Config.Store did not answer within %s: %s", startTimeout, detailOf(err))}
 	}
 	return &ConfigError{Field: "Store", Err: &Error{Code: ErrUnavailable, Detail: "start: " + detailOf(err), Cause: nil}}

@@ -2,8 +2,10 @@ package apitoken_test
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -68,4 +70,50 @@ func TestRecordsWithoutANamespace(t *testing.T) {
 	require.NoError(t, err)
 	_, err = apitoken.New(config(st))
 	require.ErrorContains(t, err, "no namespace")
+}
+
+// slowPages is a store that takes a while for each page of what every process must know.
+type slowPages struct {
+	store.Store
+	each  time.Duration
+	asked []store.Position
+}
+
+func (s *slowPages) Follow(ctx context.Context, after store.Position, kinds []store.Kind, max int) (store.View, error) {
+	s.asked = append(s.asked, after)
+	select {
+	case <-time.After(s.each):
+		return s.Store.Follow(ctx, after, kinds, max)
+	case <-ctx.Done():
+		return store.View{}, ctx.Err()
+	}
+}
+
+// TestStartOnMuchThatIsReadSlowly: a store that goes on answering is waited for, however long it takes in all; one that stops is not.
+func TestStartOnMuchThatIsReadSlowly(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st := memstore.New()
+		first := serviceOn(t, st, nil)
+		for i := range 3500 {
+			require.NoError(t, first.Revoke(t.Context(), apitoken.BySubject(fmt.Sprint("user", i)), "test"))
+		}
+		old := issue(t, first, aliceSession)
+		require.NoError(t, first.Revoke(t.Context(), apitoken.BySubject("alice"), "test"))
+
+		slow := &slowPages{Store: st, each: 15 * time.Second}
+		began := time.Now()
+		svc := serviceOn(t, slow, nil)
+		require.Greater(t, time.Since(began), time.Minute)
+		for i, p := range slow.asked[1:] {
+			require.Greater(t, p.N, slow.asked[i].N, "no page is read twice")
+		}
+		require.NoError(t, svc.Sync(t.Context()))
+		require.ErrorIs(t, validate(svc, old.Access), apitoken.ErrRevoked)
+
+		began = time.Now()
+		_, err := apitoken.New(config(&slowPages{Store: st, each: time.Hour}))
+		require.ErrorContains(t, err, "did not answer within 20s")
+		require.Equal(t, 20*time.Second, time.Since(began))
+	})
 }

@@ -43,6 +43,7 @@ type Config struct {
 	Injected  bool // Now is not the process's clock: stores do not share it
 	Log       *slog.Logger
 	Staleness time.Duration // the bound on the view's age
+	Answer    time.Duration // how long one answer of the store may take; 0: as long as the caller's context lets it
 	First     []store.Kind  // read whole at start
 	Then      []store.Kind  // followed from then on
 }
@@ -57,13 +58,14 @@ type Follower struct {
 	aside sync.Map        // Name → error: records that could not be read
 	turn  chan struct{}   // holds the one right to follow; a channel, so that waiting for it ends with a context
 	view  atomic.Pointer[View]
-	kick  chan struct{}                 // wakes run early
-	warm  bool                          // the snapshot was read; guarded by turn
-	lost  atomic.Uint64                 // times that the store's history changed under us
-	moved atomic.Pointer[chan struct{}] // closed when the position changes
-	round atomic.Pointer[round]         // of run, the next one
-	looks chan struct{}                 // places of those who wait in look
-	gone  atomic.Bool                   // the service has moved to another store: this one's state is the past
+	kick  chan struct{}                  // wakes run early
+	warm  bool                           // the snapshot was read; guarded by turn
+	read  atomic.Pointer[store.Position] // where the reading that was cut short stopped, nil: none was; written under turn
+	lost  atomic.Uint64                  // times that the store's history changed under us
+	moved atomic.Pointer[chan struct{}]  // closed when the position changes
+	round atomic.Pointer[round]          // of run, the next one
+	looks chan struct{}                  // places of those who wait in look
+	gone  atomic.Bool                    // the service has moved to another store: this one's state is the past
 	high  atomic.Pointer[hightide]
 	// ahead is how far the store's clock is ahead of ours, ms: measured at each answer, to within its round trip.
 	ahead atomic.Int64
@@ -119,8 +121,12 @@ type View struct {
 // Page is how many records are asked for at once.
 const Page = 1000
 
-// ErrGone is what a Follower answers once its service has moved.
-var ErrGone = errors.New("the service has moved to another store")
+// ErrGone is what a Follower answers once its service has moved, ErrLate when the store took longer for one answer than
+// Config.Answer.
+var (
+	ErrGone = errors.New("the service has moved to another store")
+	ErrLate = errors.New("the store does not answer in time")
+)
 
 // New makes a Follower that lives until ctx ends.
 func New(ctx context.Context, c Config, to To) *Follower {
@@ -170,6 +176,14 @@ func (st *Follower) Hold(ctx context.Context) (release func(), err error) {
 // Position is how far the view reaches.
 func (st *Follower) Position() store.Position { return st.view.Load().Pos }
 
+// Reached is how far records were handed over: beyond Position by what a reading brought that ended before its last page.
+func (st *Follower) Reached() store.Position {
+	if p := st.read.Load(); p != nil {
+		return *p
+	}
+	return st.Position()
+}
+
 // Behind reports whether head tells of changes that this process has not seen.
 func (st *Follower) Behind(head store.Position) bool {
 	p := st.Position()
@@ -207,9 +221,9 @@ func (st *Follower) Refresh(ctx context.Context) error {
 // follow reads to the end. The caller has the turn.
 func (st *Follower) follow(ctx context.Context) error {
 	for lost := 0; ; lost++ {
-		kinds, from := st.c.Then, st.view.Load().Pos
+		kinds, from := st.c.Then, st.Reached()
 		if !st.warm {
-			kinds, from = st.c.First, store.Position{}
+			kinds = st.c.First
 		}
 		sent, began := st.c.Now(), time.Now()
 		next, err := st.pages(ctx, from, kinds)
@@ -218,6 +232,7 @@ func (st *Follower) follow(ctx context.Context) error {
 			st.lost.Add(1)
 			st.c.Log.Warn("apitoken: the store's history changed; reading it again", "history", from.History, "position", from.N)
 			st.warm = false
+			st.read.Store(&store.Position{})
 			st.aside.Clear()
 			st.to.Forget()
 			continue
@@ -229,6 +244,7 @@ func (st *Follower) follow(ctx context.Context) error {
 			return ErrGone // the view stays as old as it is, and gets older
 		}
 		st.warm = true
+		st.read.Store(nil)
 		if old := st.view.Swap(&View{Pos: next, Sent: sent, Wall: sent.UnixNano(), real: began}); old.Pos != next {
 			moved := make(chan struct{})
 			close(*st.moved.Swap(&moved))
@@ -240,26 +256,54 @@ func (st *Follower) follow(ctx context.Context) error {
 	}
 }
 
+// pages hands over what comes after from, page by page, and asks for the next page meanwhile. What it handed over is not read
+// again when it ends early, so that who is far behind gets nearer each time.
 func (st *Follower) pages(ctx context.Context, from store.Position, kinds []store.Kind) (store.Position, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	v, err := st.page(ctx, from, kinds)
 	for {
-		v, err := st.c.Store.Follow(ctx, from, kinds, Page)
 		if err != nil {
 			return from, err
 		}
-		if v.Now != 0 {
-			st.ahead.Store(v.Now - st.c.Now().UnixMilli())
-			st.Latest(time.UnixMilli(v.Now))
+		var next store.View
+		var failed error
+		var ahead sync.WaitGroup
+		if v.More {
+			ahead.Go(func() { next, failed = st.page(ctx, v.Next, kinds) })
 		}
 		for i := range v.Records {
 			if err := st.take(v.Records[i]); err != nil {
+				cancel()
+				ahead.Wait()
 				return from, fmt.Errorf("record %s %q: %w", v.Records[i].Kind, v.Records[i].ID, err)
 			}
 		}
-		from = v.Next
-		if !v.More {
+		at := v.Next
+		if from = at; !v.More {
 			return from, nil
 		}
+		st.read.Store(&at)
+		ahead.Wait()
+		v, err = next, failed
 	}
+}
+
+func (st *Follower) page(ctx context.Context, from store.Position, kinds []store.Kind) (store.View, error) {
+	actx, cancel := ctx, func() {}
+	if st.c.Answer > 0 {
+		actx, cancel = context.WithTimeout(ctx, st.c.Answer)
+	}
+	defer cancel()
+	v, err := st.c.Store.Follow(actx, from, kinds, Page)
+	if err != nil && actx.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w: %w", ErrLate, err)
+	}
+	if err == nil && v.Now != 0 {
+		st.ahead.Store(v.Now - st.c.Now().UnixMilli())
+		st.Latest(time.UnixMilli(v.Now))
+	}
+	return v, err
 }
 
 // Wake asks Run to look at the store now.

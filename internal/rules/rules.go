@@ -30,6 +30,7 @@ type Book struct {
 	Version atomic.Uint64 // rises after every change; a cached verdict of another version is checked again
 	Older   *Book         // what was known under an earlier key of the feed; set once
 	Feed    string        // the key and namespace of the feed whose hashes it holds; empty for a service's own
+	Undated bool          // no token without positions is looked for in it, so that it keeps no times of rules; set once
 	Missing atomic.Bool   // the store lost history: the janitor puts back what recent holds
 
 	mu     sync.Mutex // guards recent and writes to pending
@@ -188,7 +189,9 @@ func (b *Book) enter(x Record, expires int64) {
 	default:
 		b.raise(classBirth, t, x.Q, expires)
 	}
-	b.raise(classWall, t, x.At/1000, expires)
+	if !b.Undated {
+		b.raise(classWall, t, x.At/1000, expires)
+	}
 }
 
 func (b *Book) raise(c Class, t Target, v, expires int64) {
@@ -392,6 +395,9 @@ func (b *Book) decides(x *Subject, k targetKind, issuer, id, holder string) bool
 		return true
 	}
 	if x.Wall {
+		if b.Undated {
+			return true // never asked; a book that cannot tell refuses
+		}
 		v, ok := b.at(classWall, k, issuer, id, holder)
 		return ok && (x.Iat.IsZero() || x.Iat.Unix() <= x.until(v))
 	}

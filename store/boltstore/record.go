@@ -96,13 +96,9 @@ func stampRecord(b []byte, kind store.Kind, id string, written, pos, due, born i
 }
 
 func recordCRC(b []byte, kind store.Kind, id string) uint32 {
-	// The key is short: a buffer on the stack is cheaper than two more calls on strings.
-	var key [store.MaxKind + 1 + store.MaxID]byte
-	n := copy(key[:], kind)
-	key[n] = 0
-	n++
-	n += copy(key[n:], id)
-	return crc32.Update(crc32.Checksum(b, castagnoli), castagnoli, key[:n])
+	key := make([]byte, 0, len(kind)+1+len(id)) // on the heap: what crc32 gets escapes
+	key = append(append(append(key, kind...), 0), id...)
+	return crc32.Update(crc32.Checksum(b, castagnoli), castagnoli, key)
 }
 
 // recordHeader is what the writer must know of the record that it replaces.

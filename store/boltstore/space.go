@@ -176,6 +176,8 @@ func (sp *space) follow(ctx context.Context, after store.Position, kinds []store
 			return nil
 		}
 		examined := 0
+		var records *bbolt.Bucket // of kind of
+		var of store.Kind
 		c := order.Cursor()
 		for k, v := c.Seek(key64(after.N + 1)); k != nil; k, v = c.Next() {
 			if len(view.Records) >= max || examined >= followExamine {
@@ -195,11 +197,12 @@ func (sp *space) follow(ctx context.Context, after store.Position, kinds []store
 			if !wanted(kinds, kind) {
 				continue
 			}
-			b := readSub(ns, classRecords, kind)
-			if b == nil {
-				return errValue(fmt.Sprintf("no records of kind %s", kind))
+			if records == nil || kind != of {
+				if records, of = readSub(ns, classRecords, kind), kind; records == nil {
+					return errValue(fmt.Sprintf("no records of kind %s", kind))
+				}
 			}
-			r, err := decodeRecord(b.Get(v[i+1:]), kind, id, sp.s.history)
+			r, err := decodeRecord(records.Get(v[i+1:]), kind, id, sp.s.history)
 			if err != nil {
 				return err
 			}
