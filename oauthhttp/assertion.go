@@ -33,6 +33,11 @@ type AssertionIssuer struct {
 	// Reusable takes an assertion until it expires, for issuers whose JWTs are made to be used again, such as a
 	// workload's. Without it each is good once, in all processes on the store.
 	Reusable bool
+	// IDJAG takes identity assertion authorization grants of this issuer, and nothing else
+	// (draft-ietf-oauth-identity-assertion-authz-grant): JWTs with typ oauth-id-jag+jwt that name this issuer alone in aud, and in
+	// client_id the confidential client that presents them. Their resource and scope are the most that comes of them. Client and
+	// Reusable contradict it.
+	IDJAG bool
 }
 
 // Assertion is a JWT that was verified.
@@ -40,6 +45,8 @@ type Assertion struct {
 	Issuer, Subject, ID string
 	Client              string // who presents it; AssertionIssuer.Client where nobody authenticated
 	IssuedAt, ExpiresAt time.Time
+	Scopes              apitoken.Scopes // of an ID-JAG: the most that its issuer allows; nil: it does not say
+	Resources           []string        // of an ID-JAG: for which resources; nil: it does not say
 	Claims              json.RawMessage // the members that no RFC names; nil: none
 }
 
@@ -164,6 +171,9 @@ func (h *Handler) jwtBearer(r *http.Request, t *tokenRequest) (*apitoken.Issued,
 	if t.voucher, err = apitoken.NewToken(apitoken.TokenSpec{Kind: apitoken.KindAccess, Issuer: a.Issuer, Subject: a.Subject, ID: a.ID}); err != nil {
 		return nil, err
 	}
+	if req.Audiences, err = a.targets(req.Audiences); err != nil {
+		return nil, err
+	}
 	if err := t.prove(); err != nil {
 		return nil, err
 	}
@@ -184,10 +194,16 @@ func (h *Handler) jwtBearer(r *http.Request, t *tokenRequest) (*apitoken.Issued,
 		if scopes, err = h.usual(&t.Client); err != nil {
 			return nil, err
 		}
+		if a.Scopes != nil {
+			if scopes = h.svc.Narrow(scopes, a.Scopes); len(scopes) == 0 {
+				return nil, errScope
+			}
+		}
 		if !who.Scopes.all {
 			scopes = h.svc.Narrow(scopes, who.Scopes.only)
 		}
-	case !t.Scopes.Cover(scopes), !who.Scopes.all && !who.Scopes.only.Cover(scopes): // also where roles would only cut it to nothing
+	case !t.Scopes.Cover(scopes), a.Scopes != nil && !a.Scopes.Cover(scopes),
+		!who.Scopes.all && !who.Scopes.only.Cover(scopes): // also where roles would only cut it to nothing
 		return nil, errScope
 	}
 	limit(&req, scopes, who.Roles)
@@ -251,7 +267,10 @@ func (h *Handler) verifyAssertion(r *http.Request, t *tokenRequest) (a Assertion
 	}
 	from = h.issues[at]
 	// Tokens, proofs and other kinds of JWT do not vouch for anybody (RFC 8725 §3.11).
-	if typ := p.Header.Typ; typ != "" && !jws.IsType(typ, "jwt") && !jws.IsType(typ, "authorization-grant+jwt") {
+	switch typ := p.Header.Typ; {
+	case from.IDJAG && !jws.IsType(typ, typeIDJAG):
+		return a, nil, "", badAssertion("typ is not " + typeIDJAG)
+	case !from.IDJAG && typ != "" && !jws.IsType(typ, "jwt") && !jws.IsType(typ, "authorization-grant+jwt"):
 		return a, nil, "", badAssertion("another kind of JWT")
 	}
 	if !slices.Contains(h.svc.ProofAlgorithms(), p.Header.Alg) {
@@ -293,6 +312,11 @@ func (h *Handler) verifyAssertion(r *http.Request, t *tokenRequest) (a Assertion
 	a = Assertion{Issuer: c.Issuer, Subject: c.Subject, ID: c.ID, Client: t.ID, ExpiresAt: end, Claims: slices.Clone(p.PrivateClaims())}
 	if c.IssuedAt != 0 {
 		a.IssuedAt = time.Unix(c.IssuedAt, 0)
+	}
+	if from.IDJAG {
+		if err := readIDJAG(&p, t, h.svc.Issuer(), &a); err != nil {
+			return a, nil, "", err
+		}
 	}
 	return a, from, "jwt-bearer\x00" + c.Issuer + "\x00" + id, nil
 }

@@ -36,6 +36,7 @@ type serverMetadata struct {
 	ResponseTypes     []string        `json:"response_types_supported"`
 	ResponseModes     []string        `json:"response_modes_supported,omitempty"`
 	GrantTypes        []string        `json:"grant_types_supported"`
+	GrantProfiles     []string        `json:"authorization_grant_profiles_supported,omitempty"`
 	TokenAuth         []string        `json:"token_endpoint_auth_methods_supported"`
 	TokenAuthAlgs     []string        `json:"token_endpoint_auth_signing_alg_values_supported"`
 	Revocation        string          `json:"revocation_endpoint"`
@@ -94,6 +95,9 @@ func (h *Handler) metadata() *serverMetadata {
 	}
 	if len(h.o.Assertions) > 0 {
 		m.GrantTypes = append(m.GrantTypes, apitoken.GrantJWTBearer)
+	}
+	if slices.ContainsFunc(h.o.Assertions, func(a AssertionIssuer) bool { return a.IDJAG }) {
+		m.GrantProfiles = []string{profileIDJAG}
 	}
 	if h.o.DevicePage != "" {
 		m.Device = h.base + devicePath

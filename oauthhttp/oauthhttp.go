@@ -229,6 +229,9 @@ func (o *Options) check(issuer *url.URL) error {
 		case a.Keys == nil || a.Subject == nil:
 			return wrong("Assertions", "an issuer without Keys or Subject")
 		}
+		if err := a.checkIDJAG(issuer.String()); err != nil {
+			return err
+		}
 		seen[a.Issuer] = true
 	}
 	if d := o.Details; d != nil && (len(d.Types) == 0 || d.Check == nil) {
