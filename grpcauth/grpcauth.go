@@ -12,7 +12,8 @@
 // caller.
 //
 // A refusal is a status with google.rpc.ErrorInfo, and with google.rpc.RetryInfo where a retry may help. docs/adapters.md has the
-// table of codes and reasons. The trailer has www-authenticate and dpop-nonce where HTTP has these headers.
+// table of codes and reasons. The response's header has
+// www-authenticate and dpop-nonce where HTTP has them.
 package grpcauth
 
 import (
@@ -144,7 +145,7 @@ func (g *Guard) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInf
 }
 
 // Error is the status by which Unary and Stream refuse for err, for handlers that decide more by themselves: with
-// [apitoken.Token.Check], or by a call of the service. It adds to the trailer of ctx's call. An error that is not apitoken's is
+// [apitoken.Token.Check], or by a call of the service. It adds to the header of ctx's call. An error that is not apitoken's is
 // codes.Internal and tells nothing of its text; nil is nil.
 func (g *Guard) Error(ctx context.Context, err error) error {
 	if err == nil {
@@ -205,15 +206,15 @@ func (g *Guard) stripped(ctx context.Context) context.Context {
 	return metadata.NewIncomingContext(ctx, md)
 }
 
-// refusal is the status of a, whose headers go to the trailer of ctx's call.
+// refusal is the status of a, whose headers go to the header of ctx's call: no challenge may stand in a trailer (RFC 9110 §6.5.1).
 func refusal(ctx context.Context, a *rpc.Answer) error {
 	r := a.Refusal()
-	trailer := metadata.MD{}
+	header := metadata.MD{}
 	for name, values := range r.Header {
-		trailer.Append(name, values...)
+		header.Append(name, values...)
 	}
-	if len(trailer) > 0 {
-		_ = grpc.SetTrailer(ctx, trailer) // only a ctx that is no call's has none
+	if len(header) > 0 {
+		_ = grpc.SetHeader(ctx, header) // fails for a stream that has sent its header, and for a ctx of no call
 	}
 	info := &errdetails.ErrorInfo{Reason: r.Reason, Domain: rpc.Domain}
 	if r.Scope != "" {

@@ -213,8 +213,8 @@ func TestARefusalTellsWhatWouldBeEnough(t *testing.T) {
 	t.Parallel()
 	svc := apitokentest.New(t)
 	client := start(t, grpcauth.New(svc, grpcauth.Options{Methods: table, HTTP: httpauth.Options{Metadata: "https://api.test/metadata"}}), newService())
-	var trailer metadata.MD
-	_, err := client.UnaryCall(with(t.Context(), svc.Mint("alice")), &testpb.SimpleRequest{}, grpc.Trailer(&trailer))
+	var header metadata.MD
+	_, err := client.UnaryCall(with(t.Context(), svc.Mint("alice")), &testpb.SimpleRequest{}, grpc.Header(&header))
 	st := status.Convert(err)
 	require.Equal(t, codes.PermissionDenied, st.Code())
 	require.Len(t, st.Details(), 1)
@@ -222,8 +222,8 @@ func TestARefusalTellsWhatWouldBeEnough(t *testing.T) {
 	assert.Equal(t, "INSUFFICIENT_SCOPE", info.Reason)
 	assert.Equal(t, "apitoken", info.Domain)
 	assert.Equal(t, map[string]string{"scope": "orders:read"}, info.Metadata)
-	require.Len(t, trailer["www-authenticate"], 1)
-	assert.Contains(t, trailer["www-authenticate"][0], `resource_metadata="https://api.test/metadata"`)
+	require.Len(t, header["www-authenticate"], 1)
+	assert.Contains(t, header["www-authenticate"][0], `resource_metadata="https://api.test/metadata"`)
 }
 
 func TestARefusalThatPassesTellsWhenToRetry(t *testing.T) {
@@ -242,7 +242,7 @@ func TestARefusalThatPassesTellsWhenToRetry(t *testing.T) {
 	assert.Equal(t, time.Minute, st.Details()[1].(*errdetails.RetryInfo).RetryDelay.AsDuration())
 }
 
-func TestANonceIsInTheTrailer(t *testing.T) {
+func TestANonceIsInTheHeader(t *testing.T) {
 	t.Parallel()
 	svc := apitokentest.New(t, func(c *apitoken.Config) { c.Validation.RequireProofNonce = true })
 	guard := grpcauth.New(svc, grpcauth.Options{Methods: table, HTTP: httpauth.Options{BaseURL: apitokentest.Audience}})
@@ -250,10 +250,10 @@ func TestANonceIsInTheTrailer(t *testing.T) {
 	s.deny = func(ctx context.Context) error {
 		return guard.Error(ctx, &apitoken.Error{Code: apitoken.ErrUseNonce, Nonce: "n-1"})
 	}
-	var trailer metadata.MD
-	_, err := start(t, guard, s).UnaryCall(with(t.Context(), svc.Mint("alice", adaptertest.Scope)), &testpb.SimpleRequest{}, grpc.Trailer(&trailer))
+	var header metadata.MD
+	_, err := start(t, guard, s).UnaryCall(with(t.Context(), svc.Mint("alice", adaptertest.Scope)), &testpb.SimpleRequest{}, grpc.Header(&header))
 	require.Equal(t, codes.Unauthenticated, status.Code(err))
-	assert.Equal(t, []string{"n-1"}, trailer["dpop-nonce"])
+	assert.Equal(t, []string{"n-1"}, header["dpop-nonce"])
 }
 
 func TestAHandlersOwnDecision(t *testing.T) {
