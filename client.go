@@ -328,7 +328,8 @@ func (cs *Clients) check(c *Client) error {
 }
 
 // Create registers c and returns it with its ID and, if it proves itself by one, its secret: shown now and
-// never again. ErrInvalidRequest: the ID is taken, by a client or a subject with a session or API key, or c contradicts itself.
+// never again. ErrInvalidRequest: the ID is taken, by a client or by a subject with a session, API key, ticket or access token,
+// or c contradicts itself.
 func (cs *Clients) Create(ctx context.Context, c Client) (_ Client, _ Secret, failed error) {
 	defer tell(&failed)
 	c, secret, _, err := cs.create(ctx, c, false)
@@ -382,8 +383,9 @@ func (cs *Clients) create(ctx context.Context, c Client, manages bool) (_ Client
 	return rec.public(c.ID), secret, registration, nil
 }
 
-// noSubject refuses the ID of a new client that somebody else goes by: the tokens of either would pass for the other's. It knows
-// of subjects with a session or an API key now; a token without a session leaves no record.
+// noSubject refuses the ID of a new client that somebody else goes by: the tokens of either would pass for the other's. Somebody
+// goes by it who has a session, an API key, a ticket that is not spent, or an access token that no session stands behind. The
+// last leaves no record but its event, so Config.KeepEvents of less than Lifetimes.MaxAccess leaves some out.
 func (cs *Clients) noSubject(ctx context.Context, id string) error {
 	taken := func(what string) error {
 		return fail(ErrInvalidRequest, "client ID %q is a subject's, who has %s: the tokens of one would pass for the other's", id, what)
@@ -403,6 +405,46 @@ func (cs *Clients) noSubject(ctx context.Context, id string) error {
 		var rec apiKeyRecord
 		if read(&apiKeyForm, r, &rec) != nil || rec.alive(cs.s.now()) && cs.s.rules.Hit(rec.ruleSubject(r.ID)) == "" {
 			return taken("an API key")
+		}
+	}
+	for r, err := range cs.s.pages(ctx, store.Query{Kind: kindTicket, Subject: id, Newest: true}, Page{}) {
+		if err != nil {
+			return err
+		}
+		t, err := readTicket(r)
+		if err != nil || t.Spent == "" && cs.s.now().UnixMilli() < t.Expires && cs.s.rules.Hit(t.got()) == "" {
+			return taken("a ticket or an authorization code")
+		}
+	}
+	return cs.noToken(ctx, id, taken)
+}
+
+// noToken looks for access tokens of a subject in the events of the time that the longest of them lives.
+func (cs *Clients) noToken(ctx context.Context, id string, taken func(what string) error) error {
+	live := cs.s.longest.Load().access + time.Minute // for clocks that differ
+	q := store.Query{Kind: store.KindEvent, Subject: id, Since: max(cs.s.now().Add(-live).UnixMilli(), 0), Newest: true}
+	for r, err := range cs.s.pages(ctx, q, Page{}) {
+		if err != nil {
+			return err
+		}
+		e, err := readEvent(r)
+		if err != nil {
+			return err
+		}
+		if e.Type != EventIssued && e.Type != EventExchanged || !e.OK || e.Issuer != "" || e.Subject != id {
+			continue
+		}
+
+		// A token with a session was judged with its session.
+		if _, err := cs.s.get(ctx, kindGrant, e.Grant); err == nil {
+			continue
+		} else if !isNotFound(err) {
+			return err
+		}
+		at := store.Position{N: r.Written << 16} // about where it was issued
+		x := &rules.Subject{Subject: id, Client: e.Client, Id: e.TokenID, Grant: e.Grant, Iat: e.Time, Pos: rules.Positions{Birth: at, View: at}}
+		if cs.s.rules.Hit(x) == "" {
+			return taken("an access token")
 		}
 	}
 	return nil

@@ -120,11 +120,14 @@ func TestNoClientGoesByASubjectsName(t *testing.T) {
 	require.ErrorIs(t, err, apitoken.ErrInvalidRequest, "nor does one that describes itself")
 
 	for call, make := range made {
-		session, key := "session-"+call, "key-"+call
+		session, key, ticket, token := "session-"+call, "key-"+call, "ticket-"+call, "token-"+call
 		alice := issue(t, svc, apitoken.Request{Subject: session, Refresh: true})
 		x, _, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: key})
 		require.NoError(t, err)
-		for id, has := range map[string]string{session: "a session", key: "an API key"} {
+		_, err = svc.Prepare(ctx, apitoken.Request{Subject: ticket}, apitoken.Ticket{Lifetime: time.Minute})
+		require.NoError(t, err)
+		short := issue(t, svc, apitoken.Request{Subject: token})
+		for id, has := range map[string]string{session: "a session", key: "an API key", ticket: "a ticket", token: "an access token"} {
 			err := make(id)
 			require.ErrorIs(t, err, apitoken.ErrInvalidRequest, "%s %s", call, id)
 			require.Contains(t, fmt.Sprintf("%+v", err), has)
@@ -135,7 +138,9 @@ func TestNoClientGoesByASubjectsName(t *testing.T) {
 		// Who is gone has left the name.
 		require.NoError(t, svc.Revoke(ctx, apitoken.ByGrant(alice.Token.Grant()), "left"))
 		require.NoError(t, svc.APIKeys.Revoke(ctx, x.ID, "left"))
-		for _, id := range []string{session, key} {
+		require.NoError(t, svc.Revoke(ctx, apitoken.BySubject(ticket), "left"))
+		require.NoError(t, svc.Revoke(ctx, apitoken.ByToken(short.Token.ID()), "left"))
+		for _, id := range []string{session, key, ticket, token} {
 			require.NoError(t, make(id), "%s %s", call, id)
 			_, err = svc.Issue(ctx, apitoken.Request{Subject: id})
 			require.ErrorIs(t, err, apitoken.ErrInvalidRequest)
@@ -148,6 +153,10 @@ func TestNoClientGoesByASubjectsName(t *testing.T) {
 
 	issue(t, svc, apitoken.Request{Subject: "expires", Refresh: true})
 	require.Error(t, made["Create"]("expires"))
+	issue(t, svc, apitoken.Request{Subject: "brief"})
+	require.Error(t, made["Create"]("brief"))
+	now.Advance(90 * time.Minute) // over Lifetimes.MaxAccess
+	require.NoError(t, made["Create"]("brief"), "a token that has expired holds no name")
 	now.Advance(400 * 24 * time.Hour)
 	require.NoError(t, made["Create"]("expires"), "a session that has ended holds no name")
 	require.NoError(t, made["Declare"]("session-Declare"), "a client that is there is declared again as before")
