@@ -463,18 +463,25 @@ func (r *refusal) confirmed(cs *Clients, a *ClientAuth) {
 }
 
 // Refused counts a refusal that an adapter decided by itself, as [EventRefused] with the given reason, a constant word, and why,
-// the limit that said no. by is a client that [Clients.Confirm] confirmed, and the Token in ctx says who else was refused; either may
-// be zero. It counts nothing where neither proves who it was: strangers leave no names.
+// the limit that said no. by is a client that [Clients.Confirm] confirmed, or the ID alone of a registered client that is refused
+// something and proved nothing, as when a user says no to it; the Token in ctx says who else was refused. Either may be zero. It
+// counts nothing where neither names anybody: strangers leave no names.
 func (s *Service) Refused(ctx context.Context, by ClientAuth, reason, why string) {
 	var known refusal
 	if t := FromContext(ctx); !t.IsZero() {
 		known.of(s.core, t.d)
 	}
-	who, err := s.Clients.caller(ctx, by)
-	if err != nil {
-		return
+	if by.namesOnly() {
+		if s.Clients.lookup(by.ID) != nil {
+			known.claimed = by.ID
+		}
+	} else {
+		who, err := s.Clients.caller(ctx, by)
+		if err != nil {
+			return
+		}
+		known.by(&who)
 	}
-	known.by(&who)
 	if known.named() {
 		s.audit.denied(ctx, reason, known, fail(ErrDenied, "%s", why))
 	}

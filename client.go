@@ -86,6 +86,11 @@ func (a *ClientAuth) proves() bool {
 	return a.ID != "" || !a.Secret.IsZero() || !a.Assertion.IsZero() || a.Certificate != nil || a.confirmed != nil
 }
 
+// namesOnly reports whether a is an ID alone, which anybody may say.
+func (a *ClientAuth) namesOnly() bool {
+	return a.ID != "" && a.Secret.IsZero() && a.Assertion.IsZero() && a.Certificate == nil && a.confirmed == nil
+}
+
 func (a ClientAuth) isZero() bool {
 	return a.ID == "" && a.Secret.IsZero() && a.Assertion.IsZero() && a.Certificate == nil
 }

@@ -376,7 +376,8 @@ func (x *Approval) request(c apitoken.Client, asked apitoken.Scopes, resources [
 }
 
 // Deny ends an authorization without a code. reason is an error code of RFC 6749 §4.1.2.1, or of OpenID Connect where the
-// client asked for no questions (prompt=none): "login_required", "consent_required". Empty: access_denied.
+// client asked for no questions (prompt=none): "login_required", "consent_required". Empty: access_denied. The refusal is recorded
+// with the client and the Token in r's context.
 func (h *Handler) Deny(w http.ResponseWriter, r *http.Request, a *Authorization, reason string) {
 	guardPage(w)
 	if a == nil || !a.checked {
@@ -392,6 +393,7 @@ func (h *Handler) Deny(w http.ResponseWriter, r *http.Request, a *Authorization,
 		h.log.WarnContext(r.Context(), "oauthhttp: Deny with an unknown reason", "reason", reason)
 		reason = "server_error"
 	}
+	h.svc.Refused(r.Context(), apitoken.ClientAuth{ID: a.Client.ID}, "authorize", "the host denied the request: "+reason)
 	if a.pushed != "" {
 		// A denied request stays denied, but that it does matters less than that the client hears of it.
 		if err := h.takePushed(r.Context(), a.pushed); err != nil {

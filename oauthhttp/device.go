@@ -396,16 +396,20 @@ func (h *Handler) ApproveDevice(ctx context.Context, x *DeviceRequest, a Approva
 	})
 }
 
-// DenyDevice refuses a device. Errors are as of ApproveDevice.
+// DenyDevice refuses a device. Errors are as of ApproveDevice. The refusal is recorded with the client and the Token in ctx.
 func (h *Handler) DenyDevice(ctx context.Context, x *DeviceRequest) error {
 	if x == nil || x.sum == "" {
 		return errNoDevice()
 	}
-	return h.decide(ctx, x, func(d *deviceNote) error {
+	err := h.decide(ctx, x, func(d *deviceNote) error {
 		if d.State != "" {
 			return errDecided()
 		}
 		d.State = "denied"
 		return nil
 	})
+	if err == nil {
+		h.svc.Refused(ctx, apitoken.ClientAuth{ID: x.Client.ID}, "device", "the host denied the device: access_denied")
+	}
+	return err
 }

@@ -3,6 +3,7 @@ package oauthhttp_test
 import (
 	"context"
 	"net/http"
+	"net/http/httptest"
 	"reflect"
 	"strings"
 	"testing"
@@ -23,6 +24,7 @@ type refusal struct {
 
 const (
 	answersAnybody = "it answers whoever asks, and refuses nobody"
+	asksTheHost    = "only the host's own pages call it, and what a user may not give is recorded by Service.Prepare"
 	asksStrangers  = "a browser brings no credential of the client there: what the user may give is judged by Prepare, and the code by the token endpoint"
 )
 
@@ -38,9 +40,29 @@ func registered(s *site, m metadata) *answer {
 	return s.do(jsonRequest(s.t, "PUT", "/register/"+a.text("client_id"), m), bearer(a.text("registration_access_token")))
 }
 
+// signedIn is the context of a request that alice's token came with.
+func signedIn(s *site) context.Context {
+	i, err := s.svc.Issue(context.Background(), apitoken.Request{Subject: "alice"})
+	require.NoError(s.t, err)
+	return apitoken.NewContext(context.Background(), i.Token)
+}
+
+// deny ends a client's authorization request, for alice or for somebody who is not signed in.
+func deny(s *site, client string, known bool, reason string) *answer {
+	ctx := context.Background()
+	if known {
+		ctx = signedIn(s)
+	}
+	a, err := s.h.Authorization(ctx, authorization(client).Encode())
+	require.NoError(s.t, err)
+	w := httptest.NewRecorder()
+	s.h.Deny(w, httptest.NewRequest(http.MethodPost, testIssuer+"/login", nil).WithContext(ctx), a, reason)
+	return &answer{Response: w.Result(), t: s.t, raw: w.Body.Bytes()}
+}
+
 // refusalRows has rows for each endpoint: what a refusal leaves there, by what is refused, or why it leaves nothing.
 var refusalRows = map[string]any{
-	"Authorize": asksStrangers, "JWKS": answersAnybody, "Metadata": answersAnybody, "OpenAPI": answersAnybody,
+	"Approve": asksTheHost, "ApproveDevice": asksTheHost, "Authorize": asksStrangers, "JWKS": answersAnybody, "Metadata": answersAnybody, "OpenAPI": answersAnybody,
 
 	"Token": map[string]refusal{
 		"a grant type that is not the client's": {reason: "grant_type", client: "narrow", why: "may not use this", ask: func(s *site) *answer {
@@ -108,6 +130,24 @@ var refusalRows = map[string]any{
 			return s.post("/device_authorization", params("client_id", "pub", "scope", "a::b"))
 		}},
 	},
+	"Deny": map[string]refusal{
+		"a user who says no": {reason: "authorize", subject: "alice", client: "first-party", claimed: "wide", why: "access_denied", ask: func(s *site) *answer {
+			return deny(s, "wide", true, "")
+		}},
+		"a user who is not signed in": {reason: "authorize", claimed: "pub", why: "login_required", ask: func(s *site) *answer {
+			return deny(s, "pub", false, "login_required")
+		}},
+	},
+	"DenyDevice": map[string]refusal{
+		"a user who says no": {reason: "device", subject: "alice", client: "first-party", claimed: "wide", why: "access_denied", ask: func(s *site) *answer {
+			a := s.post("/device_authorization", params("scope", "orders:read"), s.as("wide")).ok()
+			d, err := s.h.Device(s.t.Context(), a.text("user_code"))
+			require.NoError(s.t, err)
+			require.NoError(s.t, s.h.DenyDevice(signedIn(s), d))
+			require.Error(s.t, s.h.DenyDevice(signedIn(s), d), "somebody has decided already, which is no refusal")
+			return a
+		}},
+	},
 	"Introspection": map[string]refusal{
 		"another's token": {reason: "introspect", client: "narrow", why: "neither the client's nor for it", ask: func(s *site) *answer {
 			i, err := s.svc.Issue(context.Background(), apitoken.Request{Subject: "alice"})
@@ -173,6 +213,12 @@ func TestEveryEndpointLeavesATrace(t *testing.T) {
 	for i := range h.NumMethod() {
 		if m := h.Method(i); m.Type.NumOut() == 1 && m.Type.Out(0) == reflect.TypeFor[http.Handler]() {
 			require.Contains(t, refusalRows, m.Name, "an endpoint has no row: what its refusals leave in the log, or why nothing")
+		} else {
+			for j := range m.Type.NumIn() {
+				if in := m.Type.In(j); in == reflect.TypeFor[*oauthhttp.Authorization]() || in == reflect.TypeFor[*oauthhttp.DeviceRequest]() {
+					require.Contains(t, refusalRows, m.Name, "a decision of the user's has no row: what a no leaves in the log")
+				}
+			}
 		}
 	}
 

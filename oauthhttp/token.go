@@ -1,6 +1,7 @@
 package oauthhttp
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
 	"slices"
@@ -177,16 +178,10 @@ func (h *Handler) refresh(r *http.Request, t *tokenRequest) (*apitoken.Issued, e
 	return h.svc.Refresh(r.Context(), apitoken.RefreshRequest{Token: t.get("refresh_token"), Auth: t.auth, Scopes: scopes, Audiences: audiences, Binding: t.binding})
 }
 
-// errNoVerifier is what a wrong verifier gets too: there is none that fits (RFC 7636 §4.6).
-var errNoVerifier = bad("invalid_grant", "The code_verifier is missing.")
-
 // code is RFC 6749 §4.1.3 with the verifier of RFC 7636 §4.5.
 func (h *Handler) code(r *http.Request, t *tokenRequest) (*apitoken.Issued, error) {
 	if !t.has("code") {
 		return nil, invalid("The code is missing.")
-	}
-	if !t.has("code_verifier") {
-		return nil, errNoVerifier
 	}
 	audiences, err := t.resources()
 	if err != nil {
@@ -202,7 +197,11 @@ func (h *Handler) code(r *http.Request, t *tokenRequest) (*apitoken.Issued, erro
 		return nil, err
 	}
 	t.counted = true
-	return h.svc.Redeem(r.Context(), apitoken.Redemption{Ticket: t.get("code"), Auth: t.auth, Verifier: t.get("code_verifier"), RedirectURI: t.get("redirect_uri"), Audiences: audiences, Binding: t.binding})
+
+	// A missing verifier is one that fits no challenge: invalid_grant (RFC 7636 §4.6). It does not fit a ticket without a
+	// challenge either, which a host redeems by itself and this endpoint never does.
+	verifier := cmp.Or(t.get("code_verifier"), "none")
+	return h.svc.Redeem(r.Context(), apitoken.Redemption{Ticket: t.get("code"), Auth: t.auth, Verifier: verifier, RedirectURI: t.get("redirect_uri"), Audiences: audiences, Binding: t.binding})
 }
 
 // exchange is RFC 8693 §2.1. The tokens may be bound to the key that this request proves, or to its certificate.
