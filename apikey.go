@@ -17,6 +17,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/flightcache"
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
@@ -68,7 +69,7 @@ type APIKeys struct {
 	trust   *trust        // our own issuer; set once the validator is made
 	valid   *JWTValidator // ours, likewise
 	keys    *keyCache
-	quota   *quota // Limits.APIKeysPerSubject
+	quota   *quota.Quota // Limits.APIKeysPerSubject
 	// Set in a caller's own view.
 	view     bool
 	caller   Token
@@ -111,7 +112,7 @@ const (
 
 func newAPIKeys(s *core, signing *SigningKeys, clients *Clients) *APIKeys {
 	return &APIKeys{s: s, signing: signing, clients: clients, keys: newKeyCache(),
-		quota: newQuota(s, store.KindAPIKey, "apikey", s.cfg.Limits.APIKeysPerSubject, func(time.Time, int64) bool { return false })}
+		quota: s.newQuota(store.KindAPIKey, "apikey", s.cfg.Limits.APIKeysPerSubject, func(time.Time, int64) bool { return false })}
 }
 
 func (k *APIKeys) reset() { k.keys.DropAll(nil) }
@@ -327,10 +328,10 @@ func (k *APIKeys) create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, 
 	if err := k.mayContinue(ctx, rec.Scopes); err != nil {
 		return APIKey{}, Secret{}, err
 	}
-	if k.quota.limit > 0 {
-		leave, err := k.quota.turns.Enter(ctx, r.Subject)
+	if k.quota.Limit > 0 {
+		leave, err := k.quota.Turns.Enter(ctx, r.Subject)
 		if err != nil {
-			return APIKey{}, Secret{}, err
+			return APIKey{}, Secret{}, public(err)
 		}
 		defer leave()
 	}
@@ -460,17 +461,18 @@ func checkKeyName(name string) error {
 }
 
 // counted is what a subject has; nil: there is no limit.
-func (k *APIKeys) counted(ctx context.Context, subject string) (*holding, error) {
-	if k.quota.limit == 0 {
+func (k *APIKeys) counted(ctx context.Context, subject string) (*quota.Count, error) {
+	if k.quota.Limit == 0 {
 		return nil, nil
 	}
-	return k.quota.read(ctx, subject, false, func(r store.Record) (bool, error) {
+	t, err := k.quota.Read(ctx, subject, false, func(r store.Record) (bool, error) {
 		var rec apiKeyRecord
 		if err := read(&apiKeyForm, r, &rec); err != nil {
 			return false, err
 		}
 		return k.counts(&rec, r), nil
 	})
+	return t, public(err)
 }
 
 // counts reports whether a key takes up room: it works, and no successor has taken its place.
@@ -483,22 +485,22 @@ func (k *APIKeys) counts(rec *apiKeyRecord, r store.Record) bool {
 }
 
 // room counts a subject's keys and makes sure that there is room for one more.
-func (k *APIKeys) room(ctx context.Context, subject string) (*holding, error) {
+func (k *APIKeys) room(ctx context.Context, subject string) (*quota.Count, error) {
 	t, err := k.counted(ctx, subject)
-	if err != nil || t == nil || !t.full() {
+	if err != nil || t == nil || !t.Full() {
 		return t, err
 	}
-	for _, id := range slices.Clone(t.ids) { // those that have ended since make room
+	for _, id := range slices.Clone(t.IDs) { // those that have ended since make room
 		rec, r, err := k.read(ctx, id)
 		switch {
 		case isNotFound(err), err == nil && !k.counts(&rec, r):
-			t.remove(id)
+			t.Remove(id)
 		case err != nil:
 			return nil, err
 		}
 	}
-	if t.full() {
-		return nil, fail(ErrLimited, "the subject has %d API keys, the limit", len(t.ids))
+	if t.Full() {
+		return nil, fail(ErrLimited, "the subject has %d API keys, the limit", len(t.IDs))
 	}
 	return t, nil
 }
@@ -510,7 +512,7 @@ func (k *APIKeys) live(x *APIKey) bool {
 
 // write makes the secret and stores the key, counted in t if that is not nil, with another put where it replaces one, which is old to
 // rules. errOvertaken: a rule on what the key stands on came since m, and the key has ended.
-func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from birth, t *holding, also func(*change) error, old *rules.Subject, how string) (APIKey, Secret, error) {
+func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from birth, t *quota.Count, also func(*change) error, old *rules.Subject, how string) (APIKey, Secret, error) {
 	s := k.s
 	now := s.now()
 	rec := *plan
@@ -532,9 +534,9 @@ func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from 
 		}
 	}
 	if t != nil {
-		t.add(id, c.Puts[0].Expires)
-		if err := t.put(c); err != nil {
-			return APIKey{}, Secret{}, err
+		t.Add(id, c.Puts[0].Expires)
+		if err := t.Put(&c.Change); err != nil {
+			return APIKey{}, Secret{}, public(err)
 		}
 	}
 	e := Event{Type: EventAPIKeyChanged, OK: true, Reason: how, Subject: rec.Subject, TokenID: id, Scopes: rec.Scopes}
@@ -818,7 +820,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 			return APIKey{}, Secret{}, err
 		}
 		if t != nil { // its successor takes its place
-			t.remove(id)
+			t.Remove(id)
 		}
 		fresh, secret, err := k.write(ctx, &next, m, from, t, func(c *change) error {
 			return rec.put(c, id, r.Version)

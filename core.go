@@ -13,6 +13,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -64,6 +65,12 @@ func (s *core) goRun(name string, f func(context.Context)) {
 		// In a host's profiles, what runs behind its calls has a name.
 		pprof.Do(s.ctx, pprof.Labels("apitoken", name), f)
 	}()
+}
+
+// newQuota counts records of kind, see [quota.Config].
+func (s *core) newQuota(kind store.Kind, name string, limit int, past func(now time.Time, since int64) bool) *quota.Quota {
+	return quota.New(quota.Config{Writer: &s.writer, Now: s.now, Log: s.log, Namespace: func() string { return s.ns }, Go: s.goRun,
+		Kind: kind, Name: name, Limit: limit, Past: past})
 }
 
 func (s *core) observe(ctx context.Context, o Observation) {

@@ -16,6 +16,8 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/mover"
+	"github.com/apitoken-go/apitoken/internal/once"
+	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/usage"
@@ -77,7 +79,7 @@ func goldenForm[T any](t *testing.T, name string, f *record.Form[T], id string) 
 		if c, ok := any(v).(*clientRecord); ok {
 			c.Keys = []byte(`{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}`)
 		}
-		if q, ok := any(v).(*quotaRecord); ok {
+		if q, ok := any(v).(*quota.Record); ok {
 			q.IDs = []byte("sixteen bytes, 1sixteen bytes, 2")
 		}
 		w, err := f.Write(store.Record{ID: id}, v)
@@ -119,10 +121,10 @@ func TestStoredForms(t *testing.T) {
 	goldenForm(t, "apikey", &apiKeyForm, "k")
 	goldenForm(t, "role", &roleForm, "admin")
 	goldenForm(t, "meta", &metaForm, "service")
-	goldenForm(t, "deed", &deedForm, "d")
+	goldenForm(t, "deed", &once.Form, "d")
 	goldenForm(t, "use", &usage.UseForm, "u")
-	goldenForm(t, "quota", &quotaForm, "q")
-	goldenForm(t, "counting", &countingForm, "grant")
+	goldenForm(t, "quota", &quota.Form, "q")
+	goldenForm(t, "counting", &quota.CountingForm, "grant")
 	goldenForm(t, "spent", &usage.SpentForm, "s")
 	goldenForm(t, "cursor", &deliver.CursorForm, "sink")
 	goldenForm(t, "copy", &mover.CopyForm, "copy")

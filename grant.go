@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/commit"
+	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/usage"
@@ -244,30 +245,30 @@ const maxEvicted = 8
 
 // admit counts the sessions of a subject that is to get one more, within Limits.GrantsPerSubject. It returns
 // the count and the sessions that must end with the write of the new one: those that have been idle longest.
-func (s *Service) admit(ctx context.Context, subject string, first bool) (*holding, []Grant, error) {
-	limit := s.sessions.limit
-	t, err := s.sessions.read(ctx, subject, first, func(r store.Record) (bool, error) {
+func (s *Service) admit(ctx context.Context, subject string, first bool) (*quota.Count, []Grant, error) {
+	limit := s.sessions.Limit
+	t, err := s.sessions.Read(ctx, subject, first, func(r store.Record) (bool, error) {
 		g, err := readGrant(r)
 		return err == nil && s.alive(r.ID, g) == nil, err
 	})
-	if err != nil || !t.full() {
-		return t, nil, err
+	if err != nil || !t.Full() {
+		return t, nil, public(err)
 	}
 
 	// Those that have ended since make room.
 	var live []Grant
-	for _, id := range slices.Clone(t.ids) {
+	for _, id := range slices.Clone(t.IDs) {
 		g, _, err := s.grant(ctx, id)
 		switch {
 		case isNotFound(err), err == nil && s.alive(id, g) != nil:
-			t.remove(id)
+			t.Remove(id)
 		case err != nil:
 			return nil, nil, err
 		default:
 			live = append(live, g.public(id))
 		}
 	}
-	if !t.full() {
+	if !t.Full() {
 		return t, nil, nil
 	}
 
@@ -282,11 +283,11 @@ func (s *Service) admit(ctx context.Context, subject string, first bool) (*holdi
 		if err := s.revoke(ctx, rules.ByGrant(end[0].ID), overLimit, EventRevoked); err != nil {
 			return nil, nil, err
 		}
-		t.remove(end[0].ID)
+		t.Remove(end[0].ID)
 		end = end[1:]
 	}
 	for _, g := range end {
-		t.remove(g.ID)
+		t.Remove(g.ID)
 	}
 	return t, end, nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/store"
@@ -323,7 +324,7 @@ func (s *Service) open(ctx context.Context, p *plan, m moment, refresh bool, spe
 		_, err := s.commit(ctx, c)
 		return err
 	}
-	if g != nil && s.sessions.limit > 0 {
+	if g != nil && s.sessions.Limit > 0 {
 		err = s.writeCounted(ctx, g, grant, write)
 	} else {
 		err = write(nil)
@@ -345,15 +346,15 @@ func (s *Service) open(ctx context.Context, p *plan, m moment, refresh bool, spe
 func (s *Service) replaced(rs *rules.Subject) bool {
 	x := *rs
 	x.Grant = ""
-	return s.sessions.limit > 0 && s.rules.Hit(&x) == ""
+	return s.sessions.Limit > 0 && s.rules.Hit(&x) == ""
 }
 
 // writeCounted opens a session within the limit of its subject: count, end what is too much and the new session
 // are one change. store.ErrConflict: write raced with something else than the count.
 func (s *Service) writeCounted(ctx context.Context, g *grantRecord, id string, write func(more func(*change) error) error) error {
-	leave, err := s.sessions.turns.Enter(ctx, g.Subject)
+	leave, err := s.sessions.Turns.Enter(ctx, g.Subject)
 	if err != nil {
-		return err
+		return public(err)
 	}
 	defer leave()
 	var before store.Version
@@ -363,14 +364,14 @@ func (s *Service) writeCounted(ctx context.Context, g *grantRecord, id string, w
 		if err != nil {
 			return err
 		}
-		if try > 1 && t.r.Version == before {
+		if try > 1 && t.Version() == before {
 			return store.ErrConflict
 		}
 		began := time.Now()
 		err = write(func(c *change) error {
-			t.add(id, g.Expires+int64(grantSlack/time.Millisecond))
-			if err := t.put(c); err != nil {
-				return err
+			t.Add(id, g.Expires+int64(grantSlack/time.Millisecond))
+			if err := t.Put(&c.Change); err != nil {
+				return public(err)
 			}
 			for _, g := range end {
 				if err := s.evict(ctx, c, g); err != nil {
@@ -387,12 +388,12 @@ func (s *Service) writeCounted(ctx context.Context, g *grantRecord, id string, w
 			return nil
 		case !errors.Is(err, store.ErrConflict):
 			return err
-		case t.guessed:
+		case t.Guessed:
 			continue
-		case try == quotaTries || !follow.Sleep(ctx, follow.Jitter(wait)):
+		case try == quota.Tries || !follow.Sleep(ctx, follow.Jitter(wait)):
 			return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "many logins of one subject at once"}
 		}
-		before, wait = t.r.Version, min(2*wait, 50*time.Millisecond)
+		before, wait = t.Version(), min(2*wait, 50*time.Millisecond)
 	}
 }
 

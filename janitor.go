@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/once"
+	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
@@ -60,7 +62,7 @@ func (s *Service) tidy(ctx context.Context, before time.Time) {
 		return
 	}
 	s.finishRules(ctx, before)
-	for _, kind := range []store.Kind{store.KindRule, kindGrant, kindTicket, kindOnce, kindNote, store.KindAPIKey, store.KindKey, usage.Kind, usage.KindSpent, kindQuota, kindLineage, store.KindClient, store.KindEvent} {
+	for _, kind := range []store.Kind{store.KindRule, kindGrant, kindTicket, once.Kind, kindNote, store.KindAPIKey, store.KindKey, usage.Kind, usage.KindSpent, quota.Kind, kindLineage, store.KindClient, store.KindEvent} {
 		before := before
 		if kind == store.KindEvent {
 			before = s.audit.delivered(before)

@@ -17,6 +17,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -40,7 +41,7 @@ type Service struct {
 	copied   [2]int64     // metaRecord.Copied
 	unsure   atomic.Bool  // the namespace can not be read: nothing is purged
 	turns    commit.Turns // of those who redeem one ticket
-	sessions *quota       // Limits.GrantsPerSubject
+	sessions *quota.Quota // Limits.GrantsPerSubject
 	born     bool         // by New: the namespace was empty
 	once     sync.Once
 }
@@ -279,8 +280,8 @@ func (c *Config) check() error {
 	if c.Limits.APIKeysPerSubject < 0 || c.Limits.GrantsPerSubject < 0 {
 		return wrong("Limits", "must not be negative")
 	}
-	if max(c.Limits.APIKeysPerSubject, c.Limits.GrantsPerSubject) > maxLimit {
-		return wrong("Limits", "over %d", maxLimit)
+	if max(c.Limits.APIKeysPerSubject, c.Limits.GrantsPerSubject) > quota.MaxLimit {
+		return wrong("Limits", "over %d", quota.MaxLimit)
 	}
 	for s := range c.Scopes {
 		if !s.wellFormed() {
@@ -425,7 +426,7 @@ func New(c Config) (*Service, error) {
 	s.Clients = newClients(s.core, s.SigningKeys)
 	s.APIKeys = newAPIKeys(s.core, s.SigningKeys, s.Clients)
 	s.audit.known = func(client string) bool { return s.Clients.lookup(client) != nil }
-	s.sessions = newQuota(s.core, kindGrant, "grant", c.Limits.GrantsPerSubject, func(now time.Time, since int64) bool {
+	s.sessions = s.newQuota(kindGrant, "grant", c.Limits.GrantsPerSubject, func(now time.Time, since int64) bool {
 		return now.After(time.UnixMilli(since).Add(s.longest.Load().grant + grantSlack))
 	})
 	s.roles = newRoleBook()
@@ -465,9 +466,9 @@ func (s *Service) start() error {
 	if err := s.afterRestore(ctx); err != nil {
 		return startError(ctx, err)
 	}
-	for _, q := range []*quota{s.sessions, s.APIKeys.quota} {
-		if err := q.start(ctx, s.born); err != nil {
-			return startError(ctx, err)
+	for _, q := range []*quota.Quota{s.sessions, s.APIKeys.quota} {
+		if err := q.Start(ctx, s.born); err != nil {
+			return startError(ctx, public(err))
 		}
 	}
 	s.goRun("follow", s.state.Run)

@@ -58,7 +58,6 @@ func (r Redemption) MarshalText() ([]byte, error) { return []byte(redacted), nil
 
 const (
 	kindTicket store.Kind = "ticket"
-	kindOnce   store.Kind = "once"
 
 	maxTicket   = 24 * time.Hour
 	ticketSlack = 24 * time.Hour // a spent one is kept, to know a second use
@@ -272,7 +271,7 @@ func (s *Service) redeem(ctx context.Context, r Redemption, known *refusal) (*Is
 	known.by(&who)
 	leave, err := s.turns.Enter(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, public(err)
 	}
 	defer leave()
 	for try := 0; try < 3; try++ {

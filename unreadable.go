@@ -12,6 +12,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/mover"
+	"github.com/apitoken-go/apitoken/internal/once"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
@@ -30,7 +31,7 @@ type UnreadableRecord struct {
 
 // formKinds are the kinds of records that have a form, in the order in which Unreadable lists them.
 var formKinds = []store.Kind{store.KindMeta, store.KindKey, store.KindRole, store.KindClient, store.KindRule, store.KindAPIKey,
-	kindGrant, kindTicket, kindOnce, usage.Kind, usage.KindSpent, deliver.Kind, mover.KindMark}
+	kindGrant, kindTicket, once.Kind, usage.Kind, usage.KindSpent, deliver.Kind, mover.KindMark}
 
 // readable reports why a record cannot be read; nil: it can.
 func readable(r store.Record) error {
@@ -57,9 +58,9 @@ func readable(r store.Record) error {
 		return read(&grantForm, r, new(grantRecord))
 	case kindTicket:
 		return read(&ticketForm, r, new(ticketRecord))
-	case kindOnce:
+	case once.Kind:
 		if len(r.Data) > 0 { // without content it says that something was used
-			return read(&deedForm, r, new(deedRecord))
+			return read(&once.Form, r, new(once.Record))
 		}
 	case usage.Kind:
 		return read(&usage.UseForm, r, new(usage.Record))
