@@ -1,0 +1,234 @@
+package main
+
+import (
+	"context"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/admin"
+)
+
+func (a *app) clientsCommand() *cobra.Command {
+	limit := 100
+	c := &cobra.Command{
+		Use: "clients", Short: "List OAuth clients, register them, rotate their secrets", Args: exactly(0, ""),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.with(c.Context(), func(ctx context.Context, s *service) error {
+				p, err := all(limit, func(after string, n int) (admin.Page[admin.ClientInfo], error) {
+					return s.Clients(ctx, admin.PageQuery{After: after, Limit: n})
+				})
+				if err != nil {
+					return err
+				}
+				if a.json {
+					return a.print(p)
+				}
+				var rows [][]string
+				for _, x := range p.Items {
+					rows = append(rows, []string{x.ID, x.Name, clientState(x), proof(x), grantTypes(x.GrantTypes), x.Scopes.String()})
+				}
+				a.table([]string{"CLIENT", "NAME", "STATE", "PROOF", "GRANT TYPES", "SCOPES"}, rows)
+				a.more(len(rows), p.Next != "")
+				return nil
+			})
+		},
+	}
+	c.Flags().IntVar(&limit, "limit", limit, limitHelp)
+	c.AddCommand(a.clientShow(), a.clientCreate(), a.clientRotate(), a.clientAble("disable", "Disable a client, which ends all it holds", true),
+		a.clientAble("enable", "Let a disabled client go on", false))
+	return c
+}
+
+func clientState(x admin.ClientInfo) string {
+	if x.Disabled {
+		return "disabled"
+	}
+	return "active"
+}
+
+func proof(x admin.ClientInfo) string {
+	switch {
+	case x.Public:
+		return "none (public)"
+	case x.AuthMethod == "":
+		return "secret"
+	}
+	return x.AuthMethod
+}
+
+// grantTypes leaves out the first part of long names.
+func grantTypes(list []string) string {
+	short := make([]string, len(list))
+	for i, g := range list {
+		short[i] = strings.TrimPrefix(g, "urn:ietf:params:oauth:grant-type:")
+	}
+	return strings.Join(short, " ")
+}
+
+func (a *app) client(x admin.ClientInfo) error {
+	if a.json {
+		return a.print(x)
+	}
+	a.list("client", x.ID, "name", x.Name, "state", clientState(x), "proof", proof(x), "grant types", grantTypes(x.GrantTypes), "scopes", x.Scopes.String(),
+		"audiences", strings.Join(x.Audiences, " "), "redirects to", strings.Join(x.RedirectURIs, " "), "TLS name", x.TLSName, "created", at(x.Created), "expires", at(x.Expires))
+	return nil
+}
+
+func (a *app) clientShow() *cobra.Command {
+	return &cobra.Command{Use: "show CLIENT", Short: "Show a client", Args: exactly(1, "the ID of a client"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.with(c.Context(), func(ctx context.Context, s *service) error {
+				x, err := s.Client.Client(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				return a.client(x)
+			})
+		}}
+}
+
+func (a *app) clientCreate() *cobra.Command {
+	var x admin.ClientSpec
+	var scopes []string
+	var jwks string
+	c := &cobra.Command{
+		Use: "create", Short: "Register a client and print its secret", Args: exactly(0, ""),
+		Long: "create registers a client. Its secret alone, if it has one, is printed on the output, the rest on the error output.",
+		RunE: func(c *cobra.Command, _ []string) error {
+			if x.Name == "" || len(x.GrantTypes) == 0 {
+				return usage("Such as clients create --name Reports --grant-types client_credentials --scopes orders:read.", "--name and --grant-types are required")
+			}
+			for _, s := range scopes {
+				x.Scopes = append(x.Scopes, apitoken.Scope(s))
+			}
+			for i, g := range x.GrantTypes {
+				switch g {
+				case "token-exchange", "jwt-bearer", "device_code":
+					x.GrantTypes[i] = "urn:ietf:params:oauth:grant-type:" + g
+				}
+			}
+			if jwks != "" {
+				b, err := a.read(jwks, 64<<10)
+				if err != nil {
+					return err
+				}
+				x.JWKS = b
+			}
+			return a.with(c.Context(), func(ctx context.Context, s *service) error {
+				if err := s.mayMake(); err != nil {
+					return err
+				}
+				m, err := s.CreateClient(ctx, x)
+				switch {
+				case err != nil:
+					return err
+				case m.Secret == "" && a.json:
+					return a.print(m)
+				case m.Secret == "":
+					return a.client(m.Client)
+				}
+				return a.made(m, m.Secret, "Client "+m.Client.ID+" is registered")
+			})
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&x.ID, "id", "", "its `client_id`; default: one is made")
+	f.StringVar(&x.Name, "name", "", "shown to people")
+	f.BoolVar(&x.Public, "public", false, "it has no credential")
+	f.StringSliceVar(&x.GrantTypes, "grant-types", nil, "such as client_credentials, authorization_code, refresh_token, device_code, token-exchange")
+	f.StringSliceVar(&scopes, "scopes", nil, "the most it may hold, parted by commas")
+	f.StringSliceVar(&x.Audiences, "audiences", nil, "the most it may ask for, parted by commas")
+	f.StringSliceVar(&x.RedirectURIs, "redirect-uris", nil, "parted by commas")
+	f.StringVar(&x.AuthMethod, "auth-method", "", "such as private_key_jwt; default: a secret")
+	f.StringVar(&jwks, "jwks-file", "", "`file` with its public JWK set")
+	f.StringVar(&x.TLSName, "tls-name", "", "what its certificate says, for tls_client_auth, such as dns:app.example.com")
+	return c
+}
+
+func (a *app) clientRotate() *cobra.Command {
+	var overlap string
+	c := &cobra.Command{Use: "rotate-secret CLIENT", Short: "Make a client another secret and print it", Args: exactly(1, "the ID of a client"),
+		RunE: func(c *cobra.Command, args []string) error {
+			d, err := length(overlap)
+			if err != nil {
+				return err
+			}
+			return a.with(c.Context(), func(ctx context.Context, s *service) error {
+				if err := s.mayMake(); err != nil {
+					return err
+				}
+				m, err := s.RotateClient(ctx, args[0], d)
+				if err != nil {
+					return err
+				}
+				return a.made(m, m.Secret, "Client "+args[0]+" has another secret")
+			})
+		}}
+	overlapFlag(c, &overlap)
+	return c
+}
+
+func (a *app) clientAble(verb, about string, disabled bool) *cobra.Command {
+	return &cobra.Command{Use: verb + " CLIENT", Short: about, Args: exactly(1, "the ID of a client"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.with(c.Context(), func(ctx context.Context, s *service) error {
+				x, err := s.DisableClient(ctx, args[0], disabled)
+				if err != nil {
+					return err
+				}
+				return a.client(x)
+			})
+		}}
+}
+
+func (a *app) rolesCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "roles", Short: "List roles, define one", Args: exactly(0, ""),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.with(c.Context(), func(ctx context.Context, s *service) error {
+				p, err := s.Roles(ctx)
+				switch {
+				case err != nil:
+					return err
+				case a.json:
+					return a.print(p)
+				}
+				var rows [][]string
+				for _, r := range p.Items {
+					rows = append(rows, []string{r.Name, r.Scopes.String()})
+				}
+				a.table([]string{"ROLE", "SCOPES"}, rows)
+				return nil
+			})
+		},
+	}
+	c.AddCommand(&cobra.Command{Use: "set ROLE SCOPE…", Short: "Define what a role expands to",
+		Long: `set defines what a role expands to. When it loses scopes, tokens that carry it are refused until they are refreshed.
+What it gains is for new logins.`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usage("Such as roles set support orders:read users:read.", "roles set takes a role and its scopes")
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			r := admin.Role{Name: args[0], Scopes: apitoken.Scopes{}}
+			for _, s := range args[1:] {
+				r.Scopes = append(r.Scopes, apitoken.Scope(s))
+			}
+			return a.with(c.Context(), func(ctx context.Context, s *service) error {
+				r, err := s.SetRole(ctx, r)
+				switch {
+				case err != nil:
+					return err
+				case a.json:
+					return a.print(r)
+				}
+				a.list("role", r.Name, "scopes", r.Scopes.String())
+				return nil
+			})
+		}})
+	return c
+}

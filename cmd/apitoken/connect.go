@@ -1,0 +1,342 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/admin"
+	"github.com/apitoken-go/apitoken/store"
+	"github.com/apitoken-go/apitoken/store/boltstore"
+	"github.com/apitoken-go/apitoken/store/pgstore"
+	"github.com/apitoken-go/apitoken/store/sqlitestore"
+)
+
+// service is a token service: one that runs elsewhere, or one that this process started on a store.
+type service struct {
+	*admin.Client
+	where  string
+	prefix bool // that of its opaque tokens is known: it runs elsewhere, or its store or the caller says it
+	close  func() error
+}
+
+// mayMake refuses to make secrets that the service would not take.
+func (s *service) mayMake() error {
+	if s.prefix {
+		return nil
+	}
+	return usage("Give what the service's Config.Prefix is by --prefix; where it has none, at.", "the store does not say how the service's keys and secrets begin")
+}
+
+// connect finds the service. claims are what a token says of the service, if there is one: nil otherwise.
+func (a *app) connect(ctx context.Context, claims *claims) (*service, error) {
+	if at := setting(a.admin, "APITOKEN_ADMIN"); at != "" {
+		return a.dial(at)
+	}
+	spec, err := a.storeSpec()
+	if err != nil {
+		return nil, err
+	}
+	if spec == "" {
+		return nil, usage("Give --store FILE, or --admin SOCKET-OR-URL.", "which service?")
+	}
+	engine, path := engineOf(spec)
+	if engine != postgres && answers(path+admin.Suffix) {
+		return a.dial(path + admin.Suffix)
+	}
+	st, err := a.open(ctx, spec, false)
+	if err != nil {
+		return nil, err
+	}
+	f, err := factsOf(ctx, st)
+	if err != nil {
+		return nil, errors.Join(err, st.close())
+	}
+	svc, err := a.start(ctx, st, path, f, claims, apitoken.RefuseRestored)
+	if err != nil {
+		return nil, errors.Join(err, st.close())
+	}
+	return &service{Client: admin.Local(svc, admin.Options{Backup: st.backup}).As(a.actor()), where: st.name, prefix: f.prefix != "" || a.prefix != "",
+		close: func() error { return errors.Join(svc.Close(), st.close()) }}, nil
+}
+
+// answers reports whether a process listens on a socket.
+func answers(path string) bool {
+	c, err := net.DialTimeout("unix", path, time.Second)
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
+}
+
+// dial makes a client of a service that runs.
+func (a *app) dial(at string) (*service, error) {
+	none := func() error { return nil }
+	if !strings.Contains(at, "://") {
+		if _, err := os.Stat(at); err != nil {
+			return nil, &failure{code: unavailable, what: "no admin socket at " + at, err: errors.Unwrap(err),
+				do: "Is the service running, and does it call admin.Serve? Without a service give --store."}
+		}
+		return &service{Client: admin.Dial(at).As(a.actor()), prefix: true, where: at, close: none}, nil
+	}
+	u, err := url.Parse(at)
+	if err != nil || u.User != nil {
+		return nil, usage("It is https://HOST/PATH, and the API key comes by --api-key-file.", "--admin cannot be read")
+	}
+	path := setting(a.keyFile, "APITOKEN_API_KEY_FILE")
+	if path == "" {
+		return nil, usage("Put the API key into a file of mode 0600 and name it by --api-key-file.", "an https URL needs an API key")
+	}
+	key, err := a.secret(path)
+	if err != nil {
+		return nil, err
+	}
+	var t *tls.Config
+	if a.caFile != "" {
+		pem, err := os.ReadFile(a.caFile)
+		if err != nil {
+			return nil, err
+		}
+		t = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
+		if !t.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, usage("", "%s holds no certificate", a.caFile)
+		}
+	}
+	c, err := admin.NewClient(at, key, t)
+	if err != nil {
+		return nil, err
+	}
+	return &service{Client: c.As(a.actor()), prefix: true, where: at, close: none}, nil
+}
+
+// secret reads one secret: the first line of a file, or of the standard input.
+func (a *app) secret(path string) (apitoken.Secret, error) {
+	text, err := a.read(path, 64<<10)
+	if err != nil {
+		return apitoken.Secret{}, err
+	}
+	line, rest, _ := strings.Cut(strings.TrimSpace(string(text)), "\n")
+	if line = strings.TrimSpace(line); line == "" || strings.TrimSpace(rest) != "" {
+		return apitoken.Secret{}, usage("It is one line.", "%s holds no secret, or more than one", nameOf(path))
+	}
+	return apitoken.NewSecret(line), nil
+}
+
+func nameOf(path string) string {
+	if path == "-" {
+		return "the standard input"
+	}
+	return path
+}
+
+// read reads a file, or the standard input, up to a limit.
+func (a *app) read(path string, limit int64) ([]byte, error) {
+	in := a.in
+	if path != "-" {
+		if looksSecret(path) {
+			return nil, usage("Pipe it in, or give a file: what stands on a command line is seen by other users and kept by shells.", "a token is no file name")
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in = f
+	}
+	b, err := io.ReadAll(io.LimitReader(in, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = usage("", "%s is over %d KiB", nameOf(path), limit>>10)
+	}
+	return b, err
+}
+
+// storeSpec is what --store, --store-file or the environment say.
+func (a *app) storeSpec() (string, error) {
+	if a.storeFile != "" {
+		if a.store != "" {
+			return "", usage("", "--store and --store-file say the same thing: give one")
+		}
+		s, err := a.secret(a.storeFile)
+		return s.Reveal(), err
+	}
+	return setting(a.store, "APITOKEN_STORE"), checkSpec(a.store)
+}
+
+// checkSpec refuses a password in an argument.
+func checkSpec(spec string) error {
+	if engine, _ := engineOf(spec); engine != postgres {
+		return nil
+	}
+	u, err := url.Parse(spec)
+	if err != nil {
+		return usage("It is postgres://USER@HOST/DATABASE.", "the URL of the store cannot be read") // err holds the URL, and that its password
+	}
+	if _, has := u.User.Password(); has || u.Query().Has("password") {
+		return usage("Put it into ~/.pgpass or PGPASSWORD, or the whole URL into a file named by --store-file.", "a password is not taken from an argument")
+	}
+	return nil
+}
+
+type engine string
+
+const (
+	bolt     engine = "bbolt"
+	sqlite   engine = "SQLite"
+	postgres engine = "Postgres"
+)
+
+// engineOf tells the engine of a store, and the path of its file.
+func engineOf(spec string) (engine, string) {
+	switch {
+	case strings.HasPrefix(spec, "postgres://"), strings.HasPrefix(spec, "postgresql://"):
+		return postgres, ""
+	case strings.HasPrefix(spec, "sqlite:"):
+		return sqlite, strings.TrimPrefix(spec, "sqlite:")
+	case strings.HasPrefix(spec, "bolt:"):
+		return bolt, strings.TrimPrefix(spec, "bolt:")
+	}
+	if f, err := os.Open(spec); err == nil {
+		defer f.Close()
+		head := make([]byte, 16)
+		if _, err := io.ReadFull(f, head); err == nil && string(head) == "SQLite format 3\x00" {
+			return sqlite, spec
+		}
+	}
+	return bolt, spec
+}
+
+// opened is a store that this process opened.
+type opened struct {
+	store.Store
+	engine   engine
+	name     string // fit to be shown
+	restored bool
+	pool     *pgxpool.Pool // of Postgres
+	backup   func(context.Context, io.Writer) error
+	close    func() error
+}
+
+// fileMode is what --allow-mode says.
+func (a *app) fileMode() (fs.FileMode, error) {
+	if a.mode == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(a.mode, 8, 9)
+	if err != nil {
+		return 0, usage("It is octal, such as 060.", "--allow-mode cannot be read")
+	}
+	return fs.FileMode(n), nil
+}
+
+// open opens a store that is there. It never makes one.
+func (a *app) open(ctx context.Context, spec string, readOnly bool) (*opened, error) {
+	engine, path := engineOf(spec)
+	if engine != postgres {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return nil, &failure{code: notFound, what: "there is no store at " + path, do: "Give the file of the service's store by --store."}
+		}
+	}
+	return a.openOrMake(ctx, spec, readOnly)
+}
+
+// openOrMake opens a store, and makes it where there is none: for copies.
+func (a *app) openOrMake(ctx context.Context, spec string, readOnly bool) (*opened, error) {
+	mode, err := a.fileMode()
+	if err != nil {
+		return nil, err
+	}
+	engine, path := engineOf(spec)
+	o := &opened{engine: engine, name: path}
+	switch engine {
+	case bolt:
+		st, err := boltstore.Open(path, &boltstore.Options{AllowMode: mode, ReadOnly: readOnly, LockTimeout: time.Second, Timeout: a.timeout})
+		if err != nil {
+			return nil, a.openError(path, err)
+		}
+		o.Store, o.restored, o.backup, o.close = st, st.Restored(), st.Backup, st.Close
+		if a.namespace != "" {
+			o.Store = st.Namespace(a.namespace)
+		}
+	case sqlite:
+		st, err := sqlitestore.Open(path, &sqlitestore.Options{AllowMode: mode, Timeout: a.timeout})
+		if err != nil {
+			return nil, a.openError(path, err)
+		}
+		o.Store, o.restored, o.close = st.Namespace(a.namespace), st.Restored(), st.Close
+	case postgres:
+		c, err := pgxpool.ParseConfig(spec)
+		if err != nil {
+			return nil, usage("It is postgres://USER@HOST/DATABASE.", "the URL of the store cannot be read")
+		}
+		o.name = fmt.Sprintf("postgres %s:%d/%s", c.ConnConfig.Host, c.ConnConfig.Port, c.ConnConfig.Database)
+		c.MaxConns = 4
+		c.ConnConfig.ConnectTimeout = 10 * time.Second
+		pool, err := pgxpool.NewWithConfig(ctx, c)
+		if err != nil {
+			return nil, a.openError(o.name, err)
+		}
+		st, err := pgstore.New(ctx, pool, &pgstore.Options{Manual: true, Timeout: a.timeout})
+		if err != nil {
+			pool.Close()
+			return nil, a.openError(o.name, err)
+		}
+		o.Store, o.pool = st.Namespace(a.namespace), pool
+		o.close = func() error { defer pool.Close(); return st.Close() }
+	}
+	return o, nil
+}
+
+// openError says what to do about a store that does not open.
+func (a *app) openError(name string, err error) error {
+	f := &failure{code: failed, err: err}
+	switch {
+	case errors.Is(err, boltstore.ErrLocked):
+		f.code = unavailable
+		f.do = "A service has it open. Let the service call admin.Serve(svc, \"" + name + admin.Suffix + "\", …), or stop it first."
+	case errors.Is(err, boltstore.ErrDamaged), errors.Is(err, sqlitestore.ErrDamaged):
+		f.do = "Keep the file as it is, and put the latest backup back: apitoken restore BACKUP --store " + name + "."
+	case errors.Is(err, boltstore.ErrMissing), errors.Is(err, sqlitestore.ErrMissing):
+		f.code, f.do = notFound, "Put the file back, or a backup: apitoken restore BACKUP --store "+name+"."
+	case errors.Is(err, boltstore.ErrExposed), errors.Is(err, sqlitestore.ErrExposed):
+		f.code, f.do = refused, "chmod 600 "+name+", or give --allow-mode if the service's Options.AllowMode does."
+	case errors.Is(err, boltstore.ErrForeign), errors.Is(err, sqlitestore.ErrForeign):
+		f.code, f.do = misused, "Is this the store's file?"
+	case errors.Is(err, boltstore.ErrVersion):
+		f.do = "Take a newer version of this command."
+	case errors.Is(err, boltstore.ErrClockBehind):
+		f.do = "Look at the machine's clock."
+	case errors.Is(err, pgstore.ErrMissing):
+		f.do = "Start the service on the database once, or let a DBA run pgstore.Migrations."
+	case errors.Is(err, fs.ErrPermission):
+		f.code, f.do = refused, "Run it as the user of the service."
+	default:
+		f.code = unavailable
+	}
+	return f
+}
+
+// with runs f on the service, within the time of one answer.
+func (a *app) with(ctx context.Context, f func(context.Context, *service) error) (err error) {
+	s, err := a.connect(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	ctx, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	return f(ctx, s)
+}
