@@ -24,6 +24,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/source"
 	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/internal/throttle"
+	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -598,7 +599,7 @@ func (cs *Clients) Reregister(ctx context.Context, id string, token Secret, f fu
 		return rec.Most.limit(c)
 	})
 	if !errors.Is(err, ErrInvalidToken) { // counted there
-		cs.unregistered(ctx, refusal{client: id}, err)
+		cs.unregistered(ctx, refusal{usage.Refusal{Client: id}}, err)
 	}
 	return c, err
 }
@@ -953,11 +954,11 @@ func (cs *Clients) refused(ctx context.Context, id string, err error) {
 	case errors.Is(err, ErrInvalidClient), errors.Is(err, ErrLimited):
 		cs.s.audit.clientRefused(ctx, reasonOf(err), id)
 	case errors.Is(err, ErrDenied): // its credential was right
-		r := refusal{kind: EventClientRefused, reason: reasonOf(err), client: id}
+		r := usage.Refusal{Kind: string(EventClientRefused), Reason: reasonOf(err), Client: id}
 		if k := cs.lookup(id); k == nil || k.Public {
-			r.client, r.claimed = "", id
+			r.Client, r.Claimed = "", id
 		}
-		cs.s.audit.tally.oneFor(r, whyOf(err), originOf(ctx).Address)
+		cs.s.audit.tally.Count(r, whyOf(err), originOf(ctx).Address)
 	}
 }
 

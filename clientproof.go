@@ -15,6 +15,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/redirect"
+	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -250,9 +251,9 @@ func (cs *Clients) registered(ctx context.Context, id string, k *opaque.Key) (cl
 	case ours && !rec.Disabled && !cs.ended(&want):
 		return rec, v, nil
 	case ours: // whoever holds it was this client
-		cs.unregistered(ctx, refusal{client: id}, fail(ErrDenied, "the client is disabled, or its registration token was revoked"))
+		cs.unregistered(ctx, refusal{usage.Refusal{Client: id}}, fail(ErrDenied, "the client is disabled, or its registration token was revoked"))
 	case cs.lookup(id) != nil: // of our making, and not its own, or no longer
-		cs.unregistered(ctx, refusal{claimed: id}, fail(ErrDenied, "another registration token than the client's"))
+		cs.unregistered(ctx, refusal{usage.Refusal{Claimed: id}}, fail(ErrDenied, "another registration token than the client's"))
 	}
 	return clientRecord{}, v, fail(ErrInvalidToken, "not the registration token of client %q", id)
 }

@@ -2,10 +2,8 @@ package apitoken
 
 import (
 	"context"
-	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -16,134 +14,43 @@ import (
 // Refusals and uses happen at every request, and refusals at the will of whoever sends them. They are counted in memory
 // of a fixed size and written in batches: a crash loses at most half a minute of counts, and nobody can fill the disk.
 
-// tally counts refusals.
-type tally struct {
-	mu     sync.Mutex // guards all
-	counts map[refusal]*refusalCount
-	claims int // of counts, those of callers who proved nothing
-}
-
-// refusal is what is counted together. Who is refused is named only when the token was verified. claimed is the registered
-// client that somebody said to be and did not prove: whom it was aimed at, not who it was.
-type refusal struct {
-	kind                            EventType
-	reason                          string
-	subject, client, token, grantID string
-	issuer                          string // of subject and token; empty: our own
-	claimed                         string
-}
+// refusal is what is known of somebody whom a call refuses.
+type refusal struct{ usage.Refusal }
 
 // of names whose token d is.
 func (r *refusal) of(s *core, d *tokenData) {
-	r.issuer, r.subject, r.client, r.token, r.grantID = s.foreignIssuer(d), d.Subject, d.Client, d.ID, d.Grant
+	r.Issuer, r.Subject, r.Client, r.Token, r.Grant = s.foreignIssuer(d), d.Subject, d.Client, d.ID, d.Grant
 }
 
-// named reports whether r says who was refused.
-func (r *refusal) named() bool {
-	return r.subject != "" || r.client != "" || r.token != "" || r.grantID != "" || r.claimed != ""
-}
-
-// stranger reports whether r names nobody but a client that the caller only said to be.
-func (r *refusal) stranger() bool {
-	return r.claimed != "" && r.subject == "" && r.client == "" && r.token == "" && r.grantID == ""
-}
-
-type refusalCount struct {
-	refusal
-	n         int
-	addresses []netip.Addr // the first few that were seen
-	whys      []string     // the first few limits that said no, in words; not part of the key, so that no caller can multiply it
-}
-
-const (
-	maxRefusals  = 128 // distinct ones between two flushes; the rest are counted without a name
-	maxClaims    = 32  // of them for callers who proved nothing, so that strangers never take the room of the known
-	maxAddresses = 8
-	maxWhys      = 4
-	flushBatch   = 16 // refusals in one change
-)
-
-func (t *tally) init() { t.counts = map[refusal]*refusalCount{} }
-
-func (t *tally) one(r refusal, from netip.Addr) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.count(r, 1, from)
-}
-
-// oneFor is one with the limit that said no.
-func (t *tally) oneFor(r refusal, why string, from netip.Addr) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.count(r, 1, from).add(why)
-}
-
-// add notes why, if it is new and there is room.
-func (c *refusalCount) add(why string) {
-	if why != "" && len(c.whys) < maxWhys && !slices.Contains(c.whys, why) {
-		c.whys = append(c.whys, strings.Clone(why))
+// by names the client that asks: as a fact if it proved who it is, or else as claimed.
+func (r *refusal) by(who *caller) {
+	switch {
+	case who.none():
+	case who.public:
+		r.Claimed = who.id()
+	default:
+		r.Client = who.id()
 	}
 }
 
-// count adds n to what is counted as r, and returns it. The caller holds mu.
-func (t *tally) count(r refusal, n int, from netip.Addr) *refusalCount {
-	c := t.counts[r]
-	if c == nil && (len(t.counts) >= maxRefusals || r.stranger() && t.claims >= maxClaims) {
-		r = refusal{kind: r.kind, reason: r.reason}
-		c = t.counts[r]
+// confirmed is by for a client that was confirmed earlier in the request: it is known before anything else of the call is read.
+func (r *refusal) confirmed(cs *Clients, a *ClientAuth) {
+	if a.confirmed == nil {
+		return
 	}
-	if c == nil {
-		// The strings belong to a cached token or to a request: clone, so that neither is kept.
-		r.subject, r.client, r.token, r.grantID = strings.Clone(r.subject), strings.Clone(r.client), strings.Clone(r.token), strings.Clone(r.grantID)
-		r.issuer, r.claimed = strings.Clone(r.issuer), strings.Clone(r.claimed)
-		c = &refusalCount{refusal: r}
-		t.counts[r] = c
-		if r.stranger() {
-			t.claims++
-		}
-	}
-	c.n += n
-	if from.IsValid() && len(c.addresses) < maxAddresses && !slices.Contains(c.addresses, from) {
-		c.addresses = append(c.addresses, from.WithZone(""))
-	}
-	return c
-}
-
-func (t *tally) take() []*refusalCount {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.counts) == 0 {
-		return nil
-	}
-	out := make([]*refusalCount, 0, len(t.counts))
-	for _, c := range t.counts {
-		out = append(out, c)
-	}
-	t.counts, t.claims = map[refusal]*refusalCount{}, 0
-	return out
-}
-
-func (t *tally) giveBack(list []*refusalCount) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, c := range list {
-		again := t.count(c.refusal, c.n, netip.Addr{})
-		for _, a := range c.addresses {
-			t.count(c.refusal, 0, a)
-		}
-		for _, why := range c.whys {
-			again.add(why)
-		}
+	if c, err := cs.still(a); err == nil {
+		r.by(&caller{*a, c.Public})
 	}
 }
 
-func (c *refusalCount) event() Event {
-	e := Event{Type: c.kind, Reason: c.reason, Subject: c.subject, Issuer: c.issuer, Client: c.client, TokenID: c.token, Grant: c.grantID, Count: c.n}
+// refusedEvent sums up what c counted.
+func refusedEvent(c *usage.Refused) Event {
+	e := Event{Type: EventType(c.Kind), Reason: c.Reason, Subject: c.Subject, Issuer: c.Issuer, Client: c.Client, TokenID: c.Token, Grant: c.Grant, Count: c.N}
 	var list []string
-	for _, a := range c.addresses {
+	for _, a := range c.Addresses {
 		list = append(list, a.String())
 	}
-	for name, v := range map[string]string{"addresses": strings.Join(list, " "), "claimed": c.claimed, "why": strings.Join(c.whys, "; ")} {
+	for name, v := range map[string]string{"addresses": strings.Join(list, " "), "claimed": c.Claimed, "why": strings.Join(c.Whys, "; ")} {
 		if v == "" {
 			continue
 		}

@@ -609,7 +609,7 @@ func (s *Service) issueUnder(ctx context.Context, r Request, m moment, who *call
 	if m, err = s.reach(ctx, m, g.birth()); err != nil {
 		return nil, err
 	}
-	known.subject, known.client, known.grantID = g.Subject, g.Client, r.Grant
+	known.Subject, known.Client, known.Grant = g.Subject, g.Client, r.Grant
 	if r.Subject != "" && r.Subject != g.Subject || r.Client != "" && r.Client != g.Client || r.Refresh {
 		return nil, fail(ErrInvalidRequest, "the request contradicts the grant it names")
 	}
@@ -789,7 +789,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest, known *refusa
 	if err != nil {
 		return nil, err
 	}
-	known.issuer, known.subject, known.token, known.grantID = s.foreignIssuer(parent.d), parent.d.Subject, parent.d.ID, parent.d.Grant
+	known.Issuer, known.Subject, known.Token, known.Grant = s.foreignIssuer(parent.d), parent.d.Subject, parent.d.ID, parent.d.Grant
 	from := parent.d.from
 	birth, ours := parent.birth(s.core)
 	if !ours { // another's subjects and positions are not ours, whatever we trust it with

@@ -157,9 +157,7 @@ type Backlog struct {
 func (s *Service) Backlog() Backlog {
 	a := s.audit
 	var b Backlog
-	a.tally.mu.Lock()
-	b.Refusals = len(a.tally.counts)
-	a.tally.mu.Unlock()
+	b.Refusals = a.tally.Len()
 	b.Uses = a.uses.Waiting()
 	s.retryMu.Lock()
 	b.Revocations = len(s.retries)

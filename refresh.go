@@ -154,7 +154,7 @@ func (s *Service) refresh(ctx context.Context, r RefreshRequest, known *refusal)
 	}
 	known.by(&who)
 	id := opaque.ID(t.Grant).String()
-	known.grantID = id // the tag is ours
+	known.Grant = id // the tag is ours
 	for try := 1; try <= refreshTries; try++ {
 		i, err := s.refreshOnce(ctx, r, t, id, &who, try == 1, known)
 		if !errors.Is(err, store.ErrConflict) {
@@ -177,9 +177,9 @@ func (s *Service) refreshOnce(ctx context.Context, r RefreshRequest, t *opaque.R
 	if err != nil {
 		return nil, err
 	}
-	known.subject, known.client, known.claimed = g.Subject, g.Client, ""
+	known.Subject, known.Client, known.Claimed = g.Subject, g.Client, ""
 	if !who.none() && who.id() != g.Client {
-		known.claimed = who.id()
+		known.Claimed = who.id()
 	}
 	owner, foreign, err := s.refreshCaller(g, who, r)
 	if err != nil {

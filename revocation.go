@@ -14,6 +14,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
+	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -55,15 +56,15 @@ func (s *Service) revoke(ctx context.Context, target rules.Target, reason string
 	owner, holder := target.Owner, target.Holder
 	err := s.provenTarget(ctx, &target)
 	if errors.Is(err, ErrNotFound) { // someone named what is another's
-		known := refusal{subject: owner}
+		known := refusal{usage.Refusal{Subject: owner}}
 		if c := s.Clients.lookup(holder); c != nil && c.Public { // anybody can say that it is one
-			known.claimed = holder
+			known.Claimed = holder
 		} else {
-			known.client = holder
+			known.Client = holder
 		}
 		if k, id := target.Kind, target.Id; k == rules.TargetGrant || k == rules.TargetToken {
 			if _, bad := opaque.ParseID(id); bad == nil {
-				known.grantID, known.token = target.EventID(rules.TargetGrant), target.EventID(rules.TargetToken)
+				known.Grant, known.Token = target.EventID(rules.TargetGrant), target.EventID(rules.TargetToken)
 			}
 		}
 		s.audit.denied(ctx, "revoke", known, err)

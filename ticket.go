@@ -302,9 +302,9 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 	if m, err = s.reach(ctx, m, t.birth()); err != nil {
 		return nil, err
 	}
-	known.subject, known.client, known.grantID, known.claimed = t.Subject, t.Client, t.Spent, ""
+	known.Subject, known.Client, known.Grant, known.Claimed = t.Subject, t.Client, t.Spent, ""
 	if !who.none() && who.id() != t.Client {
-		known.claimed = who.id()
+		known.Claimed = who.id()
 	}
 	if t.Client != s.cfg.FirstParty {
 		c, err := s.Clients.enabled(t.Client)

@@ -1,16 +1,19 @@
+// Package text judges and writes texts that clients choose: what of them may be shown, kept and compared, and how they stand in JSON.
+// It holds no state. Everything above it may call it.
 package text
 
 import (
+	"encoding/json"
 	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 )
 
-// maxText bounds what is kept of a string that a client chose.
+// MaxText bounds what is kept of a string that a client chose.
 const MaxText = 256
 
-// plainText reports whether s is valid UTF-8 without control and bidirectional characters.
+// PlainText reports whether s is valid UTF-8 without control and bidirectional characters.
 func PlainText(s string) bool {
 	for i := 0; i < len(s); {
 		if c := s[i]; c >= 0x20 && c < 0x7f {
@@ -32,7 +35,7 @@ func shown(r rune) bool {
 	return r == ' ' || r == '\u200c' || r == '\u200d' || unicode.IsGraphic(r) && !unicode.Is(unicode.Bidi_Control, r) && r != '\u2028' && r != '\u2029'
 }
 
-// cleanText makes a client's string fit for records and logs: at most 256 bytes of valid UTF-8, what can not be shown
+// CleanText makes a client's string fit for records and logs: at most 256 bytes of valid UTF-8, what cannot be shown
 // escaped.
 func CleanText(s string) string {
 	if len(s) <= MaxText && PlainText(s) {
@@ -67,4 +70,20 @@ func bareHost(a string) string {
 		return a[:len(a)-1]
 	}
 	return a
+}
+
+// AppendJSON appends s as a JSON string, as encoding/json writes it.
+func AppendJSON(b []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			q, err := json.Marshal(s)
+			if err != nil {
+				q = []byte(`""`)
+			}
+			return append(b, q...)
+		}
+	}
+	b = append(b, '"')
+	b = append(b, s...)
+	return append(b, '"')
 }

@@ -1,4 +1,5 @@
-// Package usage counts how grants and API keys are used, and limits API keys. It owns the records of uses and of spent uses.
+// Package usage counts how grants and API keys are used and what is refused, and limits API keys. It owns the records of uses and of
+// spent uses; refusals become events.
 //
 // It promises that a use costs the path of a request one atomic addition, but for the first use after a flush; that what
 // could not be written is counted on, in memory of a fixed bound; that a crash loses at most what was counted since the last flush;
@@ -7,7 +8,7 @@
 // The Log's mutex guards its maps and is a leaf; no store is asked under it. One flush runs at a time. A Meter's right to
 // reserve is held while the store is asked, so that racers share a batch; waiting for it ends with a context.
 //
-// The root's audit log owns the Log and calls Flush; validators count by Counters; API keys are limited by Meters.
+// The root's audit log owns the Log and the Tally and calls their Flush; validators count by Counters; API keys are limited by Meters.
 package usage
 
 import (
@@ -40,7 +41,7 @@ const (
 	maxUses       = 1 << 16 // counters with something to write, between two flushes; uses beyond are not counted
 	maxUsedScopes = 32      // kept of one grant or API key
 	maxAddresses  = 8
-	flushBatch    = 16 // counters in one change
+	flushBatch    = 16 // counters, or refusals, in one change
 	writeTries    = 4
 )
 
