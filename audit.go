@@ -183,8 +183,14 @@ func (s *core) actorOf(ctx context.Context) rules.Principal {
 	return actor
 }
 
-// foreignIssuer is the issuer of a token that another issuer signed, empty for our own tokens.
-func (s *core) foreignIssuer(d *tokenData) string { return s.foreign(d.Issuer) }
+// foreignIssuer is the issuer of a token that another issuer signed, empty for our own tokens and for those of users that are ours
+// (see profile.SameUsers).
+func (s *core) foreignIssuer(d *tokenData) string {
+	if d.from != nil && d.from.Abroad != nil {
+		return s.foreign(d.from.Abroad.Issuer)
+	}
+	return s.foreign(d.Issuer)
+}
 
 // foreign is issuer unless it is this service.
 func (s *core) foreign(issuer string) string {

@@ -118,12 +118,12 @@ func (s *Service) finishRules(ctx context.Context, now time.Time) {
 // endKeys writes the end into the API keys and client secrets that a rule hits, and reports whether none is left.
 func (s *Service) endKeys(ctx context.Context, x rules.Record) bool {
 	t := x.Target
+	if t.Issuer != "" { // another's: it has none here
+		return true
+	}
 	q := store.Query{Kind: store.KindAPIKey}
 	switch t.Kind {
 	case rules.TargetSubject, rules.TargetSessions:
-		if t.Issuer != "" {
-			return true
-		}
 		q.Subject = t.Id
 	case rules.TargetToken:
 		_, err := s.APIKeys.change(ctx, t.Id, "revoked", s.endKey)

@@ -25,6 +25,8 @@ type metaRecord struct {
 	MaxForeign int64 `json:"foreign,omitempty"`
 	// Copied is when the namespace was filled by Copy, Unix ms: its events from before bear times of then in the store.
 	Copied [2]int64 `json:"copied,omitzero"`
+	// MaxSame is MaxForeign of those whose subjects, clients and roles are ours, so that rules on these must live as long.
+	MaxSame int64 `json:"same,omitempty"`
 	record.Ext
 }
 
@@ -33,7 +35,10 @@ const metaID = "service"
 var metaForm = record.Form[metaRecord]{Kind: store.KindMeta}
 
 // lifespans are the longest that tokens of this service may ever live.
-type lifespans struct{ access, grant, foreign time.Duration }
+type lifespans struct {
+	access, grant, foreign time.Duration
+	same                   time.Duration // of foreign tokens whose users are ours
+}
 
 // openNamespace reads what the namespace is, or makes it what the configuration says. One issuer owns a namespace.
 func (s *Service) openNamespace(ctx context.Context) error {
@@ -70,11 +75,15 @@ func (s *Service) openNamespace(ctx context.Context) error {
 		next.MaxAccess = max(m.MaxAccess, s.cfg.Lifetimes.MaxAccess.Milliseconds())
 		next.MaxGrant = max(m.MaxGrant, s.cfg.Lifetimes.Grant.Milliseconds())
 		for _, t := range s.cfg.Trust {
-			next.MaxForeign = max(next.MaxForeign, t.longest().Milliseconds())
+			life := t.stays(s.now()).Milliseconds()
+			next.MaxForeign = max(next.MaxForeign, life)
+			if t.Profile != nil && t.Profile.SameUsers {
+				next.MaxSame = max(next.MaxSame, life)
+			}
 		}
 		s.ns, s.accepted, s.copied = m.Namespace, m.History, m.Copied
 		ms := func(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
-		s.longest.Store(&lifespans{access: ms(next.MaxAccess), grant: ms(next.MaxGrant), foreign: ms(next.MaxForeign)})
+		s.longest.Store(&lifespans{access: ms(next.MaxAccess), grant: ms(next.MaxGrant), foreign: ms(next.MaxForeign), same: ms(next.MaxSame)})
 		if next == m {
 			return nil
 		}
@@ -95,7 +104,7 @@ func (s *Service) longer(r store.Record) error {
 	s.unsure.Store(false)
 	old := s.longest.Load()
 	ms := func(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
-	next := lifespans{access: max(old.access, ms(m.MaxAccess)), grant: max(old.grant, ms(m.MaxGrant)), foreign: max(old.foreign, ms(m.MaxForeign))}
+	next := lifespans{access: max(old.access, ms(m.MaxAccess)), grant: max(old.grant, ms(m.MaxGrant)), foreign: max(old.foreign, ms(m.MaxForeign)), same: max(old.same, ms(m.MaxSame))}
 	s.longest.Store(&next)
 	if s.trust != nil {
 		s.trust.Life.Store(int64(next.access))

@@ -175,8 +175,11 @@ func (s *core) writeRule(ctx context.Context, t rules.Target, mint bool, reason 
 		s.rules.Release(hold)
 		return err
 	}
-	e := Event{Type: why, OK: true, Reason: reason, Target: Target{t}, Subject: t.EventSubject(), Client: t.EventClient(),
+	e := Event{Type: why, OK: true, Reason: reason, Target: Target{t}, Subject: t.EventSubject(),
 		Grant: t.EventID(rules.TargetGrant), TokenID: t.EventID(rules.TargetToken)}
+	if t.Issuer == "" { // or it is the name of another's client, which Target tells
+		e.Client = t.EventClient()
+	}
 	s.nameOwner(ctx, &e)
 	c.event(ctx, e)
 	_, err = s.commit(ctx, c)
@@ -247,10 +250,14 @@ type ruleExt struct {
 
 // whyRevoked tells of the newest rule that hits t, for Explain; empty if none is found.
 func (s *Service) whyRevoked(ctx context.Context, t Token) string {
-	if t.Issuer() != s.cfg.Issuer || t.d.from == nil {
+	x := t.d.from
+	if t.Issuer() != s.cfg.Issuer && x != nil {
+		x = x.Abroad
+	}
+	if x == nil {
 		return ""
 	}
-	kind := s.rules.Hit(t.d.from)
+	kind := s.rules.Hit(x)
 	q := store.Query{Kind: store.KindRule}
 	switch kind {
 	case "":
@@ -262,17 +269,18 @@ func (s *Service) whyRevoked(ctx context.Context, t Token) string {
 	case rules.TargetSubject.String():
 		q.Subject = t.Subject()
 	case rules.TargetClient.String():
-		q.Client = t.Client()
+		q.Client = x.Client + x.AbroadClient // one of them is empty
 	default:
 		q.Type = kind
 	}
+	issuer := x.Issuer
 	var newest rules.Record
 	for r, err := range s.pages(ctx, q, Page{}) {
 		if err != nil {
 			break
 		}
 		x, err := rules.ReadRule(r)
-		other := x.Target.Issuer != "" || x.Target.Holder != "" && x.Target.Holder != t.Client() || x.Target.Kind == rules.TargetSessions && t.Kind() == KindAPIKey
+		other := x.Target.Issuer != issuer || x.Target.Holder != "" && x.Target.Holder != t.Client() || x.Target.Kind == rules.TargetSessions && t.Kind() == KindAPIKey
 		if err == nil && x.At > newest.At && !other {
 			newest = x
 		}
@@ -304,12 +312,12 @@ const maxPrepared = max(maxTicket, maxNoteLife)
 // janitor has ended the API keys that it hits, or never.
 func (s *core) ruleExpiry(ctx context.Context, t rules.Target, now time.Time) int64 {
 	longest := s.longest.Load()
-	access := now.Add(longest.access + ruleSlack)
-	// What was prepared before the rule, an approved device's code among it, may be redeemed until it expires.
-	session := now.Add(max(longest.access+longest.grant, maxPrepared) + ruleSlack)
 	if t.Issuer != "" { // it has neither sessions nor API keys here, and its tokens may live longer than ours
 		return now.Add(max(longest.access, longest.foreign) + ruleSlack).UnixMilli()
 	}
+	access := now.Add(max(longest.access, longest.same) + ruleSlack)
+	// What was prepared before the rule, an approved device's code among it, may be redeemed until it expires.
+	session := now.Add(max(longest.access+longest.grant, longest.same, maxPrepared) + ruleSlack)
 	switch t.Kind {
 	case rules.TargetToken:
 		_, err := s.st.Get(ctx, store.KindAPIKey, t.Id)
@@ -462,11 +470,14 @@ func (s *Service) targetOf(ctx context.Context, token string) (rules.Target, err
 	case opaque.Ticket, opaque.ClientSecret:
 		return rules.Target{}, fail(ErrNotFound, "neither a token nor an API key")
 	}
-	d, err := s.valid.signedHere(token)
+	d, issuer, err := s.valid.signedHere(ctx, token)
 	if err != nil {
 		return rules.Target{}, &Error{Code: ErrNotFound, Detail: "not a token of this service", Cause: err}
 	}
 	t := rules.ByToken(d.ID)
+	if issuer != "" {
+		return t.OfIssuer(issuer), nil // whom it names are not ours: it proves no owner
+	}
 	if d.Grant != "" {
 		t = rules.ByGrant(d.Grant)
 	}

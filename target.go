@@ -33,7 +33,7 @@ func BySigningKey(kid string) Target { return Target{rules.BySigningKey(kid)} }
 // Everything names every token and API key of the service.
 func Everything() Target { return Target{rules.Everything()} }
 
-// OfIssuer makes a subject one of another trusted issuer: a principal is issuer and subject together.
+// OfIssuer makes a subject, client or token one of another trusted issuer: a principal is issuer and subject together.
 func (t Target) OfIssuer(issuer string) Target { return Target{t.t.OfIssuer(issuer)} }
 
 // OwnedBy narrows a target to what is subject's: Revoke answers ErrNotFound for a grant or token

@@ -4,20 +4,23 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/dpop"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/issuers"
 	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/legacy"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/profile"
 	"github.com/apitoken-go/apitoken/store"
 )
 
 // Trusted is an issuer whose access tokens are taken. Its keys verify its own tokens alone.
 type Trusted struct {
-	Issuer      string // compared byte for byte with iss
-	Keys        KeySource
+	Issuer      string           // compared byte for byte with iss
+	Keys        KeySource        // required, unless Profile has Keys
 	Revocations RevocationSource // required, unless the next field says so
 	// InsecureNoRevocations takes this issuer's tokens until they expire: it has no feed to follow.
 	InsecureNoRevocations bool
@@ -32,6 +35,10 @@ type Trusted struct {
 	MaxLifetime time.Duration
 	// KeysFor is how long the last good keys serve while Keys fails. Zero: 24 h.
 	KeysFor time.Duration
+	// Profile says how the issuer's tokens look where they are not RFC 9068's: the host's own from before, or an identity
+	// provider's. It excludes Own. A service needs no Revocations for it then: its own rules reach these tokens, and they count
+	// while its view of those is fresh. nil: RFC 9068, strictly.
+	Profile *profile.Profile
 }
 
 // longest is the longest lifetime of a token that is taken, as far as the configuration says.
@@ -40,6 +47,15 @@ func (t *Trusted) longest() time.Duration {
 		return defaultForeign
 	}
 	return t.MaxLifetime
+}
+
+// stays is for how long from now a token may be taken that is there already.
+func (t *Trusted) stays(now time.Time) time.Duration {
+	d := t.longest()
+	if p := t.Profile; p != nil && (p.InsecureNoExpiry || p.InsecureNoIssuedAt) { // nothing tells how old one is
+		d = max(d, p.Until.Sub(now))
+	}
+	return d
 }
 
 const defaultForeign = 24 * time.Hour
@@ -110,25 +126,49 @@ type trust struct {
 	Trusted
 	issuers.Issuer
 	issuer string
-	own    bool // positions, roles, scopes and clients are taken
+	own    bool           // positions, roles, scopes and clients are taken
+	reader *legacy.Reader // reads its tokens, where they are not RFC 9068's
 	scopes Scopes
 	v      *JWTValidator
 	state  *follow.Follower // set for the service's own issuer: it feeds it
-	host   *rules.Book      // the service's own rules, which may name foreign principals
-	home   string           // the service's own issuer
+	home   *trust           // for a foreign issuer: our own, whose rules may name foreign principals; nil: nobody's
 }
 
 func checkTrust(list []Trusted, own string) error {
 	seen := map[string]bool{own: true}
+	var readers []*legacy.Reader
 	for _, t := range list {
+		if t.Profile != nil {
+			r, err := legacy.New(t.Issuer, t.Profile)
+			switch {
+			case err != nil:
+				return wrong("Trust", "issuer %q: Profile: %v", t.Issuer, err)
+			case t.Own:
+				return wrong("Trust", "issuer %q: Own is for services of this module, which need no Profile", t.Issuer)
+			case len(r.Keys()) > 0 && t.Keys != nil:
+				return wrong("Trust", "issuer %q: Keys contradicts Profile.Keys", t.Issuer)
+			case slices.ContainsFunc(readers, r.Meets):
+				return wrong("Trust", "issuer %q: Profile takes tokens that another one takes too", t.Issuer)
+			}
+			for _, o := range list {
+				if o.Profile == nil && r.Takes(o.Issuer, accessType) {
+					return wrong("Trust", "issuer %q: Profile takes the access tokens of issuer %q", t.Issuer, o.Issuer)
+				}
+			}
+			if own != "" && r.Takes(own, accessType) {
+				return wrong("Trust", "issuer %q: Profile takes our own access tokens", t.Issuer)
+			}
+			readers = append(readers, r)
+		}
+		ruled := t.Profile != nil && (own != "" || homeOf(list) >= 0) // by the service's own rules
 		switch {
 		case t.Issuer == "":
 			return wrong("Trust", "an issuer without a name")
 		case seen[t.Issuer]:
 			return wrong("Trust", "issuer %q twice: a key must belong to one issuer", t.Issuer)
-		case t.Keys == nil:
+		case t.Keys == nil && (t.Profile == nil || len(t.Profile.Keys) == 0):
 			return wrong("Trust", "issuer %q has no Keys", t.Issuer)
-		case t.Revocations == nil && !t.InsecureNoRevocations:
+		case t.Revocations == nil && !t.InsecureNoRevocations && !ruled:
 			return wrong("Trust", "issuer %q has no Revocations; InsecureNoRevocations takes its tokens until they expire", t.Issuer)
 		case t.Revocations != nil && t.InsecureNoRevocations:
 			return wrong("Trust", "issuer %q: InsecureNoRevocations contradicts Revocations", t.Issuer)
@@ -140,6 +180,17 @@ func checkTrust(list []Trusted, own string) error {
 		seen[t.Issuer] = true
 	}
 	return nil
+}
+
+// homeOf is the place of the one Own issuer whose rules are followed, -1 where there is none or another beside it: its rules may name
+// the principals of the others.
+func homeOf(list []Trusted) int {
+	own := func(t Trusted) bool { return t.Own && t.Revocations != nil }
+	i := slices.IndexFunc(list, own)
+	if i < 0 || slices.ContainsFunc(list[i+1:], own) {
+		return -1
+	}
+	return i
 }
 
 // takes reports whether a token for aud may be used here.
@@ -159,8 +210,8 @@ func (t *trust) version() uint64 {
 	if b := t.Rules.Load(); b != nil {
 		n = b.Version.Load()
 	}
-	if t.host != nil {
-		n += t.host.Version.Load()
+	if t.home != nil {
+		n += t.home.version()
 	}
 	return n
 }
@@ -173,8 +224,10 @@ func (t *trust) hit(x *rules.Subject) string {
 			return rule
 		}
 	}
-	if t.host != nil && x.Abroad != nil {
-		return t.host.Hit(x.Abroad)
+	if t.home != nil && x.Abroad != nil {
+		if b := t.home.Rules.Load(); b != nil {
+			return b.Hit(x.Abroad)
+		}
 	}
 	return ""
 }
@@ -184,14 +237,19 @@ func (t *trust) hit(x *rules.Subject) string {
 // are compared.
 func (t *trust) foreign(x *rules.Subject) *rules.Subject {
 	y := &rules.Subject{Issuer: t.issuer, Subject: x.Subject, Id: x.Id, Kid: x.Kid, Iat: x.Iat, Skew: x.Skew, Wall: true}
-	if t.own {
+	switch {
+	case t.own:
 		y.Client, y.Grant, y.Roles, y.Chain = x.Client, x.Grant, x.Roles, x.Chain
+	case t.reader != nil && t.reader.SameUsers(): // they are no longer another's
+		y.Issuer, y.Client, y.Roles = "", x.Client, x.Roles
+	default:
+		y.AbroadClient = x.Client
 	}
 	for _, a := range x.Actors {
 		switch a.Issuer {
 		case "": // in its own book its own principals have no issuer
 			a.Issuer = t.issuer
-		case t.home:
+		case t.home.issuer:
 			a.Issuer = ""
 		}
 		y.Actors = append(y.Actors, a)
@@ -202,15 +260,25 @@ func (t *trust) foreign(x *rules.Subject) *rules.Subject {
 // look returns the current view. Take it first, then look at the rules, then at the clock: then every rule that the view
 // holds was looked at, and a pause of the process in between shows in its age.
 func (t *trust) look() *follow.View {
-	if t.state != nil {
+	switch {
+	case t.state != nil:
 		return t.state.View()
+	case t.home == nil:
+		return t.View.Load()
+	case t.Revocations == nil:
+		return t.home.look()
 	}
-	return t.View.Load()
+	// The rules of both count: the older view does.
+	w, home := t.View.Load(), t.home.look()
+	if w == nil || home != nil && home.Wall >= w.Wall {
+		return w
+	}
+	return home
 }
 
 // freshness is the age of w at now, by whichever clock shows more.
 func (t *trust) freshness(w *follow.View, now time.Time) Freshness {
-	if t.InsecureNoRevocations {
+	if t.Revocations == nil && t.state == nil && t.home == nil { // nobody's rules are followed
 		return Freshness{}
 	}
 	if w == nil || w.Wall == 0 {
@@ -230,6 +298,9 @@ func (t *trust) wake() {
 		return
 	}
 	t.Wake()
+	if t.home != nil {
+		t.home.wake()
+	}
 }
 
 // key finds the key that a header names. position is the token's pos claim, which nobody vouches for yet. A missing key may be
@@ -334,7 +405,7 @@ func NewValidator(c ValidatorConfig) (*JWTValidator, error) {
 			return nil, err
 		}
 	}
-	v.follow(c.Trust, nil, "")
+	v.follow(c.Trust, nil)
 	return v, nil
 }
 
@@ -366,7 +437,7 @@ func newServiceValidator(s *Service) (*JWTValidator, error) {
 	v.trusts[t.issuer] = t
 	s.trust, s.watchers, s.APIKeys.trust, s.APIKeys.valid = t, &v.observers, t, v
 	s.verifies = t.SetKeys
-	v.follow(s.cfg.Trust, s.rules, s.cfg.Issuer)
+	v.follow(s.cfg.Trust, t)
 	return v, nil
 }
 
@@ -375,10 +446,11 @@ func (v *JWTValidator) void() { v.gen.Add(1) }
 
 const defaultKeysFor = 24 * time.Hour
 
-// follow starts to follow each issuer. host are the rules of the service whose validator it is, home its issuer.
-func (v *JWTValidator) follow(list []Trusted, host *rules.Book, home string) {
+// follow starts to follow each issuer. home is the issuer of the service whose validator it is.
+func (v *JWTValidator) follow(list []Trusted, home *trust) {
+	var made []*trust
 	for _, x := range list {
-		t := &trust{Trusted: x, issuer: x.Issuer, own: x.Own, scopes: x.Scopes, v: v, host: host, home: home}
+		t := &trust{Trusted: x, issuer: x.Issuer, own: x.Own, scopes: x.Scopes, v: v, home: home}
 		c := issuers.Config{Name: x.Issuer, Keys: x.Keys, KeysFor: x.KeysFor, MaxLife: x.longest(), MaxStaleness: v.cfg.MaxStaleness, Slack: ruleSlack,
 			Ahead: max(v.cfg.ahead(), defaultAhead), Now: v.now, Log: v.observers.log, Void: v.void,
 			Observe: func(ctx context.Context, op string, err error, took time.Duration) {
@@ -407,6 +479,24 @@ func (v *JWTValidator) follow(list []Trusted, host *rules.Book, home string) {
 		}
 		t.Init(c)
 		v.trusts[x.Issuer] = t
+		made = append(made, t)
+		if x.Profile == nil {
+			continue
+		}
+		t.reader, _ = legacy.New(x.Issuer, x.Profile) // checkTrust has seen its error
+		v.profiled = append(v.profiled, t)
+		if keys := t.reader.Keys(); len(keys) > 0 {
+			t.Serve(keys)
+		}
+	}
+	if i := homeOf(list); home == nil && i >= 0 {
+		for _, t := range made {
+			if t != made[i] {
+				t.home = made[i]
+			}
+		}
+	}
+	for _, t := range made {
 		v.wg.Go(func() { t.Run(v.ctx) })
 	}
 }

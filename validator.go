@@ -2,7 +2,9 @@ package apitoken
 
 import (
 	"context"
+	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -10,6 +12,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/dpop"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/legacy"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
@@ -158,6 +161,7 @@ type JWTValidator struct {
 	cfg          Validation
 	audiences    []string
 	trusts       map[string]*trust
+	profiled     []*trust // those of trusts with a reader of their own
 	opaque       func(context.Context, Credential, *trace) (Token, error)
 	now          func() time.Time
 	cache        *Cache
@@ -305,18 +309,26 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 	// Read before the check begins, so that what is cached is never newer than what it was checked against.
 	gen := v.gen.Load()
 
-	var p jws.Token
-	if perr := v.headers.Parse(token, v.cfg.MaxTokenBytes, &p); perr != nil {
-		return Token{}, nil, false, tr.no("structure", &Error{Code: ErrInvalidToken, Detail: "malformed", Cause: perr})
-	}
-	tr.ok("structure", "strict JWS and JSON")
-	if !jws.IsType(p.Header.Typ, "at+jwt") {
-		return Token{}, nil, false, tr.no("type", fail(ErrInvalidToken, "typ is not at+jwt (RFC 9068 §4)"))
-	}
-	tr.ok("type", "at+jwt")
-	iss := v.trusts[p.Claims.Issuer]
-	if iss == nil {
-		return Token{}, nil, false, tr.no("issuer", fail(ErrInvalidToken, "issuer is not trusted"))
+	var parsed jws.Token
+	p := &parsed
+	iss, foreign := v.recognize(token)
+	if iss != nil {
+		p = &foreign.Token
+		tr.ok("structure", "strict JWS and JSON")
+		tr.ok("type", "of its issuer's profile")
+	} else {
+		if perr := v.headers.Parse(token, v.cfg.MaxTokenBytes, p); perr != nil {
+			return Token{}, nil, false, tr.no("structure", &Error{Code: ErrInvalidToken, Detail: "malformed", Cause: perr})
+		}
+		tr.ok("structure", "strict JWS and JSON")
+		if !jws.IsType(p.Header.Typ, accessType) {
+			return Token{}, nil, false, tr.no("type", fail(ErrInvalidToken, "typ is not at+jwt (RFC 9068 §4)"))
+		}
+		tr.ok("type", accessType)
+		iss = v.trusts[p.Claims.Issuer]
+		if iss == nil || iss.reader != nil { // those with a profile take what recognize finds, and nothing else
+			return Token{}, nil, false, tr.no("issuer", fail(ErrInvalidToken, "issuer is not trusted"))
+		}
 	}
 	tr.ok("issuer", iss.issuer)
 	key, kerr := iss.key(ctx, p.Header.KID, p.Claims.Position)
@@ -327,22 +339,31 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 	if !key.Allows(p.Header.Alg) {
 		return Token{}, nil, false, tr.no("algorithm", fail(ErrInvalidToken, "alg is not the key's own"))
 	}
-	if ferr := v.cfg.allows(&p); ferr != nil {
+	if ferr := v.cfg.allows(p); ferr != nil {
 		return Token{}, nil, false, tr.no("profile", ferr)
 	}
 	if !key.SignsFor(p.Claims.Audience) {
 		return Token{}, nil, false, tr.no("key", fail(ErrInvalidToken, "its key signs for another audience"))
 	}
 	tr.ok("key", p.Header.KID)
-	if serr := key.Verify(p.SigningInput, p.Signature); serr != nil {
+	serr := key.Verify(p.SigningInput, p.Signature)
+	if foreign != nil {
+		serr = verifyAny(key, p)
+	}
+	if serr != nil {
 		return Token{}, nil, false, tr.no("signature", &Error{Code: ErrInvalidToken, Detail: "signature", Cause: serr})
 	}
 	tr.ok("signature", p.Header.Alg)
-	v.headers.Learn(&p)
+	v.headers.Learn(p)
 
 	// From here on the claims are the issuer's.
+	if foreign != nil {
+		if rerr := v.read(iss, foreign); rerr != nil {
+			return Token{}, nil, false, tr.no("claims", rerr)
+		}
+	}
 	here := iss.takes(v.audiences, p.Claims.Audience)
-	e, cerr := v.claims(iss, token, &p, here || c.anywhere && iss.state != nil && len(p.Claims.Audience) > 0) // for nobody is for nobody anywhere
+	e, cerr := v.claims(iss, token, p, foreign, here || c.anywhere && iss.state != nil && len(p.Claims.Audience) > 0) // for nobody is for nobody anywhere
 	if cerr != nil {
 		return Token{}, nil, false, tr.no("claims", cerr)
 	}
@@ -356,6 +377,63 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 		v.cache.keep(e)
 	}
 	return t, &e.data, false, err
+}
+
+// accessType is the typ of RFC 9068's access tokens.
+const accessType = "at+jwt"
+
+// recognize finds the issuer whose profile says that token is its own, by typ and iss, which nobody vouches for yet. Where there is
+// none, token is read as RFC 9068's.
+func (v *JWTValidator) recognize(token string) (*trust, *legacy.Token) {
+	if len(v.profiled) == 0 {
+		return nil, nil
+	}
+	p, err := legacy.Parse(&v.headers, token, v.cfg.MaxTokenBytes)
+	if err != nil {
+		return nil, nil
+	}
+	name, ok := p.Issuer()
+	if !ok {
+		return nil, nil
+	}
+	for _, t := range v.profiled {
+		if t.reader.Takes(name, p.Header.Typ) {
+			return t, p
+		}
+	}
+	return nil, nil
+}
+
+// verifyAny verifies p by any of the keys of key's name whose algorithm it has: a host's own service may have had several secrets
+// without a name.
+func verifyAny(key *jws.PublicKey, p *jws.Token) (err error) {
+	for _, k := range key.All() {
+		err = errors.New("alg is not the key's own")
+		if !k.Allows(p.Header.Alg) {
+			continue
+		}
+		if err = k.Verify(p.SigningInput, p.Signature); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// read fills p's claims by the issuer's profile. The issuer's signature vouches for them.
+func (v *JWTValidator) read(iss *trust, p *legacy.Token) *Error {
+	if err := iss.reader.Read(p); err != nil {
+		return &Error{Code: ErrInvalidToken, Detail: "not as its issuer's profile says", Cause: err}
+	}
+	p.Claims.Scope = strings.Join(p.Scopes, " ")
+	if until := iss.reader.Until(); !until.IsZero() {
+		if !v.now().Before(until) {
+			return fail(ErrExpired, "the end of its issuer's profile has passed")
+		}
+		if last := until.Add(-v.cfg.late()).Unix(); p.Claims.Expires > last { // no tolerance of exp leads past it
+			p.Claims.Expires = last
+		}
+	}
+	return nil
 }
 
 // decide says yes or no to a token whose signature and claims were verified, now or before. known: it was checked
@@ -418,25 +496,36 @@ func (v *JWTValidator) tooStale(iss *trust, f Freshness) *Error {
 	return iss.cutOff("the view of revocations is older than MaxStaleness")
 }
 
-// claims checks what does not change while the token lives, and makes the entry. takes: its audience was found good.
-func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, takes bool) (*entry, *Error) {
+// claims checks what does not change while the token lives, and makes the entry. by is what a profile makes of
+// it, nil for RFC 9068. takes: its audience was found good.
+func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, by *legacy.Token, takes bool) (*entry, *Error) {
 	cl := &p.Claims
+	var lax legacy.Laxity
+	var roles []string
+	born := cl.IssuedAt
+	if by != nil {
+		lax, roles = iss.reader.Laxity(), by.Roles
+		takes = takes || lax.NoAudience && len(cl.Audience) == 0
+		if born == 0 {
+			born = v.now().Unix() // it will not live longer than from now
+		}
+	}
 	switch {
 	case cl.Subject == "" || len(cl.Subject) > 255:
 		return nil, fail(ErrInvalidToken, "sub is missing or too long")
 	case cl.Expires == 0:
 		return nil, fail(ErrInvalidToken, "exp is missing")
-	case cl.IssuedAt == 0:
+	case cl.IssuedAt == 0 && !lax.NoIssuedAt:
 		return nil, fail(ErrInvalidToken, "iat is missing")
 	case cl.ID == "" || len(cl.ID) > 255:
 		return nil, fail(ErrInvalidToken, "jti is missing or too long")
-	case cl.ClientID == "" || len(cl.ClientID) > 255:
+	case cl.ClientID == "" && !lax.NoClient || len(cl.ClientID) > 255:
 		return nil, fail(ErrInvalidToken, "client_id is missing or too long")
-	case !plainNames(cl, iss.own): // as Issue refuses them
+	case !plainNames(cl, iss.own, roles): // as Issue refuses them
 		return nil, fail(ErrInvalidToken, "a name in sub, jti, client_id, sid, roles or act has a control character")
-	case cl.Expires <= cl.IssuedAt:
+	case cl.Expires <= born:
 		return nil, fail(ErrInvalidToken, "exp is not after iat")
-	case time.Duration(cl.Expires-cl.IssuedAt) > iss.lives()/time.Second:
+	case time.Duration(cl.Expires-born) > iss.lives()/time.Second && (by == nil || !by.Endless):
 		return nil, fail(ErrInvalidToken, "it would live longer than its issuer allows")
 	case !takes:
 		return nil, fail(ErrInvalidToken, "not for this audience")
@@ -444,6 +533,9 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, takes bool
 	spec := TokenSpec{
 		Kind: KindAccess, ID: cl.ID, Issuer: iss.issuer, Subject: cl.Subject, Audiences: cl.Audience,
 		IssuedAt: time.Unix(cl.IssuedAt, 0), ExpiresAt: time.Unix(cl.Expires, 0), Binding: cl.Binding,
+	}
+	if cl.IssuedAt == 0 {
+		spec.IssuedAt = time.Time{} // rules know: it may be as old as can be
 	}
 	e := newEntry(token)
 	e.iss, e.bound, e.exp, e.from = iss, cl.Binding != "", cl.Expires, max(cl.NotBefore, cl.IssuedAt)
@@ -464,6 +556,13 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, takes bool
 		}
 		r.Pos, e.needs = pos, pos.View.N
 		spec.Client, spec.Grant, spec.Roles, spec.Scopes = cl.ClientID, cl.SessionID, cl.Roles, scopes
+	} else if by != nil {
+		spec.Roles, spec.Scopes = roles, intersectScopes(scopes, iss.scopes)
+		if iss.reader.SameUsers() {
+			spec.Client = cl.ClientID
+		}
+		cl.Roles = roles
+		r.Wall, r.Skew = true, v.cfg.ahead()
 	} else {
 		// A foreign issuer's tokens bring no roles, none of our client names, and of the scopes what was declared. Its own
 		// rules know them by those names all the same; of its positions we believe nothing: times are compared.
@@ -483,7 +582,7 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, takes bool
 	if iss.own {
 		r.Descend()
 	}
-	if iss.host != nil {
+	if iss.home != nil {
 		r.Abroad = iss.foreign(r)
 	}
 	e.data = tokenOf(spec, p.PrivateClaims())
@@ -497,8 +596,11 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, takes bool
 
 // plainNames reports whether each name that the claims bring can be shown and logged as it is. Sessions and roles are names
 // here only if they are own.
-func plainNames(cl *jws.Claims, own bool) bool {
+func plainNames(cl *jws.Claims, own bool, roles []string) bool {
 	if !text.PlainText(cl.Subject) || !text.PlainText(cl.ID) || !text.PlainText(cl.ClientID) {
+		return false
+	}
+	if slices.ContainsFunc(roles, func(role string) bool { return !text.PlainText(role) }) {
 		return false
 	}
 	if own && (!text.PlainText(cl.SessionID) || slices.ContainsFunc(cl.Roles, func(role string) bool { return !text.PlainText(role) })) {
@@ -512,14 +614,37 @@ func plainNames(cl *jws.Claims, own bool) bool {
 	return true
 }
 
-// signedHere verifies that our own issuer signed token, expired and revoked or not, and returns what it says.
-func (v *JWTValidator) signedHere(token string) (*tokenData, error) {
+// signedHere verifies that our own issuer signed token, or one with a profile, expired and revoked or not, and returns what it says,
+// and the issuer whose names those are, empty for ours.
+func (v *JWTValidator) signedHere(ctx context.Context, token string) (d *tokenData, issuer string, err error) {
+	if iss, p := v.recognize(token); iss != nil {
+		key, kerr := iss.key(ctx, p.Header.KID, "")
+		if kerr != nil {
+			return nil, "", kerr
+		}
+		if err := verifyAny(key, &p.Token); err != nil {
+			return nil, "", err
+		}
+		if err := iss.reader.Read(p); err != nil {
+			return nil, "", err
+		}
+		if !iss.reader.SameUsers() {
+			issuer = iss.issuer
+		}
+		return &tokenData{TokenSpec: TokenSpec{Kind: KindAccess, ID: p.Claims.ID, Issuer: iss.issuer, Subject: p.Claims.Subject, Client: p.Claims.ClientID}}, issuer, nil
+	}
+	d, err = v.signedByUs(token)
+	return d, "", err
+}
+
+// signedByUs is signedHere for our own issuer.
+func (v *JWTValidator) signedByUs(token string) (*tokenData, error) {
 	var p jws.Token
 	if err := jws.Parse(token, v.cfg.MaxTokenBytes, &p); err != nil {
 		return nil, err
 	}
 	iss := v.trusts[p.Claims.Issuer]
-	if iss == nil || !iss.own || !jws.IsType(p.Header.Typ, "at+jwt") {
+	if iss == nil || !iss.own || !jws.IsType(p.Header.Typ, accessType) {
 		return nil, fail(ErrInvalidToken, "of another issuer or kind")
 	}
 	key := (*iss.Issuer.Keys.Load())[p.Header.KID].For(p.Header.Alg)

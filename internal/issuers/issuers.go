@@ -128,7 +128,15 @@ func (t *Issuer) Run(ctx context.Context) {
 	if t.c.Feed != nil {
 		wg.Go(func() { t.followRules(ctx) })
 	}
-	t.followKeys(ctx)
+	if t.c.Keys != nil {
+		t.followKeys(ctx)
+	}
+}
+
+// Serve sets the keys of an issuer that has them from its configuration, and no Config.Keys. It is called before Run.
+func (t *Issuer) Serve(list []*jws.PublicKey) {
+	t.SetKeys(list)
+	t.loaded()
 }
 
 // Ready is closed when keys and rules were loaded once.

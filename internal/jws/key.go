@@ -7,7 +7,6 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
-	"crypto/sha256"
 	_ "crypto/sha512" // SHA-384 and SHA-512
 	"encoding/base64"
 	"encoding/hex"
@@ -21,7 +20,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// PublicKey verifies tokens under the one algorithm that is registered for it. For HS256 it is the secret itself.
+// PublicKey verifies tokens under the one algorithm that is registered for it. For HMAC it is the secret itself.
 type PublicKey struct {
 	KID, Alg string
 	Key      crypto.PublicKey // *ecdsa.PublicKey, *rsa.PublicKey, ed25519.PublicKey, or []byte for HMAC
@@ -34,10 +33,13 @@ type PublicKey struct {
 
 const (
 	minRSA      = 2048
-	maxRSA      = 4096 // what go-jose reads in a JWK: a longer key could be stored and never be read again
 	minHMAC     = 32
+	maxRSA      = 4096 // what go-jose reads in a JWK: a longer key could be stored and never be read again
 	maxExponent = 1<<31 - 1
 )
+
+// hmacSizes are the sizes of the MACs in bytes, and of the shortest secrets under them (RFC 7518 §3.2).
+var hmacSizes = map[string]int{"HS256": minHMAC, "HS384": 48, "HS512": 64}
 
 var curves = map[string]elliptic.Curve{"ES256": elliptic.P256(), "ES384": elliptic.P384(), "ES512": elliptic.P521()}
 
@@ -107,14 +109,23 @@ func NewPublicKey(kid, alg string, key any) (*PublicKey, error) {
 		if alg != "HS256" {
 			return nil, fmt.Errorf("jws: %q is not an algorithm of shared secrets", alg)
 		}
-		if len(key) < minHMAC {
-			return nil, fmt.Errorf("jws: the HMAC secret has %d bytes, at least %d are needed (RFC 7518 §3.2)", len(key), minHMAC)
-		}
-		k.sigSize = sha256.Size
+		return NewSecret(kid, alg, key)
 	default:
 		return nil, fmt.Errorf("jws: keys of type %T are not supported", key)
 	}
 	return k, nil
+}
+
+// NewSecret is NewPublicKey for a secret under which another program signed: HS384 and HS512 are taken too.
+func NewSecret(kid, alg string, secret []byte) (*PublicKey, error) {
+	size, ok := hmacSizes[alg]
+	switch {
+	case !ok:
+		return nil, fmt.Errorf("jws: %q is not an algorithm of shared secrets", alg)
+	case len(secret) < size:
+		return nil, fmt.Errorf("jws: the HMAC secret has %d bytes, at least %d are needed (RFC 7518 §3.2)", len(secret), size)
+	}
+	return &PublicKey{KID: kid, Alg: alg, Key: secret, sigSize: size}, nil
 }
 
 // lowPoints are the encodings of points of small order, without the sign bit, non-canonical ones included.
@@ -242,8 +253,8 @@ func (k *PublicKey) SignsFor(audiences []string) bool {
 
 // methods are jwt/v5's, by name. PSS is pinned to a salt as long as the hash (RFC 7518 §3.5): jwt/v5's own take any.
 var methods = func() map[string]jwt.SigningMethod {
-	m := map[string]jwt.SigningMethod{"HS256": jwt.SigningMethodHS256, "EdDSA": jwt.SigningMethodEdDSA}
-	for _, x := range []jwt.SigningMethod{jwt.SigningMethodES256, jwt.SigningMethodES384, jwt.SigningMethodES512,
+	m := map[string]jwt.SigningMethod{"EdDSA": jwt.SigningMethodEdDSA}
+	for _, x := range []jwt.SigningMethod{jwt.SigningMethodHS256, jwt.SigningMethodHS384, jwt.SigningMethodHS512, jwt.SigningMethodES256, jwt.SigningMethodES384, jwt.SigningMethodES512,
 		jwt.SigningMethodRS256, jwt.SigningMethodRS384, jwt.SigningMethodRS512} {
 		m[x.Alg()] = x
 	}

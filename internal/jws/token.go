@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -137,7 +138,74 @@ func (h *Headers) find(text string, into *Header) bool {
 	return ok
 }
 
+// ParseOpen is Parse for the tokens of issuers with claims of their own making. The header and the JSON are read as strictly, and so
+// are cnf and act, which go into t's Claims. Every other member is given to member as it stands, and nothing else of the Claims
+// is set. PrivateClaims has those members that neither are reserved nor pass for a claim of RFC 7519 in another case.
+func (h *Headers) ParseOpen(token string, maxBytes int, t *Token, member func(name, value string)) error {
+	if err := open(token, maxBytes, t, h, false); err != nil {
+		return err
+	}
+	t.Claims, t.nprivat, t.more = Claims{}, 0, nil
+	p := scanner{s: t.payload}
+	at := 0 // where the member before ended
+	err := p.object(func(name string) (err error) {
+		from := at + strings.IndexByte(p.s[at:], '"') // of the name: between members there are only marks and space
+		p.space()
+		value := p.i
+		switch name {
+		case "cnf":
+			err = p.confirmation(&t.Claims)
+		case "act":
+			err = p.actor(&t.Claims, 0)
+		default:
+			err = p.skip(1)
+		}
+		if err != nil {
+			return err
+		}
+		at = p.i
+		if name != "cnf" && name != "act" {
+			member(name, p.s[value:p.i])
+		}
+		if claim(name) < 0 && !standard(name) {
+			t.own(span{from, p.i})
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return p.end()
+}
+
+// standard reports whether a reader that overlooks case takes name for a claim of RFC 7519 §4.1.
+func standard(name string) bool {
+	return slices.ContainsFunc(claimNames[:claimClientID], func(known string) bool { return sameName(known, name) })
+}
+
+// ReadText reads the JSON text in value, as ParseOpen gives it; false: it is none.
+func ReadText(value string) (string, bool) {
+	p := scanner{s: value}
+	s, err := p.text()
+	return s, err == nil
+}
+
+// ReadDate reads a NumericDate in Unix seconds (RFC 7519 §2); false: it is none, or out of range.
+func ReadDate(value string) (int64, bool) {
+	p := scanner{s: value}
+	n, err := p.date()
+	return n, err == nil
+}
+
 func parse(token string, maxBytes int, t *Token, known *Headers, proof bool) error {
+	if err := open(token, maxBytes, t, known, proof); err != nil {
+		return err
+	}
+	return t.parseClaims()
+}
+
+// open reads the header, and decodes the payload and the signature.
+func open(token string, maxBytes int, t *Token, known *Headers, proof bool) error {
 	if len(token) > maxBytes {
 		return errSize
 	}
@@ -182,7 +250,7 @@ func parse(token string, maxBytes int, t *Token, known *Headers, proof bool) err
 		}
 	}
 	t.payload = asString(b)
-	return t.parseClaims()
+	return nil
 }
 
 // asString is b without a copy; the buffer is written once, before.
@@ -442,6 +510,9 @@ func (t *Token) own(s span) {
 	}
 	t.more = append(t.more, s)
 }
+
+// Payload is a copy of the payload's JSON.
+func (t *Token) Payload() []byte { return []byte(t.payload) }
 
 // PrivateClaims is a JSON object of the members that are not registered, nil if there are none.
 func (t *Token) PrivateClaims() []byte {

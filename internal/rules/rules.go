@@ -278,6 +278,8 @@ type Subject struct {
 	ApiKey  bool     // descends from no session: rules on sessions spare it
 	Renews  bool     // a grant at refresh: what is minted now is new, so that "mint again" spares it
 	Abroad  *Subject // of a foreign token: what a service's own rules see of it
+	// AbroadClient is the client by the name that Issuer gives it, which is none of ours.
+	AbroadClient string
 }
 
 type Principal struct{ Issuer, Subject string }
@@ -367,6 +369,9 @@ func (b *Book) Hit(x *Subject) string {
 	if x.Client != "" && b.passed(x, TargetClient, "", x.Client, "") {
 		return "client"
 	}
+	if x.AbroadClient != "" && b.passed(x, TargetClient, x.Issuer, x.AbroadClient, "") {
+		return "client"
+	}
 	for _, r := range x.Roles {
 		if b.passed(x, TargetRole, "", r, "") {
 			return "role"
@@ -450,6 +455,9 @@ func (r *Pending_) matches(x *Subject) bool {
 	case TargetSessions:
 		return !x.ApiKey && (is(x.Issuer, x.Subject) || anyActor())
 	case TargetClient:
+		if t.Issuer != "" {
+			return t.Issuer == x.Issuer && x.AbroadClient == id
+		}
 		return x.Client == id || slices.Contains(x.Chain, ChainClient+id)
 	case TargetHeld:
 		return x.Client == holder && (is(x.Issuer, x.Subject) || anyActor()) || is(x.Issuer, x.Subject) && slices.Contains(x.Chain, ChainClient+holder) && !(x.ApiKey && t.Kind == TargetSessions)

@@ -78,10 +78,10 @@ func storable(s string) bool {
 	return len(s) <= 255 && utf8.ValidString(s) && strings.IndexByte(s, 0) < 0
 }
 
-// OfIssuer makes a subject one of another trusted issuer: a principal is issuer and subject together.
+// OfIssuer makes a subject, client or token one of another trusted issuer: a principal is issuer and subject together.
 func (t Target) OfIssuer(issuer string) Target {
 	t.Issuer = issuer
-	t.none = t.none || issuer == "" || !utf8.ValidString(issuer) || t.Kind != TargetSubject && t.Kind != TargetSessions && t.Kind != TargetToken
+	t.none = t.none || issuer == "" || !utf8.ValidString(issuer) || t.Kind != TargetSubject && t.Kind != TargetSessions && t.Kind != TargetToken && t.Kind != TargetClient
 	return t
 }
 
