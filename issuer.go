@@ -214,7 +214,9 @@ func (s *Service) issueFor(ctx context.Context, r Request, known *refusal) (*Iss
 type spending struct {
 	birth birth
 	with  func(c *change, t stamp) error
-	code  string // from which the first refresh token is made, so that it can be made again; empty: at random
+	// version is the record's that is spent. What is planned again spends it again, from where the first write left it.
+	version store.Version
+	code    string // from which the first refresh token is made, so that it can be made again; empty: at random
 }
 
 // issue checks r and opens what it asks for, with what that spends.
@@ -235,7 +237,7 @@ func (s *Service) issue(ctx context.Context, r Request, m moment, who *caller, s
 			return nil, err
 		}
 		switch {
-		case err != errStale && (spent != nil || m.begun && !p.own && !errors.Is(err, errRenew)):
+		case err != errStale && !errors.Is(err, errRenew) && (spent != nil || m.begun && !p.own):
 			// What it spends was made before the rule, or who it is was confirmed: it stands for what the rule ended.
 			return nil, fail(ErrInvalidGrant, "a revocation came first")
 		case err != errStale && !errors.Is(err, errRenew):
@@ -322,6 +324,9 @@ func (s *Service) open(ctx context.Context, p *plan, m moment, refresh bool, spe
 			}
 		}
 		_, err := s.commit(ctx, c)
+		if err == nil && spent != nil {
+			spent.version = c.ID
+		}
 		return err
 	}
 	if g != nil && s.sessions.Limit > 0 {
@@ -337,6 +342,12 @@ func (s *Service) open(ctx context.Context, p *plan, m moment, refresh bool, spe
 	}
 	if s.rules.Hit(renewed(rs)) != "" {
 		return nil, errOvertaken
+	}
+	if g != nil {
+		// Nobody gets the tokens of this session, which holds what was planned before: it would stand in lists and count.
+		if err := s.revoke(ctx, rules.ByGrant(grant), "planned again: its "+s.rules.Hit(rs)+" changed", EventRevoked); err != nil {
+			return nil, err
+		}
 	}
 	return nil, errRenew
 }

@@ -561,6 +561,30 @@ func TestNothingIsMadeOfAPlanThatWasOvertaken(t *testing.T) {
 	i := issue(t, svc, clerk)
 	require.Equal(t, apitoken.Scopes{"orders:list", "orders:read"}, i.Token.Scopes(), "issued: planned again")
 	require.NoError(t, validate(svc, i.Access))
+	sessions := func(subject string) (list []apitoken.Grant) {
+		for g, err := range svc.Grants(ctx, apitoken.BySubject(subject), apitoken.Page{}) {
+			require.NoError(t, err)
+			list = append(list, g)
+		}
+		return list
+	}
+	require.Len(t, sessions("alice"), 1, "what was planned first left no session behind")
+	require.Equal(t, i.Token.Scopes(), sessions("alice")[0].Scopes)
+
+	clerk.Subject = "bob"
+	code, err := svc.Prepare(ctx, clerk, apitoken.Ticket{Lifetime: time.Minute})
+	require.NoError(t, err)
+	between(st, "grant", narrow("orders:list"))
+	redeemed, err := svc.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
+	require.NoError(t, err, "redeemed: planned again, which is no second use")
+	require.Equal(t, apitoken.Scopes{"orders:list"}, redeemed.Token.Scopes())
+	require.NoError(t, validate(svc, redeemed.Access))
+	require.Len(t, sessions("bob"), 1)
+	require.Empty(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventReused}))
+	_, err = svc.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
+	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+	require.ErrorIs(t, validate(svc, redeemed.Access), apitoken.ErrRevoked, "a second use ends what the first got")
+	require.NoError(t, other.SetRole(ctx, "clerk", apitoken.Scopes{"orders:read", "orders:list"}))
 
 	between(st, "grant", narrow("orders:read"))
 	n, err := refresh(svc, i.Refresh)

@@ -353,13 +353,14 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 		return nil, err
 	}
 	host := caller{} // it was asked for by whoever prepared it
-	spent := spending{birth: t.birth(), with: func(c *change, st stamp) error {
+	spent := spending{birth: t.birth(), version: rec.Version}
+	spent.with = func(c *change, st stamp) error {
 		t.Spent = st.grant
 		if t.Again > 0 {
 			t.JTI, t.IAT, t.EXP, t.Bound, t.Only = st.jti, st.iat.UnixMilli(), st.exp.UnixMilli(), r.Binding, r.Audiences
 		}
-		return put(c, &ticketForm, store.Record{ID: id, Subject: rec.Subject, Client: rec.Client, Expires: rec.Expires}, t, rec.Version)
-	}}
+		return put(c, &ticketForm, store.Record{ID: id, Subject: rec.Subject, Client: rec.Client, Expires: rec.Expires}, t, spent.version)
+	}
 	if t.Again > 0 {
 		spent.code = r.Ticket
 	}
