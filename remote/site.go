@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/fetch"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -40,6 +42,8 @@ type site struct {
 	http   *http.Client
 	own    *http.Transport // made here; nil: the host's
 	shows  bool            // a certificate proves this process
+	// Where the metadata are, the first that is there; nil: MetadataURL(name). Only the key set is taken of them then.
+	metadataURLs []string
 
 	first chan struct{} // holds the one right to read the metadata while there are none; a channel, so that waiting ends with a context
 	ctx   context.Context
@@ -268,18 +272,29 @@ func (s *site) distrust() {
 func (s *site) fetch(ctx context.Context) (*metadata, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, MetadataURL(s.name), nil)
-	if err != nil {
-		return nil, err
+	from := s.metadataURLs
+	if from == nil {
+		from = []string{MetadataURL(s.name)}
 	}
-	r.Header.Set("Accept", "application/json")
-	what := "metadata at " + r.URL.Path
-	res, body, err := s.do(what, r, maxMetadata, nil)
-	if err != nil {
-		return nil, err
-	}
-	if res.StatusCode != http.StatusOK {
-		return nil, status(what, res, nil)
+	var what string
+	var body []byte
+	for i, u := range from {
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
+		if err != nil {
+			return nil, err
+		}
+		r.Header.Set("Accept", "application/json")
+		what = "metadata at " + r.URL.Path
+		var res *http.Response
+		if res, body, err = s.do(what, r, maxMetadata, nil); err != nil {
+			return nil, err
+		}
+		if res.StatusCode == http.StatusOK {
+			break
+		}
+		if i == len(from)-1 || res.StatusCode != http.StatusNotFound {
+			return nil, status(what, res, nil)
+		}
 	}
 	var m metadata
 	// Strict JSON first: encoding/json takes the last of two members with one name.
@@ -294,6 +309,9 @@ func (s *site) fetch(ctx context.Context) (*metadata, error) {
 	}
 	if err := s.check(m.JWKS, false); err != nil {
 		return nil, notIssuer("%s: jwks_uri %v", what, err)
+	}
+	if s.metadataURLs != nil {
+		return &metadata{Issuer: m.Issuer, JWKS: m.JWKS}, nil
 	}
 	// These two get our credential: they must be the issuer's own.
 	for _, endpoint := range []string{m.Introspection, m.Revocations} {
@@ -364,6 +382,31 @@ func Keys(from string, c *http.Client) apitoken.KeySource {
 	}
 	client, _ := careful(c)
 	return &keySource{site: &site{issuer: u, http: client}, url: from}
+}
+
+// Discover reads the metadata of an issuer that is not of this module's making, and then the key set that they name, at each reading
+// of the keys where they are over an hour old. issuer must be what they say. metadata is their address; empty: OpenID Connect
+// Discovery's, issuer with /.well-known/openid-configuration behind it, or where nothing is there RFC 8414's. Both addresses are https,
+// or http on loopback. With another one every reading fails.
+//
+// c nil: a client that reaches addresses of the public Internet alone, whatever the metadata name, without a proxy. An issuer in a
+// network of its own, or on loopback, needs a client of the host's; redirects are not followed, and answers are bounded in size.
+func Discover(issuer, metadata string, c *http.Client) apitoken.KeySource {
+	if c == nil {
+		c = fetch.Client(fetch.Options{Timeout: requestTimeout})
+	}
+	s, err := newSite(issuer, c)
+	if err != nil {
+		return brokenKeys{err}
+	}
+	s.metadataURLs = []string{strings.TrimSuffix(issuer, "/") + "/.well-known/openid-configuration", MetadataURL(issuer)}
+	if metadata != "" {
+		if err := s.check(metadata, false); err != nil {
+			return brokenKeys{fmt.Errorf("remote: the address of the metadata %w", err)}
+		}
+		s.metadataURLs = []string{metadata}
+	}
+	return &keySource{site: s}
 }
 
 type brokenKeys struct{ err error }

@@ -7,7 +7,8 @@
 //   - A few fetches at a time. Those who want the same document wait for one fetch.
 //   - What came is kept for as long as its HTTP headers say (RFC 9111), within a floor and a ceiling; a failure for a few seconds.
 //
-// A Fetcher's mutex is a leaf: nothing is called under it. oauthhttp calls it.
+// A Fetcher's mutex is a leaf: nothing is called under it. oauthhttp calls it, and remote uses
+// its Client.
 package fetch
 
 import (
@@ -78,8 +79,8 @@ type entry struct {
 	until time.Time
 }
 
-// New returns a Fetcher.
-func New(o Options) *Fetcher {
+// defaults fills in what is zero.
+func (o *Options) defaults() {
 	if o.MaxBytes == 0 {
 		o.MaxBytes = 64 << 10
 	}
@@ -101,22 +102,41 @@ func New(o Options) *Fetcher {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+}
+
+// New returns a Fetcher.
+func New(o Options) *Fetcher {
+	o.defaults()
 	f := &Fetcher{o: o, room: make(chan struct{}, o.AtOnce), most: maxKept, kept: map[string]*entry{}, busy: map[string]int{}}
-	f.dialer = &net.Dialer{Timeout: o.Timeout, ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
+	f.dialer, f.http = o.client()
+	return f
+}
+
+// Client is an HTTP client with a Fetcher's limits on what it reaches: for those who bound the size of answers and the number of
+// requests themselves, and ask for https alone. Of the Options it uses Timeout, TLS and Reachable.
+func Client(o Options) *http.Client {
+	o.defaults()
+	_, c := o.client()
+	c.Timeout = o.Timeout
+	return c
+}
+
+func (o *Options) client() (*net.Dialer, *http.Client) {
+	reachable := o.Reachable
+	d := &net.Dialer{Timeout: o.Timeout, ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
 		at, err := netip.ParseAddrPort(address)
-		if err != nil || !o.Reachable(at.Addr().Unmap().WithZone("")) {
+		if err != nil || !reachable(at.Addr().Unmap().WithZone("")) {
 			return fmt.Errorf("%w: the address is not on the public Internet", ErrForbidden)
 		}
 		return nil
 	}}
-	f.http = &http.Client{
+	return d, &http.Client{
 		Transport: &http.Transport{
-			DialContext: f.dialer.DialContext, TLSClientConfig: o.TLS, TLSHandshakeTimeout: o.Timeout,
+			DialContext: d.DialContext, TLSClientConfig: o.TLS, TLSHandshakeTimeout: o.Timeout,
 			DisableCompression: true, DisableKeepAlives: true, MaxResponseHeaderBytes: maxHeader,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	return f
 }
 
 // Get returns the document at rawURL, one that was kept or a new one; nobody may change it. ErrForbidden: it is not to be fetched.
