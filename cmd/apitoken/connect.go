@@ -227,6 +227,7 @@ type opened struct {
 	restored bool
 	pool     *pgxpool.Pool // of Postgres
 	backup   func(context.Context, io.Writer) error
+	compact  func(context.Context) error
 	close    func() error
 }
 
@@ -250,11 +251,11 @@ func (a *app) open(ctx context.Context, spec string, readOnly bool) (*opened, er
 			return nil, &failure{code: notFound, what: "there is no store at " + path, do: "Give the file of the service's store by --store."}
 		}
 	}
-	return a.openOrMake(ctx, spec, readOnly)
+	return a.openOrMake(ctx, spec, readOnly, false)
 }
 
-// openOrMake opens a store, and makes it where there is none: for copies.
-func (a *app) openOrMake(ctx context.Context, spec string, readOnly bool) (*opened, error) {
+// openOrMake opens a store, and makes it where there is none if make says so: for copies.
+func (a *app) openOrMake(ctx context.Context, spec string, readOnly, make bool) (*opened, error) {
 	mode, err := a.fileMode()
 	if err != nil {
 		return nil, err
@@ -267,7 +268,7 @@ func (a *app) openOrMake(ctx context.Context, spec string, readOnly bool) (*open
 		if err != nil {
 			return nil, a.openError(path, err)
 		}
-		o.Store, o.restored, o.backup, o.close = st, st.Restored(), st.Backup, st.Close
+		o.Store, o.restored, o.backup, o.compact, o.close = st, st.Restored(), st.Backup, st.Compact, st.Close
 		if a.namespace != "" {
 			o.Store = st.Namespace(a.namespace)
 		}
@@ -289,7 +290,7 @@ func (a *app) openOrMake(ctx context.Context, spec string, readOnly bool) (*open
 		if err != nil {
 			return nil, a.openError(o.name, err)
 		}
-		st, err := pgstore.New(ctx, pool, &pgstore.Options{Manual: true, Timeout: a.timeout})
+		st, err := pgstore.New(ctx, pool, &pgstore.Options{Manual: !make, Timeout: a.timeout})
 		if err != nil {
 			pool.Close()
 			return nil, a.openError(o.name, err)

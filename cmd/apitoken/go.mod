@@ -11,13 +11,16 @@ replace (
 
 require (
 	github.com/apitoken-go/apitoken v0.0.0-00010101000000-000000000000
+	github.com/apitoken-go/apitoken/ledger v0.0.0-00010101000000-000000000000
 	github.com/apitoken-go/apitoken/store/pgstore v0.0.0-00010101000000-000000000000
 	github.com/apitoken-go/apitoken/store/sqlitestore v0.0.0-00010101000000-000000000000
 	github.com/jackc/pgx/v5 v5.7.6
+	github.com/schollz/progressbar/v3 v3.19.1
 	github.com/spf13/cobra v1.10.2
 	github.com/stretchr/testify v1.12.1
+	golang.org/x/mod v0.40.0
 	golang.org/x/sys v0.47.0
-	golang.org/x/term v0.31.0
+	golang.org/x/term v0.44.0
 )
 
 require (
@@ -30,8 +33,10 @@ require (
 	github.com/jackc/pgservicefile v0.0.0-20240606120523-5a60cdf6a761 // indirect
 	github.com/jackc/puddle/v2 v2.2.2 // indirect
 	github.com/mattn/go-isatty v0.0.24 // indirect
+	github.com/mitchellh/colorstring v0.0.0-20190213212951-d06e56a500db // indirect
 	github.com/ncruces/go-strftime v1.0.0 // indirect
 	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect
+	github.com/rivo/uniseg v0.4.7 // indirect
 	github.com/spf13/pflag v1.0.10 // indirect
 	go.etcd.io/bbolt v1.5.0 // indirect
 	go.yaml.in/yaml/v3 v3.0.5 // indirect

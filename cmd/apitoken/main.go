@@ -179,7 +179,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 something bad was found, 4 not fo
 	f.BoolVar(&a.json, "json", false, "print JSON")
 	f.DurationVar(&a.timeout, "timeout", 30*time.Second, "for one answer of the service or the store")
 	root.AddCommand(a.inspectCommand(), a.doctorCommand(), a.sessionsCommand(), a.keysCommand(), a.clientsCommand(), a.rolesCommand(),
-		a.revokeCommand(), a.eventsCommand(), a.signingKeysCommand())
+		a.revokeCommand(), a.eventsCommand(), a.signingKeysCommand(), a.backupCommand(), a.restoreCommand(), a.copyCommand(), a.purgeCommand(),
+		a.ledgerCommand(), a.leakCommand(), a.hashSecretCommand())
 	return root
 }
 
