@@ -18,6 +18,7 @@ type held struct {
 	session *apitoken.Issued // of alice at the client, with a role and for two audiences
 	own     *apitoken.Issued // the same of the host itself
 	code    apitoken.Secret
+	self    apitoken.Secret // by which the client changes its own registration
 }
 
 // given is what somebody got.
@@ -63,6 +64,11 @@ func (h *held) key(ctx context.Context, svc *apitoken.Service) (apitoken.APIKey,
 	return k, err
 }
 
+// register has the client ask for a registration with more than it may have now.
+func (h *held) register(ctx context.Context, svc *apitoken.Service) (apitoken.Client, error) {
+	return svc.Clients.Reregister(ctx, "app", h.self, func(c *apitoken.Client) error { c.Scopes = readWrite; return nil })
+}
+
 // Whoever has a say in what may be given is heard in each way in which something is given, also for what was begun before.
 func TestEachCeilingHoldsForEachGrant(t *testing.T) {
 	t.Parallel()
@@ -80,17 +86,19 @@ func TestEachCeilingHoldsForEachGrant(t *testing.T) {
 	}
 	no := errors.New("she has left")
 	for name, x := range map[string]struct {
-		config func(*apitoken.Config) // of the next start
-		change func(context.Context, *apitoken.Service) error
-		want   given            // where nothing else is said
-		gives  map[string]given // by way
-		errs   map[string]error
+		config    func(*apitoken.Config) // of the next start
+		change    func(context.Context, *apitoken.Service) error
+		want      given            // where nothing else is said
+		gives     map[string]given // by way
+		errs      map[string]error
+		registers apitoken.Scopes // nil: all
 	}{
 		"none": {want: all},
 		"the client's scopes": {
-			change: update(func(c *apitoken.Client) { c.Scopes = apitoken.Scopes{"orders:read", "reports"} }),
-			want:   given{read, both},
-			errs:   map[string]error{"own": apitoken.ErrInvalidScope, "key": apitoken.ErrInvalidToken},
+			change:    update(func(c *apitoken.Client) { c.Scopes = apitoken.Scopes{"orders:read", "reports"} }),
+			want:      given{read, both},
+			errs:      map[string]error{"own": apitoken.ErrInvalidScope, "key": apitoken.ErrInvalidToken},
+			registers: read, // the rest is left out (RFC 7591 §2)
 		},
 		"the client's audiences": {
 			change: update(func(c *apitoken.Client) { c.Audiences = here }),
@@ -115,7 +123,7 @@ func TestEachCeilingHoldsForEachGrant(t *testing.T) {
 				c.Roles = nil
 			},
 			want: given{read, both},
-			errs: map[string]error{"own": apitoken.ErrInvalidScope, "key": apitoken.ErrInvalidScope},
+			errs: map[string]error{"own": apitoken.ErrInvalidScope, "key": apitoken.ErrInvalidScope, "registration": apitoken.ErrInvalidScope},
 		},
 		"Config.Audiences": {
 			config: func(c *apitoken.Config) { c.Audiences = nil },
@@ -156,6 +164,9 @@ func TestEachCeilingHoldsForEachGrant(t *testing.T) {
 				req.Client, req.Refresh = "", false
 				h.own = issue(t, svc, req)
 
+				h.self, err = svc.Clients.RegistrationToken(ctx, "app")
+				require.NoError(t, err)
+
 				if x.change != nil {
 					require.NoError(t, x.change(ctx, svc))
 				}
@@ -186,6 +197,23 @@ func TestEachCeilingHoldsForEachGrant(t *testing.T) {
 						want = x.want
 					}
 					require.Equal(t, want, given{i.Token.Scopes(), i.Token.Audiences()}, way)
+				}
+				before, err := svc.Clients.Get(ctx, "app")
+				require.NoError(t, err)
+				after, err := h.register(ctx, svc)
+				if want, ok := x.errs["registration"]; ok {
+					require.ErrorIs(t, err, want, "registration")
+					after, err = svc.Clients.Get(ctx, "app")
+					require.NoError(t, err)
+					require.Equal(t, before, after, "a registration that asks for too much changes nothing")
+				} else {
+					require.NoError(t, err, "registration")
+					want := x.registers
+					if want == nil {
+						want = readWrite
+					}
+					require.Equal(t, want, after.Scopes)
+					require.Equal(t, before.Audiences, after.Audiences)
 				}
 			})
 		}

@@ -83,31 +83,32 @@ func TestEachCeilingHoldsAtEachEndpoint(t *testing.T) {
 			gives: "orders:read",
 			ways:  map[string]string{"own": "orders:read reports", "code": "orders:read reports", "device": "orders:read reports", "exchange": again},
 			write: tooMuch,
-			asks:  map[string]string{"exchange": again},
+			asks:  map[string]string{"exchange": again, "registration": ""},
 		},
 		"the role": {
 			change: func(ctx context.Context, svc *apitoken.Service) error {
 				return svc.SetRole(ctx, "clerk", apitoken.Scopes{"orders:read", "reports"})
 			},
 			gives: "orders:read",
-			ways:  map[string]string{"own": both, "exchange": again},
+			ways:  map[string]string{"own": both, "registration": both, "exchange": again},
 			write: tooMuch,
-			asks:  map[string]string{"own": "orders:write", "exchange": again, "code": "", "device": "", "assertion": ""},
+			asks:  map[string]string{"own": "orders:write", "registration": "orders:write", "exchange": again, "code": "", "device": "", "assertion": ""},
 		},
 		"Config.Scopes": {
 			config: func(c *apitoken.Config) { c.Scopes = map[apitoken.Scope]string{"orders:read": "", "reports": ""} },
 			gives:  "orders:read",
 			ways:   map[string]string{"begun": tooMuch}, // what a user allowed is not cut in silence
 			write:  tooMuch,
+			asks:   map[string]string{"registration": "invalid_client_metadata"}, // nothing of it is left
 		},
 		"Config.MayContinue": {
 			config: func(c *apitoken.Config) {
 				c.MayContinue = func(context.Context, apitoken.Grant) error { return errors.New("she has left") }
 			},
 			gives: refused,
-			ways:  map[string]string{"own": both, "assertion": both},
+			ways:  map[string]string{"own": both, "assertion": both, "registration": both},
 			write: refused,
-			asks:  map[string]string{"own": "orders:write", "assertion": "orders:write"},
+			asks:  map[string]string{"own": "orders:write", "assertion": "orders:write", "registration": "orders:write"},
 		},
 	}
 	for name, x := range ceilings {
@@ -118,6 +119,7 @@ func TestEachCeilingHoldsAtEachEndpoint(t *testing.T) {
 			roles := map[string]apitoken.Scopes{"clerk": {"orders:read", "orders:write", "reports"}}
 			options := func(c *apitoken.Config, o *oauthhttp.Options) {
 				c.Roles = roles
+				o.Registration = &oauthhttp.Registration{Scopes: apitoken.Scopes{"orders:read", "orders:write"}, GrantTypes: allGrants}
 				o.Consent = oauthhttp.ConsentFunc(func(w http.ResponseWriter, r *http.Request, a *oauthhttp.Authorization) {
 					s.h.Approve(w, r, a, oauthhttp.Approval{Subject: "alice", Roles: []string{"clerk"}, Scopes: oauthhttp.All()})
 				})
@@ -135,6 +137,8 @@ func TestEachCeilingHoldsAtEachEndpoint(t *testing.T) {
 			waiting := s.post("/device_authorization", params(), s.as("app")).ok()
 			had.device = waiting.text("device_code")
 			approveDevice(s, waiting.text("user_code"))
+			self, err := s.svc.Clients.RegistrationToken(t.Context(), "app")
+			require.NoError(t, err)
 
 			if x.change != nil {
 				require.NoError(t, x.change(t.Context(), s.svc))
@@ -167,6 +171,13 @@ func TestEachCeilingHoldsAtEachEndpoint(t *testing.T) {
 				"assertion": func(scope string) string {
 					return verdict(s.token(asking(scope, "grant_type", apitoken.GrantJWTBearer, "assertion", s.vouch(idp, nil, nil)), s.as("app")))
 				},
+				"registration": func(scope string) string {
+					m := metadata{"client_id": "app", "redirect_uris": []string{callback}, "grant_types": allGrants}
+					if scope != "" {
+						m["scope"] = scope
+					}
+					return verdict(s.do(jsonRequest(t, "PUT", "/register/app", m), bearer(self.Reveal())))
+				},
 			}
 			or := func(m map[string]string, way, usual string) string {
 				if v, ok := m[way]; ok {
@@ -174,15 +185,18 @@ func TestEachCeilingHoldsAtEachEndpoint(t *testing.T) {
 				}
 				return usual
 			}
+			try := func(way string) {
+				require.Equal(t, or(x.ways, way, x.gives), ways[way](""), "%s, no scope", way)
+				require.Equal(t, or(x.asks, way, x.write), ways[way]("orders:write"), "%s, orders:write", way)
+			}
 			// In the order in which one does not spoil the next: a refresh that is refused for good ends its grant.
 			for _, way := range []string{"own", "code", "device", "assertion", "exchange", "refresh"} {
-				give := ways[way]
-				require.Equal(t, or(x.ways, way, x.gives), give(""), "%s, no scope", way)
-				require.Equal(t, or(x.asks, way, x.write), give("orders:write"), "%s, orders:write", way)
+				try(way)
 			}
 			require.Equal(t, or(x.ways, "begun", x.gives), verdict(s.token(redemption(had.code), s.as("app"))), "a code of before")
 			require.Equal(t, or(x.ways, "begun", x.gives),
 				verdict(s.token(params("grant_type", apitoken.GrantDeviceCode, "device_code", had.device), s.as("app"))), "a device of before")
+			try("registration") // what is left out there the client has no more
 		})
 	}
 }

@@ -301,7 +301,7 @@ func (h *Handler) apply(ctx context.Context, x *Registration, c *apitoken.Client
 	if slices.Contains(c.GrantTypes, apitoken.GrantAuthorizationCode) && len(c.RedirectURIs) == 0 {
 		return bad("invalid_redirect_uri", "The authorization code grant needs redirect_uris.")
 	}
-	if c.Scopes = slices.Clone(x.Scopes); m.Scope != nil {
+	if c.Scopes = h.svc.Narrow(x.Scopes, x.Scopes); m.Scope != nil {
 		asked, err := apitoken.ParseScopes(*m.Scope)
 		if err != nil {
 			return badMetadata("The scope is malformed.")
