@@ -285,6 +285,15 @@ func TestThereIsRoomForSoManyDocuments(t *testing.T) {
 	require.Equal(t, 429, last)
 }
 
+// TestWhoRegistersOpenlyMayStepUp: MCP clients register with the scope of the first challenge.
+func TestWhoRegistersOpenlyMayStepUp(t *testing.T) {
+	t.Parallel()
+	s, initial := registrar(t, func(r *oauthhttp.Registration) { r.Open = 2 })
+	m := metadata{"redirect_uris": []string{"http://127.0.0.1/cb"}, "scope": "orders:read"}
+	require.Equal(t, "orders:read orders:write", s.register(m).ok().text("scope"), "what the host lets such clients have")
+	require.Equal(t, "orders:read", s.register(m, bearer(initial)).ok().text("scope"), "who is vouched for gets what it asks for")
+}
+
 func TestAnybodyMayRegisterWhereTheHostSaysSo(t *testing.T) {
 	t.Parallel()
 	s, initial := registrar(t, func(r *oauthhttp.Registration) { r.Open = 2 })

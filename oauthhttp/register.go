@@ -208,9 +208,11 @@ func (h *Handler) mayMakeOne(ctx context.Context) error {
 	return nil
 }
 
-// narrowToPublic takes out how a client would prove who it is: of one for which nobody vouches that would prove nothing. The answer
-// tells (RFC 7591 §3.2.1).
+// narrowToPublic takes out how a client would prove who it is: of one for which nobody vouches that would prove nothing. It takes
+// out the scope too, so that the client may ask a user for all that the host lets such clients have: MCP clients register with the
+// scope of the first challenge, and could never step up. The answer tells (RFC 7591 §3.2.1).
 func (m *clientMetadata) narrowToPublic() {
+	m.Scope = nil
 	m.AuthMethod, m.JWKS, m.JWKSURI = "none", nil, ""
 	m.SubjectDN, m.SANDNS, m.SANURI, m.SANIP, m.SANEmail = "", "", "", "", ""
 }
