@@ -96,6 +96,11 @@ func (s *Signer) Sign(ctx context.Context, typ string, payload []byte) (string, 
 	default:
 		return "", errors.New("jws: a typ that this signer does not make")
 	}
+	return s.sign(ctx, prefix, payload)
+}
+
+// sign makes a token of a header, with its dot, and a payload.
+func (s *Signer) sign(ctx context.Context, prefix string, payload []byte) (string, error) {
 	enc := base64.RawURLEncoding
 	n := len(prefix) + enc.EncodedLen(len(payload))
 	out := make([]byte, n, n+1+enc.EncodedLen(s.Public.sigSize))
