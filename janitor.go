@@ -81,7 +81,7 @@ func (s *Service) tidy(ctx context.Context, before time.Time) {
 		}
 	}
 	s.rules.Sweep(before)
-	s.feed.sweep(before)
+	s.feed.Sweep(before)
 	s.Clients.sweep(ctx, before)
 }
 

@@ -53,7 +53,7 @@ func (k *SigningKeys) List(ctx context.Context) ([]SigningKey, error) {
 }
 
 // JWKS is the published set (RFC 7517): the public keys that are next, active or retired, in order of their IDs. It makes
-// SigningKeys a [KeySource]; missing is not looked at.
+// SigningKeys a [feed.KeySource]; missing is not looked at.
 func (k *SigningKeys) JWKS(context.Context, string) ([]byte, error) { return k.ring.JWKS(), nil }
 
 // Rotate brings a new key forward as soon as every validator can know it: after half of Config.KeyRotation, 15 minutes at

@@ -16,6 +16,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/deliver"
+	"github.com/apitoken-go/apitoken/internal/feedlog"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/store"
@@ -32,7 +33,7 @@ type Service struct {
 	SigningKeys *SigningKeys // the ring
 
 	*core
-	feed  feedLog
+	feed  feedlog.Log
 	roles *roleBook
 	valid *JWTValidator
 	trust *trust // our own issuer, among valid's

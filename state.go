@@ -28,7 +28,7 @@ func (s *Service) apply(r store.Record) error {
 		if r.Type == rules.TargetKey.String() {
 			s.SigningKeys.ring.Wake()
 		}
-		return s.feed.applyRule(s.core, r)
+		return s.feed.ApplyRule(r)
 	case store.KindKey:
 		err := s.SigningKeys.ring.Apply(r)
 		if err != nil && s.over(r) {
@@ -47,7 +47,7 @@ func (s *Service) apply(r store.Record) error {
 			return s.longer(r)
 		}
 	case store.KindAPIKey:
-		s.feed.applyKey(s.core, r)
+		s.feed.ApplyKey(r)
 		return s.APIKeys.applyRecord(r)
 	}
 	return nil // what else is meta is read where it is needed
@@ -61,7 +61,7 @@ func (s *Service) setAside(r store.Record, why error) error {
 			r.Type = rules.TargetAll.String() // as widest has it
 			s.rules.SetAside(r)
 		}
-		return s.feed.applyRule(s.core, r)
+		return s.feed.ApplyRule(r)
 	case store.KindClient:
 		s.Clients.setAside(r, why)
 	case store.KindRole:
@@ -81,7 +81,7 @@ func (s *Service) forget() {
 	s.APIKeys.reset()
 	s.SigningKeys.ring.Reset()
 	s.roles.reset()
-	s.feed.reset()
+	s.feed.Reset()
 }
 
 // lost makes the janitor put back what the store lost.

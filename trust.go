@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/apitoken-go/apitoken/feed"
 	"github.com/apitoken-go/apitoken/internal/dpop"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/issuers"
@@ -19,9 +20,9 @@ import (
 
 // Trusted is an issuer whose access tokens are taken. Its keys verify its own tokens alone.
 type Trusted struct {
-	Issuer      string           // compared byte for byte with iss
-	Keys        KeySource        // required, unless Profile has Keys
-	Revocations RevocationSource // required, unless the next field says so
+	Issuer      string         // compared byte for byte with iss
+	Keys        feed.KeySource // required, unless Profile has Keys
+	Revocations feed.Source    // required, unless the next field says so
 	// InsecureNoRevocations takes this issuer's tokens until they expire: it has no feed to follow.
 	InsecureNoRevocations bool
 	Audiences             []string // accepted in aud for this issuer; empty: the validator's
@@ -59,67 +60,6 @@ func (t *Trusted) stays(now time.Time) time.Duration {
 }
 
 const defaultForeign = 24 * time.Hour
-
-// KeySource gets an issuer's public keys. Its errors show in logs, in Ready and in Explain: they must hold no credential.
-//
-// A source that knows what the issuer's clock shows has a method IssuerTime() (now time.Time, known bool). A validator whose own
-// clock differs by more than Validation.Skew then says so in its log and in Explain.
-type KeySource interface {
-	// JWKS returns the current set (RFC 7517). missing is the kid that was not in the last answer,
-	// or "": a source may use it to limit how often it asks.
-	JWKS(ctx context.Context, missing string) ([]byte, error)
-}
-
-// RevocationSource gets rules, with the promises of [store.Store]'s Follow: complete, in order, newest form only;
-// store.ErrDiverged when after is not in the source's history. Its errors are shown as a [KeySource]'s are.
-//
-// A source that waits for news before it answers has a method Waits() bool and returns true: it is asked again at once.
-type RevocationSource interface {
-	Revocations(ctx context.Context, after store.Position, max int) (RevocationView, error)
-}
-
-// RevocationView is one answer of a RevocationSource.
-type RevocationView struct {
-	Rules []RevocationEntry
-	// Key and Namespace make the entries' hashes: whoever knows a name can look for it, nobody can list names.
-	Key       []byte
-	Namespace string
-	// Compromised keys, by kid: they win over any JWKS, for ever.
-	Compromised []string
-	// Changed are the hashes of API keys whose records changed: answers about them that are kept are void. DropOpaque
-	// says so of all of them.
-	Changed    [][16]byte
-	DropOpaque bool
-	// Prefix and APIKeyTags are how API keys begin, and what their tags are made with: a follower tells junk from a key
-	// without a question. They make and open nothing: an API key is good by a secret that the store has a hash of.
-	// Empty: from a source that does not say.
-	Prefix     string
-	APIKeyTags []APIKeyTag
-	// KeySet changes with the published keys: a follower that sees another one reads them at once.
-	KeySet      string
-	Next        store.Position
-	More        bool
-	Age         time.Duration // how old the answer was at its source when it was sent
-	MaxLifetime time.Duration // the longest an access token of the source may live
-}
-
-// APIKeyTag is the key of the tags of API keys that name KID; nil where the source can't open it now.
-type APIKeyTag struct {
-	KID [4]byte
-	Key []byte
-}
-
-// RevocationEntry is one rule as it travels: without reason and actor, its target hashed.
-type RevocationEntry struct {
-	// Class says what Value is compared with: 0 nothing, the thing itself is refused; 1 the position of a token's birth;
-	// 2 the position of its issuer's view when it was minted; 3 its iat.
-	Class   uint8
-	Kind    string   // "grant", "subject", …
-	Hash    [16]byte // of the target; zero for "everything"
-	Value   int64    // a position, or Unix seconds
-	At      int64    // Unix seconds of the revocation, for tokens without positions
-	Expires int64    // Unix ms when it may be forgotten; 0: never
-}
 
 // trust is an issuer as a validator takes its tokens.
 type trust struct {
@@ -462,7 +402,7 @@ func (v *JWTValidator) follow(list []Trusted, home *trust) {
 		if x.Revocations != nil {
 			c.Feed = func(ctx context.Context, after store.Position, max int) (issuers.View, error) {
 				a, err := x.Revocations.Revocations(ctx, after, max)
-				return a.inside(), err
+				return insideView(&a), err
 			}
 			if w, ok := x.Revocations.(interface{ Waits() bool }); ok {
 				c.Waits = w.Waits
@@ -502,7 +442,7 @@ func (v *JWTValidator) follow(list []Trusted, home *trust) {
 }
 
 // inside is a as the package that follows issuers takes it.
-func (a *RevocationView) inside() issuers.View {
+func insideView(a *feed.View) issuers.View {
 	v := issuers.View{Key: a.Key, Namespace: a.Namespace, Compromised: a.Compromised, Changed: a.Changed, DropOpaque: a.DropOpaque, Prefix: a.Prefix,
 		KeySet: a.KeySet, Next: a.Next, More: a.More, Age: a.Age, MaxLifetime: a.MaxLifetime}
 	for _, r := range a.Rules {

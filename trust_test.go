@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/feed"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -27,19 +28,19 @@ import (
 type wire struct {
 	mu    sync.Mutex
 	svc   *apitoken.Service
-	feed  func(ctx context.Context, after store.Position, max int) (apitoken.RevocationView, error) // nil: svc's
-	keys  func() ([]byte, error)                                                                    // nil: svc's
-	asked atomic.Int64                                                                              // for keys
+	feed  func(ctx context.Context, after store.Position, max int) (feed.View, error) // nil: svc's
+	keys  func() ([]byte, error)                                                      // nil: svc's
+	asked atomic.Int64                                                                // for keys
 	polls atomic.Int64
 }
 
-func (w *wire) set(feed func(context.Context, store.Position, int) (apitoken.RevocationView, error), keys func() ([]byte, error)) {
+func (w *wire) set(feed func(context.Context, store.Position, int) (feed.View, error), keys func() ([]byte, error)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.feed, w.keys = feed, keys
 }
 
-func (w *wire) Revocations(ctx context.Context, after store.Position, max int) (apitoken.RevocationView, error) {
+func (w *wire) Revocations(ctx context.Context, after store.Position, max int) (feed.View, error) {
 	w.polls.Add(1)
 	w.mu.Lock()
 	feed := w.feed
@@ -115,7 +116,7 @@ func TestALaggingIssuerIsNotBelieved(t *testing.T) {
 		pass(time.Second)
 		require.ErrorIs(t, validate(val, i.Access), apitoken.ErrRevoked)
 		at := val.Freshness().Position
-		w.set(func(context.Context, store.Position, int) (apitoken.RevocationView, error) { return old, nil }, nil)
+		w.set(func(context.Context, store.Position, int) (feed.View, error) { return old, nil }, nil)
 		other := issue(t, svc, apitoken.Request{Subject: "bob"})
 		for range 4 {
 			pass(time.Second)
@@ -131,7 +132,7 @@ func TestAFeedThatDoesNotGoOn(t *testing.T) {
 	wired(t, short, 0, func(t *testing.T, svc *apitoken.Service, w *wire, val *apitoken.JWTValidator) {
 		i := issue(t, svc, aliceSession)
 		require.NoError(t, validate(val, i.Access))
-		w.set(func(ctx context.Context, after store.Position, max int) (apitoken.RevocationView, error) {
+		w.set(func(ctx context.Context, after store.Position, max int) (feed.View, error) {
 			v, err := svc.Revocations(ctx, after, max)
 			v.Next, v.More = after, true
 			return v, err
@@ -165,13 +166,13 @@ func TestAnotherHistoryIsMerged(t *testing.T) {
 				restored.Next = store.Position{History: before.Next.History + 1, N: before.Next.N + 1}
 				restored.Rules = append(restored.Rules, all.Rules[len(all.Rules)-1])
 				var whole atomic.Int64
-				w.set(func(_ context.Context, after store.Position, _ int) (apitoken.RevocationView, error) {
+				w.set(func(_ context.Context, after store.Position, _ int) (feed.View, error) {
 					switch {
 					case after == store.Position{}:
 						whole.Add(1)
 						return restored, nil
 					case after.History != restored.Next.History && says:
-						return apitoken.RevocationView{}, store.ErrDiverged
+						return feed.View{}, store.ErrDiverged
 					}
 					v := restored
 					v.Rules = nil
@@ -191,7 +192,7 @@ func TestAnotherHistoryIsMerged(t *testing.T) {
 func TestContradictingSourcesGetAPause(t *testing.T) {
 	wired(t, short, 0, func(t *testing.T, svc *apitoken.Service, w *wire, val *apitoken.JWTValidator) {
 		var n atomic.Int64
-		w.set(func(ctx context.Context, after store.Position, max int) (apitoken.RevocationView, error) {
+		w.set(func(ctx context.Context, after store.Position, max int) (feed.View, error) {
 			v, err := svc.Revocations(ctx, store.Position{}, max)
 			// Another history and another key at every answer.
 			k := n.Add(1) % 2
@@ -216,8 +217,8 @@ func TestANewFeedKeyVoidsKeptVerdicts(t *testing.T) {
 		require.NoError(t, validate(val, i.Access)) // kept
 		require.NoError(t, validate(val, i.Access))
 		// The rule comes with the first answer under the new key. Its hash is of the new key too: the service rotates.
-		w.set(func(context.Context, store.Position, int) (apitoken.RevocationView, error) {
-			return apitoken.RevocationView{}, errors.New("cut")
+		w.set(func(context.Context, store.Position, int) (feed.View, error) {
+			return feed.View{}, errors.New("cut")
 		}, nil)
 		require.NoError(t, svc.SigningKeys.RotateSecrets(ctx))
 		require.NoError(t, svc.Revoke(ctx, apitoken.BySubject("alice"), "left"))
@@ -302,8 +303,8 @@ func TestKeysServeThroughAnOutage(t *testing.T) {
 func TestServingStaleHasAHardLimit(t *testing.T) {
 	wired(t, apitoken.Validation{MaxStaleness: 2 * time.Second, InsecureServeStale: time.Minute}, 0, func(t *testing.T, svc *apitoken.Service, w *wire, val *apitoken.JWTValidator) {
 		i := issue(t, svc, apitoken.Request{Subject: "alice", Lifetime: time.Hour})
-		w.set(func(context.Context, store.Position, int) (apitoken.RevocationView, error) {
-			return apitoken.RevocationView{}, errors.New("down")
+		w.set(func(context.Context, store.Position, int) (feed.View, error) {
+			return feed.View{}, errors.New("down")
 		}, nil)
 		pass(30 * time.Second)
 		tok, err := val.Validate(context.Background(), apitoken.Bearer(i.Access.Reveal()))
@@ -317,7 +318,7 @@ func TestServingStaleHasAHardLimit(t *testing.T) {
 // The age of a view counts from when the request was sent, and holds what the answer says of its own age.
 func TestAgeCountsFromTheRequest(t *testing.T) {
 	wired(t, apitoken.Validation{MaxStaleness: time.Minute}, 0, func(t *testing.T, svc *apitoken.Service, w *wire, val *apitoken.JWTValidator) {
-		w.set(func(ctx context.Context, after store.Position, max int) (apitoken.RevocationView, error) {
+		w.set(func(ctx context.Context, after store.Position, max int) (feed.View, error) {
 			time.Sleep(10 * time.Second) // on its way
 			v, err := svc.Revocations(ctx, after, max)
 			v.Age = 5 * time.Second

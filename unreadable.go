@@ -163,7 +163,7 @@ func (s *Service) Remove(ctx context.Context, kind store.Kind, id string) (faile
 				return fail(ErrInvalidRequest, "without the record %q there is no service: repair it", id)
 			}
 		case store.KindRule:
-			x := widest(r)
+			x := rules.Widest(r)
 			x.Reason, x.At = "in place of a record that could not be read", max(x.At, 0)
 			return put(c, &rules.RuleForm, r, &x, v)
 		case store.KindClient:
@@ -177,16 +177,6 @@ func (s *Service) Remove(ctx context.Context, kind store.Kind, id string) (faile
 		r.Expires = now.UnixMilli()
 		return bare(c, r, v)
 	})
-}
-
-// widest is the widest rule that a record may stand for. Without selectors it may be about everything: a refused session can
-// log in again, while a view that stopped would refuse everybody until the record is repaired.
-func widest(r store.Record) rules.Record {
-	x, ok := rules.AtMost(r)
-	if !ok {
-		x.Target = rules.Everything()
-	}
-	return x
 }
 
 // mend writes what f makes of a record that cannot be read.

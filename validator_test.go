@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/feed"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -20,18 +21,18 @@ import (
 type poll struct {
 	svc *apitoken.Service
 	mu  sync.Mutex
-	say func(after store.Position, v *apitoken.RevocationView) error
+	say func(after store.Position, v *feed.View) error
 }
 
 func (w *poll) Waits() bool { return true }
 
-func (w *poll) set(say func(after store.Position, v *apitoken.RevocationView) error) {
+func (w *poll) set(say func(after store.Position, v *feed.View) error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.say = say
 }
 
-func (w *poll) Revocations(ctx context.Context, after store.Position, max int) (apitoken.RevocationView, error) {
+func (w *poll) Revocations(ctx context.Context, after store.Position, max int) (feed.View, error) {
 	if after != (store.Position{}) {
 		poll, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 		_ = w.svc.Wait(poll, after)
@@ -95,7 +96,7 @@ func TestFeedKeyThatRotatesHidesNoRule(t *testing.T) {
 	follows(t, v, svc)
 	require.NoError(t, validate(v, alice.Access))
 	// The answer under the new key brings the next rule with all older ones, at once.
-	w.set(func(store.Position, *apitoken.RevocationView) error { return errors.New("cut off") })
+	w.set(func(store.Position, *feed.View) error { return errors.New("cut off") })
 	require.NoError(t, svc.Revoke(ctx, apitoken.BySubject("alice"), "left"))
 	rotate()
 	w.set(nil)
@@ -131,7 +132,7 @@ func TestFeedWhoseKeyGoesBackAndForth(t *testing.T) {
 	w := &poll{svc: late}
 	v := follower(t, w, nil)
 	var answers atomic.Int64
-	w.set(func(after store.Position, a *apitoken.RevocationView) (err error) {
+	w.set(func(after store.Position, a *feed.View) (err error) {
 		if answers.Add(1)/4%2 == 0 { // a few requests in turn go to one of them
 			*a, err = early.Revocations(ctx, after, 0)
 		}
@@ -176,7 +177,7 @@ func TestFeedThatIsReadAgainFromOneThatLags(t *testing.T) {
 	follows(t, v, svc)
 	at := v.Freshness()
 	var fromStart atomic.Int64
-	w.set(func(after store.Position, a *apitoken.RevocationView) error {
+	w.set(func(after store.Position, a *feed.View) error {
 		if after != (store.Position{}) {
 			return store.ErrDiverged // asks for all of it
 		}
@@ -199,7 +200,7 @@ func TestFeedOfAnotherHistoryIsReadFromItsStart(t *testing.T) {
 	v := follower(t, w, nil)
 	i := issue(t, svc, aliceSession)
 	require.NoError(t, validate(v, i.Access))
-	w.set(func(after store.Position, a *apitoken.RevocationView) error {
+	w.set(func(after store.Position, a *feed.View) error {
 		a.Next.History++ // as a source would that was restored
 		if after != (store.Position{}) {
 			a.Rules = nil // what is behind its own position, which says nothing of ours
@@ -513,7 +514,7 @@ func TestAKeyThatIsWithdrawnEndsStreams(t *testing.T) {
 	theirs, err := stranger.Revocations(ctx, store.Position{}, 1)
 	require.NoError(t, err)
 	keys.doc.Store(&other)
-	w.set(func(_ store.Position, v *apitoken.RevocationView) error { v.KeySet = theirs.KeySet; return nil })
+	w.set(func(_ store.Position, v *feed.View) error { v.KeySet = theirs.KeySet; return nil })
 	require.Eventually(t, func() bool { return errors.Is(validate(v, i.Access), apitoken.ErrInvalidToken) }, 30*time.Second, 5*time.Millisecond)
 	require.ErrorIs(t, v.Recheck(ctx, tok), apitoken.ErrInvalidToken)
 }
@@ -646,7 +647,7 @@ func TestStaleness(t *testing.T) {
 			known := issue(t, svc, apitoken.Request{Subject: "alice", Lifetime: time.Hour})
 			require.NoError(t, validate(v, known.Access))
 			require.NoError(t, validate(v, key))
-			w.set(func(store.Position, *apitoken.RevocationView) error { return errors.New("cut off") })
+			w.set(func(store.Position, *feed.View) error { return errors.New("cut off") })
 			junk := apitoken.NewSecret(flip(known.Access.Reveal(), 10))
 			for _, d := range []time.Duration{3 * time.Minute, 10 * time.Minute} {
 				c.Advance(d - time.Duration(c.ahead.Load()))

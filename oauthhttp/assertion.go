@@ -12,14 +12,15 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/feed"
 	"github.com/apitoken-go/apitoken/internal/jws"
 )
 
 // AssertionIssuer is an issuer whose JWTs vouch for identities (RFC 7523 §2.1): a company's login, a CI system, a
 // cluster.
 type AssertionIssuer struct {
-	Issuer string             // required: compared byte for byte with iss
-	Keys   apitoken.KeySource // required: such as remote.Keys
+	Issuer string         // required: compared byte for byte with iss
+	Keys   feed.KeySource // required: such as remote.Keys
 	// Subject says whose tokens to issue, and what they may hold; required. A subject of another issuer is nobody here
 	// until it does. It is asked before an assertion counts as used, so that one for which it can not decide now may come
 	// again. An error refuses, unless it is apitoken.ErrUnavailable.

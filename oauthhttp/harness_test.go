@@ -358,7 +358,7 @@ func (s *signer) keys(more ...map[string]any) []byte {
 	return doc
 }
 
-// JWKS makes the signer an apitoken.KeySource.
+// JWKS makes the signer an feed.KeySource.
 func (s *signer) JWKS(context.Context, string) ([]byte, error) { return s.keys(), nil }
 
 // proof is a DPoP proof for a request of ours.

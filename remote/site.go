@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/feed"
 	"github.com/apitoken-go/apitoken/internal/fetch"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/store"
@@ -375,7 +376,7 @@ type keyAnswer struct {
 
 // Keys fetches the JWKS at url, which is https, or http on loopback: for issuers that are not of this module's making. The
 // answer is bounded in size and time; redirects are not followed. c is as Config.HTTP. With another URL every reading fails.
-func Keys(from string, c *http.Client) apitoken.KeySource {
+func Keys(from string, c *http.Client) feed.KeySource {
 	u, err := url.Parse(from)
 	if err != nil || u.Host == "" || u.User != nil || !secure(u) {
 		return brokenKeys{errors.New("remote: a key set has an https URL, or http on loopback")}
@@ -391,7 +392,7 @@ func Keys(from string, c *http.Client) apitoken.KeySource {
 //
 // c nil: a client that reaches addresses of the public Internet alone, whatever the metadata name, without a proxy. An issuer in a
 // network of its own, or on loopback, needs a client of the host's; redirects are not followed, and answers are bounded in size.
-func Discover(issuer, metadata string, c *http.Client) apitoken.KeySource {
+func Discover(issuer, metadata string, c *http.Client) feed.KeySource {
 	if c == nil {
 		c = fetch.Client(fetch.Options{Timeout: requestTimeout})
 	}
@@ -416,7 +417,7 @@ func (b brokenKeys) JWKS(context.Context, string) ([]byte, error) { return nil, 
 // IssuerTime is the site's.
 func (k *keySource) IssuerTime() (now time.Time, known bool) { return k.site.IssuerTime() }
 
-// JWKS implements [apitoken.KeySource].
+// JWKS implements [feed.KeySource].
 func (k *keySource) JWKS(ctx context.Context, _ string) ([]byte, error) {
 	from := k.url
 	if from == "" {
@@ -470,9 +471,9 @@ type feedSource struct {
 // Waits says that an answer comes when there is news, or after a while.
 func (f *feedSource) Waits() bool { return true }
 
-// Revocations implements [apitoken.RevocationSource].
-func (f *feedSource) Revocations(ctx context.Context, after store.Position, max int) (apitoken.RevocationView, error) {
-	var none apitoken.RevocationView
+// Revocations implements [feed.Source].
+func (f *feedSource) Revocations(ctx context.Context, after store.Position, max int) (feed.View, error) {
+	var none feed.View
 	m, err := f.site.discover(ctx)
 	if err != nil {
 		return none, err

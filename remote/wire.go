@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/feed"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -43,7 +44,7 @@ const (
 // makes the follower refuse everything, because a newer issuer says something that it can not weigh.
 var kinds = []string{"", "token", "grant", "subject", "sessions", "client", "role", "signingkey", "everything", "held"}
 
-func appendEntry(b []byte, e apitoken.RevocationEntry) []byte {
+func appendEntry(b []byte, e feed.Entry) []byte {
 	kind := byte(0xff)
 	for i, k := range kinds {
 		if k == e.Kind {
@@ -57,8 +58,8 @@ func appendEntry(b []byte, e apitoken.RevocationEntry) []byte {
 	return binary.BigEndian.AppendUint64(b, uint64(e.Expires))
 }
 
-func readEntry(b []byte) apitoken.RevocationEntry {
-	e := apitoken.RevocationEntry{Class: b[0], Kind: "unknown", Hash: [16]byte(b[2:18])}
+func readEntry(b []byte) feed.Entry {
+	e := feed.Entry{Class: b[0], Kind: "unknown", Hash: [16]byte(b[2:18])}
 	if int(b[1]) < len(kinds) {
 		e.Kind = kinds[b[1]]
 	}
@@ -68,7 +69,7 @@ func readEntry(b []byte) apitoken.RevocationEntry {
 	return e
 }
 
-func encodeView(v *apitoken.RevocationView, nonce string, from store.Position) ([]byte, error) {
+func encodeView(v *feed.View, nonce string, from store.Position) ([]byte, error) {
 	a := feedAnswer{
 		Nonce: nonce, From: formatPosition(from), Next: formatPosition(v.Next), More: v.More, AgeMS: (v.Age + time.Millisecond - 1).Milliseconds(),
 		MaxLifetime: v.MaxLifetime.Milliseconds(), Key: v.Key, Namespace: v.Namespace, KeySet: v.KeySet, Compromised: v.Compromised, DropOpaque: v.DropOpaque,
@@ -91,9 +92,9 @@ func encodeView(v *apitoken.RevocationView, nonce string, from store.Position) (
 var errAnswer = notIssuer("an answer that makes no sense")
 
 // decodeView reads an answer to the question nonce, from.
-func decodeView(body []byte, nonce string, from store.Position) (apitoken.RevocationView, error) {
+func decodeView(body []byte, nonce string, from store.Position) (feed.View, error) {
 	var a feedAnswer
-	var v apitoken.RevocationView
+	var v feed.View
 	if err := json.Unmarshal(body, &a); err != nil {
 		return v, errAnswer
 	}
@@ -102,11 +103,11 @@ func decodeView(body []byte, nonce string, from store.Position) (apitoken.Revoca
 		a.AgeMS < 0 || a.MaxLifetime < 0 || len(a.Key) < 16 || a.Namespace == "" {
 		return v, errAnswer
 	}
-	v = apitoken.RevocationView{Key: a.Key, Namespace: a.Namespace, Compromised: a.Compromised, DropOpaque: a.DropOpaque, KeySet: a.KeySet,
+	v = feed.View{Key: a.Key, Namespace: a.Namespace, Compromised: a.Compromised, DropOpaque: a.DropOpaque, KeySet: a.KeySet,
 		Next: next, More: a.More, Age: time.Duration(a.AgeMS) * time.Millisecond, MaxLifetime: time.Duration(a.MaxLifetime) * time.Millisecond}
 	v.Prefix = a.Prefix
 	for b := a.KeyTags; len(b) > 0; b = b[tagSize:] {
-		t := apitoken.APIKeyTag{KID: [4]byte(b)}
+		t := feed.Tag{KID: [4]byte(b)}
 		if key := b[4:tagSize:tagSize]; !allZero(key) {
 			t.Key = key
 		}

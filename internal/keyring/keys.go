@@ -171,7 +171,7 @@ func (x *ringKey) shown(state string, since int64) Shown {
 }
 
 // JWKS is the published set (RFC 7517): the public keys that are next, active or retired, in order of their IDs. It makes
-// SigningKeys a [KeySource]; missing is not looked at.
+// SigningKeys a feed.KeySource; missing is not looked at.
 func (k *Ring) JWKS() []byte {
 	var list []string
 	k.Each(k.host.Now(), func(x *ringKey, state string, _ int64) {

@@ -137,7 +137,17 @@ func (b *Book) SetAside(r store.Record) (ok bool) {
 	return ok
 }
 
-// atMost is the widest rule that a record may stand for, by its selectors.
+// Widest is the widest rule that a record may stand for. Without selectors it may be about everything: a refused session can
+// log in again, while a view that stopped would refuse everybody until the record is repaired.
+func Widest(r store.Record) Record {
+	x, ok := AtMost(r)
+	if !ok {
+		x.Target = Everything()
+	}
+	return x
+}
+
+// AtMost is the widest rule that a record may stand for, by its selectors.
 func AtMost(r store.Record) (x Record, ok bool) {
 	x = Record{V: 1, Q: r.Pos.N, At: r.Written}
 	switch r.Type {

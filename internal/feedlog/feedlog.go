@@ -1,0 +1,189 @@
+// Package feedlog is the revocation feed as an issuer's process serves it, from memory: however many follow, the store is asked by
+// one.
+//
+// It owns the rules in the order of their positions, hashed under the feed's key, and which API keys changed. It promises
+// what package feed does: complete, in order, newest form only. It is empty until Load; from then on whoever follows the state hands
+// it each record. Load wants the caller to hold the state's right to follow. The Log's mutex is a leaf; no store is asked under it.
+package feedlog
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/apitoken-go/apitoken/feed"
+	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// Log holds the rules in the order of their positions, hashed under the feed's key.
+type Log struct {
+	mu      sync.Mutex // guards all below
+	on      bool
+	ns      string  // the service's, part of the hashes
+	root    [4]byte // under whose key it was hashed
+	key     []byte
+	entries []entry
+	keys    []changedKey // API keys that changed
+	since   int64        // API-key changes are known from this position on
+}
+
+type entry struct {
+	pos int64
+	feed.Entry
+}
+
+type changedKey struct {
+	pos  int64
+	hash [16]byte
+}
+
+const (
+	maxChangedKeys = 1 << 14
+	MaxPage        = 10000 // rules in one answer
+)
+
+// ApplyRule appends a rule that the store has.
+func (l *Log) ApplyRule(r store.Record) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.on {
+		return nil
+	}
+	return l.add(r)
+}
+
+// add keeps the order: a record whose place was passed is here already. It comes again where a reading of several pages was cut,
+// which begins anew.
+func (l *Log) add(r store.Record) error {
+	if n := len(l.entries); n > 0 && r.Pos.N <= l.entries[n-1].pos {
+		return nil
+	}
+	x, err := rules.ReadRule(r)
+	if err != nil { // set aside
+		x = rules.Widest(r)
+	}
+	e := entry{pos: r.Pos.N, Entry: travels(x.Hashed(l.key, l.ns))}
+	e.Expires = r.Expires
+	if x.Q < e.pos {
+		l.finish(x.Q, &e)
+	}
+	l.entries = append(l.entries, e)
+	return nil
+}
+
+// finish gives the entry of a record that was rewritten, as now, its end: without one it would stay for ever. It is served until
+// then beside the new one, as a reader whose page ends before that would miss the rule. A rule keeps the position q that it was
+// written at; one that was put back into a store has had a later one since.
+func (l *Log) finish(q int64, now *entry) {
+	first, _ := slices.BinarySearchFunc(l.entries, q, func(e entry, n int64) int { return cmp.Compare(e.pos, n) })
+	same := func(e entry) bool {
+		return e.Class == now.Class && e.Kind == now.Kind && e.Hash == now.Hash && e.Value == now.Value && e.At == now.At
+	}
+	if i := slices.IndexFunc(l.entries[first:], same); i >= 0 {
+		l.entries[first+i].Expires = now.Expires
+	}
+}
+
+// ApplyKey notes that an API key changed: answers about it that others keep are void.
+func (l *Log) ApplyKey(r store.Record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.on {
+		return
+	}
+	if len(l.keys) == maxChangedKeys {
+		l.since = l.keys[maxChangedKeys/2-1].pos
+		l.keys = append(l.keys[:0], l.keys[maxChangedKeys/2:]...)
+	}
+	l.keys = append(l.keys, changedKey{r.Pos.N, rules.HashTarget(l.key, l.ns, rules.TargetToken, "", r.ID, "")})
+}
+
+// Reset empties the log: the store has another history.
+func (l *Log) Reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.on, l.entries, l.keys = false, nil, nil
+}
+
+// Load fills the log from st, up to the position at, with hashes under key of the service named ns. The caller has the state's turn, so that no record comes in meanwhile.
+func (l *Log) Load(ctx context.Context, st store.Store, at store.Position, ns string, root [4]byte, key []byte) error {
+	l.mu.Lock()
+	if l.on && l.root == root {
+		l.mu.Unlock()
+		return nil
+	}
+	l.mu.Unlock()
+	fresh := Log{ns: ns, root: root, key: key, since: at.N}
+	var from store.Position
+	for {
+		v, err := st.Follow(ctx, from, []store.Kind{store.KindRule}, follow.Page)
+		if err != nil {
+			return err
+		}
+		for _, r := range v.Records {
+			if r.Pos.N > at.N {
+				continue // comes by the state's own following
+			}
+			if err := fresh.add(r); err != nil {
+				return err
+			}
+		}
+		if from = v.Next; !v.More {
+			break
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.on, l.ns, l.root, l.key, l.entries, l.keys, l.since = true, ns, root, key, fresh.entries, nil, at.N
+	return nil
+}
+
+// Sweep forgets rules that no living token can meet any more.
+func (l *Log) Sweep(before time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ms := before.UnixMilli()
+	l.entries = slices.DeleteFunc(l.entries, func(e entry) bool { return e.Expires != 0 && e.Expires < ms })
+}
+
+// Under reports whether the log is loaded, and hashed under the key of root.
+func (l *Log) Under(root [4]byte) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.on && l.root == root
+}
+
+// Page is the part of an answer that the log knows: the rules behind after and not behind head, at most most of them, and the API
+// keys that changed. false: the log is empty.
+func (l *Log) Page(after, head store.Position, most int) (feed.View, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.on {
+		return feed.View{}, false
+	}
+	v := feed.View{Key: slices.Clone(l.key), Namespace: l.ns, Next: head, DropOpaque: after.N < l.since}
+	// Entries are in order of position: the first one behind after.
+	i, _ := slices.BinarySearchFunc(l.entries, after.N+1, func(e entry, n int64) int { return cmp.Compare(e.pos, n) })
+	for ; i < len(l.entries) && l.entries[i].pos <= head.N; i++ {
+		if len(v.Rules) == most {
+			v.More, v.Next.N = true, l.entries[i-1].pos
+			break
+		}
+		v.Rules = append(v.Rules, l.entries[i].Entry)
+	}
+	for _, k := range l.keys {
+		if k.pos > after.N && k.pos <= v.Next.N {
+			v.Changed = append(v.Changed, k.hash)
+		}
+	}
+	return v, true
+}
+
+// travels is a rule in its public form.
+func travels(x rules.HashedRule) feed.Entry {
+	return feed.Entry{Class: uint8(x.Class), Kind: x.Kind, Hash: x.Hash, Value: x.Value, At: x.At, Expires: x.Expires}
+}
