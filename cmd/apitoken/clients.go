@@ -15,8 +15,8 @@ func (a *app) clientsCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "clients", Short: "List OAuth clients, register them, rotate their secrets", Args: exactly(0, ""),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.with(c.Context(), func(ctx context.Context, s *service) error {
-				p, err := all(limit, func(after string, n int) (admin.Page[admin.ClientInfo], error) {
+			return a.long(c.Context(), func(ctx context.Context, s *service) error {
+				p, err := all(ctx, a, limit, func(ctx context.Context, after string, n int) (admin.Page[admin.ClientInfo], error) {
 					return s.Clients(ctx, admin.PageQuery{After: after, Limit: n})
 				})
 				if err != nil {

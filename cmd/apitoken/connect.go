@@ -331,13 +331,20 @@ func (a *app) openError(name string, err error) error {
 }
 
 // with runs f on the service, within the time of one answer.
-func (a *app) with(ctx context.Context, f func(context.Context, *service) error) (err error) {
+func (a *app) with(ctx context.Context, f func(context.Context, *service) error) error {
+	return a.long(ctx, func(ctx context.Context, s *service) error {
+		ctx, cancel := context.WithTimeout(ctx, a.timeout)
+		defer cancel()
+		return f(ctx, s)
+	})
+}
+
+// long runs f on the service; f bounds each of its calls.
+func (a *app) long(ctx context.Context, f func(context.Context, *service) error) (err error) {
 	s, err := a.connect(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	ctx, cancel := context.WithTimeout(ctx, a.timeout)
-	defer cancel()
 	return f(ctx, s)
 }

@@ -11,7 +11,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/admin"
+	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/boltstore"
 )
 
@@ -178,6 +180,7 @@ func (a *app) diagnoseStore(ctx context.Context, d *diagnosis, spec, path string
 		return errors.Join(err, st.close())
 	}
 	diagnoseFacts(d, st, facts)
+	a.diagnoseContent(ctx, d, st)
 	if err := st.close(); err != nil {
 		return err
 	}
@@ -193,6 +196,30 @@ func (a *app) diagnoseStore(ctx context.Context, d *diagnosis, spec, path string
 	}
 	defer s.close()
 	return a.diagnoseRecords(ctx, d, s)
+}
+
+// diagnoseContent reads every record and event, by which an engine finds what is damaged.
+func (a *app) diagnoseContent(ctx context.Context, d *diagnosis, st *opened) {
+	bar := a.bar(-1, "read", false)
+	defer bar.Finish()
+	n := 0
+	for _, kind := range append(kept[:len(kept):len(kept)], store.KindMeta, store.KindEvent, "cursor", "quota", "copy") {
+		for q := (store.Query{Kind: kind}); ; {
+			one, cancel := context.WithTimeout(ctx, a.timeout)
+			p, err := st.List(one, q)
+			cancel()
+			if err != nil {
+				d.say("bad", "damage", "Put the latest backup back, if it says that something is damaged: apitoken restore.", "records of kind %s cannot be read: %v", kind, err)
+				return
+			}
+			n += len(p.Records)
+			_ = bar.Add(len(p.Records)) // only what is shown
+			if q.Cursor = p.Cursor; q.Cursor == "" {
+				break
+			}
+		}
+	}
+	d.say("ok", "damage", "", "all %d records and events were read", n)
 }
 
 // diagnoseFacts judges what the store says of its service.
@@ -222,21 +249,35 @@ func diagnoseFacts(d *diagnosis, st *opened, f *facts) {
 // soon is how far ahead doctor looks for what ends.
 const soon = 30 * 24 * time.Hour
 
+// asked makes one call of a service within the time of one answer. One that takes longer is told as a warning: large stores are not
+// read whole in that time.
+func asked[T any](ctx context.Context, a *app, d *diagnosis, check string, call func(context.Context) (T, error)) (out T, ok bool, err error) {
+	one, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	if out, err = call(one); err == nil {
+		return out, true, nil
+	}
+	if ctx.Err() == nil && (errors.Is(err, apitoken.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded)) {
+		_, text, _ := a.explain(err)
+		d.say("warn", check, "", "not known: %s", text)
+		return out, false, nil
+	}
+	return out, false, err
+}
+
 // diagnoseRecords asks a service about its records.
 func (a *app) diagnoseRecords(ctx context.Context, d *diagnosis, s *service) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*a.timeout) // it reads the whole store
-	defer cancel()
-	unreadable, err := s.Unreadable(ctx, true)
+	unreadable, ok, err := asked(ctx, a, d, "records", func(ctx context.Context) (admin.Page[admin.Unreadable], error) { return s.Unreadable(ctx, true) })
 	if err != nil {
 		return err
 	}
 	for _, r := range unreadable.Items {
 		d.say("bad", "records", "Repair it (Service.Repair), or end it (Service.Remove): until then what depends on it is refused.", "%s %s cannot be read: %s", r.Kind, r.ID, r.Error)
 	}
-	if len(unreadable.Items) == 0 {
+	if ok && len(unreadable.Items) == 0 {
 		d.say("ok", "records", "", "every record can be read")
 	}
-	keys, err := s.SigningKeys(ctx)
+	keys, _, err := asked(ctx, a, d, "signing keys", s.SigningKeys)
 	if err != nil {
 		return err
 	}
@@ -245,11 +286,13 @@ func (a *app) diagnoseRecords(ctx context.Context, d *diagnosis, s *service) err
 			d.say("ok", "signing keys", "", "%s signs by %s since %s", k.ID, k.Algorithm, at(k.Since))
 		}
 	}
-	status, err := s.Status(ctx)
-	if err != nil {
-		return err
-	}
-	ends, err := s.Expiring(ctx, status.Now.Add(soon), 5)
+	ends, ok, err := asked(ctx, a, d, "expiry", func(ctx context.Context) (admin.Page[admin.Expiry], error) {
+		status, err := s.Status(ctx)
+		if err != nil {
+			return admin.Page[admin.Expiry]{}, err
+		}
+		return s.Expiring(ctx, status.Now.Add(soon), 5)
+	})
 	if err != nil {
 		return err
 	}
@@ -260,7 +303,7 @@ func (a *app) diagnoseRecords(ctx context.Context, d *diagnosis, s *service) err
 		}
 		d.say("warn", "expiry", do, "%s %s of %s ends %s", map[string]string{"apikey": "API key", "secret": "a secret,"}[x.Kind], x.ID, x.Owner, at(x.Ends))
 	}
-	if len(ends.Items) == 0 {
+	if ok && len(ends.Items) == 0 {
 		d.say("ok", "expiry", "", "no API key or client secret ends within 30 days")
 	}
 	return nil

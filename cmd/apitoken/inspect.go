@@ -218,12 +218,16 @@ func (a *app) show(x *inspection, asked bool) {
 		for _, s := range x.Answer.Steps {
 			rows = append(rows, []string{s.Name, a.mark(s.OK), s.Detail})
 		}
-		a.table([]string{"CHECK", "", "DETAIL"}, rows)
+		a.table([]string{"CHECK", "RESULT", "DETAIL"}, rows)
 		fmt.Fprintln(a.out)
 		if x.Answer.Good {
 			fmt.Fprintln(a.out, "The service would let it in.")
 		} else {
-			fmt.Fprintln(a.out, "The service refuses it:", clean(x.Answer.Class+or(" ("+x.Answer.Detail+")", "")))
+			why := x.Answer.Class
+			if x.Answer.Detail != "" {
+				why += ", " + x.Answer.Detail
+			}
+			fmt.Fprintln(a.out, "The service refuses it:", clean(why))
 		}
 	case asked:
 		fmt.Fprintln(a.out, "\nA service explains access tokens and API keys only.")

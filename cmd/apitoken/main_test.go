@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"encoding/pem"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -314,7 +316,42 @@ func TestFollow(t *testing.T) {
 	require.Equal(t, done, c.ProcessState.ExitCode(), "an interrupt is how it ends")
 }
 
-// TestOverHTTPS is in package admin; here: the key comes from a file, and never from an argument.
+// TestOverHTTPS: the API key comes from a file or the standard input, its scope decides, and the trail has its subject.
+func TestOverHTTPS(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	dir := shortDir(t)
+	svc := start(t, config(t, boltAt(t, filepath.Join(dir, "tokens.db")), filepath.Join(dir, "tokens.key")))
+	fill(t, svc)
+	h, err := admin.Handler(svc, admin.Options{Scope: "operate"})
+	require.NoError(t, err)
+	server := httptest.NewTLSServer(h)
+	t.Cleanup(server.Close)
+	ca := filepath.Join(dir, "ca.pem")
+	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
+	key := func(scope apitoken.Scope) string {
+		_, secret, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "olga", Scopes: apitoken.Scopes{scope}})
+		require.NoError(t, err)
+		return secret.Reveal()
+	}
+	r := runs{t, []string{"--admin", server.URL, "--ca-file", ca, "--api-key-file", "-"}}
+	x := r.in(key("operate:read"), "sessions", "--json")
+	require.Equal(t, done, x.code, x.err)
+	require.Contains(t, x.out, "alice")
+	x = r.in(key("operate:read"), "revoke", "subject", "alice", "--reason", "a test")
+	require.Equal(t, refused, x.code)
+	require.Contains(t, x.err, "scope:write")
+	require.Equal(t, refused, r.in(key("orders"), "sessions").code)
+	require.Equal(t, refused, r.in("acme_ak_nothing", "sessions").code)
+	require.Equal(t, done, r.in(key("operate"), "revoke", "subject", "alice", "--reason", "a test", "--as", "somebody").code)
+	list, _, err := svc.EventPage(ctx, apitoken.EventQuery{Type: apitoken.EventRevoked}, "", 1)
+	require.NoError(t, err)
+	require.Equal(t, "olga", list[0].Actor)
+	r.common = []string{"--admin", server.URL, "--api-key-file", "-"}
+	require.Equal(t, unavailable, r.in(key("operate"), "sessions").code, "a certificate that nobody vouches for gets no key")
+}
+
+// TestSecretsAreNoArguments: what is typed by mistake is refused, and shown by nobody.
 func TestSecretsAreNoArguments(t *testing.T) {
 	t.Parallel()
 	r := runs{t, nil}

@@ -316,3 +316,60 @@ func TestCompletion(t *testing.T) {
 		require.Contains(t, runs{t, nil}.good("completion", shell), "apitoken", shell)
 	}
 }
+
+// TestDoctorFindsWhatIsBad, says what to do, and ends with 3.
+func TestDoctorFindsWhatIsBad(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	// A store of 200 events whose service has stopped, and what is done to it.
+	broken := func(change func(path string)) (runs, *diagnosis) {
+		path := filepath.Join(shortDir(t), "tokens.db")
+		st := boltAt(t, path)
+		svc := start(t, config(t, st, strings.TrimSuffix(path, ".db")+".key"))
+		for i := range 100 {
+			require.NoError(t, svc.Revoke(ctx, apitoken.BySubject(fmt.Sprint("user", i)), "a test"))
+		}
+		require.NoError(t, svc.Close())
+		require.NoError(t, st.Close())
+		change(path)
+		r := runs{t, []string{"--store", path}}
+		x := r.do("doctor", "--json")
+		require.Equal(t, found, x.code, "%s%s", x.out, x.err)
+		var d diagnosis
+		require.NoError(t, json.Unmarshal([]byte(x.out), &d))
+		return r, &d
+	}
+	bad := func(d *diagnosis) (checks []string) {
+		for _, f := range d.Findings {
+			if f.Level == "bad" {
+				require.NotEmpty(t, f.Do, "%s: it says what to do", f.Check)
+				checks = append(checks, f.Check)
+			}
+		}
+		return checks
+	}
+
+	if runtime.GOOS != "windows" {
+		_, d := broken(func(path string) { require.NoError(t, os.Chmod(path, 0o644)) })
+		require.Contains(t, bad(d), "mode")
+	}
+	_, d := broken(func(path string) { require.NoError(t, os.Truncate(path, 20<<10)) })
+	require.Equal(t, []string{"damage"}, bad(d))
+	// A byte of a record is turned: only reading all of it shows that.
+	_, d = broken(func(path string) {
+		b, err := os.ReadFile(path)
+		require.NoError(t, err)
+		i := bytes.LastIndex(b, []byte(`"subject":"user50"`))
+		require.Positive(t, i)
+		b[i+len(`"subject":"use`)] ^= 1
+		require.NoError(t, os.WriteFile(path, b, 0o600))
+	})
+	require.Equal(t, []string{"damage"}, bad(d), "%+v", d.Findings)
+	_, d = broken(func(path string) { // a copy in its place
+		b, err := os.ReadFile(path)
+		require.NoError(t, err)
+		require.NoError(t, os.Remove(path))
+		require.NoError(t, os.WriteFile(path, b, 0o600))
+	})
+	require.Contains(t, bad(d), "restored")
+}

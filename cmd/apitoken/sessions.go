@@ -11,15 +11,17 @@ import (
 	"github.com/apitoken-go/apitoken/admin"
 )
 
-// all reads pages until there are limit items; 0: all there are.
-func all[T any](limit int, page func(after string, n int) (admin.Page[T], error)) (admin.Page[T], error) {
+// all reads pages until there are limit items, each within the time of one answer; 0: all there are.
+func all[T any](ctx context.Context, a *app, limit int, page func(ctx context.Context, after string, n int) (admin.Page[T], error)) (admin.Page[T], error) {
 	out := admin.Page[T]{Items: []T{}}
 	for {
 		n := 500
 		if limit > 0 {
 			n = min(n, limit-len(out.Items))
 		}
-		p, err := page(out.Next, n)
+		one, cancel := context.WithTimeout(ctx, a.timeout)
+		p, err := page(one, out.Next, n)
+		cancel()
 		if err != nil {
 			return out, err
 		}
@@ -51,8 +53,8 @@ func (a *app) sessionsCommand() *cobra.Command {
 		Use: "sessions", Short: "List live sessions, end one", Args: exactly(0, ""),
 		Long: "sessions lists live sessions, the newest first. Sessions without a refresh token have no record and are not listed.",
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.with(c.Context(), func(ctx context.Context, s *service) error {
-				p, err := all(limit, func(after string, n int) (admin.Page[admin.Session], error) {
+			return a.long(c.Context(), func(ctx context.Context, s *service) error {
+				p, err := all(ctx, a, limit, func(ctx context.Context, after string, n int) (admin.Page[admin.Session], error) {
 					q.After, q.Limit = after, n
 					return s.Sessions(ctx, q)
 				})
@@ -93,8 +95,8 @@ func (a *app) keysCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "keys", Short: "List API keys, make, rotate and revoke them", Args: exactly(0, ""),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.with(c.Context(), func(ctx context.Context, s *service) error {
-				p, err := all(limit, func(after string, n int) (admin.Page[admin.Key], error) {
+			return a.long(c.Context(), func(ctx context.Context, s *service) error {
+				p, err := all(ctx, a, limit, func(ctx context.Context, after string, n int) (admin.Page[admin.Key], error) {
 					q.After, q.Limit = after, n
 					return s.Keys(ctx, q)
 				})
