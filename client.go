@@ -47,7 +47,8 @@ type Client struct {
 	Expires time.Time
 
 	// RedirectURIs are where the authorization endpoint may send its answers, compared byte for byte; for http on a
-	// loopback address any port is taken (RFC 8252 §7.3). At most 32.
+	// loopback address any port is taken (RFC 8252 §7.3). A scheme of a program's own may lack the dot of RFC 8252 §7.1, which then
+	// nobody but this host vouches for. At most 32.
 	RedirectURIs []string
 	// AuthMethod is how a confidential client proves who it is, by the name of RFC 8414's registry: client_secret_basic,
 	// client_secret_post, private_key_jwt, tls_client_auth, self_signed_tls_client_auth. Empty: by its secret, either way.

@@ -29,6 +29,8 @@ type Documents struct {
 	GrantTypes []string
 	// Scopes are the most that a client gets of those it asks for, and what it gets when it asks for none; nil: none.
 	Scopes apitoken.Scopes
+	// Schemes are as in Registration.
+	Schemes []string
 	// Allow is asked before a document is fetched, with the URL that is the client's ID: for hosts that know whom they trust. An
 	// error refuses, unless it is apitoken.ErrUnavailable. nil: all may come.
 	Allow func(ctx context.Context, id *url.URL) error
@@ -56,7 +58,7 @@ func (d *Documents) check() error {
 
 // policy is what a document may ask for, in the terms of a registration.
 func (d *Documents) policy() *Registration {
-	x := &Registration{GrantTypes: d.GrantTypes, Scopes: d.Scopes}
+	x := &Registration{GrantTypes: d.GrantTypes, Scopes: d.Scopes, Schemes: d.Schemes}
 	if d.Check != nil {
 		x.Check = func(ctx context.Context, _ apitoken.Token, c *apitoken.Client) error { return d.Check(ctx, c) }
 	}

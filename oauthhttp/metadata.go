@@ -3,6 +3,8 @@ package oauthhttp
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -140,10 +142,51 @@ func (h *Handler) keyAlgs() (algs []string) {
 	return algs
 }
 
+// announced is the metadata as the host wants them told.
+func (h *Handler) announced() ([]byte, error) {
+	doc, err := json.Marshal(h.metadata())
+	if err != nil || h.o.Metadata == nil {
+		return doc, err
+	}
+	var members, own map[string]any
+	if err := errors.Join(json.Unmarshal(doc, &members), json.Unmarshal(doc, &own)); err != nil {
+		return nil, err
+	}
+	h.o.Metadata(members)
+	if members["issuer"] != own["issuer"] {
+		return nil, errors.New("the issuer is not to be changed: clients compare it (RFC 8414 §3.3)")
+	}
+	if h.fapi {
+		if err := within(members, own); err != nil {
+			return nil, err
+		}
+	}
+	return json.Marshal(members)
+}
+
+// within says which list of FAPI's metadata names more than what is there.
+func within(members, own map[string]any) error {
+	for name, v := range members {
+		list, ok := own[name].([]any)
+		if !ok || !strings.HasSuffix(name, "_supported") {
+			continue
+		}
+		told, err := json.Marshal(v)
+		var more []any
+		if err == nil {
+			err = json.Unmarshal(told, &more)
+		}
+		if err != nil || slices.ContainsFunc(more, func(x any) bool { return !slices.Contains(list, x) }) {
+			return fmt.Errorf("%s names more than the service does, which FAPI does not allow", name)
+		}
+	}
+	return nil
+}
+
 // Metadata serves the issuer's metadata (RFC 8414): mounted alone, at the well-known path between its host and path.
 func (h *Handler) Metadata() http.Handler {
 	return h.endpoint(true, "GET HEAD", func(w http.ResponseWriter, r *http.Request) error {
-		doc, err := json.Marshal(h.metadata())
+		doc, err := h.announced()
 		if err != nil {
 			return err
 		}

@@ -49,6 +49,7 @@ const (
 	openAPIPath    = "/openapi.json"
 
 	metadataPath = "/.well-known/oauth-authorization-server" // between host and path of the issuer (RFC 8414 §3.1)
+	openIDPath   = "/.well-known/openid-configuration"       // there, or behind the issuer's path (RFC 8414 §5)
 )
 
 // Options change what New does; nil means all defaults.
@@ -70,6 +71,15 @@ type Options struct {
 	Resources []Resource
 	// Scopes are named in the metadata; nil: none are.
 	Scopes apitoken.Scopes
+
+	// Metadata may change what the issuer's metadata announce: leave members out, add its own, name endpoints as they are reached
+	// through a gateway. It gets the members by their names in JSON, in memory of its own, at each request and from several at once.
+	// It changes nothing of what the endpoints do. The issuer stays; with apitoken.Config.FAPI no list may name more than it did.
+	// nil: they are told as they are.
+	Metadata func(members map[string]any)
+	// OpenIDConfiguration serves the metadata at /.well-known/openid-configuration too, before and behind the issuer's path, for
+	// clients that look nowhere else. It makes no OpenID provider of the issuer: there are no ID tokens.
+	OpenIDConfiguration bool
 
 	// InsecureEndpointAudiences takes client assertions whose aud is the token endpoint, or the endpoint at which they come, beside
 	// those for the issuer: for clients that cannot be told otherwise. A malicious server that a client also uses can name these
@@ -175,6 +185,9 @@ func New(svc *apitoken.Service, o *Options) (*Handler, error) {
 			cert, _ := h.certificate(r)
 			return sumOf(cert)
 		}})
+	if _, err := h.announced(); err != nil {
+		return nil, wrong("Metadata", err.Error())
+	}
 	if h.spec, err = json.Marshal(h.openAPI()); err != nil {
 		return nil, wrong("Options", "do not make a description")
 	}
@@ -265,6 +278,12 @@ func (h *Handler) mount() {
 		h.mux.Handle(path, endpoint)
 	}
 	at(metadataPath+h.path, h.Metadata())
+	if h.o.OpenIDConfiguration {
+		at(openIDPath+h.path, h.Metadata())
+		if h.path != "" {
+			at(h.path+openIDPath, h.Metadata())
+		}
+	}
 	at(h.path+jwksPath, h.JWKS())
 	at(h.path+openAPIPath, h.OpenAPI())
 	at(h.path+tokenPath, h.Token())

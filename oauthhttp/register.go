@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -30,6 +31,9 @@ type Registration struct {
 	// Scopes are the most that a client gets of those it asks for, and what it gets when it asks for none; nil: none. What it asks
 	// for beyond is left out, like grant types beyond GrantTypes; the answer tells. A client of which nothing is left is refused.
 	Scopes apitoken.Scopes
+	// Schemes are the schemes of programs' own without a dot, such as "cursor", that redirect URIs may have. Those with a dot, reversed
+	// domain names as RFC 8252 §7.1 wants them, may always be. Any program on a user's machine may claim either. nil: none.
+	Schemes []string
 	// Check is asked before a client is made or changed, with the token that was presented (zero at a change), and may
 	// narrow it. An error refuses, unless it is apitoken.ErrUnavailable. nil: it is taken.
 	Check func(ctx context.Context, by apitoken.Token, c *apitoken.Client) error
@@ -44,6 +48,11 @@ func (x *Registration) check() error {
 	for _, g := range x.GrantTypes {
 		if !slices.Contains(all, g) {
 			return wrong("Registration", "a grant type that is unknown")
+		}
+	}
+	for _, s := range x.Schemes {
+		if err := redirect.Scheme(s); err != nil {
+			return wrong("Registration", fmt.Sprintf("scheme %q %s", s, err))
 		}
 	}
 	return nil
@@ -267,7 +276,7 @@ func (h *Handler) apply(ctx context.Context, x *Registration, c *apitoken.Client
 		return badMetadata("jwks_uri is not supported: give jwks.")
 	}
 	for _, uri := range m.RedirectURIs {
-		if err := redirect.Check(uri); err != nil {
+		if err := redirect.Check(uri, func(scheme string) bool { return slices.Contains(x.Schemes, scheme) }); err != nil {
 			return &refusal{status: http.StatusBadRequest, code: "invalid_redirect_uri", text: "A redirect URI is not acceptable.", cause: err}
 		}
 		if m.Application == "web" && !strings.HasPrefix(uri, "https://") {

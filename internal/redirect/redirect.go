@@ -6,14 +6,31 @@ import (
 	"errors"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 )
 
 const maxURI = 2048
 
+// systems are schemes that lead into a browser or another program that everybody has: no program of a client's answers there.
+var systems = []string{"about", "blob", "chrome", "content", "data", "file", "filesystem", "ftp", "intent", "jar", "javascript", "mailto", "resource", "sms", "tel",
+	"urn", "vbscript", "view-source", "ws", "wss"}
+
+// Scheme reports why name cannot be a private-use scheme (RFC 8252 §7.1): it is one of a browser's, or no scheme (RFC 3986 §3.1).
+func Scheme(name string) error {
+	u, err := url.Parse(name + ":/")
+	switch {
+	case err != nil || u.Scheme != name:
+		return errors.New("is no URI scheme in lower case")
+	case name == "http" || name == "https" || slices.Contains(systems, name):
+		return errors.New("is not a scheme of a program's own")
+	}
+	return nil
+}
+
 // Check reports why uri can not be registered (RFC 6749 §3.1.2, RFC 8252 §7): it is an absolute URI without fragment
-// and user; https, http on a loopback host, or a private-use scheme with a dot in its name.
-func Check(uri string) error {
+// and user; https, http on a loopback host, or a private-use scheme with a dot in its name, or one without for which own says so.
+func Check(uri string, own func(scheme string) bool) error {
 	if len(uri) > maxURI {
 		return errors.New("is over 2048 bytes")
 	}
@@ -40,7 +57,9 @@ func Check(uri string) error {
 		if u.Hostname() != "localhost" && !loopback(u.Hostname()) {
 			return errors.New("is http and not on the loopback interface (RFC 8252 §7.3)")
 		}
-	case !strings.Contains(scheme, "."):
+	case slices.Contains(systems, scheme):
+		return errors.New("has a scheme that is not a program's own")
+	case !strings.Contains(scheme, ".") && !own(scheme):
 		return errors.New("has a scheme that is neither https nor a reversed domain name (RFC 8252 §7.1)")
 	}
 	return nil
@@ -81,7 +100,7 @@ func Match(registered []string, given string) bool {
 
 // withoutPort is uri without its port, if it is http on a loopback address and well-formed; else "".
 func withoutPort(uri string) string {
-	if Check(uri) != nil {
+	if Check(uri, func(string) bool { return false }) != nil {
 		return ""
 	}
 	rest := strings.TrimPrefix(uri, "http://")
