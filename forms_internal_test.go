@@ -1,6 +1,8 @@
 package apitoken
 
 import (
+	"encoding/hex"
+	"encoding/json"
 	"flag"
 	"go/ast"
 	"go/parser"
@@ -70,6 +72,19 @@ func fill(v reflect.Value, n *int) {
 	}
 }
 
+// goldenFile is what lies there, which data must be.
+func goldenFile(t *testing.T, name string, data []byte) []byte {
+	file := filepath.Join("testdata", "forms", name)
+	if *golden {
+		is.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
+		is.NoError(t, os.WriteFile(file, append(data, '\n'), 0o644))
+	}
+	want, err := os.ReadFile(file)
+	is.NoError(t, err)
+	is.Equal(t, strings.TrimSpace(string(want)), string(data), "the stored form changed: older processes may not read it")
+	return want
+}
+
 func goldenForm[T any](t *testing.T, name string, f *record.Form[T], id string) {
 	t.Run(name, func(t *testing.T) {
 		v := new(T)
@@ -84,14 +99,23 @@ func goldenForm[T any](t *testing.T, name string, f *record.Form[T], id string) 
 		}
 		w, err := f.Write(store.Record{ID: id}, v)
 		is.NoError(t, err)
-		file := filepath.Join("testdata", "forms", name+".json")
-		if *golden {
-			is.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
-			is.NoError(t, os.WriteFile(file, append(w.Record().Data, '\n'), 0o644))
-		}
-		want, err := os.ReadFile(file)
+		data, err := json.Marshal(v)
 		is.NoError(t, err)
-		is.Equal(t, strings.TrimSpace(string(want)), string(w.Record().Data), "the stored form changed: older processes may not read it")
+		want := goldenFile(t, name+".json", data)
+		if f.Pack == nil {
+			is.Equal(t, string(data), string(w.Record().Data))
+		} else {
+			text := goldenFile(t, name+".packed", []byte(hex.EncodeToString(w.Record().Data)))
+			stored, err := hex.DecodeString(strings.TrimSpace(string(text)))
+			is.NoError(t, err)
+			x := new(T)
+			is.NoError(t, f.Read(store.Record{ID: id, Data: stored}, x))
+			is.Equal(t, v, x)
+			for n := range stored {
+				is.Error(t, f.Read(store.Record{ID: id, Data: stored[:n]}, new(T)), "cut after %d bytes", n)
+			}
+			is.Error(t, f.Read(store.Record{ID: id, Data: append(stored, 0)}, new(T)), "with something behind it")
+		}
 		back := new(T)
 		is.NoError(t, f.Read(store.Record{ID: id, Data: want}, back))
 		is.Equal(t, v, back)
@@ -101,7 +125,11 @@ func goldenForm[T any](t *testing.T, name string, f *record.Form[T], id string) 
 		is.NoError(t, f.Read(store.Record{ID: id, Data: []byte(newer)}, back))
 		w, err = f.Write(store.Record{ID: id}, back)
 		is.NoError(t, err)
-		is.JSONEq(t, newer, string(w.Record().Data))
+		kept := new(T)
+		is.NoError(t, f.Read(w.Record(), kept))
+		data, err = json.Marshal(kept)
+		is.NoError(t, err)
+		is.JSONEq(t, newer, string(data))
 		is.Error(t, f.Read(store.Record{ID: id, Data: []byte(`{"v":1,"ext":[]}`)}, new(T)))
 
 		for _, bad := range []string{"", "null x", `{"v":2}`, `{"v":1,"later":true}`, string(want[:len(want)-3])} {
@@ -228,4 +256,29 @@ func position(x *ast.SelectorExpr) string {
 		return ""
 	}
 	return " of a store"
+}
+
+// BenchmarkReadGrant is what a refresh reads, in the compact form and as JSON, as earlier versions wrote it.
+func BenchmarkReadGrant(b *testing.B) {
+	g := &grantRecord{V: 1, Subject: "user-0001234", Client: "first-party", Scopes: Scopes{"orders:read", "orders:write"}, Audiences: []string{"https://api.example.com"},
+		Birth: store.Position{History: 1 << 60, N: 117697455768272895}, Created: 1_800_000_000_000, Expires: 1_801_000_000_000, Idle: 1e8, Life: 900,
+		Refreshed: 1_800_000_000_000, Seq: 7, JTI: "01k6z0000000000000000000aa", IAT: 1_800_000_000_000, EXP: 1_800_000_900_000,
+		Narrow: Scopes{"orders:read", "orders:write"}, Address: "203.0.113.7", UserAgent: "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36"}
+	w, err := grantForm.Write(store.Record{ID: "g"}, g)
+	is.NoError(b, err)
+	text, err := json.Marshal(g)
+	is.NoError(b, err)
+	for _, x := range []struct {
+		name string
+		data []byte
+	}{{"compact", w.Record().Data}, {"json", text}} {
+		b.Run(x.name, func(b *testing.B) {
+			b.ReportAllocs()
+			r := store.Record{ID: "g", Data: x.data}
+			for b.Loop() {
+				_, _ = readGrant(r)
+			}
+			b.ReportMetric(float64(len(x.data)), "B/record")
+		})
+	}
 }

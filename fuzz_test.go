@@ -79,6 +79,11 @@ func FuzzStoredRecord(f *testing.F) {
 	for _, s := range []string{`{"v":1}`, `{"v":1,"target":"subject:a","at":1}`, `{"v":2}`, `{"v":1,"sub":"a","client":"c","aud":["x"],"expires":1}`, `{}`, `null`, `[]`, `{"v":1,"v":1}`, ``} {
 		f.Add([]byte(s), "subject:a")
 	}
+	grant, err := grantForm.Write(store.Record{ID: "g"}, &grantRecord{V: 1, Subject: "alice", Client: "web", Audiences: []string{"x"}, Expires: 1, Scopes: Scopes{"a", "b"}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(grant.Record().Data, "g")
 	s := &Service{core: newCore(Config{Issuer: "https://a.example.com", KeyRotation: time.Hour, Now: time.Now}, false)}
 	s.longest.Store(&lifespans{})
 	s.SigningKeys = newSigningKeys(s.core)

@@ -80,7 +80,45 @@ var grantForm = record.Form[grantRecord]{Kind: kindGrant, Check: func(g *grantRe
 		return commit.ErrVersion
 	}
 	return nil
-}}
+}, Pack: packGrant}
+
+// packGrant is the compact form of a grant. Every refresh reads one and writes one.
+func packGrant(p *record.Pack, g *grantRecord) {
+	v, history := int64(g.V), int64(g.Birth.History)
+	p.Int(&v)
+	p.Text(&g.Subject)
+	p.Text(&g.Client)
+	record.Texts(p, (*[]Scope)(&g.Scopes))
+	record.Texts(p, &g.Roles)
+	record.Texts(p, &g.Audiences)
+	p.JSON(&g.Claims)
+	p.Text(&g.Binding)
+	p.Int(&history)
+	p.Int(&g.Birth.N)
+	p.Int(&g.Created)
+	p.Int(&g.Expires)
+	p.Int(&g.Idle)
+	p.Int(&g.Life)
+	p.Int(&g.Refreshed)
+	p.Int(&g.Rotated)
+	p.Text(&g.Address)
+	p.Text(&g.UserAgent)
+
+	p.Uint32(&g.Seq)
+	p.Fixed(g.Hash[:])
+	p.Fixed(g.Nonce[:])
+	p.Fixed(g.NextKID[:])
+	p.Fixed(g.TagKID[:])
+	p.Text(&g.JTI)
+	p.Int(&g.IAT)
+	p.Int(&g.EXP)
+	record.Texts(p, (*[]Scope)(&g.Narrow))
+	record.Texts(p, &g.For)
+	p.Text(&g.Bound)
+	p.Bool(&g.Owed)
+	p.Ext(&g.Ext)
+	g.V, g.Birth.History = int(v), uint64(history)
+}
 
 func (g *grantRecord) put(c *change, id string, expect store.Version) error {
 	return put(c, &grantForm, store.Record{ID: id, Subject: g.Subject, Client: g.Client, Expires: g.Expires + int64(grantSlack/time.Millisecond)}, g, expect)
