@@ -1,6 +1,7 @@
 package apitoken
 
 import (
+	"cmp"
 	"encoding/hex"
 	"encoding/json"
 	"flag"
@@ -149,7 +150,7 @@ func TestStoredForms(t *testing.T) {
 	goldenForm(t, "apikey", &apiKeyForm, "k")
 	goldenForm(t, "role", &roleForm, "admin")
 	goldenForm(t, "meta", &metaForm, "service")
-	goldenForm(t, "deed", &once.Form, "d")
+	goldenForm(t, "once", &once.Form, "d")
 	goldenForm(t, "use", &usage.UseForm, "u")
 	goldenForm(t, "quota", &quota.Form, "q")
 	goldenForm(t, "counting", &quota.CountingForm, "grant")
@@ -159,11 +160,11 @@ func TestStoredForms(t *testing.T) {
 	goldenForm(t, "moved", &mover.MovedForm, "moved")
 }
 
-// Each form has a golden file: the name of its variable says which.
+// Each form has a golden file: the name of its variable says which, or that of its package.
 func TestEveryStoredFormHasAGoldenFile(t *testing.T) {
 	t.Parallel()
 	var forms, files []string
-	for _, dir := range []string{".", "internal/rules", "internal/keyring", "internal/deliver", "internal/mover", "internal/usage"} {
+	for _, dir := range []string{".", "internal/rules", "internal/keyring", "internal/deliver", "internal/mover", "internal/usage", "internal/quota", "internal/once"} {
 		sources, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		is.NoError(t, err)
 		for _, name := range sources {
@@ -180,7 +181,8 @@ func TestEveryStoredFormHasAGoldenFile(t *testing.T) {
 				if l, ok := v.Values[0].(*ast.CompositeLit); ok {
 					if x, ok := l.Type.(*ast.IndexExpr); ok {
 						if s, ok := x.X.(*ast.SelectorExpr); ok && s.Sel.Name == "Form" {
-							forms = append(forms, strings.ToLower(strings.TrimSuffix(v.Names[0].Name, "Form")))
+							name := strings.ToLower(strings.TrimSuffix(v.Names[0].Name, "Form"))
+							forms = append(forms, cmp.Or(name, filepath.Base(dir)))
 						}
 					}
 				}
