@@ -2,10 +2,14 @@ module github.com/apitoken-go/apitoken/interop
 
 go 1.25.0
 
-replace github.com/apitoken-go/apitoken => ..
+replace (
+	github.com/apitoken-go/apitoken => ..
+	github.com/apitoken-go/apitoken/dpopclient => ../dpopclient
+)
 
 require (
 	github.com/apitoken-go/apitoken v0.0.0-00010101000000-000000000000
+	github.com/apitoken-go/apitoken/dpopclient v0.0.0-00010101000000-000000000000
 	github.com/coreos/go-oidc/v3 v3.21.0
 	github.com/go-jose/go-jose/v4 v4.1.9
 	github.com/lestrrat-go/jwx/v3 v3.3.0

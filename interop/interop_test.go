@@ -11,9 +11,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -104,31 +102,7 @@ func TestGoOIDC(t *testing.T) {
 // TestNodeJose runs npm's jose against us.
 func TestNodeJose(t *testing.T) {
 	t.Parallel()
-	need := func(err error, what string) {
-		if err == nil {
-			return
-		}
-		if os.Getenv("APITOKEN_TEST_REQUIRE") != "" {
-			t.Fatalf("%s: %v", what, err)
-		}
-		t.Skipf("%s: %v; install nodejs and npm to run this test", what, err)
-	}
-	_, err := exec.LookPath("node")
-	need(err, "node")
-	npm, err := exec.LookPath("npm")
-	need(err, "npm")
-	dir := t.TempDir()
-	for _, name := range []string{"package.json", "package-lock.json", "verify.mjs"} {
-		b, err := os.ReadFile(filepath.Join("node", name))
-		require.NoError(t, err)
-		require.NoError(t, os.WriteFile(filepath.Join(dir, name), b, 0o644))
-	}
-	cmd := exec.Command(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline")
-	cmd.Dir = dir
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		need(err, "npm ci: "+string(out))
-	}
+	dir := nodePackage(t, "node")
 	for _, alg := range algorithms {
 		url, token := ours(t, alg)
 		cmd := exec.Command("node", "verify.mjs", url, audience, token)

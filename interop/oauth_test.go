@@ -231,37 +231,14 @@ func (s *issuerSite) sayYes(t *testing.T, page string) string {
 // npm.
 func TestNodeFlows(t *testing.T) {
 	t.Parallel()
-	need := func(err error, what string) {
-		if err == nil {
-			return
-		}
-		if os.Getenv("APITOKEN_TEST_REQUIRE") != "" {
-			t.Fatalf("%s: %v", what, err)
-		}
-		t.Skipf("%s: %v; install nodejs and npm to run this test", what, err)
-	}
-	_, err := exec.LookPath("node")
-	need(err, "node")
-	npm, err := exec.LookPath("npm")
-	need(err, "npm")
-	dir := t.TempDir()
-	for _, name := range []string{"package.json", "package-lock.json", "flows.mjs"} {
-		b, err := os.ReadFile(filepath.Join("oauth", name))
-		require.NoError(t, err)
-		require.NoError(t, os.WriteFile(filepath.Join(dir, name), b, 0o644))
-	}
-	cmd := exec.Command(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline")
-	cmd.Dir = dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		need(err, "npm ci: "+string(out))
-	}
+	dir := nodePackage(t, "oauth")
 	s := startServer(t)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "ca.pem"), s.ca, 0o600))
 	settings, err := json.Marshal(map[string]any{"issuer": s.url, "audience": s.url, "other": otherAudience, "redirect": callback, "secret": webSecret, "initial": s.initial,
 		"jwk": s.jwk, "cert": string(s.cert), "key": string(s.key), "ca": string(s.ca), "print": s.print})
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "settings.json"), settings, 0o600))
-	cmd = exec.Command("node", "flows.mjs", "settings.json")
+	cmd := exec.Command("node", "flows.mjs", "settings.json")
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "NODE_EXTRA_CA_CERTS="+filepath.Join(dir, "ca.pem"))
 	out, err := cmd.CombinedOutput()
