@@ -31,6 +31,7 @@ type APIKey struct {
 	// Start is the first characters of the key: fit to be shown, they hold nothing of its secret part. Keys that were made close
 	// together differ in the last nine of them: show those where there is little room.
 	Start            string
+	Last             string // the last four characters, which hold nothing of its secret part; empty: not known
 	Scopes           Scopes
 	Created, Expires time.Time // Expires zero: never
 	LastUsed         time.Time // to within a minute
@@ -69,6 +70,7 @@ type APIKeys struct {
 	trust   *trust        // our own issuer; set once the validator is made
 	valid   *JWTValidator // ours, likewise
 	keys    *keyCache
+	old     *oldKeys     // nil: no keys of another program's are known
 	quota   *quota.Quota // Limits.APIKeysPerSubject
 	// Set in a caller's own view.
 	view     bool
@@ -99,11 +101,14 @@ type apiKeyRecord struct {
 	By       []string        `json:"by,omitempty"` // as a token's chain: the client and the signing key of the token by which it was made
 	Hash     [32]byte        `json:"h"`
 	TagKID   [4]byte         `json:"tag"`
+	Last     string          `json:"last,omitempty"`
+	Old      *oldHash        `json:"old,omitempty"` // of an imported key
 	record.Ext
 }
 
 const (
 	maxKeyName  = 100
+	shownLast   = 4 // characters of the checksum
 	labelAPIKey = "ak1h"
 	keySlack    = 30 * 24 * time.Hour // an ended key stays in lists for so long
 
@@ -264,7 +269,7 @@ func (s *core) hasKeys(ctx context.Context, kind, id string) bool {
 }
 
 func (rec *apiKeyRecord) public(id string) APIKey {
-	x := APIKey{ID: id, Subject: rec.Subject, Name: rec.Name, Start: rec.Start, Scopes: append(Scopes(nil), rec.Scopes...), Created: time.UnixMilli(rec.Created),
+	x := APIKey{ID: id, Subject: rec.Subject, Name: rec.Name, Start: rec.Start, Last: rec.Last, Scopes: append(Scopes(nil), rec.Scopes...), Created: time.UnixMilli(rec.Created),
 		MaxUses: rec.MaxUses, Rate: rec.Rate, Revoked: rec.Revoked != 0}
 	if rec.Expires != 0 {
 		x.Expires = time.UnixMilli(rec.Expires)
@@ -523,7 +528,7 @@ func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from 
 	text := k.signing.seal(&key, opaque.APIKey)
 	rec.TagKID, rec.Hash = key.KID, s.hashAPIKey(&key)
 	id := key.ID.String()
-	rec.Start = opaque.Start(text)
+	rec.Start, rec.Last, rec.Old = opaque.Start(text), text[len(text)-shownLast:], nil
 	c := s.newChange()
 	if err := rec.put(c, id, store.Version{}); err != nil {
 		return APIKey{}, Secret{}, err
@@ -882,8 +887,10 @@ type knownKey struct {
 	meter   *usage.Meter
 	rate    Rate
 	maxUses uint64
-	counter string // of its uses
-	expires int64  // as it was made, Unix ms; 0: never
+	counter string                   // of its uses
+	expires int64                    // as it was made, Unix ms; 0: never
+	old     *oldHash                 // of an imported key
+	proved  atomic.Pointer[[32]byte] // our hash of the text that the host's hash was found to be of
 	// tag is the kid and the tag of the key's text, once they were verified: a known key then needs no MAC.
 	tag atomic.Pointer[keyTag]
 }
@@ -946,7 +953,7 @@ func (k *APIKeys) entry(r store.Record) (*knownKey, error) {
 	if end != 0 { // also what Rotate left it
 		spec.ExpiresAt = time.UnixMilli(end)
 	}
-	e := &knownKey{hash: rec.Hash, end: end, rule: rec.ruleSubject(r.ID), maxUses: rec.MaxUses, rate: rec.Rate, meter: usage.NewMeter(),
+	e := &knownKey{hash: rec.Hash, old: rec.Old, end: end, rule: rec.ruleSubject(r.ID), maxUses: rec.MaxUses, rate: rec.Rate, meter: usage.NewMeter(),
 		counter: rec.counter(r.ID), expires: rec.Expires, makers: makers}
 	e.d = makeToken(spec, rec.Claims).d
 	e.d.ends = new(atomic.Int64)
@@ -992,6 +999,11 @@ func (k *APIKeys) validate(ctx context.Context, c Credential, tr *trace) (Token,
 		e.tag.Store(&tag)
 	}
 	tr.ok("secret", "hash equal")
+	return k.decide(ctx, e, tr)
+}
+
+// decide says yes or no to a key whose secret was found good.
+func (k *APIKeys) decide(ctx context.Context, e *knownKey, tr *trace) (Token, error) {
 	if tr != nil {
 		tr.d = e.d
 	}

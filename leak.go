@@ -47,6 +47,12 @@ func (s *Service) RevokeLeaked(ctx context.Context, text []byte, reason string) 
 			return l.ended, l.err
 		}
 	}
+	looked := 0
+	for key := range s.APIKeys.old.find(text) {
+		if looked++; looked > maxLeakLooks || !s.endText(ctx, l, key) {
+			break
+		}
+	}
 	for token := range findJWTs(text) {
 		if !s.endText(ctx, l, token) {
 			break
@@ -442,6 +448,9 @@ func (cs *Clients) wasLeaked(ctx context.Context, id string, rec *clientRecord, 
 	hash := cs.verifier(id, key, ours)
 	return cs.s.rules.Ended(key.ID.String()) || slices.ContainsFunc(rec.Leaked, func(h []byte) bool { return bytes.Equal(h, hash[:]) })
 }
+
+// maxLeakLooks bounds how many texts are looked for in the store because they begin as an imported key does.
+const maxLeakLooks = 1 << 12
 
 // maxJWTStarts bounds at how many places of one run of letters a JWT is supposed to begin.
 const maxJWTStarts = 8

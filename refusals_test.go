@@ -244,6 +244,10 @@ var refusalRows = map[string]any{
 		_, err := o.keys().Get(t.Context(), k.ID)
 		return err
 	}},
+	"APIKeys.Import": trace{reason: "apikey", subject: "alice", client: "app", why: "only the host", call: func(t *testing.T, o *office) error {
+		_, err := o.keys().Import(t.Context(), func(func(apitoken.ImportedKey) bool) {})
+		return err
+	}},
 	"APIKeys.List": trace{reason: "revoked", subject: "alice", client: "app", call: func(t *testing.T, o *office) error {
 		o.ended(t)
 		return first(o.keys().List(t.Context(), apitoken.Page{}))

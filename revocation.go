@@ -470,6 +470,11 @@ func (s *Service) targetOf(ctx context.Context, token string) (rules.Target, err
 	case opaque.Ticket, opaque.ClientSecret:
 		return rules.Target{}, fail(ErrNotFound, "neither a token nor an API key")
 	}
+	if id, err := s.APIKeys.identifyOld(ctx, token); err != nil {
+		return rules.Target{}, err
+	} else if id != "" {
+		return rules.ByToken(id), nil
+	}
 	d, issuer, err := s.valid.signedHere(ctx, token)
 	if err != nil {
 		return rules.Target{}, &Error{Code: ErrNotFound, Detail: "not a token of this service", Cause: err}

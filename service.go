@@ -19,6 +19,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/feedlog"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/quota"
+	"github.com/apitoken-go/apitoken/keyhash"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -83,10 +84,12 @@ type Config struct {
 	Limits             Limits
 	// Audiences may be asked for besides Audience when a token is issued. They are for other
 	// services; what is accepted here is Audience and Validation.Audiences.
-	Audiences  []string
-	Scopes     map[Scope]string  // known scopes and their descriptions; nil: any well-formed one
-	Roles      map[string]Scopes // at first start; later changes by SetRole
-	Trust      []Trusted         // other issuers whose tokens are taken
+	Audiences []string
+	Scopes    map[Scope]string  // known scopes and their descriptions; nil: any well-formed one
+	Roles     map[string]Scopes // at first start; later changes by SetRole
+	Trust     []Trusted         // other issuers whose tokens are taken
+	// KeyHashes are the forms of API keys that APIKeys.Import took over from another program, by names of the host's.
+	KeyHashes  map[string]keyhash.Form
 	Validation Validation
 	Refresh    RefreshPolicy
 	// MayContinue is asked whether the subject may go on wherever it gets something new for what it has: at each refresh,
@@ -308,6 +311,9 @@ func (c *Config) check() error {
 	if err := checkTrust(c.Trust, c.Issuer); err != nil {
 		return err
 	}
+	if err := checkKeyHashes(c.KeyHashes); err != nil {
+		return err
+	}
 	names := map[string]bool{}
 	for _, sink := range c.Sinks {
 		if sink.Name == "" || sink.Auditor == nil || names[sink.Name] {
@@ -426,6 +432,9 @@ func New(c Config) (*Service, error) {
 	s.SigningKeys = newSigningKeys(s.core)
 	s.Clients = newClients(s.core, s.SigningKeys)
 	s.APIKeys = newAPIKeys(s.core, s.SigningKeys, s.Clients)
+	if len(s.cfg.KeyHashes) > 0 {
+		s.APIKeys.old = newOldKeys(s.cfg.KeyHashes)
+	}
 	s.audit.known = func(client string) bool { return s.Clients.lookup(client) != nil }
 	s.sessions = s.newQuota(kindGrant, "grant", c.Limits.GrantsPerSubject, func(now time.Time, since int64) bool {
 		return now.After(time.UnixMilli(since).Add(s.longest.Load().grant + grantSlack))

@@ -368,7 +368,7 @@ func newValidator(c Validation, audience string, now func() time.Time) *JWTValid
 func newServiceValidator(s *Service) (*JWTValidator, error) {
 	v := newValidator(s.cfg.Validation, s.cfg.Audience, s.now)
 	v.audit, v.observers.log = s.audit, s.log
-	v.opaque = s.APIKeys.validate
+	v.opaque, v.imported = s.APIKeys.validate, s.APIKeys
 	v.consume = s.Consume
 	t := &trust{issuer: s.cfg.Issuer, own: true, v: v, state: s.state}
 	t.Init(issuers.Config{Name: t.issuer, MaxLife: s.longest.Load().access, Now: s.now, Void: v.void})

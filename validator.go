@@ -163,6 +163,7 @@ type JWTValidator struct {
 	trusts       map[string]*trust
 	profiled     []*trust // those of trusts with a reader of their own
 	opaque       func(context.Context, Credential, *trace) (Token, error)
+	imported     *APIKeys // of the service: knows keys of another program's
 	now          func() time.Time
 	cache        *Cache
 	headers      jws.Headers
@@ -297,6 +298,10 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 			return Token{}, nil, false, tr.no("shape", fail(ErrInvalidToken, "not a kind of token that APIs take"))
 		}
 		t, err := v.opaque(ctx, *c, tr)
+		return t, t.d, false, err
+	}
+	if v.imported != nil && v.imported.old.recognize(token) {
+		t, err := v.imported.validateOld(ctx, *c, tr)
 		return t, t.d, false, err
 	}
 

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/keyhash"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -364,6 +365,13 @@ var walks = map[string]walk{
 		make: func(ctx context.Context, s *scene) (made, error) {
 			return madeKey(s.svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: s.alice, Scopes: orders}))
 		}},
+	"an API key of another program's": {of: []string{"APIKeys.Import"}, with: (*scene).public, ends: ofHosts,
+		make: func(ctx context.Context, s *scene) (made, error) {
+			key, x := oldKey("sha256", nil, s.alice)
+			x.Scopes = orders
+			_, err := s.svc.APIKeys.Import(ctx, slices.Values([]apitoken.ImportedKey{x}))
+			return made{tokens: []apitoken.Secret{apitoken.NewSecret(key)}}, err
+		}},
 	"an API key by a token": {of: []string{"APIKeys.For", "APIKeys.Create"}, with: setup((*scene).public, (*scene).session), ends: ofAToken,
 		make: func(ctx context.Context, s *scene) (made, error) {
 			return madeKey(s.svc.APIKeys.For(s.parent.Token).Create(ctx, apitoken.APIKeyRequest{Scopes: orders}))
@@ -412,6 +420,7 @@ var walks = map[string]walk{
 }
 
 func sceneConfig(s *scene, c *apitoken.Config) {
+	c.KeyHashes = map[string]keyhash.Form{"sha256": keyhash.SHA256("sk_live_")}
 	c.FirstParty = "web"
 	c.Limits = apitoken.Limits{APIKeysPerSubject: 9, GrantsPerSubject: 9}
 	c.MayContinue = func(ctx context.Context, _ apitoken.Grant) error {
