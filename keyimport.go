@@ -244,8 +244,8 @@ func (k *APIKeys) planImport(x *ImportedKey) (*imports, error) {
 	switch {
 	case kept == "" || len(kept) > maxOldHash || !text.PlainText(kept):
 		return nil, fail(ErrInvalidRequest, "a hash has 1 to %d bytes of text", maxOldHash)
-	case lookup == "" || len(lookup) > maxOldKey || !strings.HasPrefix(lookup, f.Prefix) && f.Read == nil:
-		return nil, fail(ErrInvalidRequest, "what the key is found by is missing, or does not begin as its form says")
+	case lookup == "" || len(lookup) > maxOldKey:
+		return nil, fail(ErrInvalidRequest, "what the key is found by is missing, or over %d bytes", maxOldKey)
 	case len(start) > 64 || !text.PlainText(start) || len(x.Last) > 8 || !text.PlainText(x.Last):
 		return nil, fail(ErrInvalidRequest, "Start has at most 64 bytes, Last 8, without control characters")
 	case created.UnixMilli() < 0:

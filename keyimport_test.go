@@ -201,7 +201,7 @@ func TestImportRefuses(t *testing.T) {
 	for name, change := range map[string]func(*apitoken.ImportedKey){
 		"form": func(x *apitoken.ImportedKey) { x.Form = "md5" }, "hash": func(x *apitoken.ImportedKey) { x.Form, x.Hash = "sha256", "00ff" },
 		"no hash": func(x *apitoken.ImportedKey) { x.Hash = "" }, "no lookup": func(x *apitoken.ImportedKey) { x.Lookup = "" },
-		"another's lookup": func(x *apitoken.ImportedKey) { x.Lookup = "sk_" }, "subject": func(x *apitoken.ImportedKey) { x.Subject = "" },
+		"a long lookup": func(x *apitoken.ImportedKey) { x.Lookup = strings.Repeat("x", 513) }, "subject": func(x *apitoken.ImportedKey) { x.Subject = "" },
 		"expired": func(x *apitoken.ImportedKey) { x.Expires = time.Now().Add(-time.Hour) }, "scope": func(x *apitoken.ImportedKey) { x.Scopes = apitoken.Scopes{"a b"} },
 		"last": func(x *apitoken.ImportedKey) { x.Last = "the whole of it" },
 	} {
