@@ -11,7 +11,7 @@ import (
 )
 
 // withChi: chi's middleware is net/http's, nothing stands between.
-func withChi(auth *httpauth.Auth) http.Handler {
+func withChi(auth *httpauth.Auth) server {
 	r := chi.NewRouter()
 	r.Get("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
 	r.Group(func(r chi.Router) {
@@ -20,5 +20,5 @@ func withChi(auth *httpauth.Auth) http.Handler {
 			fmt.Fprint(w, "orders of ", apitoken.FromContext(r.Context()).Subject())
 		})
 	})
-	return r
+	return overHTTP(r)
 }

@@ -10,12 +10,12 @@ import (
 )
 
 // withEcho: echo brings its own adapter.
-func withEcho(auth *httpauth.Auth) http.Handler {
+func withEcho(auth *httpauth.Auth) server {
 	e := echo.New()
 	e.GET("/healthz", func(c echo.Context) error { return c.String(http.StatusOK, "ok") })
 	guarded := e.Group("", echo.WrapMiddleware(auth.Require("orders:read")))
 	guarded.GET("/orders", func(c echo.Context) error {
 		return c.String(http.StatusOK, "orders of "+apitoken.FromContext(c.Request().Context()).Subject())
 	})
-	return e
+	return overHTTP(e)
 }

@@ -9,14 +9,14 @@ import (
 	"github.com/apitoken-go/apitoken/httpauth"
 )
 
-func withGin(auth *httpauth.Auth) http.Handler {
+func withGin(auth *httpauth.Auth) server {
 	r := gin.New()
 	r.GET("/healthz", func(c *gin.Context) { c.String(http.StatusOK, "ok") })
 	guarded := r.Group("/", ginGuard(auth.Require("orders:read")))
 	guarded.GET("/orders", func(c *gin.Context) {
 		c.String(http.StatusOK, "orders of %s", apitoken.FromContext(c.Request.Context()).Subject())
 	})
-	return r
+	return overHTTP(r)
 }
 
 // ginGuard makes a gin middleware out of a guard. A request that the guard answers itself goes no further: gin would

@@ -1,4 +1,4 @@
-// Command routers serves the same small API with chi, gin or echo, guarded by the same middleware. Each router's file
+// Command routers serves the same small API with chi, gin, echo, fiber or huma, guarded by the same middleware. Each router's file
 // shows all that it takes.
 //
 //	go run . -router gin
@@ -24,10 +24,21 @@ import (
 )
 
 // routers make the API: GET /orders needs orders:read and answers whose they are, GET /healthz needs nothing.
-var routers = map[string]func(*httpauth.Auth) http.Handler{"chi": withChi, "gin": withGin, "echo": withEcho}
+var routers = map[string]func(*httpauth.Auth) server{"chi": withChi, "gin": withGin, "echo": withEcho, "fiber": withFiber, "huma": withHuma}
+
+// server is an *http.Server, or what fiber has for one.
+type server interface {
+	Serve(net.Listener) error // http.ErrServerClosed after Close
+	Close() error
+}
+
+// overHTTP serves a router that is an http.Handler.
+func overHTTP(h http.Handler) server {
+	return &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
+}
 
 func main() {
-	name := flag.String("router", "chi", "chi, gin or echo")
+	name := flag.String("router", "chi", "chi, gin, echo, fiber or huma")
 	addr := flag.String("addr", "127.0.0.1:8080", "where to listen")
 	flag.Parse()
 	gin.SetMode(gin.ReleaseMode)
@@ -61,7 +72,7 @@ func run(ctx context.Context, name, addr string, ready func(url, token string)) 
 		return err
 	}
 	ready("http://"+listener.Addr().String(), issued.Access.Reveal())
-	server := &http.Server{Handler: router(httpauth.New(svc, nil)), ReadHeaderTimeout: 5 * time.Second}
+	server := router(httpauth.New(svc, nil))
 	stopped := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stopped()
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
