@@ -89,6 +89,8 @@ func (a *app) copyStore(ctx context.Context, part string) error {
 			return err
 		}
 		switch engine, path := engineOf(spec); {
+		case engine == redisDB:
+			return usage("Copy its append-only files: docs/backup.md.", "Redis is backed up by its own means")
 		case engine == postgres:
 			return usage("Use pg_dump or pg_basebackup: docs/backup.md.", "Postgres is backed up by its own means")
 		case spec != "" && answers(path+admin.Suffix):
@@ -219,6 +221,8 @@ func (a *app) restore(ctx context.Context, backup string, choice apitoken.Restor
 	switch {
 	case spec == "":
 		return usage("Give --store FILE.", "which store?")
+	case engine == redisDB:
+		return errRedis()
 	case engine == postgres && backup != "":
 		return usage("Use pg_restore, then restore --accept without a backup: docs/backup.md.", "Postgres is restored by its own means")
 	case engine != postgres && answers(path+admin.Suffix):

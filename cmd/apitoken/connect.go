@@ -54,7 +54,10 @@ func (a *app) connect(ctx context.Context, claims *claims) (*service, error) {
 		return nil, usage("Give --store FILE, or --admin SOCKET-OR-URL.", "which service?")
 	}
 	engine, path := engineOf(spec)
-	if engine != postgres && answers(path+admin.Suffix) {
+	switch {
+	case engine == redisDB:
+		return nil, errRedis()
+	case engine != postgres && answers(path+admin.Suffix):
 		return a.dial(path + admin.Suffix)
 	}
 	st, err := a.open(ctx, spec, false)
@@ -71,6 +74,12 @@ func (a *app) connect(ctx context.Context, claims *claims) (*service, error) {
 	}
 	return &service{Client: admin.Local(svc, admin.Options{Backup: st.backup}).As(a.actor()), where: st.name, prefix: f.prefix != "" || a.prefix != "",
 		close: func() error { return errors.Join(svc.Close(), st.close()) }}, nil
+}
+
+// errRedis refuses to open a store on Redis: what counts as a loss there, the service's options say, and a process with others would
+// make it look like one.
+func errRedis() error {
+	return usage("Let the service call admin.Serve and give --admin. doctor looks at the server's settings.", "stores on Redis are reached through their service")
 }
 
 // answers reports whether a process listens on a socket.
@@ -178,15 +187,15 @@ func (a *app) storeSpec() (string, error) {
 
 // checkSpec refuses a password in an argument.
 func checkSpec(spec string) error {
-	if engine, _ := engineOf(spec); engine != postgres {
+	if engine, _ := engineOf(spec); engine != postgres && engine != redisDB {
 		return nil
 	}
 	u, err := url.Parse(spec)
 	if err != nil {
-		return usage("It is postgres://USER@HOST/DATABASE.", "the URL of the store cannot be read") // err holds the URL, and that its password
+		return usage("It is postgres://USER@HOST/DATABASE or redis://HOST:PORT.", "the URL of the store cannot be read") // err holds the URL, and that its password
 	}
 	if _, has := u.User.Password(); has || u.Query().Has("password") {
-		return usage("Put it into ~/.pgpass or PGPASSWORD, or the whole URL into a file named by --store-file.", "a password is not taken from an argument")
+		return usage("Put the whole URL into a file named by --store-file; for Postgres, ~/.pgpass or PGPASSWORD will do.", "a password is not taken from an argument")
 	}
 	return nil
 }
@@ -197,6 +206,7 @@ const (
 	bolt     engine = "bbolt"
 	sqlite   engine = "SQLite"
 	postgres engine = "Postgres"
+	redisDB  engine = "Redis" // doctor looks at the server; the rest goes by the admin API, see errRedis
 )
 
 // engineOf tells the engine of a store, and the path of its file.
@@ -204,6 +214,8 @@ func engineOf(spec string) (engine, string) {
 	switch {
 	case strings.HasPrefix(spec, "postgres://"), strings.HasPrefix(spec, "postgresql://"):
 		return postgres, ""
+	case strings.HasPrefix(spec, "redis://"), strings.HasPrefix(spec, "rediss://"):
+		return redisDB, ""
 	case strings.HasPrefix(spec, "sqlite:"):
 		return sqlite, strings.TrimPrefix(spec, "sqlite:")
 	case strings.HasPrefix(spec, "bolt:"):
@@ -246,6 +258,9 @@ func (a *app) fileMode() (fs.FileMode, error) {
 // open opens a store that is there. It never makes one.
 func (a *app) open(ctx context.Context, spec string, readOnly bool) (*opened, error) {
 	engine, path := engineOf(spec)
+	if engine == redisDB {
+		return nil, errRedis()
+	}
 	if engine != postgres {
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 			return nil, &failure{code: notFound, what: "there is no store at " + path, do: "Give the file of the service's store by --store."}
@@ -263,6 +278,8 @@ func (a *app) openOrMake(ctx context.Context, spec string, readOnly, make bool) 
 	engine, path := engineOf(spec)
 	o := &opened{engine: engine, name: path}
 	switch engine {
+	case redisDB:
+		return nil, errRedis()
 	case bolt:
 		st, err := boltstore.Open(path, &boltstore.Options{AllowMode: mode, ReadOnly: readOnly, LockTimeout: time.Second, Timeout: a.timeout})
 		if err != nil {

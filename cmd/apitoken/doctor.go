@@ -38,7 +38,7 @@ func (a *app) doctorCommand() *cobra.Command {
 		Use: "doctor", Short: "Look whether a store and its service are well", Args: exactly(0, ""),
 		Long: `doctor looks at a store: who has it open, its format and damage, the disk, the clock, whether it was restored, how its signing
 keys are sealed, which keys expire within 30 days, and records that cannot be read. Of a running service it asks for its
-view, its backlog and its sinks. Each finding says what to do. It changes nothing.
+view, its backlog and its sinks; of Redis it reads the server's settings. Each finding says what to do. It changes nothing.
 
 Exit code 3: something is bad. Warnings alone are 0.`,
 		RunE: func(c *cobra.Command, _ []string) error { return a.doctor(c.Context()) },
@@ -98,6 +98,9 @@ func (a *app) diagnose(ctx context.Context, d *diagnosis) error {
 		return usage("Give --store FILE, or --admin SOCKET-OR-URL.", "which store?")
 	}
 	engine, path := engineOf(spec)
+	if engine == redisDB {
+		return diagnoseRedis(ctx, d, spec, a.timeout)
+	}
 	if engine != postgres {
 		a.diagnoseFile(d, path)
 		if answers(path + admin.Suffix) {

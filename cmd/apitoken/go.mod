@@ -6,15 +6,18 @@ replace (
 	github.com/apitoken-go/apitoken => ../..
 	github.com/apitoken-go/apitoken/ledger => ../../ledger
 	github.com/apitoken-go/apitoken/store/pgstore => ../../store/pgstore
+	github.com/apitoken-go/apitoken/store/redisstore => ../../store/redisstore
 	github.com/apitoken-go/apitoken/store/sqlitestore => ../../store/sqlitestore
 )
 
 require (
-	github.com/apitoken-go/apitoken v0.0.0-00010101000000-000000000000
+	github.com/apitoken-go/apitoken v0.0.0
 	github.com/apitoken-go/apitoken/ledger v0.0.0-00010101000000-000000000000
 	github.com/apitoken-go/apitoken/store/pgstore v0.0.0-00010101000000-000000000000
+	github.com/apitoken-go/apitoken/store/redisstore v0.0.0-00010101000000-000000000000
 	github.com/apitoken-go/apitoken/store/sqlitestore v0.0.0-00010101000000-000000000000
 	github.com/jackc/pgx/v5 v5.7.6
+	github.com/redis/go-redis/v9 v9.17.3
 	github.com/schollz/progressbar/v3 v3.19.1
 	github.com/spf13/cobra v1.10.2
 	github.com/stretchr/testify v1.12.1
@@ -24,6 +27,8 @@ require (
 )
 
 require (
+	github.com/cespare/xxhash/v2 v2.3.0 // indirect
+	github.com/dgryski/go-rendezvous v0.0.0-20200823014737-9f7001d12a5f // indirect
 	github.com/dustin/go-humanize v1.0.1 // indirect
 	github.com/go-jose/go-jose/v4 v4.1.9 // indirect
 	github.com/golang-jwt/jwt/v5 v5.3.1 // indirect

@@ -20,6 +20,7 @@ import (
 	"github.com/apitoken-go/apitoken/admin"
 	"github.com/apitoken-go/apitoken/ledger"
 	"github.com/apitoken-go/apitoken/store"
+	"github.com/apitoken-go/apitoken/store/redisstore/redistest"
 	"github.com/apitoken-go/apitoken/store/sqlitestore"
 )
 
@@ -372,4 +373,27 @@ func TestDoctorFindsWhatIsBad(t *testing.T) {
 		require.NoError(t, os.WriteFile(path, b, 0o600))
 	})
 	require.Contains(t, bad(d), "restored")
+}
+
+// TestDoctorOfRedis reads the server's settings, and opens no store there.
+func TestDoctorOfRedis(t *testing.T) {
+	t.Parallel()
+	server := redistest.Private(t)
+	client := server.Client(t)
+	r := runs{t, []string{"--store", "redis://" + server.Addr}}
+	out := r.good("doctor")
+	require.Contains(t, out, "on the disk")
+	require.NoError(t, client.ConfigSet(context.Background(), "maxmemory-policy", "allkeys-lru").Err())
+	require.NoError(t, client.ConfigSet(context.Background(), "appendfsync", "everysec").Err())
+	x := r.do("doctor")
+	require.Equal(t, found, x.code)
+	require.Contains(t, x.out, "noeviction")
+	require.Contains(t, x.out, "WaitAOF")
+	n, err := client.DBSize(context.Background()).Result()
+	require.NoError(t, err)
+	require.Zero(t, n)
+	x = r.do("sessions")
+	require.Equal(t, misused, x.code)
+	require.Contains(t, x.err, "--admin")
+	require.Equal(t, misused, runs{t, nil}.do("doctor", "--store", "redis://:hunter2@127.0.0.1").code)
 }
