@@ -42,6 +42,9 @@ type APIKey struct {
 	Rate             Rate
 	Replaced         time.Time // when a rotated key stops working; zero: not rotated
 	Revoked          bool
+	Disabled         bool              // refused until it is enabled again: see APIKeys.Edit
+	Metadata         map[string]string // the host's own, for its lists; no token shows it
+	spent            bool              // no use is left; in what is listed and got only
 }
 
 // APIKeyRequest asks for a key.
@@ -53,6 +56,8 @@ type APIKeyRequest struct {
 	MaxUses uint64    // zero: unlimited; else the key is good where uses are counted: in processes with the store
 	Rate    Rate      // counted there too, in each process for itself
 	Claims  any       // as Request.Claims
+	// Metadata is the host's own, at most 2 KiB as JSON; a rotated key's successor has it too.
+	Metadata map[string]string
 }
 
 // Rate allows Burst at once and refills at Per a time. The zero Rate does not limit. Each process counts for itself,
@@ -103,6 +108,8 @@ type apiKeyRecord struct {
 	TagKID   [4]byte         `json:"tag"`
 	Last     string          `json:"last,omitempty"`
 	Old      *oldHash        `json:"old,omitempty"` // of an imported key
+	Disabled int64           `json:"disabled,omitempty"`
+	Meta     json.RawMessage `json:"meta,omitempty"` // an object of texts
 	record.Ext
 }
 
@@ -270,7 +277,7 @@ func (s *core) hasKeys(ctx context.Context, kind, id string) bool {
 
 func (rec *apiKeyRecord) public(id string) APIKey {
 	x := APIKey{ID: id, Subject: rec.Subject, Name: rec.Name, Start: rec.Start, Last: rec.Last, Scopes: append(Scopes(nil), rec.Scopes...), Created: time.UnixMilli(rec.Created),
-		MaxUses: rec.MaxUses, Rate: rec.Rate, Revoked: rec.Revoked != 0}
+		MaxUses: rec.MaxUses, Rate: rec.Rate, Revoked: rec.Revoked != 0, Disabled: rec.Disabled != 0, Metadata: rec.metadata()}
 	if rec.Expires != 0 {
 		x.Expires = time.UnixMilli(rec.Expires)
 	}
@@ -434,7 +441,11 @@ func (k *APIKeys) plan(r APIKeyRequest) (*apiKeyRecord, error) {
 			return nil, err
 		}
 	}
-	rec := &apiKeyRecord{V: 1, Subject: r.Subject, Name: r.Name, Scopes: scopes, Claims: claims, MaxUses: r.MaxUses, Rate: r.Rate}
+	meta, err := marshalMetadata(r.Metadata)
+	if err != nil {
+		return nil, err
+	}
+	rec := &apiKeyRecord{V: 1, Subject: r.Subject, Name: r.Name, Meta: meta, Scopes: scopes, Claims: claims, MaxUses: r.MaxUses, Rate: r.Rate}
 	if !r.Expires.IsZero() {
 		rec.Expires = r.Expires.UnixMilli()
 	}
@@ -642,10 +653,11 @@ func (k *APIKeys) Get(ctx context.Context, id string) (_ APIKey, err error) {
 	if err != nil {
 		return APIKey{}, err
 	}
-	return k.used(ctx, rec.public(id)), nil
+	return k.used(ctx, rec.public(id), rec.counter(id)), nil
 }
 
-func (k *APIKeys) used(ctx context.Context, x APIKey) APIKey {
+func (k *APIKeys) used(ctx context.Context, x APIKey, counter string) APIKey {
+	k.exhausted(ctx, &x, counter)
 	if u, err := k.s.audit.usage(ctx, usage.APIKey, x.ID); err == nil {
 		x.Uses, x.LastUsed, x.UsedScopes = u.Count, u.Last, u.Scopes
 		if len(u.Addresses) > 0 {
@@ -702,7 +714,7 @@ func (k *APIKeys) list(ctx context.Context, subject string, p Page, use bool) it
 			}
 			x := rec.public(r.ID)
 			if use {
-				x = k.used(ctx, x)
+				x = k.used(ctx, x, rec.counter(r.ID))
 			}
 			if !yield(x, nil) {
 				return
@@ -713,6 +725,11 @@ func (k *APIKeys) list(ctx context.Context, subject string, p Page, use bool) it
 
 // change rewrites a key in one compare-and-swap.
 func (k *APIKeys) change(ctx context.Context, id, how string, f func(*apiKeyRecord) error) (x APIKey, err error) {
+	return k.changeAs(ctx, id, func() Event { return Event{Reason: how} }, f, nil)
+}
+
+// changeAs is change with an event that is asked for once f has run, and with what also adds, nil for nothing.
+func (k *APIKeys) changeAs(ctx context.Context, id string, how func() Event, f func(*apiKeyRecord) error, also func(*change, *apiKeyRecord) error) (x APIKey, err error) {
 	defer func() { k.denied(ctx, err) }()
 	for try := 0; try < refreshTries; try++ {
 		if err := k.allowed(); err != nil {
@@ -729,12 +746,19 @@ func (k *APIKeys) change(ctx context.Context, id, how string, f func(*apiKeyReco
 		if err := rec.put(c, id, r.Version); err != nil {
 			return APIKey{}, err
 		}
-		c.event(ctx, Event{Type: EventAPIKeyChanged, OK: true, Reason: how, Subject: rec.Subject, TokenID: id})
+		if also != nil {
+			if err := also(c, &rec); err != nil {
+				return APIKey{}, err
+			}
+		}
+		e := how()
+		e.Type, e.OK, e.Subject, e.TokenID = EventAPIKeyChanged, true, rec.Subject, id
+		c.event(ctx, e)
 		_, err = k.s.commit(ctx, c)
 		if errors.Is(err, store.ErrConflict) {
 			continue
 		}
-		return k.used(ctx, rec.public(id)), err
+		return k.used(ctx, rec.public(id), rec.counter(id)), err
 	}
 	return APIKey{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel changes of API key " + id}
 }
@@ -950,6 +974,9 @@ func (k *APIKeys) entry(r store.Record) (*knownKey, error) {
 	spec := TokenSpec{Kind: KindAPIKey, ID: r.ID, Issuer: k.s.cfg.Issuer, Subject: rec.Subject, Audiences: []string{k.s.cfg.Audience},
 		Scopes: rec.Scopes, IssuedAt: time.UnixMilli(rec.Created)}
 	end := rec.end()
+	if d := rec.Disabled; d != 0 && (end == 0 || d < end) { // for as long as it is
+		end = d
+	}
 	if end != 0 { // also what Rotate left it
 		spec.ExpiresAt = time.UnixMilli(end)
 	}
@@ -1017,7 +1044,7 @@ func (k *APIKeys) decide(ctx context.Context, e *knownKey, tr *trace) (Token, er
 	tr.ok("revocation", "no rule")
 	now := k.s.now()
 	if e.end != 0 && now.UnixMilli() >= e.end {
-		return Token{d: e.d}, tr.no("expiry", fail(ErrExpired, "the key has ended"))
+		return Token{d: e.d}, tr.no("expiry", fail(ErrExpired, "the key has ended or is disabled"))
 	}
 	f := k.trust.freshness(w, now)
 	if f.Stale { // never past the bound for opaque tokens

@@ -244,6 +244,11 @@ var refusalRows = map[string]any{
 		_, err := o.keys().Get(t.Context(), k.ID)
 		return err
 	}},
+	"APIKeys.Edit": trace{reason: "apikey", subject: "alice", client: "app", why: "only the host disables", call: func(t *testing.T, o *office) error {
+		k, _ := keyOf(t, o, apitoken.APIKeyRequest{Subject: "alice"})
+		_, err := o.keys().Edit(t.Context(), k.ID, func(x *apitoken.APIKey) error { x.Disabled = true; return nil })
+		return err
+	}},
 	"APIKeys.Import": trace{reason: "apikey", subject: "alice", client: "app", why: "only the host", call: func(t *testing.T, o *office) error {
 		_, err := o.keys().Import(t.Context(), func(func(apitoken.ImportedKey) bool) {})
 		return err

@@ -560,7 +560,7 @@ var noWalks = map[string]string{
 		JWTValidator.Explain Service.Introspect Service.Consume JWTValidator.Consume Service.Genuine Service.TargetOf Service.Check Service.Prove JWTValidator.Ready
 		Authorize ParseWithClaims Clients.Authenticate Clients.Registered`,
 	"it confirms a client, at which each call that is given its answer looks again": "Clients.Confirm",
-	"it shows what is there, and no secret": `APIKeys.Get APIKeys.List APIKeys.Of APIKeys.Rename Clients.Get Clients.Known Clients.List SigningKeys.List Service.Grants
+	"it shows what is there, and no secret": `APIKeys.Get APIKeys.List APIKeys.Of APIKeys.Rename APIKeys.Edit Clients.Get Clients.Known Clients.List SigningKeys.List Service.Grants
 		Service.Events Service.Event Service.EventPage Service.Usage Service.Note Service.Expiring Service.Unreadable Service.Revocations SigningKeys.JWKS`,
 	"it takes power away": "Service.Revoke Service.RevokeLeaked APIKeys.Revoke SigningKeys.Compromise",
 	"the host says so, whatever was before": `Clients.Create Clients.Register Clients.Reregister Clients.Adopt Clients.Keep Clients.Declare Service.SetRole SigningKeys.Import SigningKeys.ImportFor SigningKeys.Rotate

@@ -1,0 +1,168 @@
+package apitoken
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/text"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// maxMetadata bounds APIKeyRequest.Metadata, as JSON.
+const maxMetadata = 2 << 10
+
+func marshalMetadata(m map[string]string) (json.RawMessage, error) {
+	if len(m) == 0 {
+		return nil, nil
+	}
+	for name, v := range m {
+		if name == "" || !text.PlainText(name) || !text.PlainText(v) {
+			return nil, fail(ErrInvalidRequest, "metadata has names and values of UTF-8 without control characters")
+		}
+	}
+	b, err := json.Marshal(m)
+	if err != nil || len(b) > maxMetadata {
+		return nil, fail(ErrInvalidRequest, "metadata takes %d bytes, at most %d are allowed", len(b), maxMetadata)
+	}
+	return b, nil
+}
+
+func (rec *apiKeyRecord) metadata() (m map[string]string) {
+	if len(rec.Meta) == 0 || json.Unmarshal(rec.Meta, &m) != nil {
+		return nil // it decides nothing
+	}
+	return m
+}
+
+// State says what becomes of the key at now: "active", "expired", "revoked", "disabled", "rotated", when another key has taken its
+// place and its overlap is over, or "exhausted", when its MaxUses are used up. Only of what is listed and got is it known that
+// a key is exhausted.
+func (x APIKey) State(now time.Time) string {
+	switch {
+	case x.Revoked:
+		return "revoked"
+	case !x.Replaced.IsZero() && !now.Before(x.Replaced):
+		return "rotated"
+	case !x.Expires.IsZero() && !now.Before(x.Expires):
+		return "expired"
+	case x.Disabled:
+		return "disabled"
+	case x.spent:
+		return "exhausted"
+	}
+	return "active"
+}
+
+// Edit changes a key. f is given it and changes Name, Scopes, Expires, Metadata and Disabled; what else it changes counts for
+// nothing. It may run more than once, and must not call this service.
+//
+// The host may do all of that. A caller, in a view made by For, names the key, gives it fewer scopes, an earlier end and other
+// metadata: ErrDenied and ErrInvalidScope, otherwise. ErrNotFound: there is no such key, it is not the caller's, or it has ended.
+//
+// A key that is disabled is refused, and works again once it is enabled. What was exchanged for it goes on until it expires: Revoke
+// ends that too.
+func (k *APIKeys) Edit(ctx context.Context, id string, f func(*APIKey) error) (_ APIKey, err error) {
+	defer k.tell(&err)
+	e := Event{}
+	return k.changeAs(ctx, id, func() Event { return e }, func(rec *apiKeyRecord) error {
+		was := rec.public(id)
+		now := k.s.now()
+		if !k.live(&was) {
+			return fail(ErrNotFound, "the key has ended")
+		}
+		x := rec.public(id)
+		if err := f(&x); err != nil {
+			return err
+		}
+		if err := checkKeyName(x.Name); err != nil {
+			return err
+		}
+		meta, err := marshalMetadata(x.Metadata)
+		if err != nil {
+			return err
+		}
+		scopes, err := k.editScopes(rec, x.Scopes)
+		if err != nil {
+			return err
+		}
+		if err := k.editExpiry(&was, &x, now); err != nil {
+			return err
+		}
+		e = Event{Reason: "changed", Scopes: scopes}
+		switch {
+		case x.Disabled == was.Disabled:
+		case k.view:
+			return fail(ErrDenied, "only the host disables and enables API keys")
+		case x.Disabled:
+			e.Reason, rec.Disabled = "disabled", max(now.UnixMilli(), 1)
+		default:
+			e.Reason, rec.Disabled = "enabled", 0
+		}
+		rec.Name, rec.Meta, rec.Scopes = x.Name, meta, scopes
+		if !x.Expires.Equal(was.Expires) {
+			rec.Expires = 0
+			if !x.Expires.IsZero() {
+				rec.Expires = x.Expires.UnixMilli()
+			}
+			if rec.Expires != 0 && rec.Replaced > rec.Expires { // its overlap ends with it
+				rec.Replaced = rec.Expires
+			}
+		}
+		return nil
+	}, k.recount)
+}
+
+// recount notes when a key's record ends now, where its subject's keys are counted.
+func (k *APIKeys) recount(c *change, rec *apiKeyRecord) error {
+	ctx := k.s.ctx
+	t, err := k.counted(ctx, rec.Subject)
+	if t == nil || err != nil || !k.counts(rec, store.Record{ID: c.Puts[0].ID}) {
+		return err
+	}
+	t.Remove(c.Puts[0].ID)
+	t.Add(c.Puts[0].ID, c.Puts[0].Expires)
+	return public(t.Put(&c.Change))
+}
+
+// editScopes is what a key may hold after an edit: for the host what it likes, for a caller no more than before.
+func (k *APIKeys) editScopes(rec *apiKeyRecord, want Scopes) (Scopes, error) {
+	if slices.Equal(sortedScopes(want), sortedScopes(rec.Scopes)) {
+		return rec.Scopes, nil
+	}
+	most := k.ceiling()
+	if k.view {
+		most.meet("the key", rec.Scopes)
+	}
+	return most.take(want)
+}
+
+func (k *APIKeys) editExpiry(was, x *APIKey, now time.Time) error {
+	if x.Expires.Equal(was.Expires) {
+		return nil
+	}
+	limit := k.s.cfg.Lifetimes.APIKey
+	later := !was.Expires.IsZero() && (x.Expires.IsZero() || x.Expires.After(was.Expires))
+	switch {
+	case k.view && later:
+		return fail(ErrDenied, "only the host lets an API key live longer")
+	case x.Expires.Year() > 9999:
+		return fail(ErrInvalidRequest, "Expires is not a date that is written with four digits; zero is never")
+	case !x.Expires.IsZero() && !x.Expires.After(now):
+		return fail(ErrInvalidRequest, "Expires has passed: Revoke ends a key")
+	case limit > 0 && (x.Expires.IsZero() || x.Expires.Sub(now) > limit):
+		return fail(ErrInvalidRequest, "Expires is over Lifetimes.APIKey, %s", limit)
+	}
+	return nil
+}
+
+// exhausted notes whether x has uses left.
+func (k *APIKeys) exhausted(ctx context.Context, x *APIKey, counter string) {
+	if x.MaxUses == 0 {
+		return
+	}
+	if spent, _, err := k.s.audit.uses.Spent(ctx, counter); err == nil {
+		x.spent = spent.N >= x.MaxUses
+	}
+}
