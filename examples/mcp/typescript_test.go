@@ -35,7 +35,7 @@ var typescript = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	installed = dir
-	for _, name := range []string{"package.json", "package-lock.json", "client.mjs"} {
+	for _, name := range []string{"package.json", "package-lock.json", "client.mjs", "node20.mjs"} {
 		b, err := os.ReadFile(filepath.Join("typescript", name))
 		if err != nil {
 			return "", err
@@ -58,6 +58,19 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	_ = os.RemoveAll(installed) // "" is no error
 	os.Exit(code)
+}
+
+// programs is where they lie; without node or npm the test skips, or fails where the tests must not skip.
+func programs(t *testing.T) string {
+	t.Helper()
+	dir, err := typescript()
+	if err != nil {
+		if os.Getenv("APITOKEN_TEST_REQUIRE") != "" {
+			t.Fatal(err)
+		}
+		t.Skipf("%v; install nodejs and npm to run this test", err)
+	}
+	return dir
 }
 
 // visit is what the user does in a browser: alice signs in and allows what the page asks. It returns where the browser is sent.
@@ -89,13 +102,7 @@ func visit(address string) (*url.URL, error) {
 // registered before; they step up, refresh and are revoked. typescript/client.mjs holds what they must see.
 func TestTheTypeScriptClients(t *testing.T) {
 	t.Parallel()
-	dir, err := typescript()
-	if err != nil {
-		if os.Getenv("APITOKEN_TEST_REQUIRE") != "" {
-			t.Fatal(err)
-		}
-		t.Skipf("%v; install nodejs and npm to run this test", err)
-	}
+	dir := programs(t)
 	for _, sdk := range []string{"1", "2"} {
 		for name, settle := range map[string]func(t *testing.T, svc *apitoken.Service, document string, settings map[string]any){
 			"by its document":      func(_ *testing.T, _ *apitoken.Service, document string, s map[string]any) { s["document"] = document },
