@@ -1098,3 +1098,44 @@ func (k *APIKeys) load(ctx context.Context, raw opaque.ID) (*knownKey, error) {
 	}
 	return e, nil
 }
+
+func (rec *apiKeyRecord) birth() birth { return birth{rec.Birth} }
+
+// known is a key that this process has in memory; nil: none.
+func (k *APIKeys) known(id string) *knownKey {
+	raw, err := opaque.ParseID(id)
+	if err != nil {
+		return nil
+	}
+	e, _ := k.keys.Get(raw)
+	return e
+}
+
+func (k *APIKeys) consume(ctx context.Context, id string) error {
+	raw, err := opaque.ParseID(id)
+	if err != nil {
+		return fail(ErrInvalidToken, "no such API key")
+	}
+	e, ok := k.keys.Get(raw)
+	if !ok {
+		if e, err = k.load(ctx, raw); err != nil {
+			return err
+		}
+	}
+	if ok, wait := e.meter.Take(k.s.now(), e.rate.Burst, e.rate.Per); !ok {
+		return &Error{Code: ErrLimited, RetryAfter: wait, Detail: "the API key's rate"}
+	}
+	if e.maxUses == 0 {
+		return nil
+	}
+
+	ctx, cancel := context.WithTimeout(ctx, commit.Timeout) // all who wait for a store that hangs wait no longer than one
+	defer cancel()
+	return public(e.meter.Use(ctx, func(ctx context.Context) (uint64, error) {
+		var expires int64
+		if e.expires != 0 { // never before the key's own record: a count that is gone would begin again
+			expires = e.expires + int64((keySlack+ruleSlack)/time.Millisecond)
+		}
+		return k.s.audit.uses.Reserve(ctx, e.counter, e.maxUses, expires)
+	}))
+}

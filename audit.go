@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -225,16 +226,6 @@ const (
 	maxExtra   = 16               // members of Event.Extra
 )
 
-func newAuditLog(s *core) *auditLog {
-	a := &auditLog{s: s, kick: make(chan struct{}, 1)}
-	a.tally.Log = s.log
-	a.uses = newUses(s)
-	for _, x := range s.cfg.Sinks {
-		a.sinks = append(a.sinks, s.newFeed(x))
-	}
-	return a
-}
-
 // record completes e and makes its record, in the memory of data while that is enough.
 func (a *auditLog) record(ctx context.Context, e Event, data []byte) store.Record {
 	now := a.s.now()
@@ -406,31 +397,6 @@ func whyOf(err error) string {
 		return text.CleanText(err.Error())
 	}
 	return text.CleanText(e.Detail)
-}
-
-// Refused counts a refusal that an adapter decided by itself, as [EventRefused] with the given reason, a constant word, and why,
-// the limit that said no. by is a client that [Clients.Confirm] confirmed, or the ID alone of a registered client that is refused
-// something and proved nothing, as when a user says no to it; the Token in ctx says who else was refused. Either may be zero. It
-// counts nothing where neither names anybody: strangers leave no names.
-func (s *Service) Refused(ctx context.Context, by ClientAuth, reason, why string) {
-	var known refusal
-	if t := FromContext(ctx); !t.IsZero() {
-		known.of(s.core, t.d)
-	}
-	if by.namesOnly() {
-		if s.Clients.lookup(by.ID) != nil {
-			known.Claimed = by.ID
-		}
-	} else {
-		who, err := s.Clients.caller(ctx, by)
-		if err != nil {
-			return
-		}
-		known.by(&who)
-	}
-	if known.Named() {
-		s.audit.denied(ctx, reason, known, fail(ErrDenied, "%s", why))
-	}
 }
 
 // clientRefused counts a failed authentication of a client. claimed is the ID that was given.
@@ -624,4 +590,73 @@ func (e Event) LogValue() slog.Value {
 		attrs = append(attrs, slog.Any("extra", e.Extra))
 	}
 	return slog.GroupValue(attrs...)
+}
+
+// Event returns the audit event with an ID, as [Event.ID] says it: for links from an alert, a log line or a SIEM. An ID tells
+// when its event was written, so that few others are read. ErrNotFound: there is none, or it was removed by Config.KeepEvents,
+// or the clock of whoever wrote it was over a minute away from the store's.
+func (s *Service) Event(ctx context.Context, id string) (_ Event, failed error) {
+	defer tell(&failed)
+	raw, err := opaque.ParseID(id)
+	if err != nil {
+		return Event{}, fail(ErrNotFound, "no event has such an ID")
+	}
+
+	// Nearly always the event is within a second of its ID's time; a busy log holds many others in a minute.
+	at := raw.Time()
+	for _, around := range [...]time.Duration{time.Second, time.Minute} {
+		for e, err := range s.Events(ctx, EventQuery{From: at.Add(-around), To: at.Add(around)}) {
+			if err != nil || e.ID == id {
+				return e, err
+			}
+		}
+	}
+	return Event{}, fail(ErrNotFound, "no event %q", id)
+}
+
+// Refusals and uses happen at every request, and refusals at the will of whoever sends them. They are counted in memory
+// of a fixed size and written in batches: a crash loses at most half a minute of counts, and nobody can fill the disk.
+
+// refusal is what is known of somebody whom a call refuses.
+type refusal struct{ usage.Refusal }
+
+// of names whose token d is.
+func (r *refusal) of(s *core, d *tokenData) {
+	r.Issuer, r.Subject, r.Client, r.Token, r.Grant = s.foreignIssuer(d), d.Subject, d.Client, d.ID, d.Grant
+}
+
+// refusedEvent sums up what c counted.
+func refusedEvent(c *usage.Refused) Event {
+	e := Event{Type: EventType(c.Kind), Reason: c.Reason, Subject: c.Subject, Issuer: c.Issuer, Client: c.Client, TokenID: c.Token, Grant: c.Grant, Count: c.N}
+	var list []string
+	for _, a := range c.Addresses {
+		list = append(list, a.String())
+	}
+	for name, v := range map[string]string{"addresses": strings.Join(list, " "), "claimed": c.Claimed, "why": strings.Join(c.Whys, "; ")} {
+		if v == "" {
+			continue
+		}
+		if e.Extra == nil {
+			e.Extra = map[string]string{}
+		}
+		e.Extra[name] = v
+	}
+	return e
+}
+
+func (c *change) event(ctx context.Context, e Event) {
+	room := c.data[:0]
+	if len(c.Events) > 0 {
+		room = make([]byte, 0, eventRoom)
+	}
+	c.Events = append(c.Events, c.s.audit.record(ctx, e, room))
+}
+
+// alert records what nobody should ever see. It never stops what it tells of.
+func (s *core) alert(ctx context.Context, what string, e Event) {
+	e.Reason = what
+	s.log.Error("apitoken: alert", "what", what, "grant", e.Grant)
+	if err := s.alarm(ctx, e); err != nil {
+		s.log.Error("apitoken: the alert could not be recorded", "what", what, "error", err)
+	}
 }

@@ -80,10 +80,6 @@ func (t Token) birth(s *core) (birth, bool) {
 	return birth{t.d.from.Pos.Birth}, true
 }
 
-func (t *ticketRecord) birth() birth   { return birth{t.Birth} }
-func (g *grantRecord) birth() birth    { return birth{g.Birth} }
-func (rec *apiKeyRecord) birth() birth { return birth{rec.Birth} }
-
 // earlier is the birth of what two made: a rule that hits either hits it.
 func (b birth) earlier(o birth) birth {
 	if o.at.N < b.at.N {

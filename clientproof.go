@@ -307,3 +307,148 @@ func (s *Service) SignIntrospection(ctx context.Context, audience string, respon
 	}
 	return key.SignText(ctx, "token-introspection+jwt", payload)
 }
+
+// caller is the client that asks for something. It is found out once in a request, before anything is planned; each try looks
+// whether it still holds.
+type caller struct {
+	auth   ClientAuth // its ID, and what was proved; zero: no client came, the host itself asks
+	public bool       // anybody can call himself that
+}
+
+// caller confirms who asks. A zero a is nobody.
+func (cs *Clients) caller(ctx context.Context, a ClientAuth) (caller, error) {
+	if a.isZero() {
+		return caller{}, nil
+	}
+	c, auth, err := cs.Confirm(ctx, a)
+	if err != nil {
+		return caller{}, err
+	}
+	return caller{auth, c.Public}, nil
+}
+
+func (x *caller) none() bool { return x.auth.isZero() }
+
+func (x *caller) id() string { return x.auth.ID }
+
+// now is the client as it is known at this try: it may have been disabled since, and its secret may have ended.
+func (x *caller) now(cs *Clients) (Client, error) { return cs.still(&x.auth) }
+
+// reindex keeps cs.made and the counters. The caller has the state's turn. before is nil for a client that is new, now for one that
+// has gone.
+func (cs *Clients) reindex(before, now *knownClient) {
+	cs.chosen.Add(now.chosen() - before.chosen())
+	cs.passing.Add(now.passing() - before.passing())
+	had, has := before.madeIDs(), now.madeIDs()
+	change := func(id opaque.ID, f func([]string) []string) {
+		var list []string
+		if v, ok := cs.made.Load(id); ok {
+			list = v.([]string)
+		}
+		if list = f(slices.Clone(list)); len(list) > 0 {
+			cs.made.Store(id, list)
+		} else {
+			cs.made.Delete(id)
+		}
+	}
+	for _, id := range has {
+		if !slices.Contains(had, id) {
+			change(id, func(list []string) []string { return append(list, now.ID) })
+		}
+	}
+	for _, id := range had {
+		if !slices.Contains(has, id) {
+			change(id, func(list []string) []string {
+				return slices.DeleteFunc(list, func(s string) bool { return s == before.ID })
+			})
+		}
+	}
+}
+
+// chosen is 1 for a client with a secret that a host chose.
+func (k *knownClient) chosen() int64 {
+	if k != nil && slices.ContainsFunc(k.rec.Secrets, func(cl clientSecret) bool { return cl.Chosen() }) {
+		return 1
+	}
+	return 0
+}
+
+// madeIDs are the IDs of a client's secrets of our making, each once.
+func (k *knownClient) madeIDs() (ids []opaque.ID) {
+	if k == nil {
+		return nil
+	}
+	add := func(cl *clientSecret) {
+		if len(cl.ID) == len(opaque.ID{}) && !slices.Contains(ids, opaque.ID(cl.ID)) {
+			ids = append(ids, opaque.ID(cl.ID))
+		}
+	}
+	for i := range k.rec.Secrets {
+		add(&k.rec.Secrets[i])
+	}
+	if k.rec.Registration != nil {
+		add(k.rec.Registration)
+	}
+	return ids
+}
+
+// ended reports whether a rule has ended a secret of our making.
+func (cs *Clients) ended(cl *clientSecret) bool {
+	return len(cl.ID) == len(opaque.ID{}) && cs.s.rules.Ended(opaque.ID(cl.ID).String())
+}
+
+// wasLeaked reports whether secret is one of the client's that RevokeLeaked has ended.
+func (cs *Clients) wasLeaked(ctx context.Context, id string, rec *clientRecord, secret Secret) bool {
+	key, ours, err := cs.signing.readMade(ctx, secret.Reveal(), opaque.ClientSecret)
+	if key == nil || err != nil {
+		return false // chosen asks again, and reports the error
+	}
+	hash := cs.verifier(id, key, ours)
+	return cs.s.rules.Ended(key.ID.String()) || slices.ContainsFunc(rec.Leaked, func(h []byte) bool { return bytes.Equal(h, hash[:]) })
+}
+
+// by names the client that asks: as a fact if it proved who it is, or else as claimed.
+func (r *refusal) by(who *caller) {
+	switch {
+	case who.none():
+	case who.public:
+		r.Claimed = who.id()
+	default:
+		r.Client = who.id()
+	}
+}
+
+// confirmed is by for a client that was confirmed earlier in the request: it is known before anything else of the call is read.
+func (r *refusal) confirmed(cs *Clients, a *ClientAuth) {
+	if a.confirmed == nil {
+		return
+	}
+	if c, err := cs.still(a); err == nil {
+		r.by(&caller{*a, c.Public})
+	}
+}
+
+// Refused counts a refusal that an adapter decided by itself, as [EventRefused] with the given reason, a constant word, and why,
+// the limit that said no. by is a client that [Clients.Confirm] confirmed, or the ID alone of a registered client that is refused
+// something and proved nothing, as when a user says no to it; the Token in ctx says who else was refused. Either may be zero. It
+// counts nothing where neither names anybody: strangers leave no names.
+func (s *Service) Refused(ctx context.Context, by ClientAuth, reason, why string) {
+	var known refusal
+	if t := FromContext(ctx); !t.IsZero() {
+		known.of(s.core, t.d)
+	}
+	if by.namesOnly() {
+		if s.Clients.lookup(by.ID) != nil {
+			known.Claimed = by.ID
+		}
+	} else {
+		who, err := s.Clients.caller(ctx, by)
+		if err != nil {
+			return
+		}
+		known.by(&who)
+	}
+	if known.Named() {
+		s.audit.denied(ctx, reason, known, fail(ErrDenied, "%s", why))
+	}
+}

@@ -2,7 +2,7 @@ package apitoken
 
 import (
 	"context"
-	"errors"
+	"iter"
 	"log/slog"
 	"runtime/pprof"
 	"sync"
@@ -11,9 +11,10 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/follow"
-	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/quota"
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -47,16 +48,6 @@ type core struct {
 	wg   sync.WaitGroup
 }
 
-func newCore(c Config, injected bool) *core {
-	s := &core{cfg: c, injected: injected, st: c.Store, now: c.Now, log: c.Logger, retryKick: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
-	s.ctx, s.stop = context.WithCancel(context.Background())
-	s.rules = rules.NewBook(rules.LocalKeyer())
-	s.rules.Undated = len(c.Trust) == 0 // our own tokens have positions
-	s.audiences = append([]string{c.Audience}, c.Audiences...)
-	s.audit = newAuditLog(s)
-	return s
-}
-
 // goRun runs f until Close; its context ends then.
 func (s *core) goRun(name string, f func(context.Context)) {
 	s.wg.Add(1)
@@ -73,34 +64,7 @@ func (s *core) newQuota(kind store.Kind, name string, limit int, past func(now t
 		Kind: kind, Name: name, Limit: limit, Past: past})
 }
 
-func (s *core) observe(ctx context.Context, o Observation) {
-	if s.watchers != nil && s.watchers.any() {
-		o.Origin = originOf(ctx)
-		s.watchers.observeWithin(ctx, o)
-	}
-}
-
 const hookTime = 5 * time.Second // of a function of the host's that a call waits for
-
-// mayContinue asks the host. What is no answer of the host's is ErrUnavailable: clients drop their sessions at ErrInvalidGrant.
-func (s *core) mayContinue(ctx context.Context, g Grant) error {
-	if s.cfg.MayContinue == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, hookTime)
-	defer cancel()
-	_, err := hook.Call(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, s.cfg.MayContinue(ctx, g) })
-	if stack := hook.Stack(err); stack != "" {
-		s.log.Error("apitoken: Config.MayContinue panicked", "error", err, "stack", stack)
-	}
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, ErrUnavailable), errors.Is(err, hook.ErrPanicked), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return unavailable(err, "Config.MayContinue")
-	}
-	return &Error{Code: ErrInvalidGrant, Detail: "Config.MayContinue refused", Cause: err}
-}
 
 // sync catches up with the store.
 func (s *core) sync(ctx context.Context) error {
@@ -110,10 +74,82 @@ func (s *core) sync(ctx context.Context) error {
 	return nil
 }
 
-// end writes the rule that a host asked for, of a target that needs no proof.
-func (s *core) end(ctx context.Context, t rules.Target, reason string) error {
-	began := time.Now()
-	err := s.writeRule(ctx, t, false, reason, EventRevoked, nil)
-	s.observe(ctx, Observation{Op: "revoke", Err: err, Took: time.Since(began)})
-	return err
+// A change is a commit.Change whose events are this package's. Errors of everything here are our own.
+type change struct {
+	commit.Change
+	s    *core
+	data [eventRoom]byte // of the first event
+}
+
+const (
+	eventRoom    = 384 // bytes, what the JSON of most events takes
+	refreshTries = commit.Tries
+)
+
+func (s *core) newChange() *change {
+	c := &change{s: s}
+	c.Init()
+	return c
+}
+
+// put adds v to c in its form. ErrInvalidRequest: nobody could read it back.
+func put[T any](c *change, f *record.Form[T], r store.Record, v *T, expect store.Version) error {
+	return public(commit.Put(&c.Change, f, r, v, expect))
+}
+
+// bare adds a record that has no form.
+func bare(c *change, r store.Record, expect store.Version) error {
+	return public(commit.Bare(&c.Change, r, expect))
+}
+
+// read takes v out of its form. ErrUnavailable: it is damaged, or of a newer version.
+func read[T any](f *record.Form[T], r store.Record, v *T) error { return public(commit.Read(f, r, v)) }
+
+// commit writes c, see [commit.Writer.Commit]. store.ErrConflict comes back as it is.
+func (s *core) commit(ctx context.Context, c *change) (store.Commit, error) {
+	done, err := s.writer.Commit(ctx, &c.Change)
+	return done, public(err)
+}
+
+// get reads one record: ErrNotFound or ErrUnavailable.
+func (s *core) get(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
+	r, err := s.writer.Get(ctx, kind, id)
+	return r, public(err)
+}
+
+// pages walks a listing. No transaction of the store is open while the caller runs.
+func (s *core) pages(ctx context.Context, q store.Query, p Page) iter.Seq2[store.Record, error] {
+	return func(yield func(store.Record, error) bool) {
+		for r, err := range s.writer.Pages(ctx, q, p.After, p.Limit) {
+			if !yield(r, public(err)) {
+				return
+			}
+		}
+	}
+}
+
+// newID makes an ID that sorts by time: 26 characters, unguessable in its second half.
+func newID(now time.Time) string { return opaque.NewID(now).String() }
+
+// hasten makes the janitor put back lost rules now, if there are any.
+func (s *core) hasten() {
+	if !s.rules.Missing.Load() {
+		return
+	}
+	select {
+	case s.hurry <- struct{}{}:
+	default:
+	}
+}
+
+// lifespans are the longest that tokens of this service may ever live.
+type lifespans struct {
+	access, grant, foreign time.Duration
+	same                   time.Duration // of foreign tokens whose users are ours
+}
+
+type ruleRetry struct {
+	target rules.Target // for the log
+	write  func(context.Context) error
+	done   func()
 }

@@ -190,3 +190,5 @@ func detailOf(err error) string {
 	}
 	return e.Detail
 }
+
+func isNotFound(err error) bool { return errors.Is(err, ErrNotFound) }

@@ -4,11 +4,13 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"iter"
 	"slices"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/commit"
+	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -341,3 +343,40 @@ func (s *Service) evict(ctx context.Context, c *change, g Grant) error {
 	c.event(ctx, Event{Type: EventRevoked, OK: true, Reason: overLimit, Target: Target{t}, Subject: g.Subject, Client: g.Client, Grant: g.ID})
 	return nil
 }
+
+// alive checks the grant's ends: time, idleness, rules.
+func (s *core) alive(id string, g *grantRecord) error {
+	now := s.now().UnixMilli()
+	switch {
+	case now/1000 >= g.Expires/1000: // exp is in whole seconds: a token of its last part would outlive it
+		return fail(ErrInvalidGrant, "the grant has expired")
+	case g.Idle > 0 && now >= g.Refreshed+g.Idle:
+		return fail(ErrInvalidGrant, "the grant was idle for too long")
+	}
+	if rule := s.rules.Hit(g.ruleSubject(id)); rule != "" {
+		return fail(ErrInvalidGrant, "a rule on its %s", rule)
+	}
+	return nil
+}
+
+// mayContinue asks the host. What is no answer of the host's is ErrUnavailable: clients drop their sessions at ErrInvalidGrant.
+func (s *core) mayContinue(ctx context.Context, g Grant) error {
+	if s.cfg.MayContinue == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, hookTime)
+	defer cancel()
+	_, err := hook.Call(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, s.cfg.MayContinue(ctx, g) })
+	if stack := hook.Stack(err); stack != "" {
+		s.log.Error("apitoken: Config.MayContinue panicked", "error", err, "stack", stack)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, ErrUnavailable), errors.Is(err, hook.ErrPanicked), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return unavailable(err, "Config.MayContinue")
+	}
+	return &Error{Code: ErrInvalidGrant, Detail: "Config.MayContinue refused", Cause: err}
+}
+
+func (g *grantRecord) birth() birth { return birth{g.Birth} }

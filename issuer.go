@@ -595,16 +595,6 @@ func checkSubject(sub string) error {
 	return nil
 }
 
-// sortedScopes is a fresh list in order, each once.
-func sortedScopes(in Scopes) Scopes {
-	if len(in) == 0 {
-		return nil
-	}
-	out := slices.Clone(in)
-	slices.Sort(out)
-	return slices.Compact(out)
-}
-
 // issueUnder issues under a grant that lives: at most what the grant holds, for no longer than it.
 func (s *Service) issueUnder(ctx context.Context, r Request, m moment, who *caller, known *refusal) (*Issued, error) {
 	if err := s.audit.ready(); err != nil {
@@ -748,21 +738,6 @@ func (s *Service) grantClient(g *grantRecord) (Client, error) {
 		return c, &Error{Code: ErrInvalidGrant, Detail: "its client is gone or disabled", Cause: err}
 	}
 	return c, nil
-}
-
-// alive checks the grant's ends: time, idleness, rules.
-func (s *core) alive(id string, g *grantRecord) error {
-	now := s.now().UnixMilli()
-	switch {
-	case now/1000 >= g.Expires/1000: // exp is in whole seconds: a token of its last part would outlive it
-		return fail(ErrInvalidGrant, "the grant has expired")
-	case g.Idle > 0 && now >= g.Refreshed+g.Idle:
-		return fail(ErrInvalidGrant, "the grant was idle for too long")
-	}
-	if rule := s.rules.Hit(g.ruleSubject(id)); rule != "" {
-		return fail(ErrInvalidGrant, "a rule on its %s", rule)
-	}
-	return nil
 }
 
 // Exchange implements [Issuer].

@@ -41,17 +41,6 @@ func (s *Service) janitor(ctx context.Context) {
 	}
 }
 
-// hasten makes the janitor put back lost rules now, if there are any.
-func (s *core) hasten() {
-	if !s.rules.Missing.Load() {
-		return
-	}
-	select {
-	case s.hurry <- struct{}{}:
-	default:
-	}
-}
-
 // tidy is one round. Removing something too early would bring tokens back to life, so that before comes from a clock
 // that does not believe a jump; the store's own clock has the last word.
 func (s *Service) tidy(ctx context.Context, before time.Time) {

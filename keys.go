@@ -3,13 +3,17 @@ package apitoken
 import (
 	"context"
 	"crypto"
+	"crypto/subtle"
+	"errors"
 	"slices"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/keyring"
+	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/seal"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -194,5 +198,98 @@ func (x ringChange) Ended(ctx context.Context, kid, reason, why string) {
 
 func (x ringChange) Commit(ctx context.Context) error {
 	_, err := x.c.s.commit(ctx, x.c)
+	return err
+}
+
+// Every call that takes an opaque credential reads it here: Validate, Authenticate, Registered, Redeem and RevokeLeaked.
+// (Refresh tokens have a payload of their own: see readRefresh.) The checksum is public, so it stops typing errors and
+// nobody else. The tag covers the ID and the secret under the root that the kid names, so a text whose tag is good has
+// no changed byte, and one credential has exactly one text.
+
+// madeKeys says how the tag of each kind is made.
+var madeKeys = [...]struct{ purpose, label string }{
+	opaque.APIKey:       {keyring.APIKeyTag, "ak1"},
+	opaque.Ticket:       {keyring.TicketTag, "tk1"},
+	opaque.ClientSecret: {keyring.SecretTag, "cs1"},
+}
+
+// seal sets the kid and the tag of a fresh key, and returns its text.
+func (k *SigningKeys) seal(key *opaque.Key, kind opaque.Kind) string {
+	how := madeKeys[kind]
+	kid, mac := k.ring.MAC(how.purpose)
+	key.KID, key.Tag = kid, opaque.Tag(mac, how.label, []byte(k.s.ns), key.ID[:], key.Secret[:])
+	return opaque.EncodeKey(k.s.cfg.Prefix, kind, key)
+}
+
+// made reports whether this service made key, which was decoded as kind. It reads no record of the key.
+// ErrUnavailable: the root of its tag is not open here, so nobody can say.
+func (k *SigningKeys) made(ctx context.Context, key *opaque.Key, kind opaque.Kind) (bool, error) {
+	how := madeKeys[kind]
+	mac, err := k.presented(ctx, key.KID, how.purpose)
+	if err != nil {
+		return false, err
+	}
+	tag := opaque.Tag(mac, how.label, []byte(k.s.ns), key.ID[:], key.Secret[:])
+	return mac != nil && subtle.ConstantTimeCompare(tag[:], key.Tag[:]) == 1, nil
+}
+
+// readMade decodes text as kind and reports whether this service made it. nil: it is no text of this kind.
+func (k *SigningKeys) readMade(ctx context.Context, text string, kind opaque.Kind) (key *opaque.Key, ours bool, err error) {
+	key, derr := opaque.DecodeKey(text, k.s.cfg.Prefix, kind)
+	if derr != nil {
+		return nil, false, nil
+	}
+	ours, err = k.made(ctx, key, kind)
+	return key, ours, err
+}
+
+// Sealer encrypts what must not lie in the store in clear: the root secret, under which the service seals its signing
+// keys. A KMS implements it; NewSealer and KeyFile are local. It is asked at start and when secrets rotate, never for a token.
+type Sealer interface {
+	// Seal encrypts plain. What it returns opens only with an equal context, which is not secret.
+	Seal(ctx context.Context, plain, context []byte) (sealed []byte, err error)
+	Open(ctx context.Context, sealed, context []byte) (plain []byte, err error)
+}
+
+// NewSealer seals by AES-256-GCM under the first key and opens under any: put a new one in front to rotate, run
+// [SigningKeys.Rewrap], then drop the old one. Each is 32 random bytes.
+func NewSealer(keys ...[]byte) (Sealer, error) {
+	s, err := seal.NewLocal(keys...)
+	if err != nil {
+		return nil, sealError(err)
+	}
+	return localSealer{s}, nil
+}
+
+// KeyFile is a Sealer whose key lies in a file. Beside the database it keeps the keys out of backups and copies of that file;
+// on another disk it also keeps them from whoever takes the database's. The file is made with mode 0600
+// when something is sealed for the first time. It refuses to make a new one where sealed keys exist already,
+// a file that others may read, and one that is no key.
+func KeyFile(path string) (Sealer, error) {
+	f, err := seal.OpenFile(path)
+	if err != nil {
+		return nil, sealError(err)
+	}
+	return localSealer{f}, nil
+}
+
+// localSealer gives out errors of this package.
+type localSealer struct{ in Sealer }
+
+func (s localSealer) Seal(ctx context.Context, plain, context []byte) ([]byte, error) {
+	sealed, err := s.in.Seal(ctx, plain, context)
+	return sealed, public(err)
+}
+
+func (s localSealer) Open(ctx context.Context, sealed, context []byte) ([]byte, error) {
+	plain, err := s.in.Open(ctx, sealed, context)
+	return plain, public(err)
+}
+
+// sealError says to whoever starts the program what an *Error keeps from clients.
+func sealError(err error) error {
+	if e := (*Error)(nil); errors.As(public(err), &e) {
+		return &ConfigError{Field: "Seal", Err: e}
+	}
 	return err
 }

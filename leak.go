@@ -219,64 +219,6 @@ func (x heldSecret) targets() []rules.Target {
 	return []rules.Target{rules.ByToken(x.id), ownTokens(x.client)}
 }
 
-// reindex keeps cs.made and the counters. The caller has the state's turn. before is nil for a client that is new, now for one that
-// has gone.
-func (cs *Clients) reindex(before, now *knownClient) {
-	cs.chosen.Add(now.chosen() - before.chosen())
-	cs.passing.Add(now.passing() - before.passing())
-	had, has := before.madeIDs(), now.madeIDs()
-	change := func(id opaque.ID, f func([]string) []string) {
-		var list []string
-		if v, ok := cs.made.Load(id); ok {
-			list = v.([]string)
-		}
-		if list = f(slices.Clone(list)); len(list) > 0 {
-			cs.made.Store(id, list)
-		} else {
-			cs.made.Delete(id)
-		}
-	}
-	for _, id := range has {
-		if !slices.Contains(had, id) {
-			change(id, func(list []string) []string { return append(list, now.ID) })
-		}
-	}
-	for _, id := range had {
-		if !slices.Contains(has, id) {
-			change(id, func(list []string) []string {
-				return slices.DeleteFunc(list, func(s string) bool { return s == before.ID })
-			})
-		}
-	}
-}
-
-// chosen is 1 for a client with a secret that a host chose.
-func (k *knownClient) chosen() int64 {
-	if k != nil && slices.ContainsFunc(k.rec.Secrets, func(cl clientSecret) bool { return cl.Chosen() }) {
-		return 1
-	}
-	return 0
-}
-
-// madeIDs are the IDs of a client's secrets of our making, each once.
-func (k *knownClient) madeIDs() (ids []opaque.ID) {
-	if k == nil {
-		return nil
-	}
-	add := func(cl *clientSecret) {
-		if len(cl.ID) == len(opaque.ID{}) && !slices.Contains(ids, opaque.ID(cl.ID)) {
-			ids = append(ids, opaque.ID(cl.ID))
-		}
-	}
-	for i := range k.rec.Secrets {
-		add(&k.rec.Secrets[i])
-	}
-	if k.rec.Registration != nil {
-		add(k.rec.Registration)
-	}
-	return ids
-}
-
 // holders are those whose live secret, or registration token, key is: more than one where a host has declared it twice.
 func (cs *Clients) holders(key *opaque.Key, ours bool) (list []heldSecret) {
 	v, ok := cs.made.Load(key.ID)
@@ -395,11 +337,6 @@ func (rec *clientRecord) remember(hash [32]byte) {
 	rec.Leaked = rec.Leaked[max(0, len(rec.Leaked)-maxLeaked):]
 }
 
-// ended reports whether a rule has ended a secret of our making.
-func (cs *Clients) ended(cl *clientSecret) bool {
-	return len(cl.ID) == len(opaque.ID{}) && cs.s.rules.Ended(opaque.ID(cl.ID).String())
-}
-
 // forget takes secrets that a rule has ended out of records that still have them, because the store once lost its latest
 // writes and got the rule back.
 func (cs *Clients) forget(ctx context.Context, id string) error {
@@ -437,16 +374,6 @@ func (cs *Clients) forget(ctx context.Context, id string) error {
 		}
 	}
 	return nil
-}
-
-// wasLeaked reports whether secret is one of the client's that RevokeLeaked has ended.
-func (cs *Clients) wasLeaked(ctx context.Context, id string, rec *clientRecord, secret Secret) bool {
-	key, ours, err := cs.signing.readMade(ctx, secret.Reveal(), opaque.ClientSecret)
-	if key == nil || err != nil {
-		return false // chosen asks again, and reports the error
-	}
-	hash := cs.verifier(id, key, ours)
-	return cs.s.rules.Ended(key.ID.String()) || slices.ContainsFunc(rec.Leaked, func(h []byte) bool { return bytes.Equal(h, hash[:]) })
 }
 
 // maxLeakLooks bounds how many texts are looked for in the store because they begin as an imported key does.

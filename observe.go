@@ -188,3 +188,10 @@ func reasonOf(err error) string {
 	}
 	return "other"
 }
+
+func (s *core) observe(ctx context.Context, o Observation) {
+	if s.watchers != nil && s.watchers.any() {
+		o.Origin = originOf(ctx)
+		s.watchers.observeWithin(ctx, o)
+	}
+}

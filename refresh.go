@@ -452,14 +452,3 @@ func (s *Service) repeatOnce(ctx context.Context, r RefreshRequest, id string, g
 	}
 	return i, nil
 }
-
-// alert records what nobody should ever see. It never stops what it tells of.
-func (s *core) alert(ctx context.Context, what string, e Event) {
-	e.Reason = what
-	s.log.Error("apitoken: alert", "what", what, "grant", e.Grant)
-	if err := s.alarm(ctx, e); err != nil {
-		s.log.Error("apitoken: the alert could not be recorded", "what", what, "error", err)
-	}
-}
-
-func isNotFound(err error) bool { return errors.Is(err, ErrNotFound) }

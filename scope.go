@@ -320,3 +320,13 @@ func (h heldScopes) meets(r Requirement) bool {
 	}
 	return false
 }
+
+// sortedScopes is a fresh list in order, each once.
+func sortedScopes(in Scopes) Scopes {
+	if len(in) == 0 {
+		return nil
+	}
+	out := slices.Clone(in)
+	slices.Sort(out)
+	return slices.Compact(out)
+}

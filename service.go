@@ -2,7 +2,6 @@ package apitoken
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"maps"
 	"net/url"
@@ -17,7 +16,6 @@ import (
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/feedlog"
-	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/keyhash"
 	"github.com/apitoken-go/apitoken/store"
@@ -420,105 +418,6 @@ func (c *Config) knows(s Scope) bool {
 	return ok || c.Scopes == nil
 }
 
-// New starts a service. It fails, naming the field in a [ConfigError], when c is contradictory or dangerous, and
-// within seconds when the store does not answer, belongs to another issuer, was restored without a choice, or
-// holds keys that c.Seal does not open. Close it before the store.
-func New(c Config) (*Service, error) {
-	injected := c.Now != nil
-	if err := c.check(); err != nil {
-		return nil, err
-	}
-	s := &Service{core: newCore(c, injected)}
-	s.SigningKeys = newSigningKeys(s.core)
-	s.Clients = newClients(s.core, s.SigningKeys)
-	s.APIKeys = newAPIKeys(s.core, s.SigningKeys, s.Clients)
-	if len(s.cfg.KeyHashes) > 0 {
-		s.APIKeys.old = newOldKeys(s.cfg.KeyHashes)
-	}
-	s.audit.known = func(client string) bool { return s.Clients.lookup(client) != nil }
-	s.sessions = s.newQuota(kindGrant, "grant", c.Limits.GrantsPerSubject, func(now time.Time, since int64) bool {
-		return now.After(time.UnixMilli(since).Add(s.longest.Load().grant + grantSlack))
-	})
-	s.roles = newRoleBook()
-	s.state = follow.New(s.ctx, follow.Config{Store: c.Store, Now: c.Now, Injected: injected, Log: c.Logger, Staleness: c.Validation.MaxStaleness, Answer: startTimeout,
-		First: snapshotKinds, Then: followedKinds}, follow.To{Apply: s.apply, Aside: s.setAside, Told: s.tellUnreadable, Forget: s.forget, Lost: s.lost, Round: s.round})
-	s.writer.Store, s.writer.State = c.Store, s.state
-	if err := s.start(); err != nil {
-		s.Close()
-		return nil, err
-	}
-	return s, nil
-}
-
-func (s *Service) start() error {
-	ctx, cancel := context.WithTimeout(s.ctx, startTimeout)
-	defer cancel()
-	if err := s.openNamespace(ctx); err != nil {
-		return err
-	}
-	// A store that goes on answering is waited for, however much it holds.
-	if err := s.state.Refresh(s.ctx); err != nil {
-		return startError(s.ctx, err)
-	}
-	ctx, cancel = context.WithTimeout(s.ctx, startTimeout)
-	defer cancel()
-	if err := public(s.SigningKeys.ring.Ensure(ctx)); err != nil {
-		return startError(ctx, err)
-	}
-	v, err := newServiceValidator(s)
-	if err != nil {
-		return err
-	}
-	s.valid = v
-	if err := s.defineRoles(ctx); err != nil {
-		return startError(ctx, err)
-	}
-	if err := s.afterRestore(ctx); err != nil {
-		return startError(ctx, err)
-	}
-	for _, q := range []*quota.Quota{s.sessions, s.APIKeys.quota} {
-		if err := q.Start(ctx, s.born); err != nil {
-			return startError(ctx, public(err))
-		}
-	}
-	s.goRun("follow", s.state.Run)
-	s.goRun("keys", s.SigningKeys.ring.Run)
-	s.goRun("audit", s.audit.run)
-	s.goRun("janitor", s.janitor)
-	s.goRun("rules", s.retryRules)
-	return nil
-}
-
-// startError keeps the cause of a failed start readable: New's caller is the operator.
-func startError(ctx context.Context, err error) error {
-	if e := (*ConfigError)(nil); errors.As(err, &e) {
-		return err
-	}
-	if ctx.Err() != nil || errors.Is(err, follow.ErrLate) {
-		return &ConfigError{Field: "Store", Err: fail(ErrUnavailable, "Config.Store did not answer within %s: %s", startTimeout, detailOf(err))}
-	}
-	return &ConfigError{Field: "Store", Err: &Error{Code: ErrUnavailable, Detail: "start: " + detailOf(err), Cause: nil}}
-}
-
-// Close ends the service's goroutines and writes what is buffered. It does not close the store. What would change something
-// answers ErrUnavailable afterwards; Validate goes by the last view, until that is too old.
-func (s *Service) Close() error {
-	s.once.Do(func() {
-		defer s.writer.Closed.Store(true)
-		s.stop()
-		s.wg.Wait()
-		s.APIKeys.keys.Close()
-		if s.valid == nil {
-			return // never started: nothing is buffered
-		}
-		s.valid.Close()
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		s.audit.flush(ctx)
-	})
-	return nil
-}
-
 // Sync catches up with the store: what any process wrote before the call is in force here when it returns.
 func (s *Service) Sync(ctx context.Context) error {
 	return s.sync(ctx)
@@ -541,12 +440,34 @@ func (s *Service) Validate(ctx context.Context, c Credential) (Token, error) {
 // Recheck is [JWTValidator.Recheck].
 func (s *Service) Recheck(ctx context.Context, t Token) error { return s.valid.Recheck(ctx, t) }
 
-// Explain is [JWTValidator.Explain], for every kind of token. Of a revoked one it also tells when, by whom and why, where the
-// store has the rule and answers.
-func (s *Service) Explain(ctx context.Context, c Credential, r Requirement) Explanation {
-	x := s.valid.Explain(ctx, c, r)
-	if n := len(x.Steps); n > 0 && errors.Is(x.Err, ErrRevoked) && !x.Token.IsZero() {
-		x.Steps[n-1].Detail += s.whyRevoked(ctx, x.Token)
+// Settings is what a service goes by: its Config as New checked it, defaults filled in. It holds nothing that is secret.
+type Settings struct {
+	Issuer     string
+	FAPI       bool             // Config.FAPI
+	FirstParty string           // client_id of tokens issued without a Client
+	Audiences  []string         // Config.Audience first
+	Scopes     map[Scope]string // known scopes and their descriptions; nil: any well-formed one
+	Lifetimes  Lifetimes
+	Limits     Limits
+	// MaxStaleness is how old this process's view of revocations may be before it refuses: a revocation that it wrote is in
+	// force within as long in every process with the same setting.
+	MaxStaleness time.Duration
+	KeyRotation  time.Duration            // negative: only by call
+	KeepEvents   time.Duration            // zero: for ever
+	SinkLags     map[string]time.Duration // Sink.MaxLag by name; zero: nothing waits for the sink
+}
+
+// Settings returns what the service goes by, in memory of the caller's own: for pages, health checks and metrics that state
+// a limit beside a figure.
+func (s *Service) Settings() Settings {
+	c := &s.cfg
+	lags := make(map[string]time.Duration, len(c.Sinks))
+	for _, sink := range c.Sinks {
+		lags[sink.Name] = sink.MaxLag
 	}
-	return x
+	return Settings{
+		Issuer: c.Issuer, FAPI: c.FAPI, FirstParty: c.FirstParty, Audiences: slices.Clone(s.audiences), Scopes: maps.Clone(c.Scopes),
+		Lifetimes: c.Lifetimes, Limits: c.Limits, MaxStaleness: c.Validation.MaxStaleness,
+		KeyRotation: c.KeyRotation, KeepEvents: c.KeepEvents, SinkLags: lags,
+	}
 }

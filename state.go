@@ -1,11 +1,24 @@
 package apitoken
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"iter"
+	"slices"
+	"strings"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/deliver"
+	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/mover"
+	"github.com/apitoken-go/apitoken/internal/once"
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -92,4 +105,368 @@ func (s *Service) lost() {
 
 func (s *Service) round(ctx context.Context, err error, took time.Duration) {
 	s.observe(ctx, Observation{Op: "feed", Err: err, Took: took})
+}
+
+// metaRecord is what the services on one namespace agree on.
+type metaRecord struct {
+	V         int    `json:"v"`
+	Issuer    string `json:"issuer"`
+	Namespace string `json:"ns"`      // random, part of every MAC, hash and associated data
+	History   uint64 `json:"history"` // that the services have accepted
+	MaxAccess int64  `json:"access"`  // the longest lifetimes ever configured, ms: how long rules must be kept
+	MaxGrant  int64  `json:"grant"`
+	// MaxForeign is the same of access tokens of trusted issuers, which our rules may name.
+	MaxForeign int64 `json:"foreign,omitempty"`
+	// Copied is when the namespace was filled by Copy, Unix ms: its events from before bear times of then in the store.
+	Copied [2]int64 `json:"copied,omitzero"`
+	// MaxSame is MaxForeign of those whose subjects, clients and roles are ours, so that rules on these must live as long.
+	MaxSame int64 `json:"same,omitempty"`
+	record.Ext
+}
+
+const metaID = "service"
+
+var metaForm = record.Form[metaRecord]{Kind: store.KindMeta}
+
+// openNamespace reads what the namespace is, or makes it what the configuration says. One issuer owns a namespace.
+func (s *Service) openNamespace(ctx context.Context) error {
+	for try := 0; try < refreshTries; try++ {
+		r, err := s.st.Get(ctx, store.KindMeta, metaID)
+		var m metaRecord
+		s.born = false
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			if err := s.refuseForeign(ctx); err != nil {
+				return err
+			}
+			var ns [16]byte
+			rand.Read(ns[:])
+			m = metaRecord{V: 1, Issuer: s.cfg.Issuer, Namespace: hex.EncodeToString(ns[:])}
+			s.born = true
+		case err != nil:
+			return startError(ctx, unavailable(err, "read the namespace"))
+		default:
+			if err := read(&metaForm, r, &m); err != nil {
+				return startError(ctx, err)
+			}
+			if _, err := s.st.Get(ctx, store.KindMeta, mover.MovedID); err == nil {
+				return wrong("Store", "the service has moved to another store")
+			}
+		}
+		if m.V != 1 || len(m.Namespace) != 32 {
+			return wrong("Store", "the namespace is damaged or of a newer version")
+		}
+		if m.Issuer != s.cfg.Issuer {
+			return wrong("Issuer", "the store's namespace belongs to issuer %q: one issuer for each namespace", m.Issuer)
+		}
+		next := m
+		next.MaxAccess = max(m.MaxAccess, s.cfg.Lifetimes.MaxAccess.Milliseconds())
+		next.MaxGrant = max(m.MaxGrant, s.cfg.Lifetimes.Grant.Milliseconds())
+		for _, t := range s.cfg.Trust {
+			life := t.stays(s.now()).Milliseconds()
+			next.MaxForeign = max(next.MaxForeign, life)
+			if t.Profile != nil && t.Profile.SameUsers {
+				next.MaxSame = max(next.MaxSame, life)
+			}
+		}
+		s.ns, s.accepted, s.copied = m.Namespace, m.History, m.Copied
+		ms := func(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
+		s.longest.Store(&lifespans{access: ms(next.MaxAccess), grant: ms(next.MaxGrant), foreign: ms(next.MaxForeign), same: ms(next.MaxSame)})
+		if next == m {
+			return nil
+		}
+		if err := s.writeMeta(ctx, next, r.Version); !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+	}
+	return startError(ctx, errors.New("other processes keep changing the namespace"))
+}
+
+// longer takes what another service on the namespace has configured: its tokens may live longer than ours, and rules on them
+// must.
+func (s *Service) longer(r store.Record) error {
+	var m metaRecord
+	if err := read(&metaForm, r, &m); err != nil {
+		return err
+	}
+	s.unsure.Store(false)
+	old := s.longest.Load()
+	ms := func(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
+	next := lifespans{access: max(old.access, ms(m.MaxAccess)), grant: max(old.grant, ms(m.MaxGrant)), foreign: max(old.foreign, ms(m.MaxForeign)), same: max(old.same, ms(m.MaxSame))}
+	s.longest.Store(&next)
+	if s.trust != nil {
+		s.trust.Life.Store(int64(next.access))
+	}
+	return nil
+}
+
+// refuseForeign keeps a service from making a namespace of its own beside records whose namespace record is gone.
+func (s *Service) refuseForeign(ctx context.Context) error {
+	v, err := s.st.Follow(ctx, store.Position{}, nil, 1)
+	if err != nil {
+		return startError(ctx, unavailable(err, "read the store"))
+	}
+	if _, err := s.st.Get(ctx, mover.KindMark, mover.MarkID); err == nil {
+		return wrong("Store", "a Copy into it has not succeeded yet: repeat it")
+	}
+	if len(v.Records) > 0 && v.Records[0].Kind != store.KindMeta {
+		// Or others that start beside this one have made the namespace since it was looked for, and more.
+		switch _, err := s.st.Get(ctx, store.KindMeta, metaID); {
+		case err == nil:
+			return nil // what writes the namespace's record finds that it is there
+		case !errors.Is(err, store.ErrNotFound):
+			return startError(ctx, unavailable(err, "read the store"))
+		}
+		return wrong("Store", "it has records and no namespace: it is damaged, or not a store of this module")
+	}
+	return nil
+}
+
+func (s *Service) writeMeta(ctx context.Context, m metaRecord, v store.Version) error {
+	c := s.newChange()
+	if err := put(c, &metaForm, store.Record{ID: metaID}, &m, v); err != nil {
+		return err
+	}
+	_, err := s.writer.Apply(ctx, &c.Change)
+	return public(err)
+}
+
+// afterRestore compares the store's history with the one that was accepted. Another one means that acknowledged
+// writes may be lost, revocations among them: it takes a choice.
+func (s *Service) afterRestore(ctx context.Context) error {
+	now := s.state.Position().History
+	if s.accepted == now || now == 0 {
+		return nil
+	}
+	if s.accepted != 0 {
+		switch s.cfg.Restored {
+		case RefuseRestored:
+			return wrong("Restored", "the store was restored from a backup, or lost its latest writes: revocations since then may be missing. RevokeOnRestore ends all sessions and API keys; ReplayedRestored says that the host replays them")
+		case RevokeOnRestore:
+			if err := s.revoke(WithActor(ctx, "restore"), rules.Everything(), "the store was restored", EventRevoked); err != nil {
+				return err
+			}
+		}
+		s.log.Warn("apitoken: a restored store was accepted", "choice", int(s.cfg.Restored))
+	}
+	for try := 0; try < refreshTries; try++ {
+		r, err := s.st.Get(ctx, store.KindMeta, metaID)
+		if err != nil {
+			return unavailable(err, "read the namespace")
+		}
+		var m metaRecord
+		if err := read(&metaForm, r, &m); err != nil {
+			return err
+		}
+		m.History = now
+		if err := s.writeMeta(ctx, m, r.Version); !errors.Is(err, store.ErrConflict) {
+			s.accepted = now
+			return err
+		}
+	}
+	return unavailable(errors.New("conflict"), "accept the store's history")
+}
+
+// A record that cannot be read, because it is damaged or a newer version wrote it, is set aside: whatever depends on it is
+// refused, and nothing else. These are the operator's calls for such records.
+
+// UnreadableRecord is a stored record that cannot be read.
+type UnreadableRecord struct {
+	Kind store.Kind
+	ID   string
+	Data []byte // as stored. It may hold hashes of credentials: show it to operators only
+	Err  error  // why it cannot be read
+}
+
+// formKinds are the kinds of records that have a form, in the order in which Unreadable lists them.
+var formKinds = []store.Kind{store.KindMeta, store.KindKey, store.KindRole, store.KindClient, store.KindRule, store.KindAPIKey,
+	kindGrant, kindTicket, once.Kind, usage.Kind, usage.KindSpent, deliver.Kind, mover.KindMark}
+
+// readable reports why a record cannot be read; nil: it can.
+func readable(r store.Record) error {
+	switch r.Kind {
+	case store.KindMeta:
+		switch r.ID {
+		case metaID:
+			return read(&metaForm, r, new(metaRecord))
+		case mover.MovedID:
+			return read(&mover.MovedForm, r, new(mover.Tombstone))
+		}
+	case store.KindKey:
+		return public(keyring.Readable(r))
+	case store.KindRole:
+		return read(&roleForm, r, new(roleRecord))
+	case store.KindClient:
+		return read(&clientForm, r, new(clientRecord))
+	case store.KindRule:
+		_, err := rules.ReadRule(r)
+		return public(err)
+	case store.KindAPIKey:
+		return read(&apiKeyForm, r, new(apiKeyRecord))
+	case kindGrant:
+		return read(&grantForm, r, new(grantRecord))
+	case kindTicket:
+		return read(&ticketForm, r, new(ticketRecord))
+	case once.Kind:
+		if len(r.Data) > 0 { // without content it says that something was used
+			return read(&once.Form, r, new(once.Record))
+		}
+	case usage.Kind:
+		return read(&usage.UseForm, r, new(usage.Record))
+	case usage.KindSpent:
+		return read(&usage.SpentForm, r, new(usage.Spent))
+	case deliver.Kind:
+		return read(&deliver.CursorForm, r, new(deliver.Cursor))
+	case mover.KindMark:
+		return read(&mover.CopyForm, r, new(mover.Mark))
+	}
+	return nil
+}
+
+// Unreadable lists the stored records that cannot be read: first those that this process met and set aside, then, with all,
+// every other one in the store, which reads the whole store. It is for operators.
+func (s *Service) Unreadable(ctx context.Context, all bool) iter.Seq2[UnreadableRecord, error] {
+	return func(yield func(UnreadableRecord, error) bool) {
+		asides := s.state.Asides()
+		names := make([]follow.Name, 0, len(asides))
+		for n := range asides {
+			names = append(names, n)
+		}
+		slices.SortFunc(names, func(a, b follow.Name) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.ID, b.ID)) })
+		for _, n := range names {
+			r, err := s.get(ctx, n.Kind, n.ID)
+			if isNotFound(err) || err == nil && s.over(r) {
+				continue // ended since
+			}
+			if !yield(UnreadableRecord{Kind: n.Kind, ID: n.ID, Data: r.Data, Err: asides[n]}, err) {
+				return
+			}
+		}
+		if !all {
+			return
+		}
+
+		for _, kind := range formKinds {
+			for r, err := range s.pages(ctx, store.Query{Kind: kind}, Page{}) {
+				if err != nil {
+					yield(UnreadableRecord{Kind: kind}, err)
+					return
+				}
+				_, known := asides[follow.Name{Kind: kind, ID: r.ID}]
+				if why := readable(r); why != nil && !known && !s.over(r) && !yield(UnreadableRecord{Kind: kind, ID: r.ID, Data: r.Data, Err: why}, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (s *core) over(r store.Record) bool {
+	return r.Expires != 0 && r.Expires <= s.now().UnixMilli()
+}
+
+// Repair replaces the content of a record that cannot be read, as Unreadable lists it, and writes an event.
+// ErrInvalidRequest: the record can be read, or data cannot. ErrNotFound: there is no such record. A process that has met a
+// revocation that it could not read refuses all that it may have been about until the process ends, though it is repaired.
+func (s *Service) Repair(ctx context.Context, kind store.Kind, id string, data []byte) (failed error) {
+	defer tell(&failed)
+	return s.mend(ctx, kind, id, "repaired", func(c *change, r store.Record) error {
+		v := r.Version
+		if kind == store.KindRule {
+			return s.putRule(c, r, data)
+		}
+		r.Data = data
+		if err := readable(r); err != nil {
+			return &Error{Code: ErrInvalidRequest, Detail: "the new content of " + string(kind) + " " + id + " cannot be read", Cause: err}
+		}
+		return bare(c, r, v)
+	})
+}
+
+// putRule writes a rule in place of one that can't be read. The place in the order of changes stays what it was, or what is
+// newer than the rule would be refused as well.
+func (s *Service) putRule(c *change, r store.Record, data []byte) error {
+	at := r.Pos.N
+	x, err := rules.ReadRule(store.Record{Kind: r.Kind, ID: r.ID, Data: data, Pos: r.Pos})
+	if err != nil {
+		return &Error{Code: ErrInvalidRequest, Detail: "the new content of rule " + r.ID + " cannot be read", Cause: err}
+	}
+	if x.Q == 0 || x.Q > at {
+		x.Q = at
+	}
+	return put(c, &rules.RuleForm, r, &x, r.Version)
+}
+
+// Remove ends a record that cannot be read, as Unreadable lists it, and writes an event. Nothing that was refused becomes good:
+// a revocation is replaced by the widest one that the record may have been, a client by a disabled one without a credential, a
+// role by one without scopes, an API key by a revoked one. ErrInvalidRequest: the record can be read, or the service can't be
+// without it, such as the namespace's own; only Repair replaces that. ErrNotFound: there is no such record.
+func (s *Service) Remove(ctx context.Context, kind store.Kind, id string) (failed error) {
+	defer tell(&failed)
+	return s.mend(ctx, kind, id, "removed", func(c *change, r store.Record) error {
+		now := s.now()
+		v := r.Version
+		switch kind {
+		case store.KindMeta, store.KindKey:
+			if kind == store.KindMeta || !strings.Contains(id, ".") { // the lock of the signing keys
+				return fail(ErrInvalidRequest, "without the record %q there is no service: repair it", id)
+			}
+		case store.KindRule:
+			x := rules.Widest(r)
+			x.Reason, x.At = "in place of a record that could not be read", max(x.At, 0)
+			return put(c, &rules.RuleForm, r, &x, v)
+		case store.KindClient:
+			return put(c, &clientForm, r, &clientRecord{V: 1, Disabled: true, Created: now.UnixMilli()}, v)
+		case store.KindRole:
+			return put(c, &roleForm, r, &roleRecord{V: 1}, v)
+		case store.KindAPIKey:
+			return put(c, &apiKeyForm, r, &apiKeyRecord{V: 1, Subject: r.Subject, Created: now.UnixMilli(), Revoked: now.UnixMilli()}, v)
+		}
+		// Nobody could use it, and Purge takes it away.
+		r.Expires = now.UnixMilli()
+		return bare(c, r, v)
+	})
+}
+
+// mend writes what f makes of a record that cannot be read.
+func (s *Service) mend(ctx context.Context, kind store.Kind, id, how string, f func(*change, store.Record) error) error {
+	if !slices.Contains(formKinds, kind) {
+		return fail(ErrInvalidRequest, "records of kind %q have no form", kind)
+	}
+	for range refreshTries {
+		r, err := s.get(ctx, kind, id)
+		if err != nil {
+			return err
+		}
+		_, aside := s.state.Asides()[follow.Name{Kind: kind, ID: id}]
+		if readable(r) == nil && !aside {
+			return fail(ErrInvalidRequest, "%s %q can be read", kind, id)
+		}
+		c := s.newChange()
+		if err := f(c, r); err != nil {
+			return err
+		}
+		c.event(ctx, Event{Type: EventRecordChanged, OK: true, Reason: how, Subject: r.Subject, Client: r.Client, Grant: r.Grant, TokenID: r.Token,
+			Extra: map[string]string{"kind": string(kind), "record": id}})
+		if _, err = s.commit(ctx, c); !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+	}
+	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel changes of " + string(kind) + " " + id}
+}
+
+// tellUnreadable shows a record that was set aside to the observers.
+func (s *Service) tellUnreadable(r store.Record, why error) {
+	s.observe(s.ctx, Observation{Op: "record", Err: unavailable(why, "stored "+string(r.Kind)+" "+r.ID+" cannot be read")})
+}
+
+// startError keeps the cause of a failed start readable: New's caller is the operator.
+func startError(ctx context.Context, err error) error {
+	if e := (*ConfigError)(nil); errors.As(err, &e) {
+		return err
+	}
+	if ctx.Err() != nil || errors.Is(err, follow.ErrLate) {
+		return &ConfigError{Field: "Store", Err: fail(ErrUnavailable, "Config.Store did not answer within %s: %s", startTimeout, detailOf(err))}
+	}
+	return &ConfigError{Field: "Store", Err: &Error{Code: ErrUnavailable, Detail: "start: " + detailOf(err), Cause: nil}}
 }

@@ -451,3 +451,5 @@ func verifies(challenge, verifier string) bool {
 	got := base64.RawURLEncoding.EncodeToString(sum[:])
 	return subtle.ConstantTimeCompare([]byte(got), []byte(challenge)) == 1
 }
+
+func (t *ticketRecord) birth() birth { return birth{t.Birth} }

@@ -2,6 +2,7 @@ package apitoken
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"iter"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -386,3 +388,35 @@ func Find(text []byte) iter.Seq[Secret] {
 // TokenPattern matches, in RE2 syntax, what Find looks at before it verifies the checksum: for
 // scanners that can not call it.
 const TokenPattern = opaque.Pattern
+
+// What tokens are bound to, and how a request proves it.
+
+// BindDPoP is the Binding of tokens to the DPoP key with this RFC 7638 thumbprint (RFC 9449 §6.1).
+func BindDPoP(thumbprint string) string { return bindDPoP + thumbprint }
+
+// BindCertificate is the Binding of tokens to the TLS client certificate with this SHA-256 (RFC 8705 §3.1).
+func BindCertificate(sha256 [32]byte) string {
+	return bindCert + base64.RawURLEncoding.EncodeToString(sha256[:])
+}
+
+const (
+	bindDPoP = "jkt:"
+	bindCert = "x5t#S256:"
+)
+
+func isDPoP(binding string) bool { return strings.HasPrefix(binding, bindDPoP) }
+
+// checkBinding refuses what could never be proved.
+func checkBinding(b string) error {
+	if b == "" {
+		return nil
+	}
+	print, ok := strings.CutPrefix(b, bindDPoP)
+	if !ok {
+		print, ok = strings.CutPrefix(b, bindCert)
+	}
+	if raw, err := base64.RawURLEncoding.Strict().DecodeString(print); !ok || err != nil || len(raw) != 32 {
+		return fail(ErrInvalidRequest, "a Binding is jkt: or x5t#S256: and the base64url of 32 bytes; see BindDPoP and BindCertificate")
+	}
+	return nil
+}

@@ -2,65 +2,14 @@ package apitoken
 
 import (
 	"context"
+	"errors"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
-
-// Refusals and uses happen at every request, and refusals at the will of whoever sends them. They are counted in memory
-// of a fixed size and written in batches: a crash loses at most half a minute of counts, and nobody can fill the disk.
-
-// refusal is what is known of somebody whom a call refuses.
-type refusal struct{ usage.Refusal }
-
-// of names whose token d is.
-func (r *refusal) of(s *core, d *tokenData) {
-	r.Issuer, r.Subject, r.Client, r.Token, r.Grant = s.foreignIssuer(d), d.Subject, d.Client, d.ID, d.Grant
-}
-
-// by names the client that asks: as a fact if it proved who it is, or else as claimed.
-func (r *refusal) by(who *caller) {
-	switch {
-	case who.none():
-	case who.public:
-		r.Claimed = who.id()
-	default:
-		r.Client = who.id()
-	}
-}
-
-// confirmed is by for a client that was confirmed earlier in the request: it is known before anything else of the call is read.
-func (r *refusal) confirmed(cs *Clients, a *ClientAuth) {
-	if a.confirmed == nil {
-		return
-	}
-	if c, err := cs.still(a); err == nil {
-		r.by(&caller{*a, c.Public})
-	}
-}
-
-// refusedEvent sums up what c counted.
-func refusedEvent(c *usage.Refused) Event {
-	e := Event{Type: EventType(c.Kind), Reason: c.Reason, Subject: c.Subject, Issuer: c.Issuer, Client: c.Client, TokenID: c.Token, Grant: c.Grant, Count: c.N}
-	var list []string
-	for _, a := range c.Addresses {
-		list = append(list, a.String())
-	}
-	for name, v := range map[string]string{"addresses": strings.Join(list, " "), "claimed": c.Claimed, "why": strings.Join(c.Whys, "; ")} {
-		if v == "" {
-			continue
-		}
-		if e.Extra == nil {
-			e.Extra = map[string]string{}
-		}
-		e.Extra[name] = v
-	}
-	return e
-}
 
 // useSlack is how long the uses of an API key are kept after the last one.
 const useSlack = 400 * 24 * time.Hour
@@ -145,4 +94,43 @@ func (a *auditLog) usage(ctx context.Context, kind, id string) (Usage, error) {
 		out.Last = time.UnixMilli(u.Last)
 	}
 	return out, nil
+}
+
+// Consumer is a Validator whose tokens may be limited by rate or by number of uses. [Authorize] calls it once for each
+// request that it lets through; Validate alone never consumes anything. A Validator that only passes on what a [Service]
+// answered need not be one: Authorize then asks that Service.
+type Consumer interface {
+	// Consume takes one use of t: nil, ErrLimited, or ErrUnavailable.
+	Consume(ctx context.Context, t Token) error
+}
+
+// Consume implements [Consumer]: tokens that are not API keys, and keys without a limit, cost nothing. Uses are
+// reserved in batches of at most a sixteenth of what remains: never more than MaxUses in all processes, to the last one exact
+// below 32, and a process that dies may lose its batch.
+func (s *Service) Consume(ctx context.Context, t Token) error {
+	err := s.consume(ctx, t)
+	if errors.Is(err, ErrLimited) {
+		if e := s.APIKeys.known(t.ID()); e != nil {
+			var known refusal
+			known.of(s.core, e.d)
+			s.audit.denied(ctx, reasonOf(err), known, err)
+		}
+	}
+	return err
+}
+
+// consume is Consume for calls that count their refusals themselves.
+func (s *Service) consume(ctx context.Context, t Token) error {
+	if t.IsZero() || t.Kind() != KindAPIKey || t.Issuer() != s.cfg.Issuer {
+		return nil
+	}
+	return s.APIKeys.consume(ctx, t.ID())
+}
+
+// Consume implements [Consumer] where the validator is a service's.
+func (v *JWTValidator) Consume(ctx context.Context, t Token) error {
+	if v.consume == nil {
+		return nil
+	}
+	return v.consume(ctx, t)
 }

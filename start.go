@@ -1,0 +1,129 @@
+package apitoken
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/quota"
+	"github.com/apitoken-go/apitoken/internal/rules"
+)
+
+func newCore(c Config, injected bool) *core {
+	s := &core{cfg: c, injected: injected, st: c.Store, now: c.Now, log: c.Logger, retryKick: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.rules = rules.NewBook(rules.LocalKeyer())
+	s.rules.Undated = len(c.Trust) == 0 // our own tokens have positions
+	s.audiences = append([]string{c.Audience}, c.Audiences...)
+	s.audit = newAuditLog(s)
+	return s
+}
+
+// New starts a service. It fails, naming the field in a [ConfigError], when c is contradictory or dangerous, and
+// within seconds when the store does not answer, belongs to another issuer, was restored without a choice, or
+// holds keys that c.Seal does not open. Close it before the store.
+func New(c Config) (*Service, error) {
+	injected := c.Now != nil
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	s := &Service{core: newCore(c, injected)}
+	s.SigningKeys = newSigningKeys(s.core)
+	s.Clients = newClients(s.core, s.SigningKeys)
+	s.APIKeys = newAPIKeys(s.core, s.SigningKeys, s.Clients)
+	if len(s.cfg.KeyHashes) > 0 {
+		s.APIKeys.old = newOldKeys(s.cfg.KeyHashes)
+	}
+	s.audit.known = func(client string) bool { return s.Clients.lookup(client) != nil }
+	s.sessions = s.newQuota(kindGrant, "grant", c.Limits.GrantsPerSubject, func(now time.Time, since int64) bool {
+		return now.After(time.UnixMilli(since).Add(s.longest.Load().grant + grantSlack))
+	})
+	s.roles = newRoleBook()
+	s.state = follow.New(s.ctx, follow.Config{Store: c.Store, Now: c.Now, Injected: injected, Log: c.Logger, Staleness: c.Validation.MaxStaleness, Answer: startTimeout,
+		First: snapshotKinds, Then: followedKinds}, follow.To{Apply: s.apply, Aside: s.setAside, Told: s.tellUnreadable, Forget: s.forget, Lost: s.lost, Round: s.round})
+	s.writer.Store, s.writer.State = c.Store, s.state
+	if err := s.start(); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Service) start() error {
+	ctx, cancel := context.WithTimeout(s.ctx, startTimeout)
+	defer cancel()
+	if err := s.openNamespace(ctx); err != nil {
+		return err
+	}
+	// A store that goes on answering is waited for, however much it holds.
+	if err := s.state.Refresh(s.ctx); err != nil {
+		return startError(s.ctx, err)
+	}
+	ctx, cancel = context.WithTimeout(s.ctx, startTimeout)
+	defer cancel()
+	if err := public(s.SigningKeys.ring.Ensure(ctx)); err != nil {
+		return startError(ctx, err)
+	}
+	v, err := newServiceValidator(s)
+	if err != nil {
+		return err
+	}
+	s.valid = v
+	if err := s.defineRoles(ctx); err != nil {
+		return startError(ctx, err)
+	}
+	if err := s.afterRestore(ctx); err != nil {
+		return startError(ctx, err)
+	}
+	for _, q := range []*quota.Quota{s.sessions, s.APIKeys.quota} {
+		if err := q.Start(ctx, s.born); err != nil {
+			return startError(ctx, public(err))
+		}
+	}
+	s.goRun("follow", s.state.Run)
+	s.goRun("keys", s.SigningKeys.ring.Run)
+	s.goRun("audit", s.audit.run)
+	s.goRun("janitor", s.janitor)
+	s.goRun("rules", s.retryRules)
+	return nil
+}
+
+// Close ends the service's goroutines and writes what is buffered. It does not close the store. What would change something
+// answers ErrUnavailable afterwards; Validate goes by the last view, until that is too old.
+func (s *Service) Close() error {
+	s.once.Do(func() {
+		defer s.writer.Closed.Store(true)
+		s.stop()
+		s.wg.Wait()
+		s.APIKeys.keys.Close()
+		if s.valid == nil {
+			return // never started: nothing is buffered
+		}
+		s.valid.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		s.audit.flush(ctx)
+	})
+	return nil
+}
+
+func newAuditLog(s *core) *auditLog {
+	a := &auditLog{s: s, kick: make(chan struct{}, 1)}
+	a.tally.Log = s.log
+	a.uses = newUses(s)
+	for _, x := range s.cfg.Sinks {
+		a.sinks = append(a.sinks, s.newFeed(x))
+	}
+	return a
+}
+
+// Explain is [JWTValidator.Explain], for every kind of token. Of a revoked one it also tells when, by whom and why, where the
+// store has the rule and answers.
+func (s *Service) Explain(ctx context.Context, c Credential, r Requirement) Explanation {
+	x := s.valid.Explain(ctx, c, r)
+	if n := len(x.Steps); n > 0 && errors.Is(x.Err, ErrRevoked) && !x.Token.IsZero() {
+		x.Steps[n-1].Detail += s.whyRevoked(ctx, x.Token)
+	}
+	return x
+}
