@@ -133,7 +133,7 @@ func utc(t time.Time) time.Time {
 
 func keyForm(k apitoken.APIKey) Key {
 	return Key{ID: k.ID, Subject: k.Subject, Name: k.Name, Start: k.Start, Scopes: some(k.Scopes), Created: k.Created.UTC(), Expires: utc(k.Expires),
-		LastUsed: utc(k.LastUsed), LastAddress: k.LastAddress, UsedScopes: k.UsedScopes, Uses: k.Uses, MaxUses: k.MaxUses, Replaced: utc(k.Replaced), Revoked: k.Revoked}
+		LastUsed: utc(k.LastUsed), LastAddress: k.LastAddress, UsedScopes: k.UsedScopes, Uses: k.Uses, MaxUses: k.MaxUses, Replaced: utc(k.Replaced), Revoked: k.Revoked, Disabled: k.Disabled}
 }
 
 func (a *api) keys(ctx context.Context, q KeyQuery) (Page[Key], error) {

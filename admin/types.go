@@ -82,6 +82,7 @@ type Key struct {
 	MaxUses     uint64          `json:"max_uses,omitempty"`
 	Replaced    time.Time       `json:"replaced,omitzero"` // when a rotated key stops working
 	Revoked     bool            `json:"revoked,omitempty"`
+	Disabled    bool            `json:"disabled,omitempty"` // refused until it is enabled again
 }
 
 // KeyQuery selects API keys.

@@ -128,6 +128,8 @@ func keyState(k admin.Key) string {
 		return "revoked"
 	case !k.Expires.IsZero() && !time.Now().Before(k.Expires):
 		return "expired"
+	case k.Disabled:
+		return "disabled"
 	case !k.Replaced.IsZero():
 		return "replaced"
 	}
