@@ -21,10 +21,10 @@ import (
 
 // To is whom a Follower tells. All but Lost run while the right to follow is held.
 type To struct {
-	// Apply takes one record. An error says that it can not be read.
+	// Apply takes one record. An error says that it cannot be read.
 	Apply func(store.Record) error
 	// Aside takes a record that Apply could not read, and sees to it that what depends on it fails closed. An error says that
-	// it can not: then the view does not advance.
+	// it cannot: then the view does not advance.
 	Aside func(store.Record, error) error
 	// Told is called once for each record that was set aside, after Aside.
 	Told func(store.Record, error)
@@ -422,7 +422,7 @@ func (st *Follower) hints(ctx context.Context, w store.Waker) {
 	}
 }
 
-// take hands a record over. One that can not be read is set aside, and told of once.
+// take hands a record over. One that cannot be read is set aside, and told of once.
 func (st *Follower) take(r store.Record) error {
 	name := Name{r.Kind, r.ID}
 	err := st.to.Apply(r)

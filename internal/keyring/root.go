@@ -315,7 +315,7 @@ func (k *Ring) atRest(r *ring) error {
 	return nil
 }
 
-// openRoots opens those that came in since. One that can not be opened stays shut, and so do the keys under it.
+// openRoots opens those that came in since. One that cannot be opened stays shut, and so do the keys under it.
 func (k *Ring) openRoots(ctx context.Context) error {
 	k.mu.Lock()
 	shut := maps.Clone(k.shut)

@@ -126,7 +126,7 @@ func (b *Book) ApplyRecord(r store.Record) error {
 	return nil
 }
 
-// setAside enters what a rule that can not be read says at most: its record still tells whom it is about and where it stands. ok is
+// setAside enters what a rule that cannot be read says at most: its record still tells whom it is about and where it stands. ok is
 // false where it does not.
 func (b *Book) SetAside(r store.Record) (ok bool) {
 	x, ok := AtMost(r)

@@ -2,7 +2,7 @@ package text
 
 import "testing"
 
-// The world's names are taken, with the joiners that they need; what a reader can not see is not.
+// The world's names are taken, with the joiners that they need; what a reader cannot see is not.
 func TestPlainText(t *testing.T) {
 	t.Parallel()
 	for s, want := range map[string]bool{
