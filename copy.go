@@ -2,7 +2,6 @@ package apitoken
 
 import (
 	"context"
-	"encoding/json"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/commit"
@@ -63,28 +62,29 @@ var copiedKinds = []store.Kind{store.KindKey, store.KindRole, store.KindClient, 
 	kindGrant, kindTicket, once.Kind, kindNote, usage.Kind, usage.KindSpent, kindLineage}
 
 // carried is a record as it goes into another store. A rule keeps its place in the order of changes, and a session the time
-// of its last refresh, so that no grace window opens again. A rule that cannot be read loses its place and matches more.
-func carried(r store.Record) store.Record {
-	var v any
+// of its last refresh, so that no grace window opens again. placed is false for a rule that cannot be read: it gets a place after
+// all others and matches more.
+func carried(r store.Record) (_ store.Record, placed bool) {
 	switch r.Kind {
 	case store.KindRule:
 		x, err := rules.ReadRule(r)
 		if err != nil {
-			return r
+			return r, false
 		}
-		v = x
+		w, err := rules.RuleForm.Write(r, &x)
+		if err != nil {
+			return r, false
+		}
+		r.Data = w.Record().Data
 	case kindGrant:
 		g, err := readGrant(r)
 		if err != nil {
-			return r
+			return r, true
 		}
 		g.Rotated = g.written(r)
-		v = g
-	default:
-		return r
+		if w, err := grantForm.Write(r, g); err == nil {
+			r.Data = w.Record().Data
+		}
 	}
-	if data, err := json.Marshal(v); err == nil {
-		r.Data = data
-	}
-	return r
+	return r, true
 }

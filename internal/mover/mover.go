@@ -40,8 +40,9 @@ type Config struct {
 	// Namespace reads the namespace's own record and returns the namespace's random name.
 	Namespace func(meta store.Record) (string, error)
 	// Carry returns r as it is written into another store. What depends on the position and the time that the old store gave
-	// r must become part of its data. Carry must return equal records for equal ones.
-	Carry func(r store.Record) store.Record
+	// r must become part of its data. Carry must return equal records for equal ones. placed is false where the position could
+	// not: r gets one after all of the old store's.
+	Carry func(r store.Record) (_ store.Record, placed bool)
 	// Open returns the namespace's own record for the new store: of another history, with its events written between
 	// from and until.
 	Open func(meta store.Record, history uint64, from, until time.Time) (record.Written, error)
@@ -106,6 +107,7 @@ type mover struct {
 	frozen, moved bool // the source refuses writes; it holds the tombstone
 	mark          Mark
 	markVersion   store.Version
+	unplaced      sync.Map // follow.Name of records that need a position after all of the source's
 }
 
 // Move moves a service. The errors that it returns are of type *fault.Error.
@@ -328,7 +330,10 @@ func (m *mover) records(ctx context.Context, kind store.Kind, since int64) error
 
 // carried is r as it goes into the target, without what the source added to it.
 func (m *mover) carried(r store.Record) store.Record {
-	r = m.Carry(r)
+	r, placed := m.Carry(r)
+	if !placed {
+		m.unplaced.Store(follow.Name{Kind: r.Kind, ID: r.ID}, nil)
+	}
 	r.Version, r.Pos, r.Written = store.Version{}, store.Position{}, 0
 	return r
 }
@@ -378,6 +383,27 @@ func (m *mover) over(ctx context.Context, r store.Record) error {
 		}
 		c := freshChange()
 		c.Puts = []store.Put{{Record: r, Expect: old.Version}}
+		if err := apply(ctx, m.To, c); !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+	}
+	return fault.Fail(fault.Unavailable, "another process writes into the target")
+}
+
+// again writes what is in the target once more, for a new position.
+func (m *mover) again(ctx context.Context, n follow.Name) error {
+	for range 10 {
+		r, err := m.To.Get(ctx, n.Kind, n.ID)
+		if errors.Is(err, store.ErrNotFound) {
+			return nil // it had expired
+		}
+		if err != nil {
+			return fault.NoAnswer(err, "read the target")
+		}
+		old := r.Version
+		r.Version, r.Pos, r.Written = store.Version{}, store.Position{}, 0
+		c := freshChange()
+		c.Puts = []store.Put{{Record: r, Expect: old}}
 		if err := apply(ctx, m.To, c); !errors.Is(err, store.ErrConflict) {
 			return err
 		}
@@ -725,6 +751,13 @@ func (m *mover) finish(ctx context.Context, began time.Time) error {
 		}
 		if !follow.Sleep(ctx, follow.Jitter(50*time.Millisecond)) {
 			return fault.NoAnswer(ctx.Err(), "wait for the target's clock")
+		}
+	}
+
+	// What a record could not keep of its place in the order, it gets anew: after every token of the source.
+	for n := range m.unplaced.Range {
+		if err := m.again(ctx, n.(follow.Name)); err != nil {
+			return err
 		}
 	}
 
