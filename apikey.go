@@ -154,7 +154,7 @@ func (k *APIKeys) applyRecord(r store.Record) error {
 	return nil
 }
 
-// setAside makes a key that can not be read be read again when it is presented, which says so.
+// setAside makes a key that cannot be read be read again when it is presented, which says so.
 func (k *APIKeys) setAside(r store.Record) {
 	if raw, err := opaque.ParseID(r.ID); err == nil {
 		k.keys.Drop(raw)
@@ -180,7 +180,7 @@ func (k *APIKeys) For(t Token) *APIKeys {
 		v.subject, v.held = t.Subject(), t.d.held
 		v.birth, v.verified = t.birth(k.s)
 		if err := t.Claims(&v.claims); err != nil {
-			v.refuse = "the caller's claims can not be read"
+			v.refuse = "the caller's claims cannot be read"
 		}
 	}
 	return v
@@ -567,7 +567,7 @@ func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from 
 		own := s.rules.Hit(rec.ruleSubject(id)) != ""
 		switch {
 		case own || old != nil && s.rules.Hit(old) != "" || k.verified && s.rules.Hit(k.caller.d.from) != "":
-			if !own { // nobody has its secret, and it would stand in lists; what can not be written now is tried again
+			if !own { // nobody has its secret, and it would stand in lists; what cannot be written now is tried again
 				_ = s.writeRule(ctx, rules.ByToken(id), false, "a revocation came while it was made", EventRevoked, nil)
 			}
 			return APIKey{}, Secret{}, errOvertaken

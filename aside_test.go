@@ -61,7 +61,7 @@ func TestADamagedRecordStopsNobodyElse(t *testing.T) {
 			_, err := svc.Validate(ctx, apitoken.Bearer(bob.Access.Reveal()))
 			require.NoError(t, err, "whom nothing concerns goes on")
 			_, err = svc.Validate(ctx, apitoken.Bearer(alice.Access.Reveal()))
-			require.ErrorIs(t, err, apitoken.ErrRevoked, "a rule that can not be read refuses what it may be about")
+			require.ErrorIs(t, err, apitoken.ErrRevoked, "a rule that cannot be read refuses what it may be about")
 			_, err = svc.Validate(ctx, apitoken.Bearer(secret.Reveal()))
 			require.ErrorIs(t, err, apitoken.ErrUnavailable)
 			_, err = svc.Issue(ctx, apitoken.Request{Subject: "carol", Client: "good"})

@@ -349,7 +349,7 @@ func (e *Event) append(b []byte) []byte {
 func readEvent(r store.Record) (Event, error) {
 	var e Event
 	if err := json.Unmarshal(r.Data, &e); err != nil {
-		// One that can not be read whole keeps nobody from reading those behind it: it is given as its record tells of it.
+		// One that cannot be read whole keeps nobody from reading those behind it: it is given as its record tells of it.
 		e = Event{ID: r.ID, Time: time.UnixMilli(r.Written), Type: EventType(r.Type), Subject: r.Subject, Client: r.Client, Grant: r.Grant, TokenID: r.Token,
 			Extra: map[string]string{"unreadable": text.CleanText(err.Error())}}
 	}
@@ -429,7 +429,7 @@ func (a *auditLog) run(ctx context.Context) {
 	}
 }
 
-// flush writes what was counted. What can not be written is counted on.
+// flush writes what was counted. What cannot be written is counted on.
 func (a *auditLog) flush(ctx context.Context) {
 	if err := a.tally.Flush(ctx, a.writeRefusals); err != nil && ctx.Err() == nil {
 		a.s.log.Warn("apitoken: refusals could not be recorded yet", "error", err)

@@ -21,7 +21,7 @@ type moment struct {
 	view  store.Position
 	rules uint64 // their version
 	host  birth  // of an identity that the host confirms: now, or when it began
-	begun bool   // by the host, before this call: its birth can not be had anew
+	begun bool   // by the host, before this call: its birth cannot be had anew
 }
 
 // begin takes the moment.

@@ -195,7 +195,7 @@ func (s *core) lifetimes(c *Client) Lifetimes {
 type roleBook struct {
 	mu    sync.RWMutex // guards what follows
 	roles map[string]roleRecord
-	aside map[string]error // those whose record can not be read
+	aside map[string]error // those whose record cannot be read
 	vers  map[string]store.Version
 }
 
@@ -238,12 +238,12 @@ func (b *roleBook) setAside(r store.Record, why error) {
 	b.aside[r.ID] = why
 }
 
-// known is what a role expands to. A role whose record can not be read is an error, never one that is not there.
+// known is what a role expands to. A role whose record cannot be read is an error, never one that is not there.
 func (b *roleBook) known(role string) (Scopes, bool, error) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	if why := b.aside[role]; why != nil {
-		return nil, false, unavailable(why, "what role "+role+" gives can not be read")
+		return nil, false, unavailable(why, "what role "+role+" gives cannot be read")
 	}
 	rec, ok := b.roles[role]
 	return rec.Scopes, ok, nil

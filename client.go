@@ -116,7 +116,7 @@ type knownClient struct {
 	version store.Version
 	keys    []*jws.PublicKey // verify its assertions
 	certs   [][32]byte       // SHA-256 of its self-signed certificates
-	damaged error            // its record can not be read: nobody may act as it, and nobody is told that it is not there
+	damaged error            // its record cannot be read: nobody may act as it, and nobody is told that it is not there
 	proved  atomic.Pointer[clientauth.Proved]
 }
 
@@ -267,14 +267,14 @@ func (cs *Clients) usable(k *knownClient) error {
 func (k *knownClient) usable() error {
 	switch {
 	case k.damaged != nil:
-		return unavailable(k.damaged, "the record of client "+k.ID+" can not be read")
+		return unavailable(k.damaged, "the record of client "+k.ID+" cannot be read")
 	case k.Disabled:
 		return fail(ErrDenied, "client %q is disabled", k.ID)
 	}
 	return nil
 }
 
-// setAside keeps everybody from acting as a client whose record can not be read.
+// setAside keeps everybody from acting as a client whose record cannot be read.
 func (cs *Clients) setAside(r store.Record, why error) {
 	old := cs.lookup(r.ID)
 	k := &knownClient{Client: Client{ID: r.ID}, version: r.Version, damaged: why}
@@ -292,9 +292,9 @@ func (cs *Clients) check(c *Client) error {
 	case len(c.Name) > maxClientName || !text.PlainText(c.Name):
 		return fail(ErrInvalidRequest, "a client's name has at most 100 bytes of UTF-8 without control characters")
 	case c.Public && slices.Contains(c.GrantTypes, GrantClientCredentials):
-		return fail(ErrInvalidRequest, "a public client can not have client_credentials (RFC 6749 §4.4)")
+		return fail(ErrInvalidRequest, "a public client cannot have client_credentials (RFC 6749 §4.4)")
 	case c.Public && slices.Contains(c.GrantTypes, GrantTokenExchange):
-		return fail(ErrInvalidRequest, "a public client can not exchange tokens: nobody knows who asks")
+		return fail(ErrInvalidRequest, "a public client cannot exchange tokens: nobody knows who asks")
 	case c.MayImpersonate && !slices.Contains(c.GrantTypes, GrantTokenExchange):
 		return fail(ErrInvalidRequest, "MayImpersonate without the grant type token-exchange")
 	}
@@ -829,7 +829,7 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) (fa
 			return nil
 		}
 		if err == nil && rec.Public != c.Public {
-			return fail(ErrInvalidRequest, "client %q can not change between public and confidential", c.ID)
+			return fail(ErrInvalidRequest, "client %q cannot change between public and confidential", c.ID)
 		}
 		before := rec.public(c.ID)
 		fresh := isNotFound(err)
@@ -925,7 +925,7 @@ func (cs *Clients) fits(ctx context.Context, id string, cl clientSecret, secret 
 // Authenticate confirms a client, in constant time: ErrInvalidClient, never saying whether the ID or the secret was
 // wrong; ErrLimited when too many failures came from one source for one client, or when too many secrets that hosts chose
 // wait to be checked. A correct secret of our making always passes, and names that no client has wait behind those that
-// have a chosen one, so that a stranger can not lock the client out.
+// have a chosen one, so that a stranger cannot lock the client out.
 func (cs *Clients) Authenticate(ctx context.Context, a ClientAuth) (Client, error) {
 	c, _, err := cs.confirm(ctx, a)
 	return c, err

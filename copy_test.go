@@ -245,7 +245,7 @@ func TestCopyThatFails(t *testing.T) {
 	_, err = apitoken.Copy(ctx, memstore.New(), memstore.New())
 	require.ErrorIs(t, err, apitoken.ErrNotFound)
 	_, err = apitoken.Copy(ctx, to, memstore.New())
-	require.ErrorIs(t, err, apitoken.ErrInvalidRequest, "a source that can not refuse writes")
+	require.ErrorIs(t, err, apitoken.ErrInvalidRequest, "a source that cannot refuse writes")
 }
 
 // Records that cannot be read are neither lost nor in the way, and fail closed in the new place as in the old one.

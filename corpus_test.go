@@ -252,6 +252,6 @@ func TestTheRootReachesNoNetwork(t *testing.T) {
 	out, err := exec.Command("go", "list", "-deps", "github.com/apitoken-go/apitoken").CombinedOutput()
 	require.NoError(t, err, string(out))
 	for _, pkg := range strings.Fields(string(out)) {
-		require.NotEqual(t, "net/http", pkg, "whoever validates a token can not fetch what it names")
+		require.NotEqual(t, "net/http", pkg, "whoever validates a token cannot fetch what it names")
 	}
 }

@@ -344,7 +344,7 @@ func TestARefusalThatCannotBeWrittenHoldsUpNoOther(t *testing.T) {
 		}
 		require.Zero(t, svc.Backlog().Refusals)
 	}
-	require.Equal(t, 1, strings.Count(log.String(), "a refusal that can not be recorded was dropped"), log.String())
+	require.Equal(t, 1, strings.Count(log.String(), "a refusal that cannot be recorded was dropped"), log.String())
 	require.Contains(t, log.String(), "count=1")
 }
 
@@ -380,5 +380,5 @@ func TestUsesThatCannotBeWrittenHoldUpNoOthers(t *testing.T) {
 			require.EqualValues(t, 1, usageOf(t, svc, apitoken.ByGrant(id)).Count)
 		}
 	}
-	require.Equal(t, 2, strings.Count(log.String(), "uses that can not be recorded were dropped"), log.String())
+	require.Equal(t, 2, strings.Count(log.String(), "uses that cannot be recorded were dropped"), log.String())
 }

@@ -14,7 +14,7 @@
 // # What a program may rely on
 //
 // An acknowledged revocation is in force in this process when [Service.Revoke] returns, and in every other one within the
-// bound that its validators declare ([Validation].MaxStaleness); a validator that can not keep the bound refuses. Nothing
+// bound that its validators declare ([Validation].MaxStaleness); a validator that cannot keep the bound refuses. Nothing
 // is issued, changed or revoked without its audit event, written in the same transaction. No usable secret reaches the
 // store, the events, errors or logs: [Secret] redacts itself, and Reveal is the only way to the text.
 //

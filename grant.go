@@ -34,7 +34,7 @@ type Grant struct {
 // kindGrant records are one for each grant, however often it refreshes.
 const kindGrant store.Kind = "grant"
 
-// grantRecord is a grant as it is stored. Of its refresh token it holds a hash: whoever reads the store can not
+// grantRecord is a grant as it is stored. Of its refresh token it holds a hash: whoever reads the store cannot
 // make one (CONSTRUCTIONS 3 in the design: the ratchet).
 type grantRecord struct {
 	V         int             `json:"v"`

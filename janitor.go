@@ -188,7 +188,7 @@ func (s *Service) putBackAll(ctx context.Context) error {
 		_, err = s.commit(ctx, c)
 		switch {
 		case errors.Is(err, ErrInvalidRequest):
-			s.log.Error("apitoken: a lost revocation can not be put back; it is in force until this process ends, and in no other", "target", x.Target, "error", err)
+			s.log.Error("apitoken: a lost revocation cannot be put back; it is in force until this process ends, and in no other", "target", x.Target, "error", err)
 		case err != nil && !errors.Is(err, store.ErrConflict):
 			return err
 		}

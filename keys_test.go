@@ -563,7 +563,7 @@ func TestAKeyThatSignsAtOnceIsKnownElsewhere(t *testing.T) {
 	require.NoError(t, validate(two, issue(t, one, apitoken.Request{Subject: "alice"}).Access))
 }
 
-// Where the store can not be asked, a key that may be new is no reason to say that a token is bad; a kid that its issuer can not
+// Where the store cannot be asked, a key that may be new is no reason to say that a token is bad; a kid that its issuer cannot
 // have known is.
 func TestAnUnknownKeyWhileTheStoreIsDown(t *testing.T) {
 	t.Parallel()
@@ -650,7 +650,7 @@ func TestCompromiseWhileTheStoreIsDown(t *testing.T) {
 	bad.onApply(func(context.Context, *store.Change) (error, error) { return errEngine, nil })
 	require.ErrorIs(t, svc.SigningKeys.Compromise(ctx, key.ID, "stolen"), apitoken.ErrUnavailable)
 	require.ErrorIs(t, validate(svc, i.Access), apitoken.ErrRevoked, "in force here")
-	// Another process changes the ring meanwhile, so that what was tried first can not be written any more.
+	// Another process changes the ring meanwhile, so that what was tried first cannot be written any more.
 	other := serviceOn(t, bad.Store, nil)
 	require.NoError(t, other.SigningKeys.Rotate(ctx))
 	bad.onApply(nil)

@@ -28,7 +28,7 @@ const (
 // token.leaked. Look-alikes, and what is another service's, are passed over and cost no read of the store.
 //
 //   - An access or refresh token, expired or not, ends its grant, an API key itself.
-//   - A ticket can not be redeemed any more; one that was ends what it got.
+//   - A ticket cannot be redeemed any more; one that was ends what it got.
 //   - A generated client secret is right no longer, and the tokens that the client got with it for itself end; those of its
 //     users stay. Another live secret of the client goes on until its own end. Where there is none the client is shut out until
 //     Clients.RotateSecret makes one: what anybody can read proves nobody.

@@ -62,7 +62,7 @@ func (s *Service) firstRefresh(g *grantRecord, id, code string) (string, error) 
 }
 
 // firstOf makes the secret of a first refresh token out of the code that it is for, under the key that makes successors: who reads the
-// store can not make it, nor can who has the code.
+// store cannot make it, nor can who has the code.
 func (s *Service) firstOf(t *opaque.RefreshToken, g *grantRecord, code string) error {
 	key, ok := s.SigningKeys.ring.MACFor(g.NextKID, keyring.RefreshNext)
 	if !ok {
@@ -343,7 +343,7 @@ func (s *Service) advance(ctx context.Context, r RefreshRequest, t *opaque.Refre
 		err := s.overtaken(rs)
 		if err == nil {
 			if owes && ctx.Err() == nil { // else nobody is there to take the answer
-				_ = s.answered(ctx, id, &next, c.ID) // what can not be noted may be asked for once more
+				_ = s.answered(ctx, id, &next, c.ID) // what cannot be noted may be asked for once more
 			}
 			return i, nil
 		}

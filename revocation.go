@@ -48,7 +48,7 @@ func (s *Service) revoke(ctx context.Context, target rules.Target, reason string
 	began := time.Now()
 	target = s.ownTarget(target)
 	if target.Before.After(s.now()) {
-		target.Before = time.Time{} // what is not yet can not be cut off: everything up to now is
+		target.Before = time.Time{} // what is not yet cannot be cut off: everything up to now is
 	}
 	if target.Issuer != "" && (target.Owner != "" || target.Holder != "") {
 		return fail(ErrInvalidRequest, "what another issuer's subject holds is not narrowed: its clients and subjects are not ours")
@@ -423,7 +423,7 @@ func (s *core) retryRules(ctx context.Context) {
 			s.retries = s.retries[1:]
 			s.retryMu.Unlock()
 			if never { // whoever asked was told that it is in force here, so that it stays so
-				s.log.Error("apitoken: a revocation can not be stored; it is in force until this process ends, and in no other", "target", first.target, "error", err)
+				s.log.Error("apitoken: a revocation cannot be stored; it is in force until this process ends, and in no other", "target", first.target, "error", err)
 				continue
 			}
 			first.done()
@@ -431,7 +431,7 @@ func (s *core) retryRules(ctx context.Context) {
 		}
 		s.log.Warn("apitoken: a revocation is in force here and not yet in the store", "target", first.target, "error", err)
 		s.retryMu.Lock()
-		s.retries = append(s.retries[1:], first) // one that can not be written keeps none of the others from it; their order does not matter
+		s.retries = append(s.retries[1:], first) // one that cannot be written keeps none of the others from it; their order does not matter
 		s.retryMu.Unlock()
 		if !follow.Sleep(ctx, follow.Jitter(wait)) {
 			return

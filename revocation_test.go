@@ -242,7 +242,7 @@ func TestNothingDescendsPastARuleInAProcessThatIsBehind(t *testing.T) {
 	old := issue(t, svc, aliceSession)
 	lag.set(true)
 	require.NoError(t, svc.Revoke(ctx, apitoken.BySubject("alice"), "left"))
-	// behind does not know the rule, and can not catch up: it hands nothing out.
+	// behind does not know the rule, and cannot catch up: it hands nothing out.
 	n, err := refresh(behind, old.Refresh)
 	require.Error(t, err, "%v", n)
 	lag.set(false)
@@ -430,7 +430,7 @@ func TestARevocationThatCannotBeStored(t *testing.T) {
 		return nil, nil
 	})
 	require.Eventually(t, func() bool { return svc.Backlog().Revocations == 0 }, 10*time.Second, 5*time.Millisecond)
-	require.Contains(t, log.String(), "a revocation can not be stored; it is in force until this process ends, and in no other")
+	require.Contains(t, log.String(), "a revocation cannot be stored; it is in force until this process ends, and in no other")
 	require.ErrorIs(t, validate(svc, i.Access), apitoken.ErrRevoked)
 	require.NoError(t, validate(svc, other.Access))
 }

@@ -369,7 +369,7 @@ func TestASecretInClearIsNotTakenBack(t *testing.T) {
 	write(t, st, lock)
 	requireWrong(t, started(st, sealedOnly(seal)), "Seal", "lies in clear")
 
-	// What tells that it lay in clear can not be edited away.
+	// What tells that it lay in clear cannot be edited away.
 	write(t, st, sealed)
 	require.NoError(t, started(st, sealedOnly(seal)))
 	require.Contains(t, string(sealed.Data), `,"exposed":true`)

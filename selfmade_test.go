@@ -102,7 +102,7 @@ func TestWhatTheHostChangesOfAClientStays(t *testing.T) {
 	require.NoError(t, err)
 	svc.Advance(365 * 24 * time.Hour)
 	_, err = svc.Clients.Adopt(ctx, described("a"), 10)
-	require.ErrorIs(t, err, apitoken.ErrDenied, "a disabled client can not come back")
+	require.ErrorIs(t, err, apitoken.ErrDenied, "a disabled client cannot come back")
 }
 
 func TestADescriptionThatNarrowsReachesTokens(t *testing.T) {

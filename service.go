@@ -39,7 +39,7 @@ type Service struct {
 
 	accepted uint64       // the store's history that the services accepted; set by New
 	copied   [2]int64     // metaRecord.Copied
-	unsure   atomic.Bool  // the namespace can not be read: nothing is purged
+	unsure   atomic.Bool  // the namespace cannot be read: nothing is purged
 	turns    commit.Turns // of those who redeem one ticket
 	sessions *quota.Quota // Limits.GrantsPerSubject
 	born     bool         // by New: the namespace was empty

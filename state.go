@@ -66,7 +66,7 @@ func (s *Service) apply(r store.Record) error {
 	return nil // what else is meta is read where it is needed
 }
 
-// setAside makes what depends on a record that can not be read fail closed.
+// setAside makes what depends on a record that cannot be read fail closed.
 func (s *Service) setAside(r store.Record, why error) error {
 	switch r.Kind {
 	case store.KindRule:
@@ -83,7 +83,7 @@ func (s *Service) setAside(r store.Record, why error) error {
 		s.APIKeys.setAside(r)
 	case store.KindMeta:
 		s.unsure.Store(true) // how long tokens live: rules stay
-	case store.KindKey: // a key that can not be read signs and verifies nothing
+	case store.KindKey: // a key that cannot be read signs and verifies nothing
 	}
 	return nil
 }

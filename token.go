@@ -34,7 +34,7 @@ const (
 
 // Token is what a valid token says. It is a small immutable value, free to copy and to share; the
 // zero Token holds nothing: Allows is false, Check and Recheck refuse, and every other method but IsZero and
-// LogValue panics, so that a handler that lost its middleware can not take "" for a subject.
+// LogValue panics, so that a handler that lost its middleware cannot take "" for a subject.
 type Token struct {
 	d     *tokenData
 	fresh Freshness
@@ -386,7 +386,7 @@ func Find(text []byte) iter.Seq[Secret] {
 }
 
 // TokenPattern matches, in RE2 syntax, what Find looks at before it verifies the checksum: for
-// scanners that can not call it.
+// scanners that cannot call it.
 const TokenPattern = opaque.Pattern
 
 // What tokens are bound to, and how a request proves it.

@@ -388,7 +388,7 @@ func TestWhyAForeignIssuerCannotBeRead(t *testing.T) {
 		require.NoError(t, err)
 		defer svc.Close()
 		pass(4 * time.Minute)
-		require.Equal(t, 1, strings.Count(log.String(), "the issuer can not be read"), log.String())
+		require.Equal(t, 1, strings.Count(log.String(), "the issuer cannot be read"), log.String())
 		require.Contains(t, log.String(), `issuer=https://partner.example source=keys error="keys at /jwks: status 404"`)
 
 		token := issue(t, partner, aliceSession).Access
@@ -399,7 +399,7 @@ func TestWhyAForeignIssuerCannotBeRead(t *testing.T) {
 		require.Regexp(t, `the issuer's keys were never read or are too old: keys: failing since \S+: keys at /jwks: status 404`, last.Detail)
 
 		pass(4 * time.Minute)
-		require.Equal(t, 2, strings.Count(log.String(), "the issuer can not be read"), "again after five minutes: %s", log.String())
+		require.Equal(t, 2, strings.Count(log.String(), "the issuer cannot be read"), "again after five minutes: %s", log.String())
 		w.set(nil, nil)
 		pass(2 * time.Minute)
 		require.Equal(t, 1, strings.Count(log.String(), "the issuer can be read again"), log.String())

@@ -137,7 +137,7 @@ func TestARuleAboutNobodyKnowsWhat(t *testing.T) {
 	}
 }
 
-// What can not be stored readably is refused before it is written.
+// What cannot be stored readably is refused before it is written.
 func TestRevokeRefusesWhatNobodyCouldRead(t *testing.T) {
 	t.Parallel()
 	st := memstore.New()

@@ -23,7 +23,7 @@ import (
 // Validator says whether a credential is good. Everything that guards something takes one.
 type Validator interface {
 	// Validate returns what the token says, or an error: ErrInvalidToken (ErrExpired, ErrRevoked
-	// among them), ErrNoToken, ErrLimited, or ErrUnavailable when it can not know. It does no I/O for
+	// among them), ErrNoToken, ErrLimited, or ErrUnavailable when it cannot know. It does no I/O for
 	// access tokens and known API keys.
 	Validate(ctx context.Context, c Credential) (Token, error)
 }
@@ -489,7 +489,7 @@ func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, w *f
 	return Token{d: &e.data, fresh: f}, nil
 }
 
-// tooStale refuses what a view of f's age can not answer for.
+// tooStale refuses what a view of f's age cannot answer for.
 func (v *JWTValidator) tooStale(iss *trust, f Freshness) *Error {
 	if !f.Stale {
 		return nil

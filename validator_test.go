@@ -623,7 +623,7 @@ func TestEntriesWeighWhatTheyKeepAlive(t *testing.T) {
 	}
 }
 
-// When state can not be read, the declared bound decides, on first sight and on second: refused past MaxStaleness, or let
+// When state cannot be read, the declared bound decides, on first sight and on second: refused past MaxStaleness, or let
 // through and said so, up to the hard limit. Only authentic tokens ever see it, and opaque ones never go past it.
 func TestStaleness(t *testing.T) {
 	t.Parallel()

@@ -39,7 +39,7 @@ var verdicts = []verdict{
 	{errOtherOrigin, http.StatusForbidden, "access_denied", "The request is from an origin that this service does not trust."},
 	{apitoken.ErrDenied, http.StatusForbidden, "access_denied", "This is not allowed."},
 	{apitoken.ErrLimited, http.StatusTooManyRequests, "rate_limited", "A limit is reached."},
-	{apitoken.ErrUnavailable, http.StatusServiceUnavailable, "temporarily_unavailable", "The service can not decide now. Try again."},
+	{apitoken.ErrUnavailable, http.StatusServiceUnavailable, "temporarily_unavailable", "The service cannot decide now. Try again."},
 	{apitoken.ErrNotFound, http.StatusNotFound, "not_found", "There is no such thing."},
 }
 

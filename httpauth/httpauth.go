@@ -46,7 +46,7 @@ type Options struct {
 	// {Header: "X-API-Key"}, [BasicSource]. Authorization with Bearer or DPoP is always read; a request with two credentials is
 	// malformed. nil: there are no others.
 	Sources []Source
-	// OnRefuse sees each refusal before it is answered, of the guards and of Error: for logs. It can not change the verdict, and
+	// OnRefuse sees each refusal before it is answered, of the guards and of Error: for logs. It cannot change the verdict, and
 	// sees no credential and no body. The error shows its detail as a log/slog attribute only.
 	OnRefuse func(*http.Request, error)
 }
@@ -74,7 +74,7 @@ func BasicSource() Source {
 	}}
 }
 
-// New returns an Auth that asks v. It panics on a v that is nil and on Options that can not be: a program can not go on without.
+// New returns an Auth that asks v. It panics on a v that is nil and on Options that cannot be: a program cannot go on without.
 func New(v apitoken.Validator, o *Options) *Auth {
 	if v == nil {
 		panic("httpauth: New needs a Validator, such as an *apitoken.Service")

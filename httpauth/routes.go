@@ -57,7 +57,7 @@ type Route struct {
 	Handler http.Handler
 }
 
-// Mux makes a ServeMux out of a table whose rows have their handlers: the table is the router, so that the two can not
+// Mux makes a ServeMux out of a table whose rows have their handlers: the table is the router, so that the two cannot
 // disagree. It panics as ServeMux does on conflicting patterns.
 func (a *Auth) Mux(table map[string]Route) *http.ServeMux { return serveMux(table, a.guard) }
 

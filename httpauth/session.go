@@ -15,7 +15,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/flightcache"
 )
 
-// Session is an Auth for browsers: the tokens live in two cookies that scripts can not read. A guard
+// Session is an Auth for browsers: the tokens live in two cookies that scripts cannot read. A guard
 // that meets an expired access token refreshes it on the way, once however many tabs ask, and sets
 // the new cookies; requests from other sites are refused as [http.CrossOriginProtection] does, which lets GET, HEAD and OPTIONS
 // through: what they reach should change nothing. For Optional, a cookie that is no longer good is no token. A request with an
@@ -107,7 +107,7 @@ func (s *Session) Routes(table Routes) func(http.Handler) http.Handler {
 // Mux is [Auth.Mux] for sessions.
 func (s *Session) Mux(table map[string]Route) *http.ServeMux { return serveMux(table, s.Guard) }
 
-// Check is [Auth.Check] for sessions. It answers nothing, so that it can not set cookies: a session whose access token has
+// Check is [Auth.Check] for sessions. It answers nothing, so that it cannot set cookies: a session whose access token has
 // expired is ErrExpired here, and goes on behind a guard.
 func (s *Session) Check(r *http.Request, q apitoken.Requirement) (apitoken.Token, error) {
 	byHeader, ambient := s.byHeader(r)

@@ -215,7 +215,7 @@ func TestPlantedCookies(t *testing.T) {
 	require.Equal(t, 401, two.do(page, "GET", "/", nil).Code)
 }
 
-// gone is a service whose store can not be reached for what changes anything.
+// gone is a service whose store cannot be reached for what changes anything.
 type gone struct{ *apitokentest.Service }
 
 func (gone) Revoke(context.Context, apitoken.Target, string) error {

@@ -470,7 +470,7 @@ func (d *Dir) reopenTail() error {
 	return f.Truncate(d.segments[n-1].Bytes)
 }
 
-// commit makes next the state. If it can not be told whether it is, bbolt is opened again and asked.
+// commit makes next the state. If it cannot be told whether it is, bbolt is opened again and asked.
 func (d *Dir) commit(next State, segments []segment, from int) error {
 	data, err := json.Marshal(next)
 	if err != nil {

@@ -17,7 +17,7 @@
 // apitoken.Sink.MaxLag the ledger becomes a condition of issuing; revoking and validating never wait for it.
 //
 // After a crash [OpenDir] cuts off what was not committed, says so in [Dir.Torn], and the ledger reads it from the feed again.
-// What was committed can not be damaged by a crash of the process, and OpenDir, [Open] and [Ledger.Check] answer a
+// What was committed cannot be damaged by a crash of the process, and OpenDir, [Open] and [Ledger.Check] answer a
 // [TamperError] for it. [Ledger.CheckSource] holds the service's own store against the log.
 //
 // # Personal data

@@ -97,7 +97,7 @@ func TestDirKeepsFilesThatAreNotIts(t *testing.T) {
 	}
 }
 
-// TestTamperedStorageIsRefused: what was committed can not be changed by a crash.
+// TestTamperedStorageIsRefused: what was committed cannot be changed by a crash.
 func TestTamperedStorageIsRefused(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -277,7 +277,7 @@ func TestFullDiskLosesNothing(t *testing.T) {
 	require.Equal(t, int64(20), rep.Records)
 }
 
-// TestDirGoesOnAfterAFailedWrite: half of a batch is written when the next file can not be made.
+// TestDirGoesOnAfterAFailedWrite: half of a batch is written when the next file cannot be made.
 func TestDirGoesOnAfterAFailedWrite(t *testing.T) {
 	t.Parallel()
 	l := open(t, ledgerPath(t), nil)

@@ -107,7 +107,7 @@ func (l *Leaf) AppendText(b []byte) ([]byte, error) {
 	blob("sealed_actor", l.SealedActor)
 	b = append(b, '}')
 	if _, err := readLeaf(string(b[start:])); err != nil {
-		return b[:start], fmt.Errorf("event %.64q can not be a record of the log: %w", e.ID, err)
+		return b[:start], fmt.Errorf("event %.64q cannot be a record of the log: %w", e.ID, err)
 	}
 	return b, nil
 }

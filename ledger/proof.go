@@ -14,7 +14,7 @@ type InclusionProof struct {
 	Hashes tlog.RecordProof `json:"hashes"`
 }
 
-// Check verifies p against a signed checkpoint and returns the record. The error is a [TamperError], or says that keys can not
+// Check verifies p against a signed checkpoint and returns the record. The error is a [TamperError], or says that keys cannot
 // be used.
 func (p InclusionProof) Check(signed []byte, keys Keys) (Leaf, error) {
 	c, err := keys.Open(signed)
@@ -44,7 +44,7 @@ type ConsistencyProof struct {
 	Hashes tlog.TreeProof `json:"hashes"`
 }
 
-// Check verifies p against both signed checkpoints. The error is a [TamperError], or says that keys can not be used.
+// Check verifies p against both signed checkpoints. The error is a [TamperError], or says that keys cannot be used.
 func (p ConsistencyProof) Check(older, newer []byte, keys Keys) error {
 	o, err := keys.Open(older)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Publisher takes signed checkpoints to where who could alter the log can not alter them. The promise of the log begins there.
+// Publisher takes signed checkpoints to where who could alter the log cannot alter them. The promise of the log begins there.
 type Publisher interface {
 	// Publish gets the newest checkpoint. While a call is under way newer ones replace each other, so that a slow publisher gets
 	// fewer and never old ones; after an error, and after a restart, it gets the same one again.

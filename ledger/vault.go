@@ -461,7 +461,7 @@ func (v *Vault) write(at uint32, slot []byte) error {
 	return nil
 }
 
-// Erase destroys the key of a subject, who may have been an actor too. What the log says of that person can not be read from
+// Erase destroys the key of a subject, who may have been an actor too. What the log says of that person cannot be read from
 // then on, by anybody, and verifies as before. It reports whether there was a key. Events about the same
 // subject that come later get a new pseudonym and key.
 //

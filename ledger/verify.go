@@ -54,7 +54,7 @@ type Verification struct {
 	Keys       Keys
 	Checkpoint []byte // required: a signed checkpoint, best the newest that is at hand
 	// Earlier are signed checkpoints that came another way: kept by the verifier, by a witness, in another store. With one of
-	// them even who holds the log's key can not change what it covers.
+	// them even who holds the log's key cannot change what it covers.
 	Earlier [][]byte
 	// Proofs connect earlier checkpoints that lie before the export's first record; see [Ledger.ProveConsistency].
 	Proofs []ConsistencyProof
@@ -74,7 +74,7 @@ type Report struct {
 
 // Verify reads an export to its end and reports whether it is exactly what the checkpoint and the earlier ones say. It
 // needs nothing else: no store, no network. The error is a [TamperError], ErrUnsealed, the reader's own, or
-// says that v itself can not be used.
+// says that v itself cannot be used.
 func Verify(export io.Reader, v Verification) (Report, error) {
 	if err := v.Keys.check(); err != nil {
 		return Report{}, err

@@ -226,7 +226,7 @@ type WitnessServer struct {
 }
 
 // NewWitness makes a witness of some logs. signer is best one of [NewCosigner]. In dir it keeps what it has seen, and a dir that was put
-// back to an older state makes it co-sign twice: keep it where the log's host can not write.
+// back to an older state makes it co-sign twice: keep it where the log's host cannot write.
 func NewWitness(signer note.Signer, dir string, logs ...note.Verifier) (*WitnessServer, error) {
 	if signer == nil || dir == "" || len(logs) == 0 {
 		return nil, errors.New("ledger: a witness needs a signer, a directory, and the keys of logs")
@@ -386,7 +386,7 @@ func (w *WitnessServer) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	case errors.Is(err, errBadProof):
 		http.Error(rw, err.Error(), http.StatusUnprocessableEntity)
 	default:
-		http.Error(rw, "the witness can not answer now", http.StatusServiceUnavailable)
+		http.Error(rw, "the witness cannot answer now", http.StatusServiceUnavailable)
 	}
 }
 

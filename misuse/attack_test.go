@@ -291,7 +291,7 @@ func TestClientFailuresNeverRevoke(t *testing.T) {
 	assert.True(t, told[0].Target.IsZero())
 	assert.Contains(t, told[0].Extra["outcome"], "refused")
 	_, err = h.svc.Validate(t.Context(), apitoken.Bearer(i.Access.Reveal()))
-	assert.NoError(t, err, "whatever the policy answers, a stranger can not have the client's tokens revoked")
+	assert.NoError(t, err, "whatever the policy answers, a stranger cannot have the client's tokens revoked")
 }
 
 func TestUnknownTokensNeverRevoke(t *testing.T) {

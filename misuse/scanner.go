@@ -25,7 +25,7 @@ import (
 // ScannerKeys finds the public keys with which a secret scanner signs its reports.
 type ScannerKeys interface {
 	// ScannerKey returns the P-256 key named id. An error that is apitoken.ErrNotFound says that there is none; any
-	// other one that it can not be known now, and the report is asked for again.
+	// other one that it cannot be known now, and the report is asked for again.
 	ScannerKey(ctx context.Context, id string) (*ecdsa.PublicKey, error)
 }
 
@@ -105,7 +105,7 @@ func (h *scannerHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusUnauthorized, "the signature does not fit")
 		return
 	case err != nil:
-		h.log.Warn("misuse: the scanner's key can not be had", "error", err)
+		h.log.Warn("misuse: the scanner's key cannot be had", "error", err)
 		answer(w, http.StatusServiceUnavailable, "try again")
 		return
 	}

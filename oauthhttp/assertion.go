@@ -22,7 +22,7 @@ type AssertionIssuer struct {
 	Issuer string         // required: compared byte for byte with iss
 	Keys   feed.KeySource // required: such as remote.Keys
 	// Subject says whose tokens to issue, and what they may hold; required. A subject of another issuer is nobody here
-	// until it does. It is asked before an assertion counts as used, so that one for which it can not decide now may come
+	// until it does. It is asked before an assertion counts as used, so that one for which it cannot decide now may come
 	// again. An error refuses, unless it is apitoken.ErrUnavailable.
 	Subject func(ctx context.Context, a Assertion) (Identity, error)
 	// Client is the registered client for which whoever presents an assertion of this issuer gets tokens without authenticating as

@@ -23,7 +23,7 @@ type idp struct {
 	key   atomic.Pointer[signer]
 	down  atomic.Bool
 	asked atomic.Int32
-	later atomic.Bool // the host can not say who "later" is
+	later atomic.Bool // the host cannot say who "later" is
 }
 
 func (x *idp) JWKS(ctx context.Context, kid string) ([]byte, error) {

@@ -305,7 +305,7 @@ func (h *Handler) read(ctx context.Context, client apitoken.Client, f form, twic
 	return a, nil
 }
 
-// Approve ends an authorization with a code for the client. What it can not give it tells the client.
+// Approve ends an authorization with a code for the client. What it cannot give it tells the client.
 func (h *Handler) Approve(w http.ResponseWriter, r *http.Request, a *Authorization, x Approval) {
 	guardPage(w)
 	if a == nil || !a.checked {

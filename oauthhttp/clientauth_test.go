@@ -263,7 +263,7 @@ func TestFailedAuthenticationIsThrottled(t *testing.T) {
 	}
 	last.refused(429, "rate_limited")
 	require.NotEmpty(t, last.Header.Get("Retry-After"))
-	s.token(own, s.as("app")).ok("a stranger can not lock a client out")
+	s.token(own, s.as("app")).ok("a stranger cannot lock a client out")
 	require.False(t, strings.Contains(string(last.raw), "app"), "what came in is never said back")
 }
 

@@ -348,7 +348,7 @@ func (h *Handler) ApproveDevice(ctx context.Context, x *DeviceRequest, a Approva
 		return errNoDevice()
 	}
 	ctx = h.svc.Begin(ctx)
-	// What can not be approved decides nothing: it is found out before anything is written.
+	// What cannot be approved decides nothing: it is found out before anything is written.
 	req, err := a.request(x.Client, x.Scopes, x.Resources)
 	if err != nil {
 		return err

@@ -55,7 +55,7 @@ var verdicts = []struct {
 	{apitoken.ErrInvalidTarget, bad("invalid_target", "The resource is unknown, or not for this client.")},
 	{apitoken.ErrDenied, errUnauthorized},
 	{apitoken.ErrLimited, &refusal{status: http.StatusTooManyRequests, code: "rate_limited", text: "Too many requests. Try again later."}},
-	{apitoken.ErrUnavailable, &refusal{status: http.StatusServiceUnavailable, code: "temporarily_unavailable", text: "The service can not decide now. Try again."}},
+	{apitoken.ErrUnavailable, &refusal{status: http.StatusServiceUnavailable, code: "temporarily_unavailable", text: "The service cannot decide now. Try again."}},
 	{apitoken.ErrNotFound, errNotFound},
 }
 

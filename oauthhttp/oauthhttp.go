@@ -63,9 +63,9 @@ type Options struct {
 	Assertions []AssertionIssuer
 	// Details checks authorization_details (RFC 9396); nil: requests with them are refused.
 	Details *Details
-	// Registration lets programs register clients (RFC 7591); nil: they can not.
+	// Registration lets programs register clients (RFC 7591); nil: they cannot.
 	Registration *Registration
-	// Documents lets clients describe themselves at the URL that is their ID; nil: they can not.
+	// Documents lets clients describe themselves at the URL that is their ID; nil: they cannot.
 	Documents *Documents
 	// Resources are protected resources whose metadata are served beside the issuer's (RFC 9728): those on its host.
 	Resources []Resource

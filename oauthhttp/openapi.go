@@ -112,7 +112,7 @@ func (h *Handler) openAPI() object {
 			}
 			query = append(query, object{"name": name, "in": "query", "required": name == "client_id", "schema": schema})
 		}
-		page := object{"description": "Shown to the user: the request can not be answered to the client.", "headers": headers("Cache-Control"), "content": content("text/plain", object{"type": "string"})}
+		page := object{"description": "Shown to the user: the request cannot be answered to the client.", "headers": headers("Cache-Control"), "content": content("text/plain", object{"type": "string"})}
 		members := object{}
 		for _, p := range query {
 			members[p["name"].(string)] = p["schema"]

@@ -188,7 +188,7 @@ var refusalRows = map[string]any{
 		"an update of another client": {reason: "registration", client: "registered", why: "RFC 7592", ask: func(s *site) *answer {
 			return registered(s, metadata{"client_id": "wide", "redirect_uris": []string{callback}})
 		}},
-		"an update that chooses a secret": {reason: "registration", client: "registered", why: "can not be chosen", ask: func(s *site) *answer {
+		"an update that chooses a secret": {reason: "registration", client: "registered", why: "cannot be chosen", ask: func(s *site) *answer {
 			return registered(s, metadata{"client_id": "", "client_secret": "chosen", "redirect_uris": []string{callback}})
 		}},
 		"an update that is no metadata": {reason: "registration", client: "registered", why: "wrong type", ask: func(s *site) *answer {

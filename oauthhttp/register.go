@@ -475,7 +475,7 @@ func (h *Handler) ownMetadata(ctx context.Context, id string, m *clientMetadata)
 	}
 	_, err := h.svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: id, Secret: apitoken.NewSecret(m.Secret)})
 	if errors.Is(err, apitoken.ErrInvalidClient) {
-		return badMetadata("The client_secret is not the client's: it can not be chosen (RFC 7592 §2.2).")
+		return badMetadata("The client_secret is not the client's: it cannot be chosen (RFC 7592 §2.2).")
 	}
 	return err
 }

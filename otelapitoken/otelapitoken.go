@@ -107,7 +107,7 @@ var ledgerMetrics = map[string][3]string{
 	"waiting":     {"waiting", "s", "How long a record of the audit ledger waits for a checkpoint."},
 	"read_age":    {"read.age", "s", "Time since the audit ledger read the event feed to its end."},
 	"checked_age": {"checked.age", "s", "Time since the last finished watch of the audit ledger began."},
-	"failing":     {"failing", "", "1 while the audit ledger can not read, write, sign or publish."},
+	"failing":     {"failing", "", "1 while the audit ledger cannot read, write, sign or publish."},
 	"found":       {"found", "", "1 if the watch found the audit ledger or its source changed."},
 }
 

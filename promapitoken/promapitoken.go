@@ -256,7 +256,7 @@ var ledgerSeries = map[string]*prometheus.Desc{
 	"waiting":     ledgerSeriesOf("waiting_seconds", "How long a record of the audit ledger waits for a checkpoint."),
 	"read_age":    ledgerSeriesOf("read_age_seconds", "Time since the audit ledger read the event feed to its end."),
 	"checked_age": ledgerSeriesOf("checked_age_seconds", "Time since the last finished watch of the audit ledger began."),
-	"failing":     ledgerSeriesOf("failing", "1 while the audit ledger can not read, write, sign or publish."),
+	"failing":     ledgerSeriesOf("failing", "1 while the audit ledger cannot read, write, sign or publish."),
 	"found":       ledgerSeriesOf("found", "1 if the watch found the audit ledger or its source changed."),
 }
 

@@ -31,7 +31,7 @@ var (
 	// or an answer that makes no sense.
 	ErrNotIssuer = errors.New("remote: what answers is not the issuer")
 	// ErrUnreachable: nothing answers, not in time, or only to say that it can't now (429, 5xx).
-	ErrUnreachable = errors.New("remote: the issuer can not be reached")
+	ErrUnreachable = errors.New("remote: the issuer cannot be reached")
 )
 
 // problem is an error of one of the classes above. Its text is its own; what lies behind it is for errors.Is and errors.As alone.

@@ -213,7 +213,7 @@ func TestWhyTheIssuerCannotBeFollowed(t *testing.T) {
 			require.NoError(t, err)
 			t.Cleanup(func() { require.NoError(t, v.Close()) })
 
-			logged.await(t, "the issuer can not be read")
+			logged.await(t, "the issuer cannot be read")
 			ctx, cancel := context.WithCancel(t.Context())
 			cancel()
 			err = v.Ready(ctx)

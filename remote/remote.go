@@ -25,7 +25,7 @@ type Config struct {
 	Client                apitoken.ClientAuth
 	InsecureNoRevocations bool // tokens live until they expire
 	Validation            apitoken.Validation
-	// KeysFor is how long the last good keys serve while the issuer can not be reached. Zero: 24 h.
+	// KeysFor is how long the last good keys serve while the issuer cannot be reached. Zero: 24 h.
 	KeysFor time.Duration
 	// OpaqueFor is how long the answer for an API key is kept; revocations drop it at once.
 	// Zero: 30 s. Negative: opaque tokens are refused.
@@ -92,7 +92,7 @@ func NewValidator(c Config) (*Validator, error) {
 	return &Validator{v: v, site: site}, nil
 }
 
-// showsCertificate refuses what can not show a certificate, as far as that is seen.
+// showsCertificate refuses what cannot show a certificate, as far as that is seen.
 func showsCertificate(c *http.Client, scheme string) error {
 	switch {
 	case scheme != "https":

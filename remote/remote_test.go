@@ -160,7 +160,7 @@ func TestStartsWhileTheIssuerIsDown(t *testing.T) {
 	s.down.Store(true)
 	v := s.validator(t, nil)
 	_, err := v.Validate(s.ctx, apitoken.Bearer(token))
-	require.ErrorIs(t, err, apitoken.ErrUnavailable, "it can not know, and says so")
+	require.ErrorIs(t, err, apitoken.ErrUnavailable, "it cannot know, and says so")
 	ctx, cancel := context.WithTimeout(s.ctx, 50*time.Millisecond)
 	defer cancel()
 	require.ErrorIs(t, v.Ready(ctx), apitoken.ErrUnavailable)

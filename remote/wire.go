@@ -41,7 +41,7 @@ const (
 )
 
 // kinds gives each kind of target its number on the wire. Numbers are never used again for something else; an unknown one
-// makes the follower refuse everything, because a newer issuer says something that it can not weigh.
+// makes the follower refuse everything, because a newer issuer says something that it cannot weigh.
 var kinds = []string{"", "token", "grant", "subject", "sessions", "client", "role", "signingkey", "everything", "held"}
 
 func appendEntry(b []byte, e feed.Entry) []byte {

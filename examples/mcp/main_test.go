@@ -210,7 +210,7 @@ func TestTheProgramServesAndStops(t *testing.T) {
 	require.Equal(t, []string{base}, meta.Servers)
 	require.Equal(t, []string{"notes:read", "notes:write"}, meta.Scopes)
 
-	// A stranger's page can not send the consent form.
+	// A stranger's page cannot send the consent form.
 	post, err := http.NewRequest(http.MethodPost, base+"/consent", strings.NewReader(""))
 	require.NoError(t, err)
 	post.Header.Set("Origin", "https://evil.example.com")

@@ -22,7 +22,7 @@ type settings struct {
 	Users     []user                     `json:"users"`
 	Clients   []client                   `json:"clients"`
 
-	Registration *registration `json:"registration"`  // absent: programs can not register clients
+	Registration *registration `json:"registration"`  // absent: programs cannot register clients
 	RequireNonce bool          `json:"require_nonce"` // of DPoP proofs at the endpoints
 
 	demo bool // there is no file: anybody may know the passwords

@@ -434,7 +434,7 @@ func (st *Follower) take(r store.Record) error {
 		return err
 	}
 	if _, known := st.aside.Swap(name, err); !known {
-		st.c.Log.Error("apitoken: a stored record can not be read and is set aside: what depends on it is refused", "kind", r.Kind, "id", r.ID, "error", err)
+		st.c.Log.Error("apitoken: a stored record cannot be read and is set aside: what depends on it is refused", "kind", r.Kind, "id", r.ID, "error", err)
 		if st.to.Told != nil {
 			st.to.Told(r, err)
 		}

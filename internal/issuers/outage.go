@@ -71,7 +71,7 @@ func (o *outage) end(ctx context.Context, now time.Time, err error) {
 		o.told = map[string]time.Time{}
 	}
 	o.told[text], o.logged = now, true
-	o.log.WarnContext(ctx, "apitoken: the issuer can not be read", "issuer", o.issuer, "source", o.source, "error", err, "since", o.since)
+	o.log.WarnContext(ctx, "apitoken: the issuer cannot be read", "issuer", o.issuer, "source", o.source, "error", err, "since", o.since)
 }
 
 // why is the reason now, nil for none. A question that has no answer after slow is one, too.

@@ -266,7 +266,7 @@ func sameClaims(t *testing.T, tok *Token, members map[string]any) {
 	require.NoError(t, err)
 	require.Equal(t, any(own), back, "the host's own claims")
 	if err := CheckPrivateClaims(private); err != nil {
-		t.Fatalf("%q can not be issued again: %v", private, err)
+		t.Fatalf("%q cannot be issued again: %v", private, err)
 	}
 }
 

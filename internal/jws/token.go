@@ -58,7 +58,7 @@ type Claims struct {
 	ID, ClientID, Scope, SessionID string
 	Roles                          []string
 	Actors                         []Actor // nearest first
-	// Binding is "jkt:" or "x5t#S256:" and the thumbprint of cnf, "?" where cnf names anything else: what can not be
+	// Binding is "jkt:" or "x5t#S256:" and the thumbprint of cnf, "?" where cnf names anything else: what cannot be
 	// proved must not pass for unbound.
 	Binding  string
 	Position string   // pos
@@ -631,7 +631,7 @@ type ReservedError string
 
 func (e ReservedError) Error() string { return "jws: the name " + string(e) + " is reserved" }
 
-// CheckPrivateClaims reports why the JSON object doc can not be a host's own claims: a [ReservedError] among other reasons.
+// CheckPrivateClaims reports why the JSON object doc cannot be a host's own claims: a [ReservedError] among other reasons.
 func CheckPrivateClaims(doc []byte) error {
 	p := scanner{s: string(doc)}
 	n := 0

@@ -81,7 +81,7 @@ func put[T any](c Change, f *record.Form[T], r store.Record, v *T, expect store.
 // read takes v out of its form.
 func read[T any](f *record.Form[T], r store.Record, v *T) error {
 	if err := f.Read(r, v); err != nil {
-		return &fault.Error{Code: fault.Unavailable, Detail: "stored " + string(r.Kind) + " " + r.ID + " can not be read", Cause: err}
+		return &fault.Error{Code: fault.Unavailable, Detail: "stored " + string(r.Kind) + " " + r.ID + " cannot be read", Cause: err}
 	}
 	return nil
 }

@@ -239,7 +239,7 @@ func (k *Ring) Run(ctx context.Context) {
 // Tend is one look at the ring.
 func (k *Ring) Tend(ctx context.Context) {
 	if err := k.openRoots(ctx); err != nil {
-		k.c.Log.Error("apitoken: a root secret can not be opened", "error", err)
+		k.c.Log.Error("apitoken: a root secret cannot be opened", "error", err)
 	}
 	k.tell()
 	k.heal(ctx)

@@ -163,7 +163,7 @@ func checkNames(r *store.Record) error {
 	}
 	for _, s := range [...]string{r.ID, r.Type, r.Subject, r.Client, r.Grant, r.Token} {
 		if len(s) > maxName || !utf8.ValidString(s) || strings.IndexByte(s, 0) >= 0 {
-			return fmt.Errorf("%.40q can not be part of a record: over %d bytes, no UTF-8, or with NUL", s, maxName)
+			return fmt.Errorf("%.40q cannot be part of a record: over %d bytes, no UTF-8, or with NUL", s, maxName)
 		}
 	}
 	return nil

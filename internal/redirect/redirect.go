@@ -28,7 +28,7 @@ func Scheme(name string) error {
 	return nil
 }
 
-// Check reports why uri can not be registered (RFC 6749 §3.1.2, RFC 8252 §7): it is an absolute URI without fragment
+// Check reports why uri cannot be registered (RFC 6749 §3.1.2, RFC 8252 §7): it is an absolute URI without fragment
 // and user; https, http on a loopback host, or a private-use scheme with a dot in its name, or one without for which own says so.
 func Check(uri string, own func(scheme string) bool) error {
 	if len(uri) > maxURI {

@@ -107,7 +107,7 @@ func ReadRule(r store.Record) (Record, error) {
 	var x Record
 	err := RuleForm.Read(r, &x)
 	if err != nil {
-		err = &fault.Error{Code: fault.Unavailable, Detail: "stored rule " + r.ID + " can not be read", Cause: err}
+		err = &fault.Error{Code: fault.Unavailable, Detail: "stored rule " + r.ID + " cannot be read", Cause: err}
 	}
 	if x.Q == 0 {
 		x.Q = r.Pos.N

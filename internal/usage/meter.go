@@ -102,7 +102,7 @@ func (l *Log) Reserve(ctx context.Context, id string, limit uint64, expires int6
 		got := max((limit-spent.N)/16, 1)
 		w, err := SpentForm.Write(store.Record{ID: id, Expires: expires}, &Spent{V: 1, N: spent.N + got, Ext: spent.Ext})
 		if err != nil {
-			return 0, &fault.Error{Code: fault.InvalidRequest, Detail: "a count of uses that can not be stored", Cause: err}
+			return 0, &fault.Error{Code: fault.InvalidRequest, Detail: "a count of uses that cannot be stored", Cause: err}
 		}
 		_, err = l.c.Write(ctx, Put{w, v})
 		if errors.Is(err, store.ErrConflict) {
@@ -127,7 +127,7 @@ func (l *Log) Spent(ctx context.Context, id string) (x Spent, _ store.Version, _
 		return x, store.Version{}, err
 	}
 	if err := SpentForm.Read(r, &x); err != nil {
-		return x, r.Version, &fault.Error{Code: fault.Unavailable, Detail: "stored spent " + id + " can not be read", Cause: err}
+		return x, r.Version, &fault.Error{Code: fault.Unavailable, Detail: "stored spent " + id + " cannot be read", Cause: err}
 	}
 	return x, r.Version, nil
 }

@@ -153,7 +153,7 @@ func (t *Tally) Flush(ctx context.Context, write func(context.Context, []*Refuse
 
 // drop gives up a refusal that no store takes. It is counted on without the names that may be why.
 func (t *Tally) drop(x *Refused, err error) {
-	t.Log.Error("apitoken: a refusal that can not be recorded was dropped", "type", x.Kind, "reason", x.Reason, "count", x.N, "named", x.Named(), "error", err)
+	t.Log.Error("apitoken: a refusal that cannot be recorded was dropped", "type", x.Kind, "reason", x.Reason, "count", x.N, "named", x.Named(), "error", err)
 	if x.Named() || len(x.Whys) > 0 {
 		t.giveBack([]*Refused{{Refusal: Refusal{Kind: x.Kind, Reason: x.Reason}, N: x.N, Addresses: x.Addresses}})
 	}

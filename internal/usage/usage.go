@@ -351,7 +351,7 @@ func (l *Log) writeEach(ctx context.Context, batch map[Of]*Record) error {
 		return err
 	case len(batch) == 1:
 		for id, u := range batch {
-			l.c.Log.Error("apitoken: uses that can not be recorded were dropped", "of", id.String(), "count", u.Count, "error", err)
+			l.c.Log.Error("apitoken: uses that cannot be recorded were dropped", "of", id.String(), "count", u.Count, "error", err)
 		}
 		return nil
 	}
@@ -414,7 +414,7 @@ func (l *Log) write(ctx context.Context, batch map[Of]*Record) error {
 			sum.add(u.Last, u.From, u.Scopes)
 			w, err := UseForm.Write(store.Record{ID: id.String(), Expires: l.c.Now().Add(l.c.Life(id.Kind)).UnixMilli()}, &sum)
 			if err != nil {
-				return &fault.Error{Code: fault.InvalidRequest, Detail: "a count of uses that can not be stored", Cause: err}
+				return &fault.Error{Code: fault.InvalidRequest, Detail: "a count of uses that cannot be stored", Cause: err}
 			}
 			puts = append(puts, Put{w, old.version})
 			next[id] = storedUse{Record: sum}

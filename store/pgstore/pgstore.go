@@ -292,7 +292,7 @@ const (
 // rolledBack: a serialization failure or a deadlock. Another attempt may succeed.
 func rolledBack(err error) bool { return isPg(err, "40001") || isPg(err, "40P01") }
 
-// broken: the connection ended under the question. That a new one can not be made is something else: the server is away.
+// broken: the connection ended under the question. That a new one cannot be made is something else: the server is away.
 func broken(err error) bool {
 	var pg *pgconn.PgError
 	var connect *pgconn.ConnectError
