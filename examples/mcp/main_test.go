@@ -31,32 +31,32 @@ import (
 const callback = "http://127.0.0.1:1/cb" // nobody listens there: the test is the browser
 
 // start serves the example, for a client whose document is at the returned URL.
-func start(t *testing.T) (base string, svc *apitoken.Service, document string) {
+func start(t *testing.T) (base string, svc *apitoken.Service, client string) {
 	t.Helper()
-	var id string
-	app := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	const document = "/client.json"
+	app := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(map[string]any{"client_id": id, "client_name": "Agent", "redirect_uris": []string{callback},
+		_ = json.NewEncoder(w).Encode(map[string]any{"client_id": "https://" + r.Host + document, "client_name": "Agent", "redirect_uris": []string{callback},
 			"grant_types": []string{"authorization_code", "refresh_token"}, "token_endpoint_auth_method": "none", "application_type": "native"})
 	}))
 	t.Cleanup(app.Close)
-	id = app.URL + "/client.json"
 	roots := x509.NewCertPool()
 	roots.AddCert(app.Certificate())
 
-	var h http.Handler
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.ServeHTTP(w, r) }))
+	server := httptest.NewUnstartedServer(nil)
 	t.Cleanup(server.Close)
+	base = "http://" + server.Listener.Addr().String()
 	st, err := boltstore.Open(filepath.Join(t.TempDir(), "mcp.db"), nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, st.Close()) })
-	svc, err = apitoken.New(apitoken.Config{Issuer: server.URL, Audience: server.URL + "/mcp", Store: st, InsecureKeysInStore: true, Scopes: scopes})
+	svc, err = apitoken.New(apitoken.Config{Issuer: base, Audience: base + "/mcp", Store: st, InsecureKeysInStore: true, Scopes: scopes})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, svc.Close()) })
-	h, err = newSite(svc, server.URL, "secret", &oauthhttp.Documents{Scopes: apitoken.Scopes{read, write},
+	server.Config.Handler, err = newSite(svc, base, "secret", &oauthhttp.Documents{Scopes: apitoken.Scopes{read, write},
 		TLS: &tls.Config{RootCAs: roots}, InsecureReachable: netip.Addr.IsLoopback}, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-	return server.URL, svc, id
+	server.Start()
+	return base, svc, app.URL + document
 }
 
 // browser signs alice in and consents, as she would. It notes for which scopes she was asked.
