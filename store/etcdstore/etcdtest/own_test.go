@@ -315,7 +315,7 @@ func TestWaitWakes(t *testing.T) {
 	prefix := fmt.Sprintf("wait-%x/", newVersion())
 	a := open(t, &etcdstore.Options{Prefix: prefix})
 	b := open(t, &etcdstore.Options{Prefix: prefix})
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for i := range 20 {
 		_, at := snapshotOf(t, b)
