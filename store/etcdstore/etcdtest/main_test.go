@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -75,6 +76,9 @@ func open(tb testing.TB, o *etcdstore.Options) *etcdstore.Store {
 	}
 	if o.Prefix == "" {
 		o.Prefix = rand.Text() + "/"
+	}
+	if o.Timeout == 0 {
+		o.Timeout = time.Minute // a machine that is busy with other tests is no outage
 	}
 	return openAt(tb, sharedClient(tb), o)
 }
