@@ -158,7 +158,7 @@ func TestWithoutGraceAnUnansweredRotationIsRepeatedOnce(t *testing.T) {
 				strict := func(cfg *apitoken.Config) { cfg.Refresh.Grace, cfg.Now = -1, c.Now }
 				svc, other := serviceOn(t, st, strict), serviceOn(t, st.Store, strict)
 				one := issue(t, svc, aliceSession)
-				ctx, gone := context.WithTimeout(context.Background(), 100*time.Millisecond)
+				ctx, gone := context.WithTimeout(context.Background(), 10*time.Second)
 				defer gone()
 				lose(st, gone)
 				_, _ = svc.Refresh(ctx, apitoken.RefreshRequest{Token: one.Refresh.Reveal()})
