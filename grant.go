@@ -35,7 +35,7 @@ type Grant struct {
 const kindGrant store.Kind = "grant"
 
 // grantRecord is a grant as it is stored. Of its refresh token it holds a hash: whoever reads the store cannot
-// make one (CONSTRUCTIONS 3 in the design: the ratchet).
+// make one.
 type grantRecord struct {
 	V         int             `json:"v"`
 	Subject   string          `json:"sub"`

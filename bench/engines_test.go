@@ -175,19 +175,23 @@ func BenchmarkStart(b *testing.B) {
 				b.Fatal(err)
 			}
 			fillRules(b, open(), rules)
+			var held int64
 			for b.Loop() {
 				b.StopTimer()
 				st := open()
+				before := memory()
 				b.StartTimer()
 				svc, err := apitoken.New(apitoken.Config{Issuer: "https://auth.example.com", Audience: "https://api.example.com", Store: st, InsecureKeysInStore: true, Algorithm: "EdDSA"})
 				if err != nil {
 					b.Fatal(err)
 				}
 				b.StopTimer()
+				held = memory() - before
 				_ = svc.Close()
 				b.StartTimer()
 			}
 			b.ReportMetric(float64(rules)*float64(b.N)/b.Elapsed().Seconds(), "rules/s")
+			b.ReportMetric(float64(held)/1e6, "MB")
 		})
 	}
 }

@@ -34,7 +34,7 @@ http {
       auth_request_set $challenge $upstream_http_www_authenticate;
       add_header WWW-Authenticate $challenge always;
       proxy_set_header X-Auth-Subject $subject;
-      proxy_pass API;
+      proxy_pass http://API;
     }
     location = /_auth {
       internal;
@@ -51,15 +51,83 @@ http {
 }
 `
 
+// haproxyConf and haproxyLua are docs/proxies.md's configuration of HAProxy, on a port and in a directory of the test's.
+const haproxyConf = `
+global
+  lua-load DIR/auth.lua
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 30s
+  timeout server 30s
+frontend api
+  bind 127.0.0.1:PORT
+  http-request lua.apitoken
+  default_backend orders
+backend orders
+  server orders API
+`
+
+const haproxyLua = `
+local service = "AUTH/auth"
+local own = { host = true, connection = true, ["content-length"] = true, ["transfer-encoding"] = true, expect = true, upgrade = true,
+  ["x-forwarded-for"] = true, ["x-forwarded-method"] = true, ["x-forwarded-uri"] = true }
+
+core.register_action("apitoken", { "http-req" }, function(txn)
+  local ask = {}
+  for name, values in pairs(txn.http:req_get_headers()) do
+    if not own[name] then
+      ask[name] = {}
+      for i = 0, #values do table.insert(ask[name], values[i]) end
+    end
+  end
+  ask["x-forwarded-for"] = { txn.sf:src() }
+  ask["x-original-method"] = { txn.sf:method() }
+  ask["x-original-uri"] = { txn.sf:pathq() }
+
+  local answer = core.httpclient():get{ url = service, headers = ask, timeout = 5000 }
+  if answer and answer.status == 200 then
+    txn.http:req_set_header("x-auth-subject", answer.headers["x-auth-subject"][0])
+    return
+  end
+  local reply = txn:reply()
+  reply:set_status(503)
+  if answer and (answer.status == 401 or answer.status == 403) then
+    reply:set_status(answer.status)
+    local challenges = answer.headers["www-authenticate"] or {}
+    for i = 0, #challenges do
+      if challenges[i] then reply:add_header("www-authenticate", challenges[i]) end
+    end
+  end
+  txn:done(reply)
+end)
+`
+
 // A real nginx lets through whom the handler lets through, and tells the service behind who it is.
 func TestNginx(t *testing.T) {
 	t.Parallel()
-	program, err := exec.LookPath("nginx")
+	tryProxy(t, "nginx", "nginx-light", map[string]string{"nginx.conf": nginxConf}, http.StatusInternalServerError, func(dir string) []string {
+		return []string{"-c", filepath.Join(dir, "nginx.conf"), "-p", dir, "-e", filepath.Join(dir, "error.log")}
+	})
+}
+
+// A real HAProxy does the same.
+func TestHAProxy(t *testing.T) {
+	t.Parallel()
+	tryProxy(t, "haproxy", "haproxy", map[string]string{"haproxy.cfg": haproxyConf, "auth.lua": haproxyLua}, http.StatusServiceUnavailable, func(dir string) []string {
+		return []string{"-db", "-f", filepath.Join(dir, "haproxy.cfg")}
+	})
+}
+
+// tryProxy runs a program of a Debian package with files in its directory, and calls a service through it. down is what callers
+// get when nobody can say who they are.
+func tryProxy(t *testing.T, name, debian string, files map[string]string, down int, args func(dir string) []string) {
+	program, err := exec.LookPath(name)
 	if err != nil {
 		if os.Getenv("APITOKEN_TEST_REQUIRE") != "" {
-			t.Fatal("nginx is not installed")
+			t.Fatal(name + " is not installed")
 		}
-		t.Skip("nginx is not installed; on Debian: apt-get install nginx-light")
+		t.Skip(name + " is not installed; on Debian: apt-get install " + debian)
 	}
 	svc := apitokentest.New(t)
 	mux := http.NewServeMux()
@@ -74,12 +142,22 @@ func TestNginx(t *testing.T) {
 	port := ln.Addr().(*net.TCPAddr).Port
 	require.NoError(t, ln.Close())
 	dir := t.TempDir()
-	conf := strings.NewReplacer("DIR", dir, "PORT", fmt.Sprint(port), "API", api.URL, "AUTH", check.URL).Replace(nginxConf)
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "nginx.conf"), []byte(conf), 0o600))
+	fill := strings.NewReplacer("DIR", dir, "PORT", fmt.Sprint(port), "API", strings.TrimPrefix(api.URL, "http://"), "AUTH", check.URL)
+	for file, text := range files {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, file), []byte(fill.Replace(text)), 0o600))
+	}
 	ctx, stop := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, program, "-c", filepath.Join(dir, "nginx.conf"), "-p", dir, "-e", filepath.Join(dir, "error.log"))
+	cmd := exec.CommandContext(ctx, program, args(dir)...)
+	var said strings.Builder
+	cmd.Stdout, cmd.Stderr = &said, &said
 	require.NoError(t, cmd.Start())
-	t.Cleanup(func() { stop(); _ = cmd.Wait() })
+	t.Cleanup(func() {
+		stop()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Log(said.String())
+		}
+	})
 	base := fmt.Sprintf("http://127.0.0.1:%d", port)
 	require.Eventually(t, func() bool {
 		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
@@ -87,7 +165,7 @@ func TestNginx(t *testing.T) {
 			c.Close()
 		}
 		return err == nil
-	}, 20*time.Second, 10*time.Millisecond, "nginx did not start")
+	}, 20*time.Second, 10*time.Millisecond, name+" did not start")
 
 	get := func(path string, header http.Header) (int, string, string) {
 		t.Helper()
@@ -105,7 +183,7 @@ func TestNginx(t *testing.T) {
 	}
 	good := http.Header{"Authorization": {"Bearer " + svc.Mint("Zoë", "orders:read")}}
 	status, text, _ := get("/orders?x=1", good)
-	require.Equal(t, 200, status)
+	require.Equal(t, 200, status, text)
 	require.Equal(t, `["Zo%C3%AB"]`, text)
 
 	// What the caller says of itself is overwritten, and what it says to the handler is not heard.
@@ -124,5 +202,5 @@ func TestNginx(t *testing.T) {
 	require.Equal(t, 401, status, "one token in the header and one in the query")
 	check.Close()
 	status, _, _ = get("/orders", good)
-	require.Equal(t, 500, status, "who cannot be checked does not come in")
+	require.Equal(t, down, status, "who cannot be checked does not come in")
 }
