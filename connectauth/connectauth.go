@@ -22,7 +22,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"strings"
 
 	"connectrpc.com/connect"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -56,19 +55,11 @@ type Guard struct {
 // New returns a Guard that asks v. It panics on Options that cannot be, as httpauth.New does: a server cannot run without.
 func New(v apitoken.Validator, o Options) *Guard {
 	for method := range o.Methods {
-		service, name, ok := strings.Cut(strings.TrimPrefix(method, "/"), "/")
-		if !ok || method[0] != '/' || service == "" || name == "" || strings.ContainsAny(name, "/*") {
+		if !rpc.IsMethod(method) {
 			panic(fmt.Sprintf("connectauth: Options.Methods: %q is no name of a procedure, such as /orders.v1.Orders/List", method))
 		}
 	}
-	g := &Guard{methods: maps.Clone(o.Methods), auth: httpauth.New(v, &o.HTTP)}
-	if o.HTTP.StripCredential {
-		g.strip = []string{"Authorization", "Dpop"}
-		for _, s := range o.HTTP.Sources {
-			g.strip = append(g.strip, s.Header)
-		}
-	}
-	return g
+	return &Guard{methods: maps.Clone(o.Methods), auth: httpauth.New(v, &o.HTTP), strip: rpc.Credentials(o.HTTP)}
 }
 
 // Connection tells the guards behind it of the TLS connection, which Connect keeps from interceptors: put it around the server's

@@ -62,19 +62,11 @@ type Guard struct {
 // New returns a Guard that asks v. It panics on Options that cannot be, as httpauth.New does: a server cannot run without.
 func New(v apitoken.Validator, o Options) *Guard {
 	for method := range o.Methods {
-		service, name, ok := strings.Cut(strings.TrimPrefix(method, "/"), "/")
-		if !ok || method[0] != '/' || service == "" || name == "" || strings.ContainsAny(name, "/*") {
+		if !rpc.IsMethod(method) {
 			panic(fmt.Sprintf("grpcauth: Options.Methods: %q is no full name of a method, such as /orders.v1.Orders/List", method))
 		}
 	}
-	g := &Guard{methods: maps.Clone(o.Methods), auth: httpauth.New(v, &o.HTTP)}
-	if o.HTTP.StripCredential {
-		g.strip = []string{"authorization", "dpop"}
-		for _, s := range o.HTTP.Sources {
-			g.strip = append(g.strip, strings.ToLower(s.Header))
-		}
-	}
-	return g
+	return &Guard{methods: maps.Clone(o.Methods), auth: httpauth.New(v, &o.HTTP), strip: rpc.Credentials(o.HTTP)}
 }
 
 // ServerOptions are Unary and Stream for [grpc.NewServer], in their place among other chained interceptors. A server with one of

@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/apitoken-go/apitoken/httpauth"
 )
 
 // Codes of google.rpc.Code.
@@ -28,6 +30,24 @@ const (
 
 // Domain is the ErrorInfo.domain of every refusal.
 const Domain = "apitoken"
+
+// IsMethod reports whether full is the full name of a method, such as /orders.v1.Orders/List.
+func IsMethod(full string) bool {
+	service, name, ok := strings.Cut(strings.TrimPrefix(full, "/"), "/")
+	return ok && full[0] == '/' && service != "" && name != "" && !strings.ContainsAny(name, "/*")
+}
+
+// Credentials are the headers that hold a call's credential, where o says that handlers do not see them.
+func Credentials(o httpauth.Options) []string {
+	if !o.StripCredential {
+		return nil
+	}
+	headers := []string{"Authorization", "Dpop"}
+	for _, s := range o.Sources {
+		headers = append(headers, s.Header)
+	}
+	return headers
+}
 
 // NewRequest is the HTTP request of a call. procedure is "/package.Service/Method"; header is kept.
 func NewRequest(ctx context.Context, method, procedure, remoteAddr string, header http.Header) *http.Request {
