@@ -59,7 +59,7 @@ func TestADamagedRecordStopsNobodyElse(t *testing.T) {
 		check := func(svc *apitoken.Service) {
 			require.NoError(t, svc.Sync(ctx))
 			_, err := svc.Validate(ctx, apitoken.Bearer(bob.Access.Reveal()))
-			require.NoError(t, err, "whom nothing concerns goes on")
+			require.NoError(t, err, "who is not concerned is not refused")
 			_, err = svc.Validate(ctx, apitoken.Bearer(alice.Access.Reveal()))
 			require.ErrorIs(t, err, apitoken.ErrRevoked, "a rule that cannot be read refuses what it may be about")
 			_, err = svc.Validate(ctx, apitoken.Bearer(secret.Reveal()))

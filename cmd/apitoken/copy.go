@@ -116,7 +116,7 @@ func (a *app) copy(ctx context.Context, to, namespace string) (err error) {
 	did, err := apitoken.Copy(ctx, from.Store, counted{target.Store, bar})
 	_ = bar.Finish() // only what is shown
 	if err != nil {
-		return &failure{code: unavailable, what: "the copy is not whole, and the old store goes on", err: err, do: "Repeat it with the same stores: it continues."}
+		return &failure{code: unavailable, what: "the copy is not whole, and the old store still serves", err: err, do: "Repeat it with the same stores: it continues."}
 	}
 	if a.json {
 		return a.print(map[string]any{"from": from.name, "to": target.name, "records": did.Records, "events": did.Events, "digest": hex.EncodeToString(did.Digest[:]), "refused_seconds": did.Refused.Seconds()})

@@ -61,7 +61,7 @@ func (a *app) events(ctx context.Context, f *eventFilter) (err error) {
 		return usage("It is good or bad.", "--outcome cannot be read")
 	}
 	if f.follow && f.to != "" {
-		return usage("", "--follow goes on, and --to ends: give one")
+		return usage("", "--follow never ends, and --to does: give one of them")
 	}
 	f.q.Type = apitoken.EventType(f.kind)
 	now := time.Now()

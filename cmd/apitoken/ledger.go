@@ -25,7 +25,7 @@ func (a *app) ledgerCommand() *cobra.Command {
 added or moved. Checkpoints that were kept elsewhere (--earlier) and witnesses prove it against whoever holds the log's key too.
 It needs neither a store nor a network.
 
-Exit code 3: the log was tampered with, or goes on behind the checkpoint, where nothing proves it.`,
+Exit code 3: the log was tampered with, or continues after the checkpoint, where nothing proves it.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 || checkpoint == "" || len(keys)+len(keyFiles) == 0 {
 				return usage("Such as ledger verify --key-file log.pub --checkpoint checkpoint.txt export.jsonl.", "an export, --checkpoint and the log's key are required")

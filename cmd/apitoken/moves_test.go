@@ -102,7 +102,7 @@ func TestBackupOfSQLite(t *testing.T) {
 	require.Len(t, p.Items, 1, "nothing was lost, by the operator's word")
 }
 
-// TestCopyBetweenStores: the service goes on in the new store, and the old one says where it went.
+// TestCopyBetweenStores: the service runs in the new store, and the old one says where it is.
 func TestCopyBetweenStores(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
