@@ -336,7 +336,7 @@ func (h *hostAnchor) Swap(ctx context.Context, old, next []byte) error {
 func TestAnchorOfTheHost(t *testing.T) {
 	t.Parallel()
 	open := func(h *hostAnchor) *Store {
-		return openT(t, filepath.Join(t.TempDir(), "tokens.db"), &Options{Anchor: h, Timeout: 300 * time.Millisecond})
+		return openT(t, filepath.Join(t.TempDir(), "tokens.db"), &Options{Anchor: h, Timeout: 3 * time.Second})
 	}
 	rule := func(s *Store) error {
 		_, err := s.Apply(context.Background(), &store.Change{ID: newVersion(), Puts: []store.Put{put(store.KindRule, "r", store.Version{})}})

@@ -152,7 +152,7 @@ func TestOldPrimaryComesBack(t *testing.T) {
 	cancel()
 	_, err := s.Get(short, store.KindRule, "1")
 	require.Error(t, err)
-	quick, err := redisstore.New(ctx, primary.Client(t), &redisstore.Options{Timeout: 100 * time.Millisecond})
+	quick, err := redisstore.New(ctx, primary.Client(t), &redisstore.Options{Timeout: 3 * time.Second})
 	require.Nil(t, quick)
 	require.ErrorContains(t, err, "slave", "a replica is refused")
 

@@ -140,9 +140,9 @@ func TestServerStops(t *testing.T) {
 			t.Parallel()
 			ctx := context.Background()
 			server := redistest.Private(t)
-			c := redis.NewClient(&redis.Options{Addr: server.Addr, ContextTimeoutEnabled: prompt, ReadTimeout: 300 * time.Millisecond, MaxRetries: 1})
+			c := redis.NewClient(&redis.Options{Addr: server.Addr, ContextTimeoutEnabled: prompt, ReadTimeout: 2 * time.Second, MaxRetries: 1})
 			defer c.Close()
-			s := openAt(t, c, &redisstore.Options{Timeout: 400 * time.Millisecond})
+			s := openAt(t, c, &redisstore.Options{Timeout: 3 * time.Second})
 			must(t, s, []store.Put{put(store.KindRule, "a", store.Version{})})
 			_, at := snapshotOf(t, s)
 			before := runtime.NumGoroutine()
@@ -166,7 +166,7 @@ func TestServerStops(t *testing.T) {
 						t.Errorf("Follow of a server that hangs: %v", err)
 					}
 					if took := time.Since(began); took > 30*time.Second {
-						t.Errorf("%v for an Apply, a Get and a Follow with deadlines of 0.4, 0.4 and 0.02 s", took)
+						t.Errorf("%v for an Apply, a Get and a Follow with deadlines of 3, 3 and 0.02 s", took)
 					}
 				}()
 			}

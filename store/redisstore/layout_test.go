@@ -53,7 +53,7 @@ func TestCluster(t *testing.T) {
 	require.NotEqual(t, slots["{apitoken:a"], slots["{apitoken:b"])
 
 	// Waiting for replicas goes to the node of the namespace: there are none, so nothing is answered.
-	_, err = redisstore.New(ctx, c, &redisstore.Options{WaitReplicas: 1, Timeout: 50 * time.Millisecond})
+	_, err = redisstore.New(ctx, c, &redisstore.Options{WaitReplicas: 1, Timeout: 2 * time.Second})
 	require.ErrorContains(t, err, "0 of 1 replicas")
 }
 

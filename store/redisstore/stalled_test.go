@@ -18,7 +18,7 @@ import (
 // TestSilentServer: no verb, New or Close waits for longer than Timeout allows, also through a client that would wait for ever.
 func TestSilentServer(t *testing.T) {
 	t.Parallel()
-	const timeout, limit = 300 * time.Millisecond, 20 * time.Second
+	const timeout, limit = 5 * time.Second, time.Minute
 	for _, prompt := range []bool{false, true} {
 		t.Run(fmt.Sprint("prompt ", prompt), func(t *testing.T) {
 			t.Parallel()
@@ -31,26 +31,19 @@ func TestSilentServer(t *testing.T) {
 			must(t, s, []store.Put{put(store.KindRule, "a", store.Version{})})
 			server.Pause()
 			defer server.Resume()
-			storetest.Stalled(t, s, limit)
-
-			for _, call := range []struct {
-				name string
-				verb func() error
-			}{
-				{"SetReadOnly", func() error { return s.SetReadOnly(ctx, true) }},
-				{"Wait", func() error { return s.Wait(ctx, store.Position{}) }},
-				{"New", func() error { _, err := redisstore.New(ctx, c, &redisstore.Options{Timeout: timeout}); return err }},
-				{"Get of another namespace", func() error { _, err := s.Namespace("other").Get(ctx, store.KindRule, "a"); return err }},
-				{"Close", s.Close},
-			} {
-				done := make(chan error, 1)
-				go func() { done <- call.verb() }()
-				select {
-				case err := <-done:
-					require.Equal(t, call.name == "Close", err == nil, "%s: %v", call.name, err)
-				case <-time.After(limit):
-					t.Fatalf("%s has not returned after %v", call.name, limit)
-				}
+			storetest.Stalled(t, s, limit, map[string]func() error{
+				"SetReadOnly":              func() error { return s.SetReadOnly(ctx, true) },
+				"Wait":                     func() error { return s.Wait(ctx, store.Position{}) },
+				"New":                      func() error { _, err := redisstore.New(ctx, c, &redisstore.Options{Timeout: timeout}); return err },
+				"Get of another namespace": func() error { _, err := s.Namespace("other").Get(ctx, store.KindRule, "a"); return err },
+			})
+			closed := make(chan error, 1)
+			go func() { closed <- s.Close() }()
+			select {
+			case err := <-closed:
+				require.NoError(t, err)
+			case <-time.After(limit):
+				t.Fatal("Close waits for a server that is silent")
 			}
 		})
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"testing"
 	"time"
@@ -16,8 +17,12 @@ import (
 // for its caller's context would wait for ever.
 //
 // Each verb is called with a context that never ends, by several callers at once. Each must return an error within limit, and
-// none that claims to know something: nothing was found, refused or written as far as anyone can tell.
-func Stalled(t *testing.T, st store.Store, limit time.Duration) {
+// none that claims to know something: nothing was found, refused or written as far as anyone can tell. The same holds for
+// own, by name: what else can be asked of this store, such as opening it once more.
+//
+// Every verb waits for the whole Timeout of the store, all at the same time. Let it be seconds: opening the store and what is
+// written before the silence have to end within it too, on a busy machine.
+func Stalled(t *testing.T, st store.Store, limit time.Duration, own ...map[string]func() error) {
 	t.Helper()
 	ctx := context.Background()
 	apply := func(puts []store.Put, events ...store.Record) func() error {
@@ -46,6 +51,10 @@ func Stalled(t *testing.T, st store.Store, limit time.Duration) {
 		"Purge":                       purge(grant),
 		"Purge of events":             purge(store.KindEvent),
 	}
+	for _, more := range own {
+		maps.Copy(verbs, more)
+	}
+
 	const callers = 8
 	type outcome struct {
 		name string

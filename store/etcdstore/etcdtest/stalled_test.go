@@ -18,7 +18,7 @@ import (
 // A member whose answers are swallowed, and a client that would wait for them for ever: no verb, New or Close does.
 func TestSilentMember(t *testing.T) {
 	t.Parallel()
-	const timeout, limit = 300 * time.Millisecond, 20 * time.Second
+	const timeout, limit = 5 * time.Second, time.Minute
 	sharedClient(t)
 	ctx := context.Background()
 	p := newProxy(t, shared.cluster.Endpoints()[0])
@@ -33,25 +33,19 @@ func TestSilentMember(t *testing.T) {
 	must(t, s, []store.Put{put(store.KindRule, "a", store.Version{})})
 
 	p.silent.Store(true)
-	storetest.Stalled(t, s, limit)
-	for _, call := range []struct {
-		name string
-		verb func() error
-	}{
-		{"SetReadOnly", func() error { return s.SetReadOnly(ctx, true) }},
-		{"Wait", func() error { return s.Wait(ctx, store.Position{}) }},
-		{"New", func() error { _, err := etcdstore.New(ctx, client, &o); return err }},
-		{"Get of another namespace", func() error { _, err := s.Namespace("other").Get(ctx, store.KindRule, "a"); return err }},
-		{"Close", s.Close},
-	} {
-		done := make(chan error, 1)
-		go func() { done <- call.verb() }()
-		select {
-		case err := <-done:
-			require.Equal(t, call.name == "Close", err == nil, "%s: %v", call.name, err)
-		case <-time.After(limit):
-			t.Fatalf("%s has not returned after %v", call.name, limit)
-		}
+	storetest.Stalled(t, s, limit, map[string]func() error{
+		"SetReadOnly":              func() error { return s.SetReadOnly(ctx, true) },
+		"Wait":                     func() error { return s.Wait(ctx, store.Position{}) },
+		"New":                      func() error { _, err := etcdstore.New(ctx, client, &o); return err },
+		"Get of another namespace": func() error { _, err := s.Namespace("other").Get(ctx, store.KindRule, "a"); return err },
+	})
+	closed := make(chan error, 1)
+	go func() { closed <- s.Close() }()
+	select {
+	case err := <-closed:
+		require.NoError(t, err)
+	case <-time.After(limit):
+		t.Fatal("Close waits for a server that is silent")
 	}
 	p.cut()
 }
