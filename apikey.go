@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/flightcache"
 	"github.com/apitoken-go/apitoken/internal/opaque"
@@ -312,7 +313,7 @@ func (k *APIKeys) denied(ctx context.Context, err error) {
 	var known refusal
 	known.of(k.s, d)
 	if errors.Is(err, ErrInvalidToken) { // the caller's own token has ended since
-		k.s.audit.refused(ctx, EventRefused, reasonOf(err), d)
+		k.s.audit.refused(ctx, event.Refused, reasonOf(err), d)
 		return
 	}
 	k.s.audit.denied(ctx, "apikey", known, err)
@@ -555,7 +556,7 @@ func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from 
 			return APIKey{}, Secret{}, public(err)
 		}
 	}
-	e := Event{Type: EventAPIKeyChanged, OK: true, Reason: how, Subject: rec.Subject, TokenID: id, Scopes: rec.Scopes}
+	e := Event{Type: event.APIKeyChanged, OK: true, Reason: how, Subject: rec.Subject, TokenID: id, Scopes: rec.Scopes}
 	if k.view { // by whom
 		e.Client, e.Grant, e.Extra = k.caller.Client(), k.caller.Grant(), map[string]string{"chain": k.caller.ID()}
 	}
@@ -568,7 +569,7 @@ func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from 
 		switch {
 		case own || old != nil && s.rules.Hit(old) != "" || k.verified && s.rules.Hit(k.caller.d.from) != "":
 			if !own { // nobody has its secret, and it would stand in lists; what cannot be written now is tried again
-				_ = s.writeRule(ctx, rules.ByToken(id), false, "a revocation came while it was made", EventRevoked, nil)
+				_ = s.writeRule(ctx, rules.ByToken(id), false, "a revocation came while it was made", event.Revoked, nil)
 			}
 			return APIKey{}, Secret{}, errOvertaken
 		}
@@ -752,7 +753,7 @@ func (k *APIKeys) changeAs(ctx context.Context, id string, how func() Event, f f
 			}
 		}
 		e := how()
-		e.Type, e.OK, e.Subject, e.TokenID = EventAPIKeyChanged, true, rec.Subject, id
+		e.Type, e.OK, e.Subject, e.TokenID = event.APIKeyChanged, true, rec.Subject, id
 		c.event(ctx, e)
 		_, err = k.s.commit(ctx, c)
 		if errors.Is(err, store.ErrConflict) {

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 )
 
@@ -76,7 +77,7 @@ func TestAPIKeyLife(t *testing.T) {
 	}
 	require.Equal(t, []string{"three", "two", "pipeline", "pipeline"}, names, "newest first, the ended ones too")
 	var how []string
-	for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventAPIKeyChanged, OldestFirst: true}) {
+	for _, e := range events(t, svc, apitoken.EventQuery{Type: event.APIKeyChanged, OldestFirst: true}) {
 		require.Equal(t, "bob", e.Subject)
 		how = append(how, strings.Fields(e.Reason)[0])
 	}

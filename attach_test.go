@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 // laterFunc is an Auditor.
@@ -27,7 +28,7 @@ func TestFeedAttachesASinkLater(t *testing.T) {
 	ended := make(chan error, 1)
 	sink := apitoken.Sink{Name: "later", Auditor: laterFunc(func(_ context.Context, e apitoken.Event) error { got <- e; return nil })}
 	go func() { ended <- svc.Feed(ctx, sink) }()
-	next := func(want apitoken.EventType) apitoken.Event {
+	next := func(want event.Type) apitoken.Event {
 		for {
 			select {
 			case e := <-got:
@@ -39,11 +40,11 @@ func TestFeedAttachesASinkLater(t *testing.T) {
 			}
 		}
 	}
-	next(apitoken.EventIssued)
+	next(event.Issued)
 
 	origin := apitoken.Origin{UserAgent: "probe"}
 	require.NoError(t, svc.Alert(apitoken.WithOrigin(ctx, origin), apitoken.Event{Reason: "host's own", Subject: "alice", Actor: "guard"}))
-	e := next(apitoken.EventAlert)
+	e := next(event.Alert)
 	assert.Equal(t, "host's own", e.Reason)
 	assert.Equal(t, "guard", e.Actor)
 	assert.Equal(t, "probe", e.UserAgent)
@@ -107,7 +108,7 @@ func TestObserversLearnWhoWasRefused(t *testing.T) {
 	assert.Equal(t, "shop", last().Client)
 
 	n := 0
-	for e, err := range svc.Events(t.Context(), apitoken.EventQuery{Type: apitoken.EventRefused}) {
+	for e, err := range svc.Events(t.Context(), apitoken.EventQuery{Type: event.Refused}) {
 		require.NoError(t, err)
 		if e.Reason == "scope" {
 			n += e.Count

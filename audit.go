@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/opaque"
@@ -35,12 +36,12 @@ type Auditor interface {
 
 // Event is one audit fact. It holds no usable secret.
 type Event struct {
-	ID     string    `json:"id"` // time-ordered, stable across retries
-	Time   time.Time `json:"time"`
-	Type   EventType `json:"type"`
-	OK     bool      `json:"ok"`
-	Reason string    `json:"reason,omitempty"` // a class, such as "expired", or what Revoke was told
-	Actor  string    `json:"actor,omitempty"`  // who did it: WithActor's, or the subject or client of the Token in the context
+	ID     string     `json:"id"` // time-ordered, stable across retries
+	Time   time.Time  `json:"time"`
+	Type   event.Type `json:"type"`
+	OK     bool       `json:"ok"`
+	Reason string     `json:"reason,omitempty"` // a class, such as "expired", or what Revoke was told
+	Actor  string     `json:"actor,omitempty"`  // who did it: WithActor's, or the subject or client of the Token in the context
 	// ActorIssuer is the trusted issuer that Actor's name comes from; empty for names of this service and of WithActor.
 	ActorIssuer string `json:"actor_issuer,omitempty"`
 	Subject     string `json:"subject,omitempty"`
@@ -54,44 +55,9 @@ type Event struct {
 	Scopes  Scopes `json:"scopes,omitempty"`
 	Count   int    `json:"count,omitempty"` // of refusals summed up in this event
 	Origin
-	// Extra says more. The service's own members; package misuse's Alert and report's Announce add theirs:
-	//
-	//	name        in                  says
-	//	actor       issued, exchanged   who acts by the token for Subject, a subject or client of this service
-	//	chain       exchanged           the IDs of what the token descends from, parted by spaces
-	//	why         refused             the limits that said no, in words, at most four: for people, not for programs
-	//	claimed     refused             the registered client that the caller named and did not prove to be
-	//	addresses   refused             where the refusals that Count sums up came from, at most eight
-	//	found       revoked             "no record": perhaps a session without a refresh token; "nothing": no ID of this service
-	//	leaked      leaked              the kind of credential that RevokeLeaked found
-	//	kind        record changed      the store.Kind of the record, and record is its ID
-	//	sink        alert               the Sink.Name that missed events
-	//	cut         any                 the event was too large, and what it says here and as Scopes was left out
-	//	unreadable  any                 the event's record can't be read, and why; all but its ID is missing
+	// Extra says more: package event lists the members of each type.
 	Extra map[string]string `json:"extra,omitempty"`
 }
-
-// EventType is what happened.
-type EventType string
-
-// What happened.
-const (
-	EventIssued        EventType = "token.issued"
-	EventPrepared      EventType = "ticket.prepared"
-	EventRefreshed     EventType = "token.refreshed"
-	EventExchanged     EventType = "token.exchanged"
-	EventRefused       EventType = "token.refused"
-	EventRevoked       EventType = "token.revoked"
-	EventReused        EventType = "token.reused"   // a spent refresh token or ticket: what came from it is revoked
-	EventLeaked        EventType = "token.leaked"   // Extra's "leaked" says what it was, if no token: a client secret, a registration token, a ticket
-	EventClientRefused EventType = "client.refused" // Extra's "claimed" is the registered client that was not proved to be there
-	EventClientChanged EventType = "client.changed"
-	EventAPIKeyChanged EventType = "apikey.changed"
-	EventKeyChanged    EventType = "signingkey.changed"
-	EventRoleChanged   EventType = "role.changed"
-	EventRecordChanged EventType = "record.changed" // an operator repaired or removed a stored record; Extra's "kind" and "record" name it
-	EventAlert         EventType = "alert"
-)
 
 // Origin is where a request came from. Adapters put it into the context, once, before anything else.
 type Origin struct {
@@ -350,7 +316,7 @@ func readEvent(r store.Record) (Event, error) {
 	var e Event
 	if err := json.Unmarshal(r.Data, &e); err != nil {
 		// One that cannot be read whole keeps nobody from reading those behind it: it is given as its record tells of it.
-		e = Event{ID: r.ID, Time: time.UnixMilli(r.Written), Type: EventType(r.Type), Subject: r.Subject, Client: r.Client, Grant: r.Grant, TokenID: r.Token,
+		e = Event{ID: r.ID, Time: time.UnixMilli(r.Written), Type: event.Type(r.Type), Subject: r.Subject, Client: r.Client, Grant: r.Grant, TokenID: r.Token,
 			Extra: map[string]string{"unreadable": text.CleanText(err.Error())}}
 	}
 	if e.ID != r.ID {
@@ -360,7 +326,7 @@ func readEvent(r store.Record) (Event, error) {
 }
 
 // refused counts a refusal. d is what a verified token says, nil when nothing is verified.
-func (a *auditLog) refused(ctx context.Context, t EventType, reason string, d *tokenData) {
+func (a *auditLog) refused(ctx context.Context, t event.Type, reason string, d *tokenData) {
 	if reason == "unavailable" || reason == "none" {
 		return // no refusal of a token
 	}
@@ -382,7 +348,7 @@ func (a *auditLog) denied(ctx context.Context, what string, known refusal, err e
 	case !known.Named(), errors.Is(err, ErrInvalidToken), errors.Is(err, ErrNoToken):
 		return
 	}
-	known.Kind, known.Reason = string(EventRefused), what
+	known.Kind, known.Reason = string(event.Refused), what
 	why := ""
 	if known.Named() {
 		why = whyOf(err)
@@ -401,7 +367,7 @@ func whyOf(err error) string {
 
 // clientRefused counts a failed authentication of a client. claimed is the ID that was given.
 func (a *auditLog) clientRefused(ctx context.Context, reason, claimed string) {
-	r := usage.Refusal{Kind: string(EventClientRefused), Reason: reason}
+	r := usage.Refusal{Kind: string(event.ClientRefused), Reason: reason}
 	if a.known(claimed) {
 		r.Claimed = claimed // any other name is whatever a stranger likes to write into the log
 	}
@@ -453,7 +419,7 @@ func (a *auditLog) writeRefusals(ctx context.Context, list []*usage.Refused) err
 type EventQuery struct {
 	Subject, Client, TokenID, Grant string
 	Issuer                          string // the trusted issuer that Subject or TokenID comes from; empty: this service's own
-	Type                            EventType
+	Type                            event.Type
 	From, To                        time.Time // by the store's clock, From included and To not
 	OldestFirst                     bool
 }
@@ -547,7 +513,7 @@ func (s *Service) EventPage(ctx context.Context, q EventQuery, cursor string, li
 func (s *Service) Alert(ctx context.Context, e Event) error { return s.alarm(ctx, e) }
 
 func (s *core) alarm(ctx context.Context, e Event) error {
-	e.Type = EventAlert
+	e.Type = event.Alert
 	c := s.newChange()
 	c.event(ctx, e)
 	_, err := s.commit(ctx, c)
@@ -561,7 +527,7 @@ type slogAuditor struct{ l *slog.Logger }
 
 func (a slogAuditor) Audit(ctx context.Context, e Event) error {
 	level := slog.LevelInfo
-	if !e.OK || e.Type == EventAlert || e.Type == EventReused || e.Type == EventLeaked {
+	if !e.OK || e.Type == event.Alert || e.Type == event.Reused || e.Type == event.Leaked {
 		level = slog.LevelWarn
 	}
 	a.l.LogAttrs(ctx, level, "audit", slog.Any("event", e))
@@ -627,7 +593,7 @@ func (r *refusal) of(s *core, d *tokenData) {
 
 // refusedEvent sums up what c counted.
 func refusedEvent(c *usage.Refused) Event {
-	e := Event{Type: EventType(c.Kind), Reason: c.Reason, Subject: c.Subject, Issuer: c.Issuer, Client: c.Client, TokenID: c.Token, Grant: c.Grant, Count: c.N}
+	e := Event{Type: event.Type(c.Kind), Reason: c.Reason, Subject: c.Subject, Issuer: c.Issuer, Client: c.Client, TokenID: c.Token, Grant: c.Grant, Count: c.N}
 	var list []string
 	for _, a := range c.Addresses {
 		list = append(list, a.String())

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -49,7 +50,7 @@ func TestEventsTellWhoDidWhatFromWhere(t *testing.T) {
 	list := events(t, svc, apitoken.EventQuery{OldestFirst: true, Subject: "alice \"<&>'"})
 	require.Len(t, list, 1)
 	e := list[0]
-	require.Equal(t, apitoken.EventIssued, e.Type)
+	require.Equal(t, event.Issued, e.Type)
 	require.True(t, e.OK)
 	require.Equal(t, "admin", e.Actor)
 	require.Equal(t, i.Token.ID(), e.TokenID)
@@ -62,11 +63,11 @@ func TestEventsTellWhoDidWhatFromWhere(t *testing.T) {
 	require.NotContains(t, e.UserAgent, "\x1b")
 	require.NotContains(t, e.RequestID, "\u202e")
 	require.WithinDuration(t, time.Now(), e.Time, time.Minute)
-	revoked := events(t, svc, apitoken.EventQuery{Type: apitoken.EventRevoked, Grant: i.Token.Grant()})
+	revoked := events(t, svc, apitoken.EventQuery{Type: event.Revoked, Grant: i.Token.Grant()})
 	require.Len(t, revoked, 1)
 	require.Equal(t, "left\nthe company", revoked[0].Reason)
 	require.Equal(t, apitoken.ByGrant(i.Token.Grant()).String(), revoked[0].Target.String())
-	require.Equal(t, "cron", events(t, svc, apitoken.EventQuery{Type: apitoken.EventRevoked})[0].Actor, "newest first")
+	require.Equal(t, "cron", events(t, svc, apitoken.EventQuery{Type: event.Revoked})[0].Actor, "newest first")
 	// What is stored is what encoding/json would write.
 	doc, err := json.Marshal(e)
 	require.NoError(t, err)
@@ -111,31 +112,31 @@ func TestEachStepHasItsEvent(t *testing.T) {
 	orders := apitoken.Scopes{"orders:read"}
 	_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: "web", Scopes: orders, MayImpersonate: true, GrantTypes: []string{
 		apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken, apitoken.GrantTokenExchange}})
-	step(err, apitoken.Event{Type: apitoken.EventClientChanged, Reason: "created", Client: "web", Scopes: orders})
+	step(err, apitoken.Event{Type: event.ClientChanged, Reason: "created", Client: "web", Scopes: orders})
 	secret, err := svc.Clients.RotateSecret(ctx, "web", 0)
-	step(err, apitoken.Event{Type: apitoken.EventClientChanged, Reason: "secret rotated", Client: "web", Scopes: orders})
-	step(svc.SetRole(ctx, "clerk", orders), apitoken.Event{Type: apitoken.EventRoleChanged, Reason: "clerk", Scopes: orders})
+	step(err, apitoken.Event{Type: event.ClientChanged, Reason: "secret rotated", Client: "web", Scopes: orders})
+	step(svc.SetRole(ctx, "clerk", orders), apitoken.Event{Type: event.RoleChanged, Reason: "clerk", Scopes: orders})
 
 	auth := apitoken.ClientAuth{ID: "web", Secret: secret}
 	i, err := svc.Issue(ctx, apitoken.Request{Auth: auth, Subject: "alice", Scopes: orders, Refresh: true})
 	require.NoError(t, err)
 	grant := i.Token.Grant()
-	step(err, apitoken.Event{Type: apitoken.EventIssued, Subject: "alice", Client: "web", TokenID: i.Token.ID(), Grant: grant, Scopes: orders})
+	step(err, apitoken.Event{Type: event.Issued, Subject: "alice", Client: "web", TokenID: i.Token.ID(), Grant: grant, Scopes: orders})
 	i, err = svc.Refresh(ctx, apitoken.RefreshRequest{Auth: auth, Token: i.Refresh.Reveal()})
 	require.NoError(t, err)
-	step(err, apitoken.Event{Type: apitoken.EventRefreshed, Subject: "alice", Client: "web", TokenID: i.Token.ID(), Grant: grant, Scopes: orders})
+	step(err, apitoken.Event{Type: event.Refreshed, Subject: "alice", Client: "web", TokenID: i.Token.ID(), Grant: grant, Scopes: orders})
 	x, err := svc.Exchange(ctx, apitoken.ExchangeRequest{Auth: auth, Token: apitoken.Bearer(i.Access.Reveal())})
 	require.NoError(t, err)
-	step(err, apitoken.Event{Type: apitoken.EventExchanged, Subject: "alice", Client: "web", TokenID: x.Token.ID(), Grant: x.Token.Grant(), Scopes: orders})
+	step(err, apitoken.Event{Type: event.Exchanged, Subject: "alice", Client: "web", TokenID: x.Token.ID(), Grant: x.Token.Grant(), Scopes: orders})
 
 	k, _, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", Scopes: orders})
-	step(err, apitoken.Event{Type: apitoken.EventAPIKeyChanged, Reason: "created", Subject: "bob", TokenID: k.ID, Scopes: orders})
+	step(err, apitoken.Event{Type: event.APIKeyChanged, Reason: "created", Subject: "bob", TokenID: k.ID, Scopes: orders})
 	next, _, err := svc.APIKeys.Rotate(ctx, k.ID, time.Hour)
-	step(err, apitoken.Event{Type: apitoken.EventAPIKeyChanged, Reason: "rotated from " + k.ID, Subject: "bob", TokenID: next.ID, Scopes: orders})
-	step(svc.APIKeys.Revoke(ctx, next.ID, "lost"), apitoken.Event{Type: apitoken.EventRevoked, Reason: "lost", Subject: "bob", TokenID: next.ID, Target: apitoken.ByToken(next.ID)})
-	step(svc.Revoke(ctx, apitoken.ByGrant(grant), "logout"), apitoken.Event{Type: apitoken.EventRevoked, Reason: "logout", Subject: "alice", Client: "web", Grant: grant, Target: apitoken.ByGrant(grant)})
+	step(err, apitoken.Event{Type: event.APIKeyChanged, Reason: "rotated from " + k.ID, Subject: "bob", TokenID: next.ID, Scopes: orders})
+	step(svc.APIKeys.Revoke(ctx, next.ID, "lost"), apitoken.Event{Type: event.Revoked, Reason: "lost", Subject: "bob", TokenID: next.ID, Target: apitoken.ByToken(next.ID)})
+	step(svc.Revoke(ctx, apitoken.ByGrant(grant), "logout"), apitoken.Event{Type: event.Revoked, Reason: "logout", Subject: "alice", Client: "web", Grant: grant, Target: apitoken.ByGrant(grant)})
 	_, err = svc.Clients.Update(ctx, "web", func(c *apitoken.Client) error { c.Disabled = true; return nil })
-	step(err, apitoken.Event{Type: apitoken.EventClientChanged, Reason: "disabled", Client: "web", Scopes: orders})
+	step(err, apitoken.Event{Type: event.ClientChanged, Reason: "disabled", Client: "web", Scopes: orders})
 }
 
 func TestEventQueries(t *testing.T) {
@@ -147,7 +148,7 @@ func TestEventQueries(t *testing.T) {
 	}
 	issue(t, svc, apitoken.Request{Subject: "bob"})
 	var got []string
-	for _, e := range events(t, svc, apitoken.EventQuery{Subject: "alice", Type: apitoken.EventIssued, OldestFirst: true}) {
+	for _, e := range events(t, svc, apitoken.EventQuery{Subject: "alice", Type: event.Issued, OldestFirst: true}) {
 		got = append(got, e.TokenID)
 	}
 	require.Equal(t, want, got, "in the order in which they happened, page after page")
@@ -171,7 +172,7 @@ func TestRefusalsAreCountedAndBounded(t *testing.T) {
 		require.Error(t, validate(svc, i.Access))
 		require.Error(t, validate(svc, apitoken.NewSecret("junk")))
 	}
-	list := events(t, svc, apitoken.EventQuery{Type: apitoken.EventRefused})
+	list := events(t, svc, apitoken.EventQuery{Type: event.Refused})
 	require.Len(t, list, 2, "summed up")
 	byReason := map[string]apitoken.Event{}
 	for _, e := range list {
@@ -191,7 +192,7 @@ func TestNobodyCanFillTheDiskByBeingRefused(t *testing.T) {
 			require.NoError(t, svc.Revoke(context.Background(), apitoken.ByToken(fresh.Token.ID()), ""))
 			require.Error(t, validate(svc, fresh.Access))
 		}
-		list := events(t, svc, apitoken.EventQuery{Type: apitoken.EventRefused})
+		list := events(t, svc, apitoken.EventQuery{Type: event.Refused})
 		require.LessOrEqual(t, len(list), 130)
 		total := 0
 		for _, e := range list {
@@ -314,8 +315,8 @@ func TestSlogAuditor(t *testing.T) {
 	t.Parallel()
 	var b bytes.Buffer
 	a := apitoken.NewSlogAuditor(slog.New(slog.NewJSONHandler(&b, nil)))
-	require.NoError(t, a.Audit(context.Background(), apitoken.Event{ID: "1", Type: apitoken.EventRefused, Reason: "expired", Count: 3}))
-	require.NoError(t, a.Audit(context.Background(), apitoken.Event{ID: "2", Type: apitoken.EventIssued, OK: true, Subject: "alice"}))
+	require.NoError(t, a.Audit(context.Background(), apitoken.Event{ID: "1", Type: event.Refused, Reason: "expired", Count: 3}))
+	require.NoError(t, a.Audit(context.Background(), apitoken.Event{ID: "2", Type: event.Issued, OK: true, Subject: "alice"}))
 	lines := strings.Split(strings.TrimSpace(b.String()), "\n")
 	require.Len(t, lines, 2)
 	require.Contains(t, lines[0], `"level":"WARN"`)
@@ -430,7 +431,7 @@ func TestSinkBehindPurgedEvents(t *testing.T) {
 	i := issue(t, svc, aliceSession)
 	require.Eventually(t, func() bool { return len(sink.list()) >= all+2 }, 20*time.Second, 5*time.Millisecond)
 	for _, e := range events(t, svc, apitoken.EventQuery{}) {
-		require.NotEqual(t, apitoken.EventAlert, e.Type, e.Reason)
+		require.NotEqual(t, event.Alert, e.Type, e.Reason)
 		if e.TokenID == i.Token.ID() {
 			require.Contains(t, sink.list(), e.ID)
 		}

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -312,9 +313,9 @@ func (s *Service) SetRole(ctx context.Context, role string, scopes Scopes) (fail
 }
 
 func (s *Service) writeRole(ctx context.Context, role string, rec roleRecord, v store.Version, narrowed bool) error {
-	e := Event{Type: EventRoleChanged, OK: true, Reason: role, Scopes: rec.Scopes}
+	e := Event{Type: event.RoleChanged, OK: true, Reason: role, Scopes: rec.Scopes}
 	if narrowed {
-		return s.writeRule(ctx, rules.ByRole(role), true, "role "+role+" lost scopes", EventRevoked, func(c *change) error {
+		return s.writeRule(ctx, rules.ByRole(role), true, "role "+role+" lost scopes", event.Revoked, func(c *change) error {
 			c.event(ctx, e)
 			return put(c, &roleForm, store.Record{ID: role}, &rec, v)
 		})

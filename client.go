@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/clientauth"
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/jws"
@@ -438,7 +439,7 @@ func (cs *Clients) noToken(ctx context.Context, id string, taken func(what strin
 		if err != nil {
 			return err
 		}
-		if e.Type != EventIssued && e.Type != EventExchanged || !e.OK || e.Issuer != "" || e.Subject != id {
+		if e.Type != event.Issued && e.Type != event.Exchanged || !e.OK || e.Issuer != "" || e.Subject != id {
 			continue
 		}
 
@@ -492,7 +493,7 @@ func (cs *Clients) write(ctx context.Context, id string, rec *clientRecord, v st
 			return err
 		}
 	}
-	c.event(ctx, Event{Type: EventClientChanged, OK: true, Reason: how, Client: id, Scopes: rec.Scopes})
+	c.event(ctx, Event{Type: event.ClientChanged, OK: true, Reason: how, Client: id, Scopes: rec.Scopes})
 	_, err = cs.s.commit(ctx, c)
 	return err
 }
@@ -955,7 +956,7 @@ func (cs *Clients) refused(ctx context.Context, id string, err error) {
 	case errors.Is(err, ErrInvalidClient), errors.Is(err, ErrLimited):
 		cs.s.audit.clientRefused(ctx, reasonOf(err), id)
 	case errors.Is(err, ErrDenied): // its credential was right
-		r := usage.Refusal{Kind: string(EventClientRefused), Reason: reasonOf(err), Client: id}
+		r := usage.Refusal{Kind: string(event.ClientRefused), Reason: reasonOf(err), Client: id}
 		if k := cs.lookup(id); k == nil || k.Public {
 			r.Client, r.Claimed = "", id
 		}

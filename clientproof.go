@@ -428,7 +428,7 @@ func (r *refusal) confirmed(cs *Clients, a *ClientAuth) {
 	}
 }
 
-// Refused counts a refusal that an adapter decided by itself, as [EventRefused] with the given reason, a constant word, and why,
+// Refused counts a refusal that an adapter decided by itself, as event.Refused with the given reason, a constant word, and why,
 // the limit that said no. by is a client that [Clients.Confirm] confirmed, or the ID alone of a registered client that is refused
 // something and proved nothing, as when a user says no to it; the Token in ctx says who else was refused. Either may be zero. It
 // counts nothing where neither names anybody: strangers leave no names.

@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 // keySetOf is a JWK set of the provers' public keys, with members added to the first.
@@ -370,7 +371,7 @@ func TestHashedSecrets(t *testing.T) {
 	for range 2 { // the second time there is nothing to write
 		require.NoError(t, svc.Clients.Declare(ctx, c, apitoken.NewSecret(hash)))
 	}
-	require.Len(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventClientChanged}), 1)
+	require.Len(t, events(t, svc, apitoken.EventQuery{Type: event.ClientChanged}), 1)
 	_, err = svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: "worker", Secret: apitoken.NewSecret(clear)})
 	require.NoError(t, err)
 	_, err = svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: "worker", Secret: apitoken.NewSecret(hash)})

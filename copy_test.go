@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -238,7 +239,7 @@ func TestCopyThatFails(t *testing.T) {
 		require.NoError(t, err, "the source goes on")
 	}
 	svc := serviceOn(t, inner, nil)
-	require.Len(t, slices.DeleteFunc(events(t, svc, apitoken.EventQuery{Type: apitoken.EventIssued}), func(e apitoken.Event) bool { return e.Subject == "meanwhile" }), 120)
+	require.Len(t, slices.DeleteFunc(events(t, svc, apitoken.EventQuery{Type: event.Issued}), func(e apitoken.Event) bool { return e.Subject == "meanwhile" }), 120)
 
 	_, err := apitoken.Copy(ctx, from, inner)
 	require.ErrorIs(t, err, apitoken.ErrInvalidRequest, "there is a service already")

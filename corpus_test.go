@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/httpauth"
 )
 
@@ -182,7 +183,7 @@ func TestCorpusThroughAService(t *testing.T) {
 	apitoken.FlushUses(svc)
 	refused := func() (n int) {
 		apitoken.FlushUses(svc)
-		for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventRefused}) {
+		for _, e := range events(t, svc, apitoken.EventQuery{Type: event.Refused}) {
 			n += e.Count
 		}
 		return n
@@ -211,7 +212,7 @@ func TestCorpusThroughAService(t *testing.T) {
 		}
 	}
 	require.Equal(t, bad, refused()-before, "each refusal is counted once")
-	for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventRefused}) {
+	for _, e := range events(t, svc, apitoken.EventQuery{Type: event.Refused}) {
 		if e.Subject != "" || e.TokenID != "" {
 			require.Contains(t, []string{"alice"}, e.Subject, "a claim of a token that did not verify is no fact")
 		}

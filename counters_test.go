@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -177,7 +178,7 @@ func TestExchangesNameWhatTheyDescendFrom(t *testing.T) {
 	i := issue(t, svc, aliceSession)
 	_, err = svc.Exchange(ctx, apitoken.ExchangeRequest{Auth: apitoken.ClientAuth{ID: "orders", Secret: secret}, Token: apitoken.Bearer(i.Access.Reveal())})
 	require.NoError(t, err)
-	list := events(t, svc, apitoken.EventQuery{Type: apitoken.EventExchanged})
+	list := events(t, svc, apitoken.EventQuery{Type: event.Exchanged})
 	require.Len(t, list, 1)
 	require.Contains(t, list[0].Extra["chain"], i.Token.Grant())
 	require.Contains(t, list[0].Extra["chain"], i.Token.ID())
@@ -334,7 +335,7 @@ func TestARefusalThatCannotBeWrittenHoldsUpNoOther(t *testing.T) {
 	apitoken.FlushUses(svc)
 	for range 2 {
 		recorded := map[string]int{}
-		for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventRefused}) {
+		for _, e := range events(t, svc, apitoken.EventQuery{Type: event.Refused}) {
 			recorded[e.Subject] += e.Count
 		}
 		require.Len(t, recorded, users, "all but one by name, and one without: %v", recorded)

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store/boltstore"
 )
 
@@ -203,16 +204,16 @@ func (x *survey) check(t *testing.T, dir string, killed time.Time, whole bool) {
 	opened, ended, made := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, e := range log {
 		switch {
-		case e.Type == apitoken.EventIssued:
+		case e.Type == event.Issued:
 			opened[e.Grant] = true
-		case e.Type == apitoken.EventRevoked:
+		case e.Type == event.Revoked:
 			ended[e.Target.String()] = true
-		case e.Type == apitoken.EventAPIKeyChanged:
+		case e.Type == event.APIKeyChanged:
 			made[e.TokenID] = true
 		}
 	}
 	for _, e := range log {
-		if e.Type != apitoken.EventIssued || ended[apitoken.BySubject(e.Subject).String()] {
+		if e.Type != event.Issued || ended[apitoken.BySubject(e.Subject).String()] {
 			continue
 		}
 		live := 0

@@ -14,6 +14,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/apitokentest"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 func TestOneEventByItsID(t *testing.T) {
@@ -44,7 +45,7 @@ func TestOneEventByItsID(t *testing.T) {
 // An event prints what is set of it: the address that nobody told is nothing, not "invalid IP".
 func TestEventPrintsWhatIsSet(t *testing.T) {
 	t.Parallel()
-	e := apitoken.Event{ID: "e1", Time: time.Date(2026, 11, 29, 0, 0, 0, 0, time.UTC), Type: apitoken.EventRevoked, OK: true, Subject: "alice"}
+	e := apitoken.Event{ID: "e1", Time: time.Date(2026, 11, 29, 0, 0, 0, 0, time.UTC), Type: event.Revoked, OK: true, Subject: "alice"}
 	text, err := json.Marshal(e)
 	require.NoError(t, err)
 	var log bytes.Buffer

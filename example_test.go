@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store/boltstore"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -270,7 +271,7 @@ func ExampleNewSlogAuditor() {
 	defer svc.Close()
 
 	// What one event looks like.
-	err = auditor.Audit(context.Background(), apitoken.Event{ID: "01jexample", Type: apitoken.EventIssued, OK: true, Subject: "alice"})
+	err = auditor.Audit(context.Background(), apitoken.Event{ID: "01jexample", Type: event.Issued, OK: true, Subject: "alice"})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/report"
 )
 
@@ -38,7 +39,7 @@ func TestEventsTellForeignPrincipalsFromOurs(t *testing.T) {
 
 	// As an actor.
 	require.NoError(t, ours.Revoke(asForeign, apitoken.ByGrant(bob.Token.Grant()), "by the namesake"))
-	list := events(t, ours, apitoken.EventQuery{Type: apitoken.EventRevoked})
+	list := events(t, ours, apitoken.EventQuery{Type: event.Revoked})
 	require.Len(t, list, 1)
 	require.Equal(t, [4]string{"bob", "", "bob", foreignIssuer}, [4]string{list[0].Subject, list[0].Issuer, list[0].Actor, list[0].ActorIssuer})
 	require.Contains(t, explained(t, ours, bob.Access), "by bob of "+foreignIssuer+": by the namesake")
@@ -69,7 +70,7 @@ func TestEventsTellForeignPrincipalsFromOurs(t *testing.T) {
 		reasons = append(reasons, string(e.Type)+" "+e.Reason)
 	}
 	require.ElementsMatch(t, []string{"token.refused scope", "token.refused adapter", "token.refused exchange", "token.revoked left the partner", "alert seen"}, reasons)
-	byToken := events(t, ours, apitoken.EventQuery{TokenID: foreign.Token.ID(), Issuer: foreignIssuer, Type: apitoken.EventRevoked})
+	byToken := events(t, ours, apitoken.EventQuery{TokenID: foreign.Token.ID(), Issuer: foreignIssuer, Type: event.Revoked})
 	require.Len(t, byToken, 1)
 	require.Equal(t, foreignIssuer, byToken[0].Issuer)
 	require.Empty(t, events(t, ours, apitoken.EventQuery{TokenID: foreign.Token.ID()}), "a jti of theirs may equal one of ours")
@@ -113,7 +114,7 @@ func TestAForeignActorIsNoneOfOurs(t *testing.T) {
 		token, err := apitoken.NewToken(apitoken.TokenSpec{Subject: "bob", Issuer: issuer, Actors: []string{"root"}})
 		require.NoError(t, err)
 		require.NoError(t, svc.Revoke(apitoken.NewContext(ctx, token), apitoken.BySubject("x"), issuer))
-		list := events(t, svc, apitoken.EventQuery{Type: apitoken.EventRevoked})
+		list := events(t, svc, apitoken.EventQuery{Type: event.Revoked})
 		require.Equal(t, [2]string{"root", want}, [2]string{list[0].Actor, list[0].ActorIssuer})
 	}
 }

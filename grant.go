@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/quota"
@@ -320,7 +321,7 @@ func (s *Service) admit(ctx context.Context, subject string, first bool) (*quota
 	})
 	end := live[:len(live)-limit+1]
 	for len(end) > maxEvicted { // the limit was lowered
-		if err := s.revoke(ctx, rules.ByGrant(end[0].ID), overLimit, EventRevoked); err != nil {
+		if err := s.revoke(ctx, rules.ByGrant(end[0].ID), overLimit, event.Revoked); err != nil {
 			return nil, nil, err
 		}
 		t.Remove(end[0].ID)
@@ -340,7 +341,7 @@ func (s *Service) evict(ctx context.Context, c *change, g Grant) error {
 	if err := s.addRule(ctx, c, t, false, overLimit); err != nil {
 		return err
 	}
-	c.event(ctx, Event{Type: EventRevoked, OK: true, Reason: overLimit, Target: Target{t}, Subject: g.Subject, Client: g.Client, Grant: g.ID})
+	c.event(ctx, Event{Type: event.Revoked, OK: true, Reason: overLimit, Target: Target{t}, Subject: g.Subject, Client: g.Client, Grant: g.ID})
 	return nil
 }
 

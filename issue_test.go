@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -289,7 +290,7 @@ func TestDeclaredClients(t *testing.T) {
 	for range 3 {
 		require.NoError(t, svc.Clients.Declare(ctx, c, chosen))
 	}
-	require.Len(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventClientChanged, Client: "batch"}), 1, "at each start, and written once")
+	require.Len(t, events(t, svc, apitoken.EventQuery{Type: event.ClientChanged, Client: "batch"}), 1, "at each start, and written once")
 	issue(t, svc, apitoken.Request{Auth: apitoken.ClientAuth{ID: "batch", Secret: chosen}})
 	require.NoError(t, svc.Clients.Declare(ctx, c, apitoken.NewSecret("another secret of the host"), chosen))
 	issue(t, svc, apitoken.Request{Auth: apitoken.ClientAuth{ID: "batch", Secret: chosen}})
@@ -324,7 +325,7 @@ func TestStrangersCanNotLockAClientOut(t *testing.T) {
 	_, err = svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: "nobody", Secret: secret})
 	require.ErrorIs(t, err, apitoken.ErrInvalidClient)
 	claimed := map[string]int{}
-	for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventClientRefused}) {
+	for _, e := range events(t, svc, apitoken.EventQuery{Type: event.ClientRefused}) {
 		require.Empty(t, e.Client, "an unproved name is no fact")
 		claimed[e.Extra["claimed"]] += e.Count
 	}
@@ -560,7 +561,7 @@ func TestExplain(t *testing.T) {
 	for _, step := range x.Steps[:len(x.Steps)-1] {
 		require.True(t, step.OK)
 	}
-	require.Empty(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventRefused}), "it counts nothing")
+	require.Empty(t, events(t, svc, apitoken.EventQuery{Type: event.Refused}), "it counts nothing")
 }
 
 // TestExplainTellsWhoRevokedAndWhy: whichever rule it was that hit.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/quota"
@@ -161,7 +162,7 @@ type plan struct {
 	claims    []byte
 	actors    []jws.Actor
 	chain     []string
-	event     EventType
+	event     event.Type
 }
 
 // Issue implements [Issuer].
@@ -345,7 +346,7 @@ func (s *Service) open(ctx context.Context, p *plan, m moment, refresh bool, spe
 	}
 	if g != nil {
 		// Nobody gets the tokens of this session, which holds what was planned before: it would stand in lists and count.
-		if err := s.revoke(ctx, rules.ByGrant(grant), "planned again: its "+s.rules.Hit(rs)+" changed", EventRevoked); err != nil {
+		if err := s.revoke(ctx, rules.ByGrant(grant), "planned again: its "+s.rules.Hit(rs)+" changed", event.Revoked); err != nil {
 			return nil, err
 		}
 	}
@@ -411,7 +412,7 @@ func (s *Service) writeCounted(ctx context.Context, g *grantRecord, id string, w
 func (p *plan) eventOf(t stamp) Event {
 	e := Event{Type: p.event, OK: true, Subject: p.subject, Client: p.client.ID, TokenID: t.jti, Grant: t.grant, Scopes: p.scopes}
 	if e.Type == "" {
-		e.Type = EventIssued
+		e.Type = event.Issued
 	}
 	if len(p.chain) > 0 { // what it descends from: a report follows it forward, from a stolen token to what was made of it
 		ids := slices.DeleteFunc(slices.Clone(p.chain), func(s string) bool { return strings.IndexByte(s, ':') >= 0 })
@@ -784,7 +785,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest, known *refusa
 	if m, err = s.reach(ctx, m, birth); err != nil {
 		return nil, err
 	}
-	p := &plan{client: c, subject: parent.Subject(), roles: parent.d.Roles, claims: parent.d.claim, binding: parent.d.Binding, event: EventExchanged}
+	p := &plan{client: c, subject: parent.Subject(), roles: parent.d.Roles, claims: parent.d.claim, binding: parent.d.Binding, event: event.Exchanged}
 	used := []Token{parent}
 	// Every actor of the chain is kept: who acts now comes first (RFC 8693 §4.1).
 	for _, a := range from.Actors {

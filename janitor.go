@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/once"
 	"github.com/apitoken-go/apitoken/internal/quota"
@@ -184,7 +185,7 @@ func (s *Service) putBackAll(ctx context.Context) error {
 		if put(c, &rules.RuleForm, r, &x, store.Version{}) != nil {
 			continue
 		}
-		c.event(ctx, Event{Type: EventAlert, Reason: "a lost revocation was put back", Target: Target{x.Target}, OK: true})
+		c.event(ctx, Event{Type: event.Alert, Reason: "a lost revocation was put back", Target: Target{x.Target}, OK: true})
 		_, err = s.commit(ctx, c)
 		switch {
 		case errors.Is(err, ErrInvalidRequest):

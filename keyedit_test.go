@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 func edit(k *apitoken.APIKeys, id string, f func(*apitoken.APIKey)) (apitoken.APIKey, error) {
@@ -104,7 +105,7 @@ func TestEditAPIKey(t *testing.T) {
 	}
 	require.Equal(t, []string{next.ID}, found)
 	var reasons []string
-	for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventAPIKeyChanged, OldestFirst: true}) {
+	for _, e := range events(t, svc, apitoken.EventQuery{Type: event.APIKeyChanged, OldestFirst: true}) {
 		reasons = append(reasons, strings.TrimSuffix(e.Reason, key.ID))
 	}
 	require.Equal(t, []string{"created", "changed", "disabled", "rotated from ", "enabled"}, reasons)

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/text"
@@ -332,7 +333,7 @@ func (k *APIKeys) putImport(ctx context.Context, c *change, x *imports, n int) e
 	if err := x.rec.put(c, id, store.Version{}); err != nil {
 		return err
 	}
-	c.event(ctx, Event{Type: EventAPIKeyChanged, OK: true, Reason: "imported", Subject: x.rec.Subject, TokenID: id, Scopes: x.rec.Scopes})
+	c.event(ctx, Event{Type: event.APIKeyChanged, OK: true, Reason: "imported", Subject: x.rec.Subject, TokenID: id, Scopes: x.rec.Scopes})
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
@@ -97,7 +98,7 @@ func (k *SigningKeys) ImportFor(ctx context.Context, audience string, s crypto.S
 // refused here, and this process goes on trying; others may not know it yet. It is safe to repeat.
 func (k *SigningKeys) Compromise(ctx context.Context, id, reason string) (failed error) {
 	defer tell(&failed)
-	return public(k.ring.Compromise(ctx, id, reason, string(EventRevoked)))
+	return public(k.ring.Compromise(ctx, id, reason, string(event.Revoked)))
 }
 
 // RotateSecrets makes a new root secret, from which the tags of refresh tokens and API keys, the ratchet and the seals of new
@@ -175,7 +176,7 @@ func (x ringChange) Put(w record.Written, expect store.Version) { x.c.Put(w, exp
 func (x ringChange) Puts() []store.Put                          { return x.c.Puts }
 
 func (x ringChange) Event(ctx context.Context, e keyring.Event) {
-	y := Event{Type: EventKeyChanged, OK: true, Reason: e.Reason, Count: e.Count}
+	y := Event{Type: event.KeyChanged, OK: true, Reason: e.Reason, Count: e.Count}
 	switch {
 	case e.Kid != "":
 		y.Extra = map[string]string{"kid": e.Kid, "alg": e.Alg}
@@ -191,9 +192,9 @@ func (x ringChange) End(ctx context.Context, kid, reason string) error {
 
 func (x ringChange) Ended(ctx context.Context, kid, reason, why string) {
 	if why == "" {
-		why = string(EventRevoked)
+		why = string(event.Revoked)
 	}
-	x.c.event(ctx, Event{Type: EventType(why), OK: true, Reason: reason, Target: BySigningKey(kid)})
+	x.c.event(ctx, Event{Type: event.Type(why), OK: true, Reason: reason, Target: BySigningKey(kid)})
 }
 
 func (x ringChange) Commit(ctx context.Context) error {

@@ -26,6 +26,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -178,7 +179,7 @@ func TestCompromise(t *testing.T) {
 	require.Equal(t, keys[0].ID, activeKey(t, svc).ID)
 	require.NoError(t, validate(other, issue(t, svc, aliceSession).Access))
 	var reasons []string
-	for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventKeyChanged}) {
+	for _, e := range events(t, svc, apitoken.EventQuery{Type: event.KeyChanged}) {
 		reasons = append(reasons, e.Reason)
 	}
 	require.Contains(t, reasons, "compromised")

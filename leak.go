@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
@@ -104,7 +105,7 @@ func (s *Service) endToken(ctx context.Context, l *leakSearch, text string) (fou
 		return 0, 0, err
 	}
 	l.seen[t] = true
-	if err := s.revoke(ctx, t, l.reason, EventLeaked); err != nil {
+	if err := s.revoke(ctx, t, l.reason, event.Leaked); err != nil {
 		return 1, 0, err
 	}
 	return 1, 1, nil
@@ -183,7 +184,7 @@ func (s *Service) spoilTicket(ctx context.Context, id string, hash [32]byte, rea
 			if s.rules.Hit(t.got()) != "" {
 				return false, nil
 			}
-			err := s.writeRule(ctx, rules.ByGrant(t.Spent), false, reason, EventLeaked, nil)
+			err := s.writeRule(ctx, rules.ByGrant(t.Spent), false, reason, event.Leaked, nil)
 			return err == nil, err
 		}
 		t.Leaked = true
@@ -194,7 +195,7 @@ func (s *Service) spoilTicket(ctx context.Context, id string, hash [32]byte, rea
 		if err := s.addRuleUntil(ctx, c, rules.ByToken(id), false, reason, r.Expires); err != nil {
 			return false, err
 		}
-		c.event(ctx, Event{Type: EventLeaked, OK: true, Reason: reason, Target: ByToken(id), TokenID: id, Subject: t.Subject, Client: t.Client, Scopes: t.Scopes,
+		c.event(ctx, Event{Type: event.Leaked, OK: true, Reason: reason, Target: ByToken(id), TokenID: id, Subject: t.Subject, Client: t.Client, Scopes: t.Scopes,
 			Extra: map[string]string{"leaked": "ticket"}})
 		_, err = s.commit(ctx, c)
 		if !errors.Is(err, store.ErrConflict) {
@@ -307,9 +308,9 @@ func (cs *Clients) withdraw(ctx context.Context, x heldSecret, reason string) (b
 			if err := cs.s.addRule(ctx, c, ownTokens(x.client), false, reason); err != nil {
 				return false, err
 			}
-			c.event(ctx, Event{Type: EventRevoked, OK: true, Reason: reason, Target: Target{ownTokens(x.client)}, Subject: x.client, Client: x.client})
+			c.event(ctx, Event{Type: event.Revoked, OK: true, Reason: reason, Target: Target{ownTokens(x.client)}, Subject: x.client, Client: x.client})
 		}
-		c.event(ctx, Event{Type: EventLeaked, OK: true, Reason: reason, Target: ByToken(x.id), TokenID: x.id, Client: x.client, Extra: map[string]string{"leaked": what}})
+		c.event(ctx, Event{Type: event.Leaked, OK: true, Reason: reason, Target: ByToken(x.id), TokenID: x.id, Client: x.client, Extra: map[string]string{"leaked": what}})
 		_, err = cs.s.commit(ctx, c)
 		if !errors.Is(err, store.ErrConflict) {
 			return err == nil, err

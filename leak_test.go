@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -48,7 +49,7 @@ func leakText(what ...apitoken.Secret) []byte {
 
 func leaks(t *testing.T, svc *apitoken.Service) []apitoken.Event {
 	t.Helper()
-	return events(t, svc, apitoken.EventQuery{Type: apitoken.EventLeaked})
+	return events(t, svc, apitoken.EventQuery{Type: event.Leaked})
 }
 
 func knows(svc *apitoken.Service, a apitoken.ClientAuth) error {
@@ -361,10 +362,10 @@ func TestADeclaredSecretThatLeakedStaysOut(t *testing.T) {
 	}
 	require.NotContains(t, log.String(), "found in a leak")
 	for range 2 { // the program starts again, with the same configuration
-		changes := len(events(t, svc, apitoken.EventQuery{Type: apitoken.EventClientChanged}))
+		changes := len(events(t, svc, apitoken.EventQuery{Type: event.ClientChanged}))
 		require.NoError(t, svc.Clients.Declare(ctx, c, one, two))
 		require.NoError(t, svc.Clients.Declare(ctx, twin, one))
-		require.Len(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventClientChanged}), changes, "it is so already")
+		require.Len(t, events(t, svc, apitoken.EventQuery{Type: event.ClientChanged}), changes, "it is so already")
 		require.ErrorIs(t, knows(svc, apitoken.ClientAuth{ID: "partner", Secret: one}), apitoken.ErrInvalidClient)
 		require.NoError(t, knows(svc, apitoken.ClientAuth{ID: "partner", Secret: two}))
 		require.ErrorIs(t, knows(svc, apitoken.ClientAuth{ID: "twin", Secret: one}), apitoken.ErrInvalidClient)

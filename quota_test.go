@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -84,7 +85,7 @@ func TestLoginsAtOnceLeaveAsManySessionsAsTheLimit(t *testing.T) {
 				require.NoError(t, svc.Sync(ctx))
 				require.Len(t, living(t, svc, "alice"), limit)
 			}
-			ended := events(t, list[0], apitoken.EventQuery{Type: apitoken.EventRevoked, Subject: "alice"})
+			ended := events(t, list[0], apitoken.EventQuery{Type: event.Revoked, Subject: "alice"})
 			require.Len(t, ended, 12-limit, "each that ended has its event")
 			require.Equal(t, "over the limit of grants for one subject", ended[0].Reason)
 		}

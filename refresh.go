@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -208,7 +209,7 @@ func (s *Service) refreshOnce(ctx context.Context, r RefreshRequest, t *opaque.R
 	}
 	if foreign {
 		// A client that proved who it is holds another's token: it has leaked.
-		return nil, s.endGrant(ctx, id, g, EventLeaked, "refresh token in the hands of another client")
+		return nil, s.endGrant(ctx, id, g, event.Leaked, "refresh token in the hands of another client")
 	}
 	// What ends a grant waits for no auditor, what goes on with it does.
 	ready := s.audit.ready()
@@ -250,11 +251,11 @@ func (s *Service) refreshOnce(ctx context.Context, r RefreshRequest, t *opaque.R
 		// A parallel request has moved on since this one began; that is no proof of a copy.
 		return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel refreshes of the same grant"}
 	}
-	return nil, s.endGrant(ctx, id, g, EventReused, "refresh token reused")
+	return nil, s.endGrant(ctx, id, g, event.Reused, "refresh token reused")
 }
 
 // endGrant revokes a grant of which somebody has a copy, once.
-func (s *Service) endGrant(ctx context.Context, id string, g *grantRecord, why EventType, reason string) error {
+func (s *Service) endGrant(ctx context.Context, id string, g *grantRecord, why event.Type, reason string) error {
 	if err := s.alive(id, g); err != nil {
 		return err // it has ended already
 	}
@@ -373,7 +374,7 @@ func (s *Service) planRefresh(ctx context.Context, id string, g *grantRecord, r 
 	if err := p.narrowTo(r.Audiences); err != nil {
 		return nil, err
 	}
-	p.event = EventRefreshed
+	p.event = event.Refreshed
 	if r.Binding != "" && r.Binding != g.Binding {
 		if err := checkBinding(r.Binding); err != nil {
 			return nil, err

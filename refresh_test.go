@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -46,7 +47,7 @@ func TestRepeatedRefreshGetsTheSameAnswer(t *testing.T) {
 	three, err := refresh(svc, two.Refresh)
 	require.NoError(t, err)
 	require.Equal(t, apitoken.Scopes{"orders:read", "orders:write"}, three.Token.Scopes(), "narrowing is for one access token")
-	require.Len(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventRefreshed}), 2, "a repeated answer is nothing new")
+	require.Len(t, events(t, svc, apitoken.EventQuery{Type: event.Refreshed}), 2, "a repeated answer is nothing new")
 }
 
 func TestReuseEndsTheGrant(t *testing.T) {
@@ -78,7 +79,7 @@ func TestReuseEndsTheGrant(t *testing.T) {
 			require.ErrorIs(t, validate(svc, live.Access), apitoken.ErrRevoked, "the cascade ends the access tokens")
 			_, err = refresh(svc, live.Refresh)
 			require.ErrorIs(t, err, apitoken.ErrInvalidGrant, "and the live refresh token")
-			list := events(t, svc, apitoken.EventQuery{Type: apitoken.EventReused})
+			list := events(t, svc, apitoken.EventQuery{Type: event.Reused})
 			require.Len(t, list, 1)
 			require.Equal(t, live.Token.Grant(), list[0].Grant)
 		})
@@ -130,7 +131,7 @@ func TestWithoutGraceTheLoserOfARaceEndsNothing(t *testing.T) {
 	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
 	require.NotErrorIs(t, err, apitoken.ErrUnavailable)
 	require.NoError(t, validate(svc, two.Access))
-	require.Empty(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventReused}))
+	require.Empty(t, events(t, svc, apitoken.EventQuery{Type: event.Reused}))
 	three, err := refresh(svc, two.Refresh)
 	require.NoError(t, err)
 
@@ -225,7 +226,7 @@ func TestRacersGetOneSuccessor(t *testing.T) {
 			require.NoError(t, validate(svc, current.Access))
 		})
 	}
-	require.Empty(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventReused}))
+	require.Empty(t, events(t, svc, apitoken.EventQuery{Type: event.Reused}))
 }
 
 var stores sync.Map
@@ -267,7 +268,7 @@ func TestUnknownOutcomeOfARotationIsNoReuse(t *testing.T) {
 	require.NoError(t, err, "the client repeats, and gets the answer that was lost")
 	_, err = refresh(svc, two.Refresh)
 	require.NoError(t, err)
-	require.Empty(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventReused}))
+	require.Empty(t, events(t, svc, apitoken.EventQuery{Type: event.Reused}))
 }
 
 func TestAStoreThatWentBackIsNoReuse(t *testing.T) {
@@ -286,7 +287,7 @@ func TestAStoreThatWentBackIsNoReuse(t *testing.T) {
 	_, err = refresh(svc, two.Refresh)
 	require.ErrorIs(t, err, apitoken.ErrUnavailable, "a token ahead of its record proves lost data")
 	require.NoError(t, validate(svc, two.Access), "and kills nothing")
-	require.NotEmpty(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventAlert}))
+	require.NotEmpty(t, events(t, svc, apitoken.EventQuery{Type: event.Alert}))
 }
 
 func TestRefreshedTokensNeverOutliveTheirGrant(t *testing.T) {
@@ -496,8 +497,8 @@ func TestCopiesOfWhatHasEndedWriteNothing(t *testing.T) {
 	}
 	require.ErrorIs(t, validate(svc, i.Access), apitoken.ErrRevoked)
 	require.ErrorIs(t, validate(svc, got.Access), apitoken.ErrRevoked)
-	require.Len(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventLeaked}), 1)
-	require.Len(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventReused}), 1)
+	require.Len(t, events(t, svc, apitoken.EventQuery{Type: event.Leaked}), 1)
+	require.Len(t, events(t, svc, apitoken.EventQuery{Type: event.Reused}), 1)
 	page, err := storeOf(svc).List(ctx, store.Query{Kind: store.KindRule})
 	require.NoError(t, err)
 	require.Len(t, page.Records, 2)
@@ -580,7 +581,7 @@ func TestNothingIsMadeOfAPlanThatWasOvertaken(t *testing.T) {
 	require.Equal(t, apitoken.Scopes{"orders:list"}, redeemed.Token.Scopes())
 	require.NoError(t, validate(svc, redeemed.Access))
 	require.Len(t, sessions("bob"), 1)
-	require.Empty(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventReused}))
+	require.Empty(t, events(t, svc, apitoken.EventQuery{Type: event.Reused}))
 	_, err = svc.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
 	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
 	require.ErrorIs(t, validate(svc, redeemed.Access), apitoken.ErrRevoked, "a second use ends what the first got")
@@ -692,7 +693,7 @@ func TestTwoBehindAfterAnUnknownOutcomeIsNoReuse(t *testing.T) {
 	require.ErrorIs(t, err, apitoken.ErrUnavailable)
 	require.NotNil(t, live)
 	require.NoError(t, validate(svc, live.Access))
-	require.Empty(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventReused}))
+	require.Empty(t, events(t, svc, apitoken.EventQuery{Type: event.Reused}))
 	_, err = refresh(svc, live.Refresh)
 	require.NoError(t, err)
 }
@@ -722,7 +723,7 @@ func TestTheRatchetOverRotatedSecrets(t *testing.T) {
 	require.Equal(t, three.Refresh.Reveal(), again.Refresh.Reveal())
 	_, err = refresh(svc, one.Refresh)
 	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
-	require.Len(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventReused}), 1, "and a copy under the old key is one")
+	require.Len(t, events(t, svc, apitoken.EventQuery{Type: event.Reused}), 1, "and a copy under the old key is one")
 }
 
 func TestATicketInTwoProcesses(t *testing.T) {
@@ -777,5 +778,5 @@ func TestALostAnswerOfTheStoreRedeemsOnce(t *testing.T) {
 	i, err := svc.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
 	require.NoError(t, err, "the retry recognises itself")
 	require.NoError(t, validate(svc, i.Access))
-	require.Len(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventIssued}), 1)
+	require.Len(t, events(t, svc, apitoken.EventQuery{Type: event.Issued}), 1)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
@@ -57,7 +58,7 @@ func first[T any](list iter.Seq2[T, error]) error {
 // the event; why is a part of it.
 type trace struct {
 	call            func(t *testing.T, o *office) error
-	kind            apitoken.EventType // zero: EventRefused
+	kind            event.Type // zero: EventRefused
 	reason          string
 	subject, client string
 	claimed, why    string
@@ -183,17 +184,17 @@ var refusalRows = map[string]any{
 		return token.Recheck(t.Context())
 	}},
 
-	"Clients.Authenticate": trace{kind: apitoken.EventClientRefused, reason: "client", claimed: "app", call: func(t *testing.T, o *office) error {
+	"Clients.Authenticate": trace{kind: event.ClientRefused, reason: "client", claimed: "app", call: func(t *testing.T, o *office) error {
 		_, err := o.svc.Clients.Authenticate(t.Context(), apitoken.ClientAuth{ID: "app", Secret: apitoken.NewSecret("wrong")})
 		return err
 	}},
-	"Clients.Authenticate of a disabled client": trace{kind: apitoken.EventClientRefused, reason: "denied", client: "app", why: "disabled", call: func(t *testing.T, o *office) error {
+	"Clients.Authenticate of a disabled client": trace{kind: event.ClientRefused, reason: "denied", client: "app", why: "disabled", call: func(t *testing.T, o *office) error {
 		_, err := o.svc.Clients.Update(t.Context(), "app", func(c *apitoken.Client) error { c.Disabled = true; return nil })
 		require.NoError(t, err)
 		_, err = o.svc.Clients.Authenticate(t.Context(), o.app)
 		return err
 	}},
-	"Clients.Confirm": trace{kind: apitoken.EventClientRefused, reason: "client", claimed: "app", call: func(t *testing.T, o *office) error {
+	"Clients.Confirm": trace{kind: event.ClientRefused, reason: "client", claimed: "app", call: func(t *testing.T, o *office) error {
 		_, auth, err := o.svc.Clients.Confirm(t.Context(), o.app)
 		require.NoError(t, err)
 		_, err = o.svc.Clients.RotateSecret(t.Context(), "app", 0)
@@ -321,11 +322,11 @@ func TestEveryRefusingCallLeavesATrace(t *testing.T) {
 			o := openOffice(t)
 			require.Error(t, x.call(t, o))
 			if x.kind == "" {
-				x.kind = apitoken.EventRefused
+				x.kind = event.Refused
 			}
 			var list []apitoken.Event
 			for _, e := range events(t, o.svc, apitoken.EventQuery{}) {
-				if e.Type == apitoken.EventRefused || e.Type == apitoken.EventClientRefused {
+				if e.Type == event.Refused || e.Type == event.ClientRefused {
 					list = append(list, e)
 				}
 			}

@@ -8,6 +8,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/opaque"
@@ -32,10 +33,10 @@ const maxReason = 256
 // Revoke implements [Revoker].
 func (s *Service) Revoke(ctx context.Context, target Target, reason string) (failed error) {
 	defer tell(&failed)
-	return s.revoke(ctx, target.t, reason, EventRevoked)
+	return s.revoke(ctx, target.t, reason, event.Revoked)
 }
 
-func (s *Service) revoke(ctx context.Context, target rules.Target, reason string, why EventType) error {
+func (s *Service) revoke(ctx context.Context, target rules.Target, reason string, why event.Type) error {
 	if target.IsZero() {
 		return fail(ErrInvalidRequest, "the target names nothing")
 	}
@@ -106,7 +107,7 @@ func (s *Service) provenTarget(ctx context.Context, t *rules.Target) error {
 	case rules.TargetGrant:
 		g, _, err := s.grant(ctx, t.Id)
 		if errors.Is(err, ErrNotFound) { // a session without a refresh token lives only in its tokens' events
-			return s.provenByEvents(ctx, *t, store.Query{Kind: store.KindEvent, Grant: t.Id, Limit: 1, Type: string(EventIssued)})
+			return s.provenByEvents(ctx, *t, store.Query{Kind: store.KindEvent, Grant: t.Id, Limit: 1, Type: string(event.Issued)})
 		}
 		if err != nil {
 			return err
@@ -163,7 +164,7 @@ func (s *Service) provenByEvents(ctx context.Context, t rules.Target, q store.Qu
 
 // writeRule puts a rule into force here, then into the store, together with its event and what extra adds. While
 // the outcome is unknown the rule stays in force here and is tried again until the store has it.
-func (s *core) writeRule(ctx context.Context, t rules.Target, mint bool, reason string, why EventType, extra func(*change) error) error {
+func (s *core) writeRule(ctx context.Context, t rules.Target, mint bool, reason string, why event.Type, extra func(*change) error) error {
 	hold := &rules.Pending_{Target: t, Mint: mint}
 	s.rules.Hold(hold)
 	c := s.newChange()
@@ -541,7 +542,7 @@ func (t *Target) UnmarshalText(b []byte) error { return public(t.t.UnmarshalText
 // end writes the rule that a host asked for, of a target that needs no proof.
 func (s *core) end(ctx context.Context, t rules.Target, reason string) error {
 	began := time.Now()
-	err := s.writeRule(ctx, t, false, reason, EventRevoked, nil)
+	err := s.writeRule(ctx, t, false, reason, event.Revoked, nil)
 	s.observe(ctx, Observation{Op: "revoke", Err: err, Took: time.Since(began)})
 	return err
 }

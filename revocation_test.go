@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -184,7 +185,7 @@ func TestRevocationIsInForceWhileTheStoreFails(t *testing.T) {
 		next, err := svc.Issue(context.Background(), aliceSession) // retryable until this process has heard of it too
 		return err == nil && validate(svc, next.Access) == nil
 	}, 10*time.Second, 5*time.Millisecond, "and then a new login is good again")
-	require.Len(t, events(t, other, apitoken.EventQuery{Type: apitoken.EventRevoked}), 1, "one rule, one event, however often it was tried")
+	require.Len(t, events(t, other, apitoken.EventQuery{Type: event.Revoked}), 1, "one rule, one event, however often it was tried")
 }
 
 func TestAWriteThatFailedAndIsThereAllTheSame(t *testing.T) {
@@ -201,7 +202,7 @@ func TestAWriteThatFailedAndIsThereAllTheSame(t *testing.T) {
 	})
 	require.NoError(t, svc.Revoke(context.Background(), apitoken.BySubject("alice"), "left"), "the retry recognises itself")
 	require.ErrorIs(t, validate(svc, i.Access), apitoken.ErrRevoked)
-	require.Len(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventRevoked}), 1)
+	require.Len(t, events(t, svc, apitoken.EventQuery{Type: event.Revoked}), 1)
 }
 
 // blind is a store whose followers see nothing new while it is shut: a process that is behind.
@@ -349,7 +350,7 @@ func TestRevokeLeaked(t *testing.T) {
 	for _, s := range []apitoken.Secret{a.Access, b.Access, key} {
 		require.ErrorIs(t, validate(svc, s), apitoken.ErrRevoked)
 	}
-	require.Len(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventLeaked}), 3)
+	require.Len(t, events(t, svc, apitoken.EventQuery{Type: event.Leaked}), 3)
 	_, err = svc.RevokeLeaked(ctx, make([]byte, 1<<20+1), "huge")
 	require.ErrorIs(t, err, apitoken.ErrInvalidRequest)
 }
@@ -405,7 +406,7 @@ func TestWhatWasExchangedEndsWithTheKey(t *testing.T) {
 		require.ErrorIs(t, validate(x, grandchild.Access), apitoken.ErrRevoked)
 		require.NoError(t, validate(x, other.Access), "what the next key signed on its own stays good")
 	}
-	for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventExchanged}) {
+	for _, e := range events(t, svc, apitoken.EventQuery{Type: event.Exchanged}) {
 		require.NotContains(t, e.Extra["chain"], ":", "the log's chain is of IDs alone")
 	}
 }

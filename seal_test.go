@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -98,7 +99,7 @@ func write(t testing.TB, st store.Store, r store.Record) {
 
 func keyEvents(t testing.TB, svc *apitoken.Service) (reasons []string) {
 	t.Helper()
-	for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventKeyChanged}) {
+	for _, e := range events(t, svc, apitoken.EventQuery{Type: event.KeyChanged}) {
 		reasons = append(reasons, e.Reason)
 	}
 	return reasons
@@ -138,7 +139,7 @@ func TestKeysInClearAreSealed(t *testing.T) {
 		require.NoError(t, validate(svc, key))
 		i, err = refresh(svc, i.Refresh)
 		require.NoError(t, err)
-		sealed := events(t, svc, apitoken.EventQuery{Type: apitoken.EventKeyChanged})
+		sealed := events(t, svc, apitoken.EventQuery{Type: event.KeyChanged})
 		require.Equal(t, "root secrets sealed", sealed[0].Reason, "start %d", start)
 		require.Equal(t, 2, sealed[0].Count)
 		require.Len(t, sealed, 3)
@@ -318,7 +319,7 @@ func TestSealingStopsAnywhere(t *testing.T) {
 			_, err = refresh(svc, i.Refresh)
 			require.NoError(t, err)
 			count := 0
-			for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventKeyChanged}) {
+			for _, e := range events(t, svc, apitoken.EventQuery{Type: event.KeyChanged}) {
 				if e.Reason == "root secrets sealed" {
 					count += e.Count
 				}
@@ -608,7 +609,7 @@ func TestStartsTogetherSealOnce(t *testing.T) {
 	}
 	require.Zero(t, inClear(t, st))
 	count := 0
-	for _, e := range events(t, first, apitoken.EventQuery{Type: apitoken.EventKeyChanged}) {
+	for _, e := range events(t, first, apitoken.EventQuery{Type: event.KeyChanged}) {
 		if e.Reason == "root secrets sealed" {
 			count += e.Count
 		}

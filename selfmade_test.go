@@ -8,6 +8,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/apitokentest"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 const describedID = "https://app.example.com/client.json"
@@ -19,7 +20,7 @@ func described(scopes ...apitoken.Scope) apitoken.Client {
 
 func clientEvents(t *testing.T, svc *apitokentest.Service) (reasons []string) {
 	t.Helper()
-	for e, err := range svc.Events(t.Context(), apitoken.EventQuery{Type: apitoken.EventClientChanged, Client: describedID}) {
+	for e, err := range svc.Events(t.Context(), apitoken.EventQuery{Type: event.ClientChanged, Client: describedID}) {
 		require.NoError(t, err)
 		reasons = append(reasons, e.Reason)
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/keyring"
@@ -243,7 +244,7 @@ func (s *Service) afterRestore(ctx context.Context) error {
 		case RefuseRestored:
 			return wrong("Restored", "the store was restored from a backup, or lost its latest writes: revocations since then may be missing. RevokeOnRestore ends all sessions and API keys; ReplayedRestored says that the host replays them")
 		case RevokeOnRestore:
-			if err := s.revoke(WithActor(ctx, "restore"), rules.Everything(), "the store was restored", EventRevoked); err != nil {
+			if err := s.revoke(WithActor(ctx, "restore"), rules.Everything(), "the store was restored", event.Revoked); err != nil {
 				return err
 			}
 		}
@@ -446,7 +447,7 @@ func (s *Service) mend(ctx context.Context, kind store.Kind, id, how string, f f
 		if err := f(c, r); err != nil {
 			return err
 		}
-		c.event(ctx, Event{Type: EventRecordChanged, OK: true, Reason: how, Subject: r.Subject, Client: r.Client, Grant: r.Grant, TokenID: r.Token,
+		c.event(ctx, Event{Type: event.RecordChanged, OK: true, Reason: how, Subject: r.Subject, Client: r.Client, Grant: r.Grant, TokenID: r.Token,
 			Extra: map[string]string{"kind": string(kind), "record": id}})
 		if _, err = s.commit(ctx, c); !errors.Is(err, store.ErrConflict) {
 			return err

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
@@ -177,7 +178,7 @@ func (s *Service) prepare(ctx context.Context, r Request, t Ticket, known *refus
 	if put != nil {
 		return Secret{}, put
 	}
-	c.event(ctx, Event{Type: EventPrepared, OK: true, Subject: r.Subject, Client: t.Client, Scopes: p.scopes})
+	c.event(ctx, Event{Type: event.Prepared, OK: true, Subject: r.Subject, Client: t.Client, Scopes: p.scopes})
 	if _, err := s.commit(ctx, c); err != nil {
 		if errors.Is(err, store.ErrConflict) {
 			return Secret{}, &Error{Code: ErrInvalidRequest, Detail: "the code was prepared already", Cause: err}
@@ -223,7 +224,7 @@ func (s *Service) Genuine(ctx context.Context, token string) error {
 		err = s.genuineTicket(ctx, token)
 	}
 	if errors.Is(err, ErrInvalidGrant) {
-		s.audit.refused(ctx, EventRefused, what, nil)
+		s.audit.refused(ctx, event.Refused, what, nil)
 	}
 	return err
 }
@@ -327,7 +328,7 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 		if s.rules.Hit(t.got()) != "" {
 			return nil, fail(ErrInvalidGrant, "the ticket was used before, and what it got has ended")
 		}
-		if err := s.writeRule(ctx, rules.ByGrant(t.Spent), false, "ticket used again", EventReused, nil); err != nil {
+		if err := s.writeRule(ctx, rules.ByGrant(t.Spent), false, "ticket used again", event.Reused, nil); err != nil {
 			return nil, err
 		}
 		return nil, fail(ErrInvalidGrant, "the ticket was used before: what it got is revoked")

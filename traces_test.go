@@ -13,13 +13,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
 // refusals lists the refusals of one reason.
 func refusals(t testing.TB, svc *apitoken.Service, reason string) (list []apitoken.Event) {
 	t.Helper()
-	for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventRefused}) {
+	for _, e := range events(t, svc, apitoken.EventQuery{Type: event.Refused}) {
 		if e.Reason == reason {
 			list = append(list, e)
 		}
@@ -169,7 +170,7 @@ func TestRevokingNothingKnownSaysSo(t *testing.T) {
 	short := issue(t, svc, apitoken.Request{Subject: "alice"})
 	for id, found := range map[string]string{"typo": "nothing", short.Token.Grant(): "no record", i.Token.Grant(): ""} {
 		require.NoError(t, svc.Revoke(ctx, apitoken.ByGrant(id), "x"))
-		list := events(t, svc, apitoken.EventQuery{Type: apitoken.EventRevoked, Grant: id})
+		list := events(t, svc, apitoken.EventQuery{Type: event.Revoked, Grant: id})
 		require.Len(t, list, 1)
 		require.Equal(t, found, list[0].Extra["found"], id)
 	}
@@ -186,7 +187,7 @@ func TestForeignTargetsAreNotNarrowed(t *testing.T) {
 		apitoken.ByToken("x").OfIssuer("https://idp.example.org").OwnedBy("bob")} {
 		require.ErrorIs(t, svc.Revoke(ctx, target, "x"), apitoken.ErrInvalidRequest, target.String())
 	}
-	require.Empty(t, events(t, svc, apitoken.EventQuery{Type: apitoken.EventRevoked}))
+	require.Empty(t, events(t, svc, apitoken.EventQuery{Type: event.Revoked}))
 	require.NoError(t, svc.Revoke(ctx, foreign, "x"))
 	require.NoError(t, svc.Revoke(ctx, apitoken.BySubject("bob").OfIssuer(svc.Issuer()).HeldBy("app"), "x"), "our own issuer is no other")
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -106,7 +107,7 @@ func TestAnOperatorMendsUnreadableRecords(t *testing.T) {
 	}
 
 	how := map[string]int{}
-	for _, e := range events(t, svc, apitoken.EventQuery{Type: apitoken.EventRecordChanged}) {
+	for _, e := range events(t, svc, apitoken.EventQuery{Type: event.RecordChanged}) {
 		require.Equal(t, "olga", e.Actor)
 		require.NotEmpty(t, e.Extra["kind"])
 		require.NotEmpty(t, e.Extra["record"])

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/dpop"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
@@ -271,7 +272,7 @@ func (v *JWTValidator) full(ctx context.Context, c Credential) (Token, error) {
 // refused counts a refusal, once. Only what a verified token says is recorded as a fact: d is nil before.
 func (v *JWTValidator) refused(ctx context.Context, err error, d *tokenData) {
 	if v.audit != nil {
-		v.audit.refused(ctx, EventRefused, reasonOf(err), d)
+		v.audit.refused(ctx, event.Refused, reasonOf(err), d)
 	}
 }
 

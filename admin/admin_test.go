@@ -23,6 +23,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/apitokentest"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/export"
 )
 
@@ -69,7 +70,7 @@ func TestOnASocket(t *testing.T) {
 	require.NoError(t, c.Revoke(ctx, apitoken.ByGrant(p.Items[0].ID), "a lost laptop"))
 	_, err = svc.Validate(ctx, apitoken.Bearer(i.Access.Reveal()))
 	require.ErrorIs(t, err, apitoken.ErrRevoked)
-	list, _, err := c.EventPage(ctx, apitoken.EventQuery{Type: apitoken.EventRevoked}, "", 0)
+	list, _, err := c.EventPage(ctx, apitoken.EventQuery{Type: event.Revoked}, "", 0)
 	require.NoError(t, err)
 	require.Len(t, list, 1)
 	require.Equal(t, "carol[31m at the console", list[0].Actor, "what a terminal would obey is not in the name")
@@ -131,7 +132,7 @@ func TestOverTLS(t *testing.T) {
 	require.ErrorIs(t, reader.Revoke(ctx, apitoken.BySubject("alice"), "a test"), apitoken.ErrInsufficientScope)
 	require.ErrorIs(t, reader.Backup(ctx, io.Discard), apitoken.ErrInsufficientScope, "a copy holds what the API does not show")
 	require.NoError(t, with("operate").Revoke(ctx, apitoken.BySubject("alice"), "a test"))
-	list, _, err := reader.EventPage(ctx, apitoken.EventQuery{Type: apitoken.EventRevoked}, "", 0)
+	list, _, err := reader.EventPage(ctx, apitoken.EventQuery{Type: event.Revoked}, "", 0)
 	require.NoError(t, err)
 	require.Len(t, list, 1)
 	require.Equal(t, "olga", list[0].Actor, "who holds the key, whatever name the caller gives")
@@ -252,7 +253,7 @@ func TestTheClientKnowsEveryOperation(t *testing.T) {
 	require.ErrorIs(t, err, apitoken.ErrRevoked)
 
 	var log bytes.Buffer
-	_, err = export.Copy(ctx, c, apitoken.EventQuery{Type: apitoken.EventAPIKeyChanged}, export.Place{}, export.NewJSONL(&log))
+	_, err = export.Copy(ctx, c, apitoken.EventQuery{Type: event.APIKeyChanged}, export.Place{}, export.NewJSONL(&log))
 	require.NoError(t, err, "package export reads through a client")
 	require.Contains(t, log.String(), `"actor":"carol"`)
 	events, _, err := c.EventPage(ctx, apitoken.EventQuery{Subject: "alice"}, "", 1)
@@ -286,7 +287,7 @@ func TestTheClientKnowsEveryOperation(t *testing.T) {
 	}
 	for e, err := range svc.Events(ctx, apitoken.EventQuery{}) {
 		require.NoError(t, err)
-		if e.Type != apitoken.EventIssued && e.Type != apitoken.EventRefused && e.Reason != "created" {
+		if e.Type != event.Issued && e.Type != event.Refused && e.Reason != "created" {
 			require.Equal(t, "carol", e.Actor, "%s %s: each change says who made it", e.Type, e.Reason)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -315,7 +316,7 @@ func isScope(s apitoken.Scope) bool {
 
 func (a *api) events(ctx context.Context, in EventQuery) (Events, error) {
 	list, next, err := a.svc.EventPage(ctx, apitoken.EventQuery{Subject: in.Subject, Client: in.Client, TokenID: in.TokenID, Grant: in.Grant, Issuer: in.Issuer,
-		Type: apitoken.EventType(in.Type), From: in.From, To: in.To, OldestFirst: in.OldestFirst}, in.Cursor, in.Limit)
+		Type: event.Type(in.Type), From: in.From, To: in.To, OldestFirst: in.OldestFirst}, in.Cursor, in.Limit)
 	if list == nil {
 		list = []apitoken.Event{}
 	}

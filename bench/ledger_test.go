@@ -13,6 +13,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/ledger"
 )
 
@@ -30,7 +31,7 @@ func (f *endless) EventPage(_ context.Context, _ apitoken.EventQuery, cursor str
 	}
 	list := make([]apitoken.Event, 0, limit)
 	for i := from; i < min(from+limit, f.n); i++ {
-		list = append(list, event(i))
+		list = append(list, anEvent(i))
 	}
 	next := ""
 	if from+limit < f.n {
@@ -40,9 +41,9 @@ func (f *endless) EventPage(_ context.Context, _ apitoken.EventQuery, cursor str
 }
 
 // event is a made-up token.issued of one of fifty thousand subjects.
-func event(i int) apitoken.Event {
+func anEvent(i int) apitoken.Event {
 	return apitoken.Event{
-		ID: fmt.Sprintf("01jd%012d", i), Time: time.UnixMilli(1_700_000_000_000 + int64(i)).UTC(), Type: apitoken.EventIssued, OK: true,
+		ID: fmt.Sprintf("01jd%012d", i), Time: time.UnixMilli(1_700_000_000_000 + int64(i)).UTC(), Type: event.Issued, OK: true,
 		Subject: fmt.Sprintf("user-%d", i%50_000), Client: "web", TokenID: fmt.Sprintf("token-%d", i), Grant: fmt.Sprintf("grant-%d", i/3),
 		Scopes: apitoken.Scopes{"orders:read"}, Origin: apitoken.Origin{Address: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), UserAgent: "curl/8.9.1"},
 	}
@@ -108,7 +109,7 @@ func BenchmarkMillion(b *testing.B) {
 	b.Run("prove", func(b *testing.B) {
 		size := 0
 		for i := range b.N {
-			p, _, err := l.ProveInclusion(ctx, event(i*7919%benchEvents).ID)
+			p, _, err := l.ProveInclusion(ctx, anEvent(i*7919%benchEvents).ID)
 			must(b, err)
 			size = len(p.Hashes) * 32
 		}
@@ -121,7 +122,7 @@ func BenchmarkMillion(b *testing.B) {
 		}
 	})
 	b.Run("check", func(b *testing.B) {
-		p, signed, err := l.ProveInclusion(ctx, event(777_777).ID)
+		p, signed, err := l.ProveInclusion(ctx, anEvent(777_777).ID)
 		must(b, err)
 		for b.Loop() {
 			_, err := p.Check(signed, keys)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 func (c *Console) serveAdmin() {
@@ -98,9 +99,9 @@ func (p *page) eventRow(e apitoken.Event) eventRow {
 		row.From = e.Address.String()
 	}
 	switch {
-	case e.Type == apitoken.EventAlert:
+	case e.Type == event.Alert:
 		row.Outcome, row.Class = p.text(sayAlert), "bad"
-	case e.Type == apitoken.EventReused || e.Type == apitoken.EventLeaked:
+	case e.Type == event.Reused || e.Type == event.Leaked:
 		row.Outcome, row.Class = p.text(sayEnded), "bad"
 	case e.OK:
 		row.Outcome, row.Class = p.text(sayDone), "ok"
@@ -217,13 +218,13 @@ func (c *Console) overview(w http.ResponseWriter, r *http.Request, p *page) erro
 			v.Clients, v.Disabled = figure{known, n.Total, age}, n.Disabled
 		},
 		func() {
-			list, known := c.newest(ctx, 5, nil, apitoken.EventQuery{Type: apitoken.EventAlert}, apitoken.EventQuery{Type: apitoken.EventReused}, apitoken.EventQuery{Type: apitoken.EventLeaked})
+			list, known := c.newest(ctx, 5, nil, apitoken.EventQuery{Type: event.Alert}, apitoken.EventQuery{Type: event.Reused}, apitoken.EventQuery{Type: event.Leaked})
 			v.Alerts, v.HasAlerts = p.eventRows(list), known
 		},
 		func() {
 			list, known := c.newest(ctx, 8, func(e *apitoken.Event) bool { return e.Actor != "" && e.Actor != e.Subject && !e.Time.Before(today) },
-				apitoken.EventQuery{Type: apitoken.EventClientChanged, From: today}, apitoken.EventQuery{Type: apitoken.EventRoleChanged, From: today},
-				apitoken.EventQuery{Type: apitoken.EventKeyChanged, From: today}, apitoken.EventQuery{Type: apitoken.EventRevoked, From: today})
+				apitoken.EventQuery{Type: event.ClientChanged, From: today}, apitoken.EventQuery{Type: event.RoleChanged, From: today},
+				apitoken.EventQuery{Type: event.KeyChanged, From: today}, apitoken.EventQuery{Type: event.Revoked, From: today})
 			v.Changes, v.HasChanges = p.eventRows(list), known
 		},
 		func() {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/console"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 // adminPages are all that operators look at.
@@ -115,7 +116,7 @@ func TestAnOperatorEndsWhatASubjectHolds(t *testing.T) {
 	require.Equal(t, 303, x.post("olga/operator", "/admin/subjects/alice/end", url.Values{"key": {x.keyID("alice")}}).StatusCode)
 	require.ErrorIs(t, x.good(key), apitoken.ErrRevoked)
 	require.NoError(t, x.good(other))
-	for e, err := range x.svc.Events(context.Background(), apitoken.EventQuery{Type: apitoken.EventRevoked}) {
+	for e, err := range x.svc.Events(context.Background(), apitoken.EventQuery{Type: event.Revoked}) {
 		require.NoError(t, err)
 		require.Equal(t, "olga", e.Actor, "who did it is in the log")
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/export"
 )
 
@@ -29,7 +30,7 @@ func filterOf(v url.Values) eventFilter {
 const localTime = "2006-01-02T15:04"
 
 func (f *eventFilter) query() (apitoken.EventQuery, error) {
-	q := apitoken.EventQuery{Subject: f.Subject, Client: f.Client, Grant: f.Grant, TokenID: f.TokenID, Type: apitoken.EventType(f.Type)}
+	q := apitoken.EventQuery{Subject: f.Subject, Client: f.Client, Grant: f.Grant, TokenID: f.TokenID, Type: event.Type(f.Type)}
 	var err error
 	if f.From != "" {
 		if q.From, err = time.Parse(localTime, f.From); err != nil {
@@ -44,7 +45,7 @@ func (f *eventFilter) query() (apitoken.EventQuery, error) {
 
 // keeps reports whether an event matches what a store can't select by.
 func (f *eventFilter) keeps(e *apitoken.Event) bool {
-	bad := !e.OK || e.Type == apitoken.EventAlert || e.Type == apitoken.EventReused || e.Type == apitoken.EventLeaked
+	bad := !e.OK || e.Type == event.Alert || e.Type == event.Reused || e.Type == event.Leaked
 	switch {
 	case f.Outcome == "1" && bad, f.Outcome == "0" && !bad, f.Actor != "" && e.Actor != f.Actor:
 		return false

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 // pageSize is how many rows a page shows, at most.
@@ -494,7 +495,7 @@ func (c *Console) makeOnce(ctx context.Context, p *page, what, once string, keys
 
 // lostKey finds the newest key that an earlier attempt of the same form made; empty: there is none.
 func (c *Console) lostKey(ctx context.Context, subject, mark string) (string, error) {
-	list, _, err := c.svc.EventPage(ctx, apitoken.EventQuery{Subject: subject, Type: apitoken.EventAPIKeyChanged}, "", 100)
+	list, _, err := c.svc.EventPage(ctx, apitoken.EventQuery{Subject: subject, Type: event.APIKeyChanged}, "", 100)
 	if err != nil {
 		return "", err
 	}
@@ -575,22 +576,22 @@ func (c *Console) showKey(w http.ResponseWriter, r *http.Request, p *page) error
 	return p.show(w, http.StatusOK, "key", v)
 }
 
-var kinds = map[apitoken.EventType]string{
-	apitoken.EventIssued:        say("Token issued"),
-	apitoken.EventPrepared:      say("Ticket prepared"),
-	apitoken.EventRefreshed:     say("Session refreshed"),
-	apitoken.EventExchanged:     say("Token exchanged"),
-	apitoken.EventRefused:       say("Refused"),
-	apitoken.EventRevoked:       say("Revoked"),
-	apitoken.EventReused:        say("Refresh token used twice, session ended"),
-	apitoken.EventLeaked:        say("Leaked, and ended"),
-	apitoken.EventClientRefused: say("Client refused"),
-	apitoken.EventClientChanged: say("Client changed"),
-	apitoken.EventAPIKeyChanged: say("API key changed"),
-	apitoken.EventKeyChanged:    say("Signing key changed"),
-	apitoken.EventRoleChanged:   say("Role changed"),
-	apitoken.EventRecordChanged: say("Record repaired or removed"),
-	apitoken.EventAlert:         say("Alert"),
+var kinds = map[event.Type]string{
+	event.Issued:        say("Token issued"),
+	event.Prepared:      say("Ticket prepared"),
+	event.Refreshed:     say("Session refreshed"),
+	event.Exchanged:     say("Token exchanged"),
+	event.Refused:       say("Refused"),
+	event.Revoked:       say("Revoked"),
+	event.Reused:        say("Refresh token used twice, session ended"),
+	event.Leaked:        say("Leaked, and ended"),
+	event.ClientRefused: say("Client refused"),
+	event.ClientChanged: say("Client changed"),
+	event.APIKeyChanged: say("API key changed"),
+	event.KeyChanged:    say("Signing key changed"),
+	event.RoleChanged:   say("Role changed"),
+	event.RecordChanged: say("Record repaired or removed"),
+	event.Alert:         say("Alert"),
 }
 
 var changes = map[string]string{
@@ -599,12 +600,12 @@ var changes = map[string]string{
 
 // history says what an event was, in words for the one whom it concerns.
 func (p *page) history(e apitoken.Event) historyRow {
-	row := historyRow{Time: e.Time, By: e.Actor, Own: e.Actor == p.actor.Subject, Count: e.Count, Why: e.Reason, Alert: e.Type == apitoken.EventAlert || e.Type == apitoken.EventReused}
+	row := historyRow{Time: e.Time, By: e.Actor, Own: e.Actor == p.actor.Subject, Count: e.Count, Why: e.Reason, Alert: e.Type == event.Alert || e.Type == event.Reused}
 	if e.Address.IsValid() {
 		row.From = e.Address.String()
 	}
 	row.What = p.kind(e.Type)
-	if e.Type == apitoken.EventAPIKeyChanged {
+	if e.Type == event.APIKeyChanged {
 		how, _, _ := strings.Cut(e.Reason, " ")
 		if text, ok := changes[how]; ok {
 			row.What, row.Why = p.text(text), strings.TrimPrefix(strings.TrimPrefix(e.Reason, how), " ")
@@ -613,7 +614,7 @@ func (p *page) history(e apitoken.Event) historyRow {
 	return row
 }
 
-func (p *page) kind(t apitoken.EventType) template.HTML {
+func (p *page) kind(t event.Type) template.HTML {
 	if text, ok := kinds[t]; ok {
 		return p.text(text)
 	}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 //go:embed static
@@ -378,7 +379,7 @@ func (p *page) HasAdmin() bool     { return p.c.o.Faces&Admin != 0 && p.actor.Ad
 func (p *page) MayChange() bool { return p.actor.Admin >= Operator }
 
 // Kind is an event's type in words.
-func (p *page) Kind(t apitoken.EventType) template.HTML { return p.kind(t) }
+func (p *page) Kind(t event.Type) template.HTML { return p.kind(t) }
 
 // KeyState is the state of a signing key in words.
 func (p *page) KeyState(state string) template.HTML {

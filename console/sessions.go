@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 func (c *Console) serveSessions() {
@@ -80,7 +81,7 @@ func (c *Console) listSessions(w http.ResponseWriter, r *http.Request, p *page) 
 	})
 	v.NoLog = err != nil
 	for _, e := range events {
-		if e.Type != apitoken.EventRefreshed && len(v.Lately) < 8 {
+		if e.Type != event.Refreshed && len(v.Lately) < 8 {
 			v.Lately = append(v.Lately, p.history(e))
 		}
 	}

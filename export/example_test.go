@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/export"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -51,7 +52,7 @@ func ExampleCopy() {
 
 func ExampleNewJSONL() {
 	w := export.NewJSONL(os.Stdout)
-	err := w.Audit(context.Background(), apitoken.Event{ID: "01jq", Type: apitoken.EventIssued, OK: true, Subject: "alice"})
+	err := w.Audit(context.Background(), apitoken.Event{ID: "01jq", Type: event.Issued, OK: true, Subject: "alice"})
 	if err != nil {
 		log.Fatal(err)
 	}

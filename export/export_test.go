@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/export"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/boltstore"
@@ -78,7 +79,7 @@ func TestGoesOnFromAnyPlace(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ctx := context.Background()
 			svc := service(t, st, nil)
-			for i, q := range []apitoken.EventQuery{{}, {Subject: "alice"}, {Type: apitoken.EventIssued}} {
+			for i, q := range []apitoken.EventQuery{{}, {Subject: "alice"}, {Type: event.Issued}} {
 				var out bytes.Buffer
 				w := export.NewJSONL(&out)
 				var place export.Place
@@ -181,7 +182,7 @@ func TestTrimmedFeedIsAnError(t *testing.T) {
 	ctx := context.Background()
 	f := &list{}
 	for n := range 500 {
-		f.events = append(f.events, apitoken.Event{ID: fmt.Sprint("e", n), Type: apitoken.EventIssued})
+		f.events = append(f.events, apitoken.Event{ID: fmt.Sprint("e", n), Type: event.Issued})
 	}
 	var out bytes.Buffer
 	w := export.NewJSONL(&out)
@@ -295,7 +296,7 @@ func TestOCSF(t *testing.T) {
 		}
 		return m
 	}
-	require.NotEmpty(t, one(apitoken.Event{Type: apitoken.EventIssued, OK: true, Subject: "alice", Actor: "bob", Client: "web", TokenID: "t", Grant: "g", Scopes: apitoken.Scopes{"a"}, Origin: origin}))
+	require.NotEmpty(t, one(apitoken.Event{Type: event.Issued, OK: true, Subject: "alice", Actor: "bob", Client: "web", TokenID: "t", Grant: "g", Scopes: apitoken.Scopes{"a"}, Origin: origin}))
 	require.JSONEq(t, `{"activity_id":1,"activity_name":"Logon","category_uid":3,"category_name":"Identity & Access Management","class_uid":3002,"class_name":"Authentication",
 		"type_uid":300201,"type_name":"Authentication: Logon","severity_id":1,"severity":"Informational","time":1772600767089,"status_id":1,"status":"Success","message":"token.issued",
 		"metadata":{"version":"1.4.0","product":{"name":"apitoken","vendor_name":"apitoken-go","version":"1.2.3"},"uid":"01x","event_code":"token.issued","log_name":"audit","tenant_uid":"t1"},
@@ -303,7 +304,7 @@ func TestOCSF(t *testing.T) {
 		"src_endpoint":{"ip":"203.0.113.9"},"http_request":{"user_agent":"curl/8","uid":"r1"},"session":{"uid":"g","credential_uid":"t","issuer":"https://auth.example.com"},
 		"service":{"name":"https://auth.example.com"},"auth_protocol_id":6,"auth_protocol":"OAUTH 2.0","unmapped":{"scopes":["a"]}}`, out.String())
 
-	require.NotEmpty(t, one(apitoken.Event{Type: apitoken.EventAlert, Reason: "addresses", Subject: "alice", Actor: "misuse", Client: "web", Grant: "g", Count: 6, Origin: origin,
+	require.NotEmpty(t, one(apitoken.Event{Type: event.Alert, Reason: "addresses", Subject: "alice", Actor: "misuse", Client: "web", Grant: "g", Count: 6, Origin: origin,
 		Target: apitoken.ByGrant("g"), Extra: map[string]string{"action": "revoke grant"}}))
 	require.JSONEq(t, `{"activity_id":1,"activity_name":"Create","category_uid":2,"category_name":"Findings","class_uid":2004,"class_name":"Detection Finding",
 		"type_uid":200401,"type_name":"Detection Finding: Create","severity_id":4,"severity":"High","time":1772600767089,"status_id":1,"status":"New","status_detail":"addresses",
@@ -312,7 +313,7 @@ func TestOCSF(t *testing.T) {
 		"evidences":[{"user":{"uid":"alice","name":"alice","type_id":1,"type":"User"},"actor":{"user":{"uid":"misuse","type_id":0,"type":"Unknown"},"app_uid":"web"},
 		"src_endpoint":{"ip":"203.0.113.9"},"http_request":{"user_agent":"curl/8","uid":"r1"}}],
 		"unmapped":{"target":"grant:g","extra":{"action":"revoke grant"}}}`, out.String())
-	foreign := apitoken.Event{Type: apitoken.EventRefused, Subject: "bob", Issuer: "https://partner.example", TokenID: "t", Actor: "ann", ActorIssuer: "https://third.example"}
+	foreign := apitoken.Event{Type: event.Refused, Subject: "bob", Issuer: "https://partner.example", TokenID: "t", Actor: "ann", ActorIssuer: "https://third.example"}
 	m := one(foreign)
 	require.Equal(t, "https://partner.example", m["user"].(map[string]any)["domain"], "a partner's bob is not ours")
 	require.Equal(t, "https://third.example", m["actor"].(map[string]any)["user"].(map[string]any)["domain"])
@@ -321,7 +322,7 @@ func TestOCSF(t *testing.T) {
 	require.NoError(t, export.NewJSONL(&lines).Audit(ctx, foreign))
 	require.Contains(t, lines.String(), `"actor":"ann","actor_issuer":"https://third.example","subject":"bob","issuer":"https://partner.example"`)
 	for reason, severity := range map[string]float64{"expires": 2, "unknown-tokens": 3, "canary": 4} {
-		e := apitoken.Event{Type: apitoken.EventAlert, Reason: reason, OK: reason == "expires", Extra: map[string]string{"authentic": fmt.Sprint(reason == "canary")}}
+		e := apitoken.Event{Type: event.Alert, Reason: reason, OK: reason == "expires", Extra: map[string]string{"authentic": fmt.Sprint(reason == "canary")}}
 		require.Equal(t, severity, one(e)["severity_id"], reason)
 	}
 
@@ -332,21 +333,21 @@ func TestOCSF(t *testing.T) {
 		status   float64
 		user     string
 	}{
-		{apitoken.Event{Type: apitoken.EventRefused, Reason: "expired", Count: 3}, 3002, 1, 2, "unknown"},
-		{apitoken.Event{Type: apitoken.EventClientRefused, Client: "web"}, 3002, 1, 2, "web"},
-		{apitoken.Event{Type: apitoken.EventRevoked, OK: true, Subject: "alice", Target: apitoken.BySubject("alice")}, 3002, 2, 1, "alice"},
-		{apitoken.Event{Type: apitoken.EventRefreshed, OK: true, Subject: "alice"}, 3002, 99, 1, "alice"},
-		{apitoken.Event{Type: apitoken.EventExchanged, OK: true, Subject: "alice"}, 3002, 99, 1, "alice"},
-		{apitoken.Event{Type: apitoken.EventPrepared, OK: true, Subject: "alice"}, 3002, 99, 1, "alice"},
-		{apitoken.Event{Type: apitoken.EventReused, Subject: "alice"}, 3002, 99, 2, "alice"},
-		{apitoken.Event{Type: apitoken.EventLeaked, OK: true, Subject: "alice"}, 3002, 99, 1, "alice"},
+		{apitoken.Event{Type: event.Refused, Reason: "expired", Count: 3}, 3002, 1, 2, "unknown"},
+		{apitoken.Event{Type: event.ClientRefused, Client: "web"}, 3002, 1, 2, "web"},
+		{apitoken.Event{Type: event.Revoked, OK: true, Subject: "alice", Target: apitoken.BySubject("alice")}, 3002, 2, 1, "alice"},
+		{apitoken.Event{Type: event.Refreshed, OK: true, Subject: "alice"}, 3002, 99, 1, "alice"},
+		{apitoken.Event{Type: event.Exchanged, OK: true, Subject: "alice"}, 3002, 99, 1, "alice"},
+		{apitoken.Event{Type: event.Prepared, OK: true, Subject: "alice"}, 3002, 99, 1, "alice"},
+		{apitoken.Event{Type: event.Reused, Subject: "alice"}, 3002, 99, 2, "alice"},
+		{apitoken.Event{Type: event.Leaked, OK: true, Subject: "alice"}, 3002, 99, 1, "alice"},
 		{apitoken.Event{Type: "of the future", OK: true}, 3002, 99, 1, "unknown"},
-		{apitoken.Event{Type: apitoken.EventAPIKeyChanged, OK: true, Subject: "alice", Reason: "created"}, 3001, 1, 1, "alice"},
-		{apitoken.Event{Type: apitoken.EventAPIKeyChanged, OK: true, Subject: "alice", Reason: "renamed"}, 3001, 99, 1, "alice"},
-		{apitoken.Event{Type: apitoken.EventClientChanged, OK: true, Client: "web", Reason: "disabled"}, 3001, 5, 1, "web"},
-		{apitoken.Event{Type: apitoken.EventRoleChanged, OK: true, Reason: "admin"}, 3001, 99, 1, "admin"},
-		{apitoken.Event{Type: apitoken.EventKeyChanged, OK: true, Reason: "created", Extra: map[string]string{"kid": "k1"}}, 3001, 99, 1, "signing key k1"},
-		{apitoken.Event{Type: apitoken.EventAlert, Reason: "canary"}, 2004, 1, 1, ""},
+		{apitoken.Event{Type: event.APIKeyChanged, OK: true, Subject: "alice", Reason: "created"}, 3001, 1, 1, "alice"},
+		{apitoken.Event{Type: event.APIKeyChanged, OK: true, Subject: "alice", Reason: "renamed"}, 3001, 99, 1, "alice"},
+		{apitoken.Event{Type: event.ClientChanged, OK: true, Client: "web", Reason: "disabled"}, 3001, 5, 1, "web"},
+		{apitoken.Event{Type: event.RoleChanged, OK: true, Reason: "admin"}, 3001, 99, 1, "admin"},
+		{apitoken.Event{Type: event.KeyChanged, OK: true, Reason: "created", Extra: map[string]string{"kid": "k1"}}, 3001, 99, 1, "signing key k1"},
+		{apitoken.Event{Type: event.Alert, Reason: "canary"}, 2004, 1, 1, ""},
 	} {
 		m := one(c.e)
 		require.Equal(t, []any{c.class, c.activity, c.status}, []any{m["class_uid"], m["activity_id"], m["status_id"]}, c.e.Type)

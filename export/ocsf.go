@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 // OCSFVersion is the version of the Open Cybersecurity Schema Framework that [NewOCSF] writes.
@@ -160,25 +161,25 @@ type ocsfKind struct {
 
 func ocsfKindOf(e *apitoken.Event) ocsfKind {
 	switch e.Type {
-	case apitoken.EventIssued:
+	case event.Issued:
 		return ocsfKind{classAuth, 1, "Logon", severityInfo}
-	case apitoken.EventPrepared:
+	case event.Prepared:
 		return ocsfKind{classAuth, activityOther, "Ticket prepared", severityInfo}
-	case apitoken.EventRefreshed:
+	case event.Refreshed:
 		return ocsfKind{classAuth, activityOther, "Token refreshed", severityInfo}
-	case apitoken.EventExchanged:
+	case event.Exchanged:
 		return ocsfKind{classAuth, activityOther, "Token exchanged", severityInfo}
-	case apitoken.EventRefused:
+	case event.Refused:
 		return ocsfKind{classAuth, 1, "Logon", severityLow}
-	case apitoken.EventClientRefused:
+	case event.ClientRefused:
 		return ocsfKind{classAuth, 1, "Logon", severityMedium}
-	case apitoken.EventRevoked:
+	case event.Revoked:
 		return ocsfKind{classAuth, 2, "Logoff", severityInfo}
-	case apitoken.EventReused:
+	case event.Reused:
 		return ocsfKind{classAuth, activityOther, "Token reused", severityHigh}
-	case apitoken.EventLeaked:
+	case event.Leaked:
 		return ocsfKind{classAuth, activityOther, "Token leaked", severityHigh}
-	case apitoken.EventAlert:
+	case event.Alert:
 		severity := severityHigh
 		switch {
 		case e.OK: // an announcement, or something that was put right
@@ -187,7 +188,7 @@ func ocsfKindOf(e *apitoken.Event) ocsfKind {
 			severity = severityMedium
 		}
 		return ocsfKind{classFinding, 1, "Create", severity}
-	case apitoken.EventClientChanged, apitoken.EventAPIKeyChanged:
+	case event.ClientChanged, event.APIKeyChanged:
 		switch e.Reason {
 		case "created", "declared":
 			return ocsfKind{classAccount, 1, "Create", severityInfo}
@@ -199,7 +200,7 @@ func ocsfKindOf(e *apitoken.Event) ocsfKind {
 			return ocsfKind{classAccount, 6, "Delete", severityInfo}
 		}
 		return ocsfKind{classAccount, activityOther, changeName(e), severityInfo}
-	case apitoken.EventRoleChanged, apitoken.EventKeyChanged, apitoken.EventRecordChanged:
+	case event.RoleChanged, event.KeyChanged, event.RecordChanged:
 		return ocsfKind{classAccount, activityOther, changeName(e), severityLow}
 	}
 	return ocsfKind{classAuth, activityOther, string(e.Type), severityInfo}
@@ -208,7 +209,7 @@ func ocsfKindOf(e *apitoken.Event) ocsfKind {
 // changeName is an activity that OCSF has no number for.
 func changeName(e *apitoken.Event) string {
 	what, _, _ := strings.Cut(string(e.Type), ".")
-	if e.Reason == "" || e.Type == apitoken.EventRoleChanged {
+	if e.Reason == "" || e.Type == event.RoleChanged {
 		return what + " changed"
 	}
 	return what + " " + e.Reason
@@ -290,11 +291,11 @@ func ocsfUserOf(e *apitoken.Event) *ocsfUser {
 		u.Domain = e.Issuer
 	case e.Client != "":
 		u.UID, u.Name, u.TypeID, u.Type = e.Client, e.Client, activityOther, "Service" // a number of its own has it since 1.6
-	case e.Type == apitoken.EventRoleChanged:
+	case e.Type == event.RoleChanged:
 		u.Name, u.TypeID, u.Type = e.Reason, activityOther, "Role"
-	case e.Type == apitoken.EventRecordChanged:
+	case e.Type == event.RecordChanged:
 		u.Name, u.TypeID, u.Type = e.Extra["kind"]+" "+e.Extra["record"], activityOther, "Record"
-	case e.Type == apitoken.EventKeyChanged:
+	case e.Type == event.KeyChanged:
 		u.Name, u.TypeID, u.Type = "signing key "+e.Extra["kid"], activityOther, "Signing key"
 	default:
 		u.Name, u.TypeID, u.Type = "unknown", 0, "Unknown"

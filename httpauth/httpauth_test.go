@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/httpauth"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
@@ -455,7 +456,7 @@ func TestSession(t *testing.T) {
 	}
 	wg.Wait()
 	n := 0
-	for _, err := range svc.Events(context.Background(), apitoken.EventQuery{Type: apitoken.EventRefreshed}) {
+	for _, err := range svc.Events(context.Background(), apitoken.EventQuery{Type: event.Refreshed}) {
 		require.NoError(t, err)
 		n++
 	}

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/ledger"
 	"github.com/apitoken-go/apitoken/store/boltstore"
 )
@@ -200,10 +201,10 @@ func TestKillUnderLoad(t *testing.T) {
 		require.NoError(t, err)
 		require.False(t, erased, "every person's key was durable before the record that needs it")
 		switch e.Type {
-		case apitoken.EventIssued:
+		case event.Issued:
 			require.True(t, strings.HasPrefix(e.Subject, "u-"))
 			delete(issued, e.Grant)
-		case apitoken.EventRevoked:
+		case event.Revoked:
 			delete(revoked, e.Grant)
 		}
 		return nil

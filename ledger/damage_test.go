@@ -18,7 +18,7 @@ func TestADamagedStateIsAnError(t *testing.T) {
 	path := ledgerPath(t)
 	l := open(t, path, nil)
 	for i := range 5 {
-		require.NoError(t, l.Audit(context.Background(), event(i)))
+		require.NoError(t, l.Audit(context.Background(), anEvent(i)))
 	}
 	seal(t, l)
 	l.shut()
@@ -72,12 +72,12 @@ func TestAStateThatIsCutWhileItIsOpen(t *testing.T) {
 		signer, _ := keyPair(t, "log")
 		l, err := ledger.Open(ledger.Config{Storage: d, Signer: signer, Interval: time.Hour, Poll: time.Hour})
 		require.NoError(t, err)
-		require.NoError(t, l.Audit(context.Background(), event(0)))
+		require.NoError(t, l.Audit(context.Background(), anEvent(0)))
 		require.NoError(t, os.Truncate(filepath.Join(path, "state.db"), keep))
 
 		done := make(chan error, 1)
 		go func() {
-			err := l.Audit(context.Background(), event(1))
+			err := l.Audit(context.Background(), anEvent(1))
 			_, _ = d.Checkpoints(context.Background(), 0, 1)
 			_ = l.Close()
 			_ = d.Close()

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/ledger"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -97,7 +98,7 @@ func ExampleOpenVault() {
 	led, err := ledger.Open(ledger.Config{Storage: dir, Signer: signer, Vault: vault})
 	check(err)
 	defer led.Close()
-	check(led.Audit(ctx, apitoken.Event{ID: "01jq", Type: apitoken.EventIssued, OK: true, Subject: "alice"}))
+	check(led.Audit(ctx, apitoken.Event{ID: "01jq", Type: event.Issued, OK: true, Subject: "alice"}))
 	checkpoint, err := led.Seal(ctx)
 	check(err)
 

@@ -53,7 +53,7 @@ func newest(t testing.TB, dir string) string {
 // TestTornTailIsNoTampering: what lies behind the committed records was left by a crash, is cut off, and comes again from the feed.
 func TestTornTailIsNoTampering(t *testing.T) {
 	t.Parallel()
-	for _, tail := range []string{"{", `{"v":1,"pos":100,"id":"01`, string(lineOf(t, 100, event(100))), string(lineOf(t, 100, event(100))) + "\n", "\x00\x00\x00\x00", "\n"} {
+	for _, tail := range []string{"{", `{"v":1,"pos":100,"id":"01`, string(lineOf(t, 100, anEvent(100))), string(lineOf(t, 100, anEvent(100))) + "\n", "\x00\x00\x00\x00", "\n"} {
 		l, f := closedLog(t, 100)
 		rewrite(t, newest(t, l.path), func(b []byte) []byte { return append(b, tail...) })
 		rewrite(t, filepath.Join(l.path, "hashes"), func(b []byte) []byte { return append(b, "half a hash"...) })
@@ -228,7 +228,7 @@ func TestStoreThatWasEditedIsFound(t *testing.T) {
 			"edit": func(list []apitoken.Event) []apitoken.Event { list[150].Subject = "mallory"; return list },
 			"hide": func(list []apitoken.Event) []apitoken.Event { return append(list[:150:150], list[151:]...) },
 			"add": func(list []apitoken.Event) []apitoken.Event {
-				return append(append(list[:150:150], event(999)), list[150:]...)
+				return append(append(list[:150:150], anEvent(999)), list[150:]...)
 			},
 			"cut":    func(list []apitoken.Event) []apitoken.Event { return list[:299] },
 			"switch": func(list []apitoken.Event) []apitoken.Event { list[60], list[61] = list[61], list[60]; return list },
@@ -581,7 +581,7 @@ func TestAProcessWhoseClockIsBehindCostsNothing(t *testing.T) {
 	f := &feed{}
 	f.change(func(f *feed) {
 		for i := range 6000 { // two processes in turn, one of them six thousand events behind
-			f.events = append(f.events, event(10_000+i), event(4_000+i))
+			f.events = append(f.events, anEvent(10_000+i), anEvent(4_000+i))
 		}
 	})
 	require.NoError(t, l.Follow(f))

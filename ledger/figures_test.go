@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/ledger"
 )
 
@@ -25,7 +26,7 @@ func TestFiguresAreTheStatus(t *testing.T) {
 	require.NotContains(t, got, "read_age", "nothing was read yet")
 	require.NotContains(t, got, "checked_age", "nothing was checked yet")
 
-	require.NoError(t, l.Follow(&feed{events: []apitoken.Event{{ID: "01a", Time: eventTime, Type: apitoken.EventIssued, OK: true, Subject: "alice"}}}))
+	require.NoError(t, l.Follow(&feed{events: []apitoken.Event{{ID: "01a", Time: eventTime, Type: event.Issued, OK: true, Subject: "alice"}}}))
 	seal(t, l)
 	got, s := l.Figures(), l.Status()
 	require.Equal(t, [2]float64{float64(s.Size), float64(s.Signed)}, [2]float64{got["records"], got["signed"]})

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/ledger"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -64,10 +65,10 @@ func treeOf(t testing.TB, lines [][]byte) tlog.Hash {
 var eventTime = time.Date(2026, 3, 4, 5, 6, 7, 89e6, time.UTC)
 
 // event is the nth event of a made-up log.
-func event(n int) apitoken.Event {
+func anEvent(n int) apitoken.Event {
 	at := eventTime.Add(time.Duration(n) * time.Millisecond)
 	return apitoken.Event{
-		ID: fmt.Sprintf("01%024d", n), Time: at, Type: apitoken.EventIssued, OK: true,
+		ID: fmt.Sprintf("01%024d", n), Time: at, Type: event.Issued, OK: true,
 		Actor: "console", Subject: fmt.Sprintf("user-%d", n%50), Client: "web", TokenID: fmt.Sprintf("tok-%d", n),
 		Scopes: apitoken.Scopes{"orders:read"},
 		Origin: apitoken.Origin{Address: netip.AddrFrom4([4]byte{203, 0, 113, byte(n)}), UserAgent: "curl/8"},
@@ -168,7 +169,7 @@ func (f *feed) add(n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for range n {
-		f.events = append(f.events, event(len(f.events)))
+		f.events = append(f.events, anEvent(len(f.events)))
 	}
 }
 

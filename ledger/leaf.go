@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 // Leaf is one record of the log: an event and its position. Where the ledger has a [Vault], what concerns a person is
@@ -160,7 +161,7 @@ func readLeaf(line string) (l Leaf, err error) {
 	r.need(`,"time":"`)
 	e.Time = r.time()
 	r.need(`,"type":`)
-	e.Type = apitoken.EventType(r.text())
+	e.Type = event.Type(r.text())
 	r.need(`,"ok":`)
 	if e.OK = r.has("true"); !e.OK {
 		r.need("false")

@@ -12,13 +12,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/ledger"
 )
 
 // full has every member that a leaf can have.
 func full() ledger.Leaf {
 	return ledger.Leaf{Pos: 1 << 40, Event: apitoken.Event{
-		ID: "01jq", Time: eventTime, Type: apitoken.EventAlert, OK: true, Reason: "a \"quote\", a \\ and\nlines\x00\x1f", Actor: "ä€😀", ActorIssuer: "https://a.example", Subject: "s", Issuer: "https://i.example", Client: "c", TokenID: "t", Grant: "g",
+		ID: "01jq", Time: eventTime, Type: event.Alert, OK: true, Reason: "a \"quote\", a \\ and\nlines\x00\x1f", Actor: "ä€😀", ActorIssuer: "https://a.example", Subject: "s", Issuer: "https://i.example", Client: "c", TokenID: "t", Grant: "g",
 		Target: apitoken.ByGrant("g").OwnedBy("a;b=c"), Scopes: apitoken.Scopes{"a", "b:c"}, Count: 7,
 		Origin: apitoken.Origin{Address: netip.MustParseAddr("2001:db8::1"), UserAgent: "u\u2028<&>", RequestID: "r"}, Extra: map[string]string{"": "", "b": "1", "a": "2"},
 	}, SubjectRef: "x", ActorRef: "y", OriginRef: "z", Sealed: []byte{0xff}, SealedSubject: []byte{1, 2}, SealedActor: []byte{1, 2, 3}}

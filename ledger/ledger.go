@@ -16,11 +16,12 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/export"
 )
 
 // EventGap is a record that the ledger writes by itself where the feed may have removed events before it read them.
-const EventGap apitoken.EventType = "ledger.gap"
+const EventGap event.Type = "ledger.gap"
 
 // Config configures [Open].
 type Config struct {

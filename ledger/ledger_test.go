@@ -130,7 +130,7 @@ func TestEventsOfParallelCallers(t *testing.T) {
 	for range 3 {
 		f.change(func(f *feed) {
 			for range 3000 {
-				f.events = append(f.events, event(len(f.events)))
+				f.events = append(f.events, anEvent(len(f.events)))
 			}
 			for i := len(f.events) - 3000; i < len(f.events); i += 10 {
 				f.events[i], f.events[i+9] = f.events[i+9], f.events[i]
@@ -199,7 +199,7 @@ func TestSinkWaitsForTheLog(t *testing.T) {
 	}
 	ended, cancel := context.WithCancel(ctx)
 	cancel()
-	require.Error(t, l.Audit(ended, event(1)), "an event that is not in the feed is not acknowledged")
+	require.Error(t, l.Audit(ended, anEvent(1)), "an event that is not in the feed is not acknowledged")
 }
 
 func TestArchiveAndDrop(t *testing.T) {

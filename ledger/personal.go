@@ -12,6 +12,7 @@ import (
 	"net/netip"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 // What of an event concerns whom: subject and target the subject, actor the actor, and where the request came from
@@ -31,9 +32,9 @@ type personal struct {
 }
 
 // library are the events whose Reason is one of this module's own words, never what a host or a client wrote.
-var library = map[apitoken.EventType]bool{
-	apitoken.EventRefused: true, apitoken.EventClientRefused: true, apitoken.EventKeyChanged: true,
-	apitoken.EventRoleChanged: true, apitoken.EventClientChanged: true, apitoken.EventAPIKeyChanged: true, apitoken.EventRecordChanged: true,
+var library = map[event.Type]bool{
+	event.Refused: true, event.ClientRefused: true, event.KeyChanged: true,
+	event.RoleChanged: true, event.ClientChanged: true, event.APIKeyChanged: true, event.RecordChanged: true,
 	EventGap: true,
 }
 
@@ -44,7 +45,7 @@ func (v *Vault) hide(l *Leaf) error {
 	if !library[e.Type] {
 		shared.Reason = e.Reason
 	}
-	if e.Type != apitoken.EventKeyChanged && e.Type != EventGap { // theirs speaks of keys and of the ledger
+	if e.Type != event.KeyChanged && e.Type != EventGap { // theirs speaks of keys and of the ledger
 		shared.Extra = e.Extra
 	}
 	target := e.Target.String()
@@ -128,7 +129,7 @@ func alsoOf(e *apitoken.Event) string {
 	if by := e.Extra["actor"]; by != "" && !(by == e.Subject && e.Issuer == "") && !(by == e.Actor && e.ActorIssuer == "") {
 		return named("", by)
 	}
-	if e.Type == apitoken.EventAlert && e.Subject == "" && e.Address.IsValid() {
+	if e.Type == event.Alert && e.Subject == "" && e.Address.IsValid() {
 		return addressed(e.Address)
 	}
 	return ""

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/ledger"
 )
 
@@ -56,12 +57,12 @@ func TestErasedPersonIsGoneAndTheLogVerifies(t *testing.T) {
 	l := open(t, ledgerPath(t), func(c *ledger.Config) { c.Vault = vault })
 	from := apitoken.Origin{Address: netip.MustParseAddr("198.51.100.7"), UserAgent: "Mozilla/5.0 (alice's)", RequestID: "request:1"}
 	f := &feed{events: []apitoken.Event{
-		{ID: "01a", Time: eventTime, Type: apitoken.EventIssued, OK: true, Actor: "alice", Subject: "alice", Client: "web", TokenID: "t1", Scopes: apitoken.Scopes{"a"}, Origin: from},
-		{ID: "01b", Time: eventTime, Type: apitoken.EventRevoked, OK: true, Actor: "operator-bob", Subject: "alice", Target: apitoken.BySubject("alice"), Reason: "alice left", Origin: from, Extra: map[string]string{"note": "alice"}},
-		{ID: "01c", Time: eventTime, Type: apitoken.EventIssued, OK: true, Actor: "operator-bob", Subject: "carol", Origin: from},
-		{ID: "01d", Time: eventTime, Type: apitoken.EventRefused, Reason: "unknown", Count: 3, Origin: from},
-		{ID: "01e", Time: eventTime, Type: apitoken.EventRefused, Reason: "malformed", Count: 2, Extra: map[string]string{"addresses": "198.51.100.7"}},
-		{ID: "01f", Time: eventTime, Type: apitoken.EventKeyChanged, OK: true, Reason: "rotated", Extra: map[string]string{"kid": "k1"}},
+		{ID: "01a", Time: eventTime, Type: event.Issued, OK: true, Actor: "alice", Subject: "alice", Client: "web", TokenID: "t1", Scopes: apitoken.Scopes{"a"}, Origin: from},
+		{ID: "01b", Time: eventTime, Type: event.Revoked, OK: true, Actor: "operator-bob", Subject: "alice", Target: apitoken.BySubject("alice"), Reason: "alice left", Origin: from, Extra: map[string]string{"note": "alice"}},
+		{ID: "01c", Time: eventTime, Type: event.Issued, OK: true, Actor: "operator-bob", Subject: "carol", Origin: from},
+		{ID: "01d", Time: eventTime, Type: event.Refused, Reason: "unknown", Count: 3, Origin: from},
+		{ID: "01e", Time: eventTime, Type: event.Refused, Reason: "malformed", Count: 2, Extra: map[string]string{"addresses": "198.51.100.7"}},
+		{ID: "01f", Time: eventTime, Type: event.KeyChanged, OK: true, Reason: "rotated", Extra: map[string]string{"kid": "k1"}},
 	}}
 	require.NoError(t, l.Follow(f))
 	before := seal(t, l)
@@ -94,11 +95,11 @@ func TestErasedPersonIsGoneAndTheLogVerifies(t *testing.T) {
 		e, erased, err := vault.Reveal(list[0])
 		require.NoError(t, err)
 		require.True(t, erased)
-		require.Equal(t, apitoken.Event{ID: "01a", Time: eventTime, Type: apitoken.EventIssued, OK: true, Client: "web", TokenID: "t1", Scopes: apitoken.Scopes{"a"}}, e)
+		require.Equal(t, apitoken.Event{ID: "01a", Time: eventTime, Type: event.Issued, OK: true, Client: "web", TokenID: "t1", Scopes: apitoken.Scopes{"a"}}, e)
 		e, erased, err = vault.Reveal(list[1])
 		require.NoError(t, err)
 		require.True(t, erased)
-		require.Equal(t, apitoken.Event{ID: "01b", Time: eventTime, Type: apitoken.EventRevoked, OK: true, Actor: "operator-bob"}, e,
+		require.Equal(t, apitoken.Event{ID: "01b", Time: eventTime, Type: event.Revoked, OK: true, Actor: "operator-bob"}, e,
 			"what was said of both is gone with either; the other one's part stays")
 		e, erased, err = vault.Reveal(list[2])
 		require.NoError(t, err)
@@ -108,7 +109,7 @@ func TestErasedPersonIsGoneAndTheLogVerifies(t *testing.T) {
 	check(vault)
 
 	f.change(func(f *feed) {
-		f.events = append(f.events, apitoken.Event{ID: "01g", Time: eventTime, Type: apitoken.EventIssued, OK: true, Subject: "alice"})
+		f.events = append(f.events, apitoken.Event{ID: "01g", Time: eventTime, Type: event.Issued, OK: true, Subject: "alice"})
 	})
 	last := seal(t, l)
 	_, err = verify(l, exported(t, l, 0, -1), last, before)
@@ -153,10 +154,10 @@ func TestForeignPersonsHaveTheirOwnKeys(t *testing.T) {
 	vault := openVault(t, t.TempDir())
 	l := open(t, ledgerPath(t), func(c *ledger.Config) { c.Vault = vault })
 	f := &feed{events: []apitoken.Event{
-		{ID: "01a", Time: eventTime, Type: apitoken.EventIssued, OK: true, Actor: "bob", Subject: "bob"},
-		{ID: "01b", Time: eventTime, Type: apitoken.EventRefused, Reason: "insufficient_scope", Subject: "bob", Issuer: partner, Count: 1},
-		{ID: "01c", Time: eventTime, Type: apitoken.EventRevoked, OK: true, Actor: "bob", ActorIssuer: partner, Subject: "bob", Reason: "by a namesake"},
-		{ID: "01d", Time: eventTime, Type: apitoken.EventExchanged, OK: true, Actor: "bob", ActorIssuer: partner, Subject: "bob", Issuer: partner, Extra: map[string]string{"actor": "bob"}},
+		{ID: "01a", Time: eventTime, Type: event.Issued, OK: true, Actor: "bob", Subject: "bob"},
+		{ID: "01b", Time: eventTime, Type: event.Refused, Reason: "insufficient_scope", Subject: "bob", Issuer: partner, Count: 1},
+		{ID: "01c", Time: eventTime, Type: event.Revoked, OK: true, Actor: "bob", ActorIssuer: partner, Subject: "bob", Reason: "by a namesake"},
+		{ID: "01d", Time: eventTime, Type: event.Exchanged, OK: true, Actor: "bob", ActorIssuer: partner, Subject: "bob", Issuer: partner, Extra: map[string]string{"actor": "bob"}},
 	}}
 	require.NoError(t, l.Follow(f))
 	seal(t, l)
@@ -182,9 +183,9 @@ func TestForeignPersonsHaveTheirOwnKeys(t *testing.T) {
 	require.True(t, gone)
 	for i, want := range []apitoken.Event{
 		f.events[0],
-		{ID: "01b", Time: eventTime, Type: apitoken.EventRefused, Reason: "insufficient_scope", Issuer: partner, Count: 1},
-		{ID: "01c", Time: eventTime, Type: apitoken.EventRevoked, OK: true, ActorIssuer: partner, Subject: "bob"},
-		{ID: "01d", Time: eventTime, Type: apitoken.EventExchanged, OK: true, ActorIssuer: partner, Issuer: partner},
+		{ID: "01b", Time: eventTime, Type: event.Refused, Reason: "insufficient_scope", Issuer: partner, Count: 1},
+		{ID: "01c", Time: eventTime, Type: event.Revoked, OK: true, ActorIssuer: partner, Subject: "bob"},
+		{ID: "01d", Time: eventTime, Type: event.Exchanged, OK: true, ActorIssuer: partner, Issuer: partner},
 	} {
 		e, erased, err := vault.Reveal(list[i])
 		require.NoError(t, err)
@@ -256,7 +257,7 @@ func TestVaultSurvivesATornSlot(t *testing.T) {
 		e, erased, err := vault.Reveal(x)
 		require.NoError(t, err)
 		require.False(t, erased)
-		require.Equal(t, event(i).Subject, e.Subject)
+		require.Equal(t, anEvent(i).Subject, e.Subject)
 	}
 }
 
@@ -265,18 +266,18 @@ func TestWhoeverAnEventTellsOfCanBeErased(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	at := netip.MustParseAddr("198.51.100.7")
-	exchanged := apitoken.Event{ID: "01a", Time: eventTime, Type: apitoken.EventExchanged, OK: true, Subject: "alice", Client: "web", Grant: "g1",
+	exchanged := apitoken.Event{ID: "01a", Time: eventTime, Type: event.Exchanged, OK: true, Subject: "alice", Client: "web", Grant: "g1",
 		Extra: map[string]string{"actor": "robert", "chain": "g0"}}
 	helped := exchanged
 	helped.Actor = "carol"
 	own := exchanged
 	own.Actor = "alice"
-	strange := apitoken.Event{ID: "01b", Time: eventTime, Type: apitoken.EventAlert, Reason: "unknown-tokens", Actor: "misuse", Count: 200,
+	strange := apitoken.Event{ID: "01b", Time: eventTime, Type: event.Alert, Reason: "unknown-tokens", Actor: "misuse", Count: 200,
 		Origin: apitoken.Origin{Address: at}, Extra: map[string]string{"addresses": at.String()}}
 	erase := func(name string) func(*ledger.Vault) (bool, error) {
 		return func(v *ledger.Vault) (bool, error) { return v.Erase(ctx, name) }
 	}
-	bare := apitoken.Event{ID: "01a", Time: eventTime, Type: apitoken.EventExchanged, OK: true, Client: "web", Grant: "g1"}
+	bare := apitoken.Event{ID: "01a", Time: eventTime, Type: event.Exchanged, OK: true, Client: "web", Grant: "g1"}
 	with := func(e apitoken.Event, subject, actor string) apitoken.Event {
 		e.Subject, e.Actor = subject, actor
 		return e
@@ -294,7 +295,7 @@ func TestWhoeverAnEventTellsOfCanBeErased(t *testing.T) {
 		{"who acts for who asked", own, erase("robert"), with(bare, "alice", "alice")},
 		{"who asked", own, erase("alice"), bare},
 		{"a stranger's address in an alert", strange, func(v *ledger.Vault) (bool, error) { return v.EraseAddress(ctx, at) },
-			apitoken.Event{ID: "01b", Time: eventTime, Type: apitoken.EventAlert, Actor: "misuse", Count: 200}},
+			apitoken.Event{ID: "01b", Time: eventTime, Type: event.Alert, Actor: "misuse", Count: 200}},
 	} {
 		vault := openVault(t, t.TempDir())
 		l := open(t, ledgerPath(t), func(c *ledger.Config) { c.Vault = vault })

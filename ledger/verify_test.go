@@ -61,7 +61,7 @@ func TestEveryMutationIsFound(t *testing.T) {
 	lines := make([][]byte, n)
 	starts := make([]int, n+1) // of each line in the export
 	for i := range lines {
-		lines[i] = lineOf(t, i, event(i))
+		lines[i] = lineOf(t, i, anEvent(i))
 		starts[i+1] = starts[i] + len(lines[i]) + 1
 	}
 	export := join(lines)
@@ -88,13 +88,13 @@ func TestEveryMutationIsFound(t *testing.T) {
 			tail = append(tail, lineOf(t, i+k, e))
 		}
 		for p := i + len(changed); p < end; p++ {
-			tail = append(tail, lineOf(t, p, event(p+7))) // what follows moves up
+			tail = append(tail, lineOf(t, p, anEvent(p+7))) // what follows moves up
 		}
 		all := append(append([][]byte(nil), lines[:i]...), tail...)
 		fake := sign(t, signer, ledger.Checkpoint{Origin: origin, Size: int64(n), Root: treeOf(t, all[i:])})
 		return parts(export[:starts[i]], join(tail)), fake
 	}
-	strange := event(5000)
+	strange := anEvent(5000)
 	mutants := func(i int) []mutant {
 		a, b, c := export[:starts[i]], export[starts[i]:starts[i+1]], export[starts[i+1]:]
 		edited := bytes.Replace(b, []byte("orders:read"), []byte("orders:rite"), 1)
@@ -120,7 +120,7 @@ func TestEveryMutationIsFound(t *testing.T) {
 			rest := export[starts[i+2]:]
 			out = append(out, mutant{"swap", parts(a, next, b, rest), last})
 			if i%2 == 1 {
-				out = append(out, mutant{"swap and renumber", parts(a, append(lineOf(t, i, event(i+1)), '\n'), append(lineOf(t, i+1, event(i)), '\n'), rest), last})
+				out = append(out, mutant{"swap and renumber", parts(a, append(lineOf(t, i, anEvent(i+1)), '\n'), append(lineOf(t, i+1, anEvent(i)), '\n'), rest), last})
 			}
 		}
 		if far := i + n/2; far < n {
@@ -132,13 +132,13 @@ func TestEveryMutationIsFound(t *testing.T) {
 			out = append(out, mutant{"append", parts(export, append(lineOf(t, n, strange), '\n')), last})
 		}
 		if i%10 == 0 { // what needs the key is dear to make
-			e := event(i)
+			e := anEvent(i)
 			e.Subject = "somebody-else"
 			x, signed := resigned(i, e)
 			out = append(out, mutant{"edit and sign again", x, signed})
 			x, signed = resigned(i)
 			out = append(out, mutant{"remove seven and sign again", x, signed})
-			x, signed = resigned(i, strange, event(i))
+			x, signed = resigned(i, strange, anEvent(i))
 			out = append(out, mutant{"insert and sign again", x, signed})
 			out = append(out, mutant{"roll back to an older valid log", parts(a), at(i)})
 			x, signed = parts(export), sign(t, signer, ledger.Checkpoint{Origin: origin, Size: n, Root: treeOf(t, lines[:i])})
@@ -188,7 +188,7 @@ func TestWhatWasFoundIsNamed(t *testing.T) {
 	_, foreign := keyPair(t, "elsewhere.example.com/audit")
 	var lines [][]byte
 	for i := range 20 {
-		lines = append(lines, lineOf(t, i, event(i)))
+		lines = append(lines, lineOf(t, i, anEvent(i)))
 	}
 	at := func(s note.Signer, n int) []byte {
 		return sign(t, s, ledger.Checkpoint{Origin: origin, Size: int64(n), Root: treeOf(t, lines[:n])})

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
@@ -58,7 +59,7 @@ func (h *house) told(t *testing.T) []apitoken.Event {
 	t.Helper()
 	require.NoError(t, h.watch.Close())
 	var out []apitoken.Event
-	for e, err := range h.svc.Events(t.Context(), apitoken.EventQuery{Type: apitoken.EventAlert, OldestFirst: true}) {
+	for e, err := range h.svc.Events(t.Context(), apitoken.EventQuery{Type: event.Alert, OldestFirst: true}) {
 		require.NoError(t, err)
 		out = append(out, e)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 // A day is a recorded day of normal traffic of a middle-sized company: the same at every run. People work from seven to
@@ -206,7 +207,7 @@ func (d *day) person(t testing.TB, p *person, m, again int) {
 		p.token, err = apitoken.NewToken(apitoken.TokenSpec{Kind: apitoken.KindAccess, ID: fmt.Sprintf("p%d-%d", p.n, d.now.Unix()), Issuer: issuer,
 			Subject: fmt.Sprintf("user-%d", p.n), Client: "web", Grant: fmt.Sprintf("g-%d-%d", p.n, d.now.Unix()/86400)})
 		require.NoError(t, err)
-		d.w.event(apitoken.Event{Type: apitoken.EventRefreshed, OK: true, Time: d.now, Subject: p.token.Subject(), Client: "web", Grant: p.token.Grant(), TokenID: p.token.ID()})
+		d.w.event(apitoken.Event{Type: event.Refreshed, OK: true, Time: d.now, Subject: p.token.Subject(), Client: "web", Grant: p.token.Grant(), TokenID: p.token.ID()})
 	}
 	at := p.home
 	switch {

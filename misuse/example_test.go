@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/misuse"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -55,7 +56,7 @@ func ExampleStart() {
 	if err := watch.Close(); err != nil { // acts on what was found
 		log.Fatal(err)
 	}
-	for e, err := range svc.Events(ctx, apitoken.EventQuery{Type: apitoken.EventAlert}) {
+	for e, err := range svc.Events(ctx, apitoken.EventQuery{Type: event.Alert}) {
 		if err != nil {
 			log.Fatal(err)
 		}

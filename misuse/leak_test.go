@@ -27,6 +27,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -102,7 +103,7 @@ func (h *leakHouse) alive(t *testing.T, token string) bool {
 
 func (h *leakHouse) leaked(t *testing.T) (n int) {
 	t.Helper()
-	for _, err := range h.svc.Events(t.Context(), apitoken.EventQuery{Type: apitoken.EventLeaked}) {
+	for _, err := range h.svc.Events(t.Context(), apitoken.EventQuery{Type: event.Leaked}) {
 		require.NoError(t, err)
 		n++
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 // off is a Config with every detector off.
@@ -75,7 +76,7 @@ func TestMemoryAtAMillionTokens(t *testing.T) {
 			w.Observe(ctx, apitoken.Observation{Op: "validate", Token: x})
 		}, 2, nil},
 		{"reuse", func(*Config) {}, func(w *Watch, x apitoken.Token, _ int) {
-			w.event(apitoken.Event{Type: apitoken.EventReused, Time: now, Grant: x.ID(), Subject: "user"})
+			w.event(apitoken.Event{Type: event.Reused, Time: now, Grant: x.ID(), Subject: "user"})
 		}, 4, nil},
 	}
 	for i := range list {

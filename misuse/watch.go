@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 // What is in this file runs in one goroutine, the owner of all that it touches: it judges rates, asks the policy, acts,
@@ -215,11 +216,11 @@ func (w *Watch) event(e apitoken.Event) {
 		Evidence: Evidence{Count: max(1, e.Count), Limit: 1, EventID: e.ID}}
 	a.Evidence.place(e.Origin)
 	switch e.Type {
-	case apitoken.EventReused:
+	case event.Reused:
 		a.Detector = Reuse
 		w.raise(a)
 		fallthrough
-	case apitoken.EventRefreshed, apitoken.EventExchanged, apitoken.EventRefused:
+	case event.Refreshed, event.Exchanged, event.Refused:
 		if w.canaries[e.Grant] || w.canaries[e.TokenID] {
 			a.Detector = Canary
 			w.raise(a)

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
@@ -105,7 +106,7 @@ func TestOfSeveralProcessesOneTellsOfAReuse(t *testing.T) {
 	}
 	assert.Empty(t, alerts, "and once")
 	n := 0
-	for e, err := range svcs[1].Events(t.Context(), apitoken.EventQuery{Type: apitoken.EventAlert}) {
+	for e, err := range svcs[1].Events(t.Context(), apitoken.EventQuery{Type: event.Alert}) {
 		require.NoError(t, err)
 		assert.Equal(t, "the service has revoked it", e.Extra["outcome"])
 		n++

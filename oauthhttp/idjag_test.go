@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/oauthhttp"
 	"github.com/apitoken-go/apitoken/report"
 	"github.com/apitoken-go/apitoken/store/memstore"
@@ -143,7 +144,7 @@ func TestAnAgentActsForAHuman(t *testing.T) {
 	found := false
 	for e, err := range s.svc.Events(t.Context(), apitoken.EventQuery{Subject: "alice"}) {
 		require.NoError(t, err)
-		if e.Type == apitoken.EventExchanged && e.TokenID == c["jti"] {
+		if e.Type == event.Exchanged && e.TokenID == c["jti"] {
 			found = true
 			require.Equal(t, "agent-runtime", e.Extra["actor"])
 			require.Equal(t, "other", e.Client)

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/oauthhttp"
 )
 
@@ -244,7 +245,7 @@ func TestEveryEndpointLeavesATrace(t *testing.T) {
 				var list []apitoken.Event
 				for e, err := range s.svc.Events(t.Context(), apitoken.EventQuery{}) {
 					require.NoError(t, err)
-					if e.Type == apitoken.EventRefused && e.Reason == x.reason {
+					if e.Type == event.Refused && e.Reason == x.reason {
 						list = append(list, e)
 					}
 				}
@@ -271,13 +272,13 @@ func TestARefusedAssertionNamesItsSubject(t *testing.T) {
 	}
 	s.token(params("grant_type", apitoken.GrantJWTBearer, "assertion", s.vouch(newSigner(t), nil, map[string]any{"sub": "forged"}))).refused(400, "invalid_grant")
 	clients := map[string]int{}
-	for e, err := range s.svc.Events(t.Context(), apitoken.EventQuery{Type: apitoken.EventRefused, Subject: "blocked", Issuer: login}) {
+	for e, err := range s.svc.Events(t.Context(), apitoken.EventQuery{Type: event.Refused, Subject: "blocked", Issuer: login}) {
 		require.NoError(t, err)
 		require.Equal(t, "AssertionIssuer.Subject refused", e.Extra["why"])
 		clients[e.Client] += e.Count
 	}
 	require.Equal(t, map[string]int{"app": 1, "": 1}, clients)
-	for e, err := range s.svc.Events(t.Context(), apitoken.EventQuery{Type: apitoken.EventRefused}) {
+	for e, err := range s.svc.Events(t.Context(), apitoken.EventQuery{Type: event.Refused}) {
 		require.NoError(t, err)
 		require.NotEqual(t, "forged", e.Subject, "what nobody signed names nobody")
 	}

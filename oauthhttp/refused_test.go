@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 // TestRefusedClientsLeaveAnEvent: who proved who it is and asks for too much is in the log, with the limit that said no.
@@ -20,7 +21,7 @@ func TestRefusedClientsLeaveAnEvent(t *testing.T) {
 		c.Scopes = apitoken.Scopes{"orders:read"}
 	})
 	list := func(reason string) (out []apitoken.Event) {
-		for e, err := range s.svc.Events(context.Background(), apitoken.EventQuery{Type: apitoken.EventRefused}) {
+		for e, err := range s.svc.Events(context.Background(), apitoken.EventQuery{Type: event.Refused}) {
 			require.NoError(t, err)
 			if e.Reason == reason {
 				out = append(out, e)

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/oauthhttp"
 )
 
@@ -147,7 +148,7 @@ func TestARegistrationNeedsItsToken(t *testing.T) {
 	s.register(m, bearer(once.Reveal())).refused(429, "rate_limited", "an initial token that is good for one client")
 	s.register(m, bearer(initial)).ok()
 	var made apitoken.Event
-	for e, err := range s.svc.Events(ctx, apitoken.EventQuery{Type: apitoken.EventClientChanged}) {
+	for e, err := range s.svc.Events(ctx, apitoken.EventQuery{Type: event.ClientChanged}) {
 		require.NoError(t, err)
 		made = e
 		break

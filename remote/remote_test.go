@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/remote"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/boltstore"
@@ -298,7 +299,7 @@ func TestFeedNeedsARight(t *testing.T) {
 		}
 	}
 	var refused []apitoken.Event
-	for e, err := range s.svc.Events(s.ctx, apitoken.EventQuery{Type: apitoken.EventRefused}) {
+	for e, err := range s.svc.Events(s.ctx, apitoken.EventQuery{Type: event.Refused}) {
 		require.NoError(t, err)
 		if e.Reason == "follow" {
 			refused = append(refused, e)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 // Owner is who has to do something about what ends.
@@ -51,7 +52,7 @@ type Announcement struct {
 // Event is the announcement as an audit event, for Service.Alert or an Auditor of the host's own. Its Reason is
 // "expires", and Extra says what ends, when, and how many whole hours are left.
 func (a Announcement) Event() apitoken.Event {
-	e := apitoken.Event{ID: a.ID, Type: apitoken.EventAlert, OK: true, Reason: "expires", Subject: a.Owner, Client: a.Client, Extra: map[string]string{
+	e := apitoken.Event{ID: a.ID, Type: event.Alert, OK: true, Reason: "expires", Subject: a.Owner, Client: a.Client, Extra: map[string]string{
 		"kind": a.Kind, "ends": a.Ends.UTC().Format(time.RFC3339), "hours_left": strconv.Itoa(int(a.Left / time.Hour))}}
 	switch a.Kind {
 	case "apikey":

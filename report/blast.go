@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 )
 
 // Radius is what came from a grant, an API key or an access token: itself and all that was made of it. It holds no secret.
@@ -138,7 +139,7 @@ func Blast(ctx context.Context, s *apitoken.Service, t apitoken.Target) (*Radius
 	if !since.IsZero() {
 		since = since.Add(-clocks) // events are selected by the store's clock
 	}
-	q := apitoken.EventQuery{Type: apitoken.EventExchanged, From: since, OldestFirst: true}
+	q := apitoken.EventQuery{Type: event.Exchanged, From: since, OldestFirst: true}
 	for e, err := range s.Events(ctx, q) {
 		if err != nil {
 			return nil, err
@@ -275,26 +276,26 @@ func (x *Session) fill(ctx context.Context, s *apitoken.Service) error {
 func (x *Session) add(e *apitoken.Event) {
 	at := Seen{e.Time, e.Origin}
 	switch e.Type {
-	case apitoken.EventIssued, apitoken.EventExchanged, apitoken.EventRefreshed:
+	case event.Issued, event.Exchanged, event.Refreshed:
 		x.Tokens++
-		if e.Type == apitoken.EventRefreshed {
+		if e.Type == event.Refreshed {
 			x.Refreshes++
 		}
 		x.Requests = slices.Insert(x.Requests, 0, at)
 		if len(x.Requests) > maxRequests {
 			x.Requests = x.Requests[:maxRequests]
 		}
-		if x.Opened.Time.IsZero() && (e.Type != apitoken.EventRefreshed || x.Kind == "token") {
+		if x.Opened.Time.IsZero() && (e.Type != event.Refreshed || x.Kind == "token") {
 			x.Opened, x.Held = at, e.Scopes
 			x.Subject, x.Client, x.Actor = e.Subject, e.Client, e.Extra["actor"]
 		}
-	case apitoken.EventAPIKeyChanged:
+	case event.APIKeyChanged:
 		if x.Opened.Time.IsZero() && (e.Reason == "created" || strings.HasPrefix(e.Reason, "rotated from ")) {
 			x.Opened = at
 		}
-	case apitoken.EventRefused:
+	case event.Refused:
 		x.Refused += e.Count
-	case apitoken.EventRevoked, apitoken.EventReused, apitoken.EventLeaked:
+	case event.Revoked, event.Reused, event.Leaked:
 		if x.Revoked.Time.IsZero() {
 			x.Revoked, x.Reason = at, e.Reason
 		}

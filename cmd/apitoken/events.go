@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/export"
 )
 
@@ -24,7 +25,7 @@ type eventFilter struct {
 
 // keeps reports whether an event matches what a store cannot select by.
 func (f *eventFilter) keeps(e *apitoken.Event) bool {
-	bad := !e.OK || e.Type == apitoken.EventAlert || e.Type == apitoken.EventReused || e.Type == apitoken.EventLeaked
+	bad := !e.OK || e.Type == event.Alert || e.Type == event.Reused || e.Type == event.Leaked
 	switch {
 	case f.outcome == "good" && bad, f.outcome == "bad" && !bad, f.actor != "" && e.Actor != f.actor:
 		return false
@@ -63,7 +64,7 @@ func (a *app) events(ctx context.Context, f *eventFilter) (err error) {
 	if f.follow && f.to != "" {
 		return usage("", "--follow never ends, and --to does: give one of them")
 	}
-	f.q.Type = apitoken.EventType(f.kind)
+	f.q.Type = event.Type(f.kind)
 	now := time.Now()
 	if f.q.From, err = when(f.from, now); err != nil {
 		return err
@@ -177,7 +178,7 @@ func (a *app) event(e *apitoken.Event) error {
 	}
 	outcome := "ok"
 	switch {
-	case e.Type == apitoken.EventAlert, e.Type == apitoken.EventReused, e.Type == apitoken.EventLeaked:
+	case e.Type == event.Alert, e.Type == event.Reused, e.Type == event.Leaked:
 		outcome = "ALERT"
 	case !e.OK:
 		outcome = "NO"

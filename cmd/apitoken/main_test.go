@@ -18,6 +18,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/admin"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store/boltstore"
 	"github.com/apitoken-go/apitoken/store/pgstore"
 	"github.com/apitoken-go/apitoken/store/pgstore/pgtest"
@@ -344,7 +345,7 @@ func TestOverHTTPS(t *testing.T) {
 	require.Equal(t, refused, r.in(key("orders"), "sessions").code)
 	require.Equal(t, refused, r.in("acme_ak_nothing", "sessions").code)
 	require.Equal(t, done, r.in(key("operate"), "revoke", "subject", "alice", "--reason", "a test", "--as", "somebody").code)
-	list, _, err := svc.EventPage(ctx, apitoken.EventQuery{Type: apitoken.EventRevoked}, "", 1)
+	list, _, err := svc.EventPage(ctx, apitoken.EventQuery{Type: event.Revoked}, "", 1)
 	require.NoError(t, err)
 	require.Equal(t, "olga", list[0].Actor)
 	r.common = []string{"--admin", server.URL, "--api-key-file", "-"}

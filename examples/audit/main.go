@@ -24,6 +24,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/httpauth"
 	"github.com/apitoken-go/apitoken/ledger"
 	"github.com/apitoken-go/apitoken/misuse"
@@ -265,7 +266,7 @@ func (b *bank) policy(_ context.Context, a misuse.Alert) misuse.Action {
 func (b *bank) alerts(ctx context.Context) error {
 	w := tabwriter.NewWriter(b.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "   event\twhat\twhose\tcount\taction\toutcome")
-	for _, kind := range []apitoken.EventType{apitoken.EventAlert, apitoken.EventReused, apitoken.EventRevoked} {
+	for _, kind := range []event.Type{event.Alert, event.Reused, event.Revoked} {
 		for e, err := range b.svc.Events(ctx, apitoken.EventQuery{Type: kind, OldestFirst: true}) {
 			if err != nil {
 				return err

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/httpauth"
 	"github.com/apitoken-go/apitoken/store/boltstore"
 )
@@ -232,7 +233,7 @@ func audit(ctx context.Context, out io.Writer, svc *apitoken.Service) error {
 			detail = "scope " + e.Scopes.String()
 		case e.Count > 1:
 			detail = fmt.Sprintf("%s, %d times", e.Reason, e.Count)
-		case e.Type == apitoken.EventKeyChanged:
+		case e.Type == event.KeyChanged:
 			detail = e.Reason + ", " + e.Extra["alg"]
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", e.Time.Format("15:04:05.000"), e.Type, ok, e.Actor, e.Subject, detail)

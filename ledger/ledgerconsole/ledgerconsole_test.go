@@ -12,6 +12,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/console"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/ledger"
 	"github.com/apitoken-go/apitoken/ledger/ledgerconsole"
 	"github.com/apitoken-go/apitoken/store/memstore"
@@ -116,7 +117,7 @@ func TestAProofThatOthersCheck(t *testing.T) {
 	_, err := w.ledger.Seal(ctx)
 	require.NoError(t, err)
 	var id string
-	for e, err := range w.svc.Events(ctx, apitoken.EventQuery{Type: apitoken.EventIssued}) {
+	for e, err := range w.svc.Events(ctx, apitoken.EventQuery{Type: event.Issued}) {
 		require.NoError(t, err)
 		id = e.ID
 	}

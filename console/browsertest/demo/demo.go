@@ -12,6 +12,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/console"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
@@ -162,7 +163,7 @@ func (d *Demo) history() error {
 	do(err)
 	do(d.Advance(2 * time.Minute))
 	d.KeyID, d.Old = sync, bridge
-	list, _, err := d.Service.EventPage(context.Background(), apitoken.EventQuery{Type: apitoken.EventAlert}, "", 1)
+	list, _, err := d.Service.EventPage(context.Background(), apitoken.EventQuery{Type: event.Alert}, "", 1)
 	do(err)
 	if len(list) > 0 {
 		d.EventID = list[0].ID

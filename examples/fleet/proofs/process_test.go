@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/examples/fleet/cut"
 )
 
@@ -107,7 +108,7 @@ func do(ctx context.Context, svc *apitoken.Service, q question) (r reply) {
 		err = svc.SigningKeys.RotateSecrets(ctx)
 	case "spent": // whether signing keys have moved under the newest root secret
 		err = errors.New("not yet")
-		for e, eerr := range svc.Events(ctx, apitoken.EventQuery{Type: apitoken.EventKeyChanged}) {
+		for e, eerr := range svc.Events(ctx, apitoken.EventQuery{Type: event.KeyChanged}) {
 			if eerr != nil {
 				err = eerr
 				break

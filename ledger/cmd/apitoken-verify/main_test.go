@@ -16,6 +16,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/ledger"
 )
 
@@ -37,7 +38,7 @@ func TestCommand(t *testing.T) {
 	write := func(name string, data []byte) { require.NoError(t, os.WriteFile(file(name), data, 0o600)) }
 	add := func(from, to int, name string) {
 		for i := from; i < to; i++ {
-			require.NoError(t, led.Audit(ctx, apitoken.Event{ID: fmt.Sprintf("e%03d", i), Time: time.UnixMilli(1e12), Type: apitoken.EventIssued, Subject: "alice"}))
+			require.NoError(t, led.Audit(ctx, apitoken.Event{ID: fmt.Sprintf("e%03d", i), Time: time.UnixMilli(1e12), Type: event.Issued, Subject: "alice"}))
 		}
 		signed, err := led.Seal(ctx)
 		require.NoError(t, err)
