@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -308,46 +309,48 @@ func TestHostileNamesAreTextForOperatorsToo(t *testing.T) {
 
 func TestOperatorsOfAStoreThatHangs(t *testing.T) {
 	t.Parallel()
-	st, config := slow(t)
-	x := newHost(t, nil, config)
-	key, _ := x.newKey("alice", "hers")
-	access := x.svc.Mint("alice", "orders:read")
-	x.newClient()
-	require.NoError(t, x.good(key)) // known here from now on
-	pages := x.adminPages("alice", "gateway")
-	st.down.Store(true)
-	for range 6 { // until every turn of a read is taken by one that hangs
-		var all sync.WaitGroup
-		for _, path := range pages[:12] {
-			all.Add(1)
-			go func() {
-				defer all.Done()
-				began := time.Now()
-				a := x.get("olga/operator", path)
-				assert.Less(t, time.Since(began), 2*time.Second, path)
-				assert.Contains(t, []int{200, 503}, a.StatusCode, path)
-			}()
+	synctest.Test(t, func(t *testing.T) {
+		st, config := slow(t)
+		x := newHost(t, nil, config)
+		key, _ := x.newKey("alice", "hers")
+		access := x.svc.Mint("alice", "orders:read")
+		x.newClient()
+		require.NoError(t, x.good(key)) // known here from now on
+		pages := x.adminPages("alice", "gateway")
+		st.down.Store(true)
+		for range 6 { // until every turn of a read is taken by one that hangs
+			var all sync.WaitGroup
+			for _, path := range pages[:12] {
+				all.Add(1)
+				go func() {
+					defer all.Done()
+					began := time.Now()
+					a := x.get("olga/operator", path)
+					assert.Less(t, time.Since(began), 2*time.Second, path)
+					assert.Contains(t, []int{200, 503}, a.StatusCode, path)
+				}()
+			}
+			all.Wait()
 		}
-		all.Wait()
-	}
-	a := x.get("olga/operator", "/admin")
-	require.Equal(t, 200, a.StatusCode)
-	require.Contains(t, a.body, "Not known now")
-	require.Contains(t, a.body, "not known yet")
+		a := x.get("olga/operator", "/admin")
+		require.Equal(t, 200, a.StatusCode)
+		require.Contains(t, a.body, "Not known now")
+		require.Contains(t, a.body, "not known yet")
 
-	// Revoking stays possible: it is in force here when the page says that it may not be written yet.
-	began := time.Now()
-	a = x.post("olga/operator", "/admin/subjects/alice/revoke", url.Values{"what": {"all"}, "confirm": {"alice"}, "reason": {"stolen"}})
-	require.Less(t, time.Since(began), 2*time.Second)
-	require.Equal(t, 503, a.StatusCode)
-	require.Contains(t, a.body, "refused in this process already")
-	require.Contains(t, a.body, `name="confirm" value="alice"`, "the same form is offered again")
-	require.Error(t, x.good(access))
-	require.Error(t, x.good(key))
+		// Revoking stays possible: it is in force here when the page says that it may not be written yet.
+		began := time.Now()
+		a = x.post("olga/operator", "/admin/subjects/alice/revoke", url.Values{"what": {"all"}, "confirm": {"alice"}, "reason": {"stolen"}})
+		require.Less(t, time.Since(began), 2*time.Second)
+		require.Equal(t, 503, a.StatusCode)
+		require.Contains(t, a.body, "refused in this process already")
+		require.Contains(t, a.body, `name="confirm" value="alice"`, "the same form is offered again")
+		require.Error(t, x.good(access))
+		require.Error(t, x.good(key))
 
-	a = x.post("olga/operator", "/admin/explain/leaked", url.Values{"text": {key}, "reason": {"x"}})
-	require.NotContains(t, a.body, key, "what was pasted is not repeated")
-	st.release()
+		a = x.post("olga/operator", "/admin/explain/leaked", url.Values{"text": {key}, "reason": {"x"}})
+		require.NotContains(t, a.body, key, "what was pasted is not repeated")
+		st.release()
+	})
 }
 
 func TestAnOldViewIsSaidOnEveryPage(t *testing.T) {
