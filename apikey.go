@@ -40,6 +40,7 @@ type APIKey struct {
 	UsedScopes       Scopes // as Usage.Scopes; in what is listed and got only
 	Uses             uint64
 	MaxUses          uint64 // together with those that it was rotated from; zero: unlimited
+	UsesPer          string // as APIKeyRequest.UsesPer
 	Rate             Rate
 	Replaced         time.Time // when a rotated key stops working; zero: not rotated
 	Revoked          bool
@@ -55,8 +56,11 @@ type APIKeyRequest struct {
 	Scopes  Scopes
 	Expires time.Time // zero: as Lifetimes.APIKey says
 	MaxUses uint64    // zero: unlimited; else the key is good where uses are counted: in processes with the store
-	Rate    Rate      // counted there too, in each process for itself
-	Claims  any       // as Request.Claims
+	// UsesPer fills MaxUses up again at the start of each "hour", "day" or "month" of UTC, whatever was left. Empty: never. A process
+	// whose clock is ahead begins an interval early, for all; no interval is filled up twice.
+	UsesPer string
+	Rate    Rate // counted there too, in each process for itself
+	Claims  any  // as Request.Claims
 	// Metadata is the host's own, at most 2 KiB as JSON; a rotated key's successor has it too.
 	Metadata map[string]string
 }
@@ -101,6 +105,7 @@ type apiKeyRecord struct {
 	Replaced int64           `json:"replaced,omitempty"`
 	Revoked  int64           `json:"revoked,omitempty"`
 	MaxUses  uint64          `json:"max_uses,omitempty"`
+	Per      usage.Interval  `json:"per,omitempty"`     // in which MaxUses are filled up
 	Counter  string          `json:"counter,omitempty"` // of its uses: the ID of the key that it was rotated from; empty: its own
 	Rate     Rate            `json:"rate,omitzero"`
 	Birth    store.Position  `json:"birth"`
@@ -278,7 +283,7 @@ func (s *core) hasKeys(ctx context.Context, kind, id string) bool {
 
 func (rec *apiKeyRecord) public(id string) APIKey {
 	x := APIKey{ID: id, Subject: rec.Subject, Name: rec.Name, Start: rec.Start, Last: rec.Last, Scopes: append(Scopes(nil), rec.Scopes...), Created: time.UnixMilli(rec.Created),
-		MaxUses: rec.MaxUses, Rate: rec.Rate, Revoked: rec.Revoked != 0, Disabled: rec.Disabled != 0, Metadata: rec.metadata()}
+		MaxUses: rec.MaxUses, UsesPer: string(rec.Per), Rate: rec.Rate, Revoked: rec.Revoked != 0, Disabled: rec.Disabled != 0, Metadata: rec.metadata()}
 	if rec.Expires != 0 {
 		x.Expires = time.UnixMilli(rec.Expires)
 	}
@@ -419,8 +424,8 @@ func (k *APIKeys) plan(r APIKeyRequest) (*apiKeyRecord, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.Rate.Burst < 0 || r.Rate.Per < 0 || (r.Rate.Burst == 0) != (r.Rate.Per == 0) {
-		return nil, fail(ErrInvalidRequest, "a Rate has both Burst and Per, or neither")
+	if err := checkLimits(r.MaxUses, r.UsesPer, r.Rate); err != nil {
+		return nil, err
 	}
 	limit := k.s.cfg.Lifetimes.APIKey
 	switch {
@@ -446,7 +451,8 @@ func (k *APIKeys) plan(r APIKeyRequest) (*apiKeyRecord, error) {
 	if err != nil {
 		return nil, err
 	}
-	rec := &apiKeyRecord{V: 1, Subject: r.Subject, Name: r.Name, Meta: meta, Scopes: scopes, Claims: claims, MaxUses: r.MaxUses, Rate: r.Rate}
+	rec := &apiKeyRecord{V: 1, Subject: r.Subject, Name: r.Name, Meta: meta, Scopes: scopes, Claims: claims,
+		MaxUses: r.MaxUses, Per: usage.Interval(r.UsesPer), Rate: r.Rate}
 	if !r.Expires.IsZero() {
 		rec.Expires = r.Expires.UnixMilli()
 	}
@@ -473,6 +479,19 @@ func (k *APIKeys) holdsClaims(claims []byte) error {
 func checkKeyName(name string) error {
 	if len(name) > maxKeyName || !text.PlainText(name) {
 		return fail(ErrInvalidRequest, "a key's name has at most %d bytes of UTF-8 without control characters", maxKeyName)
+	}
+	return nil
+}
+
+// checkLimits refuses limits of a key's use that make no sense.
+func checkLimits(uses uint64, per string, rate Rate) error {
+	switch {
+	case rate.Burst < 0 || rate.Per < 0 || (rate.Burst == 0) != (rate.Per == 0):
+		return fail(ErrInvalidRequest, "a Rate has both Burst and Per, or neither")
+	case !usage.Interval(per).Known():
+		return fail(ErrInvalidRequest, `UsesPer is "hour", "day", "month" or empty`)
+	case per != "" && uses == 0:
+		return fail(ErrInvalidRequest, "UsesPer without MaxUses limits nothing")
 	}
 	return nil
 }
@@ -599,6 +618,15 @@ func (rec *apiKeyRecord) counter(id string) string {
 	return id
 }
 
+// limit is how often the key may be used, with what stands for its own ID.
+func (rec *apiKeyRecord) limit(id string) usage.Limit {
+	l := usage.Limit{Counter: rec.counter(id), Max: rec.MaxUses, Per: rec.Per}
+	if rec.Expires != 0 { // never before the key's own record: a count that is gone would begin again
+		l.Expires = rec.Expires + int64((keySlack+ruleSlack)/time.Millisecond)
+	}
+	return l
+}
+
 // end is when the key stops working, Unix ms; 0: never.
 func (rec *apiKeyRecord) end() int64 {
 	end := rec.Expires
@@ -654,11 +682,16 @@ func (k *APIKeys) Get(ctx context.Context, id string) (_ APIKey, err error) {
 	if err != nil {
 		return APIKey{}, err
 	}
-	return k.used(ctx, rec.public(id), rec.counter(id)), nil
+	return k.used(ctx, id, &rec), nil
 }
 
-func (k *APIKeys) used(ctx context.Context, x APIKey, counter string) APIKey {
-	k.exhausted(ctx, &x, counter)
+// used is what a record says of a key, with its use.
+func (k *APIKeys) used(ctx context.Context, id string, rec *apiKeyRecord) APIKey {
+	x := rec.public(id)
+	if x.MaxUses > 0 {
+		spent, err := k.s.audit.uses.Exhausted(ctx, rec.limit(id))
+		x.spent = err == nil && spent
+	}
 	if u, err := k.s.audit.usage(ctx, usage.APIKey, x.ID); err == nil {
 		x.Uses, x.LastUsed, x.UsedScopes = u.Count, u.Last, u.Scopes
 		if len(u.Addresses) > 0 {
@@ -715,7 +748,7 @@ func (k *APIKeys) list(ctx context.Context, subject string, p Page, use bool) it
 			}
 			x := rec.public(r.ID)
 			if use {
-				x = k.used(ctx, x, rec.counter(r.ID))
+				x = k.used(ctx, r.ID, &rec)
 			}
 			if !yield(x, nil) {
 				return
@@ -759,7 +792,7 @@ func (k *APIKeys) changeAs(ctx context.Context, id string, how func() Event, f f
 		if errors.Is(err, store.ErrConflict) {
 			continue
 		}
-		return k.used(ctx, rec.public(id), rec.counter(id)), err
+		return k.used(ctx, id, &rec), err
 	}
 	return APIKey{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel changes of API key " + id}
 }
@@ -819,11 +852,11 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 		if rec.MaxUses > 0 {
 			// Both count together: while both work, neither adds to what one of them might do.
 			next.Counter = rec.counter(id)
-			used, _, err := k.s.audit.uses.Spent(ctx, next.Counter)
+			spent, err := k.s.audit.uses.Exhausted(ctx, rec.limit(id))
 			if err != nil {
 				return APIKey{}, Secret{}, public(err)
 			}
-			if used.N >= rec.MaxUses {
+			if spent && rec.Per == "" {
 				return APIKey{}, Secret{}, fail(ErrLimited, "the key has no uses left")
 			}
 		}
@@ -911,9 +944,7 @@ type knownKey struct {
 	use     *usage.Counter
 	meter   *usage.Meter
 	rate    Rate
-	maxUses uint64
-	counter string                   // of its uses
-	expires int64                    // as it was made, Unix ms; 0: never
+	limit   usage.Limit
 	old     *oldHash                 // of an imported key
 	proved  atomic.Pointer[[32]byte] // our hash of the text that the host's hash was found to be of
 	// tag is the kid and the tag of the key's text, once they were verified: a known key then needs no MAC.
@@ -981,8 +1012,8 @@ func (k *APIKeys) entry(r store.Record) (*knownKey, error) {
 	if end != 0 { // also what Rotate left it
 		spec.ExpiresAt = time.UnixMilli(end)
 	}
-	e := &knownKey{hash: rec.Hash, old: rec.Old, end: end, rule: rec.ruleSubject(r.ID), maxUses: rec.MaxUses, rate: rec.Rate, meter: usage.NewMeter(),
-		counter: rec.counter(r.ID), expires: rec.Expires, makers: makers}
+	e := &knownKey{hash: rec.Hash, old: rec.Old, end: end, rule: rec.ruleSubject(r.ID), limit: rec.limit(r.ID), rate: rec.Rate, meter: usage.NewMeter(),
+		makers: makers}
 	e.d = makeToken(spec, rec.Claims).d
 	e.d.ends = new(atomic.Int64)
 	e.d.ends.Store(end)
@@ -1126,17 +1157,11 @@ func (k *APIKeys) consume(ctx context.Context, id string) error {
 	if ok, wait := e.meter.Take(k.s.now(), e.rate.Burst, e.rate.Per); !ok {
 		return &Error{Code: ErrLimited, RetryAfter: wait, Detail: "the API key's rate"}
 	}
-	if e.maxUses == 0 {
+	if e.limit.Max == 0 {
 		return nil
 	}
 
 	ctx, cancel := context.WithTimeout(ctx, commit.Timeout) // all who wait for a store that hangs wait no longer than one
 	defer cancel()
-	return public(e.meter.Use(ctx, func(ctx context.Context) (uint64, error) {
-		var expires int64
-		if e.expires != 0 { // never before the key's own record: a count that is gone would begin again
-			expires = e.expires + int64((keySlack+ruleSlack)/time.Millisecond)
-		}
-		return k.s.audit.uses.Reserve(ctx, e.counter, e.maxUses, expires)
-	}))
+	return public(e.meter.Use(ctx, k.s.audit.uses, e.limit))
 }

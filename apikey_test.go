@@ -3,6 +3,7 @@ package apitoken_test
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
 func TestAPIKeyLife(t *testing.T) {
@@ -170,6 +172,109 @@ func TestUsesAreNeverExceeded(t *testing.T) {
 		_, err = apitoken.Authorize(ctx, list[0], apitoken.Bearer(secret.Reveal()), apitoken.AllOf("none"))
 		require.ErrorIs(t, err, apitoken.ErrInsufficientScope, "a request that is refused consumes nothing")
 	}
+}
+
+// In each interval of UTC a key has its uses anew, and no more than these, whichever processes take them and however they race at the
+// turn.
+func TestUsesAreFilledUpEachInterval(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	at := &clock{}
+	at.Advance(time.Now().UTC().Truncate(24 * time.Hour).Add(36 * time.Hour).Sub(at.Now())) // noon
+	st := memstore.NewWithClock(at.Now)
+	withClock := func(c *apitoken.Config) { c.Now = at.Now }
+	list := []*apitoken.Service{serviceOn(t, st, withClock), serviceOn(t, st, withClock)}
+	advance := func(d time.Duration) {
+		at.Advance(d)
+		for _, svc := range list {
+			require.NoError(t, svc.Sync(ctx))
+		}
+	}
+	take := func(secret apitoken.Secret, tries int) (taken int64) {
+		var n atomic.Int64
+		var wg sync.WaitGroup
+		for i := range 8 {
+			wg.Go(func() {
+				for range tries {
+					if authorize(list[i%2], ctx, secret, apitoken.Authenticated()) == nil {
+						n.Add(1)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		return n.Load()
+	}
+	for _, limit := range []uint64{5, 100} {
+		advance(at.Now().UTC().Truncate(24 * time.Hour).Add(36 * time.Hour).Sub(at.Now())) // tomorrow's noon
+		key, secret, err := list[0].APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", MaxUses: limit, UsesPer: "day"})
+		require.NoError(t, err)
+		require.Equal(t, "day", key.UsesPer)
+		for day := range 3 {
+			n := take(secret, int(limit))
+			require.LessOrEqual(t, n, int64(limit), "day %d", day)
+			require.GreaterOrEqual(t, n, int64(limit-limit/16), "a process may sit on one batch")
+			err := errors.Join(authorize(list[0], ctx, secret, apitoken.Authenticated()), authorize(list[1], ctx, secret, apitoken.Authenticated()))
+			require.ErrorIs(t, err, apitoken.ErrLimited)
+			var e *apitoken.Error
+			require.ErrorAs(t, err, &e)
+			require.InDelta(t, 12*time.Hour, e.RetryAfter, float64(time.Hour), "until midnight")
+			key, err = list[1].APIKeys.Get(ctx, key.ID)
+			require.NoError(t, err)
+			require.Equal(t, "exhausted", key.State(at.Now()))
+			advance(24 * time.Hour)
+			key, err = list[1].APIKeys.Get(ctx, key.ID)
+			require.NoError(t, err)
+			require.Equal(t, "active", key.State(at.Now()))
+		}
+
+		// What a process had reserved and not used ends with the day.
+		require.NoError(t, authorize(list[0], ctx, secret, apitoken.Authenticated()))
+		advance(24 * time.Hour)
+		require.LessOrEqual(t, take(secret, int(limit)), int64(limit))
+
+		// A rotated key fills up with the one that it stands for.
+		advance(24 * time.Hour)
+		next, fresh, err := list[0].APIKeys.Rotate(ctx, key.ID, 72*time.Hour)
+		require.NoError(t, err)
+		require.Equal(t, "day", next.UsesPer)
+		require.NoError(t, list[1].Sync(ctx))
+		require.LessOrEqual(t, take(secret, int(limit))+take(fresh, int(limit)), int64(limit))
+		advance(24 * time.Hour)
+		require.LessOrEqual(t, take(fresh, int(limit))+take(secret, int(limit)), int64(limit))
+
+		// The host gives it more at once, or less, or by the hour; what was used today counts.
+		advance(24 * time.Hour)
+		require.NotZero(t, take(fresh, int(limit)))
+		_, err = edit(list[0].APIKeys, next.ID, func(x *apitoken.APIKey) { x.MaxUses += 16 })
+		require.NoError(t, err)
+		require.NoError(t, list[1].Sync(ctx))
+		n := take(fresh, int(limit))
+		require.LessOrEqual(t, n, int64(16+limit/16))
+		require.NotZero(t, n)
+		_, err = edit(list[0].APIKeys, next.ID, func(x *apitoken.APIKey) { x.MaxUses = 1 })
+		require.NoError(t, err)
+		require.NoError(t, list[1].Sync(ctx))
+		require.Zero(t, take(fresh, 3))
+		_, err = edit(list[0].APIKeys, next.ID, func(x *apitoken.APIKey) { x.UsesPer = "hour" })
+		require.NoError(t, err)
+		require.NoError(t, list[1].Sync(ctx))
+		advance(time.Hour)
+		require.EqualValues(t, 1, take(fresh, 3))
+		_, err = edit(list[0].APIKeys, next.ID, func(x *apitoken.APIKey) { x.UsesPer = "" })
+		require.NoError(t, err)
+		advance(48 * time.Hour)
+		require.Zero(t, take(fresh, 3), "it is filled up no more")
+	}
+
+	// The turn of the interval comes while they race.
+	_, secret, err := list[0].APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", MaxUses: 40, UsesPer: "hour"})
+	require.NoError(t, err)
+	var turn sync.WaitGroup
+	turn.Go(func() { at.Advance(time.Hour) })
+	n := take(secret, 40)
+	turn.Wait()
+	require.LessOrEqual(t, n+take(secret, 40), int64(80))
 }
 
 func TestRate(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/text"
+	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -37,8 +38,8 @@ func (rec *apiKeyRecord) metadata() (m map[string]string) {
 }
 
 // State says what becomes of the key at now: "active", "expired", "revoked", "disabled", "rotated", when another key has taken its
-// place and its overlap is over, or "exhausted", when its MaxUses are used up. Only of what is listed and got is it known that
-// a key is exhausted.
+// place and its overlap is over, or "exhausted", when its MaxUses are used up, in the present interval where UsesPer names one. Only of
+// what is listed and got is it known that a key is exhausted.
 func (x APIKey) State(now time.Time) string {
 	switch {
 	case x.Revoked:
@@ -55,11 +56,14 @@ func (x APIKey) State(now time.Time) string {
 	return "active"
 }
 
-// Edit changes a key. f is given it and changes Name, Scopes, Expires, Metadata and Disabled; what else it changes counts for
-// nothing. It may run more than once, and must not call this service.
+// Edit changes a key. f is given it and changes Name, Scopes, Expires, Metadata, Disabled, MaxUses, UsesPer and Rate; what else it
+// changes counts for nothing. It may run more than once, and must not call this service.
 //
 // The host may do all of that. A caller, in a view made by For, names the key, gives it fewer scopes, an earlier end and other
 // metadata: ErrDenied and ErrInvalidScope, otherwise. ErrNotFound: there is no such key, it is not the caller's, or it has ended.
+//
+// What was used before counts under a new MaxUses too, within the interval that UsesPer names; other processes may have reserved a
+// sixteenth of what remained under the old one, and use that up until they know of the change.
 //
 // A key that is disabled is refused, and works again once it is enabled. What was exchanged for it goes on until it expires: Revoke
 // ends that too.
@@ -89,6 +93,15 @@ func (k *APIKeys) Edit(ctx context.Context, id string, f func(*APIKey) error) (_
 		}
 		if err := k.editExpiry(&was, &x, now); err != nil {
 			return err
+		}
+		if x.MaxUses != was.MaxUses || x.UsesPer != was.UsesPer || x.Rate != was.Rate {
+			if k.view {
+				return fail(ErrDenied, "only the host changes how often an API key may be used")
+			}
+			if err := checkLimits(x.MaxUses, x.UsesPer, x.Rate); err != nil {
+				return err
+			}
+			rec.MaxUses, rec.Per, rec.Rate = x.MaxUses, usage.Interval(x.UsesPer), x.Rate
 		}
 		e = Event{Reason: "changed", Scopes: scopes}
 		switch {
@@ -155,14 +168,4 @@ func (k *APIKeys) editExpiry(was, x *APIKey, now time.Time) error {
 		return fail(ErrInvalidRequest, "Expires is over Lifetimes.APIKey, %s", limit)
 	}
 	return nil
-}
-
-// exhausted notes whether x has uses left.
-func (k *APIKeys) exhausted(ctx context.Context, x *APIKey, counter string) {
-	if x.MaxUses == 0 {
-		return
-	}
-	if spent, _, err := k.s.audit.uses.Spent(ctx, counter); err == nil {
-		x.spent = spent.N >= x.MaxUses
-	}
 }

@@ -38,6 +38,8 @@ func TestEditAPIKey(t *testing.T) {
 	for name, f := range map[string]func(*apitoken.APIKey){
 		"wider": func(x *apitoken.APIKey) { x.Scopes = append(x.Scopes, "admin") }, "later": func(x *apitoken.APIKey) { x.Expires = end.Add(time.Second) },
 		"for ever": func(x *apitoken.APIKey) { x.Expires = time.Time{} }, "disabled": func(x *apitoken.APIKey) { x.Disabled = true },
+		"uses": func(x *apitoken.APIKey) { x.MaxUses = 1 }, "refill": func(x *apitoken.APIKey) { x.MaxUses, x.UsesPer = 1, "day" },
+		"rate": func(x *apitoken.APIKey) { x.Rate = apitoken.Rate{Burst: 1, Per: time.Second} },
 	} {
 		_, err := edit(view, key.ID, f)
 		require.True(t, errors.Is(err, apitoken.ErrDenied) || errors.Is(err, apitoken.ErrInvalidScope), "%s: %v", name, err)
@@ -48,7 +50,7 @@ func TestEditAPIKey(t *testing.T) {
 	changed, err := edit(view, key.ID, func(x *apitoken.APIKey) {
 		x.Name, x.Scopes, x.Expires = "build", apitoken.Scopes{"orders:read"}, end.Add(-time.Minute)
 		x.Metadata["team"] = "shop"
-		x.Subject, x.MaxUses, x.Uses = "bob", 1, 1 // count for nothing
+		x.Subject, x.Uses = "bob", 1 // count for nothing
 	})
 	require.NoError(t, err)
 	require.Equal(t, "alice", changed.Subject)
@@ -63,11 +65,14 @@ func TestEditAPIKey(t *testing.T) {
 
 	// The host.
 	for name, f := range map[string]func(*apitoken.APIKey){
-		"a name":     func(x *apitoken.APIKey) { x.Name = "\x00" },
-		"metadata":   func(x *apitoken.APIKey) { x.Metadata = map[string]string{"x": strings.Repeat("x", 2048)} },
-		"a value":    func(x *apitoken.APIKey) { x.Metadata = map[string]string{"x": "\n"} },
-		"an end":     func(x *apitoken.APIKey) { x.Expires = time.Now().Add(-time.Second) },
-		"a far year": func(x *apitoken.APIKey) { x.Expires = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) },
+		"a name":      func(x *apitoken.APIKey) { x.Name = "\x00" },
+		"metadata":    func(x *apitoken.APIKey) { x.Metadata = map[string]string{"x": strings.Repeat("x", 2048)} },
+		"a value":     func(x *apitoken.APIKey) { x.Metadata = map[string]string{"x": "\n"} },
+		"an end":      func(x *apitoken.APIKey) { x.Expires = time.Now().Add(-time.Second) },
+		"a far year":  func(x *apitoken.APIKey) { x.Expires = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) },
+		"an interval": func(x *apitoken.APIKey) { x.MaxUses, x.UsesPer = 1, "week" },
+		"no uses":     func(x *apitoken.APIKey) { x.UsesPer = "day" },
+		"half a rate": func(x *apitoken.APIKey) { x.Rate.Burst = 1 },
 	} {
 		_, err := edit(svc.APIKeys, key.ID, f)
 		require.ErrorIs(t, err, apitoken.ErrInvalidRequest, name)

@@ -134,7 +134,7 @@ func utc(t time.Time) time.Time {
 
 func keyForm(k apitoken.APIKey) Key {
 	return Key{ID: k.ID, Subject: k.Subject, Name: k.Name, Start: k.Start, Scopes: some(k.Scopes), Created: k.Created.UTC(), Expires: utc(k.Expires),
-		LastUsed: utc(k.LastUsed), LastAddress: k.LastAddress, UsedScopes: k.UsedScopes, Uses: k.Uses, MaxUses: k.MaxUses, Replaced: utc(k.Replaced), Revoked: k.Revoked, Disabled: k.Disabled}
+		LastUsed: utc(k.LastUsed), LastAddress: k.LastAddress, UsedScopes: k.UsedScopes, Uses: k.Uses, MaxUses: k.MaxUses, UsesPer: k.UsesPer, Replaced: utc(k.Replaced), Revoked: k.Revoked, Disabled: k.Disabled}
 }
 
 func (a *api) keys(ctx context.Context, q KeyQuery) (Page[Key], error) {
@@ -153,7 +153,8 @@ func (a *api) key(ctx context.Context, in ID) (Key, error) {
 }
 
 func (a *api) createKey(ctx context.Context, in NewKey) (MadeKey, error) {
-	k, secret, err := a.svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: in.Subject, Name: in.Name, Scopes: in.Scopes, Expires: in.Expires, MaxUses: in.MaxUses})
+	k, secret, err := a.svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: in.Subject, Name: in.Name, Scopes: in.Scopes, Expires: in.Expires,
+		MaxUses: in.MaxUses, UsesPer: in.UsesPer})
 	return MadeKey{keyForm(k), secret.Reveal()}, err
 }
 

@@ -80,7 +80,8 @@ type Key struct {
 	UsedScopes  apitoken.Scopes `json:"used_scopes,omitempty"`
 	Uses        uint64          `json:"uses"`
 	MaxUses     uint64          `json:"max_uses,omitempty"`
-	Replaced    time.Time       `json:"replaced,omitzero"` // when a rotated key stops working
+	UsesPer     string          `json:"uses_per,omitempty"` // hour, day or month of UTC, in which MaxUses are filled up; absent: never
+	Replaced    time.Time       `json:"replaced,omitzero"`  // when a rotated key stops working
 	Revoked     bool            `json:"revoked,omitempty"`
 	Disabled    bool            `json:"disabled,omitempty"` // refused until it is enabled again
 }
@@ -104,6 +105,7 @@ type NewKey struct {
 	Scopes  apitoken.Scopes `json:"scopes"`
 	Expires time.Time       `json:"expires,omitzero"` // absent: as the service's lifetimes say
 	MaxUses uint64          `json:"max_uses,omitempty"`
+	UsesPer string          `json:"uses_per,omitempty"` // hour, day or month of UTC, in which MaxUses are filled up; absent: never
 }
 
 // MadeKey is an API key with its secret, which is shown this once.

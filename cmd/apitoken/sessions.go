@@ -140,6 +140,9 @@ func (a *app) key(k admin.Key) {
 	uses := strconv.FormatUint(k.Uses, 10)
 	if k.MaxUses > 0 {
 		uses += " of " + strconv.FormatUint(k.MaxUses, 10)
+		if k.UsesPer != "" { // uses counts all that there ever were
+			uses = strconv.FormatUint(k.Uses, 10) + ", at most " + strconv.FormatUint(k.MaxUses, 10) + " each " + k.UsesPer
+		}
 	}
 	a.list("key", k.ID, "subject", k.Subject, "name", k.Name, "begins with", k.Start, "state", keyState(k), "scopes", k.Scopes.String(), "created", at(k.Created),
 		"expires", or(at(k.Expires), "never"), "replaced", at(k.Replaced), "last used", or(at(k.LastUsed), "never"), "from", k.LastAddress, "uses", uses,
@@ -211,6 +214,7 @@ func (a *app) keyCreate() *cobra.Command {
 	c.Flags().StringSliceVar(&scopes, "scopes", nil, "`scopes`, parted by commas")
 	c.Flags().StringVar(&expires, "expires", "", "how `long` it lives, such as 90d; default: as the service's lifetimes say")
 	c.Flags().Uint64Var(&k.MaxUses, "max-uses", 0, "how often it may be used; 0: no limit")
+	c.Flags().StringVar(&k.UsesPer, "uses-per", "", "fill that up each `hour`, day or month (UTC)")
 	return c
 }
 
