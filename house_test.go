@@ -21,6 +21,9 @@ func TestTheHouse(t *testing.T) {
 		return f
 	}
 	require.NoError(t, filepath.WalkDir("internal", func(name string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && name == filepath.Join("internal", "operate") {
+			return fs.SkipDir // in front of the root, which can't import it: two packages for operators share it
+		}
 		if err == nil && strings.HasSuffix(name, ".go") {
 			for _, x := range parse(name).Imports {
 				require.NotEqual(t, `"github.com/apitoken-go/apitoken"`, x.Path.Value, name)

@@ -110,6 +110,20 @@ func (cs *Clients) Keep(ctx context.Context, id string) error {
 // Temporary is the number of clients that end by themselves, as this process knows them.
 func (cs *Clients) Temporary() int { return int(cs.passing.Load()) }
 
+// Count is the number of clients, and of those that are disabled, from this process's memory. It reads no store.
+func (cs *Clients) Count() (all, disabled int) {
+	now := cs.s.now()
+	cs.known.Range(func(_, v any) bool {
+		if k := v.(*knownClient); !k.ended(now) {
+			if all++; k.Disabled {
+				disabled++
+			}
+		}
+		return true
+	})
+	return all, disabled
+}
+
 // passing is 1 for a client that ends by itself.
 func (k *knownClient) passing() int64 {
 	if k == nil || k.Expires.IsZero() {

@@ -30,6 +30,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/httpauth"
+	"github.com/apitoken-go/apitoken/internal/operate"
 )
 
 // Options configure Handler, Serve and Local.
@@ -65,11 +66,11 @@ func Handler(svc *apitoken.Service, o Options) (http.Handler, error) {
 	if svc == nil {
 		return nil, wrong("svc", "is nil")
 	}
-	if !isScope(o.Scope) {
+	if !operate.IsScope(o.Scope) {
 		return nil, wrong("Scope", "is required: what a caller's token must hold, such as operate")
 	}
 	auth := httpauth.New(svc, &httpauth.Options{Realm: "admin", StripCredential: true})
-	mux := (&api{svc: svc, o: o}).mux(func(x *operation, next http.Handler) http.Handler {
+	mux := newAPI(svc, o).mux(func(x *operation, next http.Handler) http.Handler {
 		need := o.Scope + ":read"
 		if x.change {
 			need = o.Scope + ":write"
@@ -87,7 +88,7 @@ func Handler(svc *apitoken.Service, o Options) (http.Handler, error) {
 
 // open is the handler for callers who may do everything: those who may open the socket.
 func open(svc *apitoken.Service, o Options) http.Handler {
-	return (&api{svc: svc, o: o}).mux(func(_ *operation, next http.Handler) http.Handler {
+	return newAPI(svc, o).mux(func(_ *operation, next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			ctx := apitoken.WithActor(r.Context(), actorOf(r.Header.Get(actorHdr)))
 			ctx = apitoken.WithOrigin(ctx, apitoken.Origin{UserAgent: r.UserAgent()})
@@ -120,8 +121,22 @@ func wrong(field, why string) error {
 
 // api is what the operations work on.
 type api struct {
-	svc *apitoken.Service
-	o   Options
+	reader
+	changer changer
+}
+
+// reader is what operations that look have, and changer those that change something.
+type (
+	reader struct {
+		operate.Look
+		o Options
+	}
+	changer struct{ operate.Act }
+)
+
+func newAPI(svc *apitoken.Service, o Options) *api {
+	look, act := operate.New(svc)
+	return &api{reader{look, o}, changer{act}}
 }
 
 // mux serves every operation behind guard.
@@ -147,13 +162,13 @@ type operation struct {
 }
 
 // read makes an operation that looks, by GET with its input in the URL; or by POST where the input must not be in a URL.
-func read[In, Out any](method, path, about string, f func(*api, context.Context, In) (Out, error)) operation {
-	return newOperation(method, path, about, false, f)
+func read[In, Out any](method, path, about string, f func(reader, context.Context, In) (Out, error)) operation {
+	return newOperation(method, path, about, false, func(a *api, ctx context.Context, in In) (Out, error) { return f(a.reader, ctx, in) })
 }
 
 // change makes an operation that changes something.
-func change[In, Out any](method, path, about string, f func(*api, context.Context, In) (Out, error)) operation {
-	return newOperation(method, path, about, true, f)
+func change[In, Out any](method, path, about string, f func(changer, context.Context, In) (Out, error)) operation {
+	return newOperation(method, path, about, true, func(a *api, ctx context.Context, in In) (Out, error) { return f(a.changer, ctx, in) })
 }
 
 func newOperation[In, Out any](method, path, about string, change bool, f func(*api, context.Context, In) (Out, error)) operation {
@@ -191,37 +206,13 @@ type Problem struct {
 	RetryAfter int64  `json:"retry_after_seconds,omitempty"` // with "unavailable" and "limited"
 }
 
-// classes are the errors of the API, the narrower ones first.
-var classes = []struct {
-	name   string
-	err    error
-	status int
-}{
-	{"expired", apitoken.ErrExpired, http.StatusUnauthorized},
-	{"revoked", apitoken.ErrRevoked, http.StatusUnauthorized},
-	{"invalid_token", apitoken.ErrInvalidToken, http.StatusUnauthorized},
-	{"no_token", apitoken.ErrNoToken, http.StatusUnauthorized},
-	{"insufficient_scope", apitoken.ErrInsufficientScope, http.StatusForbidden},
-	{"denied", apitoken.ErrDenied, http.StatusForbidden},
-	{"not_found", apitoken.ErrNotFound, http.StatusNotFound},
-	{"invalid_scope", apitoken.ErrInvalidScope, http.StatusBadRequest},
-	{"invalid_request", apitoken.ErrInvalidRequest, http.StatusBadRequest},
-	{"limited", apitoken.ErrLimited, http.StatusTooManyRequests},
-	{"unavailable", apitoken.ErrUnavailable, http.StatusServiceUnavailable},
-}
-
 // answerError tells an operator what went wrong, the detail included: no error's text holds a credential.
 func answerError(w http.ResponseWriter, err error) {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		err = &apitoken.Error{Code: apitoken.ErrUnavailable, Detail: "the service did not answer in time"}
 	}
-	p, status := Problem{Error: "failed", Detail: err.Error()}, http.StatusInternalServerError
-	for _, c := range classes {
-		if errors.Is(err, c.err) {
-			p.Error, status = c.name, c.status
-			break
-		}
-	}
+	class := operate.ClassOf(err)
+	p := Problem{Error: class.Name, Detail: err.Error()}
 	if e := (*apitoken.Error)(nil); errors.As(err, &e) {
 		if e.Detail != "" {
 			p.Detail = e.Detail
@@ -231,5 +222,5 @@ func answerError(w http.ResponseWriter, err error) {
 		}
 		p.RetryAfter = int64((e.RetryAfter + time.Second - 1) / time.Second)
 	}
-	answer(w, status, p)
+	answer(w, class.Status, p)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/operate"
 )
 
 // Client calls the admin API of a service. It is safe for concurrent use. Its errors are those of the service, for errors.Is.
@@ -141,15 +142,15 @@ func problem(resp *http.Response) error {
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxBody)) // what did not come is not shown
 	var p Problem
 	if json.Unmarshal(b, &p) == nil && p.Error != "" {
-		for _, x := range classes {
-			if x.name == p.Error {
-				return &apitoken.Error{Code: x.err, Detail: p.Detail, RetryAfter: time.Duration(p.RetryAfter) * time.Second}
+		for _, x := range operate.Classes {
+			if x.Name == p.Error {
+				return &apitoken.Error{Code: x.Err, Detail: p.Detail, RetryAfter: time.Duration(p.RetryAfter) * time.Second}
 			}
 		}
 	}
-	for _, x := range classes { // a guard's answer, or of something in between
-		if x.status == resp.StatusCode && x.name != "expired" && x.name != "revoked" {
-			return &apitoken.Error{Code: x.err, Detail: "the admin API answered " + resp.Status}
+	for _, x := range operate.Classes { // a guard's answer, or of something in between
+		if x.Status == resp.StatusCode && x.Name != "expired" && x.Name != "revoked" && x.Name != "invalid_proof" {
+			return &apitoken.Error{Code: x.Err, Detail: "the admin API answered " + resp.Status}
 		}
 	}
 	return fmt.Errorf("admin: the service answered %s: %s", resp.Status, p.Detail)
@@ -202,9 +203,9 @@ func (c *Client) RotateKey(ctx context.Context, id string, overlap time.Duration
 	return call[MadeKey](ctx, c, "POST", "/v1/keys/{id}/rotate", Rotation{id, int64(overlap / time.Second)})
 }
 
-// RenameKey gives an API key another name.
-func (c *Client) RenameKey(ctx context.Context, id, name string) (Key, error) {
-	return call[Key](ctx, c, "POST", "/v1/keys/{id}/rename", Naming{id, name})
+// EditKey changes an API key: what is set in k, and nothing else.
+func (c *Client) EditKey(ctx context.Context, k KeyEdit) (Key, error) {
+	return call[Key](ctx, c, "PATCH", "/v1/keys/{id}", k)
 }
 
 // RevokeKey ends an API key.

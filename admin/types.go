@@ -38,7 +38,10 @@ type Status struct {
 	MaxGrant    float64            `json:"max_session_seconds"`      // the longest session
 	KeyLimit    int                `json:"max_keys_per_subject"`     // 0: no limit
 	GrantLimit  int                `json:"max_sessions_per_subject"` // 0: no limit
-	Backup      bool               `json:"backup"`                   // the service can make one
+	Clients     int                `json:"clients"`
+	Backup      bool               `json:"backup"` // the service can make one
+
+	ClientsDisabled int `json:"clients_disabled"`
 }
 
 // Session is a live grant.
@@ -72,6 +75,8 @@ type Key struct {
 	Subject     string          `json:"subject"`
 	Name        string          `json:"name,omitempty"`
 	Start       string          `json:"start"`
+	Last        string          `json:"last,omitempty"` // its last four characters
+	State       string          `json:"state"`          // active, expired, revoked, disabled, rotated or exhausted
 	Scopes      apitoken.Scopes `json:"scopes"`
 	Created     time.Time       `json:"created"`
 	Expires     time.Time       `json:"expires,omitzero"` // absent: never
@@ -84,6 +89,8 @@ type Key struct {
 	Replaced    time.Time       `json:"replaced,omitzero"`  // when a rotated key stops working
 	Revoked     bool            `json:"revoked,omitempty"`
 	Disabled    bool            `json:"disabled,omitempty"` // refused until it is enabled again
+
+	Metadata map[string]string `json:"metadata,omitempty"`
 }
 
 // KeyQuery selects API keys.
@@ -106,6 +113,8 @@ type NewKey struct {
 	Expires time.Time       `json:"expires,omitzero"` // absent: as the service's lifetimes say
 	MaxUses uint64          `json:"max_uses,omitempty"`
 	UsesPer string          `json:"uses_per,omitempty"` // hour, day or month of UTC, in which MaxUses are filled up; absent: never
+
+	Metadata map[string]string `json:"metadata,omitempty"`
 }
 
 // MadeKey is an API key with its secret, which is shown this once.
@@ -120,10 +129,15 @@ type Rotation struct {
 	Overlap int64  `json:"overlap_seconds"` // how long the older secret works
 }
 
-// Naming gives a name.
-type Naming struct {
-	ID   string `json:"-" path:"id"`
-	Name string `json:"name"`
+// KeyEdit changes an API key. What is not set stays as it is.
+type KeyEdit struct {
+	ID       string            `json:"-" path:"id"`
+	Name     *string           `json:"name,omitempty"`
+	Scopes   *apitoken.Scopes  `json:"scopes,omitempty"`
+	Expires  time.Time         `json:"expires,omitzero"`
+	Never    bool              `json:"never,omitempty"`    // it ends by call only
+	Metadata map[string]string `json:"metadata,omitempty"` // put beside what is there; an empty value takes one away
+	Disabled *bool             `json:"disabled,omitempty"` // refused until it is enabled again
 }
 
 // Ending says why one thing ends.

@@ -11,10 +11,11 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/operate"
 )
 
 func (c *Console) serveAdmin() {
-	c.admin = newAdminState(c.svc)
+	c.admin = newAdminState(c.svc, c.look)
 	for pattern, f := range map[string]func(http.ResponseWriter, *http.Request, *page) error{
 		"GET /admin":                           c.overview,
 		"GET /admin/subjects":                  c.subjects,
@@ -101,7 +102,7 @@ func (p *page) eventRow(e apitoken.Event) eventRow {
 	switch {
 	case e.Type == event.Alert:
 		row.Outcome, row.Class = p.text(sayAlert), "bad"
-	case e.Type == event.Reused || e.Type == event.Leaked:
+	case operate.IsAlert(&e):
 		row.Outcome, row.Class = p.text(sayEnded), "bad"
 	case e.OK:
 		row.Outcome, row.Class = p.text(sayDone), "ok"
@@ -124,10 +125,7 @@ func (c *Console) newest(ctx context.Context, n int, take func(*apitoken.Event) 
 	var fs []func()
 	for i, q := range queries {
 		fs = append(fs, func() {
-			lists[i], errs[i] = ask(ctx, c, func(ctx context.Context) ([]apitoken.Event, error) {
-				page, _, err := c.svc.EventPage(ctx, q, "", 4*n)
-				return page, err
-			})
+			lists[i], _, errs[i] = c.operations(ctx).EventPage(ctx, q, "", 4*n)
 		})
 	}
 	together(fs...)
@@ -163,12 +161,13 @@ type figure struct {
 
 type overviewPage struct {
 	*page
-	Findings, Ending, Clients figure
-	FindingsMore              bool
-	Disabled                  int
-	Ends                      []apitoken.Expiry
-	Refused                   int
-	ByWhy                     [whys]struct {
+	Findings, Ending figure
+	Clients          int
+	FindingsMore     bool
+	Disabled         int
+	Ends             []apitoken.Expiry
+	Refused          int
+	ByWhy            [whys]struct {
 		Name string
 		N    int
 		Fill int
@@ -201,21 +200,17 @@ var sayOverview = say("Overview")
 func (c *Console) overview(w http.ResponseWriter, r *http.Request, p *page) error {
 	p.title, p.nav = p.text(sayOverview), "/admin"
 	p.setFlash(r)
-	ctx := r.Context()
-	v := &overviewPage{page: p, Fresh: c.svc.Freshness(), Backlog: c.svc.Backlog(), Uptime: p.now.Sub(c.admin.started), Since: c.admin.started}
+	ctx, at := r.Context(), p.look.Standing()
+	v := &overviewPage{page: p, Fresh: at.Freshness, Backlog: at.Backlog, Uptime: p.now.Sub(c.admin.started), Since: c.admin.started, Clients: at.Clients, Disabled: at.Disabled}
 	today := p.now.UTC().Truncate(24 * time.Hour)
 	together(
 		func() {
 			f, age, known := c.admin.hygiene.get(ctx, c.admin.ctx)
-			v.Findings, v.FindingsMore = figure{known, len(f.List), age}, f.More
+			v.Findings, v.FindingsMore = figure{known, len(f.Items), age}, f.More
 		},
 		func() {
 			e, age, known := c.admin.expiring.get(ctx, c.admin.ctx)
-			v.Ending, v.Ends = figure{known, e.Total, age}, e.List
-		},
-		func() {
-			n, age, known := c.admin.clients.get(ctx, c.admin.ctx)
-			v.Clients, v.Disabled = figure{known, n.Total, age}, n.Disabled
+			v.Ending, v.Ends = figure{known, e.Total, age}, e.Items
 		},
 		func() {
 			list, known := c.newest(ctx, 5, nil, apitoken.EventQuery{Type: event.Alert}, apitoken.EventQuery{Type: event.Reused}, apitoken.EventQuery{Type: event.Leaked})
@@ -228,7 +223,7 @@ func (c *Console) overview(w http.ResponseWriter, r *http.Request, p *page) erro
 			v.Changes, v.HasChanges = p.eventRows(list), known
 		},
 		func() {
-			list, err := ask(ctx, c, c.svc.SigningKeys.List)
+			list, err := p.look.SigningKeys(ctx)
 			v.HasKeys = err == nil
 			for _, k := range list {
 				if k.State == "active" || k.State == "next" {

@@ -1,14 +1,12 @@
 package console
 
 import (
-	"context"
 	"errors"
 	"html/template"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/apitoken-go/apitoken"
 )
@@ -56,21 +54,18 @@ func (c *Console) clients(w http.ResponseWriter, r *http.Request, p *page) error
 	p.title, p.nav = p.text(sayClients), "/admin/clients"
 	p.setFlash(r)
 	after := r.URL.Query().Get("after")
-	list, err := ask(r.Context(), c, func(ctx context.Context) ([]apitoken.Client, error) {
-		return upTo(pageSize+1, c.svc.Clients.List(ctx, apitoken.Page{After: after, Limit: pageSize + 1}))
-	})
+	list, err := p.look.Clients(r.Context(), after, pageSize)
 	if err != nil {
 		return err
 	}
 	v := &clientsPage{page: p}
-	if len(list) > pageSize {
-		list = list[:pageSize]
-		v.Next = c.url("/admin/clients", query("after", list[len(list)-1].ID))
+	if list.Next != "" {
+		v.Next = c.url("/admin/clients", query("after", list.Next))
 	}
 	if after != "" {
 		v.First = c.url("/admin/clients")
 	}
-	for _, x := range list {
+	for _, x := range list.Items {
 		v.Rows = append(v.Rows, p.client(x))
 	}
 	return p.show(w, http.StatusOK, "clients", v)
@@ -94,7 +89,7 @@ func (c *Console) client(w http.ResponseWriter, r *http.Request, p *page) error 
 
 func (c *Console) showClient(w http.ResponseWriter, r *http.Request, p *page, status int, errs []fieldError, failed template.HTML) error {
 	id := r.PathValue("id")
-	x, err := ask(r.Context(), c, func(ctx context.Context) (apitoken.Client, error) { return c.svc.Clients.Get(ctx, id) })
+	x, err := p.look.Client(r.Context(), id)
 	if err != nil {
 		return err
 	}
@@ -224,13 +219,7 @@ func (c *Console) createClient(w http.ResponseWriter, r *http.Request, p *page) 
 	}
 	var secret apitoken.Secret
 	if len(f.Errors) == 0 {
-		made, err := ask(r.Context(), c, func(ctx context.Context) (m madeClient, err error) {
-			m.did, err = c.svc.DoOnce(ctx, "console:client:"+r.PostForm.Get("once"), p.now.Add(24*time.Hour), func(ctx context.Context) (err error) {
-				m.client, m.secret, err = c.svc.Clients.Create(ctx, x)
-				return err
-			})
-			return m, err
-		})
+		made, err := p.act.CreateClient(r.Context(), "console:client:"+r.PostForm.Get("once"), x)
 		switch {
 		case errors.Is(err, apitoken.ErrInvalidScope):
 			f.Errors = append(f.Errors, fieldError{"sc", p.text(sayErrScopeText)})
@@ -238,11 +227,11 @@ func (c *Console) createClient(w http.ResponseWriter, r *http.Request, p *page) 
 			f.Errors = append(f.Errors, fieldError{"i", p.text(sayErrAny)})
 		case err != nil:
 			return orUnwritten(err, unwritten{What: p.text(sayRegisterOf, x.Name)})
-		case !made.did:
+		case made.Again:
 			http.Redirect(w, r, c.url("/admin/clients", "?done=already"), http.StatusSeeOther)
 			return nil
 		}
-		x, secret = made.client, made.secret
+		x, secret = made.It, made.Secret
 	}
 	if len(f.Errors) > 0 {
 		f.Failed = p.text(sayNoRegister)
@@ -257,12 +246,6 @@ func (c *Console) createClient(w http.ResponseWriter, r *http.Request, p *page) 
 		Facts: [][2]template.HTML{{p.text(sayID), "<code>" + template.HTML(inHTML(x.ID)) + "</code>"}}, Back: c.url("/admin/clients", x.ID), Again: p.text(sayNoSecondClient)})
 }
 
-type madeClient struct {
-	did    bool
-	client apitoken.Client
-	secret apitoken.Secret
-}
-
 var (
 	sayNoSecondClient = say("Loading this page again registers no second client.")
 	sayNoThird        = say("Loading this page again makes no further secret.")
@@ -274,29 +257,20 @@ func (c *Console) rotateSecret(w http.ResponseWriter, r *http.Request, p *page) 
 	if !ok || !isOnce(once) {
 		return errBody
 	}
-	m, err := ask(r.Context(), c, func(ctx context.Context) (m madeClient, err error) {
-		if m.client, err = c.svc.Clients.Get(ctx, id); err != nil {
-			return m, err
-		}
-		m.did, err = c.svc.DoOnce(ctx, "console:secret:"+id+":"+once, p.now.Add(24*time.Hour), func(ctx context.Context) (err error) {
-			m.secret, err = c.svc.Clients.RotateSecret(ctx, id, overlap)
-			return err
-		})
-		return m, err
-	})
+	m, err := p.act.RotateClient(r.Context(), "console:secret:"+id+":"+once, id, overlap)
 	switch {
 	case err != nil:
 		return orUnwritten(err, unwritten{What: p.text(saySecretOf, id)})
-	case !m.did:
+	case m.Again:
 		http.Redirect(w, r, c.url("/admin/clients", id, "?done=already"), http.StatusSeeOther)
 		return nil
 	}
-	p.title, p.nav = p.text(sayNewSecret, cmpOr(m.client.Name, id)), "/admin/clients"
+	p.title, p.nav = p.text(sayNewSecret, cmpOr(m.It.Name, id)), "/admin/clients"
 	facts := [][2]template.HTML{{p.text(sayID), "<code>" + template.HTML(inHTML(id)) + "</code>"}}
 	if overlap > 0 {
 		facts = append(facts, [2]template.HTML{p.text(sayOlder), p.Stamp(p.now.Add(overlap))})
 	}
-	return p.show(w, http.StatusOK, "shown-once", made{page: p, Up: c.url("/admin/clients"), UpText: p.text(sayClients), Heading: p.title, Secret: m.secret.Reveal(),
+	return p.show(w, http.StatusOK, "shown-once", made{page: p, Up: c.url("/admin/clients"), UpText: p.text(sayClients), Heading: p.title, Secret: m.Secret.Reveal(),
 		Facts: facts, Back: c.url("/admin/clients", id), Again: p.text(sayNoThird)})
 }
 
@@ -306,7 +280,7 @@ func (c *Console) revokeClient(w http.ResponseWriter, r *http.Request, p *page) 
 	if len(errs) > 0 {
 		return c.showClient(w, r, p, http.StatusUnprocessableEntity, errs, p.text(sayNotRevoked))
 	}
-	return c.revoke(w, r, apitoken.ByClient(id), reason, p.text(sayRevokeHeld, id), c.url("/admin/clients", id, "?done=held"))
+	return c.revoke(w, r, p, apitoken.ByClient(id), reason, p.text(sayRevokeHeld, id), c.url("/admin/clients", id, "?done=held"))
 }
 
 var (
@@ -347,7 +321,7 @@ func (c *Console) changeClient(w http.ResponseWriter, r *http.Request, p *page) 
 
 func (c *Console) updateClient(w http.ResponseWriter, r *http.Request, p *page, done string, what template.HTML, f func(*apitoken.Client) error) error {
 	id := r.PathValue("id")
-	_, err := ask(r.Context(), c, func(ctx context.Context) (apitoken.Client, error) { return c.svc.Clients.Update(ctx, id, f) })
+	_, err := p.act.UpdateClient(r.Context(), id, f)
 	if err != nil {
 		return orUnwritten(err, unwritten{What: what})
 	}

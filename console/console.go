@@ -35,6 +35,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/operate"
 )
 
 // Role is what an actor may do on the pages for operators.
@@ -135,12 +136,13 @@ type Console struct {
 	o     Options
 	base  string // without a slash at the end
 	set   apitoken.Settings
-	look  looks
+	face  looks
 	mux   *http.ServeMux
 	sites *http.CrossOriginProtection
-	// asking holds the reads that are under way, and changing what forms asked for: reads that hang in a store leave room to revoke.
-	asking, changing chan struct{}
-	admin            *adminState // nil without that face
+	// What operators do, which the admin API does too. Only pages of operators that change something take act: see page.act.
+	look  operate.Look
+	act   operate.Act
+	admin *adminState // nil without that face
 }
 
 // New returns the console of svc. It refuses, with an apitoken.ConfigError that names the field, what would be open or
@@ -149,11 +151,12 @@ func New(svc *apitoken.Service, o Options) (*Console, error) {
 	if svc == nil {
 		return nil, wrong("svc", "is nil")
 	}
-	c := &Console{svc: svc, o: o, set: svc.Settings(), sites: http.NewCrossOriginProtection(), asking: make(chan struct{}, 64), changing: make(chan struct{}, 64)}
+	c := &Console{svc: svc, o: o, set: svc.Settings(), sites: http.NewCrossOriginProtection()}
+	c.look, c.act = operate.New(svc)
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	if err := c.look.build(c); err != nil {
+	if err := c.face.build(c); err != nil {
 		return nil, err
 	}
 	c.mux = http.NewServeMux()
@@ -289,7 +292,7 @@ func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Cross-Origin-Opener-Policy", "same-origin")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	if name, ok := strings.CutPrefix(r.URL.Path, c.base+"/static/"); ok {
-		c.look.serveStatic(w, r, name)
+		c.face.serveStatic(w, r, name)
 		return
 	}
 	h.Set("Cache-Control", "no-store")
@@ -342,6 +345,10 @@ func (c *Console) page(g gate, f func(http.ResponseWriter, *http.Request, *page)
 		}
 		if r.Method == http.MethodPost {
 			ctx = context.WithValue(ctx, changeKey{}, true)
+		}
+		p.look = c.operations(ctx)
+		if g == operator {
+			p.act = &c.act
 		}
 		ctx, cancel := context.WithTimeout(ctx, c.patience(r))
 		defer cancel()
@@ -422,43 +429,15 @@ type changeKey struct{}
 
 // ask runs f, which reads or writes by ctx, and does not wait past ctx's end for a store that does not look at it.
 func ask[T any](ctx context.Context, c *Console, f func(context.Context) (T, error)) (T, error) {
-	type answer struct {
-		v     T
-		err   error
-		panic any // belongs into the goroutine of the request, where net/http expects it
-	}
-	var none T
-	turns := c.asking
+	return operate.Wait(ctx, c.operations(ctx).Turns(), f)
+}
+
+// operations are those that a page may look by. Forms have turns of their own: reads that hang in a store leave room to revoke.
+func (c *Console) operations(ctx context.Context) operate.Look {
 	if ctx.Value(changeKey{}) != nil {
-		turns = c.changing
+		return c.act.Look
 	}
-	select {
-	case turns <- struct{}{}:
-	default: // every one of them waits for a store
-		return none, apitoken.ErrUnavailable
-	}
-	got := make(chan answer, 1)
-	go func() {
-		var a answer
-		defer func() {
-			a.panic = recover()
-			<-turns
-			got <- a
-		}()
-		a.v, a.err = f(ctx)
-	}()
-	select {
-	case a := <-got:
-		if a.panic != nil {
-			panic(a.panic)
-		}
-		if a.err != nil && ctx.Err() != nil {
-			return a.v, apitoken.ErrUnavailable
-		}
-		return a.v, a.err
-	case <-ctx.Done():
-		return none, apitoken.ErrUnavailable
-	}
+	return c.look
 }
 
 // newOnce names one filling-in of a form.

@@ -16,6 +16,7 @@ import (
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/export"
+	"github.com/apitoken-go/apitoken/internal/operate"
 )
 
 // eventFilter is what the page of events selects, as its form says it.
@@ -43,18 +44,13 @@ func (f *eventFilter) query() (apitoken.EventQuery, error) {
 	return q, err
 }
 
-// keeps reports whether an event matches what a store can't select by.
-func (f *eventFilter) keeps(e *apitoken.Event) bool {
-	bad := !e.OK || e.Type == event.Alert || e.Type == event.Reused || e.Type == event.Leaked
-	switch {
-	case f.Outcome == "1" && bad, f.Outcome == "0" && !bad, f.Actor != "" && e.Actor != f.Actor:
-		return false
-	}
-	return true
+// rest is what a store can't select by.
+func (f *eventFilter) rest() operate.Filter {
+	return operate.Filter{Actor: f.Actor, Good: f.Outcome == "1", Bad: f.Outcome == "0"}
 }
 
-// narrow reports that keeps passes events over.
-func (f *eventFilter) narrow() bool { return f.Outcome != "" || f.Actor != "" }
+// narrow reports that rest passes events over.
+func (f *eventFilter) narrow() bool { return f.rest() != operate.Filter{} }
 
 func (f *eventFilter) with(more ...string) string {
 	return query(append([]string{"subject", f.Subject, "client", f.Client, "grant", f.Grant, "token_id", f.TokenID, "type", f.Type, "ok", f.Outcome,
@@ -108,39 +104,30 @@ func (c *Console) showEvents(w http.ResponseWriter, r *http.Request, v *eventsPa
 	if cursor != "" {
 		v.First = c.url("/admin/events", v.with())
 	}
-	type found struct {
-		list []apitoken.Event
-		next string
-	}
-	got, err := ask(r.Context(), c, func(ctx context.Context) (x found, err error) {
-		x.next = cursor
-		for read := 0; read < scanned; {
-			limit := pageSize - len(x.list)
-			if v.narrow() {
-				limit = pageSize // what is passed over must not make pages of a few events
-			}
-			list, next, err := c.svc.EventPage(ctx, q, x.next, limit)
-			if err != nil {
-				return x, err
-			}
-			for i := range list {
-				if v.keeps(&list[i]) {
-					x.list = append(x.list, list[i])
-				}
-			}
-			read += len(list)
-			if x.next = next; next == "" || len(x.list) > 0 && !v.narrow() || len(x.list) >= pageSize/2 {
-				break
+	var list []apitoken.Event
+	next := cursor
+	for read := 0; read < scanned; {
+		limit := pageSize - len(list)
+		if v.narrow() {
+			limit = pageSize // what is passed over must not make pages of a few events
+		}
+		some, more, err := p.look.EventPage(r.Context(), q, next, limit)
+		if err != nil {
+			return err
+		}
+		for i := range some {
+			if v.rest().Keeps(&some[i]) {
+				list = append(list, some[i])
 			}
 		}
-		return x, nil
-	})
-	if err != nil {
-		return err
+		read += len(some)
+		if next = more; next == "" || len(list) > 0 && !v.narrow() || len(list) >= pageSize/2 {
+			break
+		}
 	}
-	v.Rows = p.eventRows(got.list)
-	if got.next != "" {
-		v.Next = c.url("/admin/events", v.with("cursor", got.next))
+	v.Rows = p.eventRows(list)
+	if next != "" {
+		v.Next = c.url("/admin/events", v.with("cursor", next))
 		v.NotAll = v.narrow()
 	}
 	return p.show(w, status, "events", v)
@@ -187,7 +174,7 @@ func (c *Console) export(w http.ResponseWriter, r *http.Request, p *page) error 
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson; charset=utf-8")
 	w.Header().Set("Content-Disposition", `attachment; filename="`+name+`"`)
-	_, err = export.Copy(ctx, c.svc, q, export.Place{}, &filtered{to, &f, http.NewResponseController(w)})
+	_, err = export.Copy(ctx, p.look, q, export.Place{}, &filtered{to, f.rest(), http.NewResponseController(w)})
 	if err != nil {
 		// Something may have been sent by now: whoever reads it must not take it for whole.
 		panic(http.ErrAbortHandler)
@@ -198,14 +185,14 @@ func (c *Console) export(w http.ResponseWriter, r *http.Request, p *page) error 
 // filtered hands on what a filter keeps.
 type filtered struct {
 	export.Writer
-	f *eventFilter
+	f operate.Filter
 	w *http.ResponseController
 }
 
 func (x *filtered) AuditAll(ctx context.Context, list []apitoken.Event) error {
 	var kept []apitoken.Event
 	for i := range list {
-		if x.f.keeps(&list[i]) {
+		if x.f.Keeps(&list[i]) {
 			kept = append(kept, list[i])
 		}
 	}
@@ -250,7 +237,7 @@ var (
 )
 
 func (c *Console) event(w http.ResponseWriter, r *http.Request, p *page) error {
-	e, err := ask(r.Context(), c, func(ctx context.Context) (apitoken.Event, error) { return c.svc.Event(ctx, r.PathValue("id")) })
+	e, err := p.look.Event(r.Context(), r.PathValue("id"))
 	if err != nil {
 		return err
 	}

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
-	"github.com/apitoken-go/apitoken/report"
+	"github.com/apitoken-go/apitoken/internal/operate"
 )
 
 // adminState is what the pages for operators keep between requests.
@@ -18,68 +18,24 @@ type adminState struct {
 	unwatch  func()
 	exports  chan struct{} // holds the exports that are under way
 
-	hygiene  fact[findings]
-	expiring fact[endings]
-	clients  fact[clientCount]
+	hygiene  fact[operate.Findings]
+	expiring fact[operate.Endings]
 }
 
 // Of what a figure keeps, at most: the first that were found.
 const maxFindings = 1000
 
-type findings struct {
-	List []report.Finding
-	More bool
-}
-
-type endings struct {
-	List  []apitoken.Expiry // the first to end first, at most 8
-	Total int
-}
-
-type clientCount struct{ Total, Disabled int }
-
 // expiringWithin is what counts as ending soon.
 const expiringWithin = 7 * 24 * time.Hour
 
-func newAdminState(svc *apitoken.Service) *adminState {
+func newAdminState(svc *apitoken.Service, look operate.Look) *adminState {
 	a := &adminState{started: svc.Now(), exports: make(chan struct{}, 4)}
 	a.ctx, a.stop = context.WithCancel(context.Background())
 	a.refusals.now = svc.Now
 	a.unwatch = svc.Observe(&a.refusals)
-	a.hygiene.read = func(ctx context.Context) (f findings, err error) {
-		for x, err := range report.Hygiene(ctx, svc, report.HygieneConfig{Unused: unused}) {
-			switch {
-			case err != nil:
-				return f, err
-			case len(f.List) == maxFindings:
-				f.More = true
-				return f, nil
-			}
-			f.List = append(f.List, x)
-		}
-		return f, nil
-	}
-	a.expiring.read = func(ctx context.Context) (e endings, err error) {
-		for x, err := range svc.Expiring(ctx, svc.Now().Add(expiringWithin), false) {
-			if err != nil {
-				return e, err
-			}
-			e.Total++
-			e.List = firstToEnd(e.List, x, 8)
-		}
-		return e, nil
-	}
-	a.clients.read = func(ctx context.Context) (n clientCount, err error) {
-		for x, err := range svc.Clients.List(ctx, apitoken.Page{}) {
-			if err != nil {
-				return n, err
-			}
-			n.Total++
-			if x.Disabled {
-				n.Disabled++
-			}
-		}
-		return n, nil
+	a.hygiene.read = func(ctx context.Context) (operate.Findings, error) { return look.Hygiene(ctx, unused, maxFindings) }
+	a.expiring.read = func(ctx context.Context) (operate.Endings, error) {
+		return look.Expiring(ctx, svc.Now().Add(expiringWithin), 8)
 	}
 	return a
 }
@@ -87,19 +43,6 @@ func newAdminState(svc *apitoken.Service) *adminState {
 func (a *adminState) close() {
 	a.unwatch()
 	a.stop()
-}
-
-// firstToEnd puts x into a list of at most n in order of their ends.
-func firstToEnd(list []apitoken.Expiry, x apitoken.Expiry, n int) []apitoken.Expiry {
-	i := len(list)
-	for i > 0 && x.Ends.Before(list[i-1].Ends) {
-		i--
-	}
-	if i == n {
-		return list
-	}
-	list = append(list[:i], append([]apitoken.Expiry{x}, list[i:]...)...)
-	return list[:min(len(list), n)]
 }
 
 const (

@@ -2,7 +2,6 @@ package console
 
 import (
 	"context"
-	"errors"
 	"html/template"
 	"maps"
 	"net/http"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/operate"
 )
 
 // pageSize is how many rows a page shows, at most.
@@ -158,16 +158,15 @@ func (c *Console) listKeys(w http.ResponseWriter, r *http.Request, p *page) erro
 		return err
 	}
 	after := r.URL.Query().Get("after")
-	list, err := ask(r.Context(), c, func(ctx context.Context) ([]apitoken.APIKey, error) {
-		return upTo(pageSize+1, keys.List(ctx, apitoken.Page{After: after, Limit: pageSize + 1}))
+	list, err := ask(r.Context(), c, func(ctx context.Context) (operate.Page[apitoken.APIKey], error) {
+		return operate.Collect(keys.List(ctx, apitoken.Page{After: after}), pageSize, func(k apitoken.APIKey) string { return k.ID })
 	})
 	if err != nil {
 		return err
 	}
 	v := keysPage{page: p}
-	if len(list) > pageSize {
-		list = list[:pageSize]
-		v.Next = c.url("/keys", query("after", list[len(list)-1].ID))
+	if list.Next != "" {
+		v.Next = c.url("/keys", query("after", list.Next))
 	}
 	if after != "" {
 		v.First = c.url("/keys")
@@ -175,35 +174,17 @@ func (c *Console) listKeys(w http.ResponseWriter, r *http.Request, p *page) erro
 	if v.pager == (pager{}) {
 		v.Limit = c.set.Limits.APIKeysPerSubject
 	}
-	for _, k := range list {
+	for _, k := range list.Items {
 		if row := p.row(k); row.Ended {
 			v.Ended = append(v.Ended, row)
 		} else {
 			v.Live = append(v.Live, row)
 		}
 	}
-	if len(list) == 0 && after == "" {
+	if len(list.Items) == 0 && after == "" {
 		return p.show(w, http.StatusOK, "keys-empty", v)
 	}
 	return p.show(w, http.StatusOK, "keys", v)
-}
-
-// upTo collects at most n of a listing. Records that can't be read are passed over: an operator sees them elsewhere.
-func upTo[T any](n int, seq func(func(T, error) bool)) ([]T, error) {
-	var list []T
-	bad := 0
-	for x, err := range seq {
-		if err != nil {
-			if bad++; bad > n || errors.Is(err, apitoken.ErrUnavailable) && len(list) == 0 || !errors.Is(err, apitoken.ErrUnavailable) {
-				return nil, err
-			}
-			continue
-		}
-		if list = append(list, x); len(list) == n {
-			break
-		}
-	}
-	return list, nil
 }
 
 // scopeChoice is one box of the form for a new key.
@@ -701,9 +682,5 @@ func (c *Console) changeKey(w http.ResponseWriter, r *http.Request, p *page, don
 
 // reason is what a red form says of why.
 func (p *page) reason(r *http.Request) (string, error) {
-	reason := strings.TrimSpace(r.PostForm.Get("reason"))
-	if reason == "" || len(reason) > 256 {
-		return "", apitoken.ErrInvalidRequest
-	}
-	return reason, nil
+	return operate.Reason(r.PostForm.Get("reason"))
 }

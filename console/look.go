@@ -19,6 +19,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/operate"
 )
 
 //go:embed static
@@ -328,6 +329,8 @@ type page struct {
 	actor Actor
 	path  string // of the request, below Base
 	now   time.Time
+	look  operate.Look
+	act   *operate.Act // nil: the page is for those who may only look
 
 	title template.HTML
 	nav   string // the place in the menu: its path
@@ -337,10 +340,10 @@ type page struct {
 // show answers with the template of that name, filled in with v, which embeds p.
 func (p *page) show(w http.ResponseWriter, status int, name string, v any) error {
 	var main, whole bytes.Buffer
-	if err := p.c.look.t.ExecuteTemplate(&main, name, v); err != nil {
+	if err := p.c.face.t.ExecuteTemplate(&main, name, v); err != nil {
 		return err
 	}
-	err := p.c.look.t.ExecuteTemplate(&whole, "base", struct {
+	err := p.c.face.t.ExecuteTemplate(&whole, "base", struct {
 		*page
 		Main template.HTML
 	}{p, template.HTML(main.String())}) // as the template engine escaped it
@@ -353,7 +356,7 @@ func (p *page) show(w http.ResponseWriter, status int, name string, v any) error
 	return nil
 }
 
-func (p *page) text(id string, args ...any) template.HTML { return p.c.look.text(id, args...) }
+func (p *page) text(id string, args ...any) template.HTML { return p.c.face.text(id, args...) }
 
 // What templates ask of every page.
 

@@ -1,15 +1,15 @@
 package console
 
 import (
-	"context"
-	"errors"
 	"html/template"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/operate"
 	"github.com/apitoken-go/apitoken/report"
 )
 
@@ -51,7 +51,7 @@ func (c *Console) showSigning(w http.ResponseWriter, r *http.Request, v *signing
 	p := v.page
 	p.title, p.nav = p.text(saySigning), "/admin/signing-keys"
 	v.Rotation = c.set.KeyRotation
-	list, err := ask(r.Context(), c, c.svc.SigningKeys.List)
+	list, err := p.look.SigningKeys(r.Context())
 	if err != nil {
 		return err
 	}
@@ -66,8 +66,8 @@ func (c *Console) showSigning(w http.ResponseWriter, r *http.Request, v *signing
 	return p.show(w, status, "signing-keys", v)
 }
 
-func (c *Console) turn(w http.ResponseWriter, r *http.Request, done string, u unwritten, f func(context.Context) error) error {
-	_, err := ask(r.Context(), c, func(ctx context.Context) (struct{}, error) { return struct{}{}, f(ctx) })
+// turned goes on from what was done to the ring.
+func (c *Console) turned(w http.ResponseWriter, r *http.Request, done string, u unwritten, err error) error {
 	if err != nil {
 		return orUnwritten(err, u)
 	}
@@ -76,7 +76,7 @@ func (c *Console) turn(w http.ResponseWriter, r *http.Request, done string, u un
 }
 
 func (c *Console) rotateKeys(w http.ResponseWriter, r *http.Request, p *page) error {
-	return c.turn(w, r, "turned", unwritten{What: p.text(sayRotateRing)}, c.svc.SigningKeys.Rotate)
+	return c.turned(w, r, "turned", unwritten{What: p.text(sayRotateRing)}, p.act.RotateSigningKeys(r.Context()))
 }
 
 func (c *Console) compromise(w http.ResponseWriter, r *http.Request, p *page) error {
@@ -88,20 +88,16 @@ func (c *Console) compromise(w http.ResponseWriter, r *http.Request, p *page) er
 	if len(errs) > 0 {
 		return c.showSigning(w, r, &signingPage{page: p, Kid: kid, Reason: r.PostForm.Get("reason"), Errors: errs, Failed: p.text(sayNoWithdraw)}, http.StatusUnprocessableEntity)
 	}
-	return c.turn(w, r, "gone", unwritten{What: p.text(sayWithdraw), InForce: true}, func(ctx context.Context) error {
-		return c.svc.SigningKeys.Compromise(ctx, kid, reason)
-	})
+	return c.turned(w, r, "gone", unwritten{What: p.text(sayWithdraw), InForce: true}, p.act.Compromise(r.Context(), kid, reason))
 }
 
 func (c *Console) rootSecret(w http.ResponseWriter, r *http.Request, p *page) error {
+	u := unwritten{What: p.text(sayRoot)}
 	switch r.PostForm.Get("do") {
 	case "rewrap":
-		return c.turn(w, r, "rewrap", unwritten{What: p.text(sayRoot)}, func(ctx context.Context) error {
-			_, err := c.svc.SigningKeys.Rewrap(ctx)
-			return err
-		})
+		return c.turned(w, r, "rewrap", u, p.act.Rewrap(r.Context()))
 	case "secrets":
-		return c.turn(w, r, "secrets", unwritten{What: p.text(sayRoot)}, c.svc.SigningKeys.RotateSecrets)
+		return c.turned(w, r, "secrets", u, p.act.RotateSecrets(r.Context()))
 	}
 	return errBody
 }
@@ -145,8 +141,8 @@ func (c *Console) hygiene(w http.ResponseWriter, r *http.Request, p *page) error
 	if skipping {
 		v.First = c.url("/admin/hygiene", query("finding", v.Finding, "owner", v.Owner))
 	}
-	for i := range f.List {
-		x := &f.List[i]
+	for i := range f.Items {
+		x := &f.Items[i]
 		is := [3]bool{x.NoExpiry, x.Idle > 0, len(x.Unused) > 0 || len(x.Narrower) > 0}
 		if v.Owner != "" && x.Key.Subject != v.Owner {
 			continue
@@ -209,10 +205,9 @@ var (
 	sayGood        = say("It would be let in")
 	sayRefusedFor  = say("Refused: %s")
 	sayRevokeText  = say("Revoke what is in the text")
-	sayVerdictText = map[error]string{
-		apitoken.ErrExpired: say("expired"), apitoken.ErrRevoked: say("revoked"), apitoken.ErrInvalidToken: say("not valid"),
-		apitoken.ErrInsufficientScope: say("a scope is missing"), apitoken.ErrUnavailable: say("it cannot be known now"),
-		apitoken.ErrInvalidProof: say("bound to a key that was not proved"), apitoken.ErrLimited: say("a limit is reached"),
+	sayVerdictText = map[string]string{ // by the class of the refusal
+		"expired": say("expired"), "revoked": say("revoked"), "invalid_token": say("not valid"), "insufficient_scope": say("a scope is missing"),
+		"unavailable": say("it cannot be known now"), "invalid_proof": say("bound to a key that was not proved"), "limited": say("a limit is reached"),
 	}
 )
 
@@ -241,28 +236,18 @@ func (c *Console) explain(w http.ResponseWriter, r *http.Request, p *page) error
 		v.Failed = p.text(sayNoExplain)
 		return p.showExplain(w, http.StatusUnprocessableEntity, v)
 	}
-	need := apitoken.Authenticated()
-	switch {
-	case len(needs) > 0 && v.Any:
-		need = apitoken.AnyOf(needs[0], needs[1:]...)
-	case len(needs) > 0:
-		need = apitoken.AllOf(needs[0], needs[1:]...)
-	}
-	x, err := ask(r.Context(), c, func(ctx context.Context) (apitoken.Explanation, error) {
-		return c.svc.Explain(ctx, apitoken.Bearer(token), need), nil
-	})
+	x, err := p.look.Explain(r.Context(), token, needs, v.Any)
 	if err != nil {
 		return err
 	}
 	v.Asked, v.Good, v.Steps = true, x.Err == nil, x.Steps
 	v.Answer, v.Err = "200", p.text(sayGood)
 	if x.Err != nil {
+		class := operate.ClassOf(x.Err).Name
 		v.Answer = answerOf(x.Err)
-		why := p.text(sayVerdictText[apitoken.ErrInvalidToken])
-		for code, text := range sayVerdictText {
-			if codeOf(x.Err) == code {
-				why = p.text(text)
-			}
+		why := p.text(sayVerdictText["invalid_token"])
+		if text, ok := sayVerdictText[class]; ok {
+			why = p.text(text)
 		}
 		v.Err = p.text(sayRefusedFor, why)
 	}
@@ -272,25 +257,14 @@ func (c *Console) explain(w http.ResponseWriter, r *http.Request, p *page) error
 	return p.showExplain(w, http.StatusOK, v)
 }
 
-// codeOf is the sentinel of an error, the narrowest that fits.
-func codeOf(err error) error {
-	var e *apitoken.Error
-	if errors.As(err, &e) {
-		return e.Code
-	}
-	return err
-}
-
-// answerOf is what a middleware answers to a request with such an error.
+// answerOf is what a middleware answers to a request with such an error (RFC 6750 §3.1, RFC 9449 §7.1).
 func answerOf(err error) string {
-	switch {
-	case errors.Is(err, apitoken.ErrInsufficientScope):
+	switch class := operate.ClassOf(err); class.Name {
+	case "insufficient_scope":
 		return "403 insufficient_scope"
-	case errors.Is(err, apitoken.ErrUnavailable):
-		return "503"
-	case errors.Is(err, apitoken.ErrLimited):
-		return "429"
-	case errors.Is(err, apitoken.ErrInvalidProof):
+	case "unavailable", "limited":
+		return strconv.Itoa(class.Status)
+	case "invalid_proof":
 		return "401 invalid_dpop_proof"
 	}
 	return "401 invalid_token"
@@ -303,14 +277,14 @@ func (c *Console) leaked(w http.ResponseWriter, r *http.Request, p *page) error 
 	if strings.TrimSpace(text) == "" || len(text) > 1<<20 {
 		v.Errors = append(v.Errors, fieldError{"lk", p.text(sayErrText)})
 	}
-	if v.Because == "" || len(v.Because) > 256 {
+	if _, err := operate.Reason(v.Because); err != nil {
 		v.Errors = append(v.Errors, fieldError{"lw", p.text(sayErrReason)})
 	}
 	if len(v.Errors) > 0 {
 		v.Failed = p.text(sayNotRevoked)
 		return p.showExplain(w, http.StatusUnprocessableEntity, v)
 	}
-	n, err := ask(r.Context(), c, func(ctx context.Context) (int, error) { return c.svc.RevokeLeaked(ctx, []byte(text), v.Because) })
+	n, err := p.act.RevokeLeaked(r.Context(), []byte(text), v.Because)
 	if err != nil {
 		return orUnwritten(err, unwritten{What: p.text(sayRevokeText), InForce: true, Pasted: true})
 	}

@@ -53,32 +53,26 @@ func (c *Console) listSessions(w http.ResponseWriter, r *http.Request, p *page) 
 	p.title, p.nav = p.text(saySessions), "/sessions"
 	p.setFlash(r)
 	after := r.URL.Query().Get("after")
-	list, err := ask(r.Context(), c, func(ctx context.Context) ([]apitoken.Grant, error) {
-		return upTo(pageSize+1, c.svc.Grants(ctx, apitoken.BySubject(p.actor.Subject), apitoken.Page{After: after, Limit: pageSize + 1}))
-	})
+	list, err := p.look.Sessions(r.Context(), p.actor.Subject, "", after, pageSize)
 	if err != nil {
 		return err
 	}
 	v := &sessionsPage{page: p}
-	if len(list) > pageSize {
-		list = list[:pageSize]
-		v.Next = c.url("/sessions", query("after", list[len(list)-1].ID))
+	if list.Next != "" {
+		v.Next = c.url("/sessions", query("after", list.Next))
 	}
 	if after != "" {
 		v.First = c.url("/sessions")
 	}
-	names := c.clientNames(r.Context(), list)
-	for _, g := range list {
+	names := c.clientNames(r.Context(), list.Items)
+	for _, g := range list.Items {
 		row := p.session(g, names)
 		if !row.Here {
 			v.Others++
 		}
 		v.Rows = append(v.Rows, row)
 	}
-	events, err := ask(r.Context(), c, func(ctx context.Context) ([]apitoken.Event, error) {
-		list, _, err := c.svc.EventPage(ctx, apitoken.EventQuery{Subject: p.actor.Subject}, "", 30)
-		return list, err
-	})
+	events, _, err := p.look.EventPage(r.Context(), apitoken.EventQuery{Subject: p.actor.Subject}, "", 30)
 	v.NoLog = err != nil
 	for _, e := range events {
 		if e.Type != event.Refreshed && len(v.Lately) < 8 {

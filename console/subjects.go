@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
-	"github.com/apitoken-go/apitoken/report"
 )
 
 type recentSubject struct {
@@ -38,10 +37,7 @@ func (c *Console) subjects(w http.ResponseWriter, r *http.Request, p *page) erro
 func (c *Console) showSubjects(w http.ResponseWriter, r *http.Request, p *page, status int, token bool) error {
 	p.title, p.nav = p.text(saySubjects), "/admin/subjects"
 	v := &subjectsPage{page: p, Token: token}
-	list, err := ask(r.Context(), c, func(ctx context.Context) ([]apitoken.Event, error) {
-		list, _, err := c.svc.EventPage(ctx, apitoken.EventQuery{}, "", 200)
-		return list, err
-	})
+	list, _, err := p.look.EventPage(r.Context(), apitoken.EventQuery{}, "", 200)
 	v.NoLog = err != nil
 	seen := map[string]bool{}
 	for _, e := range list {
@@ -68,24 +64,20 @@ func (c *Console) find(w http.ResponseWriter, r *http.Request, p *page, q string
 	case isCredential(q):
 		return c.showSubjects(w, r, p, http.StatusUnprocessableEntity, true)
 	}
-	to, err := ask(r.Context(), c, func(ctx context.Context) (string, error) {
-		if _, err := c.svc.Clients.Get(ctx, q); err == nil {
-			return c.url("/admin/clients", q), nil
-		} else if !errors.Is(err, apitoken.ErrNotFound) {
-			return "", err
-		}
-		if k, err := c.svc.APIKeys.Get(ctx, q); err == nil {
-			return c.url("/admin/subjects", k.Subject), nil
-		}
-		for g, err := range c.svc.Grants(ctx, apitoken.ByGrant(q), apitoken.Page{Limit: 1}) {
-			if err == nil {
-				return c.url("/admin/subjects", g.Subject), nil
-			}
-		}
-		return c.url("/admin/subjects", q), nil
-	})
-	if err != nil {
+	ctx := r.Context()
+	to := c.url("/admin/subjects", q)
+	_, err := p.look.Client(ctx, q)
+	switch {
+	case err == nil:
+		to = c.url("/admin/clients", q)
+	case !errors.Is(err, apitoken.ErrNotFound):
 		return err
+	default:
+		if k, err := p.look.Key(ctx, q); err == nil {
+			to = c.url("/admin/subjects", k.Subject)
+		} else if g, err := p.look.Session(ctx, q); err == nil {
+			to = c.url("/admin/subjects", g.Subject)
+		}
 	}
 	http.Redirect(w, r, to, http.StatusSeeOther)
 	return nil
@@ -142,14 +134,10 @@ func (c *Console) showSubject(w http.ResponseWriter, r *http.Request, v *subject
 	p.title, p.nav = p.text("%s", v.Subject), "/admin/subjects"
 	together(
 		func() {
-			list, err := ask(ctx, c, func(ctx context.Context) ([]apitoken.Grant, error) {
-				return upTo(shownOf+1, c.svc.Grants(ctx, apitoken.BySubject(v.Subject), apitoken.Page{Limit: shownOf + 1}))
-			})
-			v.HasSessions = err == nil
-			v.MoreSessions = len(list) > shownOf
-			list = list[:min(shownOf, len(list))]
-			names := c.clientNames(ctx, list)
-			for _, g := range list {
+			list, err := p.look.Sessions(ctx, v.Subject, "", "", shownOf)
+			v.HasSessions, v.MoreSessions = err == nil, list.Next != ""
+			names := c.clientNames(ctx, list.Items)
+			for _, g := range list.Items {
 				v.Sessions = append(v.Sessions, p.session(g, names))
 				if !slices.Contains(v.ClientIDs, g.Client) {
 					v.ClientIDs = append(v.ClientIDs, g.Client)
@@ -157,12 +145,9 @@ func (c *Console) showSubject(w http.ResponseWriter, r *http.Request, v *subject
 			}
 		},
 		func() {
-			list, err := ask(ctx, c, func(ctx context.Context) ([]apitoken.APIKey, error) {
-				return upTo(shownOf+1, c.svc.APIKeys.Of(ctx, v.Subject, apitoken.Page{Limit: shownOf + 1}))
-			})
-			v.HasKeys = err == nil
-			v.MoreKeys = len(list) > shownOf
-			for _, k := range list[:min(shownOf, len(list))] {
+			list, err := p.look.Keys(ctx, v.Subject, "", shownOf)
+			v.HasKeys, v.MoreKeys = err == nil, list.Next != ""
+			for _, k := range list.Items {
 				v.Keys = append(v.Keys, p.row(k))
 			}
 		},
@@ -185,7 +170,7 @@ func (v *subjectPage) blast(ctx context.Context, c *Console) {
 		v.Of = ""
 		return
 	}
-	x, err := ask(ctx, c, func(ctx context.Context) (*report.Radius, error) { return report.Blast(ctx, c.svc, t) })
+	x, err := v.look.Blast(ctx, t)
 	if err != nil {
 		v.RadiusUnknown = true
 		return
@@ -246,13 +231,12 @@ func (c *Console) revokeSubject(w http.ResponseWriter, r *http.Request, p *page)
 		v.Errors, v.Failed = errs, p.text(sayNotRevoked)
 		return c.showSubject(w, r, v, http.StatusUnprocessableEntity)
 	}
-	return c.revoke(w, r, target, reason, p.text(sayRevokeHeld, s), c.url("/admin/subjects", s, "?done=held"))
+	return c.revoke(w, r, p, target, reason, p.text(sayRevokeHeld, s), c.url("/admin/subjects", s, "?done=held"))
 }
 
 // revoke ends a target and goes on. A write that fails is in force here.
-func (c *Console) revoke(w http.ResponseWriter, r *http.Request, t apitoken.Target, reason string, what template.HTML, to string) error {
-	_, err := ask(r.Context(), c, func(ctx context.Context) (struct{}, error) { return struct{}{}, c.svc.Revoke(ctx, t, reason) })
-	if err != nil {
+func (c *Console) revoke(w http.ResponseWriter, r *http.Request, p *page, t apitoken.Target, reason string, what template.HTML, to string) error {
+	if err := p.act.Revoke(r.Context(), t, reason); err != nil {
 		return orUnwritten(err, unwritten{What: what, InForce: true})
 	}
 	http.Redirect(w, r, to, http.StatusSeeOther)
@@ -264,5 +248,5 @@ func (c *Console) endOne(w http.ResponseWriter, r *http.Request, p *page) error 
 	if key := r.PostForm.Get("key"); key != "" {
 		target = apitoken.ByToken(key)
 	}
-	return c.revoke(w, r, target, "ended by an operator", p.text(sayEndOneThing), c.url("/admin/subjects", r.PathValue("s"), "?done=held"))
+	return c.revoke(w, r, p, target, "ended by an operator", p.text(sayEndOneThing), c.url("/admin/subjects", r.PathValue("s"), "?done=held"))
 }

@@ -15,29 +15,25 @@ func (a *app) clientsCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "clients", Short: "List OAuth clients, register them, rotate their secrets", Args: exactly(0, ""),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.long(c.Context(), func(ctx context.Context, s *service) error {
-				p, err := all(ctx, a, limit, func(ctx context.Context, after string, n int) (admin.Page[admin.ClientInfo], error) {
-					return s.Clients(ctx, admin.PageQuery{After: after, Limit: n})
-				})
-				if err != nil {
-					return err
-				}
-				if a.json {
-					return a.print(p)
-				}
-				var rows [][]string
-				for _, x := range p.Items {
-					rows = append(rows, []string{x.ID, x.Name, clientState(x), proof(x), grantTypes(x.GrantTypes), x.Scopes.String()})
-				}
-				a.table([]string{"CLIENT", "NAME", "STATE", "PROOF", "GRANT TYPES", "SCOPES"}, rows)
-				a.more(len(rows), p.Next != "")
-				return nil
+			return lists(c, a, limit, []string{"CLIENT", "NAME", "STATE", "PROOF", "GRANT TYPES", "SCOPES"}, func(x admin.ClientInfo) []string {
+				return []string{x.ID, x.Name, clientState(x), proof(x), grantTypes(x.GrantTypes), x.Scopes.String()}
+			}, func(ctx context.Context, s *service, after string, n int) (admin.Page[admin.ClientInfo], error) {
+				return s.Clients(ctx, admin.PageQuery{After: after, Limit: n})
 			})
 		},
 	}
 	c.Flags().IntVar(&limit, "limit", limit, limitHelp)
-	c.AddCommand(a.clientShow(), a.clientCreate(), a.clientRotate(), a.clientAble("disable", "Disable a client, which ends all it holds", true),
-		a.clientAble("enable", "Let a disabled client go on", false))
+	one := exactly(1, "the ID of a client")
+	able := func(use, about string, disabled bool) *cobra.Command {
+		return shows(a, use+" CLIENT", about, one, a.client, func(ctx context.Context, s *service, args []string) (admin.ClientInfo, error) {
+			return s.DisableClient(ctx, args[0], disabled)
+		})
+	}
+	c.AddCommand(a.clientCreate(), a.clientRotate(),
+		shows(a, "show CLIENT", "Show a client", one, a.client, func(ctx context.Context, s *service, args []string) (admin.ClientInfo, error) {
+			return s.Client.Client(ctx, args[0])
+		}),
+		able("disable", "Disable a client, which ends all it holds", true), able("enable", "Let a disabled client go on", false))
 	return c
 }
 
@@ -67,26 +63,9 @@ func grantTypes(list []string) string {
 	return strings.Join(short, " ")
 }
 
-func (a *app) client(x admin.ClientInfo) error {
-	if a.json {
-		return a.print(x)
-	}
+func (a *app) client(x admin.ClientInfo) {
 	a.list("client", x.ID, "name", x.Name, "state", clientState(x), "proof", proof(x), "grant types", grantTypes(x.GrantTypes), "scopes", x.Scopes.String(),
 		"audiences", strings.Join(x.Audiences, " "), "redirects to", strings.Join(x.RedirectURIs, " "), "TLS name", x.TLSName, "created", at(x.Created), "expires", at(x.Expires))
-	return nil
-}
-
-func (a *app) clientShow() *cobra.Command {
-	return &cobra.Command{Use: "show CLIENT", Short: "Show a client", Args: exactly(1, "the ID of a client"),
-		RunE: func(c *cobra.Command, args []string) error {
-			return a.with(c.Context(), func(ctx context.Context, s *service) error {
-				x, err := s.Client.Client(ctx, args[0])
-				if err != nil {
-					return err
-				}
-				return a.client(x)
-			})
-		}}
 }
 
 func (a *app) clientCreate() *cobra.Command {
@@ -127,7 +106,8 @@ func (a *app) clientCreate() *cobra.Command {
 				case m.Secret == "" && a.json:
 					return a.print(m)
 				case m.Secret == "":
-					return a.client(m.Client)
+					a.client(m.Client)
+					return nil
 				}
 				return a.made(m, m.Secret, "Client "+m.Client.ID+" is registered")
 			})
@@ -170,65 +150,30 @@ func (a *app) clientRotate() *cobra.Command {
 	return c
 }
 
-func (a *app) clientAble(verb, about string, disabled bool) *cobra.Command {
-	return &cobra.Command{Use: verb + " CLIENT", Short: about, Args: exactly(1, "the ID of a client"),
-		RunE: func(c *cobra.Command, args []string) error {
-			return a.with(c.Context(), func(ctx context.Context, s *service) error {
-				x, err := s.DisableClient(ctx, args[0], disabled)
-				if err != nil {
-					return err
-				}
-				return a.client(x)
-			})
-		}}
-}
-
 func (a *app) rolesCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "roles", Short: "List roles, define one", Args: exactly(0, ""),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.with(c.Context(), func(ctx context.Context, s *service) error {
-				p, err := s.Roles(ctx)
-				switch {
-				case err != nil:
-					return err
-				case a.json:
-					return a.print(p)
-				}
-				var rows [][]string
-				for _, r := range p.Items {
-					rows = append(rows, []string{r.Name, r.Scopes.String()})
-				}
-				a.table([]string{"ROLE", "SCOPES"}, rows)
-				return nil
-			})
+			return lists(c, a, 0, []string{"ROLE", "SCOPES"}, func(r admin.Role) []string { return []string{r.Name, r.Scopes.String()} },
+				func(ctx context.Context, s *service, _ string, _ int) (admin.Page[admin.Role], error) {
+					return s.Roles(ctx)
+				})
 		},
 	}
-	c.AddCommand(&cobra.Command{Use: "set ROLE SCOPE…", Short: "Define what a role expands to",
-		Long: `set defines what a role expands to. When it loses scopes, tokens that carry it are refused until they are refreshed.
-What it gains is for new logins.`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return usage("Such as roles set support orders:read users:read.", "roles set takes a role and its scopes")
-			}
-			return nil
-		},
-		RunE: func(c *cobra.Command, args []string) error {
-			r := admin.Role{Name: args[0], Scopes: apitoken.Scopes{}}
-			for _, s := range args[1:] {
-				r.Scopes = append(r.Scopes, apitoken.Scope(s))
-			}
-			return a.with(c.Context(), func(ctx context.Context, s *service) error {
-				r, err := s.SetRole(ctx, r)
-				switch {
-				case err != nil:
-					return err
-				case a.json:
-					return a.print(r)
-				}
-				a.list("role", r.Name, "scopes", r.Scopes.String())
-				return nil
-			})
-		}})
+	set := shows(a, "set ROLE SCOPE…", "Define what a role expands to", func(_ *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return usage("Such as roles set support orders:read users:read.", "roles set takes a role and its scopes")
+		}
+		return nil
+	}, func(r admin.Role) { a.list("role", r.Name, "scopes", r.Scopes.String()) }, func(ctx context.Context, s *service, args []string) (admin.Role, error) {
+		r := admin.Role{Name: args[0], Scopes: apitoken.Scopes{}}
+		for _, s := range args[1:] {
+			r.Scopes = append(r.Scopes, apitoken.Scope(s))
+		}
+		return s.SetRole(ctx, r)
+	})
+	set.Long = `set defines what a role expands to. When it loses scopes, tokens that carry it are refused until they are refreshed.
+What it gains is for new logins.`
+	c.AddCommand(set)
 	return c
 }

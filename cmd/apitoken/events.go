@@ -13,24 +13,16 @@ import (
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/export"
+	"github.com/apitoken-go/apitoken/internal/operate"
 )
 
 type eventFilter struct {
+	operate.Filter // what a store cannot select by
 	q              apitoken.EventQuery
 	kind, from, to string
-	actor, outcome string
+	outcome        string
 	limit          int
 	follow         bool
-}
-
-// keeps reports whether an event matches what a store cannot select by.
-func (f *eventFilter) keeps(e *apitoken.Event) bool {
-	bad := !e.OK || e.Type == event.Alert || e.Type == event.Reused || e.Type == event.Leaked
-	switch {
-	case f.outcome == "good" && bad, f.outcome == "bad" && !bad, f.actor != "" && e.Actor != f.actor:
-		return false
-	}
-	return true
 }
 
 func (a *app) eventsCommand() *cobra.Command {
@@ -48,7 +40,7 @@ With --json each event is a line of JSON (JSON Lines), as package export writes 
 	s.StringVar(&f.q.Grant, "session", "", "about one `session`")
 	s.StringVar(&f.q.TokenID, "token", "", "about the token or API key with this `ID`")
 	s.StringVar(&f.kind, "type", "", "of one `type`, such as token.revoked")
-	s.StringVar(&f.actor, "actor", "", "done by one `actor`")
+	s.StringVar(&f.Actor, "actor", "", "done by one `actor`")
 	s.StringVar(&f.outcome, "outcome", "", "good, or bad: refusals and alerts")
 	s.StringVar(&f.from, "from", "", "since a `time`, or how long ago: 2026-03-01, 12h")
 	s.StringVar(&f.to, "to", "", "until a `time`, or how long ago")
@@ -64,6 +56,7 @@ func (a *app) events(ctx context.Context, f *eventFilter) (err error) {
 	if f.follow && f.to != "" {
 		return usage("", "--follow never ends, and --to does: give one of them")
 	}
+	f.Good, f.Bad = f.outcome == "good", f.outcome == "bad"
 	f.q.Type = event.Type(f.kind)
 	now := time.Now()
 	if f.q.From, err = when(f.from, now); err != nil {
@@ -118,7 +111,7 @@ func (a *app) lastEvents(ctx context.Context, s *service, f *eventFilter) ([]api
 			return nil, err
 		}
 		for i := range page {
-			if f.keeps(&page[i]) {
+			if f.Keeps(&page[i]) {
 				list = append(list, page[i])
 			}
 		}
@@ -148,7 +141,7 @@ func (a *app) follow(ctx context.Context, s *service, f *eventFilter, seen map[s
 		}
 		place = next
 		for i := range list {
-			if f.keeps(&list[i]) && !seen[list[i].ID] {
+			if f.Keeps(&list[i]) && !seen[list[i].ID] {
 				if err := a.event(&list[i]); err != nil {
 					return err
 				}
@@ -178,7 +171,7 @@ func (a *app) event(e *apitoken.Event) error {
 	}
 	outcome := "ok"
 	switch {
-	case e.Type == event.Alert, e.Type == event.Reused, e.Type == event.Leaked:
+	case operate.IsAlert(e):
 		outcome = "ALERT"
 	case !e.OK:
 		outcome = "NO"

@@ -229,6 +229,19 @@ func flows(t *testing.T, w world) {
 	require.NotContains(t, x.out+x.err, secret[len(secret)-20:], "the secret itself is never printed")
 	require.Equal(t, found, w.in("Bearer "+secret, "inspect", "--needs", "users:read").code)
 	w.good("keys", "rename", id, "deploy, Berlin")
+	var k admin.Key
+	w.read(&k, "keys", "edit", id, "--scopes", "orders:read", "--expires", "never", "--metadata", "team=ops,ticket=7")
+	require.Equal(t, apitoken.Scopes{"orders:read"}, k.Scopes)
+	require.Equal(t, "deploy, Berlin", k.Name, "what is not named stays")
+	require.True(t, k.Expires.IsZero())
+	k = admin.Key{}
+	w.read(&k, "keys", "edit", id, "--metadata", "ticket=", "--expires", "30d")
+	require.Equal(t, map[string]string{"team": "ops"}, k.Metadata)
+	require.Equal(t, misused, w.do("keys", "edit", id).code, "nothing to change")
+	require.Contains(t, w.good("keys", "disable", id), "disabled")
+	require.Contains(t, w.good("keys", "--subject", "alice"), "disabled")
+	require.Equal(t, found, w.in(secret, "inspect").code)
+	require.Contains(t, w.good("keys", "enable", id), "active")
 	var next admin.MadeKey
 	w.read(&next, "keys", "rotate", id, "--overlap", "1h")
 	w.good("keys", "revoke", id, "--reason", "left the team")

@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -34,6 +37,43 @@ func all[T any](ctx context.Context, a *app, limit int, page func(ctx context.Co
 
 const limitHelp = "how many at most; 0: all"
 
+// lists prints a listing, a page of the service's at a time: as JSON, or as a table with a row for each.
+func lists[T any](c *cobra.Command, a *app, limit int, head []string, row func(T) []string, page func(ctx context.Context, s *service, after string, n int) (admin.Page[T], error)) error {
+	return a.long(c.Context(), func(ctx context.Context, s *service) error {
+		p, err := all(ctx, a, limit, func(ctx context.Context, after string, n int) (admin.Page[T], error) { return page(ctx, s, after, n) })
+		if err != nil {
+			return err
+		}
+		if a.json {
+			return a.print(p)
+		}
+		var rows [][]string
+		for _, x := range p.Items {
+			rows = append(rows, row(x))
+		}
+		a.table(head, rows)
+		a.more(len(rows), p.Next != "")
+		return nil
+	})
+}
+
+// shows makes a command that does one thing with what its first argument names, and prints what came of it.
+func shows[T any](a *app, use, about string, args cobra.PositionalArgs, print func(T), do func(ctx context.Context, s *service, args []string) (T, error)) *cobra.Command {
+	return &cobra.Command{Use: use, Short: about, Args: args, RunE: func(c *cobra.Command, args []string) error {
+		return a.with(c.Context(), func(ctx context.Context, s *service) error {
+			x, err := do(ctx, s, args)
+			switch {
+			case err != nil:
+				return err
+			case a.json:
+				return a.print(x)
+			}
+			print(x)
+			return nil
+		})
+	}}
+}
+
 // reasonFlag adds the flag that every ending needs.
 func reasonFlag(c *cobra.Command, reason *string) {
 	c.Flags().StringVar(reason, "reason", "", "why, for the audit trail; required")
@@ -53,24 +93,11 @@ func (a *app) sessionsCommand() *cobra.Command {
 		Use: "sessions", Short: "List live sessions, end one", Args: exactly(0, ""),
 		Long: "sessions lists live sessions, the newest first. Sessions without a refresh token have no record and are not listed.",
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.long(c.Context(), func(ctx context.Context, s *service) error {
-				p, err := all(ctx, a, limit, func(ctx context.Context, after string, n int) (admin.Page[admin.Session], error) {
-					q.After, q.Limit = after, n
-					return s.Sessions(ctx, q)
-				})
-				if err != nil {
-					return err
-				}
-				if a.json {
-					return a.print(p)
-				}
-				var rows [][]string
-				for _, x := range p.Items {
-					rows = append(rows, []string{x.ID, x.Subject, x.Client, x.Scopes.String(), at(x.Created), or(at(x.LastUsed), "never"), or(x.LastAddress, x.Address)})
-				}
-				a.table([]string{"SESSION", "SUBJECT", "CLIENT", "SCOPES", "OPENED", "LAST USED", "FROM"}, rows)
-				a.more(len(rows), p.Next != "")
-				return nil
+			return lists(c, a, limit, []string{"SESSION", "SUBJECT", "CLIENT", "SCOPES", "OPENED", "LAST USED", "FROM"}, func(x admin.Session) []string {
+				return []string{x.ID, x.Subject, x.Client, x.Scopes.String(), at(x.Created), or(at(x.LastUsed), "never"), or(x.LastAddress, x.Address)}
+			}, func(ctx context.Context, s *service, after string, n int) (admin.Page[admin.Session], error) {
+				q.After, q.Limit = after, n
+				return s.Sessions(ctx, q)
 			})
 		},
 	}
@@ -95,45 +122,37 @@ func (a *app) keysCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "keys", Short: "List API keys, make, rotate and revoke them", Args: exactly(0, ""),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.long(c.Context(), func(ctx context.Context, s *service) error {
-				p, err := all(ctx, a, limit, func(ctx context.Context, after string, n int) (admin.Page[admin.Key], error) {
-					q.After, q.Limit = after, n
-					return s.Keys(ctx, q)
-				})
-				if err != nil {
-					return err
-				}
-				if a.json {
-					return a.print(p)
-				}
-				var rows [][]string
-				for _, k := range p.Items {
-					rows = append(rows, []string{k.ID, k.Subject, k.Name, keyState(k), k.Scopes.String(), or(at(k.Expires), "never"), or(at(k.LastUsed), "never")})
-				}
-				a.table([]string{"KEY", "SUBJECT", "NAME", "STATE", "SCOPES", "EXPIRES", "LAST USED"}, rows)
-				a.more(len(rows), p.Next != "")
-				return nil
+			return lists(c, a, limit, []string{"KEY", "SUBJECT", "NAME", "STATE", "SCOPES", "EXPIRES", "LAST USED"}, func(k admin.Key) []string {
+				return []string{k.ID, k.Subject, k.Name, keyState(k), k.Scopes.String(), or(at(k.Expires), "never"), or(at(k.LastUsed), "never")}
+			}, func(ctx context.Context, s *service, after string, n int) (admin.Page[admin.Key], error) {
+				q.After, q.Limit = after, n
+				return s.Keys(ctx, q)
 			})
 		},
 	}
 	c.Flags().StringVar(&q.Subject, "subject", "", "of one `subject`")
 	c.Flags().IntVar(&limit, "limit", limit, limitHelp)
-	c.AddCommand(a.keyShow(), a.keyCreate(), a.keyRotate(), a.keyRename(), a.keyRevoke())
+	one := exactly(1, "the ID of a key")
+	able := func(use, about string, disabled bool) *cobra.Command {
+		return shows(a, use+" KEY", about, one, a.key, func(ctx context.Context, s *service, args []string) (admin.Key, error) {
+			return s.EditKey(ctx, admin.KeyEdit{ID: args[0], Disabled: &disabled})
+		})
+	}
+	c.AddCommand(a.keyCreate(), a.keyRotate(), a.keyEdit(), a.keyRevoke(),
+		shows(a, "show KEY", "Show an API key; its secret is not kept", one, a.key, func(ctx context.Context, s *service, args []string) (admin.Key, error) { return s.Key(ctx, args[0]) }),
+		shows(a, "rename KEY NAME", "Give an API key another name", exactly(2, "the ID of a key and a name"), a.key, func(ctx context.Context, s *service, args []string) (admin.Key, error) {
+			return s.EditKey(ctx, admin.KeyEdit{ID: args[0], Name: &args[1]})
+		}),
+		able("disable", "Refuse an API key until it is enabled again", true), able("enable", "Let a disabled API key go on", false))
 	return c
 }
 
+// keyState is a key's state, and that it will end because another one has taken its place.
 func keyState(k admin.Key) string {
-	switch {
-	case k.Revoked:
-		return "revoked"
-	case !k.Expires.IsZero() && !time.Now().Before(k.Expires):
-		return "expired"
-	case k.Disabled:
-		return "disabled"
-	case !k.Replaced.IsZero():
+	if k.State == "active" && !k.Replaced.IsZero() {
 		return "replaced"
 	}
-	return "active"
+	return k.State
 }
 
 func (a *app) key(k admin.Key) {
@@ -144,26 +163,18 @@ func (a *app) key(k admin.Key) {
 			uses = strconv.FormatUint(k.Uses, 10) + ", at most " + strconv.FormatUint(k.MaxUses, 10) + " each " + k.UsesPer
 		}
 	}
-	a.list("key", k.ID, "subject", k.Subject, "name", k.Name, "begins with", k.Start, "state", keyState(k), "scopes", k.Scopes.String(), "created", at(k.Created),
+	a.list("key", k.ID, "subject", k.Subject, "name", k.Name, "begins with", k.Start, "ends with", k.Last, "state", keyState(k), "scopes", k.Scopes.String(), "created", at(k.Created),
 		"expires", or(at(k.Expires), "never"), "replaced", at(k.Replaced), "last used", or(at(k.LastUsed), "never"), "from", k.LastAddress, "uses", uses,
-		"used scopes", k.UsedScopes.String())
+		"used scopes", k.UsedScopes.String(), "metadata", pairs(k.Metadata))
 }
 
-func (a *app) keyShow() *cobra.Command {
-	return &cobra.Command{Use: "show KEY", Short: "Show an API key; its secret is not kept", Args: exactly(1, "the ID of a key"),
-		RunE: func(c *cobra.Command, args []string) error {
-			return a.with(c.Context(), func(ctx context.Context, s *service) error {
-				k, err := s.Key(ctx, args[0])
-				switch {
-				case err != nil:
-					return err
-				case a.json:
-					return a.print(k)
-				}
-				a.key(k)
-				return nil
-			})
-		}}
+// pairs are the names and values of a map in order, as flags take them.
+func pairs(m map[string]string) string {
+	var list []string
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		list = append(list, name+"="+quoted(m[name]))
+	}
+	return strings.Join(list, " ")
 }
 
 // made prints a secret that is shown this once: it alone goes to the output, so that it can be piped.
@@ -215,6 +226,7 @@ func (a *app) keyCreate() *cobra.Command {
 	c.Flags().StringVar(&expires, "expires", "", "how `long` it lives, such as 90d; default: as the service's lifetimes say")
 	c.Flags().Uint64Var(&k.MaxUses, "max-uses", 0, "how often it may be used; 0: no limit")
 	c.Flags().StringVar(&k.UsesPer, "uses-per", "", "fill that up each `hour`, day or month (UTC)")
+	metadataFlag(c, &k.Metadata)
 	return c
 }
 
@@ -242,21 +254,50 @@ func (a *app) keyRotate() *cobra.Command {
 	return c
 }
 
-func (a *app) keyRename() *cobra.Command {
-	return &cobra.Command{Use: "rename KEY NAME", Short: "Give an API key another name", Args: exactly(2, "the ID of a key and a name"),
-		RunE: func(c *cobra.Command, args []string) error {
-			return a.with(c.Context(), func(ctx context.Context, s *service) error {
-				k, err := s.RenameKey(ctx, args[0], args[1])
-				switch {
-				case err != nil:
-					return err
-				case a.json:
-					return a.print(k)
-				}
-				a.key(k)
-				return nil
-			})
-		}}
+func (a *app) keyEdit() *cobra.Command {
+	var name, expires string
+	var scopes []string
+	var meta map[string]string
+	var edit admin.KeyEdit
+	c := shows(a, "edit KEY", "Change an API key's name, scopes, end or metadata", exactly(1, "the ID of a key"), a.key, func(ctx context.Context, s *service, args []string) (admin.Key, error) {
+		edit.ID = args[0]
+		return s.EditKey(ctx, edit)
+	})
+	c.Long = "edit changes what its flags name, and nothing else. The secret stays what it is."
+	c.PreRunE = func(c *cobra.Command, _ []string) error {
+		f := c.Flags()
+		if f.Changed("name") {
+			edit.Name = &name
+		}
+		if f.Changed("scopes") {
+			edit.Scopes = &apitoken.Scopes{}
+			for _, s := range scopes {
+				*edit.Scopes = append(*edit.Scopes, apitoken.Scope(s))
+			}
+		}
+		if edit.Metadata = meta; expires == "never" {
+			edit.Never = true
+		} else if expires != "" {
+			d, err := length(expires)
+			if err != nil {
+				return err
+			}
+			edit.Expires = time.Now().Add(d)
+		}
+		if edit.Name == nil && edit.Scopes == nil && edit.Metadata == nil && expires == "" {
+			return usage("Such as keys edit KEY --scopes orders:read --expires 90d.", "nothing is to be changed")
+		}
+		return nil
+	}
+	c.Flags().StringVar(&name, "name", "", "shown in lists")
+	c.Flags().StringSliceVar(&scopes, "scopes", nil, "`scopes` that it has from now on, parted by commas")
+	c.Flags().StringVar(&expires, "expires", "", "how `long` it lives from now on, such as 90d; or never")
+	metadataFlag(c, &meta)
+	return c
+}
+
+func metadataFlag(c *cobra.Command, meta *map[string]string) {
+	c.Flags().StringToStringVar(meta, "metadata", nil, "`name=value`, parted by commas; an edit puts them beside what is there, and takes away what has no value")
 }
 
 func (a *app) keyRevoke() *cobra.Command {

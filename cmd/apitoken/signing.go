@@ -4,30 +4,22 @@ import (
 	"context"
 
 	"github.com/spf13/cobra"
+
+	"github.com/apitoken-go/apitoken/admin"
 )
 
 func (a *app) signingKeysCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "signing-keys", Short: "List signing keys, rotate and withdraw them", Args: exactly(0, ""),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.with(c.Context(), func(ctx context.Context, s *service) error {
-				p, err := s.SigningKeys(ctx)
-				switch {
-				case err != nil:
-					return err
-				case a.json:
-					return a.print(p)
+			return lists(c, a, 0, []string{"KEY", "ALGORITHM", "STATE", "SINCE", "AUDIENCE", "KEPT"}, func(k admin.SigningKeyInfo) []string {
+				place := "store"
+				if k.Outside {
+					place = "outside"
 				}
-				var rows [][]string
-				for _, k := range p.Items {
-					place := "store"
-					if k.Outside {
-						place = "outside"
-					}
-					rows = append(rows, []string{k.ID, k.Algorithm, k.State, at(k.Since), or(k.Audience, "all"), place})
-				}
-				a.table([]string{"KEY", "ALGORITHM", "STATE", "SINCE", "AUDIENCE", "KEPT"}, rows)
-				return nil
+				return []string{k.ID, k.Algorithm, k.State, at(k.Since), or(k.Audience, "all"), place}
+			}, func(ctx context.Context, s *service, _ string, _ int) (admin.Page[admin.SigningKeyInfo], error) {
+				return s.SigningKeys(ctx)
 			})
 		},
 	}
