@@ -134,7 +134,11 @@ func (k *APIKeys) recount(c *change, rec *apiKeyRecord) error {
 	if t == nil || err != nil || !k.counts(rec, store.Record{ID: c.Puts[0].ID}) {
 		return err
 	}
+	counted := slices.Contains(t.IDs, c.Puts[0].ID)
 	t.Remove(c.Puts[0].ID)
+	if !counted && t.Full() {
+		return fail(ErrNotFound, "the key ended meanwhile, and others have taken its place")
+	}
 	t.Add(c.Puts[0].ID, c.Puts[0].Expires)
 	return public(t.Put(&c.Change))
 }

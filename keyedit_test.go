@@ -151,3 +151,31 @@ func TestExhaustedAPIKey(t *testing.T) {
 		return err == nil && key.State(time.Now()) == "exhausted"
 	}, time.Minute, time.Millisecond)
 }
+
+// TestAKeyThatEndsDuringAnEdit: a key whose time is over while the host lets it live longer has lost its place, if others took it.
+func TestAKeyThatEndsDuringAnEdit(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	at := &clock{}
+	st := tempStore(t)
+	with := func(c *apitoken.Config) { c.Now, c.Limits.APIKeysPerSubject = at.Now, 1 }
+	svc, other := serviceOn(t, st, with), serviceOn(t, st, with)
+	key, _, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice", Expires: at.Now().Add(time.Minute)})
+	require.NoError(t, err)
+	_, err = svc.APIKeys.Edit(ctx, key.ID, func(x *apitoken.APIKey) error {
+		at.Advance(2 * time.Minute)
+		_, _, err := other.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice"})
+		require.NoError(t, err)
+		x.Expires = time.Time{}
+		return nil
+	})
+	require.ErrorIs(t, err, apitoken.ErrNotFound)
+	live := 0
+	for k, err := range svc.APIKeys.Of(ctx, "alice", apitoken.Page{}) {
+		require.NoError(t, err)
+		if k.State(at.Now()) == "active" {
+			live++
+		}
+	}
+	require.Equal(t, 1, live)
+}

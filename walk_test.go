@@ -182,6 +182,32 @@ var endings = map[string]func(context.Context, *apitoken.Service, *scene) error{
 	"grant": func(ctx context.Context, by *apitoken.Service, s *scene) error {
 		return by.Revoke(ctx, apitoken.ByGrant(s.parent.Token.Grant()), "walk")
 	},
+	// The session makes room for others of the same subject. It is always the other process that opens them: this one would wait for
+	// the call that is stopped. Of those that were used in the same millisecond any may be the one to end.
+	"evicted": func(ctx context.Context, _ *apitoken.Service, s *scene) error {
+		r := apitoken.Request{Subject: s.alice, Scopes: orders, Refresh: true}
+		if s.client != "web" {
+			r.Client = s.client
+		}
+		for range 100 {
+			i, err := s.other.Issue(ctx, r)
+			if err != nil {
+				return err
+			}
+			s.standing = append(s.standing, i.Token.Grant())
+			left := false
+			for g, err := range s.other.Grants(ctx, apitoken.BySubject(s.alice), apitoken.Page{}) {
+				if err != nil {
+					return err
+				}
+				left = left || g.ID == s.parent.Token.Grant()
+			}
+			if !left {
+				return nil
+			}
+		}
+		return errors.New("a hundred logins did not end the session")
+	},
 	"token": func(ctx context.Context, by *apitoken.Service, s *scene) error {
 		return by.Revoke(ctx, apitoken.ByToken(s.parent.Token.ID()), "walk")
 	},
@@ -220,10 +246,10 @@ var (
 	ofALogin      = []string{"subject", "sessions", "held", "client", "disabled", "everything"}
 	ofHosts       = []string{"subject", "everything"}
 	ofATicket     = append([]string{"leaked"}, ofALogin...)
-	ofAToken      = append([]string{"grant", "token", "leaked", "signing key"}, ofALogin...)
-	ofASession    = []string{"grant", "token", "leaked", "sessions"}
+	ofAToken      = append([]string{"grant", "evicted", "token", "leaked", "signing key"}, ofALogin...)
+	ofASession    = []string{"grant", "evicted", "token", "leaked", "sessions"}
 	ofAHostsToken = slices.DeleteFunc(slices.Clone(ofAToken), func(s string) bool { return s == "disabled" }) // the host is no client's record
-	ofARefresh    = append([]string{"grant", "leaked"}, ofALogin...)
+	ofARefresh    = append([]string{"grant", "evicted", "leaked"}, ofALogin...)
 )
 
 // session opens one of alice's with the scene's client.
@@ -419,10 +445,12 @@ var walks = map[string]walk{
 		}},
 }
 
+const sessionsOfOne = 3
+
 func sceneConfig(s *scene, c *apitoken.Config) {
 	c.KeyHashes = map[string]keyhash.Form{"sha256": keyhash.SHA256("sk_live_")}
 	c.FirstParty = "web"
-	c.Limits = apitoken.Limits{APIKeysPerSubject: 9, GrantsPerSubject: 9}
+	c.Limits = apitoken.Limits{APIKeysPerSubject: 9, GrantsPerSubject: sessionsOfOne}
 	c.MayContinue = func(ctx context.Context, _ apitoken.Grant) error {
 		s.gate.place(ctx, "while the host is asked")
 		return nil
