@@ -176,7 +176,7 @@ func (k *APIKeys) For(t Token) *APIKeys {
 	switch {
 	case t.IsZero():
 		v.refuse = "no caller"
-	case t.Kind() == KindAPIKey:
+	case t.IsAPIKey():
 		v.refuse = "an API key may not manage API keys"
 	case t.Issuer() != k.s.cfg.Issuer:
 		v.refuse = "the caller's issuer is another"
@@ -1003,7 +1003,7 @@ func (k *APIKeys) entry(r store.Record) (*knownKey, error) {
 			rec.Scopes = sortedScopes(intersectScopes(rec.Scopes, m.client.Scopes))
 		}
 	}
-	spec := TokenSpec{Kind: KindAPIKey, ID: r.ID, Issuer: k.s.cfg.Issuer, Subject: rec.Subject, Audiences: []string{k.s.cfg.Audience},
+	spec := TokenSpec{APIKey: true, ID: r.ID, Issuer: k.s.cfg.Issuer, Subject: rec.Subject, Audiences: []string{k.s.cfg.Audience},
 		Scopes: rec.Scopes, IssuedAt: time.UnixMilli(rec.Created)}
 	end := rec.end()
 	if d := rec.Disabled; d != 0 && (end == 0 || d < end) { // for as long as it is

@@ -38,7 +38,7 @@ func TestAPIKeyLife(t *testing.T) {
 		tok, err := svc.Validate(ctx2, apitoken.Bearer(secret.Reveal()))
 		require.NoError(t, err)
 		require.Equal(t, "bob", tok.Subject())
-		require.Equal(t, apitoken.KindAPIKey, tok.Kind())
+		require.True(t, tok.IsAPIKey())
 		require.True(t, tok.Allows("deploy:staging"))
 		require.False(t, tok.Allows("admin"))
 	}
@@ -402,7 +402,7 @@ func TestARotatedKeySaysWhenItEnds(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	svc := service(t, nil)
-	gw := confidential(t, svc, apitoken.Client{ID: "gw", GrantTypes: []string{apitoken.GrantTokenExchange}, Scopes: apitoken.Scopes{"orders"}, MayImpersonate: true})
+	gw := confidential(t, svc, apitoken.Client{ID: "gw", GrantTypes: []string{"urn:ietf:params:oauth:grant-type:token-exchange"}, Scopes: apitoken.Scopes{"orders"}, MayImpersonate: true})
 	x, secret, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "bob", Scopes: apitoken.Scopes{"orders"}})
 	require.NoError(t, err)
 	require.NoError(t, validate(svc, secret))
@@ -421,7 +421,7 @@ func TestAnExchangeIsAUse(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	svc := service(t, nil)
-	gw := confidential(t, svc, apitoken.Client{ID: "gw", GrantTypes: []string{apitoken.GrantTokenExchange}, Scopes: apitoken.Scopes{"orders"}, MayImpersonate: true})
+	gw := confidential(t, svc, apitoken.Client{ID: "gw", GrantTypes: []string{"urn:ietf:params:oauth:grant-type:token-exchange"}, Scopes: apitoken.Scopes{"orders"}, MayImpersonate: true})
 	for _, r := range []apitoken.APIKeyRequest{{MaxUses: 2}, {Rate: apitoken.Rate{Burst: 2, Per: time.Hour}}} {
 		r.Subject, r.Scopes = "bob", apitoken.Scopes{"orders:read"}
 		_, secret, err := svc.APIKeys.Create(ctx, r)

@@ -38,7 +38,7 @@ func TestADamagedRecordStopsNobodyElse(t *testing.T) {
 		require.NoError(t, err)
 		defer svc.Close()
 		for _, id := range []string{"good", "bad"} {
-			_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: id, Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"b"}})
+			_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: id, Public: true, GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"b"}})
 			require.NoError(t, err)
 		}
 		alice, err := svc.Issue(ctx, apitoken.Request{Subject: "alice"})

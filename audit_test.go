@@ -111,7 +111,7 @@ func TestEachStepHasItsEvent(t *testing.T) {
 	}
 	orders := apitoken.Scopes{"orders:read"}
 	_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: "web", Scopes: orders, MayImpersonate: true, GrantTypes: []string{
-		apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken, apitoken.GrantTokenExchange}})
+		"authorization_code", "refresh_token", "urn:ietf:params:oauth:grant-type:token-exchange"}})
 	step(err, apitoken.Event{Type: event.ClientChanged, Reason: "created", Client: "web", Scopes: orders})
 	secret, err := svc.Clients.RotateSecret(ctx, "web", 0)
 	step(err, apitoken.Event{Type: event.ClientChanged, Reason: "secret rotated", Client: "web", Scopes: orders})

@@ -22,7 +22,7 @@ func TestAProcessThatIsBehindLooksFirst(t *testing.T) {
 		ctx := t.Context()
 		st := unheard{memstore.New()}
 		ahead, behind := serviceOn(t, st, nil), serviceOn(t, st, nil)
-		grants := []string{apitoken.GrantTokenExchange, apitoken.GrantRefreshToken}
+		grants := []string{"urn:ietf:params:oauth:grant-type:token-exchange", "refresh_token"}
 		c, secret, err := ahead.Clients.Create(ctx, apitoken.Client{ID: "web", GrantTypes: grants, MayImpersonate: true})
 		require.NoError(t, err)
 		auth := apitoken.ClientAuth{ID: c.ID, Secret: secret}

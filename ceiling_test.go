@@ -149,7 +149,7 @@ func TestEachCeilingHoldsForEachGrant(t *testing.T) {
 				c.Roles = map[string]apitoken.Scopes{"clerk": readWrite}
 				svc, err := apitoken.New(c)
 				require.NoError(t, err)
-				app := apitoken.Client{ID: "app", GrantTypes: []string{apitoken.GrantClientCredentials, apitoken.GrantRefreshToken, apitoken.GrantTokenExchange},
+				app := apitoken.Client{ID: "app", GrantTypes: []string{"client_credentials", "refresh_token", "urn:ietf:params:oauth:grant-type:token-exchange"},
 					Scopes: apitoken.Scopes{"orders:read", "orders:write", "reports"}, MayImpersonate: true}
 				if lists {
 					app.Audiences = both
@@ -226,7 +226,7 @@ func TestAnExchangeThatNamesNoResource(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	svc := service(t, func(c *apitoken.Config) { c.Audiences = []string{partner, legacy} })
-	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "gw", GrantTypes: []string{apitoken.GrantTokenExchange}, Scopes: apitoken.Scopes{"orders"},
+	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "gw", GrantTypes: []string{"urn:ietf:params:oauth:grant-type:token-exchange"}, Scopes: apitoken.Scopes{"orders"},
 		Audiences: []string{partner}, MayImpersonate: true})
 	require.NoError(t, err)
 	exchange := func(r apitoken.Request, named ...string) ([]string, error) {
@@ -265,7 +265,7 @@ func TestMayContinueAtAnExchange(t *testing.T) {
 			return nil
 		}
 	})
-	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "gw", GrantTypes: []string{apitoken.GrantTokenExchange, apitoken.GrantClientCredentials},
+	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "gw", GrantTypes: []string{"urn:ietf:params:oauth:grant-type:token-exchange", "client_credentials"},
 		Scopes: apitoken.Scopes{"orders"}, MayImpersonate: true})
 	require.NoError(t, err)
 	auth := apitoken.ClientAuth{ID: "gw", Secret: secret}

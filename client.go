@@ -18,6 +18,7 @@ import (
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/clientauth"
 	"github.com/apitoken-go/apitoken/internal/commit"
+	"github.com/apitoken-go/apitoken/internal/granttype"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
@@ -31,9 +32,11 @@ import (
 
 // Client is an application that presents tokens.
 type Client struct {
-	ID             string // made by Create if empty; Issue refuses it as a Subject, and no subject may go by it
-	Name           string // shown to people; at most 100 bytes
-	Public         bool   // has no credential (RFC 6749 §2.1)
+	ID     string // made by Create if empty; Issue refuses it as a Subject, and no subject may go by it
+	Name   string // shown to people; at most 100 bytes
+	Public bool   // has no credential (RFC 6749 §2.1)
+	// GrantTypes are what it may do at the token endpoint: "authorization_code", "refresh_token", "client_credentials",
+	// "urn:ietf:params:oauth:grant-type:token-exchange", "…:jwt-bearer" and "…:device_code". Others are refused.
 	GrantTypes     []string
 	Scopes         Scopes   // the most it may hold
 	Audiences      []string // the most it may ask for of Config.Audience and Audiences, its own default first; empty: all of them
@@ -175,8 +178,6 @@ var clientForm = record.Form[clientRecord]{Kind: store.KindClient, Check: func(r
 	return commit.First(rec.V)
 }}
 
-var grantTypes = []string{GrantClientCredentials, GrantRefreshToken, GrantAuthorizationCode, GrantTokenExchange, GrantJWTBearer, GrantDeviceCode}
-
 func newClients(s *core, signing *SigningKeys) *Clients {
 	return &Clients{s: s, signing: signing, secrets: clientauth.NewChecker()}
 }
@@ -292,15 +293,15 @@ func (cs *Clients) check(c *Client) error {
 		return fail(ErrInvalidRequest, "client ID %q is the host's own, Config.FirstParty", c.ID)
 	case len(c.Name) > maxClientName || !text.PlainText(c.Name):
 		return fail(ErrInvalidRequest, "a client's name has at most 100 bytes of UTF-8 without control characters")
-	case c.Public && slices.Contains(c.GrantTypes, GrantClientCredentials):
+	case c.Public && slices.Contains(c.GrantTypes, granttype.ClientCredentials):
 		return fail(ErrInvalidRequest, "a public client cannot have client_credentials (RFC 6749 §4.4)")
-	case c.Public && slices.Contains(c.GrantTypes, GrantTokenExchange):
+	case c.Public && slices.Contains(c.GrantTypes, granttype.TokenExchange):
 		return fail(ErrInvalidRequest, "a public client cannot exchange tokens: nobody knows who asks")
-	case c.MayImpersonate && !slices.Contains(c.GrantTypes, GrantTokenExchange):
+	case c.MayImpersonate && !slices.Contains(c.GrantTypes, granttype.TokenExchange):
 		return fail(ErrInvalidRequest, "MayImpersonate without the grant type token-exchange")
 	}
 	for i, g := range c.GrantTypes {
-		if !slices.Contains(grantTypes, g) || slices.Contains(c.GrantTypes[:i], g) {
+		if !slices.Contains(granttype.All, g) || slices.Contains(c.GrantTypes[:i], g) {
 			return fail(ErrInvalidRequest, "grant type %q is unknown or named twice", g)
 		}
 	}
@@ -806,7 +807,7 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) (fa
 		return fail(ErrInvalidRequest, "client %q is confidential and has no secret", c.ID)
 	case len(secrets) > clientauth.MaxLive:
 		return fail(ErrInvalidRequest, "%d secrets, at most %d", len(secrets), clientauth.MaxLive)
-	case slices.Contains(c.GrantTypes, GrantAuthorizationCode) && len(c.RedirectURIs) == 0:
+	case slices.Contains(c.GrantTypes, granttype.AuthorizationCode) && len(c.RedirectURIs) == 0:
 		return fail(ErrInvalidRequest, "client %q has the grant type authorization_code and no RedirectURIs: no code could reach it", c.ID)
 	}
 	for _, x := range secrets {

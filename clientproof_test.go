@@ -50,7 +50,7 @@ func TestAClientProvesItselfByAnAssertion(t *testing.T) {
 	ctx := context.Background()
 	svc := service(t, func(c *apitoken.Config) { c.Validation.Skew = 30 * time.Second })
 	p, other := newProver(t, "ES256"), newProver(t, "ES256")
-	c, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "worker", AuthMethod: "private_key_jwt", Keys: keySetOf(t, p, nil), GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"jobs"}})
+	c, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "worker", AuthMethod: "private_key_jwt", Keys: keySetOf(t, p, nil), GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{"jobs"}})
 	require.NoError(t, err)
 	require.True(t, secret.IsZero(), "a client with a key has no secret")
 	const endpoint = testIssuer + "/token"
@@ -114,7 +114,7 @@ func TestOneAssertionIsUsedOnce(t *testing.T) {
 	st := tempStore(t)
 	svc := serviceOn(t, st, nil)
 	p := newProver(t, "EdDSA")
-	c, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: "worker", AuthMethod: "private_key_jwt", Keys: keySetOf(t, p, nil), GrantTypes: []string{apitoken.GrantClientCredentials}})
+	c, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: "worker", AuthMethod: "private_key_jwt", Keys: keySetOf(t, p, nil), GrantTypes: []string{"client_credentials"}})
 	require.NoError(t, err)
 	second := serviceOn(t, st, nil)
 	text := p.assertion(t, nil, map[string]any{"iss": c.ID, "sub": c.ID, "aud": testIssuer, "jti": "1", "exp": time.Now().Add(time.Minute).Unix()})
@@ -367,7 +367,7 @@ func TestHashedSecrets(t *testing.T) {
 	hash, err := apitoken.HashSecret(apitoken.NewSecret(clear))
 	require.NoError(t, err)
 	require.NotContains(t, hash, clear)
-	c := apitoken.Client{ID: "worker", GrantTypes: []string{apitoken.GrantClientCredentials}}
+	c := apitoken.Client{ID: "worker", GrantTypes: []string{"client_credentials"}}
 	for range 2 { // the second time there is nothing to write
 		require.NoError(t, svc.Clients.Declare(ctx, c, apitoken.NewSecret(hash)))
 	}
@@ -386,7 +386,7 @@ func TestARegistrationTokenThatEndsDuringAChange(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	svc := service(t, nil)
-	_, _, token, err := svc.Clients.Register(ctx, apitoken.Client{ID: "web", Name: "before", GrantTypes: []string{apitoken.GrantClientCredentials}})
+	_, _, token, err := svc.Clients.Register(ctx, apitoken.Client{ID: "web", Name: "before", GrantTypes: []string{"client_credentials"}})
 	require.NoError(t, err)
 	_, err = svc.Clients.Reregister(ctx, "web", token, func(c *apitoken.Client) error { c.Name = "changed"; return nil })
 	require.NoError(t, err)

@@ -52,7 +52,7 @@ func TestCopyMovesARunningService(t *testing.T) {
 		configure(c)
 		c.Validation.MaxStaleness = 300 * time.Millisecond
 	})
-	client, _, err := old.Clients.Create(ctx, apitoken.Client{Name: "app", GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"a"}})
+	client, _, err := old.Clients.Create(ctx, apitoken.Client{Name: "app", GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{"a"}})
 	require.NoError(t, err)
 	var sessions []*apitoken.Issued
 	for i := range 300 {

@@ -55,7 +55,7 @@ func TestNoChangedByteOfACredentialIsAccepted(t *testing.T) {
 	svc := serviceOn(t, st, nil)
 	_, key, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice"})
 	require.NoError(t, err)
-	c, secret, err := svc.Clients.Create(ctx, apitoken.Client{GrantTypes: []string{apitoken.GrantClientCredentials}})
+	c, secret, err := svc.Clients.Create(ctx, apitoken.Client{GrantTypes: []string{"client_credentials"}})
 	require.NoError(t, err)
 	registration, err := svc.Clients.RegistrationToken(ctx, c.ID)
 	require.NoError(t, err)

@@ -281,7 +281,7 @@ func ExampleNewSlogAuditor() {
 // A Validator of another format hands out Tokens too, and every adapter takes them.
 func ExampleNewToken() {
 	token, err := apitoken.NewToken(apitoken.TokenSpec{
-		Kind: apitoken.KindAccess, Subject: "alice", Scopes: apitoken.Scopes{"orders"},
+		Subject: "alice", Scopes: apitoken.Scopes{"orders"},
 		ExpiresAt: time.Now().Add(time.Minute),
 		Claims:    map[string]any{"tenant": "red"},
 	})

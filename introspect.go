@@ -317,7 +317,7 @@ func (s *introspector) read(x Introspection, asked time.Time) (*opaqueAnswer, er
 		return nil, nil
 	}
 	pos, ok := rules.ParsePositions(x.Position)
-	if x.Token.Kind != KindAPIKey || x.Token.ID == "" || x.Token.Subject == "" || x.Token.Issuer != s.iss.issuer || !ok {
+	if !x.Token.APIKey || x.Token.ID == "" || x.Token.Subject == "" || x.Token.Issuer != s.iss.issuer || !ok {
 		return nil, errors.New("the issuer's answer is incomplete")
 	}
 	t, err := NewToken(x.Token)

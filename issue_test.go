@@ -143,7 +143,7 @@ func TestRequestsThatWiden(t *testing.T) {
 		c.Roles = map[string]apitoken.Scopes{"clerk": {"orders:read", "admin"}}
 		c.Audiences = []string{"https://b.example.com"}
 	})
-	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"orders"}, Audiences: []string{testAudience},
+	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "web", GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{"orders"}, Audiences: []string{testAudience},
 		Lifetimes: apitoken.Lifetimes{Access: time.Minute, MaxAccess: 2 * time.Minute}})
 	require.NoError(t, err)
 	auth := apitoken.ClientAuth{ID: "web", Secret: secret}
@@ -223,7 +223,7 @@ func TestClients(t *testing.T) {
 	st := tempStore(t)
 	with := func(cfg *apitoken.Config) { cfg.Now = c.Now }
 	svc, other := serviceOn(t, st, with), serviceOn(t, st, with)
-	web, one, err := svc.Clients.Create(ctx, apitoken.Client{Name: "Web", GrantTypes: []string{apitoken.GrantClientCredentials, apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"a", "b"}})
+	web, one, err := svc.Clients.Create(ctx, apitoken.Client{Name: "Web", GrantTypes: []string{"client_credentials", "refresh_token"}, Scopes: apitoken.Scopes{"a", "b"}})
 	require.NoError(t, err)
 	login := func(s *apitoken.Service, secret apitoken.Secret) error {
 		_, err := s.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: web.ID, Secret: secret})
@@ -263,8 +263,8 @@ func TestClients(t *testing.T) {
 	require.ErrorIs(t, validate(svc, n.Access), apitoken.ErrRevoked, "enabling brings nothing back to life")
 
 	for what, bad := range map[string]apitoken.Client{
-		"public with credentials": {ID: "x1", Public: true, GrantTypes: []string{apitoken.GrantClientCredentials}}, "public exchange": {ID: "x2", Public: true, GrantTypes: []string{apitoken.GrantTokenExchange}},
-		"unknown type": {ID: "x3", GrantTypes: []string{"password"}}, "twice": {ID: "x4", GrantTypes: []string{apitoken.GrantRefreshToken, apitoken.GrantRefreshToken}}, "taken": {ID: web.ID}, "host's": {ID: "first-party"},
+		"public with credentials": {ID: "x1", Public: true, GrantTypes: []string{"client_credentials"}}, "public exchange": {ID: "x2", Public: true, GrantTypes: []string{"urn:ietf:params:oauth:grant-type:token-exchange"}},
+		"unknown type": {ID: "x3", GrantTypes: []string{"password"}}, "twice": {ID: "x4", GrantTypes: []string{"refresh_token", "refresh_token"}}, "taken": {ID: web.ID}, "host's": {ID: "first-party"},
 		"space": {ID: "a b"}, "name": {ID: "x5", Name: strings.Repeat("n", 101)}, "impersonates": {ID: "x6", MayImpersonate: true}, "lifetimes": {ID: "x7", Lifetimes: apitoken.Lifetimes{Access: -1}},
 	} {
 		_, _, err := svc.Clients.Create(ctx, bad)
@@ -279,11 +279,11 @@ func TestDeclaredClients(t *testing.T) {
 	ctx := context.Background()
 	st := tempStore(t)
 	svc := serviceOn(t, st, nil)
-	c := apitoken.Client{ID: "batch", GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"a"}}
+	c := apitoken.Client{ID: "batch", GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{"a"}}
 	chosen := apitoken.NewSecret("correct horse battery staple")
 	require.ErrorIs(t, svc.Clients.Declare(ctx, c), apitoken.ErrInvalidRequest)
 	require.ErrorIs(t, svc.Clients.Declare(ctx, c, apitoken.NewSecret("short")), apitoken.ErrInvalidRequest)
-	code := apitoken.Client{ID: "spa", Public: true, GrantTypes: []string{apitoken.GrantAuthorizationCode}}
+	code := apitoken.Client{ID: "spa", Public: true, GrantTypes: []string{"authorization_code"}}
 	require.ErrorIs(t, svc.Clients.Declare(ctx, code), apitoken.ErrInvalidRequest, "no code could reach it")
 	code.RedirectURIs = []string{"https://app.example.com/cb"}
 	require.NoError(t, svc.Clients.Declare(ctx, code))
@@ -344,9 +344,9 @@ func TestTickets(t *testing.T) {
 	ctx := context.Background()
 	c := &clock{}
 	svc := service(t, func(cfg *apitoken.Config) { cfg.Now = c.Now })
-	_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: "spa", Public: true, GrantTypes: []string{apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: "spa", Public: true, GrantTypes: []string{"authorization_code", "refresh_token"}, Scopes: apitoken.Scopes{"orders"}})
 	require.NoError(t, err)
-	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "web", GrantTypes: []string{"authorization_code", "refresh_token"}, Scopes: apitoken.Scopes{"orders"}})
 	require.NoError(t, err)
 	verifier := strings.Repeat("v", 43)
 	r := apitoken.Request{Subject: "alice", Client: "spa", Scopes: apitoken.Scopes{"orders:read"}, Refresh: true}
@@ -447,7 +447,7 @@ func TestExchangeNeverWidens(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	svc := service(t, nil)
-	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "gw", GrantTypes: []string{apitoken.GrantTokenExchange, apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"orders", "mail"}})
+	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "gw", GrantTypes: []string{"urn:ietf:params:oauth:grant-type:token-exchange", "client_credentials"}, Scopes: apitoken.Scopes{"orders", "mail"}})
 	require.NoError(t, err)
 	auth := apitoken.ClientAuth{ID: "gw", Secret: secret}
 	actor := apitoken.Bearer(issue(t, svc, apitoken.Request{Auth: auth}).Access.Reveal())
@@ -635,7 +635,7 @@ func TestATicketIsForTheClientThatProvedItself(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	svc := service(t, func(c *apitoken.Config) { c.Roles = map[string]apitoken.Scopes{"boss": {"orders", "admin"}} })
-	auth := confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantAuthorizationCode}, Scopes: apitoken.Scopes{"orders"}})
+	auth := confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{"authorization_code"}, Scopes: apitoken.Scopes{"orders"}})
 	code, err := svc.Prepare(ctx, apitoken.Request{Subject: "alice", Auth: auth, Roles: []string{"boss"}}, apitoken.Ticket{Lifetime: time.Minute})
 	require.NoError(t, err)
 	_, err = svc.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
@@ -651,8 +651,8 @@ func TestAnAuthIsNeverPassedOver(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	svc := service(t, nil)
-	auth := confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
-	other := confidential(t, svc, apitoken.Client{ID: "other", GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	auth := confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders"}})
+	other := confidential(t, svc, apitoken.Client{ID: "other", GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders"}})
 	i := issue(t, svc, apitoken.Request{Subject: "alice", Client: "web", Refresh: true, Scopes: apitoken.Scopes{"orders"}})
 	wrong := apitoken.ClientAuth{ID: "web", Secret: other.Secret}
 	for what, c := range map[string]struct {
@@ -675,7 +675,7 @@ func TestAudiencesNarrow(t *testing.T) {
 	ctx := context.Background()
 	const b, c = "https://b.example.com", "https://c.example.com"
 	svc := service(t, func(cfg *apitoken.Config) { cfg.Audiences = []string{b, c} })
-	auth := confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	auth := confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders"}})
 	i := issue(t, svc, apitoken.Request{Subject: "alice", Client: "web", Scopes: apitoken.Scopes{"orders"}, Refresh: true, Audiences: []string{testAudience, b}})
 
 	_, err := svc.Issue(ctx, apitoken.Request{Grant: i.Token.Grant(), Audiences: []string{c}})

@@ -12,6 +12,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/granttype"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -128,16 +129,6 @@ func (r TokenResponse) Format(f fmt.State, _ rune) { io.WriteString(f, redacted)
 
 // LogValue implements slog.LogValuer.
 func (r TokenResponse) LogValue() slog.Value { return slog.StringValue(redacted) }
-
-// Grant types, by the names of their RFCs.
-const (
-	GrantClientCredentials = "client_credentials"
-	GrantRefreshToken      = "refresh_token"
-	GrantAuthorizationCode = "authorization_code"
-	GrantTokenExchange     = "urn:ietf:params:oauth:grant-type:token-exchange"
-	GrantJWTBearer         = "urn:ietf:params:oauth:grant-type:jwt-bearer"
-	GrantDeviceCode        = "urn:ietf:params:oauth:grant-type:device_code"
-)
 
 const (
 	maxSubject   = 255
@@ -472,7 +463,7 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *rules.S
 		return nil, nil, fail(ErrInvalidRequest, "the token would have %d bytes, validators read %d", len(text), s.cfg.Validation.MaxTokenBytes)
 	}
 	spec := TokenSpec{
-		Kind: KindAccess, ID: t.jti, Issuer: s.cfg.Issuer, Subject: p.subject, Client: p.client.ID, Grant: t.grant,
+		ID: t.jti, Issuer: s.cfg.Issuer, Subject: p.subject, Client: p.client.ID, Grant: t.grant,
 		Audiences: aud, Scopes: p.scopes, Roles: p.roles, IssuedAt: time.Unix(iat, 0), ExpiresAt: time.Unix(exp, 0), Binding: p.binding,
 	}
 	made := &struct { // one piece of memory: they live as long as each other
@@ -510,7 +501,7 @@ func (s *Service) planFor(p *plan, r *Request, who *caller) error {
 	if err := checkSubject(p.subject); err != nil {
 		return err
 	}
-	if r.Refresh && id != "" && !slices.Contains(p.client.GrantTypes, GrantRefreshToken) {
+	if r.Refresh && id != "" && !slices.Contains(p.client.GrantTypes, granttype.RefreshToken) {
 		return fail(ErrDenied, "client %q has no grant type refresh_token", id)
 	}
 	if err := checkBinding(r.Binding); err != nil {
@@ -574,7 +565,7 @@ func (s *Service) planClient(p *plan, r *Request, id string, who *caller) error 
 		if p.client.Public {
 			return fail(ErrDenied, "a public client has no credential and no tokens of its own")
 		}
-		if !slices.Contains(p.client.GrantTypes, GrantClientCredentials) {
+		if !slices.Contains(p.client.GrantTypes, granttype.ClientCredentials) {
 			return fail(ErrDenied, "client %q has no grant type client_credentials", id)
 		}
 		if r.Refresh {
@@ -769,7 +760,7 @@ func (s *Service) exchange(ctx context.Context, r ExchangeRequest, known *refusa
 	if err != nil {
 		return nil, err
 	}
-	if !slices.Contains(c.GrantTypes, GrantTokenExchange) {
+	if !slices.Contains(c.GrantTypes, granttype.TokenExchange) {
 		return nil, fail(ErrDenied, "client %q has no grant type token-exchange", c.ID)
 	}
 	parent, err := s.validateHeld(ctx, r.Token, r.Binding)

@@ -83,7 +83,7 @@ func ParseWithClaims(ctx context.Context, v Validator, c Credential, claims jwt.
 
 // ownJWT reports whether t is as the JWT that it came from says, word for word.
 func (t Token) ownJWT() bool {
-	if t.d.by == nil || t.d.Kind != KindAccess {
+	if t.d.by == nil || t.d.APIKey {
 		return false
 	}
 	iss := t.d.by.trusts[t.d.Issuer]

@@ -104,7 +104,7 @@ func TestImportedKeys(t *testing.T) {
 	for i, key := range keys {
 		token, err := svc.Validate(ctx, apitoken.Bearer(key))
 		require.NoError(t, err, list[i].Form)
-		require.Equal(t, apitoken.KindAPIKey, token.Kind())
+		require.True(t, token.IsAPIKey())
 		require.Equal(t, "alice", token.Subject())
 		require.True(t, token.Allows("orders:read"))
 		require.NotContains(t, kept(token.ID()), `"hash":`, "the first use puts our hash in its place")

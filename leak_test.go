@@ -27,7 +27,7 @@ import (
 func machine(t *testing.T, svc *apitoken.Service, id string) apitoken.ClientAuth {
 	t.Helper()
 	_, secret, err := svc.Clients.Create(context.Background(), apitoken.Client{ID: id, Scopes: apitoken.Scopes{"orders"}, MayImpersonate: true,
-		GrantTypes: []string{apitoken.GrantClientCredentials, apitoken.GrantRefreshToken, apitoken.GrantTokenExchange}})
+		GrantTypes: []string{"client_credentials", "refresh_token", "urn:ietf:params:oauth:grant-type:token-exchange"}})
 	require.NoError(t, err)
 	return apitoken.ClientAuth{ID: id, Secret: secret}
 }
@@ -350,7 +350,7 @@ func TestADeclaredSecretThatLeakedStaysOut(t *testing.T) {
 	log := &lines{}
 	svc := service(t, func(c *apitoken.Config) { c.Logger = slog.New(slog.NewTextHandler(log, nil)) })
 	elsewhere := service(t, nil)
-	c := apitoken.Client{ID: "partner", GrantTypes: []string{apitoken.GrantClientCredentials}}
+	c := apitoken.Client{ID: "partner", GrantTypes: []string{"client_credentials"}}
 	one, two := machine(t, elsewhere, "one").Secret, machine(t, elsewhere, "two").Secret // made by another database
 	twin := c
 	twin.ID = "twin"

@@ -17,7 +17,7 @@ func appKey(t *testing.T, svc *apitoken.Service) (apitoken.Token, apitoken.APIKe
 	t.Helper()
 	ctx := context.Background()
 	if _, err := svc.Clients.Get(ctx, "app"); err != nil {
-		_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: "app", Public: true, GrantTypes: []string{apitoken.GrantRefreshToken},
+		_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: "app", Public: true, GrantTypes: []string{"refresh_token"},
 			Scopes: apitoken.Scopes{"orders:read", "orders:write"}})
 		require.NoError(t, err)
 	}

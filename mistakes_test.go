@@ -30,7 +30,7 @@ func TestTheHostsOwnCallsSayWhatIsWrong(t *testing.T) {
 	issue := func(r apitoken.Request) func() error {
 		return func() error { _, err := svc.Issue(ctx, r); return err }
 	}
-	code := []string{apitoken.GrantAuthorizationCode}
+	code := []string{"authorization_code"}
 	for name, c := range map[string]struct {
 		call func() error
 		says string
@@ -102,7 +102,7 @@ func TestWhatClientsMaySeeStaysTheClass(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	svc := service(t, nil)
-	web := confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"orders:read"}})
+	web := confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{"orders:read"}})
 	alice := issue(t, svc, apitoken.Request{Subject: "alice", Scopes: apitoken.Scopes{"orders:read"}})
 	wrong := web
 	wrong.Secret = apitoken.NewSecret("a-secret-that-is-another")

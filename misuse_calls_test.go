@@ -74,7 +74,7 @@ func (*sealer) Open(context.Context, []byte, []byte) ([]byte, error) { return ni
 func TestErrorsHaveTwoReaders(t *testing.T) {
 	t.Parallel()
 	svc := apitokentest.New(t, func(c *apitoken.Config) { c.Scopes = map[apitoken.Scope]string{"orders:read": "See orders"} })
-	_, secret, err := svc.Clients.Create(context.Background(), apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"orders:read"}})
+	_, secret, err := svc.Clients.Create(context.Background(), apitoken.Client{ID: "web", GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{"orders:read"}})
 	require.NoError(t, err)
 	_, err = svc.Issue(context.Background(), apitoken.Request{Auth: apitoken.ClientAuth{ID: "web", Secret: secret}, Scopes: apitoken.Scopes{"order:read"}})
 	require.Equal(t, "apitoken: invalid scope", err.Error())
@@ -94,7 +94,7 @@ func TestZeroTokenSaysWhy(t *testing.T) {
 	t.Parallel()
 	none := apitoken.FromContext(context.Background())
 	for name, f := range map[string]func(){
-		"ID": func() { none.ID() }, "Kind": func() { none.Kind() }, "Issuer": func() { none.Issuer() }, "Subject": func() { none.Subject() }, "Client": func() { none.Client() },
+		"ID": func() { none.ID() }, "IsAPIKey": func() { none.IsAPIKey() }, "Issuer": func() { none.Issuer() }, "Subject": func() { none.Subject() }, "Client": func() { none.Client() },
 		"Grant": func() { none.Grant() }, "Audiences": func() { none.Audiences() }, "Scopes": func() { none.Scopes() }, "Roles": func() { none.Roles() }, "Actors": func() { none.Actors() },
 		"IssuedAt": func() { none.IssuedAt() }, "ExpiresAt": func() { none.ExpiresAt() }, "Binding": func() { none.Binding() }, "IsClient": func() { none.IsClient() },
 		"Claims": func() { _ = none.Claims(&struct{}{}) },
@@ -131,7 +131,7 @@ func TestAfterClose(t *testing.T) {
 			return err
 		},
 		"Client": func() error {
-			_, _, err := svc.Clients.Create(ctx, apitoken.Client{GrantTypes: []string{apitoken.GrantClientCredentials}})
+			_, _, err := svc.Clients.Create(ctx, apitoken.Client{GrantTypes: []string{"client_credentials"}})
 			return err
 		},
 		"Alert": func() error { return svc.Alert(ctx, apitoken.Event{Reason: "x"}) },

@@ -103,7 +103,7 @@ func TestNoClientGoesByASubjectsName(t *testing.T) {
 	now := &clock{}
 	svc := serviceOn(t, memstore.NewWithClock(now.Now), func(c *apitoken.Config) { c.Now = now.Now })
 	client := func(id string) apitoken.Client {
-		return apitoken.Client{ID: id, Name: id, Scopes: apitoken.Scopes{"orders"}, GrantTypes: []string{apitoken.GrantClientCredentials}}
+		return apitoken.Client{ID: id, Name: id, Scopes: apitoken.Scopes{"orders"}, GrantTypes: []string{"client_credentials"}}
 	}
 	made := map[string]func(id string) error{
 		"Create": func(id string) error { _, _, err := svc.Clients.Create(ctx, client(id)); return err },
@@ -116,7 +116,7 @@ func TestNoClientGoesByASubjectsName(t *testing.T) {
 		},
 	}
 	self := issue(t, svc, apitoken.Request{Subject: "https://app.example.com/me", Refresh: true})
-	_, err := svc.Clients.Adopt(ctx, apitoken.Client{ID: self.Token.Subject(), Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}}, 10)
+	_, err := svc.Clients.Adopt(ctx, apitoken.Client{ID: self.Token.Subject(), Public: true, GrantTypes: []string{"refresh_token"}}, 10)
 	require.ErrorIs(t, err, apitoken.ErrInvalidRequest, "nor does one that describes itself")
 
 	for call, make := range made {

@@ -28,7 +28,7 @@ func TestAClientOfAnotherProcessIsKnownAtOnce(t *testing.T) {
 	slow := func(c *apitoken.Config) { c.Validation.MaxStaleness = time.Hour } // no poll comes to help
 	a, b := serviceOn(t, st, slow), serviceOn(t, st, slow)
 	for range 5 {
-		c, secret, err := a.Clients.Create(ctx, apitoken.Client{GrantTypes: []string{apitoken.GrantClientCredentials, apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders:read"}})
+		c, secret, err := a.Clients.Create(ctx, apitoken.Client{GrantTypes: []string{"client_credentials", "refresh_token"}, Scopes: apitoken.Scopes{"orders:read"}})
 		require.NoError(t, err)
 		auth := apitoken.ClientAuth{ID: c.ID, Secret: secret}
 		_, err = b.Clients.Authenticate(ctx, auth)
@@ -43,11 +43,11 @@ func TestAClientOfAnotherProcessIsKnownAtOnce(t *testing.T) {
 		_, err = b.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: c.ID, Secret: apitoken.NewSecret("wrong")})
 		require.ErrorIs(t, err, apitoken.ErrInvalidClient)
 
-		spa, _, err := a.Clients.Create(ctx, apitoken.Client{Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders:read"}})
+		spa, _, err := a.Clients.Create(ctx, apitoken.Client{Public: true, GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders:read"}})
 		require.NoError(t, err)
 		r := apitoken.Request{Subject: "alice", Client: spa.ID, Scopes: apitoken.Scopes{"orders:read"}}
 		require.NoError(t, b.Check(ctx, r))
-		spa, _, err = a.Clients.Create(ctx, apitoken.Client{Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders:read"}})
+		spa, _, err = a.Clients.Create(ctx, apitoken.Client{Public: true, GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders:read"}})
 		require.NoError(t, err)
 		r.Client = spa.ID
 		issue(t, b, r)

@@ -33,7 +33,7 @@ func TestNothingIsMadeOfWhatWasPlannedBefore(t *testing.T) {
 		_, err := svc.Clients.Update(ctx, "web", func(c *apitoken.Client) error { c.Scopes = apitoken.Scopes{"orders:read"}; return nil })
 		require.NoError(t, err)
 	}
-	_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: "web", Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders:read", "orders:write"}})
+	_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: "web", Public: true, GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders:read", "orders:write"}})
 	require.NoError(t, err)
 	session := issue(t, svc, apitoken.Request{Subject: "alice", Client: "web", Scopes: apitoken.Scopes{"orders:read", "orders:write"}, Refresh: true})
 
@@ -50,7 +50,7 @@ func TestNothingIsMadeOfWhatWasPlannedBefore(t *testing.T) {
 
 	// A client proves itself by an assertion, whose use is written down.
 	p := newProver(t, "ES256")
-	_, _, err = svc.Clients.Create(ctx, apitoken.Client{ID: "worker", AuthMethod: "private_key_jwt", Keys: keySetOf(t, p, nil), GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"jobs"}})
+	_, _, err = svc.Clients.Create(ctx, apitoken.Client{ID: "worker", AuthMethod: "private_key_jwt", Keys: keySetOf(t, p, nil), GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{"jobs"}})
 	require.NoError(t, err)
 	var once sync.Once
 	st.onApply(func(_ context.Context, c *store.Change) (error, error) {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/granttype"
 	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -278,7 +279,7 @@ func (s *Service) refreshCaller(g *grantRecord, who *caller, r RefreshRequest) (
 		return owner, true, nil
 	case !owner.Public && who.none():
 		return owner, false, fail(ErrInvalidClient, "client %q must authenticate", g.Client)
-	case g.Client != s.cfg.FirstParty && !slices.Contains(owner.GrantTypes, GrantRefreshToken):
+	case g.Client != s.cfg.FirstParty && !slices.Contains(owner.GrantTypes, granttype.RefreshToken):
 		return owner, false, fail(ErrDenied, "client %q has the grant type refresh_token no more", g.Client)
 	case g.Binding != "" && owner.Public && r.Binding != g.Binding:
 		return owner, false, fail(ErrInvalidGrant, "the grant is bound to another key")

@@ -347,9 +347,9 @@ func TestConfidentialClientsKeepTheirRefreshToken(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	svc := service(t, nil)
-	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "web", GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders"}})
 	require.NoError(t, err)
-	_, secret2, err := svc.Clients.Create(ctx, apitoken.Client{ID: "other", GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	_, secret2, err := svc.Clients.Create(ctx, apitoken.Client{ID: "other", GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders"}})
 	require.NoError(t, err)
 	i := issue(t, svc, apitoken.Request{Subject: "alice", Client: "web", Scopes: apitoken.Scopes{"orders:read"}, Refresh: true})
 	_, err = refresh(svc, i.Refresh)
@@ -405,7 +405,7 @@ func TestAConfidentialClientMayRepeatUntilItUsesTheAnswer(t *testing.T) {
 	t.Parallel()
 	c := &clock{}
 	svc := service(t, func(cfg *apitoken.Config) { cfg.Now, cfg.Refresh.RotateConfidential = c.Now, true })
-	auth := confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	auth := confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders"}})
 	one := issue(t, svc, apitoken.Request{Subject: "alice", Client: "web", Scopes: apitoken.Scopes{"orders:read"}, Refresh: true})
 	two, err := refreshAs(svc, auth, one.Refresh, "")
 	require.NoError(t, err)
@@ -432,7 +432,7 @@ func TestAConfidentialClientMayRepeatUntilItUsesTheAnswer(t *testing.T) {
 func TestARepeatedAnswerKeepsItsBinding(t *testing.T) {
 	t.Parallel()
 	svc := service(t, func(cfg *apitoken.Config) { cfg.Refresh.RotateConfidential = true })
-	auth := confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	auth := confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders"}})
 	one := issue(t, svc, apitoken.Request{Subject: "alice", Client: "web", Scopes: apitoken.Scopes{"orders:read"}, Refresh: true})
 	key, other := apitoken.BindCertificate([32]byte{1}), apitoken.BindCertificate([32]byte{2})
 	two, err := refreshAs(svc, auth, one.Refresh, key)
@@ -482,8 +482,8 @@ func TestCopiesOfWhatHasEndedWriteNothing(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	svc := service(t, nil)
-	confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
-	thief := confidential(t, svc, apitoken.Client{ID: "other", GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders"}})
+	thief := confidential(t, svc, apitoken.Client{ID: "other", GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders"}})
 	i := issue(t, svc, apitoken.Request{Subject: "alice", Client: "web", Scopes: apitoken.Scopes{"orders:read"}, Refresh: true})
 	code, err := svc.Prepare(ctx, aliceSession, apitoken.Ticket{Lifetime: time.Minute})
 	require.NoError(t, err)
@@ -510,7 +510,7 @@ func TestAnotherClientWithATokenAheadKillsNothing(t *testing.T) {
 	ctx := context.Background()
 	inner := tempStore(t)
 	svc := serviceOn(t, inner, nil)
-	other := confidential(t, svc, apitoken.Client{ID: "other", GrantTypes: []string{apitoken.GrantRefreshToken}})
+	other := confidential(t, svc, apitoken.Client{ID: "other", GrantTypes: []string{"refresh_token"}})
 	one := issue(t, svc, aliceSession)
 	old, err := inner.Get(ctx, "grant", one.Token.Grant())
 	require.NoError(t, err)
@@ -551,7 +551,7 @@ func TestNothingIsMadeOfAPlanThatWasOvertaken(t *testing.T) {
 		c.Roles = map[string]apitoken.Scopes{"clerk": {"orders:read", "orders:write"}}
 	}
 	svc, other := serviceOn(t, st, with), serviceOn(t, st.Store, with)
-	confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	confidential(t, svc, apitoken.Client{ID: "web", GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders"}})
 	require.NoError(t, other.Sync(ctx))
 	clerk := apitoken.Request{Subject: "alice", Roles: []string{"clerk"}, Refresh: true}
 	narrow := func(scopes ...apitoken.Scope) func() {

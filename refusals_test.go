@@ -37,7 +37,7 @@ func openOffice(t *testing.T) *office {
 		}
 	})
 	_, secret, err := o.svc.Clients.Create(t.Context(), apitoken.Client{ID: "app", Scopes: apitoken.Scopes{"orders"}, RedirectURIs: []string{"https://app.example.com/cb"},
-		GrantTypes: []string{apitoken.GrantClientCredentials, apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken, apitoken.GrantTokenExchange}})
+		GrantTypes: []string{"client_credentials", "authorization_code", "refresh_token", "urn:ietf:params:oauth:grant-type:token-exchange"}})
 	require.NoError(t, err)
 	o.app = apitoken.ClientAuth{ID: "app", Secret: secret}
 	o.alice = issue(t, o.svc, apitoken.Request{Subject: "alice", Client: "app", Scopes: apitoken.Scopes{"orders"}, Refresh: true})
@@ -165,7 +165,7 @@ var refusalRows = map[string]any{
 		return o.svc.Revoke(t.Context(), apitoken.ByGrant(o.alice.Token.Grant()).OwnedBy("mallory"), "x")
 	}},
 	"Service.Revoke by a public client": trace{reason: "revoke", claimed: "pub", call: func(t *testing.T, o *office) error {
-		_, _, err := o.svc.Clients.Create(t.Context(), apitoken.Client{ID: "pub", Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}})
+		_, _, err := o.svc.Clients.Create(t.Context(), apitoken.Client{ID: "pub", Public: true, GrantTypes: []string{"refresh_token"}})
 		require.NoError(t, err)
 		return o.svc.Revoke(t.Context(), apitoken.ByGrant(o.alice.Token.Grant()).HeldBy("pub"), "x")
 	}},
@@ -213,7 +213,7 @@ var refusalRows = map[string]any{
 	"Clients.Registered with another's token": trace{reason: "registration", claimed: "app", why: "another registration token", call: func(t *testing.T, o *office) error {
 		_, err := o.svc.Clients.RegistrationToken(t.Context(), "app")
 		require.NoError(t, err)
-		_, _, err = o.svc.Clients.Create(t.Context(), apitoken.Client{ID: "other", GrantTypes: []string{apitoken.GrantClientCredentials}})
+		_, _, err = o.svc.Clients.Create(t.Context(), apitoken.Client{ID: "other", GrantTypes: []string{"client_credentials"}})
 		require.NoError(t, err)
 		other, err := o.svc.Clients.RegistrationToken(t.Context(), "other")
 		require.NoError(t, err)
@@ -230,7 +230,7 @@ var refusalRows = map[string]any{
 		token, err := o.svc.Clients.RegistrationToken(t.Context(), "app")
 		require.NoError(t, err)
 		_, err = o.svc.Clients.Reregister(t.Context(), "app", token, func(c *apitoken.Client) error {
-			c.GrantTypes, c.RedirectURIs = []string{apitoken.GrantDeviceCode}, nil
+			c.GrantTypes, c.RedirectURIs = []string{"urn:ietf:params:oauth:grant-type:device_code"}, nil
 			return nil
 		})
 		return err

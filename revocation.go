@@ -281,7 +281,7 @@ func (s *Service) whyRevoked(ctx context.Context, t Token) string {
 			break
 		}
 		x, err := rules.ReadRule(r)
-		other := x.Target.Issuer != issuer || x.Target.Holder != "" && x.Target.Holder != t.Client() || x.Target.Kind == rules.TargetSessions && t.Kind() == KindAPIKey
+		other := x.Target.Issuer != issuer || x.Target.Holder != "" && x.Target.Holder != t.Client() || x.Target.Kind == rules.TargetSessions && t.IsAPIKey()
 		if err == nil && x.At > newest.At && !other {
 			newest = x
 		}

@@ -24,7 +24,7 @@ func TestTargets(t *testing.T) {
 	svc := service(t, func(c *apitoken.Config) { c.Roles = map[string]apitoken.Scopes{"admin": {"users"}} })
 	_, err := svc.SigningKeys.List(ctx)
 	require.NoError(t, err)
-	_, _, err = svc.Clients.Create(ctx, apitoken.Client{ID: "app", Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"users"}})
+	_, _, err = svc.Clients.Create(ctx, apitoken.Client{ID: "app", Public: true, GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"users"}})
 	require.NoError(t, err)
 	req := func(subject, client string) apitoken.Request {
 		return apitoken.Request{Subject: subject, Client: client, Roles: []string{"admin"}, Refresh: true}
@@ -237,7 +237,7 @@ func TestNothingDescendsPastARuleInAProcessThatIsBehind(t *testing.T) {
 	lag := &blind{Store: inner}
 	behind := serviceOn(t, lag, nil)
 	svc := serviceOn(t, inner, nil)
-	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "gateway", GrantTypes: []string{apitoken.GrantTokenExchange}, Scopes: apitoken.Scopes{"orders"}, MayImpersonate: true})
+	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "gateway", GrantTypes: []string{"urn:ietf:params:oauth:grant-type:token-exchange"}, Scopes: apitoken.Scopes{"orders"}, MayImpersonate: true})
 	require.NoError(t, err)
 	require.NoError(t, behind.Sync(ctx))
 	old := issue(t, svc, aliceSession)
@@ -301,7 +301,7 @@ func TestCascadeOverExchange(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	svc := service(t, nil)
-	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "gateway", GrantTypes: []string{apitoken.GrantTokenExchange, apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"orders"}, MayImpersonate: true})
+	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "gateway", GrantTypes: []string{"urn:ietf:params:oauth:grant-type:token-exchange", "client_credentials"}, Scopes: apitoken.Scopes{"orders"}, MayImpersonate: true})
 	require.NoError(t, err)
 	auth := apitoken.ClientAuth{ID: "gateway", Secret: secret}
 	ends := map[string]func(parent *apitoken.Issued) apitoken.Target{
@@ -312,7 +312,7 @@ func TestCascadeOverExchange(t *testing.T) {
 		"the client":         func(*apitoken.Issued) apitoken.Target { return apitoken.ByClient("app") },
 		"one user's client":  func(*apitoken.Issued) apitoken.Target { return apitoken.BySubject("alice").HeldBy("app") },
 	}
-	_, _, err = svc.Clients.Create(ctx, apitoken.Client{ID: "app", Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}})
+	_, _, err = svc.Clients.Create(ctx, apitoken.Client{ID: "app", Public: true, GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders"}})
 	require.NoError(t, err)
 	v := follower(t, &poll{svc: svc}, nil)
 	for name, end := range ends {
@@ -380,7 +380,7 @@ func TestWhatWasExchangedEndsWithTheKey(t *testing.T) {
 	ctx := context.Background()
 	clk := &clock{}
 	svc := service(t, func(c *apitoken.Config) { c.Now = clk.Now })
-	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "gateway", GrantTypes: []string{apitoken.GrantTokenExchange}, Scopes: apitoken.Scopes{"orders"}, MayImpersonate: true})
+	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "gateway", GrantTypes: []string{"urn:ietf:params:oauth:grant-type:token-exchange"}, Scopes: apitoken.Scopes{"orders"}, MayImpersonate: true})
 	require.NoError(t, err)
 	auth := apitoken.ClientAuth{ID: "gateway", Secret: secret}
 	bad := activeKey(t, svc).ID

@@ -22,7 +22,7 @@ func TestAClientThatEndedIsForgotten(t *testing.T) {
 	is.NoError(t, err)
 	t.Cleanup(func() { svc.Close() })
 	id := "https://app.example.com/c.json"
-	_, err = svc.Clients.Adopt(ctx, Client{ID: id, Public: true, GrantTypes: []string{GrantAuthorizationCode}, RedirectURIs: []string{"https://app.example.com/cb"}}, 10)
+	_, err = svc.Clients.Adopt(ctx, Client{ID: id, Public: true, GrantTypes: []string{"authorization_code"}, RedirectURIs: []string{"https://app.example.com/cb"}}, 10)
 	is.NoError(t, err)
 	later.Store(int64(unusedClient + clientSlack))
 	svc.tidy(ctx, follow.NewClock(now).Now())

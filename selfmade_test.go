@@ -15,7 +15,7 @@ const describedID = "https://app.example.com/client.json"
 
 func described(scopes ...apitoken.Scope) apitoken.Client {
 	return apitoken.Client{ID: describedID, Name: "App", Public: true, RedirectURIs: []string{"https://app.example.com/cb"}, Scopes: scopes,
-		GrantTypes: []string{apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken}}
+		GrantTypes: []string{"authorization_code", "refresh_token"}}
 }
 
 func clientEvents(t *testing.T, svc *apitokentest.Service) (reasons []string) {

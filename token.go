@@ -23,15 +23,6 @@ import (
 	"github.com/apitoken-go/apitoken/internal/usage"
 )
 
-// Kind says which kind of token a [Token] came from.
-type Kind string
-
-// The kinds of token that a caller may present to an API.
-const (
-	KindAccess Kind = "access" // a JWT (RFC 9068), verified without a store read
-	KindAPIKey Kind = "apikey" // opaque, long-lived, shown once
-)
-
 // Token is what a valid token says. It is a small immutable value, free to copy and to share; the
 // zero Token holds nothing: Allows is false, Check and Recheck refuse, and every other method but IsZero and
 // LogValue panics, so that a handler that lost its middleware cannot take "" for a subject.
@@ -54,7 +45,7 @@ type tokenData struct {
 
 // TokenSpec is the content of a Token, for those who make Tokens: validators of other formats, and tests.
 type TokenSpec struct {
-	Kind      Kind
+	APIKey    bool   // an API key rather than a JWT
 	ID        string // jti, or the API key's ID
 	Issuer    string // iss
 	Subject   string // sub; a client's own tokens carry its ID, which never equals a user's
@@ -152,8 +143,9 @@ func (t Token) spec() *TokenSpec {
 // ID is the jti of an access token, or the ID of an API key.
 func (t Token) ID() string { return t.spec().ID }
 
-// Kind says what the caller presented.
-func (t Token) Kind() Kind { return t.spec().Kind }
+// IsAPIKey reports whether the caller presented an API key: opaque, long-lived, shown once. Everything else is an access token,
+// a JWT.
+func (t Token) IsAPIKey() bool { return t.spec().APIKey }
 
 // Issuer is iss. A principal is Issuer and Subject together.
 func (t Token) Issuer() string { return t.spec().Issuer }
@@ -270,7 +262,7 @@ func (t Token) LogValue() slog.Value {
 		return slog.StringValue("none")
 	}
 	return slog.GroupValue(
-		slog.String("kind", string(t.d.Kind)), slog.String("id", t.d.ID), slog.String("subject", t.d.Subject),
+		slog.String("kind", opaque.TokenKind(t.d.APIKey)), slog.String("id", t.d.ID), slog.String("subject", t.d.Subject),
 		slog.String("client", t.d.Client), slog.String("grant", t.d.Grant))
 }
 

@@ -42,7 +42,7 @@ func TestRefusedRefreshesAndTicketsAreNamed(t *testing.T) {
 	})
 	for _, id := range []string{"app", "other"} {
 		_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: id, Name: id, Public: true, Scopes: apitoken.Scopes{"orders"},
-			GrantTypes: []string{apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken}, RedirectURIs: []string{"https://app.example.com/cb"}})
+			GrantTypes: []string{"authorization_code", "refresh_token"}, RedirectURIs: []string{"https://app.example.com/cb"}})
 		require.NoError(t, err)
 	}
 
@@ -90,7 +90,7 @@ func TestRefusedClientsAndCallersAreNamed(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	svc := service(t, nil)
-	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "job", Name: "job", Scopes: apitoken.Scopes{"orders"}, GrantTypes: []string{apitoken.GrantClientCredentials}})
+	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "job", Name: "job", Scopes: apitoken.Scopes{"orders"}, GrantTypes: []string{"client_credentials"}})
 	require.NoError(t, err)
 	auth := apitoken.ClientAuth{ID: "job", Secret: secret}
 	for n := range 1000 {
@@ -136,11 +136,11 @@ func TestStrangersTakeNoRoomOfTheKnown(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	svc := serviceOn(t, memstore.New(), nil)
-	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "job", GrantTypes: []string{apitoken.GrantClientCredentials}})
+	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "job", GrantTypes: []string{"client_credentials"}})
 	require.NoError(t, err)
 	for n := range 300 {
 		id := fmt.Sprint("public", n)
-		_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: id, Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}})
+		_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: id, Public: true, GrantTypes: []string{"refresh_token"}})
 		require.NoError(t, err)
 		svc.Refused(ctx, apitoken.ClientAuth{ID: id}, "device", "too much")
 	}

@@ -38,7 +38,7 @@ func TestAnOperatorMendsUnreadableRecords(t *testing.T) {
 	watch := new(recordWatch)
 	defer svc.Observe(watch)()
 	for _, id := range []string{"one", "two"} {
-		_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: id, Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"b"}})
+		_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: id, Public: true, GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"b"}})
 		require.NoError(t, err)
 	}
 	good, err := st.Get(ctx, store.KindClient, "one")

@@ -121,7 +121,7 @@ func (s *Service) Consume(ctx context.Context, t Token) error {
 
 // consume is Consume for calls that count their refusals themselves.
 func (s *Service) consume(ctx context.Context, t Token) error {
-	if t.IsZero() || t.Kind() != KindAPIKey || t.Issuer() != s.cfg.Issuer {
+	if t.IsZero() || !t.IsAPIKey() || t.Issuer() != s.cfg.Issuer {
 		return nil
 	}
 	return s.APIKeys.consume(ctx, t.ID())

@@ -54,7 +54,7 @@ func Authorize(ctx context.Context, v Validator, c Credential, r Requirement) (c
 			return NewContext(ctx, t), err
 		}
 	}
-	if t.Kind() == KindAPIKey {
+	if t.IsAPIKey() {
 		m, ok := v.(Consumer)
 		if !ok && t.d.by != nil { // a validator around ours that chooses a tenant, or logs, must not lift limits
 			m, ok = t.d.by, true
@@ -537,7 +537,7 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, by *legacy
 		return nil, fail(ErrInvalidToken, "not for this audience")
 	}
 	spec := TokenSpec{
-		Kind: KindAccess, ID: cl.ID, Issuer: iss.issuer, Subject: cl.Subject, Audiences: cl.Audience,
+		ID: cl.ID, Issuer: iss.issuer, Subject: cl.Subject, Audiences: cl.Audience,
 		IssuedAt: time.Unix(cl.IssuedAt, 0), ExpiresAt: time.Unix(cl.Expires, 0), Binding: cl.Binding,
 	}
 	if cl.IssuedAt == 0 {
@@ -637,7 +637,7 @@ func (v *JWTValidator) signedHere(ctx context.Context, token string) (d *tokenDa
 		if !iss.reader.SameUsers() {
 			issuer = iss.issuer
 		}
-		return &tokenData{TokenSpec: TokenSpec{Kind: KindAccess, ID: p.Claims.ID, Issuer: iss.issuer, Subject: p.Claims.Subject, Client: p.Claims.ClientID}}, issuer, nil
+		return &tokenData{TokenSpec: TokenSpec{ID: p.Claims.ID, Issuer: iss.issuer, Subject: p.Claims.Subject, Client: p.Claims.ClientID}}, issuer, nil
 	}
 	d, err = v.signedByUs(token)
 	return d, "", err
@@ -660,7 +660,7 @@ func (v *JWTValidator) signedByUs(token string) (*tokenData, error) {
 	if err := key.Verify(p.SigningInput, p.Signature); err != nil {
 		return nil, err
 	}
-	return &tokenData{TokenSpec: TokenSpec{Kind: KindAccess, ID: p.Claims.ID, Issuer: iss.issuer, Subject: p.Claims.Subject,
+	return &tokenData{TokenSpec: TokenSpec{ID: p.Claims.ID, Issuer: iss.issuer, Subject: p.Claims.Subject,
 		Client: p.Claims.ClientID, Grant: p.Claims.SessionID, ExpiresAt: time.Unix(p.Claims.Expires, 0), Binding: p.Claims.Binding}}, nil
 }
 
@@ -686,7 +686,7 @@ func (v *JWTValidator) recheck(t Token) error {
 	if rule := iss.hit(t.d.from); rule != "" {
 		return fail(ErrRevoked, "a rule on its %s", rule)
 	}
-	if t.Kind() == KindAccess && !iss.Holds(t.d.from.Kid) {
+	if !t.IsAPIKey() && !iss.Holds(t.d.from.Kid) {
 		return fail(ErrInvalidToken, "its key is no longer its issuer's")
 	}
 	now := v.now()
@@ -706,7 +706,7 @@ func (v *JWTValidator) ended(t Token, now time.Time) error {
 			return fail(ErrExpired, "the key has ended")
 		}
 	}
-	if t.Kind() == KindAccess {
+	if !t.IsAPIKey() {
 		now = now.Add(-v.cfg.late())
 	}
 	if end := t.d.ExpiresAt; !end.IsZero() && !now.Before(end) {

@@ -220,9 +220,9 @@ func TestForeignIssuersRules(t *testing.T) {
 		c.Issuer, c.Audiences = otherIssuer, []string{testAudience}
 		c.Roles = map[string]apitoken.Scopes{"admin": {"orders"}}
 	})
-	_, _, err := theirs.Clients.Create(ctx, apitoken.Client{ID: "app", Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"orders"}, Audiences: []string{testAudience}})
+	_, _, err := theirs.Clients.Create(ctx, apitoken.Client{ID: "app", Public: true, GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders"}, Audiences: []string{testAudience}})
 	require.NoError(t, err)
-	_, secret, err := theirs.Clients.Create(ctx, apitoken.Client{ID: "gateway", GrantTypes: []string{apitoken.GrantTokenExchange}, Scopes: apitoken.Scopes{"orders"}, Audiences: []string{testAudience}, MayImpersonate: true})
+	_, secret, err := theirs.Clients.Create(ctx, apitoken.Client{ID: "gateway", GrantTypes: []string{"urn:ietf:params:oauth:grant-type:token-exchange"}, Scopes: apitoken.Scopes{"orders"}, Audiences: []string{testAudience}, MayImpersonate: true})
 	require.NoError(t, err)
 	w := &poll{svc: theirs}
 	v := follower(t, w, func(c *apitoken.ValidatorConfig) {
@@ -357,7 +357,7 @@ func TestACutOffHitsWhatDescendsFromBeforeIt(t *testing.T) {
 	c := &clock{}
 	svc := service(t, func(cfg *apitoken.Config) { cfg.Now = c.Now })
 	v := follower(t, &poll{svc: svc}, func(cfg *apitoken.ValidatorConfig) { cfg.Now = c.Now })
-	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "gateway", GrantTypes: []string{apitoken.GrantTokenExchange}, Scopes: apitoken.Scopes{"orders"}, MayImpersonate: true})
+	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "gateway", GrantTypes: []string{"urn:ietf:params:oauth:grant-type:token-exchange"}, Scopes: apitoken.Scopes{"orders"}, MayImpersonate: true})
 	require.NoError(t, err)
 	early := issue(t, svc, aliceSession)
 	_, key, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice", Scopes: apitoken.Scopes{"orders:read"}})

@@ -278,12 +278,12 @@ func (s *scene) register(c apitoken.Client) {
 }
 
 func (s *scene) public() {
-	s.register(apitoken.Client{Public: true, GrantTypes: []string{apitoken.GrantRefreshToken, apitoken.GrantAuthorizationCode}, RedirectURIs: []string{"https://app.example.com/cb"}})
+	s.register(apitoken.Client{Public: true, GrantTypes: []string{"refresh_token", "authorization_code"}, RedirectURIs: []string{"https://app.example.com/cb"}})
 }
 
 func (s *scene) confidential() {
 	s.register(apitoken.Client{MayImpersonate: true, RedirectURIs: []string{"https://app.example.com/cb"}, GrantTypes: []string{
-		apitoken.GrantRefreshToken, apitoken.GrantAuthorizationCode, apitoken.GrantClientCredentials, apitoken.GrantTokenExchange}})
+		"refresh_token", "authorization_code", "client_credentials", "urn:ietf:params:oauth:grant-type:token-exchange"}})
 }
 
 func (s *scene) prepare() {

@@ -255,7 +255,7 @@ func TestTheClientKnowsEveryOperation(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []Role{{"support", apitoken.Scopes{"orders:read"}}}, roles.Items)
 
-	app, err := c.CreateClient(ctx, ClientSpec{ID: "app/one", Name: "Reports", GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"orders"}})
+	app, err := c.CreateClient(ctx, ClientSpec{ID: "app/one", Name: "Reports", GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{"orders"}})
 	require.NoError(t, err)
 	require.NotEmpty(t, app.Secret)
 	again, err := c.RotateClient(ctx, "app/one", time.Minute)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/operate"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -272,7 +273,7 @@ func (a reader) explain(ctx context.Context, in Question) (Answer, error) {
 		}
 	}
 	if t := x.Token; !t.IsZero() {
-		out.Token = &TokenInfo{Kind: string(t.Kind()), ID: t.ID(), Issuer: t.Issuer(), Subject: t.Subject(), Client: t.Client(), Session: t.Grant(), Audiences: t.Audiences(),
+		out.Token = &TokenInfo{Kind: opaque.TokenKind(t.IsAPIKey()), ID: t.ID(), Issuer: t.Issuer(), Subject: t.Subject(), Client: t.Client(), Session: t.Grant(), Audiences: t.Audiences(),
 			Scopes: some(t.Scopes()), Roles: t.Roles(), Actors: t.Actors(), Issued: t.IssuedAt().UTC(), Expires: utc(t.ExpiresAt()), Binding: t.Binding()}
 	}
 	return out, nil

@@ -91,7 +91,7 @@ func (s *Service) Sign(r *http.Request, subject string, scopes ...apitoken.Scope
 
 // Token makes a Token without any service, for handlers that only read the context: see [apitoken.NewContext].
 func Token(subject string, scopes ...apitoken.Scope) apitoken.Token {
-	t, err := apitoken.NewToken(apitoken.TokenSpec{Kind: apitoken.KindAccess, ID: "test", Issuer: Issuer, Subject: subject, Client: "first-party", Audiences: []string{Audience}, Scopes: scopes})
+	t, err := apitoken.NewToken(apitoken.TokenSpec{ID: "test", Issuer: Issuer, Subject: subject, Client: "first-party", Audiences: []string{Audience}, Scopes: scopes})
 	if err != nil {
 		panic("apitokentest: " + err.Error()) // no claims: nothing can be wrong
 	}

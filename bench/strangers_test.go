@@ -78,7 +78,7 @@ func BenchmarkJunkKeysAtARemote(b *testing.B) {
 	svc := must(apitoken.New(config))
 	defer svc.Close()
 	handler = remote.Handler(svc)
-	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "orders", GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{remote.FollowScope}})
+	_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: "orders", GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{remote.FollowScope}})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -147,7 +147,7 @@ func BenchmarkJunkKeysAtARemote(b *testing.B) {
 func chosenSecret(b *testing.B) (*apitoken.Service, apitoken.ClientAuth) {
 	auth := apitoken.ClientAuth{ID: "orders", Secret: apitoken.NewSecret("correct-horse-battery-staple-42")}
 	svc := newService(b, "ES256", nil)
-	if err := svc.Clients.Declare(context.Background(), apitoken.Client{ID: auth.ID, GrantTypes: []string{apitoken.GrantClientCredentials}}, auth.Secret); err != nil {
+	if err := svc.Clients.Declare(context.Background(), apitoken.Client{ID: auth.ID, GrantTypes: []string{"client_credentials"}}, auth.Secret); err != nil {
 		b.Fatal(err)
 	}
 	return svc, auth

@@ -34,7 +34,7 @@ func (x *host) adminPages(subject, client string) []string {
 
 func (x *host) newClient() apitoken.Client {
 	x.t.Helper()
-	c, _, err := x.svc.Clients.Create(context.Background(), apitoken.Client{ID: "gateway", Name: "Carrier gateway", GrantTypes: []string{apitoken.GrantClientCredentials},
+	c, _, err := x.svc.Clients.Create(context.Background(), apitoken.Client{ID: "gateway", Name: "Carrier gateway", GrantTypes: []string{"client_credentials"},
 		Scopes: apitoken.Scopes{"orders:read"}})
 	require.NoError(x.t, err)
 	return c
@@ -285,7 +285,7 @@ func TestHostileNamesAreTextForOperatorsToo(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, x.svc.Alert(ctx, apitoken.Event{Reason: hostile, Subject: user, Client: hostile, Extra: map[string]string{hostile: hostile}}))
 	require.NoError(t, x.svc.Revoke(ctx, apitoken.ByToken(i.Token.ID()), hostile))
-	_, _, err = x.svc.Clients.Create(ctx, apitoken.Client{ID: "c<i>'", Name: hostile, Public: true, GrantTypes: []string{apitoken.GrantAuthorizationCode},
+	_, _, err = x.svc.Clients.Create(ctx, apitoken.Client{ID: "c<i>'", Name: hostile, Public: true, GrantTypes: []string{"authorization_code"},
 		Scopes: apitoken.Scopes{"orders"}, RedirectURIs: []string{"https://app.test/"}})
 	require.NoError(t, err)
 	pages := x.adminPages(user, url.PathEscape("c<i>'"))

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/granttype"
 )
 
 type clientRow struct {
@@ -126,11 +127,11 @@ type grantChoice struct {
 
 // On the form for a client, grant types go by the last part of their names.
 var grantTypes = []grantChoice{
-	{apitoken.GrantClientCredentials, "client_credentials", false},
-	{apitoken.GrantAuthorizationCode, "authorization_code", false},
-	{apitoken.GrantRefreshToken, "refresh_token", false},
-	{apitoken.GrantDeviceCode, "device_code", false},
-	{apitoken.GrantTokenExchange, "token-exchange", false},
+	{granttype.ClientCredentials, "client_credentials", false},
+	{granttype.AuthorizationCode, "authorization_code", false},
+	{granttype.RefreshToken, "refresh_token", false},
+	{granttype.DeviceCode, "device_code", false},
+	{granttype.TokenExchange, "token-exchange", false},
 }
 
 func (c *Console) clientForm(p *page, in url.Values) *clientForm {

@@ -76,7 +76,7 @@ type Actor struct {
 // makes descend from the token. Nobody, for the zero Token, an API key, and a client's own token. It sets no Confirmed: a token
 // does not say when its user last proved anything.
 func ActorOf(t apitoken.Token) Actor {
-	if t.IsZero() || t.Kind() == apitoken.KindAPIKey || t.IsClient() {
+	if t.IsZero() || t.IsAPIKey() || t.IsClient() {
 		return Actor{}
 	}
 	a := Actor{Subject: t.Subject(), Scopes: t.Scopes(), Grant: t.Grant(), token: t}

@@ -39,7 +39,7 @@ func (c *Console) keysOf(a *Actor) (*apitoken.APIKeys, error) {
 	if wall := time.Now(); wall.After(until) { // by which a token that no validator made is judged
 		until = wall
 	}
-	t, err := apitoken.NewToken(apitoken.TokenSpec{Kind: apitoken.KindAccess, Issuer: c.set.Issuer, Subject: a.Subject, Client: c.set.FirstParty,
+	t, err := apitoken.NewToken(apitoken.TokenSpec{Issuer: c.set.Issuer, Subject: a.Subject, Client: c.set.FirstParty,
 		Grant: a.Grant, Scopes: a.Scopes, Claims: a.Claims, IssuedAt: now, ExpiresAt: until.Add(time.Minute)})
 	if err != nil {
 		return nil, err

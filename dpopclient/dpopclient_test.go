@@ -62,7 +62,7 @@ func serve(t *testing.T) *site {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.svc.Close()) })
 	for id, grants := range map[string][]string{
-		"app": {apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken}, "web": {apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken}, "machine": {apitoken.GrantClientCredentials},
+		"app": {"authorization_code", "refresh_token"}, "web": {"authorization_code", "refresh_token"}, "machine": {"client_credentials"},
 	} {
 		c := apitoken.Client{ID: id, Public: id == "app", GrantTypes: grants, Scopes: apitoken.Scopes{"orders:read"}, BindDPoP: true}
 		if id != "machine" {

@@ -76,7 +76,7 @@ func ExampleNew() {
 		fmt.Fprint(w, "orders of ", apitoken.FromContext(r.Context()).Client())
 	})))
 	_, secret, err := svc.Clients.Create(context.Background(), apitoken.Client{
-		ID: "billing", GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"orders:read"}, BindDPoP: true})
+		ID: "billing", GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{"orders:read"}, BindDPoP: true})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -34,8 +34,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/oauth2"
 	"golang.org/x/oauth2/clientcredentials"
-
-	"github.com/apitoken-go/apitoken"
 )
 
 const (
@@ -120,15 +118,15 @@ func startServer(t *testing.T) *issuerSite {
 
 	type object = map[string]any
 	scopes := []string{"orders:read", "orders:write"}
-	user := []string{apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken, apitoken.GrantDeviceCode}
-	machine := []string{apitoken.GrantClientCredentials}
+	user := []string{"authorization_code", "refresh_token", "urn:ietf:params:oauth:grant-type:device_code"}
+	machine := []string{"client_credentials"}
 	settings, err := json.Marshal(object{
 		"scopes":    object{"orders:read": "See orders", "orders:write": "Place orders", "keys": "Manage API keys", "apitoken:register": "Register clients"},
 		"roles":     object{"customer": scopes, "operator": []string{"keys", "apitoken:register"}},
 		"audiences": []string{otherAudience},
 		"users":     []object{{"name": "alice", "password": "wonderland", "roles": []string{"customer"}}, {"name": "ops", "password": "operations", "roles": []string{"operator"}}},
 		"clients": []object{
-			{"id": "web", "secret": webSecret, "grant_types": append([]string{apitoken.GrantClientCredentials, apitoken.GrantTokenExchange}, user...), "scopes": scopes, "redirect_uris": []string{callback}, "may_impersonate": true},
+			{"id": "web", "secret": webSecret, "grant_types": append([]string{"client_credentials", "urn:ietf:params:oauth:grant-type:token-exchange"}, user...), "scopes": scopes, "redirect_uris": []string{callback}, "may_impersonate": true},
 			{"id": "spa", "public": true, "grant_types": user, "scopes": scopes, "redirect_uris": []string{callback}},
 			{"id": "key", "grant_types": machine, "scopes": scopes, "auth_method": "private_key_jwt", "keys": jose.JSONWebKeySet{Keys: []jose.JSONWebKey{s.jwk.Public()}}},
 			{"id": "tls", "grant_types": machine, "scopes": scopes, "auth_method": "tls_client_auth", "tls_name": "dns:worker.example.com", "bind_certificate": true},

@@ -244,7 +244,7 @@ type resourceValidator struct {
 
 func (v resourceValidator) Validate(ctx context.Context, c apitoken.Credential) (apitoken.Token, error) {
 	t, err := v.Validator.Validate(ctx, c)
-	if err != nil || t.Kind() == apitoken.KindAPIKey { // an API key is for the whole service
+	if err != nil || t.IsAPIKey() { // an API key is for the whole service
 		return t, err
 	}
 	for _, a := range t.Audiences() {

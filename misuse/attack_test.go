@@ -317,7 +317,7 @@ func TestUnknownTokensNeverRevoke(t *testing.T) {
 
 func TestNothingIsRevokedOnEvidenceThatAnybodyCanMake(t *testing.T) {
 	t.Parallel()
-	token, err := apitoken.NewToken(apitoken.TokenSpec{Kind: apitoken.KindAccess, ID: "jti", Issuer: issuer, Subject: "alice", Client: "web", Grant: "g"})
+	token, err := apitoken.NewToken(apitoken.TokenSpec{ID: "jti", Issuer: issuer, Subject: "alice", Client: "web", Grant: "g"})
 	require.NoError(t, err)
 	for _, d := range []Detector{Reuse, AfterRevocation, Addresses, UserAgents, ScopeProbing, ClientFailures, UnknownTokens, Rise, Canary, "host's own"} {
 		for _, action := range []Action{RevokeToken, RevokeGrant, RevokeSubject, Action(7), Action(-1)} {
@@ -423,7 +423,7 @@ func TestRiseOverTheClientsOwnUsualRate(t *testing.T) {
 
 func clientToken(t testing.TB, client string, n int) apitoken.Token {
 	t.Helper()
-	x, err := apitoken.NewToken(apitoken.TokenSpec{Kind: apitoken.KindAccess, ID: fmt.Sprintf("t%d", n), Issuer: issuer, Subject: client, Client: client})
+	x, err := apitoken.NewToken(apitoken.TokenSpec{ID: fmt.Sprintf("t%d", n), Issuer: issuer, Subject: client, Client: client})
 	require.NoError(t, err)
 	return x
 }

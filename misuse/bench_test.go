@@ -13,7 +13,7 @@ import (
 )
 
 func benchObservation(b *testing.B, i int) apitoken.Observation {
-	t, err := apitoken.NewToken(apitoken.TokenSpec{Kind: apitoken.KindAccess, ID: fmt.Sprintf("01jd9x0000000000000000%04d", i), Issuer: issuer,
+	t, err := apitoken.NewToken(apitoken.TokenSpec{ID: fmt.Sprintf("01jd9x0000000000000000%04d", i), Issuer: issuer,
 		Subject: "alice", Client: "web", Grant: fmt.Sprintf("01jd9x000000000000001111%04d", i), ExpiresAt: time.Now().Add(time.Hour)})
 	if err != nil {
 		b.Fatal(err)

@@ -93,20 +93,20 @@ func newDay(t testing.TB, w *Watch, now *time.Time) *day {
 			m := &machine{agent: fmt.Sprintf("svc%d/1.%d.0 go", s, 4), calls: float64(2 + s/2), nightly: -1,
 				places: []netip.Addr{netip.AddrFrom4([4]byte{10, 20, byte(s), byte(i)})}}
 			id := fmt.Sprintf("service-%d", s)
-			job(m, apitoken.TokenSpec{Kind: apitoken.KindAccess, ID: fmt.Sprintf("s%d-%d", s, i), Subject: id, Client: id})
+			job(m, apitoken.TokenSpec{ID: fmt.Sprintf("s%d-%d", s, i), Subject: id, Client: id})
 		}
 	}
 	fleet := &machine{agent: "collector/2.0", calls: 100, nightly: -1}
 	for i := range 40 {
 		fleet.places = append(fleet.places, netip.AddrFrom4([4]byte{10, 30, byte(i % 20), byte(i)}))
 	}
-	job(fleet, apitoken.TokenSpec{Kind: apitoken.KindAPIKey, ID: "k-fleet", Subject: "collector"})
+	job(fleet, apitoken.TokenSpec{APIKey: true, ID: "k-fleet", Subject: "collector"})
 	for i := range 60 {
 		m := &machine{agent: "curl/8.9.1", calls: 0.2, nightly: -1, places: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})}, ignorant: i%30 == 7}
 		if i%6 == 0 {
 			m.nightly, m.calls = 1+i%5, 120
 		}
-		job(m, apitoken.TokenSpec{Kind: apitoken.KindAPIKey, ID: fmt.Sprintf("k-%d", i), Subject: fmt.Sprintf("team-%d", i)})
+		job(m, apitoken.TokenSpec{APIKey: true, ID: fmt.Sprintf("k-%d", i), Subject: fmt.Sprintf("team-%d", i)})
 	}
 	return d
 }
@@ -204,7 +204,7 @@ func (d *day) person(t testing.TB, p *person, m, again int) {
 	if p.token.IsZero() || d.now.Sub(p.since) > life {
 		p.since = d.now
 		var err error
-		p.token, err = apitoken.NewToken(apitoken.TokenSpec{Kind: apitoken.KindAccess, ID: fmt.Sprintf("p%d-%d", p.n, d.now.Unix()), Issuer: issuer,
+		p.token, err = apitoken.NewToken(apitoken.TokenSpec{ID: fmt.Sprintf("p%d-%d", p.n, d.now.Unix()), Issuer: issuer,
 			Subject: fmt.Sprintf("user-%d", p.n), Client: "web", Grant: fmt.Sprintf("g-%d-%d", p.n, d.now.Unix()/86400)})
 		require.NoError(t, err)
 		d.w.event(apitoken.Event{Type: event.Refreshed, OK: true, Time: d.now, Subject: p.token.Subject(), Client: "web", Grant: p.token.Grant(), TokenID: p.token.ID()})

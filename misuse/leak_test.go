@@ -210,7 +210,7 @@ func TestLeaksOfSecretsAndTickets(t *testing.T) {
 	h, s := newLeakHouse(t), newScanner(t)
 	scan := NewScannerHandler(h.svc, &ScannerOptions{Keys: NewGitHubKeys(&GitHubKeysOptions{URL: s.URL}), Notify: h.notify})
 	present := NewPresentHandler(h.svc, &PresentOptions{Notify: h.notify})
-	_, secret, err := h.svc.Clients.Create(ctx, apitoken.Client{ID: "web", GrantTypes: []string{apitoken.GrantClientCredentials}})
+	_, secret, err := h.svc.Clients.Create(ctx, apitoken.Client{ID: "web", GrantTypes: []string{"client_credentials"}})
 	require.NoError(t, err)
 	code, err := h.svc.Prepare(ctx, apitoken.Request{Subject: "alice"}, apitoken.Ticket{Lifetime: time.Minute})
 	require.NoError(t, err)

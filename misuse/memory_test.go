@@ -89,7 +89,7 @@ func TestMemoryAtAMillionTokens(t *testing.T) {
 	}
 	for n := range tokens {
 		id := "01jd9x000000000000" + strconv.Itoa(10_000_000+n)
-		token, err := apitoken.NewToken(apitoken.TokenSpec{Kind: apitoken.KindAccess, ID: id, Issuer: issuer, Subject: id[18:], Client: id})
+		token, err := apitoken.NewToken(apitoken.TokenSpec{ID: id, Issuer: issuer, Subject: id[18:], Client: id})
 		if err != nil {
 			t.Fatal(err)
 		}

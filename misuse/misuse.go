@@ -272,7 +272,7 @@ func (w *Watch) used(o *apitoken.Observation) {
 	if w.c.Rise > 0 && rand.Uint32()%callSample == 0 {
 		if client := o.Token.Client(); client != "" {
 			w.calls.hit(max(maphash.String(w.seed, client), 1), &o.Token)
-		} else if o.Token.Kind() == apitoken.KindAPIKey {
+		} else if o.Token.IsAPIKey() {
 			w.calls.hit(h, &o.Token)
 		}
 	}
@@ -289,7 +289,7 @@ func (w *Watch) used(o *apitoken.Observation) {
 
 func (w *Watch) moved(o *apitoken.Observation, h, place uint64) {
 	limits := moveLimits{networks: w.c.Addresses, back: w.c.UserAgents}
-	if o.Token.Kind() != apitoken.KindAccess || o.Token.IsClient() {
+	if o.Token.IsAPIKey() || o.Token.IsClient() {
 		limits = moveLimits{networks: w.c.MachineAddresses} // many machines with their own tools may share it
 	}
 	now := w.c.Now()

@@ -64,7 +64,7 @@ func TestNothingIsGivenThatWasNotAllowed(t *testing.T) {
 			d, err := s.h.Device(t.Context(), waiting.text("user_code"))
 			require.NoError(t, err)
 			require.NoError(t, s.h.ApproveDevice(t.Context(), d, oauthhttp.Approval{Subject: "alice", Roles: []string{"clerk"}, Scopes: x.allowed}))
-			check("device", s.token(params("grant_type", apitoken.GrantDeviceCode, "device_code", waiting.text("device_code")), s.as("app")), x.scope)
+			check("device", s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:device_code", "device_code", waiting.text("device_code")), s.as("app")), x.scope)
 
 			// Without scope a client gets what it may hold (RFC 6749 §3.3), and never more than the identity may have.
 			unnamed := map[string]string{"all": "orders:read reports"}
@@ -72,7 +72,7 @@ func TestNothingIsGivenThatWasNotAllowed(t *testing.T) {
 			if !ok {
 				want = x.scope
 			}
-			check("assertion", s.token(params("grant_type", apitoken.GrantJWTBearer, "assertion", s.vouch(idp, nil, nil)), s.as("app")), want)
+			check("assertion", s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", s.vouch(idp, nil, nil)), s.as("app")), want)
 		})
 	}
 }

@@ -169,7 +169,7 @@ func (h *Handler) jwtBearer(r *http.Request, t *tokenRequest) (*apitoken.Issued,
 	if err != nil {
 		return nil, err
 	}
-	if t.voucher, err = apitoken.NewToken(apitoken.TokenSpec{Kind: apitoken.KindAccess, Issuer: a.Issuer, Subject: a.Subject, ID: a.ID}); err != nil {
+	if t.voucher, err = apitoken.NewToken(apitoken.TokenSpec{Issuer: a.Issuer, Subject: a.Subject, ID: a.ID}); err != nil {
 		return nil, err
 	}
 	if req.Audiences, err = a.targets(req.Audiences); err != nil {

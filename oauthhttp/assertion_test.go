@@ -82,7 +82,7 @@ func TestATrustedIssuerVouches(t *testing.T) {
 	s, keys := trusting(t, nil)
 	k := keys.key.Load()
 	ask := func(assertion string, pairs ...string) *answer {
-		return s.token(merge(params("grant_type", apitoken.GrantJWTBearer, "assertion", assertion), pairs...), s.as("app"))
+		return s.token(merge(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", assertion), pairs...), s.as("app"))
 	}
 	one := s.vouch(k, nil, nil)
 	a := ask(one).ok()
@@ -136,11 +136,11 @@ func TestATrustedIssuerVouches(t *testing.T) {
 func TestOneAssertionOfAnIdentityWins(t *testing.T) {
 	t.Parallel()
 	s, keys := trusting(t, nil)
-	body := params("grant_type", apitoken.GrantJWTBearer, "assertion", s.vouch(keys.key.Load(), nil, nil))
+	body := params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", s.vouch(keys.key.Load(), nil, nil))
 	require.Equal(t, 1, race(func(int) bool { return s.token(body, s.as("app")).StatusCode == 200 }))
 
 	s, keys = trusting(t, func(a *oauthhttp.AssertionIssuer) { a.Reusable = true })
-	body = params("grant_type", apitoken.GrantJWTBearer, "assertion", s.vouch(keys.key.Load(), nil, nil))
+	body = params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", s.vouch(keys.key.Load(), nil, nil))
 	require.Equal(t, 64, race(func(int) bool { return s.token(body, s.as("app")).StatusCode == 200 }), "a workload's token is made to be used again")
 }
 
@@ -156,7 +156,7 @@ func TestAnIssuersKeysRoll(t *testing.T) {
 	first, second := named("1"), named("2")
 	keys.key.Store(first)
 	ask := func(k *signer) *answer {
-		return s.token(params("grant_type", apitoken.GrantJWTBearer, "assertion", s.vouch(k, map[string]any{"kid": k.jwk["kid"]}, nil)), s.as("app"))
+		return s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", s.vouch(k, map[string]any{"kid": k.jwk["kid"]}, nil)), s.as("app"))
 	}
 	ask(first).ok()
 	ask(first).ok()
@@ -175,7 +175,7 @@ func TestAnIssuersKeysRoll(t *testing.T) {
 	ask(second).refused(503, "temporarily_unavailable", "but not for ever")
 	dead, gone := trusting(t, nil)
 	gone.down.Store(true)
-	dead.token(params("grant_type", apitoken.GrantJWTBearer, "assertion", dead.vouch(gone.key.Load(), nil, nil)), dead.as("app")).refused(503, "temporarily_unavailable")
+	dead.token(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", dead.vouch(gone.key.Load(), nil, nil)), dead.as("app")).refused(503, "temporarily_unavailable")
 }
 
 // An issuer's clock may be ahead by Validation.Skew, as for tokens and proofs, and by no more.
@@ -200,7 +200,7 @@ func TestTheClockOfAnAssertionHasTheOneSetting(t *testing.T) {
 				ask := func(ahead time.Duration) *answer {
 					now := s.at.Now()
 					assertion := s.vouch(k, nil, map[string]any{claim: now.Add(ahead).Unix(), "exp": now.Add(5 * time.Minute).Unix()})
-					return s.token(params("grant_type", apitoken.GrantJWTBearer, "assertion", assertion), s.as("app"))
+					return s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", assertion), s.as("app"))
 				}
 				ask(c.good).ok(claim)
 				ask(c.bad).refused(400, "invalid_grant", claim)

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/granttype"
 	"github.com/apitoken-go/apitoken/internal/redirect"
 )
 
@@ -267,7 +268,7 @@ func (h *Handler) read(ctx context.Context, client apitoken.Client, f form, twic
 	if mode := f.get("response_mode"); mode != "" && mode != "query" {
 		return no(invalid("The response_mode is not supported."))
 	}
-	if !slices.Contains(client.GrantTypes, apitoken.GrantAuthorizationCode) {
+	if !slices.Contains(client.GrantTypes, granttype.AuthorizationCode) {
 		return no(errUnauthorized)
 	}
 	a.challenge = f.get("code_challenge")
@@ -369,7 +370,7 @@ func (x *Approval) request(c apitoken.Client, asked apitoken.Scopes, resources [
 		return req, &apitoken.Error{Code: apitoken.ErrInvalidScope, Detail: "an Approval with more scopes than were asked for"}
 	}
 	limit(&req, scopes, x.Roles)
-	req.Refresh = !x.NoRefresh && slices.Contains(c.GrantTypes, apitoken.GrantRefreshToken)
+	req.Refresh = !x.NoRefresh && slices.Contains(c.GrantTypes, granttype.RefreshToken)
 	var err error
 	req.Claims, err = withDetails(x.Claims, x.Details)
 	return req, err

@@ -20,7 +20,7 @@ func TestErrorsOfAnAuthorizationGoToTheClient(t *testing.T) {
 	s := newSite(t, nil)
 	s.client("app", nil)
 	s.client("service", func(c *apitoken.Client) {
-		c.GrantTypes, c.MayImpersonate = []string{apitoken.GrantClientCredentials}, false
+		c.GrantTypes, c.MayImpersonate = []string{"client_credentials"}, false
 	})
 	for name, c := range map[string]struct {
 		v    url.Values

@@ -50,7 +50,7 @@ func onDevice(s *site, scope string) string {
 		return verdict(a)
 	}
 	approveDevice(s, a.text("user_code"))
-	return verdict(s.token(params("grant_type", apitoken.GrantDeviceCode, "device_code", a.text("device_code")), s.as("app")))
+	return verdict(s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:device_code", "device_code", a.text("device_code")), s.as("app")))
 }
 
 func approveDevice(s *site, userCode string) {
@@ -155,21 +155,21 @@ func TestEachCeilingHoldsAtEachEndpoint(t *testing.T) {
 				"code":   func(scope string) string { return consented(s, scope) },
 				"device": func(scope string) string { return onDevice(s, scope) },
 				"own": func(scope string) string {
-					return verdict(s.token(asking(scope, "grant_type", apitoken.GrantClientCredentials), s.as("app")))
+					return verdict(s.token(asking(scope, "grant_type", "client_credentials"), s.as("app")))
 				},
 				"exchange": func(scope string) string {
-					return verdict(s.token(asking(scope, "grant_type", apitoken.GrantTokenExchange, "subject_token", had.subject,
+					return verdict(s.token(asking(scope, "grant_type", "urn:ietf:params:oauth:grant-type:token-exchange", "subject_token", had.subject,
 						"subject_token_type", "urn:ietf:params:oauth:token-type:access_token"), s.as("app")))
 				},
 				"refresh": func(scope string) string {
-					a := s.token(asking(scope, "grant_type", apitoken.GrantRefreshToken, "refresh_token", had.refresh), s.as("app"))
+					a := s.token(asking(scope, "grant_type", "refresh_token", "refresh_token", had.refresh), s.as("app"))
 					if rt := a.text("refresh_token"); rt != "" {
 						had.refresh = rt
 					}
 					return verdict(a)
 				},
 				"assertion": func(scope string) string {
-					return verdict(s.token(asking(scope, "grant_type", apitoken.GrantJWTBearer, "assertion", s.vouch(idp, nil, nil)), s.as("app")))
+					return verdict(s.token(asking(scope, "grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", s.vouch(idp, nil, nil)), s.as("app")))
 				},
 				"registration": func(scope string) string {
 					m := metadata{"client_id": "app", "redirect_uris": []string{callback}, "grant_types": allGrants}
@@ -195,7 +195,7 @@ func TestEachCeilingHoldsAtEachEndpoint(t *testing.T) {
 			}
 			require.Equal(t, or(x.ways, "begun", x.gives), verdict(s.token(redemption(had.code), s.as("app"))), "a code of before")
 			require.Equal(t, or(x.ways, "begun", x.gives),
-				verdict(s.token(params("grant_type", apitoken.GrantDeviceCode, "device_code", had.device), s.as("app"))), "a device of before")
+				verdict(s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:device_code", "device_code", had.device), s.as("app"))), "a device of before")
 			try("registration") // what is left out there the client has no more
 		})
 	}

@@ -133,7 +133,7 @@ func TestPrivateKeyJWT(t *testing.T) {
 	// The token of a code, of a refresh token and of an exchange need the client's proof once in a request.
 	pair := s.token(merge(redemption(s.code("app")), pairsOf(s.assertion(k, "app", nil))...)).ok()
 	again := s.token(merge(s.assertion(k, "app", nil), "grant_type", "refresh_token", "refresh_token", pair.text("refresh_token"))).ok()
-	s.token(merge(s.assertion(k, "app", nil), "grant_type", apitoken.GrantTokenExchange, "subject_token", again.text("access_token"), "subject_token_type", "urn:ietf:params:oauth:token-type:access_token")).ok()
+	s.token(merge(s.assertion(k, "app", nil), "grant_type", "urn:ietf:params:oauth:grant-type:token-exchange", "subject_token", again.text("access_token"), "subject_token_type", "urn:ietf:params:oauth:token-type:access_token")).ok()
 }
 
 // TestClientsThatNameAnEndpoint: what RFC 7523 §3 and RFC 9126 §2 allow is to be had by an option with a warning name.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/granttype"
 	"github.com/apitoken-go/apitoken/internal/source"
 	"github.com/apitoken-go/apitoken/internal/throttle"
 	"github.com/apitoken-go/apitoken/store"
@@ -78,7 +79,7 @@ func (h *Handler) DeviceAuthorization() http.Handler {
 			return err
 		}
 		defer func() { failed = h.denied(r.Context(), c.auth, "device", failed) }()
-		if err := c.may(apitoken.GrantDeviceCode); err != nil {
+		if err := c.may(granttype.DeviceCode); err != nil {
 			return err
 		}
 		req, details, err := h.ask(r, &tokenRequest{form: f, caller: c})

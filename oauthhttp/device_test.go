@@ -23,7 +23,7 @@ func TestADeviceGetsTokens(t *testing.T) {
 	s.public("tv", nil)
 	s.public("other", nil)
 	s.client("service", func(c *apitoken.Client) {
-		c.GrantTypes, c.MayImpersonate = []string{apitoken.GrantClientCredentials}, false
+		c.GrantTypes, c.MayImpersonate = []string{"client_credentials"}, false
 	})
 	start := func() *answer {
 		return s.post("/device_authorization", params("client_id", "tv", "scope", "orders:read")).ok()
@@ -35,7 +35,7 @@ func TestADeviceGetsTokens(t *testing.T) {
 	require.EqualValues(t, 5, a.body["interval"])
 	require.Regexp(t, `^[B-Z]{4}-[B-Z]{4}$`, a.text("user_code"))
 	poll := func(a *answer, pairs ...string) *answer {
-		return s.token(merge(params("grant_type", apitoken.GrantDeviceCode, "client_id", "tv", "device_code", a.text("device_code")), pairs...))
+		return s.token(merge(params("grant_type", "urn:ietf:params:oauth:grant-type:device_code", "client_id", "tv", "device_code", a.text("device_code")), pairs...))
 	}
 	poll(a).refused(400, "authorization_pending")
 	poll(a).refused(400, "slow_down", "RFC 8628 §3.5")
@@ -95,7 +95,7 @@ func TestADeviceGetsTokens(t *testing.T) {
 	require.NoError(t, err)
 	require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice", Scopes: oauthhttp.Only("orders:write")}), apitoken.ErrInvalidScope, "more than was asked for")
 	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice", Scopes: oauthhttp.All()}), "a refused approval decides nothing")
-	bound := s.token(params("grant_type", apitoken.GrantDeviceCode, "client_id", "tv", "device_code", e.text("device_code")), s.dpop(k, nil)).ok()
+	bound := s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:device_code", "client_id", "tv", "device_code", e.text("device_code")), s.dpop(k, nil)).ok()
 	require.Equal(t, "DPoP", bound.text("token_type"))
 	require.ErrorIs(t, s.h.DenyDevice(ctx, nil), apitoken.ErrInvalidRequest)
 }
@@ -111,7 +111,7 @@ func TestADeviceWhoseAnswerWasLostAsksAgain(t *testing.T) {
 	} {
 		s := newSite(t, change)
 		s.public("tv", nil)
-		s.public("plain", func(c *apitoken.Client) { c.GrantTypes = []string{apitoken.GrantDeviceCode} })
+		s.public("plain", func(c *apitoken.Client) { c.GrantTypes = []string{"urn:ietf:params:oauth:grant-type:device_code"} })
 		k := newSigner(t)
 		approved := func(client string) *answer {
 			a := s.post("/device_authorization", params("client_id", client, "scope", "orders:read")).ok()
@@ -121,7 +121,7 @@ func TestADeviceWhoseAnswerWasLostAsksAgain(t *testing.T) {
 			return a
 		}
 		poll := func(client string, a *answer, opts ...option) *answer {
-			return s.token(params("grant_type", apitoken.GrantDeviceCode, "client_id", client, "device_code", a.text("device_code")), opts...)
+			return s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:device_code", "client_id", client, "device_code", a.text("device_code")), opts...)
 		}
 		alive := func(a *answer) error {
 			_, err := s.svc.Validate(ctx, apitoken.Bearer(a.text("access_token")))
@@ -170,7 +170,7 @@ func TestOneDeviceCodeWins(t *testing.T) {
 	require.LessOrEqual(t, race(func(i int) bool {
 		return sites[i%2].h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: subjects[i%2], Scopes: oauthhttp.All()}) == nil
 	}), 32, "one subject's approvals, never another's")
-	v := params("grant_type", apitoken.GrantDeviceCode, "client_id", "tv", "device_code", a.text("device_code"))
+	v := params("grant_type", "urn:ietf:params:oauth:grant-type:device_code", "client_id", "tv", "device_code", a.text("device_code"))
 	var got sync.Map
 	require.NotZero(t, race(func(i int) bool {
 		x := sites[i%2].token(v)
@@ -205,7 +205,7 @@ func TestParallelApprovalsOfOnePerson(t *testing.T) {
 		})
 		require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice", Scopes: oauthhttp.All()}), "whoever asks again hears that it is done")
 		require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "mallory", Scopes: oauthhttp.All()}), apitoken.ErrInvalidRequest)
-		pair := s.token(params("grant_type", apitoken.GrantDeviceCode, "client_id", "tv", "device_code", a.text("device_code"))).ok()
+		pair := s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:device_code", "client_id", "tv", "device_code", a.text("device_code"))).ok()
 		require.Equal(t, "alice", claims(t, pair.text("access_token"))["sub"])
 	}
 }
@@ -220,7 +220,7 @@ func TestADeviceThatComesTooLate(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice", Scopes: oauthhttp.All()}))
 	s.at.Advance(11 * time.Minute)
-	s.token(params("grant_type", apitoken.GrantDeviceCode, "client_id", "tv", "device_code", a.text("device_code"))).refused(400, "expired_token", "approved, and not fetched in time (RFC 8628 §3.5)")
+	s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:device_code", "client_id", "tv", "device_code", a.text("device_code"))).refused(400, "expired_token", "approved, and not fetched in time (RFC 8628 §3.5)")
 }
 
 // A failing store in the middle of an approval leaves it to be done again by the same person.
@@ -236,7 +236,7 @@ func TestAnApprovalThatIsRepeated(t *testing.T) {
 	require.ErrorIs(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice", Scopes: oauthhttp.All()}), apitoken.ErrUnavailable)
 	s.st.writes.Store(false)
 	require.NoError(t, s.h.ApproveDevice(ctx, d, oauthhttp.Approval{Subject: "alice", Scopes: oauthhttp.All()}))
-	s.token(params("grant_type", apitoken.GrantDeviceCode, "client_id", "tv", "device_code", a.text("device_code"))).ok()
+	s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:device_code", "client_id", "tv", "device_code", a.text("device_code"))).ok()
 }
 
 func TestUserCodesCanNotBeGuessed(t *testing.T) {

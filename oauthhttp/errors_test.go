@@ -40,7 +40,7 @@ func newErrorWorld(t *testing.T) *errorWorld {
 	})
 	w.client("app", nil)
 	w.client("plain", func(c *apitoken.Client) {
-		c.GrantTypes, c.MayImpersonate = []string{apitoken.GrantClientCredentials}, false
+		c.GrantTypes, c.MayImpersonate = []string{"client_credentials"}, false
 	})
 	w.public("tv", nil)
 	_, key, err := w.svc.APIKeys.Create(context.Background(), apitoken.APIKeyRequest{Subject: "ops", Scopes: apitoken.Scopes{oauthhttp.RegisterScope}})
@@ -74,7 +74,7 @@ func (w *errorWorld) sent(client string, pairs ...string) *answer {
 func (w *errorWorld) device(state string) *answer {
 	ctx := context.Background()
 	a := w.post("/device_authorization", params("client_id", "tv")).ok()
-	poll := params("grant_type", apitoken.GrantDeviceCode, "client_id", "tv", "device_code", a.text("device_code"))
+	poll := params("grant_type", "urn:ietf:params:oauth:grant-type:device_code", "client_id", "tv", "device_code", a.text("device_code"))
 	switch state {
 	case "denied":
 		d, err := w.h.Device(ctx, a.text("user_code"))
@@ -154,7 +154,7 @@ func TestEveryErrorOfTheRFCs(t *testing.T) {
 			}},
 			"invalid_grant": {plain, func(w *errorWorld) *answer {
 				s, _ := trusting(w.t, nil)
-				return s.token(params("grant_type", apitoken.GrantJWTBearer, "assertion", "x.y.z"), s.as("app"))
+				return s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", "x.y.z"), s.as("app"))
 			}},
 		},
 		// invalid_software_statement never comes: statements are not read, which is unapproved_software_statement.
@@ -194,10 +194,10 @@ func TestEveryErrorOfTheRFCs(t *testing.T) {
 		},
 		"RFC 8693 §2.2.2": {
 			"invalid_request": {plain, func(w *errorWorld) *answer {
-				return w.token(params("grant_type", apitoken.GrantTokenExchange, "subject_token", "x", "subject_token_type", accessType), w.as("app"))
+				return w.token(params("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange", "subject_token", "x", "subject_token_type", accessType), w.as("app"))
 			}},
 			"invalid_target": {plain, func(w *errorWorld) *answer {
-				return w.token(params("grant_type", apitoken.GrantTokenExchange, "subject_token", w.access("orders:read"), "subject_token_type", accessType, "audience", "x"), w.as("app"))
+				return w.token(params("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange", "subject_token", w.access("orders:read"), "subject_token_type", accessType, "audience", "x"), w.as("app"))
 			}},
 		},
 		"RFC 8705 §2": {

@@ -29,7 +29,7 @@ func ExampleNew() {
 	defer srv.Close()
 
 	client, secret, err := svc.Clients.Create(must(http.NewRequest("GET", "/", nil)).Context(), apitoken.Client{
-		ID: "billing", GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"orders:read"}})
+		ID: "billing", GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{"orders:read"}})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -67,7 +67,7 @@ func newBank(t testing.TB) *bank {
 	require.NoError(t, err)
 	b.cert, _ = newCertificate(t, "two.example.com")
 	b.other, _ = newCertificate(t, "other.example.com")
-	grants := []string{apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken, apitoken.GrantClientCredentials}
+	grants := []string{"authorization_code", "refresh_token", "client_credentials"}
 	for id, change := range map[string]func(*apitoken.Client){
 		"one": func(c *apitoken.Client) { c.AuthMethod, c.Keys = "private_key_jwt", doc },
 		"two": func(c *apitoken.Client) {
@@ -267,7 +267,7 @@ func TestFAPI(t *testing.T) {
 		},
 		"5.3.2.1-3 no public client, no secret, even where one was made before": func(b *bank) {
 			for _, c := range []apitoken.Client{{ID: "spa", Public: true}, {ID: "secret"}, {ID: "post", AuthMethod: "client_secret_post"}, {ID: "basic", AuthMethod: "client_secret_basic"}} {
-				c.GrantTypes, c.RedirectURIs = []string{apitoken.GrantAuthorizationCode}, []string{callback}
+				c.GrantTypes, c.RedirectURIs = []string{"authorization_code"}, []string{callback}
 				_, _, err := b.svc.Clients.Create(b.t.Context(), c)
 				require.ErrorIs(b.t, err, apitoken.ErrInvalidRequest, c.ID)
 			}

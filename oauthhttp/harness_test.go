@@ -121,7 +121,7 @@ func (s *site) start(change func(*apitoken.Config, *oauthhttp.Options)) {
 	s.spec = readSpec(s.t, s.h)
 }
 
-var allGrants = []string{apitoken.GrantClientCredentials, apitoken.GrantRefreshToken, apitoken.GrantAuthorizationCode, apitoken.GrantTokenExchange, apitoken.GrantJWTBearer, apitoken.GrantDeviceCode}
+var allGrants = []string{"client_credentials", "refresh_token", "authorization_code", "urn:ietf:params:oauth:grant-type:token-exchange", "urn:ietf:params:oauth:grant-type:jwt-bearer", "urn:ietf:params:oauth:grant-type:device_code"}
 
 // client makes a confidential client with all grant types.
 func (s *site) client(id string, change func(*apitoken.Client)) {
@@ -142,7 +142,7 @@ func (s *site) public(id string, change func(*apitoken.Client)) {
 	s.t.Helper()
 	s.client(id, func(c *apitoken.Client) {
 		c.Public, c.MayImpersonate = true, false
-		c.GrantTypes = []string{apitoken.GrantRefreshToken, apitoken.GrantAuthorizationCode, apitoken.GrantDeviceCode, apitoken.GrantJWTBearer}
+		c.GrantTypes = []string{"refresh_token", "authorization_code", "urn:ietf:params:oauth:grant-type:device_code", "urn:ietf:params:oauth:grant-type:jwt-bearer"}
 		if change != nil {
 			change(c)
 		}

@@ -50,7 +50,7 @@ func TestIDJAG(t *testing.T) {
 	t.Parallel()
 	s, k := company(t)
 	ask := func(assertion string, pairs ...string) *answer {
-		return s.token(merge(params("grant_type", apitoken.GrantJWTBearer, "assertion", assertion), pairs...), s.as("agent"))
+		return s.token(merge(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", assertion), pairs...), s.as("agent"))
 	}
 	one := s.grant(k, nil, nil)
 	a := ask(one).ok()
@@ -89,17 +89,17 @@ func TestIDJAG(t *testing.T) {
 		ask(text).refused(400, "invalid_grant", name)
 	}
 
-	body := params("grant_type", apitoken.GrantJWTBearer, "assertion", s.grant(k, nil, nil))
+	body := params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", s.grant(k, nil, nil))
 	s.token(body).refused(401, "invalid_client", "nobody authenticates")
 	s.public("spa", nil)
-	s.token(merge(params("grant_type", apitoken.GrantJWTBearer, "assertion", s.grant(k, nil, map[string]any{"client_id": "spa"})), "client_id", "spa")).
+	s.token(merge(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", s.grant(k, nil, map[string]any{"client_id": "spa"})), "client_id", "spa")).
 		refused(400, "unauthorized_client", "a public client proves nothing")
 
 	m := s.get("/.well-known/oauth-authorization-server").ok().body
 	require.Equal(t, []string{"urn:ietf:params:oauth:grant-profile:id-jag"}, listed(t, m, "authorization_grant_profiles_supported"))
 	plain, keys := trusting(t, nil)
 	require.NotContains(t, plain.get("/.well-known/oauth-authorization-server").ok().body, "authorization_grant_profiles_supported")
-	plain.token(params("grant_type", apitoken.GrantJWTBearer, "assertion", plain.grant(keys.key.Load(), nil, nil)), plain.as("app")).
+	plain.token(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", plain.grant(keys.key.Load(), nil, nil)), plain.as("app")).
 		refused(400, "invalid_grant", "an issuer that was not trusted with ID-JAGs")
 }
 
@@ -132,10 +132,10 @@ func TestAnAgentActsForAHuman(t *testing.T) {
 	t.Parallel()
 	s, k := company(t)
 	s.client("agent-runtime", nil)
-	human := s.token(params("grant_type", apitoken.GrantJWTBearer, "assertion", s.grant(k, nil, nil)), s.as("agent")).ok().text("access_token")
+	human := s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", s.grant(k, nil, nil)), s.as("agent")).ok().text("access_token")
 	agent := s.token(own, s.as("agent-runtime")).ok().text("access_token")
 	const access = "urn:ietf:params:oauth:token-type:access_token"
-	token := s.token(params("grant_type", apitoken.GrantTokenExchange, "subject_token", human, "subject_token_type", access,
+	token := s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange", "subject_token", human, "subject_token_type", access,
 		"actor_token", agent, "actor_token_type", access, "resource", otherAPI), s.as("other")).ok().text("access_token")
 	c := claims(t, token)
 	require.Equal(t, "alice", c["sub"])

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/remote"
 )
 
@@ -38,7 +39,7 @@ type introspection struct {
 	Binding  map[string]string `json:"cnf,omitempty"`
 	Details  json.RawMessage   `json:"authorization_details,omitempty"`
 
-	Kind     apitoken.Kind   `json:"apitoken_kind,omitempty"`
+	Kind     string          `json:"apitoken_kind,omitempty"`
 	Position string          `json:"apitoken_pos,omitempty"`
 	Claims   json.RawMessage `json:"apitoken_claims,omitempty"`
 }
@@ -112,7 +113,7 @@ func describe(x apitoken.Introspection, follows bool) introspection {
 		}
 	}
 	if follows {
-		out.Kind, out.Position = t.Kind, x.Position
+		out.Kind, out.Position = opaque.TokenKind(t.APIKey), x.Position
 		out.Claims, _ = t.Claims.(json.RawMessage)
 	}
 	return out

@@ -180,7 +180,7 @@ func TestTokensForOtherServices(t *testing.T) {
 		require.Equal(t, []any{otherAPI}, a.body["aud"])
 	}
 	require.Equal(t, inactive, string(s.introspect("stranger", tok).raw))
-	swap := params("grant_type", apitoken.GrantTokenExchange, "subject_token", tok, "subject_token_type", accessType)
+	swap := params("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange", "subject_token", tok, "subject_token_type", accessType)
 	next := s.token(merge(swap, "resource", testAudience), s.as(otherAPI)).ok()
 	require.Equal(t, testAudience, claims(t, next.text("access_token"))["aud"])
 	same := s.token(swap, s.as("stranger")).ok()

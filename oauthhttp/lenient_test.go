@@ -56,12 +56,12 @@ func TestARegistrationIsNarrowed(t *testing.T) {
 
 	// What only clients that prove who they are may have is left out for a public one.
 	s, initial = registrar(t, func(r *oauthhttp.Registration) {
-		r.GrantTypes = []string{apitoken.GrantAuthorizationCode, apitoken.GrantClientCredentials, apitoken.GrantTokenExchange}
+		r.GrantTypes = []string{"authorization_code", "client_credentials", "urn:ietf:params:oauth:grant-type:token-exchange"}
 	})
-	all := []string{apitoken.GrantClientCredentials, apitoken.GrantAuthorizationCode, apitoken.GrantTokenExchange}
+	all := []string{"client_credentials", "authorization_code", "urn:ietf:params:oauth:grant-type:token-exchange"}
 	a := s.register(metadata{"redirect_uris": []string{callback}, "grant_types": all, "token_endpoint_auth_method": "none"}, bearer(initial))
 	require.Equal(t, 201, a.StatusCode, string(a.raw))
-	require.Equal(t, []any{apitoken.GrantAuthorizationCode}, a.body["grant_types"])
+	require.Equal(t, []any{"authorization_code"}, a.body["grant_types"])
 	a = s.register(metadata{"redirect_uris": []string{callback}, "grant_types": all}, bearer(initial))
 	require.Equal(t, 201, a.StatusCode, string(a.raw))
 	require.Len(t, a.body["grant_types"], 3)
@@ -164,7 +164,7 @@ func TestAResourceWithAndWithoutASlash(t *testing.T) {
 		require.Equal(t, want, claims(t, pair.text("access_token"))["aud"], asked)
 		again := s.token(params("grant_type", "refresh_token", "refresh_token", pair.text("refresh_token"), "resource", asked), s.as("app")).ok(asked)
 		require.Equal(t, want, claims(t, again.text("access_token"))["aud"], asked)
-		swap := params("grant_type", apitoken.GrantTokenExchange, "subject_token", a.text("access_token"), "subject_token_type", "urn:ietf:params:oauth:token-type:access_token", "resource", asked)
+		swap := params("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange", "subject_token", a.text("access_token"), "subject_token_type", "urn:ietf:params:oauth:token-type:access_token", "resource", asked)
 		require.Equal(t, want, claims(t, s.token(swap, s.as("app")).ok(asked).text("access_token"))["aud"], asked)
 	}
 	both := merge(own)
@@ -182,11 +182,11 @@ func TestAnAssertionWithoutAClient(t *testing.T) {
 	s, keys := trusting(t, func(a *oauthhttp.AssertionIssuer) { a.Client = "accounts" })
 	k := keys.key.Load()
 	ask := func(pairs ...string) *answer {
-		return s.token(merge(params("grant_type", apitoken.GrantJWTBearer, "assertion", s.vouch(k, nil, nil)), pairs...))
+		return s.token(merge(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", s.vouch(k, nil, nil)), pairs...))
 	}
 	ask().refused(401, "invalid_client", "the client is not there yet")
 	s.client("accounts", func(c *apitoken.Client) {
-		c.GrantTypes, c.RedirectURIs, c.MayImpersonate = []string{apitoken.GrantJWTBearer}, nil, false
+		c.GrantTypes, c.RedirectURIs, c.MayImpersonate = []string{"urn:ietf:params:oauth:grant-type:jwt-bearer"}, nil, false
 	})
 	a := ask().ok()
 	c := claims(t, a.text("access_token"))
@@ -194,23 +194,23 @@ func TestAnAssertionWithoutAClient(t *testing.T) {
 	require.Equal(t, "accounts", c["client_id"])
 	require.Equal(t, "orders:read", a.text("scope"))
 	one := s.vouch(k, nil, nil)
-	s.token(params("grant_type", apitoken.GrantJWTBearer, "assertion", one)).ok()
-	s.token(params("grant_type", apitoken.GrantJWTBearer, "assertion", one)).refused(400, "invalid_grant", "once")
+	s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", one)).ok()
+	s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", one)).refused(400, "invalid_grant", "once")
 	ask("scope", "orders:write").refused(400, "invalid_scope", "more than its identities may have")
 
 	// Whoever names a client is that client, or nobody.
 	ask("client_id", "accounts").refused(401, "invalid_client")
 	ask("client_id", "app").refused(401, "invalid_client")
-	s.token(params("grant_type", apitoken.GrantJWTBearer, "assertion", s.vouch(k, nil, nil)), basicAuth("accounts", "")).refused(401, "invalid_client")
-	require.Equal(t, "app", claims(t, s.token(params("grant_type", apitoken.GrantJWTBearer, "assertion", s.vouch(k, nil, nil)), s.as("app")).ok().text("access_token"))["client_id"])
+	s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", s.vouch(k, nil, nil)), basicAuth("accounts", "")).refused(401, "invalid_client")
+	require.Equal(t, "app", claims(t, s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", s.vouch(k, nil, nil)), s.as("app")).ok().text("access_token"))["client_id"])
 
 	// Without a good assertion nothing is looked up, and other grants are for clients.
 	for name, bad := range map[string]string{
 		"junk": "x", "another issuer": s.vouch(k, nil, map[string]any{"iss": "https://evil.example"}), "another key": s.vouch(newSigner(t), nil, nil), "expired": s.vouch(k, nil, map[string]any{"exp": 1}),
 	} {
-		s.token(params("grant_type", apitoken.GrantJWTBearer, "assertion", bad)).refused(400, "invalid_grant", name)
+		s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", bad)).refused(400, "invalid_grant", name)
 	}
-	s.token(params("grant_type", apitoken.GrantJWTBearer)).refused(401, "invalid_client")
+	s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer")).refused(401, "invalid_client")
 	s.token(own).refused(401, "invalid_client")
 	s.token(params("grant_type", "refresh_token", "refresh_token", "x", "assertion", s.vouch(k, nil, nil))).refused(401, "invalid_client")
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/internal/bodytime"
+	"github.com/apitoken-go/apitoken/internal/granttype"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/remote"
 )
@@ -77,7 +78,7 @@ func (h *Handler) metadata() *serverMetadata {
 	proved, named := h.authMethods()
 	m := &serverMetadata{
 		Issuer: h.svc.Issuer(), Token: h.base + tokenPath, JWKS: h.base + jwksPath, Scopes: h.o.Scopes, ResponseTypes: []string{},
-		GrantTypes: []string{apitoken.GrantClientCredentials, apitoken.GrantRefreshToken, apitoken.GrantTokenExchange},
+		GrantTypes: []string{granttype.ClientCredentials, granttype.RefreshToken, granttype.TokenExchange},
 		TokenAuth:  named, TokenAuthAlgs: algs,
 		Revocation: h.base + revokePath, RevocationAuth: named, RevocationAlgs: algs,
 		Introspection: h.base + introspectPath, IntrospectionAuth: proved, IntrospectionAlgs: algs,
@@ -90,20 +91,20 @@ func (h *Handler) metadata() *serverMetadata {
 	if h.o.Consent != nil {
 		m.Authorization, m.Pushed, m.RequirePushed, m.ResponseIssuer = h.base+authorizePath, h.base+parPath, h.o.RequirePushed, true
 		m.ResponseTypes, m.ResponseModes, m.Challenges = []string{"code"}, []string{"query"}, []string{"S256"}
-		m.GrantTypes = append(m.GrantTypes, apitoken.GrantAuthorizationCode)
+		m.GrantTypes = append(m.GrantTypes, granttype.AuthorizationCode)
 		if m.Aliases != nil {
 			m.Aliases.Pushed = h.o.MutualTLS + parPath
 		}
 	}
 	if len(h.o.Assertions) > 0 {
-		m.GrantTypes = append(m.GrantTypes, apitoken.GrantJWTBearer)
+		m.GrantTypes = append(m.GrantTypes, granttype.JWTBearer)
 	}
 	if slices.ContainsFunc(h.o.Assertions, func(a AssertionIssuer) bool { return a.IDJAG }) {
 		m.GrantProfiles = []string{profileIDJAG}
 	}
 	if h.o.DevicePage != "" {
 		m.Device = h.base + devicePath
-		m.GrantTypes = append(m.GrantTypes, apitoken.GrantDeviceCode)
+		m.GrantTypes = append(m.GrantTypes, granttype.DeviceCode)
 		if m.Aliases != nil {
 			m.Aliases.Device = h.o.MutualTLS + devicePath
 		}

@@ -93,7 +93,7 @@ func TestSchemesOfProgramsOwn(t *testing.T) {
 
 	ctx := context.Background()
 	for uri, ok := range map[string]bool{cursor: true, "app:/cb": true, "javascript:alert(1)": false, "data:text/html,x": false, "file:///etc/passwd": false} {
-		_, _, err := s.svc.Clients.Create(ctx, apitoken.Client{Public: true, GrantTypes: []string{apitoken.GrantAuthorizationCode}, RedirectURIs: []string{uri}})
+		_, _, err := s.svc.Clients.Create(ctx, apitoken.Client{Public: true, GrantTypes: []string{"authorization_code"}, RedirectURIs: []string{uri}})
 		require.Equal(t, ok, err == nil, "the host's own client, %s: %v", uri, err)
 	}
 	_, err := oauthhttp.New(s.svc, &oauthhttp.Options{Registration: &oauthhttp.Registration{Schemes: []string{"javascript"}}})

@@ -205,8 +205,8 @@ func TestAStoreThatFails(t *testing.T) {
 		"client_credentials": s.token(own, s.as("app")),
 		"code":               s.token(redemption(code), s.as("app")),
 		"refresh":            s.token(params("grant_type", "refresh_token", "refresh_token", pair.text("refresh_token")), s.as("app")),
-		"device":             s.token(params("grant_type", apitoken.GrantDeviceCode, "device_code", device.text("device_code")), s.as("app")),
-		"exchange":           s.token(params("grant_type", apitoken.GrantTokenExchange, "subject_token", pair.text("access_token"), "subject_token_type", "urn:ietf:params:oauth:token-type:access_token"), s.as("app")),
+		"device":             s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:device_code", "device_code", device.text("device_code")), s.as("app")),
+		"exchange":           s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange", "subject_token", pair.text("access_token"), "subject_token_type", "urn:ietf:params:oauth:token-type:access_token"), s.as("app")),
 		"revoke":             s.post("/revoke", params("token", pair.text("access_token")), s.as("app")),
 		"par":                s.post("/par", authorization("app"), s.as("app")),
 		"start of a device":  s.post("/device_authorization", nil, s.as("app")),
@@ -304,7 +304,7 @@ func TestMetadata(t *testing.T) {
 	}
 	require.Equal(t, "https://mtls.example.com/token", m["mtls_endpoint_aliases"].(map[string]any)["token_endpoint"])
 	require.Equal(t, "https://mtls.example.com/apitoken/revocations", m["mtls_endpoint_aliases"].(map[string]any)["apitoken_revocations_endpoint"])
-	require.NotContains(t, m["grant_types_supported"], apitoken.GrantJWTBearer, "what is off is not announced")
+	require.NotContains(t, m["grant_types_supported"], "urn:ietf:params:oauth:grant-type:jwt-bearer", "what is off is not announced")
 	require.NotContains(t, m["introspection_endpoint_auth_methods_supported"], "none")
 	for _, name := range []string{"token_endpoint", "authorization_endpoint", "revocation_endpoint", "introspection_endpoint", "pushed_authorization_request_endpoint", "device_authorization_endpoint", "jwks_uri", "service_documentation", "registration_endpoint"} {
 		u, err := url.Parse(m[name].(string))

@@ -4,7 +4,6 @@ import (
 	"net/http"
 	"strconv"
 
-	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/remote"
 )
 
@@ -189,7 +188,7 @@ func (h *Handler) schemas() object {
 			"issued_token_type": object{"type": "string", "enum": []string{typeAccess, typeJWT}}, detailsMember: details}, "access_token", "token_type", "expires_in", "scope")),
 		"Introspection": closed(shape(object{"active": truth, "iss": str, "sub": str, "client_id": str, "jti": str, "token_type": object{"type": "string", "enum": []string{"Bearer", "DPoP"}}, "scope": str,
 			"aud": texts(), "exp": number, "iat": number, "sid": str, "roles": texts(), "act": shape(object{"sub": str}, "sub"), "cnf": object{"type": "object"}, detailsMember: details,
-			"apitoken_kind": object{"type": "string", "enum": []string{string(apitoken.KindAccess), string(apitoken.KindAPIKey)}}, "apitoken_pos": str, "apitoken_claims": object{"type": "object"}}, "active")),
+			"apitoken_kind": object{"type": "string", "enum": []string{"access", "apikey"}}, "apitoken_pos": str, "apitoken_claims": object{"type": "object"}}, "active")),
 		"Pushed": closed(shape(object{"request_uri": str, "expires_in": number}, "request_uri", "expires_in")),
 		"Device": closed(shape(object{"device_code": str, "user_code": str, "verification_uri": str, "verification_uri_complete": str, "expires_in": number, "interval": number},
 			"device_code", "user_code", "verification_uri", "expires_in", "interval")),

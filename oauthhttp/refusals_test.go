@@ -67,7 +67,7 @@ var refusalRows = map[string]any{
 
 	"Token": map[string]refusal{
 		"a grant type that is not the client's": {reason: "grant_type", client: "narrow", why: "may not use this", ask: func(s *site) *answer {
-			return s.token(params("grant_type", apitoken.GrantTokenExchange), s.as("narrow"))
+			return s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"), s.as("narrow"))
 		}},
 		"a grant type that nobody knows": {reason: "grant_type", client: "narrow", why: "not supported", ask: func(s *site) *answer {
 			return s.token(params("grant_type", "password"), s.as("narrow"))
@@ -97,10 +97,10 @@ var refusalRows = map[string]any{
 			return s.token(redemption(s.code("wide"), "client_id", "pub"))
 		}},
 		"a malformed exchange": {reason: "token", client: "wide", why: "subject_token", ask: func(s *site) *answer {
-			return s.token(params("grant_type", apitoken.GrantTokenExchange), s.as("wide"))
+			return s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"), s.as("wide"))
 		}},
 		"an unknown device code": {reason: "token", client: "wide", ask: func(s *site) *answer {
-			return s.token(params("grant_type", apitoken.GrantDeviceCode, "device_code", "junk"), s.as("wide"))
+			return s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:device_code", "device_code", "junk"), s.as("wide"))
 		}},
 	},
 	"Pushed": map[string]refusal{
@@ -232,7 +232,7 @@ func TestEveryEndpointLeavesATrace(t *testing.T) {
 				s.secrets["initial"] = initial
 				s.client("wide", nil)
 				s.client("narrow", func(c *apitoken.Client) {
-					c.GrantTypes, c.MayImpersonate = []string{apitoken.GrantClientCredentials}, false
+					c.GrantTypes, c.MayImpersonate = []string{"client_credentials"}, false
 					c.Scopes, c.RedirectURIs = apitoken.Scopes{"orders:read"}, nil
 				})
 				s.client("bound", func(c *apitoken.Client) { c.BindDPoP = true })
@@ -268,9 +268,9 @@ func TestARefusedAssertionNamesItsSubject(t *testing.T) {
 	s, keys := trusting(t, func(a *oauthhttp.AssertionIssuer) { a.Client = "app" })
 	k := keys.key.Load()
 	for _, o := range [][]option{{s.as("app")}, nil} {
-		s.token(params("grant_type", apitoken.GrantJWTBearer, "assertion", s.vouch(k, nil, map[string]any{"sub": "blocked"})), o...).refused(400, "invalid_grant")
+		s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", s.vouch(k, nil, map[string]any{"sub": "blocked"})), o...).refused(400, "invalid_grant")
 	}
-	s.token(params("grant_type", apitoken.GrantJWTBearer, "assertion", s.vouch(newSigner(t), nil, map[string]any{"sub": "forged"}))).refused(400, "invalid_grant")
+	s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", s.vouch(newSigner(t), nil, map[string]any{"sub": "forged"}))).refused(400, "invalid_grant")
 	clients := map[string]int{}
 	for e, err := range s.svc.Events(t.Context(), apitoken.EventQuery{Type: event.Refused, Subject: "blocked", Issuer: login}) {
 		require.NoError(t, err)

@@ -17,7 +17,7 @@ func TestRefusedClientsLeaveAnEvent(t *testing.T) {
 	t.Parallel()
 	s, initial := registrar(t, nil)
 	s.client("plain", func(c *apitoken.Client) {
-		c.GrantTypes, c.MayImpersonate = []string{apitoken.GrantClientCredentials}, false
+		c.GrantTypes, c.MayImpersonate = []string{"client_credentials"}, false
 		c.Scopes = apitoken.Scopes{"orders:read"}
 	})
 	list := func(reason string) (out []apitoken.Event) {

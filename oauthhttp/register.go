@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/granttype"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/redirect"
 	"github.com/apitoken-go/apitoken/internal/source"
@@ -44,9 +45,8 @@ type Registration struct {
 }
 
 func (x *Registration) check() error {
-	all := []string{apitoken.GrantClientCredentials, apitoken.GrantRefreshToken, apitoken.GrantAuthorizationCode, apitoken.GrantTokenExchange, apitoken.GrantJWTBearer, apitoken.GrantDeviceCode}
 	for _, g := range x.GrantTypes {
-		if !slices.Contains(all, g) {
+		if !slices.Contains(granttype.All, g) {
 			return wrong("Registration", "a grant type that is unknown")
 		}
 	}
@@ -60,7 +60,7 @@ func (x *Registration) check() error {
 
 func (x *Registration) grantTypes() []string {
 	if x.GrantTypes == nil {
-		return []string{apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken}
+		return []string{granttype.AuthorizationCode, granttype.RefreshToken}
 	}
 	return x.GrantTypes
 }
@@ -69,13 +69,13 @@ func (x *Registration) grantTypes() []string {
 // or by habit, and reads in the answer what it may do (RFC 7591 §2, §3.2.1).
 func (x *Registration) narrowed(asked []string, public bool) []string {
 	if asked == nil {
-		asked = []string{apitoken.GrantAuthorizationCode} // RFC 7591 §2
+		asked = []string{granttype.AuthorizationCode} // RFC 7591 §2
 	}
 	var out []string
 	for _, g := range asked {
 		switch {
 		case !slices.Contains(x.grantTypes(), g), slices.Contains(out, g):
-		case public && (g == apitoken.GrantClientCredentials || g == apitoken.GrantTokenExchange): // for clients that prove who they are
+		case public && (g == granttype.ClientCredentials || g == granttype.TokenExchange): // for clients that prove who they are
 		default:
 			out = append(out, g)
 		}
@@ -309,7 +309,7 @@ func (h *Handler) apply(ctx context.Context, x *Registration, c *apitoken.Client
 	if c.GrantTypes = x.narrowed(m.GrantTypes, c.Public); len(c.GrantTypes) == 0 {
 		return badMetadata("None of the grant types is to be had.")
 	}
-	if slices.Contains(c.GrantTypes, apitoken.GrantAuthorizationCode) && len(c.RedirectURIs) == 0 {
+	if slices.Contains(c.GrantTypes, granttype.AuthorizationCode) && len(c.RedirectURIs) == 0 {
 		return bad("invalid_redirect_uri", "The authorization code grant needs redirect_uris.")
 	}
 	if c.Scopes = h.svc.Narrow(x.Scopes, x.Scopes); m.Scope != nil {
@@ -366,7 +366,7 @@ func (h *Handler) information(c apitoken.Client, secret, token apitoken.Secret) 
 	default:
 		i.Application = "web"
 	}
-	if slices.Contains(c.GrantTypes, apitoken.GrantAuthorizationCode) {
+	if slices.Contains(c.GrantTypes, granttype.AuthorizationCode) {
 		i.Responses = []string{"code"}
 	}
 	if kind, v, ok := strings.Cut(c.TLSName, ":"); ok {

@@ -159,7 +159,7 @@ func TestARegistrationNeedsItsToken(t *testing.T) {
 func TestWhatCanNotBeRegistered(t *testing.T) {
 	t.Parallel()
 	s, initial := registrar(t, func(r *oauthhttp.Registration) {
-		r.GrantTypes = []string{apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken, apitoken.GrantDeviceCode}
+		r.GrantTypes = []string{"authorization_code", "refresh_token", "urn:ietf:params:oauth:grant-type:device_code"}
 		r.Check = func(_ context.Context, by apitoken.Token, c *apitoken.Client) error {
 			switch c.Name {
 			case "evil":
@@ -212,7 +212,7 @@ func TestWhatCanNotBeRegistered(t *testing.T) {
 		r.Header.Set("Content-Type", "application/json")
 		s.do(r, bearer(initial)).refused(400, "invalid_client_metadata", body)
 	}
-	a := s.register(metadata{"token_endpoint_auth_method": "none", "grant_types": []string{apitoken.GrantDeviceCode}, "dpop_bound_access_tokens": true}, bearer(initial)).ok()
+	a := s.register(metadata{"token_endpoint_auth_method": "none", "grant_types": []string{"urn:ietf:params:oauth:grant-type:device_code"}, "dpop_bound_access_tokens": true}, bearer(initial)).ok()
 	require.NotContains(t, a.body, "client_secret", "a public client")
 	require.Equal(t, "none", a.text("token_endpoint_auth_method"))
 	require.Equal(t, true, a.body["dpop_bound_access_tokens"])
@@ -250,7 +250,7 @@ func TestNullInARegistrationIsALeftOutMember(t *testing.T) {
 func TestARegistrationStaysBelowTheAdministrators(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
-	device, refresh, code := apitoken.GrantDeviceCode, apitoken.GrantRefreshToken, apitoken.GrantAuthorizationCode
+	device, refresh, code := "urn:ietf:params:oauth:grant-type:device_code", "refresh_token", "authorization_code"
 	for name, x := range map[string]struct {
 		admin func(*apitoken.Client)
 		put   metadata
@@ -313,7 +313,7 @@ func TestARegistrationStaysBelowTheAdministrators(t *testing.T) {
 func TestARegistrationOfWhichNothingIsLeft(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
-	code, refresh := apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken
+	code, refresh := "authorization_code", "refresh_token"
 	for _, left := range [][]string{{refresh}, {}, nil} {
 		s, initial := registrar(t, nil)
 		a := s.register(metadata{"redirect_uris": []string{callback}, "grant_types": []string{code, refresh}}, bearer(initial)).ok()
@@ -332,7 +332,7 @@ func TestARegistrationOfWhichNothingIsLeft(t *testing.T) {
 func TestAClientOfTheHostThatManagesItself(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
-	code, refresh := apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken
+	code, refresh := "authorization_code", "refresh_token"
 	s, _ := registrar(t, nil)
 	_, _, err := s.svc.Clients.Create(ctx, apitoken.Client{ID: "web", Scopes: apitoken.Scopes{"orders:read"}, GrantTypes: []string{code},
 		RedirectURIs: []string{callback}, BindDPoP: true})

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/granttype"
 )
 
 const (
@@ -35,18 +36,18 @@ type tokenRequest struct {
 // Token is the token endpoint (RFC 6749 §3.2).
 func (h *Handler) Token() http.Handler {
 	grants := map[string]func(*http.Request, *tokenRequest) (*apitoken.Issued, error){
-		apitoken.GrantClientCredentials: h.clientCredentials,
-		apitoken.GrantRefreshToken:      h.refresh,
-		apitoken.GrantTokenExchange:     h.exchange,
+		granttype.ClientCredentials: h.clientCredentials,
+		granttype.RefreshToken:      h.refresh,
+		granttype.TokenExchange:     h.exchange,
 	}
 	if h.o.Consent != nil {
-		grants[apitoken.GrantAuthorizationCode] = h.code
+		grants[granttype.AuthorizationCode] = h.code
 	}
 	if len(h.issues) > 0 {
-		grants[apitoken.GrantJWTBearer] = h.jwtBearer
+		grants[granttype.JWTBearer] = h.jwtBearer
 	}
 	if h.o.DevicePage != "" {
-		grants[apitoken.GrantDeviceCode] = h.deviceCode
+		grants[granttype.DeviceCode] = h.deviceCode
 	}
 	return h.endpoint(true, "POST", func(w http.ResponseWriter, r *http.Request) error {
 		r = r.WithContext(h.svc.Begin(r.Context())) // what is revoked while the request comes in reaches what comes of it
@@ -59,7 +60,7 @@ func (h *Handler) Token() http.Handler {
 			return invalid("The grant_type is missing.")
 		}
 		var c *caller
-		if name == apitoken.GrantJWTBearer && isAnonymous(r, f) && f.has("assertion") && slices.ContainsFunc(h.issues, func(x *assertionIssuer) bool { return x.Client != "" }) {
+		if name == granttype.JWTBearer && isAnonymous(r, f) && f.has("assertion") && slices.ContainsFunc(h.issues, func(x *assertionIssuer) bool { return x.Client != "" }) {
 			c, err = h.bearer(r, f)
 		} else {
 			c, err = h.client(r, f, tokenPath)
@@ -98,7 +99,7 @@ func (h *Handler) Token() http.Handler {
 			return err
 		}
 		out.Details = detailsOf(own)
-		if name == apitoken.GrantTokenExchange {
+		if name == granttype.TokenExchange {
 			out.Type = typeAccess
 			if f.get("requested_token_type") == typeJWT {
 				out.Type = typeJWT

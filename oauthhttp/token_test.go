@@ -24,7 +24,7 @@ func TestClientCredentials(t *testing.T) {
 	s := newSite(t, nil)
 	s.client("app", nil)
 	s.client("page", func(c *apitoken.Client) {
-		c.GrantTypes, c.MayImpersonate = []string{apitoken.GrantAuthorizationCode}, false
+		c.GrantTypes, c.MayImpersonate = []string{"authorization_code"}, false
 	})
 	s.public("spa", nil)
 	a := s.token(own, s.as("app")).ok()
@@ -47,7 +47,7 @@ func TestClientCredentials(t *testing.T) {
 	s.token(merge(own, "client_id", "spa")).refused(400, "unauthorized_client", "a public client has no tokens of its own")
 	s.token(merge(own, "grant_type", "password"), s.as("app")).refused(400, "unsupported_grant_type")
 	s.token(merge(own, "grant_type", "Client_Credentials"), s.as("app")).refused(400, "unsupported_grant_type")
-	s.token(merge(own, "grant_type", apitoken.GrantJWTBearer), s.as("app")).refused(400, "unsupported_grant_type", "no issuer is trusted")
+	s.token(merge(own, "grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"), s.as("app")).refused(400, "unsupported_grant_type", "no issuer is trusted")
 }
 
 func TestResourceIndicators(t *testing.T) {
@@ -112,7 +112,7 @@ func TestRefreshTokens(t *testing.T) {
 	s.token(merge(again, "refresh_token", pair.text("refresh_token"))).refused(400, "invalid_grant", "a confidential client's in a public client's hands")
 	s.token(params("grant_type", "refresh_token", "refresh_token", pair.text("refresh_token")), s.as("app")).ok("a stranger ends nobody's grant")
 	_, err := s.svc.Clients.Update(t.Context(), "spa", func(c *apitoken.Client) error {
-		c.GrantTypes = []string{apitoken.GrantAuthorizationCode}
+		c.GrantTypes = []string{"authorization_code"}
 		return nil
 	})
 	require.NoError(t, err)
@@ -192,7 +192,7 @@ func TestCodes(t *testing.T) {
 	s.token(redemption(late), s.as("app")).refused(400, "invalid_grant", "expired")
 
 	s.client("short", func(c *apitoken.Client) {
-		c.GrantTypes, c.MayImpersonate = []string{apitoken.GrantAuthorizationCode}, false
+		c.GrantTypes, c.MayImpersonate = []string{"authorization_code"}, false
 	})
 	require.NotContains(t, s.token(redemption(s.code("short")), s.as("short")).ok().body, "refresh_token", "a client without that grant type")
 }
@@ -243,12 +243,12 @@ func TestTokenExchange(t *testing.T) {
 	s.client("app", nil)
 	s.client("careful", func(c *apitoken.Client) { c.MayImpersonate = false })
 	s.client("plain", func(c *apitoken.Client) {
-		c.GrantTypes, c.MayImpersonate = []string{apitoken.GrantClientCredentials}, false
+		c.GrantTypes, c.MayImpersonate = []string{"client_credentials"}, false
 	})
 	user, err := s.svc.Issue(ctx, apitoken.Request{Subject: "alice", Scopes: apitoken.Scopes{"orders:read", "orders:write"}})
 	require.NoError(t, err)
 	service := s.token(own, s.as("plain")).ok().text("access_token")
-	swap := params("grant_type", apitoken.GrantTokenExchange, "subject_token", user.Access.Reveal(), "subject_token_type", accessType)
+	swap := params("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange", "subject_token", user.Access.Reveal(), "subject_token_type", accessType)
 
 	a := s.token(merge(swap, "scope", "orders:read", "audience", otherAPI), s.as("app")).ok()
 	require.Equal(t, accessType, a.text("issued_token_type"), "RFC 8693 §2.2.1")
@@ -350,7 +350,7 @@ func TestDPoP(t *testing.T) {
 	require.Equal(t, "invalid_request", q.Get("error"))
 
 	// Exchange takes the proof of the request for tokens that are bound to its key, and drops no binding.
-	swap := params("grant_type", apitoken.GrantTokenExchange, "subject_token", a.text("access_token"), "subject_token_type", accessType)
+	swap := params("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange", "subject_token", a.text("access_token"), "subject_token_type", accessType)
 	s.token(swap, s.as("app")).refused(400, "invalid_request", "a bound token without its proof")
 	s.token(swap, s.as("app"), s.dpop(other, nil)).refused(400, "invalid_request", "and with another's")
 	b := s.token(swap, s.as("app"), s.dpop(k, nil)).ok()
@@ -457,7 +457,7 @@ func TestAProofBesideJunkWritesNothing(t *testing.T) {
 		"forged refresh token": params("grant_type", "refresh_token", "client_id", "spa", "refresh_token", forged(pair.text("refresh_token"), opaque.Refresh)),
 		"code":                 redemption("junk", "client_id", "spa"),
 		"forged code":          redemption(forged(code, opaque.Ticket), "client_id", "spa"),
-		"device code":          params("grant_type", apitoken.GrantDeviceCode, "client_id", "spa", "device_code", "junk"),
+		"device code":          params("grant_type", "urn:ietf:params:oauth:grant-type:device_code", "client_id", "spa", "device_code", "junk"),
 	} {
 		s.token(form, s.dpop(k, nil)).refused(400, "invalid_grant", name)
 	}

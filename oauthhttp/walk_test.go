@@ -119,7 +119,7 @@ func newScene(t testing.TB) *scene {
 			s.gate.place(ctx, "while the host is asked")
 			return nil
 		}
-		o.Registration = &oauthhttp.Registration{GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"orders:read"},
+		o.Registration = &oauthhttp.Registration{GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{"orders:read"},
 			Check: func(ctx context.Context, _ apitoken.Token, _ *apitoken.Client) error {
 				s.gate.place(ctx, "while Check decides")
 				return nil
@@ -165,7 +165,7 @@ func (s *scene) redeem(code string, options ...option) *answer {
 }
 
 func (s *scene) poll(options ...option) *answer {
-	return s.token(params("grant_type", apitoken.GrantDeviceCode, "device_code", s.device), append(options, s.as(s.app))...)
+	return s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:device_code", "device_code", s.device), append(options, s.as(s.app))...)
 }
 
 func (s *scene) begin(options ...option) *answer {
@@ -297,12 +297,12 @@ var endpointWalks = map[string]struct {
 		return func() bool { return s.good(a) }
 	}, ends: []string{"subject", "client", "disabled", "session", "everything"}},
 	"an exchange": {with: (*scene).session, make: func(s *scene) func() bool {
-		a := s.token(params("grant_type", apitoken.GrantTokenExchange, "subject_token_type", "urn:ietf:params:oauth:token-type:access_token",
+		a := s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange", "subject_token_type", "urn:ietf:params:oauth:token-type:access_token",
 			"subject_token", s.parent.text("access_token")), s.as(s.app), s.stopped)
 		return func() bool { return s.good(a) }
 	}, ends: []string{"subject", "client", "disabled", "session", "token", "everything"}},
 	"an assertion's token": {make: func(s *scene) func() bool {
-		a := s.token(params("grant_type", apitoken.GrantJWTBearer, "assertion", s.vouch(s.signer, nil, map[string]any{"sub": s.alice})), s.as(s.app), s.stopped)
+		a := s.token(params("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion", s.vouch(s.signer, nil, map[string]any{"sub": s.alice})), s.as(s.app), s.stopped)
 		return func() bool { return s.good(a) }
 	}, ends: []string{"subject", "client", "disabled", "everything"}},
 	"a client's own token": {make: func(s *scene) func() bool {

@@ -257,7 +257,7 @@ func (x *Telemetry) Observe(ctx context.Context, o apitoken.Observation) {
 		x.duration.Record(ctx, o.Took.Seconds(), took...)
 	}
 	if o.Op == "validate" && o.Err == nil && !o.Token.IsZero() {
-		if o.Token.Kind() == apitoken.KindAccess {
+		if !o.Token.IsAPIKey() {
 			if o.Hit {
 				x.cache.Add(ctx, 1, x.hit...)
 			} else {

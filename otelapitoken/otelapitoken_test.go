@@ -183,7 +183,7 @@ func TestClientsAreAnAttributeOnlyWhenAskedForAndBounded(t *testing.T) {
 	svc := service(t, nil)
 	_, r := metered(t, svc, otelapitoken.Config{Clients: 1})
 	for _, name := range []string{"a", "b", "c"} {
-		_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: name, GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"orders:read"}})
+		_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: name, GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{"orders:read"}})
 		require.NoError(t, err)
 		_, err = svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: name, Secret: apitoken.NewSecret("wrong")})
 		require.ErrorIs(t, err, apitoken.ErrInvalidClient)

@@ -196,7 +196,7 @@ func (x *Collector) Observe(_ context.Context, o apitoken.Observation) {
 	if o.Op != "validate" || o.Err != nil || o.Token.IsZero() {
 		return
 	}
-	if o.Token.Kind() == apitoken.KindAccess {
+	if !o.Token.IsAPIKey() {
 		if o.Hit {
 			x.hit.Inc()
 		} else {

@@ -182,7 +182,7 @@ func TestClientsAreALabelOnlyWhenAskedForAndBounded(t *testing.T) {
 	svc := service(t, nil)
 	_, r := collector(t, svc, promapitoken.Config{Clients: 2})
 	for _, name := range []string{"a", "b", "c", "d"} {
-		_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: name, GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"orders:read"}})
+		_, secret, err := svc.Clients.Create(ctx, apitoken.Client{ID: name, GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{"orders:read"}})
 		require.NoError(t, err)
 		_, err = svc.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: name, Secret: apitoken.NewSecret("wrong")})
 		require.ErrorIs(t, err, apitoken.ErrInvalidClient)

@@ -56,7 +56,7 @@ func ExampleNewValidator() {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	client, secret, err := issuer.Clients.Create(ctx, apitoken.Client{
-		Name: "orders", GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{remote.FollowScope},
+		Name: "orders", GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{remote.FollowScope},
 	})
 	if err != nil {
 		log.Fatal(err)

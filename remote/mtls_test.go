@@ -134,7 +134,7 @@ func fixed(c tls.Certificate) func() *tls.Certificate { return func() *tls.Certi
 
 func (s *tlsSite) create(t *testing.T, c apitoken.Client) apitoken.Secret {
 	t.Helper()
-	c.GrantTypes, c.Scopes = []string{apitoken.GrantClientCredentials}, apitoken.Scopes{remote.FollowScope}
+	c.GrantTypes, c.Scopes = []string{"client_credentials"}, apitoken.Scopes{remote.FollowScope}
 	_, secret, err := s.svc.Clients.Create(s.ctx, c)
 	require.NoError(t, err)
 	return secret

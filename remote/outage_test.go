@@ -91,7 +91,7 @@ func newGuarded(t *testing.T, host string) *guarded {
 	t.Cleanup(func() { require.NoError(t, s.svc.Close()) })
 	handler = remote.Handler(s.svc)
 	for id, scopes := range map[string]apitoken.Scopes{"orders": {remote.FollowScope}, "narrow": {"orders:read"}} {
-		_, secret, err := s.svc.Clients.Create(t.Context(), apitoken.Client{ID: id, GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: scopes})
+		_, secret, err := s.svc.Clients.Create(t.Context(), apitoken.Client{ID: id, GrantTypes: []string{"client_credentials"}, Scopes: scopes})
 		require.NoError(t, err)
 		if id == "orders" {
 			s.auth = apitoken.ClientAuth{ID: id, Secret: secret}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/feed"
+	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -156,7 +157,7 @@ type introspection struct {
 	Audience []string           `json:"aud,omitempty"`
 	Expires  int64              `json:"exp,omitempty"`
 	IssuedAt int64              `json:"iat,omitempty"`
-	Kind     apitoken.Kind      `json:"apitoken_kind,omitempty"`
+	Kind     string             `json:"apitoken_kind,omitempty"`
 	Position string             `json:"apitoken_pos,omitempty"`
 	Grant    string             `json:"sid,omitempty"`
 	Roles    []string           `json:"roles,omitempty"`
@@ -170,7 +171,7 @@ func encodeIntrospection(x apitoken.Introspection) ([]byte, error) {
 	}
 	t := x.Token
 	out := introspection{Active: true, Issuer: t.Issuer, Subject: t.Subject, Client: t.Client, ID: t.ID, Scope: t.Scopes.String(), Audience: t.Audiences,
-		IssuedAt: t.IssuedAt.Unix(), Kind: t.Kind, Position: x.Position, Grant: t.Grant, Roles: t.Roles}
+		IssuedAt: t.IssuedAt.Unix(), Kind: opaque.TokenKind(t.APIKey), Position: x.Position, Grant: t.Grant, Roles: t.Roles}
 	if !t.ExpiresAt.IsZero() {
 		out.Expires = t.ExpiresAt.Unix()
 	}
@@ -195,7 +196,7 @@ func decodeIntrospection(body []byte) (apitoken.Introspection, error) {
 	if err != nil || a.Cnf != nil {
 		return apitoken.Introspection{}, errAnswer
 	}
-	x := apitoken.Introspection{Active: true, Position: a.Position, Token: apitoken.TokenSpec{Kind: a.Kind, ID: a.ID, Issuer: a.Issuer, Subject: a.Subject,
+	x := apitoken.Introspection{Active: true, Position: a.Position, Token: apitoken.TokenSpec{APIKey: a.Kind == opaque.TokenKind(true), ID: a.ID, Issuer: a.Issuer, Subject: a.Subject,
 		Client: a.Client, Grant: a.Grant, Audiences: a.Audience, Scopes: scopes, Roles: a.Roles, IssuedAt: time.Unix(a.IssuedAt, 0)}}
 	if a.Expires != 0 {
 		x.Token.ExpiresAt = time.Unix(a.Expires, 0)

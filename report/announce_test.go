@@ -192,7 +192,7 @@ func TestSecretsAndSessionsAreAnnounced(t *testing.T) {
 	svc := service(t, memstore.New(), func(c *apitoken.Config) { c.Now, c.Lifetimes.Grant = clk.Now, 5*day })
 	var l letters
 	a := announcer(t, svc, report.AnnouncerConfig{Tell: l.tell, Grants: true, At: []time.Duration{2 * day, 2 * day}})
-	_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: "batch", Name: "Batch", GrantTypes: []string{apitoken.GrantClientCredentials}})
+	_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: "batch", Name: "Batch", GrantTypes: []string{"client_credentials"}})
 	require.NoError(t, err)
 	clk.Advance(time.Hour)
 	_, err = svc.Clients.RotateSecret(ctx, "batch", 5*day)

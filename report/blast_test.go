@@ -17,7 +17,7 @@ import (
 // backend is a client that exchanges tokens.
 func backend(t testing.TB, svc *apitoken.Service, id string) apitoken.ClientAuth {
 	t.Helper()
-	_, secret, err := svc.Clients.Create(context.Background(), apitoken.Client{ID: id, Name: id, GrantTypes: []string{apitoken.GrantTokenExchange, apitoken.GrantClientCredentials},
+	_, secret, err := svc.Clients.Create(context.Background(), apitoken.Client{ID: id, Name: id, GrantTypes: []string{"urn:ietf:params:oauth:grant-type:token-exchange", "client_credentials"},
 		Scopes: apitoken.Scopes{"orders", "users"}, MayImpersonate: true})
 	require.NoError(t, err)
 	return apitoken.ClientAuth{ID: id, Secret: secret}

@@ -20,7 +20,7 @@ func TestTheConformanceSuite(t *testing.T) {
 	t.Parallel()
 	dir := programs(t)
 	base, svc, _ := start(t)
-	c, _, err := svc.Clients.Create(t.Context(), apitoken.Client{Public: true, GrantTypes: []string{apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken},
+	c, _, err := svc.Clients.Create(t.Context(), apitoken.Client{Public: true, GrantTypes: []string{"authorization_code", "refresh_token"},
 		RedirectURIs: []string{"http://127.0.0.1/callback"}, Scopes: apitoken.Scopes{read, write}})
 	require.NoError(t, err)
 	free, err := net.Listen("tcp", "127.0.0.1:0") // the suite listens there for the answer

@@ -123,7 +123,7 @@ func TestAClientSignsInStepsUpAndIsRevoked(t *testing.T) {
 				Metadata: &oauthex.ClientRegistrationMetadata{RedirectURIs: []string{callback}, GrantTypes: []string{"authorization_code", "refresh_token"}, ClientName: "Agent"}}}
 		},
 		"registered before": func(t *testing.T, svc *apitoken.Service, _ string) *auth.AuthorizationCodeHandlerConfig {
-			c, secret, err := svc.Clients.Create(t.Context(), apitoken.Client{GrantTypes: []string{apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken}, RedirectURIs: []string{callback}, Scopes: apitoken.Scopes{read, write}})
+			c, secret, err := svc.Clients.Create(t.Context(), apitoken.Client{GrantTypes: []string{"authorization_code", "refresh_token"}, RedirectURIs: []string{callback}, Scopes: apitoken.Scopes{read, write}})
 			require.NoError(t, err)
 			return &auth.AuthorizationCodeHandlerConfig{PreregisteredClient: &oauthex.ClientCredentials{ClientID: c.ID, ClientSecretAuth: &oauthex.ClientSecretAuth{ClientSecret: secret.Reveal()}}}
 		},

@@ -135,7 +135,7 @@ func TestTheTypeScriptClients(t *testing.T) {
 // registered makes a client in the form in which the SDK is told of it.
 func registered(t *testing.T, svc *apitoken.Service, public bool) map[string]any {
 	t.Helper()
-	c, secret, err := svc.Clients.Create(t.Context(), apitoken.Client{Public: public, GrantTypes: []string{apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken},
+	c, secret, err := svc.Clients.Create(t.Context(), apitoken.Client{Public: public, GrantTypes: []string{"authorization_code", "refresh_token"},
 		RedirectURIs: []string{callback}, Scopes: apitoken.Scopes{read, write}})
 	require.NoError(t, err)
 	info := map[string]any{"client_id": c.ID, "redirect_uris": []string{callback}}

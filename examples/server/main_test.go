@@ -18,8 +18,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-
-	"github.com/apitoken-go/apitoken"
 )
 
 // serve starts the program and returns its URL and what stops it.
@@ -234,7 +232,7 @@ func TestOAuthClients(t *testing.T) {
 	}
 	_, status = get(t, d.Page+"?user_code=BBBB-BBBB")
 	require.Equal(t, 404, status)
-	poll := url.Values{"grant_type": {apitoken.GrantDeviceCode}, "client_id": {"cli"}, "device_code": {d.Device}}
+	poll := url.Values{"grant_type": {"urn:ietf:params:oauth:grant-type:device_code"}, "client_id": {"cli"}, "device_code": {d.Device}}
 	require.Equal(t, 400, post(t, base+"/token", "", "", poll).StatusCode)
 	require.Equal(t, 404, post(t, d.Page, "", "", url.Values{"user_code": {"XXXX-XXXX"}, "user": {"alice"}, "password": {"wonderland"}, "decision": {"allow"}}).StatusCode)
 	require.Equal(t, 200, post(t, d.Page, "", "", url.Values{"user_code": {d.User}, "user": {"alice"}, "password": {"wonderland"}, "decision": {"allow"}}).StatusCode)

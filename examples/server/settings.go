@@ -62,7 +62,7 @@ func demonstration() *settings {
 			{Name: "olga", Password: hashPassword("switchboard"), Roles: []string{"customer", "operator"}},
 		},
 		Clients: []client{
-			{ID: "cli", Name: "The command line", Public: true, GrantTypes: []string{"authorization_code", "refresh_token", apitoken.GrantDeviceCode},
+			{ID: "cli", Name: "The command line", Public: true, GrantTypes: []string{"authorization_code", "refresh_token", "urn:ietf:params:oauth:grant-type:device_code"},
 				Scopes: apitoken.Scopes{"orders:read", "orders:write"}, RedirectURIs: []string{"http://127.0.0.1/callback"}},
 			{ID: "reports", Name: "The nightly report", Secret: "only-for-demonstration", GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{"orders:read"}},
 		},

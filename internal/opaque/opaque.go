@@ -466,3 +466,11 @@ func Tag(key []byte, label string, parts ...[]byte) [16]byte {
 	m := MAC(key, label, parts...)
 	return [16]byte(m[:16])
 }
+
+// TokenKind is what logs and answers call a token: "apikey", or "access" for a JWT.
+func TokenKind(apiKey bool) string {
+	if apiKey {
+		return "apikey"
+	}
+	return "access"
+}

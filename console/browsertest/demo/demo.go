@@ -124,10 +124,10 @@ func (d *Demo) history() error {
 		do(err)
 	}
 	for _, c := range []apitoken.Client{
-		{ID: "web", Name: "Quayside web", GrantTypes: []string{apitoken.GrantAuthorizationCode, apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"customs", "rates", "shipments"}, RedirectURIs: []string{"https://app.quayside.example/callback"}},
-		{ID: "cli", Name: "Quayside CLI", Public: true, GrantTypes: []string{apitoken.GrantDeviceCode, apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"rates:read", "shipments"}, BindDPoP: true},
-		{ID: "carrier-gateway", Name: "Carrier gateway", GrantTypes: []string{apitoken.GrantClientCredentials}, Scopes: apitoken.Scopes{"shipments:read", "shipments:write"}},
-		{ID: "hostile", Name: Hostile, Public: true, GrantTypes: []string{apitoken.GrantRefreshToken}, Scopes: apitoken.Scopes{"rates:read"}},
+		{ID: "web", Name: "Quayside web", GrantTypes: []string{"authorization_code", "refresh_token"}, Scopes: apitoken.Scopes{"customs", "rates", "shipments"}, RedirectURIs: []string{"https://app.quayside.example/callback"}},
+		{ID: "cli", Name: "Quayside CLI", Public: true, GrantTypes: []string{"urn:ietf:params:oauth:grant-type:device_code", "refresh_token"}, Scopes: apitoken.Scopes{"rates:read", "shipments"}, BindDPoP: true},
+		{ID: "carrier-gateway", Name: "Carrier gateway", GrantTypes: []string{"client_credentials"}, Scopes: apitoken.Scopes{"shipments:read", "shipments:write"}},
+		{ID: "hostile", Name: Hostile, Public: true, GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"rates:read"}},
 	} {
 		_, _, err := d.Service.Clients.Create(office, c)
 		do(err)
