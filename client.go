@@ -698,7 +698,7 @@ func (cs *Clients) update(ctx context.Context, id string, read func(context.Cont
 }
 
 // commitHolding writes with a rule that is in force here before the store is asked.
-func (cs *Clients) commitHolding(ctx context.Context, hold *rules.Pending_, how string, write func(func(*change) error) error) error {
+func (cs *Clients) commitHolding(ctx context.Context, hold *rules.Held, how string, write func(func(*change) error) error) error {
 	if hold == nil {
 		return write(nil)
 	}
@@ -719,13 +719,13 @@ func (cs *Clients) commitHolding(ctx context.Context, hold *rules.Pending_, how 
 
 // narrowed says which rule goes with a change: a client that is disabled loses all it holds; one that lost scopes,
 // audiences or grant types has its tokens minted again. nil: it lost nothing.
-func (cs *Clients) narrowed(before, after *Client, how string) (string, *rules.Pending_) {
+func (cs *Clients) narrowed(before, after *Client, how string) (string, *rules.Held) {
 	switch {
 	case after.Disabled && !before.Disabled:
-		return "disabled", &rules.Pending_{Target: rules.ByClient(after.ID)}
+		return "disabled", &rules.Held{Target: rules.ByClient(after.ID)}
 	case !after.Scopes.Cover(before.Scopes), !containsAll(after.GrantTypes, before.GrantTypes),
 		!containsAll(cs.s.audiencesOf(after), cs.s.audiencesOf(before)):
-		return how, &rules.Pending_{Target: rules.ByClient(after.ID), Mint: true}
+		return how, &rules.Held{Target: rules.ByClient(after.ID), Mint: true}
 	}
 	return how, nil
 }
@@ -851,7 +851,7 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) (fa
 			}
 			rec.Secrets = append(rec.Secrets, cl)
 		}
-		how, hold := "declared", (*rules.Pending_)(nil)
+		how, hold := "declared", (*rules.Held)(nil)
 		if !fresh {
 			how, hold = cs.narrowed(&before, &c, how)
 		}

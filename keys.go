@@ -156,7 +156,7 @@ func (h ringHost) Publish(keys []*jws.PublicKey) {
 }
 
 func (h ringHost) Hold(kid string) (release func()) {
-	p := &rules.Pending_{Target: rules.BySigningKey(kid)}
+	p := &rules.Held{Target: rules.BySigningKey(kid)}
 	h.rules.Hold(p)
 	return func() { h.rules.Release(p) }
 }
@@ -165,7 +165,7 @@ func (h ringHost) Retry(kid string, write func(context.Context) error, release f
 	h.retry(rules.BySigningKey(kid), write, release)
 }
 
-func (h ringHost) Turned(ctx context.Context, err error, took time.Duration) {
+func (h ringHost) Rotated(ctx context.Context, err error, took time.Duration) {
 	h.observe(ctx, Observation{Op: "keys", Err: err, Took: took})
 }
 

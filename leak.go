@@ -119,9 +119,9 @@ func (s *Service) endToken(ctx context.Context, l *leakSearch, text string) (fou
 // already. As long as the outcome is unknown they stay in force, and write is tried again.
 func (s *core) endHeld(ctx context.Context, targets []rules.Target, write func(context.Context) (bool, error)) (bool, error) {
 	began := time.Now()
-	holds := make([]*rules.Pending_, len(targets))
+	holds := make([]*rules.Held, len(targets))
 	for i, t := range targets {
-		holds[i] = &rules.Pending_{Target: t}
+		holds[i] = &rules.Held{Target: t}
 		s.rules.Hold(holds[i])
 	}
 	release := func() {

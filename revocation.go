@@ -165,7 +165,7 @@ func (s *Service) provenByEvents(ctx context.Context, t rules.Target, q store.Qu
 // writeRule puts a rule into force here, then into the store, together with its event and what extra adds. While
 // the outcome is unknown the rule stays in force here and is tried again until the store has it.
 func (s *core) writeRule(ctx context.Context, t rules.Target, mint bool, reason string, why event.Type, extra func(*change) error) error {
-	hold := &rules.Pending_{Target: t, Mint: mint}
+	hold := &rules.Held{Target: t, Mint: mint}
 	s.rules.Hold(hold)
 	c := s.newChange()
 	err := s.addRule(ctx, c, t, mint, reason)
@@ -351,7 +351,7 @@ func clip(s string, n int) string {
 }
 
 // retryRule keeps trying to write a rule whose outcome is unknown, until it is known or the service closes.
-func (s *core) retryRule(hold *rules.Pending_, write func(context.Context) error) {
+func (s *core) retryRule(hold *rules.Held, write func(context.Context) error) {
 	s.retry(hold.Target, write, func() { s.rules.Release(hold) })
 }
 

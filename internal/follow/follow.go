@@ -19,7 +19,8 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// To is whom a Follower tells. All but Lost run while the right to follow is held.
+// To is whom a Follower tells. All but Round run while the right to follow is held: they must not read the store and must not
+// ask for a newer view, which would wait for themselves.
 type To struct {
 	// Apply takes one record. An error says that it cannot be read.
 	Apply func(store.Record) error

@@ -49,7 +49,7 @@ type Host interface {
 	Retry(kid string, write func(until context.Context) error, release func()) // until the store has it
 	Longest() time.Duration                                                    // that what a key signed may live, ever
 	Publish(keys []*jws.PublicKey)                                             // what verifies now
-	Turned(ctx context.Context, err error, took time.Duration)                 // a rotation by the clock was tried
+	Rotated(ctx context.Context, err error, took time.Duration)                // a rotation by the clock was tried
 }
 
 // Change is one write: records and what tells of them, together or not at all.

@@ -278,7 +278,7 @@ func (k *Ring) ImportFor(ctx context.Context, audience string, s crypto.Signer, 
 		x.signer = signer
 		k.records[kid] = x
 	}
-	k.turn()
+	k.rebuild()
 	k.mu.Unlock()
 	var out Shown
 	k.Each(k.host.Now(), func(x *ringKey, state string, since int64) {

@@ -63,11 +63,11 @@ func (k *Ring) Apply(r store.Record) error {
 	case strings.HasPrefix(r.ID, keyPrefix):
 		if err := k.take(r); err != nil {
 			delete(k.records, strings.TrimPrefix(r.ID, keyPrefix))
-			k.turn()
+			k.rebuild()
 			return fmt.Errorf("the signing key is left out: %w", err)
 		}
 	}
-	k.turn()
+	k.rebuild()
 	return nil
 }
 
@@ -212,8 +212,8 @@ func (k *Ring) Presented(ctx context.Context, kid [4]byte, purpose string) ([]by
 	}
 }
 
-// turn makes a new ring of what is known, and tells the validator. The caller holds mu.
-func (k *Ring) turn() {
+// rebuild makes a new ring of what is known, and tells the validator. The caller holds mu.
+func (k *Ring) rebuild() {
 	r := &ring{by: make(map[[4]byte]*rootSecret, len(k.roots))}
 	for kid, root := range k.roots {
 		r.by[kid] = root
@@ -332,7 +332,7 @@ func (k *Ring) eachOf(l *lane, ms int64, f func(x *ringKey, state string, since 
 // signs is since when the key signs.
 func (rec *keyRecord) signs() int64 { return max(rec.Activates, rec.Took) }
 
-// publicKeys is what verifies tokens now: never a compromised or a gone key.
+// PublicKeys is what verifies tokens now: never a compromised or a gone key.
 func (k *Ring) PublicKeys() []*jws.PublicKey {
 	var out []*jws.PublicKey
 	k.Each(k.host.Now(), func(x *ringKey, state string, _ int64) {

@@ -349,7 +349,7 @@ func (k *Ring) openRoots(ctx context.Context) error {
 			got.version, got.expires, got.pos = x.version, x.expires, x.pos
 			k.records[name] = got
 		}
-		k.turn()
+		k.rebuild()
 		k.mu.Unlock()
 	}
 	return failed
@@ -443,7 +443,7 @@ func (k *Ring) RotateSecrets(ctx context.Context) error {
 	k.mu.Lock()
 	k.roots[made.kid] = made
 	delete(k.shut, made.kid)
-	k.turn()
+	k.rebuild()
 	k.mu.Unlock()
 	return nil
 }

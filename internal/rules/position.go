@@ -8,8 +8,8 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// positions are the two places in the order of state changes that a token carries. birth is where the order
-// stood when the identity was confirmed: the grant's, unchanged by refresh and exchange. view is what
+// Positions are the two places in the order of state changes that a token carries. Birth is where the order
+// stood when the identity was confirmed: the grant's, unchanged by refresh and exchange. View is what
 // the issuer had seen when it signed this token. Comparing these with a rule's position, and not times with
 // times, makes the verdict independent of clocks and of the order in which rules arrive.
 type Positions struct {
@@ -32,7 +32,7 @@ func (p Positions) String() string {
 	return string(b)
 }
 
-// parsePositions reads the claim back; only what String makes is taken.
+// ParsePositions reads the claim back; only what String makes is taken.
 func ParsePositions(s string) (Positions, bool) {
 	var p Positions
 	hist, rest, ok1 := strings.Cut(s, ".")

@@ -1,3 +1,14 @@
+// Package rules decides what is revoked. A rule is a stored revocation: a target, a position in the order of state changes, and
+// an expiry. A [Book] holds the rules of one issuer; [Book.Hit] says which rule, if any, refuses what a [Subject] describes: a
+// token, a grant or an API key.
+//
+// It owns the stored form of rules, the text of targets and of the positions that tokens carry, and the hashes by which rules
+// travel in a feed. It promises that verdicts depend neither on clocks nor on the order in which rules arrive, that a rule in
+// force stays in force until everything it can match has expired, and that readers never wait. A rule that cannot be read
+// counts as the widest that its record's selectors allow.
+//
+// Locks: a Book's mutex is a leaf; it guards what is written. Follower and feeds of foreign issuers enter what was read, the root
+// holds a rule of its own in force from before its write until the outcome is known, and validators ask.
 package rules
 
 import (
@@ -19,14 +30,14 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// ruleBook holds the rules that this process knows, for one issuer. Readers never wait: the committed rules lie in
+// Book holds the rules that this process knows, for one issuer. Readers never wait: the committed rules lie in
 // an index behind atomic pointers, the few that are on their way to the store in a copied slice.
 type Book struct {
 	key     ruleKeyer
 	Index   *revindex.Index
 	used    [targetKinds]atomic.Uint32 // a bit for each class of which a rule was ever seen: most lookups end here
 	all     [ruleClasses]atomic.Int64  // rules on everything
-	Pending atomic.Pointer[[]*Pending_]
+	Pending atomic.Pointer[[]*Held]
 	Version atomic.Uint64 // rises after every change; a cached verdict of another version is checked again
 	Older   *Book         // what was known under an earlier key of the feed; set once
 	Feed    string        // the key and namespace of the feed whose hashes it holds; empty for a service's own
@@ -41,7 +52,7 @@ type Book struct {
 // recentRules bounds what can be put back into a store that lost its tail.
 const recentRules = 4096
 
-// ruleClass says what a rule compares. Every class of a target has an entry of its own, in which the latest rule
+// Class says what a rule compares. Every class of a target has an entry of its own, in which the latest rule
 // wins, so that rules may arrive in any order.
 type Class uint8
 
@@ -57,7 +68,7 @@ const (
 // ruleKeyer turns a target into the key of the index.
 type ruleKeyer func(c Class, k targetKind, issuer, id, holder string) [16]byte
 
-// localKeyer hashes with seeds of this process: nobody outside can make two targets collide.
+// LocalKeyer hashes with seeds of this process: nobody outside can make two targets collide.
 func LocalKeyer() ruleKeyer {
 	one, two := maphash.MakeSeed(), maphash.MakeSeed()
 	return func(c Class, k targetKind, issuer, id, holder string) (key [16]byte) {
@@ -82,9 +93,10 @@ func LocalKeyer() ruleKeyer {
 	}
 }
 
+// NewBook makes an empty book whose index keys are made by k.
 func NewBook(k ruleKeyer) *Book { return &Book{key: k, Index: revindex.New()} }
 
-// ruleRecord is a rule as it is stored. Its position is the record's own, unless Q keeps an earlier one.
+// Record is a rule as it is stored. Its position is the record's own, unless Q keeps an earlier one.
 type Record struct {
 	V      int    `json:"v"`
 	Target Target `json:"target"`
@@ -96,6 +108,7 @@ type Record struct {
 	record.Ext
 }
 
+// RuleForm is the stored form of rules.
 var RuleForm = record.Form[Record]{Kind: store.KindRule, Check: func(x *Record) error {
 	if x.V != 1 || x.Target.IsZero() || x.Q < 0 || x.At < 0 {
 		return errors.New("damaged or of a newer version")
@@ -103,6 +116,7 @@ var RuleForm = record.Form[Record]{Kind: store.KindRule, Check: func(x *Record) 
 	return nil
 }}
 
+// ReadRule reads a stored rule.
 func ReadRule(r store.Record) (Record, error) {
 	var x Record
 	err := RuleForm.Read(r, &x)
@@ -115,7 +129,7 @@ func ReadRule(r store.Record) (Record, error) {
 	return x, err
 }
 
-// applyRecord enters a rule that the store has.
+// ApplyRecord enters a rule that the store has.
 func (b *Book) ApplyRecord(r store.Record) error {
 	x, err := ReadRule(r)
 	if err != nil {
@@ -126,7 +140,7 @@ func (b *Book) ApplyRecord(r store.Record) error {
 	return nil
 }
 
-// setAside enters what a rule that cannot be read says at most: its record still tells whom it is about and where it stands. ok is
+// SetAside enters what a rule that cannot be read says at most: its record still tells whom it is about and where it stands. ok is
 // false where it does not.
 func (b *Book) SetAside(r store.Record) (ok bool) {
 	x, ok := AtMost(r)
@@ -224,7 +238,7 @@ func (b *Book) raise(c Class, t Target, v, expires int64) {
 // keysOf stands for the API keys that a holder made, which rules on sessions spare: no client has such a name.
 func keysOf(holder string) string { return holder + "\x00" }
 
-// indexed is what a rule on t is found by. Narrowing to an owner or a holder is either proved before the rule is
+// Indexed is what a rule on t is found by. Narrowing to an owner or a holder is either proved before the rule is
 // written, for single things, or part of the key.
 func (t Target) Indexed() (k targetKind, id, holder string) {
 	switch {
@@ -236,16 +250,17 @@ func (t Target) Indexed() (k targetKind, id, holder string) {
 	return t.Kind, t.Id, ""
 }
 
-// pendingRule is in force here while the store has not yet acknowledged it.
-type Pending_ struct {
+// Held is a rule that is in force here while the store has not yet acknowledged it.
+type Held struct {
 	Target Target
 	Mint   bool
 }
 
-func (b *Book) Hold(p *Pending_) {
+// Hold brings p into force here, until Release.
+func (b *Book) Hold(p *Held) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var now []*Pending_
+	var now []*Held
 	if old := b.Pending.Load(); old != nil {
 		now = slices.Clone(*old)
 	}
@@ -254,14 +269,15 @@ func (b *Book) Hold(p *Pending_) {
 	b.Version.Add(1)
 }
 
-func (b *Book) Release(p *Pending_) {
+// Release ends what Hold began: the rule is stored, or is known never to be.
+func (b *Book) Release(p *Held) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	old := b.Pending.Load()
 	if old == nil {
 		return
 	}
-	now := slices.DeleteFunc(slices.Clone(*old), func(q *Pending_) bool { return q == p })
+	now := slices.DeleteFunc(slices.Clone(*old), func(q *Held) bool { return q == p })
 	if len(now) == 0 {
 		b.Pending.Store(nil)
 	} else {
@@ -270,7 +286,7 @@ func (b *Book) Release(p *Pending_) {
 	b.Version.Add(1)
 }
 
-// ruleSubject is what rules see of a token, a grant or an API key.
+// Subject is what rules see of a token, a grant or an API key.
 type Subject struct {
 	Issuer  string // empty: the book's own
 	Subject string
@@ -292,6 +308,7 @@ type Subject struct {
 	AbroadClient string
 }
 
+// Principal is whoever acts, as an issuer names them.
 type Principal struct{ Issuer, Subject string }
 
 // What marks a client and a signing key in a chain of exchanges: its other entries are IDs of ours, which hold no colon. A
@@ -301,7 +318,7 @@ const (
 	ChainKey    = "key:"
 )
 
-// descend moves iat back to when its session was opened, and what it was exchanged from was made: our IDs tell. A cut-off
+// Descend moves iat back to when its session was opened, and what it was exchanged from was made: our IDs tell. A cut-off
 // that a person names hits what descends from before it, though a refresh or an exchange made it since.
 func (x *Subject) Descend() {
 	earlier := func(s string) {
@@ -321,7 +338,7 @@ func (x *Subject) Descend() {
 // escapes none.
 func (x *Subject) until(v int64) int64 { return v + int64((x.Skew+time.Second-1)/time.Second) }
 
-// hit says which rule refuses x, "" for none. The order of rules does not matter, nor that of their arrival.
+// Hit says which rule refuses x, "" for none. The order of rules does not matter, nor that of their arrival.
 func (b *Book) Hit(x *Subject) string {
 	if p := b.Pending.Load(); p != nil {
 		for _, r := range *p {
@@ -438,7 +455,7 @@ func (b *Book) at(c Class, k targetKind, issuer, id, holder string) (int64, bool
 }
 
 // matches is hit for a rule that has no position yet: whatever it names is refused until it has one.
-func (r *Pending_) matches(x *Subject) bool {
+func (r *Held) matches(x *Subject) bool {
 	if r.Mint && x.Renews {
 		return false
 	}
@@ -490,13 +507,13 @@ func (b *Book) Sweep(before time.Time) {
 	}
 }
 
-// signed reports whether a rule refuses all that a key signed.
+// Signed reports whether a rule refuses all that a key signed.
 func (b *Book) Signed(kid string) bool {
 	v, ok := b.at(classAlways, TargetKey, "", kid, "")
 	return ok && v > 0
 }
 
-// lineage is what must end a token that is exchanged from x: x itself, its session, and the client that held it.
+// Lineage is what must end a token that is exchanged from x: x itself, its session, and the client that held it.
 func (x *Subject) Lineage() []string {
 	out := append(slices.Clone(x.Chain), x.Id)
 	if x.Grant != "" {
@@ -511,16 +528,16 @@ func (x *Subject) Lineage() []string {
 	return out
 }
 
-// ended reports whether a rule has ended the single thing with this ID.
+// Ended reports whether a rule has ended the single thing with this ID.
 func (b *Book) Ended(id string) bool {
-	if p := b.Pending.Load(); p != nil && slices.ContainsFunc(*p, func(r *Pending_) bool { return r.Target == ByToken(id) }) {
+	if p := b.Pending.Load(); p != nil && slices.ContainsFunc(*p, func(r *Held) bool { return r.Target == ByToken(id) }) {
 		return true
 	}
 	v, ok := b.at(classAlways, TargetToken, "", id, "")
 	return ok && v > 0
 }
 
-// enterHashed enters a rule as it travels.
+// EnterHashed enters a rule as it travels.
 func (b *Book) EnterHashed(r HashedRule) {
 	var k targetKind
 	for i := TargetToken; i < targetKinds; i++ {
@@ -550,7 +567,7 @@ func (b *Book) raiseHashed(c Class, k targetKind, key [16]byte, v, expires int64
 	b.used[k].Or(1 << c)
 }
 
-// feedKeyer makes index keys out of the hashes of a feed: HMAC(key, namespace, kind, issuer, id, holder), the class
+// FeedKeyer makes index keys out of the hashes of a feed: HMAC(key, namespace, kind, issuer, id, holder), the class
 // mixed into the first byte.
 func FeedKeyer(key []byte, namespace string) ruleKeyer {
 	return func(c Class, k targetKind, issuer, id, holder string) [16]byte {
@@ -560,6 +577,7 @@ func FeedKeyer(key []byte, namespace string) ruleKeyer {
 	}
 }
 
+// HashTarget is what stands for a target in a feed: HMAC-SHA-256 over its parts, cut to 16 bytes.
 func HashTarget(key []byte, namespace string, k targetKind, issuer, id, holder string) [16]byte {
 	m := hmac.New(sha256.New, key)
 	var n [4]byte
@@ -571,7 +589,7 @@ func HashTarget(key []byte, namespace string, k targetKind, issuer, id, holder s
 	return [16]byte(m.Sum(nil)[:16])
 }
 
-// hashedRule is a rule as it travels, without reason and actor.
+// HashedRule is a rule as it travels, without reason and actor.
 type HashedRule struct {
 	Class              Class
 	Kind               string
@@ -579,7 +597,7 @@ type HashedRule struct {
 	Value, At, Expires int64
 }
 
-// hashed is x as it travels.
+// Hashed is x as it travels.
 func (x *Record) Hashed(key []byte, ns string) HashedRule {
 	t := x.Target
 	kind, id, holder := t.Indexed()
@@ -600,6 +618,7 @@ func (x *Record) Hashed(key []byte, ns string) HashedRule {
 	return e
 }
 
+// EventSubject, EventClient and EventID are what an event about a rule on t says of it.
 func (t Target) EventSubject() string {
 	switch {
 	case t.Kind == TargetSubject || t.Kind == TargetSessions:
@@ -622,6 +641,7 @@ func (t Target) EventID(k targetKind) string {
 	return ""
 }
 
+// Proved takes the narrowing to an owner and a holder out of t once it is known whose the target is. Another's is not found.
 func (t *Target) Proved(subject, client string) error {
 	if t.Owner != "" && t.Owner != subject || t.Holder != "" && t.Holder != client {
 		return fault.Fail(fault.NotFound, "the %s is another's", t.Kind)
@@ -630,7 +650,7 @@ func (t *Target) Proved(subject, client string) error {
 	return nil
 }
 
-// kept are the records that can be put back into a store that lost them.
+// Kept are the records that can be put back into a store that lost them.
 func (b *Book) Kept() []store.Record {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -18,7 +18,7 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// How keys come and go: made, rewritten, turned when they are due, each under the ring's lock.
+// How keys come and go: made, rewritten, rotated when they are due, each under the ring's lock.
 
 // make creates a key of a lane that signs from activates on.
 func (k *Ring) make(root *rootSecret, l *lane, activates int64) (string, *keyRecord, error) {
@@ -308,15 +308,15 @@ func (k *Ring) rotateIfDue(ctx context.Context) error {
 		}
 		began := time.Now()
 		audience := r.lanes[i].audience
-		err := k.change(ctx, func(c Change, r *ring) error { return k.turnLane(ctx, c, r, r.lane(audience)) })
-		k.host.Turned(ctx, err, time.Since(began))
+		err := k.change(ctx, func(c Change, r *ring) error { return k.rotateLane(ctx, c, r, r.lane(audience)) })
+		k.host.Rotated(ctx, err, time.Since(began))
 		failed = errors.Join(failed, err)
 	}
 	return failed
 }
 
-// turnLane does what the clock asks for in a lane.
-func (k *Ring) turnLane(ctx context.Context, c Change, r *ring, l *lane) error {
+// rotateLane does what the clock asks for in a lane.
+func (k *Ring) rotateLane(ctx context.Context, c Change, r *ring, l *lane) error {
 	if k.abandoned(r, l) {
 		x := l.live()
 		rec := x.rec
