@@ -89,10 +89,8 @@ func (a *app) copyStore(ctx context.Context, part string) error {
 			return err
 		}
 		switch engine, path := engineOf(spec); {
-		case engine == redisDB:
-			return usage("Copy its append-only files: docs/backup.md.", "Redis is backed up by its own means")
-		case engine == postgres:
-			return usage("Use pg_dump or pg_basebackup: docs/backup.md.", "Postgres is backed up by its own means")
+		case spec != "" && !engine.isFile():
+			return usage("Use the engine's own tool, such as pg_basebackup, mariadb-backup, etcdctl snapshot, or a copy of Redis's append-only files: docs/backup.md.", "%s is backed up by its own means", engine)
 		case spec != "" && answers(path+admin.Suffix):
 			at = path + admin.Suffix
 		case engine == sqlite:
@@ -221,11 +219,9 @@ func (a *app) restore(ctx context.Context, backup string, choice apitoken.Restor
 	switch {
 	case spec == "":
 		return usage("Give --store FILE.", "which store?")
-	case engine == redisDB:
-		return errRedis()
-	case engine == postgres && backup != "":
-		return usage("Use pg_restore, then restore --accept without a backup: docs/backup.md.", "Postgres is restored by its own means")
-	case engine != postgres && answers(path+admin.Suffix):
+	case !engine.isFile() && backup != "":
+		return usage("Use the engine's own tool, then restore --accept without a backup: docs/backup.md.", "%s is restored by its own means", engine)
+	case engine.isFile() && answers(path+admin.Suffix):
 		return &failure{code: unavailable, what: "a service runs on " + path, do: "Stop it first."}
 	}
 	kept := ""
@@ -252,8 +248,8 @@ func (a *app) restore(ctx context.Context, backup string, choice apitoken.Restor
 
 // shownSpec is a store fit to be shown: no URL, which may hold a password.
 func shownSpec(spec, path string) string {
-	if engine, _ := engineOf(spec); engine == postgres {
-		return "postgres"
+	if engine, _ := engineOf(spec); !engine.isFile() {
+		return string(engine)
 	}
 	return cmp.Or(path, spec)
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -15,13 +14,13 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/admin"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/boltstore"
+	"github.com/apitoken-go/apitoken/store/mysqlstore"
 	"github.com/apitoken-go/apitoken/store/pgstore"
+	"github.com/apitoken-go/apitoken/store/redisstore"
 	"github.com/apitoken-go/apitoken/store/sqlitestore"
 )
 
@@ -54,10 +53,7 @@ func (a *app) connect(ctx context.Context, claims *claims) (*service, error) {
 		return nil, usage("Give --store FILE, or --admin SOCKET-OR-URL.", "which service?")
 	}
 	engine, path := engineOf(spec)
-	switch {
-	case engine == redisDB:
-		return nil, errRedis()
-	case engine != postgres && answers(path+admin.Suffix):
+	if engine.isFile() && answers(path+admin.Suffix) {
 		return a.dial(path + admin.Suffix)
 	}
 	st, err := a.open(ctx, spec, false)
@@ -74,12 +70,6 @@ func (a *app) connect(ctx context.Context, claims *claims) (*service, error) {
 	}
 	return &service{Client: admin.Local(svc, admin.Options{Backup: st.backup}).As(a.actor()), where: st.name, prefix: f.prefix != "" || a.prefix != "",
 		close: func() error { return errors.Join(svc.Close(), st.close()) }}, nil
-}
-
-// errRedis refuses to open a store on Redis: what counts as a loss there, the service's options say, and a process with others would
-// make it look like one.
-func errRedis() error {
-	return usage("Let the service call admin.Serve and give --admin. doctor looks at the server's settings.", "stores on Redis are reached through their service")
 }
 
 // answers reports whether a process listens on a socket.
@@ -116,20 +106,30 @@ func (a *app) dial(at string) (*service, error) {
 	}
 	var t *tls.Config
 	if a.caFile != "" {
-		pem, err := os.ReadFile(a.caFile)
+		roots, err := pool(a.caFile)
 		if err != nil {
 			return nil, err
 		}
-		t = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
-		if !t.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, usage("", "%s holds no certificate", a.caFile)
-		}
+		t = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 	}
 	c, err := admin.NewClient(at, key, t)
 	if err != nil {
 		return nil, err
 	}
 	return &service{Client: c.As(a.actor()), prefix: true, where: at, close: none}, nil
+}
+
+// pool are the CAs of a PEM file.
+func pool(file string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	p := x509.NewCertPool()
+	if !p.AppendCertsFromPEM(pem) {
+		return nil, usage("", "%s holds no certificate", file)
+	}
+	return p, nil
 }
 
 // secret reads one secret: the first line of a file, or of the standard input.
@@ -187,17 +187,26 @@ func (a *app) storeSpec() (string, error) {
 
 // checkSpec refuses a password in an argument.
 func checkSpec(spec string) error {
-	if engine, _ := engineOf(spec); engine != postgres && engine != redisDB {
+	engine, _ := engineOf(spec)
+	if engine.isFile() {
 		return nil
 	}
-	u, err := url.Parse(spec)
+	scheme, rest, _ := strings.Cut(spec, "://")
+	if engine == etcdDB { // several hosts are no URL
+		first, more, _ := strings.Cut(rest, ",")
+		_, query, _ := strings.Cut(more, "?")
+		if rest = first; query != "" {
+			rest += "?" + query
+		}
+	}
+	u, err := url.Parse(scheme + "://" + rest)
 	if err != nil {
-		return usage("It is postgres://USER@HOST/DATABASE or redis://HOST:PORT.", "the URL of the store cannot be read") // err holds the URL, and that its password
+		return usage("It is postgres://USER@HOST/DATABASE, mysql://USER@HOST/DATABASE, redis://HOST:PORT or etcd://HOST:PORT.", "the URL of the store cannot be read") // err holds the URL, and that its password
 	}
 	if _, has := u.User.Password(); has || u.Query().Has("password") {
-		return usage("Put the whole URL into a file named by --store-file; for Postgres, ~/.pgpass or PGPASSWORD will do.", "a password is not taken from an argument")
+		return usage("Put the whole URL into a file named by --store-file; PGPASSWORD, MYSQL_PWD, REDISCLI_AUTH and ETCDCTL_PASSWORD will do too.", "a password is not taken from an argument")
 	}
-	return nil
+	return checkSpec(u.Query().Get("events"))
 }
 
 type engine string
@@ -206,16 +215,23 @@ const (
 	bolt     engine = "bbolt"
 	sqlite   engine = "SQLite"
 	postgres engine = "Postgres"
-	redisDB  engine = "Redis" // doctor looks at the server; the rest goes by the admin API, see errRedis
+	mysqlDB  engine = "MySQL"
+	redisDB  engine = "Redis"
+	etcdDB   engine = "etcd"
 )
+
+// isFile reports an engine whose store is a file, and whose service may have a socket beside it.
+func (e engine) isFile() bool { return e == bolt || e == sqlite }
+
+// schemes are how the URLs of stores begin.
+var schemes = map[string]engine{"postgres": postgres, "postgresql": postgres, "mysql": mysqlDB, "redis": redisDB, "rediss": redisDB, "etcd": etcdDB, "etcds": etcdDB}
 
 // engineOf tells the engine of a store, and the path of its file.
 func engineOf(spec string) (engine, string) {
+	scheme, _, isURL := strings.Cut(spec, "://")
 	switch {
-	case strings.HasPrefix(spec, "postgres://"), strings.HasPrefix(spec, "postgresql://"):
-		return postgres, ""
-	case strings.HasPrefix(spec, "redis://"), strings.HasPrefix(spec, "rediss://"):
-		return redisDB, ""
+	case isURL && schemes[scheme] != "":
+		return schemes[scheme], ""
 	case strings.HasPrefix(spec, "sqlite:"):
 		return sqlite, strings.TrimPrefix(spec, "sqlite:")
 	case strings.HasPrefix(spec, "bolt:"):
@@ -234,10 +250,11 @@ func engineOf(spec string) (engine, string) {
 // opened is a store that this process opened.
 type opened struct {
 	store.Store
+	named    func(namespace string) store.Store
 	engine   engine
 	name     string // fit to be shown
 	restored bool
-	pool     *pgxpool.Pool // of Postgres
+	server   func(context.Context, *diagnosis) // looks at the server that has it; nil: a file
 	backup   func(context.Context, io.Writer) error
 	compact  func(context.Context) error
 	close    func() error
@@ -258,10 +275,7 @@ func (a *app) fileMode() (fs.FileMode, error) {
 // open opens a store that is there. It never makes one.
 func (a *app) open(ctx context.Context, spec string, readOnly bool) (*opened, error) {
 	engine, path := engineOf(spec)
-	if engine == redisDB {
-		return nil, errRedis()
-	}
-	if engine != postgres {
+	if engine.isFile() {
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 			return nil, &failure{code: notFound, what: "there is no store at " + path, do: "Give the file of the service's store by --store."}
 		}
@@ -276,45 +290,33 @@ func (a *app) openOrMake(ctx context.Context, spec string, readOnly, make bool) 
 		return nil, err
 	}
 	engine, path := engineOf(spec)
-	o := &opened{engine: engine, name: path}
+	var o *opened
 	switch engine {
-	case redisDB:
-		return nil, errRedis()
 	case bolt:
 		st, err := boltstore.Open(path, &boltstore.Options{AllowMode: mode, ReadOnly: readOnly, LockTimeout: time.Second, Timeout: a.timeout})
 		if err != nil {
 			return nil, a.openError(path, err)
 		}
-		o.Store, o.restored, o.backup, o.compact, o.close = st, st.Restored(), st.Backup, st.Compact, st.Close
-		if a.namespace != "" {
-			o.Store = st.Namespace(a.namespace)
-		}
+		o = &opened{name: path, restored: st.Restored(), backup: st.Backup, compact: st.Compact, close: st.Close, named: inNamespace(st, st.Namespace)}
 	case sqlite:
 		st, err := sqlitestore.Open(path, &sqlitestore.Options{AllowMode: mode, Timeout: a.timeout})
 		if err != nil {
 			return nil, a.openError(path, err)
 		}
-		o.Store, o.restored, o.close = st.Namespace(a.namespace), st.Restored(), st.Close
+		o = &opened{name: path, restored: st.Restored(), close: st.Close, named: inNamespace(st, st.Namespace)}
 	case postgres:
-		c, err := pgxpool.ParseConfig(spec)
-		if err != nil {
-			return nil, usage("It is postgres://USER@HOST/DATABASE.", "the URL of the store cannot be read")
-		}
-		o.name = fmt.Sprintf("postgres %s:%d/%s", c.ConnConfig.Host, c.ConnConfig.Port, c.ConnConfig.Database)
-		c.MaxConns = 4
-		c.ConnConfig.ConnectTimeout = 10 * time.Second
-		pool, err := pgxpool.NewWithConfig(ctx, c)
-		if err != nil {
-			return nil, a.openError(o.name, err)
-		}
-		st, err := pgstore.New(ctx, pool, &pgstore.Options{Manual: !make, Timeout: a.timeout})
-		if err != nil {
-			pool.Close()
-			return nil, a.openError(o.name, err)
-		}
-		o.Store, o.pool = st.Namespace(a.namespace), pool
-		o.close = func() error { defer pool.Close(); return st.Close() }
+		o, err = a.openPostgres(ctx, spec, make)
+	case mysqlDB:
+		o, err = a.openMySQL(ctx, spec, make)
+	case redisDB:
+		o, err = a.openRedis(ctx, spec, make)
+	case etcdDB:
+		o, err = a.openEtcd(ctx, spec, make)
 	}
+	if err != nil {
+		return nil, err
+	}
+	o.engine, o.Store = engine, o.named(a.namespace)
 	return o, nil
 }
 
@@ -337,8 +339,10 @@ func (a *app) openError(name string, err error) error {
 		f.do = "Take a newer version of this command."
 	case errors.Is(err, boltstore.ErrClockBehind):
 		f.do = "Look at the machine's clock."
-	case errors.Is(err, pgstore.ErrMissing):
-		f.do = "Start the service on the database once, or let a DBA run pgstore.Migrations."
+	case errors.Is(err, pgstore.ErrMissing), errors.Is(err, mysqlstore.ErrMissing):
+		f.do = "Start the service on the database once, or let a DBA run the migrations that pgstore and mysqlstore have."
+	case errors.Is(err, redisstore.ErrUnsafe), errors.Is(err, mysqlstore.ErrNotDurable):
+		f.code, f.do = refused, "Set the server up as it says. Where the service's options accept it, the URL says so too: docs/cli.md."
 	case errors.Is(err, fs.ErrPermission):
 		f.code, f.do = refused, "Run it as the user of the service."
 	default:

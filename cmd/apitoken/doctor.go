@@ -38,7 +38,7 @@ func (a *app) doctorCommand() *cobra.Command {
 		Use: "doctor", Short: "Look whether a store and its service are well", Args: exactly(0, ""),
 		Long: `doctor looks at a store: who has it open, its format and damage, the disk, the clock, whether it was restored, how its signing
 keys are sealed, which keys expire within 30 days, and records that cannot be read. Of a running service it asks for its
-view, its backlog and its sinks; of Redis it reads the server's settings. Each finding says what to do. It changes nothing.
+view, its backlog and its sinks; of a store on a server it reads the server's settings. Each finding says what to do. It changes nothing.
 
 Exit code 3: something is bad. Warnings alone are 0.`,
 		RunE: func(c *cobra.Command, _ []string) error { return a.doctor(c.Context()) },
@@ -98,10 +98,7 @@ func (a *app) diagnose(ctx context.Context, d *diagnosis) error {
 		return usage("Give --store FILE, or --admin SOCKET-OR-URL.", "which store?")
 	}
 	engine, path := engineOf(spec)
-	if engine == redisDB {
-		return diagnoseRedis(ctx, d, spec, a.timeout)
-	}
-	if engine != postgres {
+	if engine.isFile() {
 		a.diagnoseFile(d, path)
 		if answers(path + admin.Suffix) {
 			d.say("ok", "lock", "", "a service has it open and answers on %s", path+admin.Suffix)
@@ -110,6 +107,18 @@ func (a *app) diagnose(ctx context.Context, d *diagnosis) error {
 				return err
 			}
 			return a.diagnoseService(ctx, d, s)
+		}
+	}
+	if engine == redisDB { // before it is opened: settings that are not safe keep it shut
+		client, _, err := redisClient(spec)
+		if err != nil {
+			return err
+		}
+		one, cancel := context.WithTimeout(ctx, a.timeout)
+		diagnoseRedis(one, d, client)
+		cancel()
+		if err := client.Close(); err != nil {
+			return err
 		}
 	}
 	return a.diagnoseStore(ctx, d, spec, path)
@@ -154,7 +163,8 @@ func (a *app) diagnoseStore(ctx context.Context, d *diagnosis, spec, path string
 			return err
 		}
 		var f *failure
-		if !errors.As(err, &f) || f.code == misused || f.code == notFound && f.err == nil {
+		engine, _ := engineOf(spec)
+		if !errors.As(err, &f) || f.code == misused || engine.isFile() && f.code == notFound && f.err == nil {
 			return err
 		}
 		check := "open"
@@ -165,18 +175,21 @@ func (a *app) diagnoseStore(ctx context.Context, d *diagnosis, spec, path string
 			check = "clock"
 		case errors.Is(err, boltstore.ErrVersion):
 			check = "format"
-		case f.code == failed:
+		case f.code == failed && engine.isFile():
 			check = "damage"
+		case f.code == notFound:
+			d.say("warn", check, f.do, "%s", err.Error())
+			return nil
 		}
 		d.say("bad", check, f.do, "%s", err.Error())
 		return nil
 	}
-	if st.engine != postgres {
+	if st.engine.isFile() {
 		d.say("ok", "lock", "", "nobody has it open")
 	}
 	d.say("ok", "format", "", "%s, and it opens", st.engine)
-	if st.pool != nil {
-		diagnosePostgres(ctx, d, st.pool)
+	if st.server != nil {
+		st.server(ctx, d)
 	}
 	facts, err := factsOf(ctx, st)
 	if err != nil {

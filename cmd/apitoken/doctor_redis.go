@@ -9,20 +9,13 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// diagnoseRedis looks at a server's settings, by what store/redisstore asks of one. It opens no store.
-func diagnoseRedis(ctx context.Context, d *diagnosis, url string, timeout time.Duration) error {
-	o, err := redis.ParseURL(url)
-	if err != nil {
-		return usage("It is redis://HOST:PORT.", "the URL of the store cannot be read") // err may hold the password
-	}
-	client := redis.NewClient(o)
-	defer client.Close()
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
+// diagnoseRedis looks at a server's settings, by what store/redisstore asks of one.
+func diagnoseRedis(ctx context.Context, d *diagnosis, client *redis.Client) {
 	before := time.Now()
 	now, err := client.Time(ctx).Result()
 	if err != nil {
-		return &failure{code: unavailable, what: "Redis at " + o.Addr + " does not answer", err: err, do: "Look at the address, the user and the password."}
+		d.say("bad", "server", "Look at the address, the user and the password.", "Redis does not answer: %v", err)
+		return
 	}
 	// The clock was read between the two readings of ours.
 	if off := max(before.Sub(now), time.Until(now)); off > 10*time.Second {
@@ -32,7 +25,8 @@ func diagnoseRedis(ctx context.Context, d *diagnosis, url string, timeout time.D
 	}
 	info, err := client.Info(ctx).Result()
 	if err != nil {
-		return &failure{code: refused, what: "INFO", err: err, do: "The user needs the command INFO."}
+		d.say("bad", "server", "The user needs the command INFO.", "INFO: %v", err)
+		return
 	}
 	facts := infoOf(info)
 	version := facts["redis_version"]
@@ -54,7 +48,6 @@ func diagnoseRedis(ctx context.Context, d *diagnosis, url string, timeout time.D
 		d.say("ok", "memory", "", "%s are used", size(used))
 	}
 	diagnoseRedisConfig(ctx, d, client)
-	return nil
 }
 
 // infoOf reads the answer of INFO.

@@ -165,7 +165,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 something bad was found, 4 not fo
 		return usage("See apitoken help.", "%s", withoutValue(err.Error()))
 	})
 	f := root.PersistentFlags()
-	f.StringVar(&a.store, "store", "", "bbolt or SQLite `file`, or postgres://… without a password [APITOKEN_STORE]")
+	f.StringVar(&a.store, "store", "", "bbolt or SQLite `file`, or the URL of a store on a server, without a password: postgres://…, mysql://…, redis://…, etcd://… [APITOKEN_STORE]")
 	f.StringVar(&a.storeFile, "store-file", "", "`file` that holds what --store would say, for URLs with a password")
 	f.StringVar(&a.namespace, "namespace", "", "`name` of the service's namespace in the store")
 	f.StringVar(&a.seal, "seal-file", "", "key `file` that seals the store's signing keys [APITOKEN_SEAL_FILE]; default: beside the file, .key")
