@@ -1,11 +1,9 @@
 package apitoken
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"iter"
@@ -17,6 +15,7 @@ import (
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/flightcache"
+	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/record"
@@ -51,7 +50,7 @@ type APIKey struct {
 
 // APIKeyRequest asks for a key.
 type APIKeyRequest struct {
-	Subject string // whose key it is; in a view made by For: empty, or the same
+	Subject string // whose key it is, a person or an organization; in a view made by For or ForOwner: empty, or the same
 	Name    string // shown in lists; at most 100 bytes
 	Scopes  Scopes
 	Expires time.Time // zero: as Lifetimes.APIKey says
@@ -85,9 +84,10 @@ type APIKeys struct {
 	// Set in a caller's own view.
 	view     bool
 	caller   Token
-	verified bool  // by us: it is not what NewToken made, for which the host vouches
-	birth    birth // the caller's
-	subject  string
+	verified bool   // by us: it is not what NewToken made, for which the host vouches
+	birth    birth  // the caller's
+	subject  string // whose keys they are
+	vouched  bool   // the host says that the caller may manage subject's keys: they are not its own
 	held     heldScopes
 	claims   map[string]json.RawMessage
 	refuse   string
@@ -167,120 +167,6 @@ func (k *APIKeys) setAside(r store.Record) {
 	}
 }
 
-// For returns the keys as the caller t may see and change them: its subject's own, others are
-// ErrNotFound; none made with more scopes than t holds or with claims that t has not; nothing by way of an API key.
-// A key that is made or rotated by a registered client's token ends when that token's session or client is revoked, and holds no
-// more than the client may; one by a token of Config.FirstParty outlives its session.
-func (k *APIKeys) For(t Token) *APIKeys {
-	v := &APIKeys{s: k.s, signing: k.signing, clients: k.clients, trust: k.trust, valid: k.valid, keys: k.keys, quota: k.quota, view: true, caller: t}
-	switch {
-	case t.IsZero():
-		v.refuse = "no caller"
-	case t.IsAPIKey():
-		v.refuse = "an API key may not manage API keys"
-	case t.Issuer() != k.s.cfg.Issuer:
-		v.refuse = "the caller's issuer is another"
-	case t.IsClient():
-		v.refuse = "a client's own token has no API keys"
-	default:
-		v.subject, v.held = t.Subject(), t.d.held
-		v.birth, v.verified = t.birth(k.s)
-		if err := t.Claims(&v.claims); err != nil {
-			v.refuse = "the caller's claims cannot be read"
-		}
-	}
-	return v
-}
-
-// allowed asks again whether the caller of a view is good: the request may be older than a rule on its token.
-func (k *APIKeys) allowed() error {
-	switch {
-	case k.refuse != "":
-		return fail(ErrDenied, "%s", k.refuse)
-	case k.view:
-		return k.caller.recheck()
-	}
-	return nil
-}
-
-// from is the birth of what the caller of a view makes, or the host in this moment.
-func (k *APIKeys) from(m moment) birth {
-	if k.verified {
-		return k.birth
-	}
-	return m.login()
-}
-
-// madeBy is what ends a key besides its subject: the client that held the token by which it was made, and the key that signed
-// that. Of a registered client's token also all that it descends from, its session first: an application that a user tried once
-// keeps nothing. Who logs out of the host itself keeps his keys.
-func (k *APIKeys) madeBy() []string {
-	if !k.verified {
-		return nil
-	}
-	x := k.caller.d.from
-	by := x.Lineage()
-	if x.Client == "" || x.Client == k.s.cfg.FirstParty {
-		by = slices.DeleteFunc(by, func(s string) bool { return !strings.Contains(s, ":") })
-	}
-	slices.Sort(by)
-	return slices.Compact(by)
-}
-
-// kindLineage records have no content: for each ID that API keys descend from there is one, so that a rule on that is kept until
-// they have ended.
-const kindLineage store.Kind = "lineage"
-
-func (s *core) lineageID(kind, id string) string {
-	h := opaque.Hash("lineage1", []byte(s.ns), []byte(kind), []byte(id))
-	return hex.EncodeToString(h[:])
-}
-
-const (
-	lineageThing   = "thing"   // a token or grant
-	lineageSubject = "subject" // whose keys descend from sessions
-)
-
-// noteLineage writes the lineage records of a key that is about to be written.
-func (k *APIKeys) noteLineage(ctx context.Context, rec *apiKeyRecord) error {
-	var ids []string
-	for _, s := range rec.By {
-		if !strings.Contains(s, ":") {
-			ids = append(ids, k.s.lineageID(lineageThing, s))
-		}
-	}
-	if len(ids) > 0 {
-		ids = append(ids, k.s.lineageID(lineageSubject, rec.Subject))
-	}
-	until := rec.end()
-	if until != 0 {
-		until += int64(keySlack / time.Millisecond)
-	}
-	for _, id := range ids {
-		old, err := k.s.get(ctx, kindLineage, id)
-		switch {
-		case err != nil && !isNotFound(err):
-			return err
-		case err == nil && (old.Expires == 0 || until != 0 && until <= old.Expires):
-			continue
-		}
-		c := k.s.newChange()
-		if err := bare(c, store.Record{Kind: kindLineage, ID: id, Expires: until}, old.Version); err != nil {
-			return err
-		}
-		if _, err := k.s.commit(ctx, c); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// hasKeys reports whether API keys may descend from a token, a grant, or a subject's sessions: true where nobody can tell.
-func (s *core) hasKeys(ctx context.Context, kind, id string) bool {
-	_, err := s.get(ctx, kindLineage, s.lineageID(kind, id))
-	return !isNotFound(err)
-}
-
 func (rec *apiKeyRecord) public(id string) APIKey {
 	x := APIKey{ID: id, Subject: rec.Subject, Name: rec.Name, Start: rec.Start, Last: rec.Last, Scopes: append(Scopes(nil), rec.Scopes...), Created: time.UnixMilli(rec.Created),
 		MaxUses: rec.MaxUses, UsesPer: string(rec.Per), Rate: rec.Rate, Revoked: rec.Revoked != 0, Disabled: rec.Disabled != 0, Metadata: rec.metadata()}
@@ -296,32 +182,11 @@ func (rec *apiKeyRecord) public(id string) APIKey {
 // Create makes a key and returns its secret: shown now and never again. ErrLimited: the subject has
 // Limits.APIKeysPerSubject already.
 func (k *APIKeys) Create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, error) {
+	ctx = k.acting(ctx)
 	x, secret, err := k.create(ctx, r)
 	k.denied(ctx, err)
 	k.tell(&err)
 	return x, secret, err
-}
-
-// tell is tell for the host's own calls: For is for callers, who learn the class alone.
-func (k *APIKeys) tell(err *error) {
-	if !k.view {
-		tell(err)
-	}
-}
-
-// denied counts what the caller of a view may not do, with the caller's name.
-func (k *APIKeys) denied(ctx context.Context, err error) {
-	if err == nil || !k.view || k.caller.IsZero() {
-		return
-	}
-	d := k.caller.d
-	var known refusal
-	known.of(k.s, d)
-	if errors.Is(err, ErrInvalidToken) { // the caller's own token has ended since
-		k.s.audit.refused(ctx, event.Refused, reasonOf(err), d)
-		return
-	}
-	k.s.audit.denied(ctx, "apikey", known, err)
 }
 
 func (k *APIKeys) create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, error) {
@@ -357,7 +222,7 @@ func (k *APIKeys) create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, 
 		if err := k.allowed(); err != nil {
 			return APIKey{}, Secret{}, err
 		}
-		if err := k.noteLineage(ctx, rec); errors.Is(err, store.ErrConflict) {
+		if err := k.note(ctx, rec); errors.Is(err, store.ErrConflict) {
 			continue
 		} else if err != nil {
 			return APIKey{}, Secret{}, err
@@ -377,34 +242,6 @@ func (k *APIKeys) create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, 
 		}
 	}
 	return APIKey{}, Secret{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "other keys of this subject are made at the same time"}
-}
-
-// ceiling is what a key may hold: for the host what it likes, for the caller of a view what it holds, and its client may hold.
-func (k *APIKeys) ceiling() ceiling {
-	var client Client
-	if k.view {
-		if known := k.clients.lookup(k.caller.Client()); known != nil {
-			client = known.Client
-		}
-	}
-	most := k.s.ceiling(&client)
-	if k.view {
-		most.meet("the caller", k.held.sorted)
-	}
-	return most
-}
-
-// mayContinue asks the host about the caller of a view, who gets a key for its token.
-func (k *APIKeys) mayContinue(ctx context.Context, scopes Scopes) error {
-	if !k.view {
-		return nil
-	}
-	err := k.s.mayContinue(ctx, Grant{Subject: k.subject, Client: k.caller.Client(), Scopes: scopes, Roles: k.caller.Roles()})
-	var no *Error
-	if errors.As(err, &no) && no.Code == ErrInvalidGrant {
-		return &Error{Code: ErrDenied, Detail: no.Detail, Cause: no.Cause}
-	}
-	return err
 }
 
 // plan checks a request.
@@ -459,23 +296,6 @@ func (k *APIKeys) plan(r APIKeyRequest) (*apiKeyRecord, error) {
 	return rec, nil
 }
 
-// holdsClaims refuses claims that the caller of a view does not hold: they may be a right as much as a scope is.
-func (k *APIKeys) holdsClaims(claims []byte) error {
-	if len(claims) == 0 {
-		return nil
-	}
-	var want map[string]json.RawMessage
-	if err := json.Unmarshal(claims, &want); err != nil {
-		return &Error{Code: ErrInvalidRequest, Detail: "claims", Cause: err}
-	}
-	for name, v := range want {
-		if !bytes.Equal(v, k.claims[name]) {
-			return fail(ErrDenied, "the caller does not hold this claim %q", name)
-		}
-	}
-	return nil
-}
-
 func checkKeyName(name string) error {
 	if len(name) > maxKeyName || !text.PlainText(name) {
 		return fail(ErrInvalidRequest, "a key's name has at most %d bytes of UTF-8 without control characters", maxKeyName)
@@ -513,11 +333,16 @@ func (k *APIKeys) counted(ctx context.Context, subject string) (*quota.Count, er
 
 // counts reports whether a key takes up room: it works, and no successor has taken its place.
 func (k *APIKeys) counts(rec *apiKeyRecord, r store.Record) bool {
+	x := k.ended(rec, r).public(r.ID)
+	return x.Replaced.IsZero() && k.live(&x)
+}
+
+// ended is rec, and says so where a rule has ended the key.
+func (k *APIKeys) ended(rec *apiKeyRecord, r store.Record) *apiKeyRecord {
 	if rec.Revoked == 0 && k.s.rules.Hit(rec.ruleSubject(r.ID)) != "" {
 		rec.Revoked = r.Written
 	}
-	x := rec.public(r.ID)
-	return x.Replaced.IsZero() && k.live(&x)
+	return rec
 }
 
 // room counts a subject's keys and makes sure that there is room for one more.
@@ -576,9 +401,7 @@ func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from 
 		}
 	}
 	e := Event{Type: event.APIKeyChanged, OK: true, Reason: how, Subject: rec.Subject, TokenID: id, Scopes: rec.Scopes}
-	if k.view { // by whom
-		e.Client, e.Grant, e.Extra = k.caller.Client(), k.caller.Grant(), map[string]string{"chain": k.caller.ID()}
-	}
+	k.by(&e)
 	c.event(ctx, e)
 	if _, err := s.commit(ctx, c); err != nil {
 		return APIKey{}, Secret{}, err
@@ -649,7 +472,7 @@ func (rec *apiKeyRecord) alive(now time.Time) bool {
 func (rec *apiKeyRecord) ruleSubject(id string) *rules.Subject {
 	x := &rules.Subject{Subject: rec.Subject, Id: id, Chain: rec.By, Iat: time.UnixMilli(rec.Created),
 		Pos: rules.Positions{Birth: rec.Birth, View: rec.Birth}, Renews: true}
-	x.ApiKey = !slices.ContainsFunc(rec.By, func(s string) bool { return !strings.Contains(s, ":") })
+	x.ApiKey = !slices.ContainsFunc(rec.By, lineage.IsThing)
 	x.Descend()
 	return x
 }
@@ -666,9 +489,7 @@ func (k *APIKeys) read(ctx context.Context, id string) (apiKeyRecord, store.Reco
 	if k.view && rec.Subject != k.subject {
 		return rec, r, fail(ErrNotFound, "API key %s is another subject's", id)
 	}
-	if rec.Revoked == 0 && k.s.rules.Hit(rec.ruleSubject(id)) != "" {
-		rec.Revoked = r.Written
-	}
+	k.ended(&rec, r)
 	return rec, r, nil
 }
 
@@ -743,10 +564,7 @@ func (k *APIKeys) list(ctx context.Context, subject string, p Page, use bool) it
 				}
 				continue
 			}
-			if rec.Revoked == 0 && k.s.rules.Hit(rec.ruleSubject(r.ID)) != "" {
-				rec.Revoked = r.Written
-			}
-			x := rec.public(r.ID)
+			x := k.ended(&rec, r).public(r.ID)
 			if use {
 				x = k.used(ctx, r.ID, &rec)
 			}
@@ -764,6 +582,7 @@ func (k *APIKeys) change(ctx context.Context, id, how string, f func(*apiKeyReco
 
 // changeAs is change with an event that is asked for once f has run, and with what also adds, nil for nothing.
 func (k *APIKeys) changeAs(ctx context.Context, id string, how func() Event, f func(*apiKeyRecord) error, also func(*change, *apiKeyRecord) error) (x APIKey, err error) {
+	ctx = k.acting(ctx)
 	defer func() { k.denied(ctx, err) }()
 	for try := 0; try < refreshTries; try++ {
 		if err := k.allowed(); err != nil {
@@ -773,8 +592,16 @@ func (k *APIKeys) changeAs(ctx context.Context, id string, how func() Event, f f
 		if err != nil {
 			return APIKey{}, err
 		}
+		ended := rec.end()
 		if err := f(&rec); err != nil {
 			return APIKey{}, err
+		}
+		if end := rec.end(); ended != 0 && (end == 0 || end > ended) { // a rule on what it descends from must be kept for longer
+			if err := k.note(ctx, &rec); errors.Is(err, store.ErrConflict) {
+				continue
+			} else if err != nil {
+				return APIKey{}, err
+			}
 		}
 		c := k.s.newChange()
 		if err := rec.put(c, id, r.Version); err != nil {
@@ -787,6 +614,7 @@ func (k *APIKeys) changeAs(ctx context.Context, id string, how func() Event, f f
 		}
 		e := how()
 		e.Type, e.OK, e.Subject, e.TokenID = event.APIKeyChanged, true, rec.Subject, id
+		k.by(&e)
 		c.event(ctx, e)
 		_, err = k.s.commit(ctx, c)
 		if errors.Is(err, store.ErrConflict) {
@@ -811,6 +639,7 @@ func (k *APIKeys) Rename(ctx context.Context, id, name string) (_ APIKey, failed
 // its expiry. The successor expires when the old one would have.
 func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) (_ APIKey, _ Secret, err error) {
 	defer func() { k.denied(ctx, err); k.tell(&err) }()
+	ctx = k.acting(ctx)
 	if overlap < 0 {
 		return APIKey{}, Secret{}, fail(ErrInvalidRequest, "negative overlap")
 	}
@@ -867,12 +696,14 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 		// The successor descends from the key and from whoever rotates it: a rule that matches either matches it, whenever it came.
 		from := rec.birth()
 		if k.verified {
-			from = from.earlier(k.birth)
+			if !k.vouched {
+				from = from.earlier(k.birth)
+			}
 			next.By = slices.Compact(slices.Sorted(slices.Values(slices.Concat(rec.By, k.madeBy()))))
 			if len(next.By) > maxKeyLineage {
 				return APIKey{}, Secret{}, fail(ErrInvalidRequest, "the key was rotated by too many different tokens: make a new one")
 			}
-			if err := k.noteLineage(ctx, &next); errors.Is(err, store.ErrConflict) {
+			if err := k.note(ctx, &next); errors.Is(err, store.ErrConflict) {
 				continue
 			} else if err != nil {
 				return APIKey{}, Secret{}, err
@@ -904,6 +735,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 
 // Revoke ends a key at once. ErrNotFound: there is none, or it is not the caller's.
 func (k *APIKeys) Revoke(ctx context.Context, id, reason string) (err error) {
+	ctx = k.acting(ctx)
 	defer func() { k.denied(ctx, err); k.tell(&err) }()
 	if err := k.allowed(); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/commit"
+	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/mover"
 	"github.com/apitoken-go/apitoken/internal/once"
 	"github.com/apitoken-go/apitoken/internal/record"
@@ -59,7 +60,7 @@ func Copy(ctx context.Context, from, to Store) (_ Copied, failed error) {
 
 // copiedKinds are all kinds but the namespace's own record, the cursors of sinks and the events.
 var copiedKinds = []store.Kind{store.KindKey, store.KindRole, store.KindClient, store.KindRule, store.KindAPIKey,
-	kindGrant, kindTicket, once.Kind, kindNote, usage.Kind, usage.KindSpent, kindLineage}
+	kindGrant, kindTicket, once.Kind, kindNote, usage.Kind, usage.KindSpent, lineage.Kind}
 
 // carried is a record as it goes into another store. A rule keeps its place in the order of changes, and a session the time
 // of its last refresh, so that no grace window opens again. placed is false for a rule that cannot be read: it gets a place after

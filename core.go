@@ -12,6 +12,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/record"
@@ -29,6 +30,7 @@ type core struct {
 	log      *slog.Logger
 	ns       string        // random name of this namespace, part of every MAC, hash and associated data
 	writer   commit.Writer // of the store
+	lineage  lineage.Notes // of API keys
 	state    *follow.Follower
 	rules    *rules.Book
 	audit    *auditLog

@@ -7,6 +7,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/once"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -52,7 +53,7 @@ func (s *Service) tidy(ctx context.Context, before time.Time) {
 		return
 	}
 	s.finishRules(ctx, before)
-	for _, kind := range []store.Kind{store.KindRule, kindGrant, kindTicket, once.Kind, kindNote, store.KindAPIKey, store.KindKey, usage.Kind, usage.KindSpent, quota.Kind, kindLineage, store.KindClient, store.KindEvent} {
+	for _, kind := range []store.Kind{store.KindRule, kindGrant, kindTicket, once.Kind, kindNote, store.KindAPIKey, store.KindKey, usage.Kind, usage.KindSpent, quota.Kind, lineage.Kind, store.KindClient, store.KindEvent} {
 		before := before
 		if kind == store.KindEvent {
 			before = s.audit.delivered(before)
@@ -123,7 +124,7 @@ func (s *Service) endKeys(ctx context.Context, x rules.Record) bool {
 		if err != nil {
 			return false
 		}
-		if !s.hasKeys(ctx, lineageThing, t.Id) {
+		if !s.lineage.Any(ctx, lineage.Thing, t.Id) {
 			return true
 		}
 	case rules.TargetAll, rules.TargetClient, rules.TargetGrant: // they, or what a client's token made

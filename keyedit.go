@@ -3,6 +3,7 @@ package apitoken
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"slices"
 	"time"
 
@@ -35,6 +36,67 @@ func (rec *apiKeyRecord) metadata() (m map[string]string) {
 		return nil // it decides nothing
 	}
 	return m
+}
+
+// APIKeyQuery selects API keys for [APIKeys.Find].
+type APIKeyQuery struct {
+	Subject  string            // whose; empty: everybody's, or in a view those of its subject
+	Metadata map[string]string // all of these, with these values
+	Cursor   string            // next of the call before; empty: from the newest key on
+	Limit    int               // keys that are looked at; outside of 1 to 1,000 it means 1,000
+}
+
+// Find returns those of the next q.Limit keys, newest first, whose Metadata are as q asks, and the cursor to go on with; next is empty
+// when all were looked at.
+//
+// A call costs what the keys cost that it looks at, whether they are found or not: one page of the store, about 15 ms for 1,000 keys on
+// bbolt, and one read for the use of each key found, two where it has MaxUses. Metadata change, so that no index knows them: name a
+// Subject where there is one. A key whose record cannot be read is left out: Service.Unreadable tells of it.
+func (k *APIKeys) Find(ctx context.Context, q APIKeyQuery) (found []APIKey, next string, err error) {
+	defer func() { k.denied(ctx, err); k.tell(&err) }()
+	if err := k.allowed(); err != nil {
+		return nil, "", err
+	}
+	if k.view {
+		if q.Subject != "" && q.Subject != k.subject {
+			return nil, "", fail(ErrNotFound, "the keys of another subject")
+		}
+		q.Subject = k.subject
+	}
+	page, err := k.s.st.List(ctx, store.Query{Kind: store.KindAPIKey, Subject: q.Subject, Newest: true, Cursor: q.Cursor, Limit: q.Limit})
+	switch {
+	case errors.Is(err, store.ErrInvalid):
+		return nil, "", &Error{Code: ErrInvalidRequest, Detail: "a Cursor that is not of Find's", Cause: err}
+	case err != nil:
+		return nil, "", unavailable(err, "list API keys")
+	}
+	for _, r := range page.Records {
+		var rec apiKeyRecord
+		if err := read(&apiKeyForm, r, &rec); err != nil {
+			continue // Service.Unreadable tells of it
+		}
+		if rec.has(q.Metadata) {
+			found = append(found, k.used(ctx, r.ID, k.ended(&rec, r)))
+		}
+	}
+	if err := k.allowed(); err != nil {
+		return nil, "", err
+	}
+	return found, page.Cursor, nil
+}
+
+// has reports whether the key's metadata hold all of want.
+func (rec *apiKeyRecord) has(want map[string]string) bool {
+	if len(want) == 0 {
+		return true
+	}
+	have := rec.metadata()
+	for name, v := range want {
+		if x, ok := have[name]; !ok || x != v {
+			return false
+		}
+	}
+	return true
 }
 
 // State says what becomes of the key at now: "active", "expired", "revoked", "disabled", "rotated", when another key has taken its

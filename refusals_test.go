@@ -240,6 +240,10 @@ var refusalRows = map[string]any{
 		_, _, err := o.keys().Create(t.Context(), apitoken.APIKeyRequest{Scopes: apitoken.Scopes{"admin"}})
 		return err
 	}},
+	"APIKeys.Find": trace{reason: "apikey", subject: "alice", client: "app", why: "another subject", call: func(t *testing.T, o *office) error {
+		_, _, err := o.keys().Find(t.Context(), apitoken.APIKeyQuery{Subject: "bob"})
+		return err
+	}},
 	"APIKeys.Get": trace{reason: "apikey", subject: "alice", client: "app", why: "another subject's", call: func(t *testing.T, o *office) error {
 		k, _ := keyOf(t, o, apitoken.APIKeyRequest{Subject: "bob"})
 		_, err := o.keys().Get(t.Context(), k.ID)

@@ -11,6 +11,7 @@ import (
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -322,17 +323,17 @@ func (s *core) ruleExpiry(ctx context.Context, t rules.Target, now time.Time) in
 	switch t.Kind {
 	case rules.TargetToken:
 		_, err := s.st.Get(ctx, store.KindAPIKey, t.Id)
-		if errors.Is(err, store.ErrNotFound) && !s.hasKeys(ctx, lineageThing, t.Id) {
+		if errors.Is(err, store.ErrNotFound) && !s.lineage.Any(ctx, lineage.Thing, t.Id) {
 			return access.UnixMilli()
 		}
 		return 0
 	case rules.TargetGrant:
-		if s.hasKeys(ctx, lineageThing, t.Id) {
+		if s.lineage.Any(ctx, lineage.Thing, t.Id) {
 			return 0
 		}
 		return session.UnixMilli()
 	case rules.TargetSessions:
-		if s.hasKeys(ctx, lineageSubject, t.Id) {
+		if s.lineage.Any(ctx, lineage.Subject, t.Id) {
 			return 0
 		}
 		return session.UnixMilli()

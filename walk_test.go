@@ -225,6 +225,9 @@ var endings = map[string]func(context.Context, *apitoken.Service, *scene) error{
 		_, kid := signedBy(s.t, s.parent)
 		return by.SigningKeys.Compromise(ctx, kid, "walk")
 	},
+	"owner": func(ctx context.Context, by *apitoken.Service, s *scene) error {
+		return by.Revoke(ctx, apitoken.BySubject("org:"+s.alice), "walk")
+	},
 	"everything": func(ctx context.Context, by *apitoken.Service, s *scene) error {
 		return by.Revoke(ctx, apitoken.Everything(), "walk")
 	},
@@ -247,6 +250,7 @@ var (
 	ofHosts       = []string{"subject", "everything"}
 	ofATicket     = append([]string{"leaked"}, ofALogin...)
 	ofAToken      = append([]string{"grant", "evicted", "token", "leaked", "signing key"}, ofALogin...)
+	ofAMember     = []string{"grant", "evicted", "token", "leaked", "sessions", "subject", "held"}
 	ofASession    = []string{"grant", "evicted", "token", "leaked", "sessions"}
 	ofAHostsToken = slices.DeleteFunc(slices.Clone(ofAToken), func(s string) bool { return s == "disabled" }) // the host is no client's record
 	ofARefresh    = append([]string{"grant", "evicted", "leaked"}, ofALogin...)
@@ -405,6 +409,16 @@ var walks = map[string]walk{
 	"an API key on the host's pages": {of: []string{"APIKeys.For", "APIKeys.Create"}, with: setup((*scene).public, (*scene).hosts), ends: ofAHostsToken, outlives: ofASession,
 		make: func(ctx context.Context, s *scene) (made, error) {
 			return madeKey(s.svc.APIKeys.For(s.parent.Token).Create(ctx, apitoken.APIKeyRequest{Scopes: orders}))
+		}},
+	"a key of an owner's": {of: []string{"APIKeys.ForOwner", "APIKeys.Create"}, with: setup((*scene).public, (*scene).session),
+		ends: append([]string{"owner"}, ofAToken...), outlives: ofAMember,
+		make: func(ctx context.Context, s *scene) (made, error) {
+			return madeKey(s.svc.APIKeys.ForOwner(s.parent.Token, "org:"+s.alice).Create(ctx, apitoken.APIKeyRequest{Scopes: orders}))
+		}},
+	"a key of an owner's on the host's pages": {of: []string{"APIKeys.ForOwner", "APIKeys.Create"}, with: setup((*scene).public, (*scene).hosts),
+		ends: append([]string{"owner"}, ofAHostsToken...), outlives: ofAMember,
+		make: func(ctx context.Context, s *scene) (made, error) {
+			return madeKey(s.svc.APIKeys.ForOwner(s.parent.Token, "org:"+s.alice).Create(ctx, apitoken.APIKeyRequest{Scopes: orders}))
 		}},
 	"a rotation on the host's pages": {of: []string{"APIKeys.For", "APIKeys.Rotate"}, with: setup((*scene).public, (*scene).hosts, (*scene).ownKey, func(s *scene) { s.leaked = s.parent.Access.Reveal() }),
 		ends: append([]string{"apikey"}, ofAHostsToken...), outlives: append([]string{"apikey"}, ofASession...),
@@ -588,7 +602,7 @@ var noWalks = map[string]string{
 		JWTValidator.Explain Service.Introspect Service.Consume JWTValidator.Consume Service.Genuine Service.TargetOf Service.Check Service.Prove JWTValidator.Ready
 		Authorize ParseWithClaims Clients.Authenticate Clients.Registered`,
 	"it confirms a client, at which each call that is given its answer looks again": "Clients.Confirm",
-	"it shows what is there, and no secret": `APIKeys.Get APIKeys.List APIKeys.Of APIKeys.Rename APIKeys.Edit Clients.Get Clients.Known Clients.List SigningKeys.List Service.Grants
+	"it shows what is there, and no secret": `APIKeys.Get APIKeys.Find APIKeys.List APIKeys.Of APIKeys.Rename APIKeys.Edit Clients.Get Clients.Known Clients.List SigningKeys.List Service.Grants
 		Service.Events Service.Event Service.EventPage Service.Usage Service.Note Service.Expiring Service.Unreadable Service.Revocations SigningKeys.JWKS`,
 	"it takes power away": "Service.Revoke Service.RevokeLeaked APIKeys.Revoke SigningKeys.Compromise",
 	"the host says so, whatever was before": `Clients.Create Clients.Register Clients.Reregister Clients.Adopt Clients.Keep Clients.Declare Service.SetRole SigningKeys.Import SigningKeys.ImportFor SigningKeys.Rotate
