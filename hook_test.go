@@ -12,6 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/feed"
+	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
@@ -221,4 +223,68 @@ func TestClaimsThatPanic(t *testing.T) {
 	require.ErrorIs(t, err, apitoken.ErrUnavailable)
 	_, err = svc.Issue(t.Context(), apitoken.Request{Subject: "alice"})
 	require.NoError(t, err)
+}
+
+// badSource is an issuer's keys and feed that do as f says.
+type badSource struct {
+	feed.KeySource
+	feed.Source
+	f func(context.Context) error
+}
+
+func (x badSource) JWKS(ctx context.Context, missing string) ([]byte, error) {
+	if err := x.f(ctx); err != nil {
+		return nil, err
+	}
+	return x.KeySource.JWKS(ctx, missing)
+}
+
+func (x badSource) Revocations(ctx context.Context, after store.Position, max int) (feed.View, error) {
+	if err := x.f(ctx); err != nil {
+		return feed.View{}, err
+	}
+	return x.Source.Revocations(ctx, after, max)
+}
+
+// The sources of a trusted issuer are asked in goroutines of the validator's own: what they do there ends no process, and once they
+// answer their issuer's tokens are good.
+func TestATrustedSourceThatDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	for name, misdeed := range misdeeds {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				theirs, err := apitoken.New(config(memstore.New()))
+				require.NoError(t, err)
+				defer theirs.Close()
+				var bad atomic.Bool
+				bad.Store(true)
+				release := make(chan struct{})
+				source := badSource{theirs.SigningKeys, theirs, func(ctx context.Context) error {
+					switch {
+					case !bad.Load():
+						return nil
+					case name == "blocks":
+						<-release
+						return nil
+					}
+					return misdeed(ctx)
+				}}
+				v, err := apitoken.NewValidator(apitoken.ValidatorConfig{Audience: testAudience,
+					Trust: []apitoken.Trusted{{Issuer: testIssuer, Own: true, Keys: source, Revocations: source}}})
+				require.NoError(t, err)
+				defer v.Close()
+				defer close(release)
+				i, err := theirs.Issue(t.Context(), apitoken.Request{Subject: "alice"})
+				require.NoError(t, err)
+				time.Sleep(time.Minute)
+				_, err = v.Validate(t.Context(), apitoken.Bearer(i.Access.Reveal()))
+				require.ErrorIs(t, err, apitoken.ErrUnavailable)
+				bad.Store(false)
+				time.Sleep(2 * time.Minute)
+				_, err = v.Validate(t.Context(), apitoken.Bearer(i.Access.Reveal()))
+				require.NoError(t, err)
+			})
+		})
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/hook"
 )
 
 // Writer takes events in order. Every Writer is an [apitoken.Auditor] for a sink, which gives it one event at a time.
@@ -58,13 +59,23 @@ func (l *lines) AuditAll(ctx context.Context, list []apitoken.Event) error {
 func encodeLines(list []apitoken.Event, encode func(*apitoken.Event) ([]byte, error)) ([]byte, error) {
 	var b []byte
 	for i := range list {
-		line, err := encode(&list[i])
+		line, err := encodeLine(&list[i], encode)
 		if err != nil {
 			return nil, fmt.Errorf("export: event %s: %w", list[i].ID, err)
 		}
 		b = append(append(b, line...), '\n')
 	}
 	return b, nil
+}
+
+// encodeLine calls what may be a function of the host's: one that panics fails its own delivery, and nothing else.
+func encodeLine(e *apitoken.Event, encode func(*apitoken.Event) ([]byte, error)) (line []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			line, err = nil, hook.Panicked(p)
+		}
+	}()
+	return encode(e)
 }
 
 // Copy gives to w what lies behind a place, up to the feed's end, and returns the place behind that. After an error it is the place

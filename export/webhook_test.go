@@ -6,6 +6,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -240,4 +241,26 @@ func TestWebhookConfigIsChecked(t *testing.T) {
 		_, err := export.NewWebhook(c)
 		require.Error(t, err)
 	}
+}
+
+// An encoder that panics fails its own delivery: it is tried again, and the process lives.
+func TestWebhookWhoseEncoderPanics(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{answer: func(int) (int, http.Header, error) { return 204, http.Header{}, nil }}
+		panics := true
+		w := webhook(t, r, func(c *export.WebhookConfig) {
+			c.Queue = 10
+			c.Encode = func(e *apitoken.Event) ([]byte, error) {
+				if panics {
+					panics = false
+					panic("a bug of the host's")
+				}
+				return json.Marshal(e)
+			}
+		})
+		require.NoError(t, w.Audit(t.Context(), apitoken.Event{ID: "1"}))
+		require.NoError(t, w.Close(context.Background()))
+		require.Equal(t, []string{"1"}, written(t, []byte(strings.Join(r.bodies, ""))))
+	})
 }

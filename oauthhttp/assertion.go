@@ -179,10 +179,10 @@ func (h *Handler) jwtBearer(r *http.Request, t *tokenRequest) (*apitoken.Issued,
 		return nil, err
 	}
 	req.Binding = t.binding
-	who, err := from.Subject(r.Context(), a)
+	who, err := askHost(r.Context(), h, "AssertionIssuer.Subject", func(ctx context.Context) (Identity, error) { return from.Subject(ctx, a) })
 	switch {
-	case isUnavailable(err):
-		return nil, &apitoken.Error{Code: apitoken.ErrUnavailable, Detail: "AssertionIssuer.Subject", Cause: err}
+	case errors.Is(err, apitoken.ErrUnavailable):
+		return nil, err
 	case err != nil:
 		return nil, &apitoken.Error{Code: apitoken.ErrInvalidGrant, Detail: "AssertionIssuer.Subject refused", Cause: err}
 	case who.Subject == "":

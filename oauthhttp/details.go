@@ -42,12 +42,9 @@ func (h *Handler) checkDetails(ctx context.Context, c apitoken.Client, asked []D
 			return nil, errDetails
 		}
 	}
-	out, err := h.o.Details.Check(ctx, c, asked)
-	switch {
-	case err == nil:
-		return out, nil
-	case isUnavailable(err):
-		return nil, &apitoken.Error{Code: apitoken.ErrUnavailable, Detail: "Details.Check", Cause: err}
+	out, err := askHost(ctx, h, "Details.Check", func(ctx context.Context) ([]Detail, error) { return h.o.Details.Check(ctx, c, asked) })
+	if err == nil || errors.Is(err, apitoken.ErrUnavailable) {
+		return out, err
 	}
 	no := *errDetails
 	no.cause = err

@@ -104,10 +104,10 @@ func (h *Handler) document(ctx context.Context, client apitoken.Client, known bo
 	if d.Allow != nil {
 		u, err := url.Parse(id)
 		if err == nil {
-			err = d.Allow(ctx, u)
+			_, err = askHost(ctx, h, "Documents.Allow", func(ctx context.Context) (struct{}, error) { return struct{}{}, d.Allow(ctx, u) })
 		}
-		if isUnavailable(err) {
-			return client, "", &apitoken.Error{Code: apitoken.ErrUnavailable, Detail: "Documents.Allow", Cause: err}
+		if errors.Is(err, apitoken.ErrUnavailable) {
+			return client, "", err
 		}
 		if err != nil {
 			return no(errUnknownClient, err)

@@ -31,6 +31,7 @@ import (
 	"github.com/apitoken-go/apitoken/httpauth"
 	"github.com/apitoken-go/apitoken/internal/bodytime"
 	"github.com/apitoken-go/apitoken/internal/fetch"
+	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/peercert"
 	"github.com/apitoken-go/apitoken/internal/throttle"
 	"github.com/apitoken-go/apitoken/remote"
@@ -452,6 +453,25 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, status int, bod
 	w.Header().Set("Content-Type", "application/json")
 	send(w, r, status, raw)
 	return nil
+}
+
+// hookTime bounds a function of the host's that a request waits for.
+const hookTime = 5 * time.Second
+
+// askHost calls a function of the host's, which name says. Where it panics, does not come back or ends with a context, nothing was
+// decided: ErrUnavailable. It may still run when askHost has answered, so that it must not share memory with the caller.
+func askHost[T any](ctx context.Context, h *Handler, name string, f func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, hookTime)
+	defer cancel()
+	v, err := hook.Call(ctx, f)
+	if stack := hook.Stack(err); stack != "" {
+		h.log.ErrorContext(ctx, "oauthhttp: "+name+" panicked", "error", err, "stack", stack)
+	}
+	if isUnavailable(err) || errors.Is(err, hook.ErrPanicked) {
+		var none T
+		return none, &apitoken.Error{Code: apitoken.ErrUnavailable, Detail: name, Cause: err}
+	}
+	return v, err
 }
 
 func isUnavailable(err error) bool {

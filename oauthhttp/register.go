@@ -322,14 +322,23 @@ func (h *Handler) apply(ctx context.Context, x *Registration, c *apitoken.Client
 		}
 	}
 	if x.Check != nil {
-		if err := x.Check(ctx, by, c); err != nil {
-			if isUnavailable(err) {
-				return &apitoken.Error{Code: apitoken.ErrUnavailable, Detail: "Registration.Check", Cause: err}
-			}
+		name := "Documents.Check"
+		if x == h.o.Registration {
+			name = "Registration.Check"
+		}
+		checked, err := askHost(ctx, h, name, func(ctx context.Context) (apitoken.Client, error) {
+			mine := *c
+			return mine, x.Check(ctx, by, &mine)
+		})
+		if errors.Is(err, apitoken.ErrUnavailable) {
+			return err
+		}
+		if err != nil {
 			no := *errMetadata
 			no.cause = err
 			return &no
 		}
+		*c = checked
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -63,7 +64,8 @@ func (t *Issuer) readRules(ctx context.Context) error {
 		sent := t.c.Now()
 		t.feedOut.begin(sent)
 		tctx, cancel := context.WithTimeout(ctx, rulesTimeout)
-		answer, err := t.c.Feed(tctx, from, follow.Page)
+		after := from // of this call: it may outlast its time
+		answer, err := hook.Call(tctx, func(ctx context.Context) (View, error) { return t.c.Feed(ctx, after, follow.Page) })
 		cancel()
 		switch another := errors.Is(err, store.ErrDiverged) || err == nil && (answer.Next.History != from.History || !t.hashed(&answer)); {
 		case err == nil && answer.Next.History == from.History && answer.Next.N < from.N:

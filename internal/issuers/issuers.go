@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -247,7 +248,8 @@ func (t *Issuer) followKeys(ctx context.Context) {
 		began := time.Now()
 		t.keysOut.begin(t.c.Now())
 		tctx, cancel := context.WithTimeout(ctx, keysTimeout)
-		doc, err := t.c.Keys.JWKS(tctx, missing)
+		kid := missing // of this call: it may outlast its time
+		doc, err := hook.Call(tctx, func(ctx context.Context) ([]byte, error) { return t.c.Keys.JWKS(ctx, kid) })
 		cancel()
 		var keys []*jws.PublicKey
 		if err == nil {
