@@ -371,6 +371,8 @@ func (k *APIKeys) live(x *APIKey) bool {
 	return !x.Revoked && (x.Expires.IsZero() || now.Before(x.Expires)) && (x.Replaced.IsZero() || now.Before(x.Replaced))
 }
 
+var errOvertaken = errors.New("apitoken: overtaken by a revocation")
+
 // write makes the secret and stores the key, counted in t if that is not nil, with another put where it replaces one, which is old to
 // rules. errOvertaken: a rule on what the key stands on came since m, and the key has ended.
 func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from birth, t *quota.Count, also func(*change) error, old *rules.Subject, how string) (APIKey, Secret, error) {

@@ -102,7 +102,7 @@ func (x *ceiling) lifetime(asked time.Duration) (time.Duration, error) {
 
 // scopesFor is what is given to whoever asks for scopes with roles. Without roles the scopes themselves are; with roles, what
 // they give below x, limited to the scopes where some are named.
-func (s *Service) scopesFor(x *ceiling, asked Scopes, roles []string) (Scopes, error) {
+func (b *roleBook) scopesFor(x *ceiling, asked Scopes, roles []string) (Scopes, error) {
 	if len(roles) == 0 {
 		return x.take(asked)
 	}
@@ -113,7 +113,7 @@ func (s *Service) scopesFor(x *ceiling, asked Scopes, roles []string) (Scopes, e
 		return nil, fail(ErrInvalidRequest, "%d roles, at most %d", len(roles), maxRoles)
 	}
 	for i, role := range roles {
-		_, ok, err := s.roles.known(role)
+		_, ok, err := b.known(role)
 		if err != nil {
 			return nil, err
 		}
@@ -121,7 +121,7 @@ func (s *Service) scopesFor(x *ceiling, asked Scopes, roles []string) (Scopes, e
 			return nil, fail(ErrInvalidRequest, "role %q is unknown or named twice", role)
 		}
 	}
-	given, err := s.roles.give(roles)
+	given, err := b.give(roles)
 	if err != nil {
 		return nil, err
 	}
@@ -194,6 +194,7 @@ func (s *core) lifetimes(c *Client) Lifetimes {
 
 // roleBook holds what each role expands to. Roles are state: every issuing process knows them all.
 type roleBook struct {
+	*core
 	mu    sync.RWMutex // guards what follows
 	roles map[string]roleRecord
 	aside map[string]error // those whose record cannot be read
@@ -208,8 +209,8 @@ type roleRecord struct {
 
 var roleForm = record.Form[roleRecord]{Kind: store.KindRole, Check: func(rec *roleRecord) error { return commit.First(rec.V) }}
 
-func newRoleBook() *roleBook {
-	b := &roleBook{}
+func newRoleBook(s *core) *roleBook {
+	b := &roleBook{core: s}
 	b.reset()
 	return b
 }
@@ -304,7 +305,7 @@ func (s *Service) SetRole(ctx context.Context, role string, scopes Scopes) (fail
 				return err
 			}
 		}
-		err = s.writeRole(ctx, role, next, r.Version, narrowed)
+		err = s.roles.write(ctx, role, next, r.Version, narrowed)
 		if !errors.Is(err, store.ErrConflict) {
 			return err
 		}
@@ -312,7 +313,7 @@ func (s *Service) SetRole(ctx context.Context, role string, scopes Scopes) (fail
 	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel changes of role " + role}
 }
 
-func (s *Service) writeRole(ctx context.Context, role string, rec roleRecord, v store.Version, narrowed bool) error {
+func (s *roleBook) write(ctx context.Context, role string, rec roleRecord, v store.Version, narrowed bool) error {
 	e := Event{Type: event.RoleChanged, OK: true, Reason: role, Scopes: rec.Scopes}
 	if narrowed {
 		return s.writeRule(ctx, rules.ByRole(role), true, "role "+role+" lost scopes", event.Revoked, func(c *change) error {
@@ -329,13 +330,13 @@ func (s *Service) writeRole(ctx context.Context, role string, rec roleRecord, v 
 	return err
 }
 
-// defineRoles writes Config.Roles that nobody has defined yet: later changes are SetRole's.
-func (s *Service) defineRoles(ctx context.Context) error {
+// define writes Config.Roles that nobody has defined yet: later changes are SetRole's.
+func (s *roleBook) define(ctx context.Context) error {
 	for _, role := range slices.Sorted(maps.Keys(s.cfg.Roles)) {
-		if _, ok, err := s.roles.known(role); ok || err != nil {
+		if _, ok, err := s.known(role); ok || err != nil {
 			continue
 		}
-		err := s.writeRole(ctx, role, roleRecord{V: 1, Scopes: sortedScopes(s.cfg.Roles[role])}, store.Version{}, false)
+		err := s.write(ctx, role, roleRecord{V: 1, Scopes: sortedScopes(s.cfg.Roles[role])}, store.Version{}, false)
 		if errors.Is(err, store.ErrConflict) { // another process was first
 			err = s.state.Refresh(ctx)
 		}

@@ -279,8 +279,8 @@ func (s *Service) Check(ctx context.Context, r Request) error {
 	if err != nil {
 		return err
 	}
-	var p plan
-	return s.planFor(&p, &r, &who)
+	_, err = s.planLogin(s.begin(ctx), &r, &who)
+	return err
 }
 
 // SignIntrospection signs an introspection response for the resource server that audience names (RFC 9701 §5). response

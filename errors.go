@@ -170,6 +170,13 @@ func unavailable(cause error, detail string) *Error {
 	return &Error{Code: ErrUnavailable, Detail: detail, Cause: cause, RetryAfter: retryHint}
 }
 
+// tryAgain is ErrUnavailable for what another try may get.
+func tryAgain(format string, args ...any) *Error {
+	e := fail(ErrUnavailable, format, args...)
+	e.RetryAfter = retryHint
+	return e
+}
+
 // asError is err as an *Error: what is none, such as the error of a context, is ErrUnavailable with detail.
 func asError(err error, detail string) *Error {
 	var e *Error

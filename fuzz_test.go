@@ -101,7 +101,7 @@ func FuzzStoredRecord(f *testing.F) {
 			case store.KindClient:
 				_ = newClients(s.core, s.SigningKeys).applyRecord(r)
 			case store.KindRole:
-				_ = newRoleBook().applyRecord(r)
+				_ = newRoleBook(nil).applyRecord(r)
 			case store.KindAPIKey:
 				_, _ = s.APIKeys.entry(r)
 			case kindGrant:

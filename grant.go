@@ -11,8 +11,10 @@ import (
 
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/commit"
+	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/quota"
+	"github.com/apitoken-go/apitoken/internal/ratchet"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/usage"
@@ -56,11 +58,7 @@ type grantRecord struct {
 	Address   string          `json:"addr,omitempty"`
 	UserAgent string          `json:"ua,omitempty"`
 
-	Seq     uint32   `json:"seq"`
-	Hash    [32]byte `json:"h"`     // of the refresh token with Seq
-	Nonce   [16]byte `json:"nonce"` // with which Seq was made from its predecessor
-	NextKID [4]byte  `json:"next"`  // the key with which it was
-	TagKID  [4]byte  `json:"tag"`   // the key of its tag
+	ratchet.State // of its refresh token
 
 	// The access token that came with Seq, so that a repeated answer is the same.
 	JTI    string   `json:"jti"`
@@ -140,24 +138,6 @@ func readGrant(r store.Record) (*grantRecord, error) {
 	return g, read(&grantForm, r, g)
 }
 
-// last notes the access token that goes out with this state of the grant.
-func (g *grantRecord) last(t stamp, p *plan) {
-	g.JTI, g.IAT, g.EXP, g.Narrow = t.jti, t.iat.UnixMilli(), t.exp.UnixMilli(), p.scopes
-	g.For, g.Bound = p.narrow, ""
-	if p.binding != g.Binding {
-		g.Bound = p.binding
-	}
-	g.Refreshed = t.iat.UnixMilli()
-}
-
-// cut keeps a token's end within the grant's.
-func (g *grantRecord) cut(end time.Time) time.Time {
-	if last := time.UnixMilli(g.Expires); end.After(last) {
-		return last
-	}
-	return end
-}
-
 func (g *grantRecord) ruleSubject(id string) *rules.Subject {
 	x := &rules.Subject{Subject: g.Subject, Client: g.Client, Grant: id, Iat: time.UnixMilli(g.Created),
 		Pos: rules.Positions{Birth: g.Birth, View: g.Birth}, Renews: true}
@@ -170,24 +150,36 @@ func (g *grantRecord) public(id string) Grant {
 		Expires: time.UnixMilli(g.Expires), LastUsed: time.UnixMilli(g.Refreshed), LastAddress: g.Address, Address: g.Address, UserAgent: g.UserAgent}
 }
 
-// grant reads one grant.
-func (s *Service) grant(ctx context.Context, id string) (*grantRecord, store.Version, error) {
+// sessions are the grants that have a record: those with a refresh token.
+type sessions struct {
+	*core
+	quota *quota.Quota // Limits.GrantsPerSubject
+}
+
+func newSessions(s *core) *sessions {
+	return &sessions{s, s.newQuota(kindGrant, "grant", s.cfg.Limits.GrantsPerSubject, func(now time.Time, since int64) bool {
+		return now.After(time.UnixMilli(since).Add(s.longest.Load().grant + grantSlack))
+	})}
+}
+
+// read reads one grant, and its version.
+func (s *sessions) read(ctx context.Context, id string) (*grantRecord, store.Record, error) {
 	r, err := s.get(ctx, kindGrant, id)
 	if err != nil {
-		return nil, store.Version{}, err
+		return nil, r, err
 	}
 	g, err := readGrant(r)
-	return g, r.Version, err
+	return g, r, err
 }
 
 // Grants lists live grants that target names: by grant, subject, sessions or client, or everything; newest first. A
 // grant without a refresh token has no record and is not listed.
 func (s *Service) Grants(ctx context.Context, target Target, p Page) iter.Seq2[Grant, error] {
-	return s.grants(ctx, target.t, p, true)
+	return s.sessions.list(ctx, target.t, p)
 }
 
-// grants tells of their use only where that is asked for: it costs a read for each.
-func (s *Service) grants(ctx context.Context, target rules.Target, p Page, use bool) iter.Seq2[Grant, error] {
+// list tells of each how it was used, which costs a read.
+func (s *sessions) list(ctx context.Context, target rules.Target, p Page) iter.Seq2[Grant, error] {
 	return func(yield func(Grant, error) bool) {
 		q := store.Query{Kind: kindGrant, Newest: true, Limit: 200}
 		switch k, id, holder := target.Indexed(); {
@@ -195,7 +187,7 @@ func (s *Service) grants(ctx context.Context, target rules.Target, p Page, use b
 			yield(Grant{}, fail(ErrInvalidRequest, "the target names no grants"))
 			return
 		case k == rules.TargetGrant:
-			s.oneGrant(ctx, target, yield)
+			s.one(ctx, target, yield)
 			return
 		case k == rules.TargetSubject, k == rules.TargetSessions:
 			q.Subject = id
@@ -233,11 +225,7 @@ func (s *Service) grants(ctx context.Context, target rules.Target, p Page, use b
 				if s.alive(r.ID, g) != nil {
 					continue
 				}
-				x := g.public(r.ID)
-				if use {
-					x = s.used(ctx, x)
-				}
-				if !yield(x, nil) {
+				if !yield(s.used(ctx, g.public(r.ID)), nil) {
 					return
 				}
 				if n++; p.Limit > 0 && n == p.Limit {
@@ -251,8 +239,8 @@ func (s *Service) grants(ctx context.Context, target rules.Target, p Page, use b
 	}
 }
 
-func (s *Service) oneGrant(ctx context.Context, t rules.Target, yield func(Grant, error) bool) {
-	g, _, err := s.grant(ctx, t.Id)
+func (s *sessions) one(ctx context.Context, t rules.Target, yield func(Grant, error) bool) {
+	g, _, err := s.read(ctx, t.Id)
 	switch {
 	case isNotFound(err):
 		return
@@ -266,7 +254,7 @@ func (s *Service) oneGrant(ctx context.Context, t rules.Target, yield func(Grant
 }
 
 // used adds what the counters know of a grant's use.
-func (s *Service) used(ctx context.Context, g Grant) Grant {
+func (s *sessions) used(ctx context.Context, g Grant) Grant {
 	u, err := s.audit.usage(ctx, usage.Grant, g.ID)
 	if err != nil {
 		return g // how often it was used is no reason to hide it
@@ -281,14 +269,73 @@ func (s *Service) used(ctx context.Context, g Grant) Grant {
 	return g
 }
 
+// open writes a session within the limit of its subject: to count, to end those that are too many and to open the new one is one
+// change. store.ErrConflict: write raced with something else than the count.
+func (s *sessions) open(ctx context.Context, g *grantRecord, id string, write func(more func(*change) error) error) error {
+	if s.quota.Limit == 0 {
+		return write(nil)
+	}
+	leave, err := s.quota.Turns.Enter(ctx, g.Subject)
+	if err != nil {
+		return public(err)
+	}
+	defer leave()
+	var before store.Version
+	wait := 2 * time.Millisecond
+	for try := 1; ; try++ {
+		t, end, err := s.admit(ctx, g.Subject, try == 1)
+		if err != nil {
+			return err
+		}
+		if try > 1 && t.Version() == before {
+			return store.ErrConflict
+		}
+		began := time.Now()
+		err = write(func(c *change) error {
+			t.Add(id, g.Expires+int64(grantSlack/time.Millisecond))
+			if err := t.Put(&c.Change); err != nil {
+				return public(err)
+			}
+			for _, g := range end {
+				if err := s.evict(ctx, c, g); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		switch {
+		case err == nil:
+			for range end {
+				s.observe(ctx, Observation{Op: "revoke", Took: time.Since(began)})
+			}
+			return nil
+		case !errors.Is(err, store.ErrConflict):
+			return err
+		case t.Guessed:
+			continue
+		case try == quota.Tries || !follow.Sleep(ctx, follow.Jitter(wait)):
+			return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "many logins of one subject at once"}
+		}
+		before, wait = t.Version(), min(2*wait, 50*time.Millisecond)
+	}
+}
+
+// crowdedOut reports whether nothing but a rule on its own session hits a login: others of the same subject have taken all the room
+// since. It is answered like one that came a little earlier; its caller may find out when the tokens are used.
+func (s *sessions) crowdedOut(rs *rules.Subject) bool {
+	x := *rs
+	x.Grant = ""
+	return s.quota.Limit > 0 && s.rules.Hit(&x) == ""
+}
+
 // maxEvicted is how many sessions end in the change that opens one: a change has room for 16 records and events.
 const maxEvicted = 8
 
 // admit counts the sessions of a subject that is to get one more, within Limits.GrantsPerSubject. It returns
 // the count and the sessions that must end with the write of the new one: those that have been idle longest.
-func (s *Service) admit(ctx context.Context, subject string, first bool) (*quota.Count, []Grant, error) {
-	limit := s.sessions.Limit
-	t, err := s.sessions.Read(ctx, subject, first, func(r store.Record) (bool, error) {
+func (s *sessions) admit(ctx context.Context, subject string, first bool) (*quota.Count, []Grant, error) {
+	limit := s.quota.Limit
+	t, err := s.quota.Read(ctx, subject, first, func(r store.Record) (bool, error) {
 		g, err := readGrant(r)
 		return err == nil && s.alive(r.ID, g) == nil, err
 	})
@@ -299,7 +346,7 @@ func (s *Service) admit(ctx context.Context, subject string, first bool) (*quota
 	// Those that have ended since make room.
 	var live []Grant
 	for _, id := range slices.Clone(t.IDs) {
-		g, _, err := s.grant(ctx, id)
+		g, _, err := s.read(ctx, id)
 		switch {
 		case isNotFound(err), err == nil && s.alive(id, g) != nil:
 			t.Remove(id)
@@ -321,7 +368,7 @@ func (s *Service) admit(ctx context.Context, subject string, first bool) (*quota
 	})
 	end := live[:len(live)-limit+1]
 	for len(end) > maxEvicted { // the limit was lowered
-		if err := s.revoke(ctx, rules.ByGrant(end[0].ID), overLimit, event.Revoked); err != nil {
+		if err := s.end(ctx, rules.ByGrant(end[0].ID), overLimit); err != nil {
 			return nil, nil, err
 		}
 		t.Remove(end[0].ID)
@@ -336,7 +383,7 @@ func (s *Service) admit(ctx context.Context, subject string, first bool) (*quota
 const overLimit = "over the limit of grants for one subject"
 
 // evict ends a session in the change that opens another.
-func (s *Service) evict(ctx context.Context, c *change, g Grant) error {
+func (s *sessions) evict(ctx context.Context, c *change, g Grant) error {
 	t := rules.ByGrant(g.ID)
 	if err := s.addRule(ctx, c, t, false, overLimit); err != nil {
 		return err

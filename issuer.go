@@ -11,10 +11,10 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
-	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/granttype"
 	"github.com/apitoken-go/apitoken/internal/jws"
-	"github.com/apitoken-go/apitoken/internal/quota"
+	"github.com/apitoken-go/apitoken/internal/ratchet"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/store"
@@ -131,18 +131,48 @@ func (r TokenResponse) Format(f fmt.State, _ rune) { io.WriteString(f, redacted)
 func (r TokenResponse) LogValue() slog.Value { return slog.StringValue(redacted) }
 
 const (
-	maxSubject   = 255
-	maxAudiences = 16
-	maxRoles     = 32
-	maxActors    = 8
-	maxChain     = 32 // four for each exchange: the token, its grant, its client and its signing key
-	signTries    = 3  // of a login that a rule overtakes
+	maxActors = 8
+	maxChain  = 32 // four for each exchange: the token, its grant, its client and its signing key
+	makeTries = 8  // of a token that other writers, or changes of a role, a client or a signing key overtake
 )
 
-// plan is a request that was checked: who gets what, not yet how long the state stood where.
+// Every token is made in the same steps, whichever call asks for it. Issue, Refresh, Redeem and Exchange differ in their plan, and
+// each has a file with nothing else:
+//
+//	caller  Clients.caller finds out which client calls: once, before anything is planned.
+//	begin   core.begin notes what is known, before anything is looked at that the outcome stands on.
+//	plan    The call's own: who gets what, from which identity it descends, and what is written with it. A ceiling bounds it.
+//	sign    minter.sign makes the access token.
+//	record  minter.record writes in one change: the event, the session that opens, the record that is spent. Before and after it the
+//	        rules are asked about what was made.
+//
+// minter.make takes them in order. It begins again where another writer was first, or where a role, a client or a signing key has
+// changed since: nobody gets what was planned before a change.
+
+// minter makes tokens. Its methods are the calls of Service with the same name, which count and show what comes of them.
+type minter struct {
+	*core
+	clients  *Clients
+	signing  *SigningKeys
+	apiKeys  *APIKeys
+	roles    *roleBook
+	sessions *sessions
+	ratchet  ratchet.Ratchet
+	redeems  commit.Turns // of those who redeem one ticket
+
+	valid *JWTValidator // ours, set once it is made
+	trust *trust        // our own issuer, likewise
+}
+
+func newMinter(s *core, signing *SigningKeys, clients *Clients, keys *APIKeys) *minter {
+	return &minter{core: s, clients: clients, signing: signing, apiKeys: keys, roles: newRoleBook(s), sessions: newSessions(s),
+		ratchet: ratchet.Ratchet{Keys: signing.ring, Namespace: func() string { return s.ns }, Prefix: s.cfg.Prefix}}
+}
+
+// plan is a request that was checked.
 type plan struct {
+	// What the token says.
 	client    Client
-	own       bool // the client's own tokens
 	subject   string
 	scopes    Scopes
 	roles     []string
@@ -153,159 +183,148 @@ type plan struct {
 	claims    []byte
 	actors    []jws.Actor
 	chain     []string
-	event     event.Type
+
+	moment        // what was known when it was planned
+	from    birth // of what it is made of
+	login   bool  // the host says in this call who it is for, or the client for itself
+	event   event.Type
+	grant   string    // the session that it is for; empty: one of its own
+	until   time.Time // it ends by then; zero: when its life does
+	opens   bool      // a session with a refresh token
+	code    string    // from which the session's first refresh token is made, so that it can be made again; empty: at random
+	refresh string    // token that goes out with it
+	given   *stamp    // of a token that went out before: the answer is given again, and nothing is written
+	writes  func(c *change, t stamp) error
+	wrote   func(store.Version) // once that is written
+	last    func() error        // before the token is handed out
 }
 
-// Issue implements [Issuer].
-func (s *Service) Issue(ctx context.Context, r Request) (*Issued, error) {
-	var known refusal
+// stamp is what tells one access token from the next of its plan.
+type stamp struct {
+	jti, grant string
+	pos        rules.Positions
+	iat, exp   time.Time
+}
+
+// serve is one call: it counts who was refused and shows observers what came of it.
+func (s *minter) serve(ctx context.Context, op string, call func(known *refusal) (*Issued, error)) (*Issued, error) {
 	began := time.Now()
-	i, err := s.issueFor(ctx, r, &known)
-	if err != nil {
-		s.audit.denied(ctx, "issue", known, err)
-	}
-	s.observeIssue(ctx, "issue", began, i, err)
-	if !r.Auth.proves() {
-		tell(&err)
+	var known refusal
+	i, err := call(&known)
+	s.audit.denied(ctx, op, known, err)
+	if s.valid.observers.any() {
+		o := Observation{Op: op, Err: err, Took: time.Since(began)}
+		if i != nil {
+			o.Token = i.Token
+		}
+		s.observe(ctx, o)
 	}
 	return i, err
 }
 
-func (s *Service) observeIssue(ctx context.Context, op string, began time.Time, i *Issued, err error) {
-	if !s.valid.observers.any() {
-		return
+// make plans, signs and records, from the moment m.
+func (s *minter) make(ctx context.Context, m moment, next func(moment) (*plan, error)) (*Issued, error) {
+	var done *stamp // of a token that is recorded already, and is only signed again
+	for try := 1; ; try++ {
+		p, err := next(m)
+		var i *Issued
+		if err == nil {
+			if done != nil && !p.opens {
+				p.given = done
+			}
+			i, err = s.record(ctx, p, &done)
+		}
+		late, _ := err.(*overtaking)
+		switch {
+		case err == nil:
+			return i, nil
+		case late == nil && !errors.Is(err, store.ErrConflict):
+			return nil, err
+		case late != nil && late.ended && p.login && (!p.begun || p.own()):
+			// The rule may have come before this call, and this process not have known: then the next call is good.
+			if _, err := next(m); err != nil {
+				return nil, err // what it asks is not to be had any more
+			}
+			return nil, tryAgain("a revocation came while the token was made: ask again, if who it is for still stands")
+		case late != nil && (late.ended || try == makeTries):
+			return nil, late.why
+		case try == makeTries:
+			return nil, tryAgain("parallel changes of what is spent for the token")
+		}
+		again := s.begin(ctx)
+		again.host = m.host // it was confirmed when it was
+		m = again
 	}
-	o := Observation{Op: op, Err: err, Took: time.Since(began), Origin: originOf(ctx)}
-	if i != nil {
-		o.Token = i.Token
-	}
-	s.observe(ctx, o)
 }
 
-// issueFor notes in known which client asks, and of which grant.
-func (s *Service) issueFor(ctx context.Context, r Request, known *refusal) (*Issued, error) {
-	if r.Client != "" && r.Auth.ID != "" && r.Auth.ID != r.Client {
-		return nil, fail(ErrInvalidRequest, "Client and Auth name different clients")
-	}
-	m := s.begin(ctx)
-	who, err := s.Clients.caller(ctx, r.Auth)
-	if err == nil {
-		err = s.Clients.await(ctx, r.Client)
-	}
-	if err != nil {
-		return nil, err
-	}
-	known.by(&who)
-	if r.Grant != "" {
-		return s.issueUnder(ctx, r, m, &who, known)
-	}
-	return s.issue(ctx, r, m, &who, nil)
+// overtaking is what came while a token was made: a rule that ended what it is made of, or else a change after which it is planned
+// again.
+type overtaking struct {
+	why   *Error
+	ended bool
 }
 
-// spending is what is spent by what is issued: it has its own birth, and its change of the record goes with the write.
-type spending struct {
-	birth birth
-	with  func(c *change, t stamp) error
-	// version is the record's that is spent. What is planned again spends it again, from where the first write left it.
-	version store.Version
-	code    string // from which the first refresh token is made, so that it can be made again; empty: at random
+func (o *overtaking) Error() string { return o.why.Error() }
+
+// overtaken asks the rules about what was made: nil, or an *overtaking. A login is asked about only where a rule came since it was
+// planned: one that was there before ends what was issued until then, to the second, and says nothing of who logs in.
+func (s *minter) overtaken(p *plan, rs *rules.Subject) error {
+	if p.login && !p.passed(s.rules) {
+		return nil
+	}
+	rule := s.rules.Hit(rs)
+	if rule == "" {
+		return nil
+	}
+	next := *rs // what is made of the same once more
+	next.Id, next.Kid, next.Renews = "", "", true
+	if s.rules.Hit(&next) != "" {
+		return &overtaking{fail(ErrInvalidGrant, "a rule on its %s", rule), true}
+	}
+	return &overtaking{tryAgain("its %s changed while it was made", rule), false}
 }
 
-// issue checks r and opens what it asks for, with what that spends.
-func (s *Service) issue(ctx context.Context, r Request, m moment, who *caller, spent *spending) (*Issued, error) {
+// record signs p and writes what comes of it. Nothing is returned before it is durable, and nothing that a known rule hits. done is set
+// once a token that opens no session is written.
+func (s *minter) record(ctx context.Context, p *plan, done **stamp) (*Issued, error) {
 	if err := s.audit.ready(); err != nil {
 		return nil, err
 	}
-	for try := 1; ; try++ {
-		var p plan
-		if err := s.planFor(&p, &r, who); err != nil {
-			return nil, err
-		}
-		i, err := s.open(ctx, &p, m, r.Refresh, spent)
-		if err == nil {
-			return i, nil
-		}
-		if err != errStale && !errors.Is(err, errOvertaken) {
-			return nil, err
-		}
-		switch {
-		case err != errStale && !errors.Is(err, errRenew) && (spent != nil || m.begun && !p.own):
-			// What it spends was made before the rule, or who it is was confirmed: it stands for what the rule ended.
-			return nil, fail(ErrInvalidGrant, "a revocation came first")
-		case err != errStale && !errors.Is(err, errRenew):
-			if err := s.planFor(&p, &r, who); err != nil {
-				return nil, err // what it asks is not to be had any more
-			}
-			// It may have come before this call, and this process not have known: then the next one is good.
-			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "a revocation came while the token was made: ask again, if who it is for still stands"}
-		case try == signTries:
-			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "changes keep overtaking this login"}
-		}
-		// A role, a client or a signing key changed: plan again, for an identity that was confirmed when it was.
-		next := s.begin(ctx)
-		next.host = m.host
-		m = next
-	}
-}
-
-// errOvertaken says that a rule came between reading the state and the write, which hits what was made. errRenew is one that
-// only asks for it to be made again.
-var (
-	errOvertaken = errors.New("apitoken: overtaken by a revocation")
-	errRenew     = fmt.Errorf("%w, and to be minted again", errOvertaken)
-)
-
-// errStale says that no signing key is as old as the view that the plan was made in.
-var errStale = &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the signing key was withdrawn while the token was made"}
-
-// open stamps, signs and records. Nothing is returned before it is recorded, nothing that a known rule hits.
-func (s *Service) open(ctx context.Context, p *plan, m moment, refresh bool, spent *spending) (*Issued, error) {
-	from := m.login()
-	if spent != nil {
-		from = spent.birth
-	}
 	now := s.now()
-	grant := newID(now)
-	t := stamp{jti: newID(now), grant: grant, pos: m.stamp(from), iat: now, exp: now.Add(p.life)}
-	life := s.lifetimes(&p.client)
-	end := now.Add(life.Grant)
-	if refresh && t.exp.After(end) {
-		t.exp = end
+	var g *grantRecord
+	if p.opens {
+		g = s.newSession(ctx, p, now)
+		p.until = time.UnixMilli(g.Expires)
 	}
+	t := p.stamp(now)
 	i, rs, err := s.sign(ctx, p, t)
 	if err != nil {
 		return nil, err
 	}
-	var g *grantRecord
-	if refresh {
-		g = &grantRecord{V: 1, Subject: p.subject, Client: p.client.ID, Scopes: p.scopes, Roles: p.roles, Audiences: p.audiences,
-			Claims: p.claims, Binding: p.binding, Birth: from.at, Created: now.UnixMilli(), Life: int64(p.life / time.Second)}
-		g.Expires, g.Idle = end.UnixMilli(), life.Idle.Milliseconds()
-		o := originOf(ctx)
-		g.UserAgent = text.CleanText(o.UserAgent)
-		if o.Address.IsValid() {
-			g.Address = o.Address.String()
-		}
-		code := ""
-		if spent != nil {
-			code = spent.code
-		}
-		text, err := s.firstRefresh(g, grant, code)
-		if err != nil {
-			return nil, err
-		}
-		i.Refresh = NewSecret(text)
-		g.last(t, p)
+	if err := s.overtaken(p, rs); err != nil {
+		return nil, err
 	}
+	if p.given != nil {
+		i.at, i.Refresh = now, NewSecret(p.refresh)
+		return p.handOut(i)
+	}
+
+	if g != nil {
+		if g.State, p.refresh, err = s.ratchet.First(t.grant, p.code); err != nil {
+			return nil, public(err)
+		}
+		p.note(g, t)
+	}
+	var v store.Version
 	write := func(more func(*change) error) error {
 		c := s.newChange()
 		if g != nil {
-			if err := g.put(c, grant, store.Version{}); err != nil {
+			if err := g.put(c, t.grant, store.Version{}); err != nil {
 				return err
 			}
 		}
-		if spent != nil {
-			if err := spent.with(c, t); err != nil {
+		if p.writes != nil {
+			if err := p.writes(c, t); err != nil {
 				return err
 			}
 		}
@@ -316,95 +335,90 @@ func (s *Service) open(ctx context.Context, p *plan, m moment, refresh bool, spe
 			}
 		}
 		_, err := s.commit(ctx, c)
-		if err == nil && spent != nil {
-			spent.version = c.ID
-		}
+		v = c.ID
 		return err
 	}
-	if g != nil && s.sessions.Limit > 0 {
-		err = s.writeCounted(ctx, g, grant, write)
+	if g != nil {
+		err = s.sessions.open(ctx, g, t.grant, write)
 	} else {
 		err = write(nil)
+		*done = &t
 	}
 	if err != nil {
+		*done = nil
 		return nil, err
 	}
-	if !m.passed(s.rules) || s.rules.Hit(rs) == "" || g != nil && s.replaced(rs) {
-		return i, nil
+	if p.wrote != nil {
+		p.wrote(v)
 	}
-	if s.rules.Hit(renewed(rs)) != "" {
-		return nil, errOvertaken
+	i.Refresh = NewSecret(p.refresh)
+
+	err = s.overtaken(p, rs)
+	if err == nil || g != nil && s.sessions.crowdedOut(rs) {
+		return p.handOut(i)
 	}
-	if g != nil {
-		// Nobody gets the tokens of this session, which holds what was planned before: it would stand in lists and count.
-		if err := s.revoke(ctx, rules.ByGrant(grant), "planned again: its "+s.rules.Hit(rs)+" changed", event.Revoked); err != nil {
+	if g != nil && !err.(*overtaking).ended {
+		// Nobody gets the tokens of this session: it would stand in lists and count.
+		if err := s.end(ctx, rules.ByGrant(t.grant), "planned again: its "+s.rules.Hit(rs)+" changed"); err != nil {
 			return nil, err
 		}
 	}
-	return nil, errRenew
+	return nil, err
 }
 
-// replaced reports whether nothing but a rule on its own session hits a login: others of the same subject have taken all the room
-// since. It is answered like one that came a little earlier; its caller may find out when it uses the tokens.
-func (s *Service) replaced(rs *rules.Subject) bool {
-	x := *rs
-	x.Grant = ""
-	return s.sessions.Limit > 0 && s.rules.Hit(&x) == ""
+// own reports whether the token is the client's own. No subject goes by a client's ID.
+func (p *plan) own() bool { return p.subject == p.client.ID }
+
+func (p *plan) handOut(i *Issued) (*Issued, error) {
+	if p.last != nil {
+		if err := p.last(); err != nil {
+			return nil, err
+		}
+	}
+	return i, nil
 }
 
-// writeCounted opens a session within the limit of its subject: count, end what is too much and the new session
-// are one change. store.ErrConflict: write raced with something else than the count.
-func (s *Service) writeCounted(ctx context.Context, g *grantRecord, id string, write func(more func(*change) error) error) error {
-	leave, err := s.sessions.Turns.Enter(ctx, g.Subject)
-	if err != nil {
-		return public(err)
+func (p *plan) stamp(now time.Time) stamp {
+	var t stamp
+	if p.given != nil {
+		t = *p.given
+	} else {
+		t = stamp{jti: newID(now), grant: p.grant, iat: now, exp: now.Add(p.life)}
+		if t.grant == "" {
+			t.grant = newID(now)
+		}
+		if !p.until.IsZero() && t.exp.After(p.until) {
+			t.exp = p.until
+		}
 	}
-	defer leave()
-	var before store.Version
-	wait := 2 * time.Millisecond
-	for try := 1; ; try++ {
-		t, end, err := s.admit(ctx, g.Subject, try == 1)
-		if err != nil {
-			return err
-		}
-		if try > 1 && t.Version() == before {
-			return store.ErrConflict
-		}
-		began := time.Now()
-		err = write(func(c *change) error {
-			t.Add(id, g.Expires+int64(grantSlack/time.Millisecond))
-			if err := t.Put(&c.Change); err != nil {
-				return public(err)
-			}
-			for _, g := range end {
-				if err := s.evict(ctx, c, g); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		switch {
-		case err == nil:
-			for range end {
-				s.observe(ctx, Observation{Op: "revoke", Took: time.Since(began)})
-			}
-			return nil
-		case !errors.Is(err, store.ErrConflict):
-			return err
-		case t.Guessed:
-			continue
-		case try == quota.Tries || !follow.Sleep(ctx, follow.Jitter(wait)):
-			return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "many logins of one subject at once"}
-		}
-		before, wait = t.Version(), min(2*wait, 50*time.Millisecond)
+	t.pos = p.moment.stamp(p.from)
+	return t
+}
+
+// newSession is the record of the session that p opens.
+func (s *minter) newSession(ctx context.Context, p *plan, now time.Time) *grantRecord {
+	life, o := s.lifetimes(&p.client), originOf(ctx)
+	g := &grantRecord{V: 1, Subject: p.subject, Client: p.client.ID, Scopes: p.scopes, Roles: p.roles, Audiences: p.audiences,
+		Claims: p.claims, Binding: p.binding, Birth: p.from.at, Created: now.UnixMilli(), Life: int64(p.life / time.Second),
+		Expires: now.Add(life.Grant).UnixMilli(), Idle: life.Idle.Milliseconds(), UserAgent: text.CleanText(o.UserAgent)}
+	if o.Address.IsValid() {
+		g.Address = o.Address.String()
 	}
+	return g
+}
+
+// note writes into a session's record which access token goes out with this state of it.
+func (p *plan) note(g *grantRecord, t stamp) {
+	g.JTI, g.IAT, g.EXP, g.Narrow = t.jti, t.iat.UnixMilli(), t.exp.UnixMilli(), p.scopes
+	g.For, g.Bound = p.narrow, ""
+	if p.binding != g.Binding {
+		g.Bound = p.binding
+	}
+	g.Refreshed = t.iat.UnixMilli()
 }
 
 func (p *plan) eventOf(t stamp) Event {
 	e := Event{Type: p.event, OK: true, Subject: p.subject, Client: p.client.ID, TokenID: t.jti, Grant: t.grant, Scopes: p.scopes}
-	if e.Type == "" {
-		e.Type = event.Issued
-	}
 	if len(p.chain) > 0 { // what it descends from: a report follows it forward, from a stolen token to what was made of it
 		ids := slices.DeleteFunc(slices.Clone(p.chain), func(s string) bool { return strings.IndexByte(s, ':') >= 0 })
 		e.Extra = map[string]string{"chain": strings.Join(ids, " ")}
@@ -418,15 +432,8 @@ func (p *plan) eventOf(t stamp) Event {
 	return e
 }
 
-// stamp is what tells one access token from the next of its plan.
-type stamp struct {
-	jti, grant string
-	pos        rules.Positions
-	iat, exp   time.Time
-}
-
 // sign makes the access token, and what rules will see of it.
-func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *rules.Subject, error) {
+func (s *minter) sign(ctx context.Context, p *plan, t stamp) (*Issued, *rules.Subject, error) {
 	aud := p.audiences
 	if p.narrow != nil {
 		aud = p.narrow
@@ -438,10 +445,10 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *rules.S
 		return nil, nil, err
 	}
 	now := s.now() // a stamp may be of an answer that is given again
-	key, err := s.SigningKeys.active(t.pos.View, now, aud)
+	key, err := s.signing.active(t.pos.View, now, aud)
 	if err != nil && s.state.Refresh(ctx) == nil && s.begin(ctx).view != t.pos.View {
 		// Withdrawn, and its successor is newer than this view: what was planned under it has to be planned again.
-		return nil, nil, errStale
+		return nil, nil, &overtaking{tryAgain("the signing key was withdrawn while the token was made"), false}
 	}
 	if err != nil {
 		return nil, nil, err
@@ -485,45 +492,77 @@ func (s *Service) sign(ctx context.Context, p *plan, t stamp) (*Issued, *rules.S
 	return &made.issued, rs, nil
 }
 
-// planFor checks r against the client, the scopes and the roles, and fills in p.
-func (s *Service) planFor(p *plan, r *Request, who *caller) error {
-	p.subject, p.binding = r.Subject, r.Binding
+// Issue implements [Issuer].
+func (s *Service) Issue(ctx context.Context, r Request) (*Issued, error) {
+	i, err := s.serve(ctx, "issue", func(known *refusal) (*Issued, error) { return s.issue(ctx, r, known) })
+	if !r.Auth.proves() {
+		tell(&err)
+	}
+	return i, err
+}
+
+// issue notes in known which client asks, and of which grant.
+func (s *minter) issue(ctx context.Context, r Request, known *refusal) (*Issued, error) {
+	if r.Client != "" && r.Auth.ID != "" && r.Auth.ID != r.Client {
+		return nil, fail(ErrInvalidRequest, "Client and Auth name different clients")
+	}
+	m := s.begin(ctx)
+	who, err := s.clients.caller(ctx, r.Auth)
+	if err == nil {
+		err = s.clients.await(ctx, r.Client)
+	}
+	if err != nil {
+		return nil, err
+	}
+	known.by(&who)
+	return s.make(ctx, m, func(m moment) (*plan, error) {
+		if r.Grant != "" {
+			return s.planMore(ctx, m, &r, &who, known)
+		}
+		return s.planLogin(m, &r, &who)
+	})
+}
+
+// planLogin is what r asks for, of a subject for whom the host vouches or of a client for itself. It opens a session where r asks for
+// a refresh token.
+func (s *minter) planLogin(m moment, r *Request, who *caller) (*plan, error) {
 	id := r.Client
 	if id == "" {
 		id = who.id()
 	}
 	if !who.none() && who.id() != id {
-		return fail(ErrInvalidRequest, "Client and Auth name different clients")
+		return nil, fail(ErrInvalidRequest, "Client and Auth name different clients")
 	}
+	p := &plan{subject: r.Subject, binding: r.Binding, moment: m, from: m.login(), login: true, opens: r.Refresh, event: event.Issued}
 	if err := s.planClient(p, r, id, who); err != nil {
-		return err
+		return nil, err
 	}
 	if err := checkSubject(p.subject); err != nil {
-		return err
+		return nil, err
 	}
 	if r.Refresh && id != "" && !slices.Contains(p.client.GrantTypes, granttype.RefreshToken) {
-		return fail(ErrDenied, "client %q has no grant type refresh_token", id)
+		return nil, fail(ErrDenied, "client %q has no grant type refresh_token", id)
 	}
 	if err := checkBinding(r.Binding); err != nil {
-		return err
+		return nil, err
 	}
 	most := s.ceiling(&p.client)
 	var err error
-	if p.scopes, err = s.scopesFor(&most, r.Scopes, r.Roles); err != nil {
-		return err
+	if p.scopes, err = s.roles.scopesFor(&most, r.Scopes, r.Roles); err != nil {
+		return nil, err
 	}
 	p.roles = slices.Clone(r.Roles)
 	if p.audiences, err = most.targets(r.Audiences); err != nil {
-		return err
+		return nil, err
 	}
 	if p.life, err = most.lifetime(r.Lifetime); err != nil {
-		return err
+		return nil, err
 	}
 	if err := p.narrowTo(r.narrow); err != nil {
-		return err
+		return nil, err
 	}
 	p.claims, err = marshalClaims(r.Claims)
-	return err
+	return p, err
 }
 
 // narrowTo makes this token be for some of the audiences only.
@@ -540,14 +579,14 @@ func (p *plan) narrowTo(audiences []string) error {
 
 // planClient decides who asks: the host itself, a client for a subject that the host vouches for, or a client for
 // itself, which must prove it.
-func (s *Service) planClient(p *plan, r *Request, id string, who *caller) error {
+func (s *minter) planClient(p *plan, r *Request, id string, who *caller) error {
 	if id == "" {
 		if r.Subject == "" {
 			return fail(ErrInvalidRequest, "neither a Subject nor a Client")
 		}
 		p.client = Client{ID: s.cfg.FirstParty, Public: true}
 	} else if !who.none() {
-		c, err := who.now(s.Clients)
+		c, err := who.now(s.clients)
 		if err != nil {
 			return err
 		}
@@ -555,7 +594,7 @@ func (s *Service) planClient(p *plan, r *Request, id string, who *caller) error 
 	} else if r.Subject == "" {
 		return fail(ErrInvalidClient, "a client's own tokens are for whoever proves to be it")
 	} else {
-		c, err := s.Clients.enabled(id)
+		c, err := s.clients.enabled(id)
 		if err != nil {
 			return err
 		}
@@ -571,302 +610,108 @@ func (s *Service) planClient(p *plan, r *Request, id string, who *caller) error 
 		if r.Refresh {
 			return fail(ErrInvalidRequest, "a client's own tokens have no refresh token (RFC 6749 §4.4.3)")
 		}
-		p.subject, p.own = p.client.ID, true
+		p.subject = p.client.ID
 		return nil
 	}
-	if r.Subject == s.cfg.FirstParty || s.Clients.lookup(r.Subject) != nil {
+	if r.Subject == s.cfg.FirstParty || s.clients.lookup(r.Subject) != nil {
 		return fail(ErrInvalidRequest, "the subject is a client's ID: its tokens would pass for the client's own")
 	}
 	return nil
 }
 
-func checkSubject(sub string) error {
-	if sub == "" || len(sub) > maxSubject || !text.PlainText(sub) {
-		return fail(ErrInvalidRequest, "a subject is 1 to 255 bytes of UTF-8 without control characters")
-	}
-	return nil
-}
-
-// issueUnder issues under a grant that lives: at most what the grant holds, for no longer than it.
-func (s *Service) issueUnder(ctx context.Context, r Request, m moment, who *caller, known *refusal) (*Issued, error) {
-	if err := s.audit.ready(); err != nil {
-		return nil, err
-	}
-	g, _, err := s.grant(ctx, r.Grant)
+// planMore is what r asks for under a session that lives: at most what that holds, for no longer.
+func (s *minter) planMore(ctx context.Context, m moment, r *Request, who *caller, known *refusal) (*plan, error) {
+	g, _, err := s.sessions.read(ctx, r.Grant)
 	if errors.Is(err, ErrNotFound) {
 		return nil, fail(ErrInvalidGrant, "no grant %q: only those with a refresh token can be issued under", r.Grant)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if m, err = s.reach(ctx, m, g.birth()); err != nil {
-		return nil, err
-	}
 	known.Subject, known.Client, known.Grant = g.Subject, g.Client, r.Grant
-	if r.Subject != "" && r.Subject != g.Subject || r.Client != "" && r.Client != g.Client || r.Refresh {
+	switch {
+	case r.Subject != "" && r.Subject != g.Subject || r.Client != "" && r.Client != g.Client || r.Refresh:
 		return nil, fail(ErrInvalidRequest, "the request contradicts the grant it names")
-	}
-	if !who.none() && who.id() != g.Client {
+	case !who.none() && who.id() != g.Client:
 		return nil, fail(ErrInvalidRequest, "the grant is another client's")
+	case len(r.Roles) > 0:
+		return nil, fail(ErrInvalidRequest, "roles are the grant's")
+	case r.Binding != "" && g.Binding != "" && r.Binding != g.Binding:
+		return nil, fail(ErrInvalidRequest, "the grant is bound to another key")
 	}
-	p, err := s.planUnder(ctx, r.Grant, g, r.Scopes)
+	p, most, err := s.planUnder(ctx, m, r.Grant, g, r.Scopes, r.Audiences, r.Binding)
 	if err != nil {
 		return nil, err
 	}
-	if err := p.narrowTo(r.Audiences); err != nil {
-		return nil, err
-	}
-	if len(r.Roles) > 0 {
-		return nil, fail(ErrInvalidRequest, "roles are the grant's")
-	}
-	most := s.ceiling(&p.client)
+	p.event = event.Issued
 	if p.life, err = most.lifetime(r.Lifetime); err != nil {
 		return nil, err
 	}
-	if r.Binding != "" && r.Binding != g.Binding {
-		if g.Binding != "" {
-			return nil, fail(ErrInvalidRequest, "the grant is bound to another key")
-		}
-		if err := checkBinding(r.Binding); err != nil {
-			return nil, err
-		}
-		p.binding = r.Binding
-	}
 	if r.Claims != nil {
-		if p.claims, err = marshalClaims(r.Claims); err != nil {
-			return nil, err
-		}
+		p.claims, err = marshalClaims(r.Claims)
 	}
-	now := s.now()
-	t := stamp{jti: newID(now), grant: r.Grant, iat: now, exp: g.cut(now.Add(p.life)), pos: m.stamp(g.birth())}
-	return s.record(ctx, p, t)
+	return p, err
 }
 
-// record signs a token that opens nothing, writes its event, and checks the rules again before it hands it out.
-func (s *Service) record(ctx context.Context, p *plan, t stamp) (*Issued, error) {
-	i, rs, err := s.sign(ctx, p, t)
+// planUnder is what a session still allows: its client must be there, and hold what the session holds. Of that, scopes and audiences
+// name what is asked for, all where they are empty; binding is the token's own, empty: the session's.
+func (s *minter) planUnder(ctx context.Context, m moment, id string, g *grantRecord, scopes Scopes, audiences []string, binding string) (*plan, *ceiling, error) {
+	m, err := s.reach(ctx, m, g.birth())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if err := s.overtaken(rs); err != nil {
-		return nil, err
-	}
-	c := s.newChange()
-	c.event(ctx, p.eventOf(t))
-	if _, err := s.commit(ctx, c); err != nil {
-		return nil, err
-	}
-	if err := s.overtaken(rs); err != nil {
-		return nil, err
-	}
-	return i, nil
-}
-
-// overtaken tells what to do with a token that a rule hits after it was signed under a grant: nothing more comes of what
-// has ended; where a role, a client or a signing key changed only, asking again gives what is allowed now.
-func (s *Service) overtaken(rs *rules.Subject) error {
-	rule := s.rules.Hit(rs)
-	if rule == "" {
-		return nil
-	}
-	if s.rules.Hit(renewed(rs)) != "" {
-		return fail(ErrInvalidGrant, "a rule on its %s", rule)
-	}
-	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "its " + rule + " changed while it was made"}
-}
-
-// renewed is what rules see of the next token that is made of what rs was made of.
-func renewed(rs *rules.Subject) *rules.Subject {
-	next := *rs
-	next.Id, next.Kid, next.Renews = "", "", true
-	return &next
-}
-
-// planUnder is what a live grant allows now: its client must still be there, and hold what the grant holds.
-func (s *Service) planUnder(ctx context.Context, id string, g *grantRecord, asked Scopes) (*plan, error) {
-	c, err := s.grantClient(g)
+	c, err := s.clientOf(g.Client)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := s.alive(id, g); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	p := &plan{client: c, subject: g.Subject, binding: g.Binding, claims: g.Claims, roles: g.Roles}
-	// Each may have lost something since the grant was opened; what one gained since was not granted (RFC 6749 §6).
+	p := &plan{client: c, subject: g.Subject, binding: g.Binding, claims: g.Claims, roles: g.Roles,
+		moment: m, from: g.birth(), grant: id, until: time.UnixMilli(g.Expires)}
+
+	// Each may have lost something since the session was opened; what one gained since was not granted (RFC 6749 §6).
 	most := s.ceiling(&c)
 	if p.audiences = meetAudiences(g.Audiences, most.audiences); len(p.audiences) == 0 {
-		return nil, fail(ErrInvalidGrant, "none of its audiences may be asked for any more")
+		return nil, nil, fail(ErrInvalidGrant, "none of its audiences may be asked for any more")
 	}
 	most.meet("the grant", g.Scopes)
 	if len(g.Roles) > 0 {
 		given, err := s.roles.give(g.Roles)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		most.meet("the grant's roles", given)
 	}
-	if p.scopes = most.all(); len(asked) > 0 {
-		if p.scopes, err = most.take(asked); err != nil {
-			return nil, err
+	if p.scopes = most.all(); len(scopes) > 0 {
+		if p.scopes, err = most.take(scopes); err != nil {
+			return nil, nil, err
 		}
 	}
 	p.life = most.life.Access
 	if g.Life > 0 {
 		p.life = min(time.Duration(g.Life)*time.Second, most.life.MaxAccess)
 	}
-	if err := s.mayContinue(ctx, g.public(id)); err != nil {
-		return nil, err
+	if err := p.narrowTo(audiences); err != nil {
+		return nil, nil, err
 	}
-	return p, nil
+	if binding != "" {
+		if err := checkBinding(binding); err != nil {
+			return nil, nil, err
+		}
+		p.binding = binding
+	}
+	return p, &most, s.mayContinue(ctx, g.public(id))
 }
 
-// grantClient is the client of a grant, if it may still act.
-func (s *Service) grantClient(g *grantRecord) (Client, error) {
-	if g.Client == s.cfg.FirstParty {
-		return Client{ID: g.Client, Public: true}, nil
+// clientOf is the client that a session or a ticket is held by, if it may still act.
+func (s *minter) clientOf(id string) (Client, error) {
+	if id == s.cfg.FirstParty {
+		return Client{ID: id, Public: true}, nil
 	}
-	c, err := s.Clients.enabled(g.Client)
+	c, err := s.clients.enabled(id)
 	if err != nil {
 		return c, &Error{Code: ErrInvalidGrant, Detail: "its client is gone or disabled", Cause: err}
 	}
 	return c, nil
-}
-
-// Exchange implements [Issuer].
-func (s *Service) Exchange(ctx context.Context, r ExchangeRequest) (*Issued, error) {
-	began := time.Now()
-	var known refusal
-	i, err := s.exchange(ctx, r, &known)
-	s.audit.denied(ctx, "exchange", known, err)
-	s.observeIssue(ctx, "exchange", began, i, err)
-	return i, err
-}
-
-// exchange notes in known which client asks, and whose token it has.
-func (s *Service) exchange(ctx context.Context, r ExchangeRequest, known *refusal) (*Issued, error) {
-	if err := s.audit.ready(); err != nil {
-		return nil, err
-	}
-	m := s.begin(ctx)
-	who, err := s.Clients.caller(ctx, r.Auth)
-	if err != nil {
-		return nil, err
-	}
-	if who.none() {
-		return nil, fail(ErrInvalidClient, "a client that exchanges tokens has to prove who it is")
-	}
-	known.by(&who)
-	c, err := who.now(s.Clients)
-	if err != nil {
-		return nil, err
-	}
-	if !slices.Contains(c.GrantTypes, granttype.TokenExchange) {
-		return nil, fail(ErrDenied, "client %q has no grant type token-exchange", c.ID)
-	}
-	parent, err := s.validateHeld(ctx, r.Token, r.Binding)
-	if err != nil {
-		return nil, err
-	}
-	known.Issuer, known.Subject, known.Token, known.Grant = s.foreignIssuer(parent.d), parent.d.Subject, parent.d.ID, parent.d.Grant
-	from := parent.d.from
-	birth, ours := parent.birth(s.core)
-	if !ours { // another's subjects and positions are not ours, whatever we trust it with
-		return nil, fail(ErrInvalidRequest, "only tokens of this service are exchanged")
-	}
-	if m, err = s.reach(ctx, m, birth); err != nil {
-		return nil, err
-	}
-	p := &plan{client: c, subject: parent.Subject(), roles: parent.d.Roles, claims: parent.d.claim, binding: parent.d.Binding, event: event.Exchanged}
-	used := []Token{parent}
-	// Every actor of the chain is kept: who acts now comes first (RFC 8693 §4.1).
-	for _, a := range from.Actors {
-		p.actors = append(p.actors, jws.Actor{Subject: a.Subject, Issuer: a.Issuer})
-	}
-	if r.Actor.IsZero() {
-		if !c.MayImpersonate {
-			return nil, fail(ErrDenied, "client %q may exchange only with an actor's token", c.ID)
-		}
-	} else {
-		actor, err := s.validateHeld(ctx, r.Actor, r.Binding)
-		if err != nil {
-			return nil, err
-		}
-		acts, ours := actor.birth(s.core)
-		if !ours {
-			return nil, fail(ErrInvalidRequest, "only tokens of this service name actors")
-		}
-		if actor.Subject() == parent.Subject() && !c.MayImpersonate {
-			return nil, fail(ErrDenied, "the actor is the subject itself: client %q may exchange only with another's token", c.ID)
-		}
-		used = append(used, actor)
-		p.actors = slices.Insert(p.actors, 0, jws.Actor{Subject: actor.Subject()})
-		p.chain = actor.d.from.Lineage()
-		birth = birth.earlier(acts)
-	}
-	if p.chain = append(p.chain, from.Lineage()...); len(p.chain) > maxChain || len(p.actors) > maxActors {
-		return nil, fail(ErrInvalidRequest, "the chain of exchanges is too long")
-	}
-	p.chain = slices.Compact(slices.Sorted(slices.Values(p.chain)))
-	most := s.ceiling(&c)
-	most.meet("the token", parent.d.Scopes)
-	if p.scopes = most.all(); len(r.Scopes) > 0 {
-		if p.scopes, err = most.take(r.Scopes); err != nil {
-			return nil, err
-		}
-	}
-	if len(r.Audiences) > 0 {
-		p.audiences, err = most.targets(r.Audiences)
-	} else if p.audiences = meetAudiences(parent.d.Audiences, most.audiences); len(p.audiences) == 0 {
-		err = fail(ErrInvalidTarget, "client %q may ask for none of the token's audiences: it must name one of its own", c.ID)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if r.Binding != "" {
-		if err := checkBinding(r.Binding); err != nil {
-			return nil, err
-		}
-		p.binding = r.Binding
-	}
-	if p.life, err = most.lifetime(r.Lifetime); err != nil {
-		return nil, err
-	}
-	for _, t := range used { // the subject, and the actor where it is a user too
-		if t.IsClient() {
-			continue
-		}
-		if err := s.mayContinue(ctx, Grant{Subject: t.Subject(), Client: c.ID, Scopes: p.scopes, Roles: t.d.Roles}); err != nil {
-			return nil, err
-		}
-	}
-	// What is made of an API key knows no limit of uses or rate: to make it is one use.
-	for _, key := range used {
-		if err := s.consume(ctx, key); err != nil {
-			return nil, err
-		}
-	}
-	now := s.now()
-	t := stamp{jti: newID(now), grant: newID(now), iat: now, exp: now.Add(p.life), pos: m.stamp(birth)}
-	if end := parent.ExpiresAt(); !end.IsZero() && t.exp.After(end) {
-		t.exp = end
-	}
-	return s.record(ctx, p, t)
-}
-
-// validateHeld validates c for a caller who has proved to hold the key of binding already. What comes to be exchanged was
-// mostly sent to another service, which goes on with it: its audience need not be ours (RFC 8693 §1).
-func (s *Service) validateHeld(ctx context.Context, c Credential, binding string) (Token, error) {
-	c.anywhere = true
-	if binding == "" || c.DPoP != "" {
-		return s.Validate(ctx, c)
-	}
-	c.unproved = true
-	t, err := s.Validate(ctx, c)
-	if err != nil {
-		return t, err
-	}
-	if b := t.d.Binding; b != "" && b != binding && (c.CertSHA256 == [32]byte{} || b != BindCertificate(c.CertSHA256)) {
-		return Token{}, fail(ErrInvalidToken, "bound to a key that was not proved")
-	}
-	return t, nil
 }

@@ -106,7 +106,7 @@ func (s *Service) provenTarget(ctx context.Context, t *rules.Target) error {
 	var subject, client string
 	switch t.Kind {
 	case rules.TargetGrant:
-		g, _, err := s.grant(ctx, t.Id)
+		g, _, err := s.sessions.read(ctx, t.Id)
 		if errors.Is(err, ErrNotFound) { // a session without a refresh token lives only in its tokens' events
 			return s.provenByEvents(ctx, *t, store.Query{Kind: store.KindEvent, Grant: t.Id, Limit: 1, Type: string(event.Issued)})
 		}

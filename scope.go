@@ -12,6 +12,8 @@ type Scope string
 
 const (
 	maxScopes     = 256
+	maxRoles      = 32
+	maxAudiences  = 16
 	maxScopeBytes = 255
 )
 

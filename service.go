@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/feedlog"
 	"github.com/apitoken-go/apitoken/internal/quota"
@@ -32,17 +31,15 @@ type Service struct {
 	SigningKeys *SigningKeys // the ring
 
 	*core
+	*minter
 	feed  feedlog.Log
-	roles *roleBook
 	valid *JWTValidator
 	trust *trust // our own issuer, among valid's
 
-	accepted uint64       // the store's history that the services accepted; set by New
-	copied   [2]int64     // metaRecord.Copied
-	unsure   atomic.Bool  // the namespace cannot be read: nothing is purged
-	turns    commit.Turns // of those who redeem one ticket
-	sessions *quota.Quota // Limits.GrantsPerSubject
-	born     bool         // by New: the namespace was empty
+	accepted uint64      // the store's history that the services accepted; set by New
+	copied   [2]int64    // metaRecord.Copied
+	unsure   atomic.Bool // the namespace cannot be read: nothing is purged
+	born     bool        // by New: the namespace was empty
 	once     sync.Once
 }
 

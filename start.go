@@ -37,10 +37,7 @@ func New(c Config) (*Service, error) {
 		s.APIKeys.old = newOldKeys(s.cfg.KeyHashes)
 	}
 	s.audit.known = func(client string) bool { return s.Clients.lookup(client) != nil }
-	s.sessions = s.newQuota(kindGrant, "grant", c.Limits.GrantsPerSubject, func(now time.Time, since int64) bool {
-		return now.After(time.UnixMilli(since).Add(s.longest.Load().grant + grantSlack))
-	})
-	s.roles = newRoleBook()
+	s.minter = newMinter(s.core, s.SigningKeys, s.Clients, s.APIKeys)
 	s.state = follow.New(s.ctx, follow.Config{Store: c.Store, Now: c.Now, Injected: injected, Log: c.Logger, Staleness: c.Validation.MaxStaleness, Answer: startTimeout,
 		First: snapshotKinds, Then: followedKinds}, follow.To{Apply: s.apply, Aside: s.setAside, Told: s.tellUnreadable, Forget: s.forget, Lost: s.lost, Round: s.round})
 	s.writer.Store, s.writer.State = c.Store, s.state
@@ -72,13 +69,13 @@ func (s *Service) start() error {
 		return err
 	}
 	s.valid = v
-	if err := s.defineRoles(ctx); err != nil {
+	if err := s.roles.define(ctx); err != nil {
 		return startError(ctx, err)
 	}
 	if err := s.afterRestore(ctx); err != nil {
 		return startError(ctx, err)
 	}
-	for _, q := range []*quota.Quota{s.sessions, s.APIKeys.quota} {
+	for _, q := range []*quota.Quota{s.sessions.quota, s.APIKeys.quota} {
 		if err := q.Start(ctx, s.born); err != nil {
 			return startError(ctx, public(err))
 		}

@@ -119,7 +119,7 @@ func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (_ Secret, f
 }
 
 // prepare notes in known which client asks.
-func (s *Service) prepare(ctx context.Context, r Request, t Ticket, known *refusal) (Secret, error) {
+func (s *minter) prepare(ctx context.Context, r Request, t Ticket, known *refusal) (Secret, error) {
 	switch {
 	case t.Lifetime <= 0 || t.Lifetime > maxTicket:
 		return Secret{}, fail(ErrInvalidRequest, "a ticket's lifetime is required, at most %s", maxTicket)
@@ -136,16 +136,16 @@ func (s *Service) prepare(ctx context.Context, r Request, t Ticket, known *refus
 		return Secret{}, err
 	}
 	m := s.begin(ctx)
-	who, err := s.Clients.caller(ctx, r.Auth)
+	who, err := s.clients.caller(ctx, r.Auth)
 	if err == nil {
-		err = s.Clients.await(ctx, r.Client)
+		err = s.clients.await(ctx, r.Client)
 	}
 	if err != nil {
 		return Secret{}, err
 	}
 	known.by(&who)
-	var p plan
-	if err := s.planFor(&p, &r, &who); err != nil {
+	p, err := s.planLogin(m, &r, &who)
+	if err != nil {
 		return Secret{}, err
 	}
 	if t.Client == "" {
@@ -156,7 +156,7 @@ func (s *Service) prepare(ctx context.Context, r Request, t Ticket, known *refus
 	}
 	now := s.now()
 	rec := ticketRecord{V: 1, Client: t.Client, Challenge: t.Challenge, Redirect: t.RedirectURI, Expires: now.Add(t.Lifetime).UnixMilli(),
-		Birth: m.login().at, Subject: r.Subject, Scopes: r.Scopes, Roles: r.Roles, Audiences: r.Audiences,
+		Birth: p.from.at, Subject: r.Subject, Scopes: r.Scopes, Roles: r.Roles, Audiences: r.Audiences,
 		Lifetime: int64(r.Lifetime), Refresh: r.Refresh, Claims: p.claims, Binding: r.Binding, Again: t.Again.Milliseconds()}
 	if p.client.ID != s.cfg.FirstParty { // also where Auth named it
 		rec.For = p.client.ID
@@ -169,7 +169,7 @@ func (s *Service) prepare(ctx context.Context, r Request, t Ticket, known *refus
 	} else {
 		k := opaque.Key{ID: opaque.NewID(now)}
 		rand.Read(k.Secret[:])
-		code = NewSecret(s.SigningKeys.seal(&k, opaque.Ticket))
+		code = NewSecret(s.signing.seal(&k, opaque.Ticket))
 		rec.Hash = opaque.Hash("tk1h", []byte(s.ns), k.ID[:], k.Secret[:])
 		id = k.ID.String()
 	}
@@ -194,7 +194,7 @@ func challengeShape(s string) bool {
 }
 
 // findTicket reads the record of a code, by its tag or by its hash.
-func (s *Service) findTicket(ctx context.Context, code string) (id string, want [32]byte, err error) {
+func (s *minter) findTicket(ctx context.Context, code string) (id string, want [32]byte, err error) {
 	if opaque.KindOf(code) != opaque.Ticket {
 		if code == "" || len(code) > 512 {
 			return "", want, fail(ErrInvalidGrant, "no such ticket")
@@ -202,7 +202,7 @@ func (s *Service) findTicket(ctx context.Context, code string) (id string, want 
 		sum := sha256.Sum256([]byte(code))
 		return hex.EncodeToString(sum[:16]), opaque.Hash("tk1c", []byte(s.ns), sum[:]), nil
 	}
-	k, ours, err := s.SigningKeys.readMade(ctx, code, opaque.Ticket)
+	k, ours, err := s.signing.readMade(ctx, code, opaque.Ticket)
 	switch {
 	case err != nil:
 		return "", want, err
@@ -219,7 +219,8 @@ func (s *Service) Genuine(ctx context.Context, token string) error {
 	what, err := "redeem", error(nil)
 	if opaque.KindOf(token) == opaque.Refresh {
 		what = "refresh"
-		_, err = s.readRefresh(ctx, token)
+		_, err = s.ratchet.Read(ctx, token)
+		err = public(err)
 	} else {
 		err = s.genuineTicket(ctx, token)
 	}
@@ -229,114 +230,108 @@ func (s *Service) Genuine(ctx context.Context, token string) error {
 	return err
 }
 
-func (s *Service) genuineTicket(ctx context.Context, token string) error {
+func (s *minter) genuineTicket(ctx context.Context, token string) error {
 	id, hash, err := s.findTicket(ctx, token)
 	if err != nil || opaque.KindOf(token) == opaque.Ticket {
 		return err
 	}
+	_, _, err = s.readTicket(ctx, id, hash)
+	return err
+}
+
+// readTicket reads the ticket that findTicket names.
+func (s *minter) readTicket(ctx context.Context, id string, hash [32]byte) (*ticketRecord, store.Record, error) {
 	r, err := s.get(ctx, kindTicket, id)
 	if isNotFound(err) {
-		return fail(ErrInvalidGrant, "no such ticket")
+		return nil, r, fail(ErrInvalidGrant, "no such ticket")
 	}
 	if err != nil {
-		return err
+		return nil, r, err
 	}
 	t, err := readTicket(r)
 	if err == nil && subtle.ConstantTimeCompare(hash[:], t.Hash[:]) != 1 {
 		err = fail(ErrInvalidGrant, "no such ticket")
 	}
-	return err
+	return t, r, err
 }
 
 // Redeem issues what was prepared. ErrInvalidGrant: unknown, expired, another client's, or used before.
 func (s *Service) Redeem(ctx context.Context, r Redemption) (*Issued, error) {
-	began := time.Now()
-	var known refusal
-	i, err := s.redeem(ctx, r, &known)
-	s.audit.denied(ctx, "redeem", known, err)
-	s.observeIssue(ctx, "redeem", began, i, err)
-	return i, err
+	return s.serve(ctx, "redeem", func(known *refusal) (*Issued, error) { return s.redeem(ctx, r, known) })
+}
+
+// redeeming is one call of Redeem.
+type redeeming struct {
+	*minter
+	r     Redemption
+	who   *caller
+	known *refusal
+	id    string
+	hash  [32]byte
+	t     *ticketRecord
+	rec   store.Record
+	ours  bool // t was spent by this call
 }
 
 // redeem notes in known whose ticket it is.
-func (s *Service) redeem(ctx context.Context, r Redemption, known *refusal) (*Issued, error) {
-	known.confirmed(s.Clients, &r.Auth)
+func (s *minter) redeem(ctx context.Context, r Redemption, known *refusal) (*Issued, error) {
+	known.confirmed(s.clients, &r.Auth)
 	id, hash, err := s.findTicket(ctx, r.Ticket)
 	if err != nil {
 		return nil, err
 	}
-	who, err := s.Clients.caller(ctx, r.Auth)
+	who, err := s.clients.caller(ctx, r.Auth)
 	if err != nil {
 		return nil, err
 	}
 	known.by(&who)
-	leave, err := s.turns.Enter(ctx, id)
+	leave, err := s.redeems.Enter(ctx, id)
 	if err != nil {
 		return nil, public(err)
 	}
 	defer leave()
-	for try := 0; try < 3; try++ {
-		i, err := s.redeemOnce(ctx, r, id, hash, &who, known)
-		if !errors.Is(err, store.ErrConflict) {
-			return i, err
-		}
-	}
-	return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel uses of one ticket"}
+	x := &redeeming{minter: s, r: r, who: &who, known: known, id: id, hash: hash}
+	return s.make(ctx, s.begin(ctx), func(m moment) (*plan, error) { return x.plan(ctx, m) })
 }
 
-func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash [32]byte, who *caller, known *refusal) (*Issued, error) {
-	m := s.begin(ctx)
-	rec, err := s.get(ctx, kindTicket, id)
-	if isNotFound(err) {
-		return nil, fail(ErrInvalidGrant, "no such ticket")
+// plan reads the ticket and judges it.
+func (x *redeeming) plan(ctx context.Context, m moment) (*plan, error) {
+	if x.ours {
+		x.ours = false // if it is not when this is written, another writer has changed it
+		return x.planFirst(ctx, m)
 	}
-	if err != nil {
+	var err error
+	if x.t, x.rec, err = x.readTicket(ctx, x.id, x.hash); err != nil {
 		return nil, err
 	}
-	t, err := readTicket(rec)
-	if err != nil {
-		return nil, err
-	}
-	if subtle.ConstantTimeCompare(hash[:], t.Hash[:]) != 1 {
-		return nil, fail(ErrInvalidGrant, "no such ticket")
-	}
-	if m, err = s.reach(ctx, m, t.birth()); err != nil {
-		return nil, err
-	}
-	known.Subject, known.Client, known.Grant, known.Claimed = t.Subject, t.Client, t.Spent, ""
+	t, r, who := x.t, &x.r, x.who
+	x.known.Subject, x.known.Client, x.known.Grant, x.known.Claimed = t.Subject, t.Client, t.Spent, ""
 	if !who.none() && who.id() != t.Client {
-		known.Claimed = who.id()
+		x.known.Claimed = who.id()
 	}
-	if t.Client != s.cfg.FirstParty {
-		c, err := s.Clients.enabled(t.Client)
-		switch {
-		case err != nil:
-			return nil, &Error{Code: ErrInvalidGrant, Detail: "its client is gone or disabled", Cause: err}
-		case !who.none() && who.id() != t.Client:
-			return nil, fail(ErrInvalidGrant, "another client's ticket")
-		case who.none() && !c.Public:
-			return nil, fail(ErrInvalidClient, "client %q must authenticate", t.Client)
-		}
-	} else if !who.none() {
+	c, err := x.clientOf(t.Client)
+	switch {
+	case err != nil:
+		return nil, err
+	case !who.none() && (who.id() != t.Client || t.Client == x.cfg.FirstParty):
 		return nil, fail(ErrInvalidGrant, "another client's ticket")
-	}
-	if t.Spent != "" {
-		if i, again, err := s.redeemAgain(ctx, r, m, t, rec); again || err != nil {
-			return i, err
+	case who.none() && !c.Public:
+		return nil, fail(ErrInvalidClient, "client %q must authenticate", t.Client)
+	case t.Spent != "":
+		if p, err := x.planRepeat(ctx, m); p != nil || err != nil {
+			return p, err
 		}
 		// Who holds a spent code may have copied it: what the first use got ends (RFC 6749 §4.1.2), once.
-		if s.rules.Hit(t.got()) != "" {
+		if x.rules.Hit(t.got()) != "" {
 			return nil, fail(ErrInvalidGrant, "the ticket was used before, and what it got has ended")
 		}
-		if err := s.writeRule(ctx, rules.ByGrant(t.Spent), false, "ticket used again", event.Reused, nil); err != nil {
+		if err := x.writeRule(ctx, rules.ByGrant(t.Spent), false, "ticket used again", event.Reused, nil); err != nil {
 			return nil, err
 		}
 		return nil, fail(ErrInvalidGrant, "the ticket was used before: what it got is revoked")
-	}
-	switch {
-	case t.Leaked || s.rules.Ended(id):
+	case t.Leaked || x.rules.Ended(x.id):
 		return nil, fail(ErrInvalidGrant, "the ticket was found in a leak")
-	case s.now().UnixMilli() >= t.Expires:
+	case x.now().UnixMilli() >= t.Expires:
 		return nil, fail(ErrInvalidGrant, "the ticket has expired")
 	case t.Redirect != r.RedirectURI:
 		return nil, fail(ErrInvalidGrant, "another redirect URI")
@@ -345,98 +340,101 @@ func (s *Service) redeemOnce(ctx context.Context, r Redemption, id string, hash 
 	case t.Binding != "" && r.Binding != t.Binding:
 		return nil, fail(ErrInvalidGrant, "the ticket is bound to another key")
 	}
-	// A rule since the ticket was made hits what it stands for: the identity was confirmed before the rule.
-	if rule := s.rules.Hit(&rules.Subject{Subject: t.Subject, Client: t.Client, Pos: rules.Positions{Birth: t.Birth, View: t.Birth}, Renews: true}); rule != "" {
-		return nil, fail(ErrInvalidGrant, "a rule on its %s", rule)
-	}
-	req := t.request(r.Binding, r.Audiences)
-	if err := s.mayContinue(ctx, Grant{Subject: t.Subject, Client: t.Client, Scopes: t.Scopes, Roles: t.Roles}); err != nil {
-		return nil, err
-	}
-	host := caller{} // it was asked for by whoever prepared it
-	spent := spending{birth: t.birth(), version: rec.Version}
-	spent.with = func(c *change, st stamp) error {
-		t.Spent = st.grant
-		if t.Again > 0 {
-			t.JTI, t.IAT, t.EXP, t.Bound, t.Only = st.jti, st.iat.UnixMilli(), st.exp.UnixMilli(), r.Binding, r.Audiences
-		}
-		return put(c, &ticketForm, store.Record{ID: id, Subject: rec.Subject, Client: rec.Client, Expires: rec.Expires}, t, spent.version)
-	}
-	if t.Again > 0 {
-		spent.code = r.Ticket
-	}
-	return s.issue(ctx, req, m, &host, &spent)
+	return x.planFirst(ctx, m)
 }
 
-// request is what was prepared, bound and narrowed as whoever redeems it asks.
-func (t *ticketRecord) request(binding string, audiences []string) Request {
-	r := Request{Subject: t.Subject, Client: t.For, Scopes: t.Scopes, Roles: t.Roles, Audiences: t.Audiences,
+// planPrepared is what was prepared, for whoever prepared it, bound and narrowed as whoever redeems it asks.
+func (x *redeeming) planPrepared(ctx context.Context, m moment, binding string, audiences []string) (*plan, error) {
+	t := x.t
+	m, err := x.reach(ctx, m, t.birth())
+	if err != nil {
+		return nil, err
+	}
+	// A rule since the ticket was made hits what it stands for: the identity was confirmed before the rule.
+	if rule := x.rules.Hit(t.got()); rule != "" {
+		return nil, fail(ErrInvalidGrant, "a rule on its %s", rule)
+	}
+	p, err := x.planLogin(m, t.request(binding, audiences), &caller{})
+	if err != nil {
+		return nil, err
+	}
+	p.from, p.login = t.birth(), false
+	return p, x.mayContinue(ctx, Grant{Subject: t.Subject, Client: t.Client, Scopes: t.Scopes, Roles: t.Roles})
+}
+
+// planFirst spends the ticket.
+func (x *redeeming) planFirst(ctx context.Context, m moment) (*plan, error) {
+	t := x.t
+	t.Spent = ""
+	p, err := x.planPrepared(ctx, m, x.r.Binding, x.r.Audiences)
+	if err != nil {
+		return nil, err
+	}
+	if t.Again > 0 {
+		p.code = x.r.Ticket
+	}
+	p.writes = func(c *change, st stamp) error {
+		t.Spent = st.grant
+		if t.Again > 0 {
+			t.JTI, t.IAT, t.EXP, t.Bound, t.Only = st.jti, st.iat.UnixMilli(), st.exp.UnixMilli(), x.r.Binding, x.r.Audiences
+		}
+		return put(c, &ticketForm, store.Record{ID: x.id, Subject: x.rec.Subject, Client: x.rec.Client, Expires: x.rec.Expires}, t, x.rec.Version)
+	}
+	p.wrote = func(v store.Version) { x.rec.Version, x.ours = v, true }
+	return p, nil
+}
+
+// planRepeat answers the repetition of a first use with what that got. There is nothing new, so nothing is written. nil: it is none,
+// but a second use.
+func (x *redeeming) planRepeat(ctx context.Context, m moment) (*plan, error) {
+	t, r := x.t, &x.r
+	if t.Again == 0 || x.cfg.Refresh.Grace == 0 || t.Leaked || x.rules.Ended(x.id) {
+		return nil, nil
+	}
+	if t.Redirect != r.RedirectURI || !verifies(t.Challenge, r.Verifier) || t.Bound != r.Binding {
+		return nil, nil
+	}
+	// Asked now, for what others have revoked, and for the store's clock, which says how long ago it was.
+	if err := x.state.Refresh(ctx); err != nil {
+		return nil, unavailable(err, "look for revocations")
+	}
+	age, ok := x.state.Since(x.rec.Written, t.IAT)
+	if !ok || age.Milliseconds() >= t.Again || x.now().UnixMilli() >= t.EXP {
+		return nil, nil
+	}
+	refresh := ""
+	if t.Refresh {
+		g, _, err := x.sessions.read(ctx, t.Spent)
+		if err != nil {
+			return nil, err
+		}
+		if g.Seq != 0 { // the answer has arrived: whoever comes now has a copy
+			return nil, nil
+		}
+		if err := x.alive(t.Spent, g); err != nil {
+			return nil, err
+		}
+		if refresh, err = x.ratchet.FirstAgain(&g.State, t.Spent, r.Ticket); err != nil {
+			return nil, public(err)
+		}
+	}
+	p, err := x.planPrepared(ctx, m, t.Bound, t.Only)
+	if err != nil {
+		return nil, err
+	}
+	p.opens, p.refresh = false, refresh
+	p.given = &stamp{jti: t.JTI, grant: t.Spent, iat: time.UnixMilli(t.IAT), exp: time.UnixMilli(t.EXP)}
+	return p, nil
+}
+
+// request is what was prepared.
+func (t *ticketRecord) request(binding string, audiences []string) *Request {
+	r := &Request{Subject: t.Subject, Client: t.For, Scopes: t.Scopes, Roles: t.Roles, Audiences: t.Audiences,
 		Lifetime: time.Duration(t.Lifetime), Refresh: t.Refresh, Binding: binding, narrow: audiences}
 	if len(t.Claims) > 0 {
 		r.Claims = t.Claims
 	}
 	return r
-}
-
-// redeemAgain answers the repetition of a first use with what that got, as repeat does for a refresh. again is false where it is none,
-// but a second use. There is nothing new, so nothing is written.
-func (s *Service) redeemAgain(ctx context.Context, r Redemption, m moment, t *ticketRecord, rec store.Record) (_ *Issued, again bool, _ error) {
-	if t.Again == 0 || s.cfg.Refresh.Grace == 0 || t.Leaked || s.rules.Ended(rec.ID) {
-		return nil, false, nil
-	}
-	if t.Redirect != r.RedirectURI || !verifies(t.Challenge, r.Verifier) || t.Bound != r.Binding {
-		return nil, false, nil
-	}
-	// Asked now, for what others have revoked, and for the store's clock, which says how long ago it was.
-	if err := s.state.Refresh(ctx); err != nil {
-		return nil, false, unavailable(err, "look for revocations")
-	}
-	now := s.now()
-	age, ok := s.state.Since(rec.Written, t.IAT)
-	if !ok || age.Milliseconds() >= t.Again || now.UnixMilli() >= t.EXP {
-		return nil, false, nil
-	}
-	if rule := s.rules.Hit(t.got()); rule != "" {
-		return nil, false, fail(ErrInvalidGrant, "a rule on its %s", rule)
-	}
-
-	var refresh Secret
-	if t.Refresh {
-		g, _, err := s.grant(ctx, t.Spent)
-		if err != nil {
-			return nil, false, err
-		}
-		if g.Seq != 0 { // the answer has arrived: whoever comes now has a copy
-			return nil, false, nil
-		}
-		if err := s.alive(t.Spent, g); err != nil {
-			return nil, false, err
-		}
-		text, err := s.firstAgain(g, t.Spent, r.Ticket)
-		if err != nil {
-			return nil, false, err
-		}
-		refresh = NewSecret(text)
-	}
-
-	if err := s.mayContinue(ctx, Grant{Subject: t.Subject, Client: t.Client, Scopes: t.Scopes, Roles: t.Roles}); err != nil {
-		return nil, false, err
-	}
-	var p plan
-	req := t.request(t.Bound, t.Only)
-	if err := s.planFor(&p, &req, &caller{}); err != nil {
-		return nil, false, err
-	}
-	st := stamp{jti: t.JTI, grant: t.Spent, iat: time.UnixMilli(t.IAT), exp: time.UnixMilli(t.EXP), pos: m.stamp(t.birth())}
-	i, rs, err := s.sign(ctx, &p, st)
-	if err == nil {
-		err = s.overtaken(rs)
-	}
-	if err != nil {
-		return nil, false, err
-	}
-	i.at, i.Refresh = now, refresh
-	return i, true, nil
 }
 
 // verifies is RFC 7636 §4.6 for S256. A verifier without a challenge is refused too: it hints at a downgrade

@@ -20,6 +20,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/internal/usage"
 )
 
@@ -409,6 +410,15 @@ func checkBinding(b string) error {
 	}
 	if raw, err := base64.RawURLEncoding.Strict().DecodeString(print); !ok || err != nil || len(raw) != 32 {
 		return fail(ErrInvalidRequest, "a Binding is jkt: or x5t#S256: and the base64url of 32 bytes; see BindDPoP and BindCertificate")
+	}
+	return nil
+}
+
+const maxSubject = 255 // bytes
+
+func checkSubject(sub string) error {
+	if sub == "" || len(sub) > maxSubject || !text.PlainText(sub) {
+		return fail(ErrInvalidRequest, "a subject is 1 to 255 bytes of UTF-8 without control characters")
 	}
 	return nil
 }

@@ -375,7 +375,7 @@ func newServiceValidator(s *Service) (*JWTValidator, error) {
 	t.Rules.Store(s.rules)
 	t.SetKeys(s.SigningKeys.ring.PublicKeys())
 	v.trusts[t.issuer] = t
-	s.trust, s.watchers, s.APIKeys.trust, s.APIKeys.valid = t, &v.observers, t, v
+	s.trust, s.watchers, s.APIKeys.trust, s.APIKeys.valid, s.minter.trust, s.minter.valid = t, &v.observers, t, v, t, v
 	s.verifies = t.SetKeys
 	v.follow(s.cfg.Trust, t)
 	return v, nil

@@ -108,7 +108,7 @@ type Consumer interface {
 // reserved in batches of at most a sixteenth of what remains: never more than MaxUses in all processes, to the last one exact
 // below 32, and a process that dies may lose its batch.
 func (s *Service) Consume(ctx context.Context, t Token) error {
-	err := s.consume(ctx, t)
+	err := s.APIKeys.take(ctx, t)
 	if errors.Is(err, ErrLimited) {
 		if e := s.APIKeys.known(t.ID()); e != nil {
 			var known refusal
@@ -119,12 +119,12 @@ func (s *Service) Consume(ctx context.Context, t Token) error {
 	return err
 }
 
-// consume is Consume for calls that count their refusals themselves.
-func (s *Service) consume(ctx context.Context, t Token) error {
-	if t.IsZero() || !t.IsAPIKey() || t.Issuer() != s.cfg.Issuer {
+// take is Consume for calls that count their refusals themselves.
+func (k *APIKeys) take(ctx context.Context, t Token) error {
+	if t.IsZero() || !t.IsAPIKey() || t.Issuer() != k.s.cfg.Issuer {
 		return nil
 	}
-	return s.APIKeys.consume(ctx, t.ID())
+	return k.consume(ctx, t.ID())
 }
 
 // Consume implements [Consumer] where the validator is a service's.
