@@ -3,9 +3,12 @@ package remote_test
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"runtime"
 	"strings"
 	"sync"
@@ -155,7 +158,39 @@ func newVerdicts(t testing.TB) *verdicts {
 			return apitoken.ErrUnavailable
 		})
 	}
+	add("introspection", func(text string) error {
+		answer, err := s.svc.Introspect(s.ctx, text)
+		return activeOrNot(answer.Active, err)
+	})
+	for _, at := range []struct {
+		name, path string
+		h          http.Handler
+	}{{"introspection by remote.Handler", "/apitoken/introspect", remote.Handler(s.svc)}, {"introspection by oauthhttp", "/introspect", h}} {
+		add(at.name, func(text string) error {
+			r := httptest.NewRequest("POST", s.url+at.path, strings.NewReader(url.Values{"token": {text}}.Encode()))
+			r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+			r.SetBasicAuth(s.auth.ID, s.auth.Secret.Reveal())
+			w := httptest.NewRecorder()
+			at.h.ServeHTTP(w, r)
+			var answer struct{ Active bool }
+			switch {
+			case w.Code == http.StatusBadRequest: // no text that a credential could have
+				return apitoken.ErrInvalidToken
+			case w.Code != http.StatusOK:
+				return fmt.Errorf("%d %s", w.Code, w.Body)
+			}
+			err := json.Unmarshal(w.Body.Bytes(), &answer)
+			return activeOrNot(answer.Active, err)
+		})
+	}
 	return x
+}
+
+func activeOrNot(active bool, err error) error {
+	if err == nil && !active {
+		return apitoken.ErrInvalidToken
+	}
+	return err
 }
 
 // elsewhere sends every request to one address.
@@ -188,7 +223,7 @@ func (x *verdicts) same(t *testing.T, text string) (good bool) {
 }
 
 // FuzzVerdicts gives arbitrary bytes, and good credentials with some bytes changed, to the service, to validators over both
-// kinds of introspection and to the middleware in front of each.
+// kinds of introspection, to the middleware in front of each, and to introspection itself.
 func FuzzVerdicts(f *testing.F) {
 	x := newVerdicts(f)
 	_, key, err := x.s.svc.APIKeys.Create(x.s.ctx, apitoken.APIKeyRequest{Subject: "bob"})
