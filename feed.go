@@ -61,7 +61,7 @@ func (s *Service) loadFeed(ctx context.Context) error {
 	}
 	defer release()
 	root, key := s.SigningKeys.ring.MAC(keyring.Feed)
-	return s.feed.Load(ctx, s.st, s.state.Position(), s.ns, root, key)
+	return s.feed.Load(ctx, s.st, s.state.Position(), s.ns, root, key, len(s.cfg.KeyHashes) > 0)
 }
 
 // Wait returns when this process's view of the state is not at p, or ctx ends. For long polls of [Service.Revocations].

@@ -67,6 +67,11 @@ type introspector struct {
 	answers *flightcache.Cache[[32]byte, *opaqueAnswer]
 
 	filter atomic.Pointer[keyFilter] // of API keys; nil: the source has sent none
+	old    *oldKeys                  // of another program's API keys; nil: none are known
+
+	importedMu sync.RWMutex // guards the next two
+	imported   map[[8]byte]struct{}
+	importedBy string // the key and the namespace of their hashes
 
 	mu     sync.Mutex // guards all below; taken with a shard of answers locked
 	asking [lanes]int // questions under way
@@ -103,7 +108,7 @@ type lane int
 const (
 	genuine lane = iota // its tag is the issuer's, or the issuer has called it active before
 	strange             // its tag can't be verified here: its root is one that the issuer could not open
-	untold              // the issuer is of a version that does not say how its API keys look
+	untold              // an imported key's, if its holder is no stranger that knows its start; or of an issuer that does not say how its keys look
 	lanes
 	unheard = lanes // it names a root that our view of the issuer has not: junk, unless the view is old
 )
@@ -174,8 +179,8 @@ func (v *JWTValidator) introspects(c *ValidatorConfig) error {
 	switch {
 	case c.Opaque != nil:
 		return wrong("Introspect", "contradicts Opaque")
-	case len(c.Trust) != 1 || !c.Trust[0].Own:
-		return wrong("Introspect", "takes exactly one trusted issuer, with Own set")
+	case owned(c.Trust) != 1:
+		return wrong("Introspect", "takes exactly one trusted issuer with Own set")
 	}
 	s := &introspector{v: v, ask: c.Introspect, ttl: c.OpaqueFor}
 	s.answers = flightcache.New(flightcache.Config[[32]byte, *opaqueAnswer]{Shard: func(sum [32]byte) byte { return sum[0] },
@@ -186,9 +191,67 @@ func (v *JWTValidator) introspects(c *ValidatorConfig) error {
 	if s.ttl < 0 || s.ttl > time.Hour {
 		return wrong("OpaqueFor", "%s is not between 0 and 1 h", s.ttl)
 	}
+	if len(c.KeyHashes) > 0 {
+		s.old = newOldKeys(c.KeyHashes)
+	}
 	v.introspector = s
 	v.opaque = s.validate
 	return nil
+}
+
+// owned is how many of the issuers are services of this module that are ours.
+func owned(list []Trusted) (n int) {
+	for _, t := range list {
+		if t.Own {
+			n++
+		}
+	}
+	return n
+}
+
+// readOld says in which lane the question about what may be an imported API key belongs; junk: none, since its issuer has imported no
+// key that is found by the same.
+func (s *introspector) readOld(token string, now time.Time) (l lane, junk string, err error) {
+	s.mu.Lock()
+	key, ns := s.key, s.ns
+	s.mu.Unlock()
+	for _, name := range s.old.names {
+		lookup, err := s.old.lookup(name, token)
+		if err != nil {
+			return 0, "", err
+		}
+		if lookup == "" || !s.imports(rules.HashTarget(key, ns, rules.TargetToken, "", opaque.ImportedID(ns, name, lookup, 0).String(), "")) {
+			continue
+		}
+		if f := s.old.forms[name]; f.Read == nil || f.Slow {
+			return untold, "", nil // whoever knows a part of the key can ask
+		}
+		return genuine, "", nil // found by a digest of the whole key
+	}
+	if s.iss.freshness(s.iss.look(), now).Stale { // it may have been imported since
+		s.iss.wake()
+		return 0, "", s.iss.cutOff("the view of imported API keys is older than MaxStaleness")
+	}
+	return 0, "an API key that its issuer did not import", nil
+}
+
+func (s *introspector) imports(hash [16]byte) bool {
+	s.importedMu.RLock()
+	defer s.importedMu.RUnlock()
+	_, ok := s.imported[[8]byte(hash[:8])]
+	return ok
+}
+
+// toldImported notes the imported API keys that an answer names. It forgets none: those that have ended cost a question.
+func (s *introspector) toldImported(a *issuers.View) {
+	s.importedMu.Lock()
+	defer s.importedMu.Unlock()
+	if by := string(a.Key) + a.Namespace; s.imported == nil || by != s.importedBy {
+		s.imported, s.importedBy = map[[8]byte]struct{}{}, by
+	}
+	for _, h := range a.Imported {
+		s.imported[h] = struct{}{}
+	}
 }
 
 func (s *introspector) validate(ctx context.Context, c Credential, tr *trace) (Token, error) {
@@ -235,10 +298,15 @@ func (s *introspector) answer(ctx context.Context, token string) (a *opaqueAnswe
 		return known, "", nil
 	}
 	l := genuine
-	if !active {
-		if l, junk = s.filter.Load().read(token); junk != "" {
-			return nil, junk, nil
-		}
+	switch {
+	case active:
+	case opaque.KindOf(token) == opaque.None:
+		l, junk, err = s.readOld(token, now)
+	default:
+		l, junk = s.filter.Load().read(token)
+	}
+	if junk != "" || err != nil {
+		return nil, junk, err
 	}
 	a, err = s.answers.Load(ctx, sum, now, func() (func() (*opaqueAnswer, error), error) {
 		if s.iss.freshness(s.iss.look(), now).Stale { // whatever the issuer says, it would not be believed
@@ -343,6 +411,9 @@ func (s *introspector) told(a *issuers.View) {
 	s.key, s.ns = a.Key, a.Namespace
 	s.filter.Store(s.filter.Load().with(a))
 	s.mu.Unlock()
+	if s.old != nil {
+		s.toldImported(a)
+	}
 	switch {
 	case a.DropOpaque:
 		s.answers.DropAll(nil)

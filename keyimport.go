@@ -55,7 +55,6 @@ type oldHash struct {
 }
 
 const (
-	labelImport  = "ak1i" // IDs of imported keys
 	labelOldKey  = "ak1o" // hashes of their text
 	labelOldHash = "ak1s"
 
@@ -148,15 +147,9 @@ func contain(err *error) {
 	}
 }
 
-// importedID is the ID of the nth key that a form finds by lookup. Its time is the last there is: what descends from it is not
-// older for it.
-func (s *core) importedID(form, lookup string, n int) (id opaque.ID) {
-	h := opaque.Hash(labelImport, []byte(s.ns), []byte(form), []byte(lookup), []byte{byte(n)})
-	copy(id[:], h[:])
-	for i := range 6 {
-		id[i] = 0xff
-	}
-	return id
+// importedID is the ID of the nth key that a form finds by lookup.
+func (s *core) importedID(form, lookup string, n int) opaque.ID {
+	return opaque.ImportedID(s.ns, form, lookup, n)
 }
 
 func (s *core) hashOldKey(id opaque.ID, key string) [32]byte {
@@ -172,7 +165,7 @@ func (s *core) hashOldKey(id opaque.ID, key string) [32]byte {
 // ErrDenied: in a view made by For.
 //
 // An imported key is an API key like others, for rules, limits and lists. A rotation makes it one of ours. A process that validates
-// without the store, by package remote, does not know it.
+// without the store, by package remote, takes it too where its own KeyHashes name the form.
 func (k *APIKeys) Import(ctx context.Context, keys iter.Seq[ImportedKey]) (imported int, err error) {
 	defer func() { k.denied(ctx, err); k.tell(&err) }()
 	if k.view {

@@ -14,6 +14,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/legacy"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/keyhash"
 	"github.com/apitoken-go/apitoken/profile"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -294,10 +295,14 @@ type ValidatorConfig struct {
 	Audience string    // required: what this process is called in aud
 	Trust    []Trusted // required: whose tokens
 	Opaque   Validator // validates tokens that are not JWTs; nil: they are refused
-	// Introspect asks the one trusted Own issuer about opaque tokens. Its answers are kept for OpaqueFor (zero: 30 s), and
+	// Introspect asks the one trusted Own issuer, beside which others may be trusted, about opaque tokens. Its answers are kept for OpaqueFor (zero: 30 s), and
 	// dropped at once by a rule or a change of the key. It excludes Opaque.
 	Introspect func(ctx context.Context, token string) (Introspection, error)
 	OpaqueFor  time.Duration
+	// KeyHashes are the forms of API keys that the issuer took over from another program, by the names that its Config.KeyHashes
+	// gives them. Lookup and Prefix are used, so that most of what is no key costs no question; the issuer verifies. A key that was
+	// imported a moment ago is taken once the feed has told of it. With Introspect only.
+	KeyHashes  map[string]keyhash.Form
 	Validation Validation
 	Now        func() time.Time // nil: time.Now
 	// Logger is told when an issuer can't be read and why, at the first failure, at each other reason and every five minutes,
@@ -319,6 +324,12 @@ func NewValidator(c ValidatorConfig) (*JWTValidator, error) {
 	}
 	if err := c.Validation.check("Validation"); err != nil {
 		return nil, err
+	}
+	if err := checkKeyHashes(c.KeyHashes); err != nil {
+		return nil, err
+	}
+	if len(c.KeyHashes) > 0 && c.Introspect == nil {
+		return nil, wrong("KeyHashes", "needs Introspect: the issuer verifies such keys")
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -413,7 +424,7 @@ func (v *JWTValidator) follow(list []Trusted, home *trust) {
 				c.Clocks = append(c.Clocks, k)
 			}
 		}
-		if v.introspector != nil {
+		if v.introspector != nil && x.Own {
 			v.introspector.iss = t
 			c.Told = v.introspector.told
 		}
@@ -444,7 +455,7 @@ func (v *JWTValidator) follow(list []Trusted, home *trust) {
 // inside is a as the package that follows issuers takes it.
 func insideView(a *feed.View) issuers.View {
 	v := issuers.View{Key: a.Key, Namespace: a.Namespace, Compromised: a.Compromised, Changed: a.Changed, DropOpaque: a.DropOpaque, Prefix: a.Prefix,
-		KeySet: a.KeySet, Next: a.Next, More: a.More, Age: a.Age, MaxLifetime: a.MaxLifetime}
+		Imported: a.Imported, KeySet: a.KeySet, Next: a.Next, More: a.More, Age: a.Age, MaxLifetime: a.MaxLifetime}
 	for _, r := range a.Rules {
 		v.Rules = append(v.Rules, rules.HashedRule{Class: rules.Class(r.Class), Kind: r.Kind, Hash: r.Hash, Value: r.Value, At: r.At, Expires: r.Expires})
 	}

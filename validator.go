@@ -305,6 +305,10 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 		t, err := v.imported.validateOld(ctx, *c, tr)
 		return t, t.d, false, err
 	}
+	if v.introspector != nil && v.introspector.old.recognize(token) {
+		t, err := v.introspector.validate(ctx, *c, tr)
+		return t, t.d, false, err
+	}
 
 	h := v.cache.hash(token)
 	if e := v.cache.find(v, h, token); e != nil && tr == nil {

@@ -45,6 +45,9 @@ type View struct {
 	// Empty: from a source that does not say.
 	Prefix     string
 	APIKeyTags []Tag
+	// Imported are the beginnings of the hashes of the IDs of API keys that came from another program: all that there are at the first
+	// answers, later those that are new. A follower tells junk from such a key by them, which says nothing of itself.
+	Imported [][8]byte
 	// KeySet changes with the published keys: a follower that sees another one reads them at once.
 	KeySet      string
 	Next        store.Position

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/keyhash"
 )
 
 // Config configures NewValidator.
@@ -24,7 +25,12 @@ type Config struct {
 	// issuer's mtls_endpoint_aliases name, if it has such. Required, unless InsecureNoRevocations is set.
 	Client                apitoken.ClientAuth
 	InsecureNoRevocations bool // tokens live until they expire
-	Validation            apitoken.Validation
+	// Trust are other issuers whose tokens are taken, as the service's own Config.Trust: those of a host from before, or of an identity
+	// provider. The service's rules reach those with a Profile, and it keeps such rules for as long as its own Trust says.
+	Trust []apitoken.Trusted
+	// KeyHashes are the service's Config.KeyHashes: API keys of another program's are known by them. Without them they are refused.
+	KeyHashes  map[string]keyhash.Form
+	Validation apitoken.Validation
 	// KeysFor is how long the last good keys serve while the issuer cannot be reached. Zero: 24 h.
 	KeysFor time.Duration
 	// OpaqueFor is how long the answer for an API key is kept; revocations drop it at once.
@@ -84,7 +90,10 @@ func NewValidator(c Config) (*Validator, error) {
 			cfg.Introspect = (&introspector{site: site, client: c.Client}).introspect
 		}
 	}
-	cfg.Trust = []apitoken.Trusted{t}
+	if len(c.KeyHashes) > 0 && cfg.Introspect == nil {
+		return nil, refuse("KeyHashes", "needs a Client and an OpaqueFor that is not negative: the issuer verifies such keys")
+	}
+	cfg.Trust, cfg.KeyHashes = append([]apitoken.Trusted{t}, c.Trust...), c.KeyHashes
 	v, err := apitoken.NewValidator(cfg)
 	if err != nil {
 		return nil, err

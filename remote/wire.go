@@ -33,6 +33,7 @@ type feedAnswer struct {
 	Entries     []byte   `json:"entries,omitempty"` // see appendEntry
 	Prefix      string   `json:"prefix,omitempty"`
 	KeyTags     []byte   `json:"api_key_tags,omitempty"` // kid and key, 36 bytes each; a key of zeros is not open
+	Imported    []byte   `json:"imported,omitempty"`     // 8 bytes each
 }
 
 const (
@@ -84,6 +85,9 @@ func encodeView(v *feed.View, nonce string, from store.Position) ([]byte, error)
 	for _, e := range v.Rules {
 		a.Entries = appendEntry(a.Entries, e)
 	}
+	for _, h := range v.Imported {
+		a.Imported = append(a.Imported, h[:]...)
+	}
 	for _, h := range v.Changed {
 		a.Changed = append(a.Changed, h[:]...)
 	}
@@ -100,7 +104,7 @@ func decodeView(body []byte, nonce string, from store.Position) (feed.View, erro
 		return v, errAnswer
 	}
 	next, ok := parsePosition(a.Next)
-	if a.Nonce != nonce || a.From != formatPosition(from) || !ok || len(a.Entries)%entrySize != 0 || len(a.Changed)%hashSize != 0 || len(a.KeyTags)%tagSize != 0 ||
+	if a.Nonce != nonce || a.From != formatPosition(from) || !ok || len(a.Entries)%entrySize != 0 || len(a.Changed)%hashSize != 0 || len(a.KeyTags)%tagSize != 0 || len(a.Imported)%8 != 0 ||
 		a.AgeMS < 0 || a.MaxLifetime < 0 || len(a.Key) < 16 || a.Namespace == "" {
 		return v, errAnswer
 	}
@@ -116,6 +120,9 @@ func decodeView(body []byte, nonce string, from store.Position) (feed.View, erro
 	}
 	for b := a.Entries; len(b) > 0; b = b[entrySize:] {
 		v.Rules = append(v.Rules, readEntry(b))
+	}
+	for b := a.Imported; len(b) > 0; b = b[8:] {
+		v.Imported = append(v.Imported, [8]byte(b))
 	}
 	for b := a.Changed; len(b) > 0; b = b[hashSize:] {
 		v.Changed = append(v.Changed, [16]byte(b))

@@ -15,6 +15,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/feed"
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -29,6 +30,14 @@ type Log struct {
 	entries []entry
 	keys    []changedKey // API keys that changed
 	since   int64        // API-key changes are known from this position on
+
+	imported []importedKey // API keys of another program's, in the order of their positions
+	known    map[[8]byte]struct{}
+}
+
+type importedKey struct {
+	pos  int64
+	hash [8]byte
 }
 
 type entry struct {
@@ -44,6 +53,7 @@ type changedKey struct {
 const (
 	maxChangedKeys = 1 << 14
 	MaxPage        = 10000 // rules in one answer
+	importsPerRule = 8     // imported API keys in one answer, for each rule that may be in it
 )
 
 // ApplyRule appends a rule that the store has.
@@ -99,18 +109,34 @@ func (l *Log) ApplyKey(r store.Record) {
 		l.since = l.keys[maxChangedKeys/2-1].pos
 		l.keys = append(l.keys[:0], l.keys[maxChangedKeys/2:]...)
 	}
-	l.keys = append(l.keys, changedKey{r.Pos.N, rules.HashTarget(l.key, l.ns, rules.TargetToken, "", r.ID, "")})
+	h := rules.HashTarget(l.key, l.ns, rules.TargetToken, "", r.ID, "")
+	l.keys = append(l.keys, changedKey{r.Pos.N, h})
+	l.imports(r, h)
+}
+
+// imports notes a record that is an imported API key's, at the place where it was seen first.
+func (l *Log) imports(r store.Record, hash [16]byte) {
+	h := [8]byte(hash[:8])
+	if _, seen := l.known[h]; seen || !opaque.Imported(r.ID) {
+		return
+	}
+	if l.known == nil {
+		l.known = map[[8]byte]struct{}{}
+	}
+	l.known[h] = struct{}{}
+	l.imported = append(l.imported, importedKey{r.Pos.N, h})
 }
 
 // Reset empties the log: the store has another history.
 func (l *Log) Reset() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.on, l.entries, l.keys = false, nil, nil
+	l.on, l.entries, l.keys, l.imported, l.known = false, nil, nil, nil, nil
 }
 
-// Load fills the log from st, up to the position at, with hashes under key of the service named ns. The caller has the state's turn, so that no record comes in meanwhile.
-func (l *Log) Load(ctx context.Context, st store.Store, at store.Position, ns string, root [4]byte, key []byte) error {
+// Load fills the log from st, up to the position at, with hashes under key of the service named ns. imports: API keys of another
+// program's may be among them, and are looked for. The caller has the state's turn, so that no record comes in meanwhile.
+func (l *Log) Load(ctx context.Context, st store.Store, at store.Position, ns string, root [4]byte, key []byte, imports bool) error {
 	l.mu.Lock()
 	if l.on && l.root == root {
 		l.mu.Unlock()
@@ -118,15 +144,23 @@ func (l *Log) Load(ctx context.Context, st store.Store, at store.Position, ns st
 	}
 	l.mu.Unlock()
 	fresh := Log{ns: ns, root: root, key: key, since: at.N}
+	kinds := []store.Kind{store.KindRule}
+	if imports {
+		kinds = append(kinds, store.KindAPIKey)
+	}
 	var from store.Position
 	for {
-		v, err := st.Follow(ctx, from, []store.Kind{store.KindRule}, follow.Page)
+		v, err := st.Follow(ctx, from, kinds, follow.Page)
 		if err != nil {
 			return err
 		}
 		for _, r := range v.Records {
 			if r.Pos.N > at.N {
 				continue // comes by the state's own following
+			}
+			if r.Kind == store.KindAPIKey {
+				fresh.imports(r, rules.HashTarget(key, ns, rules.TargetToken, "", r.ID, ""))
+				continue
 			}
 			if err := fresh.add(r); err != nil {
 				return err
@@ -139,6 +173,7 @@ func (l *Log) Load(ctx context.Context, st store.Store, at store.Position, ns st
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.on, l.ns, l.root, l.key, l.entries, l.keys, l.since = true, ns, root, key, fresh.entries, nil, at.N
+	l.imported, l.known = fresh.imported, fresh.known
 	return nil
 }
 
@@ -166,10 +201,18 @@ func (l *Log) Page(after, head store.Position, most int) (feed.View, bool) {
 		return feed.View{}, false
 	}
 	v := feed.View{Key: slices.Clone(l.key), Namespace: l.ns, Next: head, DropOpaque: after.N < l.since}
+	k, _ := slices.BinarySearchFunc(l.imported, after.N+1, func(e importedKey, n int64) int { return cmp.Compare(e.pos, n) })
+	for ; k < len(l.imported) && l.imported[k].pos <= head.N; k++ {
+		if len(v.Imported) == importsPerRule*most {
+			v.More, v.Next.N = true, l.imported[k-1].pos
+			break
+		}
+		v.Imported = append(v.Imported, l.imported[k].hash)
+	}
 	// Entries are in order of position: the first one behind after.
 	i, _ := slices.BinarySearchFunc(l.entries, after.N+1, func(e entry, n int64) int { return cmp.Compare(e.pos, n) })
-	for ; i < len(l.entries) && l.entries[i].pos <= head.N; i++ {
-		if len(v.Rules) == most {
+	for ; i < len(l.entries) && l.entries[i].pos <= v.Next.N; i++ {
+		if len(v.Rules) == most { // imported keys behind it come again: a follower has a set of them
 			v.More, v.Next.N = true, l.entries[i-1].pos
 			break
 		}

@@ -67,6 +67,7 @@ type View struct {
 	DropOpaque  bool
 	Prefix      string
 	APIKeyTags  []Tag
+	Imported    [][8]byte
 	KeySet      string // digest of the published keys
 	Next        store.Position
 	More        bool
