@@ -520,20 +520,6 @@ func (s *core) alarm(ctx context.Context, e Event) error {
 	return err
 }
 
-// NewSlogAuditor logs each event as one record at Info, refusals and alerts at Warn.
-func NewSlogAuditor(l *slog.Logger) Auditor { return slogAuditor{l} }
-
-type slogAuditor struct{ l *slog.Logger }
-
-func (a slogAuditor) Audit(ctx context.Context, e Event) error {
-	level := slog.LevelInfo
-	if !e.OK || e.Type == event.Alert || e.Type == event.Reused || e.Type == event.Leaked {
-		level = slog.LevelWarn
-	}
-	a.l.LogAttrs(ctx, level, "audit", slog.Any("event", e))
-	return nil
-}
-
 // Format writes the event's members that are set, with every verb.
 func (e Event) Format(f fmt.State, _ rune) { io.WriteString(f, e.LogValue().String()) }
 

@@ -20,6 +20,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/export"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -244,7 +245,7 @@ func TestSinksMissNothing(t *testing.T) {
 	a := &auditor{hang: make(chan struct{})}
 	defer close(a.hang)
 	with := func(c *apitoken.Config) {
-		c.Sinks = []apitoken.Sink{{Name: "siem", Auditor: a, Timeout: 20 * time.Millisecond}, {Name: "log", Auditor: apitoken.NewSlogAuditor(slog.New(slog.DiscardHandler))}}
+		c.Sinks = []apitoken.Sink{{Name: "siem", Auditor: a, Timeout: 20 * time.Millisecond}, {Name: "log", Auditor: export.NewSlogAuditor(slog.New(slog.DiscardHandler))}}
 	}
 	c := config(st)
 	with(&c)
@@ -314,7 +315,7 @@ func TestARequiredSinkThatLagsStopsWhatGivesPower(t *testing.T) {
 func TestSlogAuditor(t *testing.T) {
 	t.Parallel()
 	var b bytes.Buffer
-	a := apitoken.NewSlogAuditor(slog.New(slog.NewJSONHandler(&b, nil)))
+	a := export.NewSlogAuditor(slog.New(slog.NewJSONHandler(&b, nil)))
 	require.NoError(t, a.Audit(context.Background(), apitoken.Event{ID: "1", Type: event.Refused, Reason: "expired", Count: 3}))
 	require.NoError(t, a.Audit(context.Background(), apitoken.Event{ID: "2", Type: event.Issued, OK: true, Subject: "alice"}))
 	lines := strings.Split(strings.TrimSpace(b.String()), "\n")

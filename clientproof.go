@@ -89,7 +89,7 @@ func HashSecret(secret Secret) (_ string, failed error) {
 	if len(secret.Reveal()) < clientauth.MinChosen {
 		return "", fail(ErrInvalidRequest, "a secret under %d bytes", clientauth.MinChosen)
 	}
-	for range Find([]byte(secret.Reveal())) {
+	for range opaque.Find([]byte(secret.Reveal())) {
 		return "", fail(ErrInvalidRequest, "a generated secret is not hashed by its host")
 	}
 	x, err := clientauth.NewChosen(secret.Reveal(), time.Now())

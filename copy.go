@@ -14,31 +14,14 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// Copied tells what Copy moved.
-type Copied struct {
-	Records map[store.Kind]int // by kind, without what had expired
-	Events  int
-	Digest  [32]byte      // over all records, equal on both sides
-	Refused time.Duration // how long the source refused writes until all was verified
-}
+// Package store/move calls this, because only the root knows what the records say.
+func init() { mover.Service = moveService }
 
-// Copy moves the service in from's namespace to to's, which must be empty. Services on from continue meanwhile. While the last
-// changes are copied and everything is compared, they answer writes with ErrUnavailable; then they find the service
-// moved: they take no more writes, and answer ErrUnavailable to everything after MaxStaleness. Start the service on to
-// then. Tokens, revocations in their order, sessions, API keys, clients, signing keys, events and the places of sinks stay
-// what they were. A record that cannot be read is copied as it is.
-//
-// from must have SetReadOnly(ctx, bool) error, as the stores of this module do. If Copy fails, from takes writes again.
-// Repeat an interrupted Copy with the same stores, and it continues; to cannot be used before Copy has succeeded.
-//
-// An engine may show an event in its final order a while after it was written, as Postgres does while a long transaction
-// is open. Copy waits for that as long as ctx allows before it makes from refuse writes, and for a few seconds after that;
-// then it gives up with ErrUnavailable.
-func Copy(ctx context.Context, from, to Store) (_ Copied, failed error) {
+func moveService(ctx context.Context, from, to Store) (_ mover.Moved, failed error) {
 	defer tell(&failed)
 	source, ok := from.(mover.Freezer)
 	if !ok {
-		return Copied{}, fail(ErrInvalidRequest, "the source, %T, has no SetReadOnly: writes could be lost", from)
+		return mover.Moved{}, fail(ErrInvalidRequest, "the source, %T, has no SetReadOnly: writes could be lost", from)
 	}
 	done, err := mover.Move(ctx, mover.Config{From: from, To: to, Freeze: source, Meta: metaID, Kinds: copiedKinds,
 		Namespace: func(meta store.Record) (string, error) {
@@ -55,7 +38,7 @@ func Copy(ctx context.Context, from, to Store) (_ Copied, failed error) {
 			m.History, m.Copied = history, [2]int64{from.UnixMilli(), until.UnixMilli()}
 			return commit.Write(&metaForm, store.Record{ID: metaID}, &m)
 		}})
-	return Copied(done), public(err)
+	return done, public(err)
 }
 
 // copiedKinds are all kinds but the namespace's own record, the cursors of sinks and the events.

@@ -17,6 +17,7 @@ import (
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
+	"github.com/apitoken-go/apitoken/store/move"
 )
 
 // gathered is a sink's memory.
@@ -103,7 +104,7 @@ func TestCopyMovesARunningService(t *testing.T) {
 			}
 		})
 	}
-	done, err := apitoken.Copy(ctx, from, to)
+	done, err := move.Copy(ctx, from, to)
 	close(stop)
 	load.Wait()
 	require.NoError(t, err)
@@ -187,7 +188,7 @@ func TestCopyOpensNoGraceWindow(t *testing.T) {
 	next, err := refresh(old, i.Refresh)
 	require.NoError(t, err)
 	k.Advance(time.Minute)
-	_, err = apitoken.Copy(ctx, from, to)
+	_, err = move.Copy(ctx, from, to)
 	require.NoError(t, err)
 	svc := serviceOn(t, to, with)
 	_, err = refresh(svc, i.Refresh)
@@ -223,7 +224,7 @@ func TestCopyThatFails(t *testing.T) {
 			patience = time.Minute
 		}
 		tctx, cancel := context.WithTimeout(ctx, patience)
-		done, err := apitoken.Copy(tctx, from, to)
+		done, err := move.Copy(tctx, from, to)
 		cancel()
 		if err == nil {
 			require.Equal(t, 120, done.Records["grant"])
@@ -241,11 +242,11 @@ func TestCopyThatFails(t *testing.T) {
 	svc := serviceOn(t, inner, nil)
 	require.Len(t, slices.DeleteFunc(events(t, svc, apitoken.EventQuery{Type: event.Issued}), func(e apitoken.Event) bool { return e.Subject == "meanwhile" }), 120)
 
-	_, err := apitoken.Copy(ctx, from, inner)
+	_, err := move.Copy(ctx, from, inner)
 	require.ErrorIs(t, err, apitoken.ErrInvalidRequest, "there is a service already")
-	_, err = apitoken.Copy(ctx, memstore.New(), memstore.New())
+	_, err = move.Copy(ctx, memstore.New(), memstore.New())
 	require.ErrorIs(t, err, apitoken.ErrNotFound)
-	_, err = apitoken.Copy(ctx, to, memstore.New())
+	_, err = move.Copy(ctx, to, memstore.New())
 	require.ErrorIs(t, err, apitoken.ErrInvalidRequest, "a source that cannot refuse writes")
 }
 
@@ -266,7 +267,7 @@ func TestCopyCarriesUnreadableRecords(t *testing.T) {
 	for _, r := range odd {
 		damage(t, from, r)
 	}
-	_, err := apitoken.Copy(ctx, from, to)
+	_, err := move.Copy(ctx, from, to)
 	require.NoError(t, err)
 	for _, r := range odd {
 		got, err := to.Get(ctx, r.Kind, r.ID)
@@ -293,7 +294,7 @@ func TestCopyTakesLifetimesThatRoseMeanwhile(t *testing.T) {
 		})
 		return nil, nil
 	})
-	_, err := apitoken.Copy(ctx, from, to)
+	_, err := move.Copy(ctx, from, to)
 	require.NoError(t, err)
 	meta, err := to.Get(ctx, store.KindMeta, "service")
 	require.NoError(t, err)
@@ -313,7 +314,7 @@ func TestErrorsOfCopyAreOurOwn(t *testing.T) {
 		}
 		return nil, nil
 	})
-	_, err := apitoken.Copy(t.Context(), from, to)
+	_, err := move.Copy(t.Context(), from, to)
 	var e *apitoken.Error
 	require.ErrorAs(t, err, &e)
 	require.ErrorContains(t, err, "copy records of kind key")
@@ -321,7 +322,7 @@ func TestErrorsOfCopyAreOurOwn(t *testing.T) {
 
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err = apitoken.Copy(ended, from, memstore.New())
+	_, err = move.Copy(ended, from, memstore.New())
 	require.ErrorAs(t, err, &e)
 }
 
@@ -354,7 +355,7 @@ func TestCopyLeavesASourceThatWritesFaster(t *testing.T) {
 	for i := range 400 {
 		issue(t, svc, apitoken.Request{Subject: fmt.Sprint("user-", i)})
 	}
-	done, err := apitoken.Copy(ctx, from, slower{to, from})
+	done, err := move.Copy(ctx, from, slower{to, from})
 	require.NoError(t, err)
 	require.Greater(t, done.Events, 2*400)
 }

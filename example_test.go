@@ -1,19 +1,16 @@
 package apitoken_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"log"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/apitoken-go/apitoken"
-	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/store/boltstore"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -251,33 +248,6 @@ func ExampleNewCache() {
 	// true
 }
 
-// As a sink it gets each event once it is durable, in the final order of the log, also across restarts.
-func ExampleNewSlogAuditor() {
-	handler := slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		if a.Key == slog.TimeKey {
-			return slog.Attr{}
-		}
-		return a
-	}})
-	auditor := apitoken.NewSlogAuditor(slog.New(handler))
-
-	svc, err := apitoken.New(apitoken.Config{
-		Issuer: "https://auth.example.com", Audience: "https://api.example.com", Store: memstore.New(), InsecureKeysInStore: true,
-		Sinks: []apitoken.Sink{{Name: "log", Auditor: apitoken.NewSlogAuditor(slog.New(slog.DiscardHandler))}},
-	})
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer svc.Close()
-
-	// What one event looks like.
-	err = auditor.Audit(context.Background(), apitoken.Event{ID: "01jexample", Type: event.Issued, OK: true, Subject: "alice"})
-	if err != nil {
-		log.Fatal(err)
-	}
-	// Output: level=INFO msg=audit event.id=01jexample event.type=token.issued event.ok=true event.subject=alice
-}
-
 // A Validator of another format hands out Tokens too, and every adapter takes them.
 func ExampleNewToken() {
 	token, err := apitoken.NewToken(apitoken.TokenSpec{
@@ -342,22 +312,6 @@ func ExampleParseScopes() {
 	// 2 orders:* reports:read <nil>
 	// true false
 	// true
-}
-
-// For log shippers and commit hooks. What is to be revoked as well goes to Service.RevokeLeaked.
-func ExampleFind() {
-	svc := exampleService()
-	defer svc.Close()
-	_, key, err := svc.APIKeys.Create(context.Background(), apitoken.APIKeyRequest{Subject: "alice", Name: "ci", Scopes: apitoken.Scopes{"builds"}})
-	if err != nil {
-		log.Fatal(err)
-	}
-	line := []byte("curl -u ci:" + key.Reveal() + " https://api.example.com/builds")
-	for found := range apitoken.Find(line) {
-		line = bytes.ReplaceAll(line, []byte(found.Reveal()), []byte("[redacted]"))
-	}
-	fmt.Printf("%s\n", line)
-	// Output: curl -u ci:[redacted] https://api.example.com/builds
 }
 
 func ExampleAllOf() {

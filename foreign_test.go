@@ -11,6 +11,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/export"
 	"github.com/apitoken-go/apitoken/report"
 )
 
@@ -89,7 +90,7 @@ func TestEventsTellForeignPrincipalsFromOurs(t *testing.T) {
 		require.NoError(t, json.Unmarshal(doc, &back))
 		require.Equal(t, e, back)
 		var out bytes.Buffer
-		require.NoError(t, apitoken.NewSlogAuditor(slog.New(slog.NewJSONHandler(&out, nil))).Audit(ctx, e))
+		require.NoError(t, export.NewSlogAuditor(slog.New(slog.NewJSONHandler(&out, nil))).Audit(ctx, e))
 		require.Contains(t, out.String(), foreignIssuer)
 	}
 }

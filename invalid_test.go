@@ -11,6 +11,7 @@ import (
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
+	"github.com/apitoken-go/apitoken/store/move"
 )
 
 // A store that answers ErrInvalid or ErrTooLarge has not written, and never will: the caller learns that its request is at
@@ -38,7 +39,7 @@ func TestWhatNoStoreKeepsIsNotTriedAgain(t *testing.T) {
 				copies.Add(1)
 				return fmt.Errorf("engine: %w", refusal), nil
 			})
-			_, err := apitoken.Copy(ctx, from, to)
+			_, err := move.Copy(ctx, from, to)
 			require.Error(t, err)
 			require.EqualValues(t, 1, copies.Load(), "Copy tried a Change again that is refused")
 			st.onApply(nil)

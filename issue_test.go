@@ -20,6 +20,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/export"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -79,7 +80,7 @@ func TestConfigIsRefused(t *testing.T) {
 		}},
 		"sink": {"Sinks", func(c *apitoken.Config) { c.Sinks = []apitoken.Sink{{Name: "x"}} }},
 		"sink's lag": {"Sinks", func(c *apitoken.Config) {
-			c.Sinks = []apitoken.Sink{{Name: "x", Auditor: apitoken.NewSlogAuditor(slog.Default()), MaxLag: 1}}
+			c.Sinks = []apitoken.Sink{{Name: "x", Auditor: export.NewSlogAuditor(slog.Default()), MaxLag: 1}}
 		}},
 		"events":   {"KeepEvents", func(c *apitoken.Config) { c.KeepEvents = time.Minute }},
 		"restored": {"Restored", func(c *apitoken.Config) { c.Restored = 9 }},

@@ -43,8 +43,8 @@ func (s *Service) RevokeLeaked(ctx context.Context, text []byte, reason string) 
 		return 0, fail(ErrInvalidRequest, "the text has %d bytes, at most %d are searched", len(text), maxLeakText)
 	}
 	l := &leakSearch{reason: reason, seen: map[rules.Target]bool{}, read: map[string]bool{}}
-	for secret := range Find(text) {
-		if !s.endText(ctx, l, secret.Reveal()) {
+	for secret := range opaque.Find(text) {
+		if !s.endText(ctx, l, string(secret)) {
 			return l.ended, l.err
 		}
 	}

@@ -102,7 +102,7 @@ func TestDocumentsCompile(t *testing.T) {
 		"pgxpool": "github.com/jackc/pgx/v5/pgxpool", "redis": "github.com/redis/go-redis/v9", "clientv3": "go.etcd.io/etcd/client/v3",
 		"profile": module + "/profile", "keyhash": module + "/keyhash", "sha256": "crypto/sha256", "hex": "encoding/hex", "mcpauth": module + "/mcpauth", "grpcauth": module + "/grpcauth", "grpc": "google.golang.org/grpc", "connectauth": module + "/connectauth", "connect": "connectrpc.com/connect", "forwardauth": module + "/forwardauth", "netip": "net/netip", "mcp": "github.com/modelcontextprotocol/go-sdk/mcp",
 		"apitokentest": module + "/apitokentest", "console": module + "/console", "admin": module + "/admin", "json": "encoding/json", "httptest": "net/http/httptest", "slog": "log/slog",
-		"dpopclient": module + "/dpopclient", "feed": module + "/feed", "crypto": "crypto", "url": "net/url",
+		"dpopclient": module + "/dpopclient", "move": module + "/store/move", "event": module + "/event", "export": module + "/export", "feed": module + "/feed", "crypto": "crypto", "url": "net/url",
 		"http": "net/http", "jwt": "github.com/golang-jwt/jwt/v5", "context": "context", "time": "time", "testing": "testing", "fmt": "fmt", "log": "log", "errors": "errors", "os": "os", "io": "io"}
 
 	// Inside the module, so that its packages resolve; a name that go tooling passes over.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/apitokentest"
+	"github.com/apitoken-go/apitoken/export"
 )
 
 func TestSettingsAreWhatTheServiceGoesBy(t *testing.T) {
@@ -18,7 +19,7 @@ func TestSettingsAreWhatTheServiceGoesBy(t *testing.T) {
 		c.Scopes = map[apitoken.Scope]string{"orders:read": "See orders"}
 		c.Limits.APIKeysPerSubject = 20
 		c.KeepEvents = 48 * time.Hour
-		c.Sinks = []apitoken.Sink{{Name: "siem", Auditor: apitoken.NewSlogAuditor(slog.New(slog.DiscardHandler)), MaxLag: time.Minute}}
+		c.Sinks = []apitoken.Sink{{Name: "siem", Auditor: export.NewSlogAuditor(slog.New(slog.DiscardHandler)), MaxLag: time.Minute}}
 	})
 
 	got := svc.Settings()

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/export"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/boltstore"
 )
@@ -160,7 +161,7 @@ func TestNoSecretLiesAnywhere(t *testing.T) {
 	logger := slog.New(slog.NewJSONHandler(&logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	c := config(st)
 	c.Seal, c.InsecureKeysInStore, c.Logger = seal, false, logger
-	c.Sinks = []apitoken.Sink{{Name: "log", Auditor: apitoken.NewSlogAuditor(logger)}}
+	c.Sinks = []apitoken.Sink{{Name: "log", Auditor: export.NewSlogAuditor(logger)}}
 	svc, err := apitoken.New(c)
 	require.NoError(t, err)
 	var secrets []apitoken.Secret

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"log/slog"
 	"slices"
 	"strings"
@@ -365,22 +364,6 @@ func (c Credential) LogValue() slog.Value { return slog.StringValue(redacted) }
 
 // MarshalText makes JSON and other encodings hold "[redacted]".
 func (c Credential) MarshalText() ([]byte, error) { return []byte(redacted), nil }
-
-// Find yields the opaque tokens of this module's making in text, whatever their prefix, by shape and
-// checksum: refresh tokens, API keys, tickets and generated client secrets. It takes time linear in the text.
-func Find(text []byte) iter.Seq[Secret] {
-	return func(yield func(Secret) bool) {
-		for s := range opaque.Find(text) {
-			if !yield(NewSecret(string(s))) {
-				return
-			}
-		}
-	}
-}
-
-// TokenPattern matches, in RE2 syntax, what Find looks at before it verifies the checksum: for
-// scanners that cannot call it.
-const TokenPattern = opaque.Pattern
 
 // What tokens are bound to, and how a request proves it.
 

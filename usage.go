@@ -96,15 +96,15 @@ func (a *auditLog) usage(ctx context.Context, kind, id string) (Usage, error) {
 	return out, nil
 }
 
-// Consumer is a Validator whose tokens may be limited by rate or by number of uses. [Authorize] calls it once for each
+// consumer is a Validator whose tokens may be limited by rate or by number of uses. [Authorize] calls it once for each
 // request that it lets through; Validate alone never consumes anything. A Validator that only passes on what a [Service]
 // answered need not be one: Authorize then asks that Service.
-type Consumer interface {
+type consumer interface {
 	// Consume takes one use of t: nil, ErrLimited, or ErrUnavailable.
 	Consume(ctx context.Context, t Token) error
 }
 
-// Consume implements [Consumer]: tokens that are not API keys, and keys without a limit, cost nothing. Uses are
+// Consume takes one use of t, as [Authorize] does for each request that it lets through: nil, ErrLimited or ErrUnavailable. Tokens that are not API keys, and keys without a limit, cost nothing. Uses are
 // reserved in batches of at most a sixteenth of what remains: never more than MaxUses in all processes, to the last one exact
 // below 32, and a process that dies may lose its batch.
 func (s *Service) Consume(ctx context.Context, t Token) error {
@@ -127,7 +127,7 @@ func (k *APIKeys) take(ctx context.Context, t Token) error {
 	return k.consume(ctx, t.ID())
 }
 
-// Consume implements [Consumer] where the validator is a service's.
+// Consume takes one use of t where the validator is a service's, as [Service.Consume] says.
 func (v *JWTValidator) Consume(ctx context.Context, t Token) error {
 	if v.consume == nil {
 		return nil

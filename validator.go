@@ -55,7 +55,7 @@ func Authorize(ctx context.Context, v Validator, c Credential, r Requirement) (c
 		}
 	}
 	if t.IsAPIKey() {
-		m, ok := v.(Consumer)
+		m, ok := v.(consumer)
 		if !ok && t.d.by != nil { // a validator around ours that chooses a tenant, or logs, must not lift limits
 			m, ok = t.d.by, true
 		}

@@ -606,11 +606,10 @@ var noWalks = map[string]string{
 		Service.Events Service.Event Service.EventPage Service.Usage Service.Note Service.Expiring Service.Unreadable Service.Revocations SigningKeys.JWKS`,
 	"it takes power away": "Service.Revoke Service.RevokeLeaked APIKeys.Revoke SigningKeys.Compromise",
 	"the host says so, whatever was before": `Clients.Create Clients.Register Clients.Reregister Clients.Adopt Clients.Keep Clients.Declare Service.SetRole SigningKeys.Import SigningKeys.ImportFor SigningKeys.Rotate
-		SigningKeys.RotateSecrets SigningKeys.Rewrap Service.Repair Service.Remove NewToken NewSecret Bearer Copy`,
+		SigningKeys.RotateSecrets SigningKeys.Rewrap Service.Repair Service.Remove NewToken NewSecret Bearer`,
 	"it signs or keeps a text of the caller's, which authenticates nobody": `Service.SignIntrospection Service.ChangeNote Service.Once Service.DoOnce Service.Alert
 		Service.Refused Service.Feed`,
 	"it is about the caller's own context or process": "NewContext FromContext WithActor WithOrigin OriginOf Service.Sync Service.Wait",
-	"it reads a text": "Find",
 }
 
 // Every exported call that takes a context, and every one that gives out a token or a credential, is walked above, or says why it

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/opaque"
 )
 
 type recentSubject struct {
@@ -83,9 +84,9 @@ func (c *Console) find(w http.ResponseWriter, r *http.Request, p *page, q string
 	return nil
 }
 
-// isCredential reports text that has the shape of a token: three parts of a JWT, or what apitoken.Find finds.
+// isCredential reports text that has the shape of a token: three parts of a JWT, or what misuse.Find finds.
 func isCredential(s string) bool {
-	for range apitoken.Find([]byte(s)) {
+	for range opaque.Find([]byte(s)) {
 		return true
 	}
 	return strings.HasPrefix(s, "eyJ") && strings.Count(s, ".") >= 2

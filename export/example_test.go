@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log"
+	"log/slog"
 	"os"
 	"strings"
 
@@ -90,4 +91,31 @@ func ExampleNewWebhook() {
 		log.Fatal(err)
 	}
 	defer svc.Close()
+}
+
+// As a sink it gets each event once it is durable, in the final order of the log, also across restarts.
+func ExampleNewSlogAuditor() {
+	handler := slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}})
+	auditor := export.NewSlogAuditor(slog.New(handler))
+
+	svc, err := apitoken.New(apitoken.Config{
+		Issuer: "https://auth.example.com", Audience: "https://api.example.com", Store: memstore.New(), InsecureKeysInStore: true,
+		Sinks: []apitoken.Sink{{Name: "log", Auditor: export.NewSlogAuditor(slog.New(slog.DiscardHandler))}},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer svc.Close()
+
+	// What one event looks like.
+	err = auditor.Audit(context.Background(), apitoken.Event{ID: "01jexample", Type: event.Issued, OK: true, Subject: "alice"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	// Output: level=INFO msg=audit event.id=01jexample event.type=token.issued event.ok=true event.subject=alice
 }

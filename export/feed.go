@@ -4,7 +4,7 @@
 //	w := export.NewJSONL(file)
 //	place, err := export.Copy(ctx, svc, apitoken.EventQuery{}, place, w)
 //
-// For a feed that never ends give the service a sink: [NewWebhook] makes one, apitoken.NewSlogAuditor makes one for log/slog,
+// For a feed that never ends give the service a sink: [NewWebhook] makes one, [NewSlogAuditor] makes one for log/slog,
 // and every [Writer] is an apitoken.Auditor.
 package export
 

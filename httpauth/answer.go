@@ -12,6 +12,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/internal/bodytime"
+	"github.com/apitoken-go/apitoken/internal/opaque"
 )
 
 // verdict is how an error is answered.
@@ -240,7 +241,7 @@ func telling(name string) bool {
 
 // holdsToken reports whether text holds a token of this module's, or what may be a JWT.
 func holdsToken(text string) bool {
-	for range apitoken.Find([]byte(text)) {
+	for range opaque.Find([]byte(text)) {
 		return true
 	}
 	return strings.Contains(text, "eyJ")

@@ -3,6 +3,7 @@
 //	[Start]               attaches detectors to a service; each finding becomes an alert in its audit log
 //	[Config].Policy       a few lines of the host's that answer an alert: [Tell], [RevokeToken], [RevokeGrant], [RevokeSubject]
 //	[NewScannerHandler]   takes reports of leaked tokens from a secret scanner, in GitHub's signed format
+//	[Find]                finds tokens in a text: for log shippers and commit hooks
 //	[NewPresentHandler]   lets whoever holds a token revoke it by presenting it
 //
 // # What is watched, and when it alerts

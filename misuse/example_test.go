@@ -1,6 +1,7 @@
 package misuse_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log"
@@ -89,4 +90,20 @@ func ExampleNewPresentHandler() {
 	defer svc.Close()
 	mux := http.NewServeMux()
 	mux.Handle("/leaks/mine", misuse.NewPresentHandler(svc, nil)) // curl -X POST -H "Authorization: Bearer $FOUND" …
+}
+
+// For log shippers and commit hooks. What is to be revoked as well goes to Service.RevokeLeaked.
+func ExampleFind() {
+	svc := service()
+	defer svc.Close()
+	_, key, err := svc.APIKeys.Create(context.Background(), apitoken.APIKeyRequest{Subject: "alice", Name: "ci", Scopes: apitoken.Scopes{"builds"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	line := []byte("curl -u ci:" + key.Reveal() + " https://api.example.com/builds")
+	for found := range misuse.Find(line) {
+		line = bytes.ReplaceAll(line, []byte(found.Reveal()), []byte("[redacted]"))
+	}
+	fmt.Printf("%s\n", line)
+	// Output: curl -u ci:[redacted] https://api.example.com/builds
 }

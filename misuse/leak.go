@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/opaque"
 )
 
 // Leak is a credential of the service that was reported or presented, and is ended.
@@ -95,8 +96,8 @@ func (l *leaks) revoke(ctx context.Context, token, reason string, leak Leak) err
 
 // opaqueToken reports whether text is, as a whole, of the shape of this module's opaque credentials.
 func opaqueToken(text string) bool {
-	for found := range apitoken.Find([]byte(text)) {
-		return found.Reveal() == text
+	for found := range opaque.Find([]byte(text)) {
+		return string(found) == text
 	}
 	return false
 }

@@ -10,9 +10,9 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 
-	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/admin"
 	"github.com/apitoken-go/apitoken/store"
+	"github.com/apitoken-go/apitoken/store/move"
 )
 
 // kept are the kinds of records of a service that end by themselves or go with it, but its own record and its events.
@@ -25,7 +25,7 @@ func (a *app) copyCommand() *cobra.Command {
 		Long: `copy moves a service from --store to another store, which must be empty, and compares both. A file is made where there is none, and
 so are tables on Postgres. Tokens, revocations, sessions, keys, events and the places of sinks stay what they are.
 Afterwards the old store takes no writes, and no service starts on it. Services on Postgres or SQLite may run meanwhile;
-on bbolt the service must be stopped, or call apitoken.Copy itself. Repeat an interrupted copy, and it continues.`,
+on bbolt the service must be stopped, or call move.Copy itself. Repeat an interrupted copy, and it continues.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if (to == "") == (toFile == "") {
 				return usage("Such as copy --store tokens.db --to postgres://tokens@db/tokens.", "--to or --to-file is required")
@@ -94,7 +94,7 @@ func (a *app) copy(ctx context.Context, to, namespace string) (err error) {
 		return usage("Give --store.", "which store?")
 	}
 	if engine, path := engineOf(spec); engine == bolt && answers(path+admin.Suffix) {
-		return &failure{code: unavailable, what: "a service has " + path + " open", do: "Stop it, or let it call apitoken.Copy: docs/backup.md."}
+		return &failure{code: unavailable, what: "a service has " + path + " open", do: "Stop it, or let it call move.Copy: docs/backup.md."}
 	}
 	from, err := a.open(ctx, spec, false)
 	if err != nil {
@@ -113,7 +113,7 @@ func (a *app) copy(ctx context.Context, to, namespace string) (err error) {
 		return err
 	}
 	bar := a.bar(total, "copy", false)
-	did, err := apitoken.Copy(ctx, from.Store, counted{target.Store, bar})
+	did, err := move.Copy(ctx, from.Store, counted{target.Store, bar})
 	_ = bar.Finish() // only what is shown
 	if err != nil {
 		return &failure{code: unavailable, what: "the copy is not whole, and the old store still serves", err: err, do: "Repeat it with the same stores: it continues."}

@@ -9,7 +9,7 @@
 // Order: first pass, freeze, second pass, compare, tombstone, third pass, compare, cursors of sinks, the namespace's own
 // record last. It takes no lock; several goroutines write batches of one kind, and nothing else runs meanwhile.
 //
-// The root's Copy calls it, and gives it what only the root knows about the records.
+// Package store/move begins it by [Service], where the root adds what only the root knows about the records.
 package mover
 
 import (
@@ -109,6 +109,9 @@ type mover struct {
 	markVersion   store.Version
 	unplaced      sync.Map // follow.Name of records that need a position after all of the source's
 }
+
+// Service moves the service in from's namespace to to's. The root sets it. The errors that it returns are the root's.
+var Service func(ctx context.Context, from, to store.Store) (Moved, error)
 
 // Move moves a service. The errors that it returns are of type *fault.Error.
 func Move(ctx context.Context, c Config) (Moved, error) {

@@ -20,6 +20,7 @@ import (
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
+	"github.com/apitoken-go/apitoken/store/move"
 	"github.com/apitoken-go/apitoken/store/pgstore"
 	"github.com/apitoken-go/apitoken/store/redisstore"
 )
@@ -119,7 +120,7 @@ func TestCopyFromEngineToEngine(t *testing.T) {
 				}
 			})
 		}
-		done, err := apitoken.Copy(ctx, from, to)
+		done, err := move.Copy(ctx, from, to)
 		stop.Store(true)
 		load.Wait()
 		require.NoError(t, err, "to %s", name)
@@ -216,13 +217,13 @@ func TestCopyBesideALongTransaction(t *testing.T) {
 		}
 	}}
 	type result struct {
-		apitoken.Copied
+		move.Copied
 		err error
 	}
 	done := make(chan result, 1)
 	var copying sync.WaitGroup
 	copying.Go(func() {
-		c, err := apitoken.Copy(ctx, source, to)
+		c, err := move.Copy(ctx, source, to)
 		done <- result{c, err}
 	})
 	t.Cleanup(func() { cancel(); copying.Wait(); pool.Reset() }) // and not Close, which waits for what an early end leaves open
@@ -289,7 +290,7 @@ func copyHere(ctx context.Context, addr, url, prefix string) error {
 		return err
 	}
 	defer to.Close()
-	_, err = apitoken.Copy(ctx, from, to)
+	_, err = move.Copy(ctx, from, to)
 	return err
 }
 
@@ -360,7 +361,7 @@ func TestCopyIsKilled(t *testing.T) {
 		}
 	}
 	if !finished {
-		done, err := apitoken.Copy(ctx, from, to)
+		done, err := move.Copy(ctx, from, to)
 		require.NoError(t, err)
 		require.GreaterOrEqual(t, done.Records["grant"], 280)
 	}
