@@ -36,6 +36,7 @@ type bank struct {
 	other *x509.Certificate
 	api   http.Handler // needs the scope orders:read
 	deny  bool         // the user rejects
+	waits bool         // the user is not signed in yet
 }
 
 func newBank(t testing.TB) *bank {
@@ -45,6 +46,9 @@ func newBank(t testing.TB) *bank {
 		c.FAPI = true
 		o.DevicePage = ""
 		o.Consent = oauthhttp.ConsentFunc(func(w http.ResponseWriter, r *http.Request, a *oauthhttp.Authorization) {
+			if b.waits {
+				return
+			}
 			if b.deny {
 				b.h.Deny(w, r, a, "")
 				return
@@ -435,6 +439,14 @@ func TestFAPI(t *testing.T) {
 			b.visit("one", uri).redirected(callback)
 			require.Contains(b.t, string(b.visit("one", uri).raw), "invalid_request_uri")
 		},
+		"a request_uri is good again until somebody has decided": func(b *bank) {
+			uri := b.push("one", pushable()).ok().text("request_uri")
+			b.waits = true
+			b.visit("one", uri).ok()
+			b.visit("one", uri).ok()
+			b.waits = false
+			b.redeem(b.visit("one", uri).redirected(callback).Get("code")).ok()
+		},
 		"parameters outside a pushed request are not used": func(b *bank) {
 			uri := b.push("one", pushable()).ok().text("request_uri")
 			q := b.visit("one", uri, "state", "other", "scope", "orders:write", "redirect_uri", "https://evil.example.com").redirected(callback)
@@ -548,6 +560,15 @@ func TestFAPI(t *testing.T) {
 		"a proof with nbf and exp": func(b *bank) {
 			now := b.at.Now().Unix()
 			b.token(b.by("one", own), header("DPoP", b.proofOf(b.dpop, "POST", testIssuer+"/token", nil, map[string]any{"nbf": now, "exp": now + 60}))).ok()
+		},
+		"a proof whose exp is over, or whose nbf is to come": func(b *bank) {
+			token := b.loggedIn().text("access_token")
+			for name, off := range map[string]time.Duration{"exp": -11 * time.Second, "nbf": 11 * time.Second} {
+				change := map[string]any{name: b.at.Now().Add(off).Unix()}
+				b.token(b.by("one", own), header("DPoP", b.proofOf(b.dpop, "POST", testIssuer+"/token", nil, change))).refused(400, "invalid_dpop_proof", name)
+				status, _ := b.uses(token, nil, change)
+				require.Equal(b.t, 401, status, name)
+			}
 		},
 		"5.4.1 proofs by each algorithm of the profile, and by no other": func(b *bank) {
 			for _, alg := range []string{"ES256", "PS256", "EdDSA"} {

@@ -54,6 +54,7 @@ type Proof struct {
 	jti        string
 	nonce      string
 	iat        int64
+	exp, nbf   int64 // 0: it has none, as most
 }
 
 func bad(detail string, cause error) *fault.Error {
@@ -109,6 +110,7 @@ func Read(r Request) (p Proof, _ *fault.Error) {
 		return p, bad("thumbprint", err)
 	}
 	p.jti, p.nonce, p.iat = t.Claims.ID, claims[3], t.Claims.IssuedAt
+	p.exp, p.nbf = t.Claims.Expires, t.Claims.NotBefore
 	return p, nil
 }
 
@@ -244,7 +246,7 @@ func (n *Nonces) use(detail string) *fault.Error {
 	return &fault.Error{Code: fault.UseNonce, Detail: detail, Nonce: n.New()}
 }
 
-// Check checks the times of p: iat at now, and ahead by at most ahead. With a nonce that lives, iat may be off by as much as a
+// Check checks the times of p: iat at now, and ahead by at most ahead; exp and nbf likewise, where it has them. With a nonce that lives, iat may be off by as much as a
 // nonce lives, for the nonce shows that the proof is recent. required: a proof without a nonce is refused. nonced is
 // false, or at is when the nonce was made.
 func (n *Nonces) Check(p *Proof, now time.Time, ahead time.Duration, required bool) (at int64, nonced bool, _ *fault.Error) {
@@ -265,6 +267,10 @@ func (n *Nonces) Check(p *Proof, now time.Time, ahead time.Duration, required bo
 		return 0, false, bad("iat is too old", nil)
 	case iat.Sub(now) > ahead:
 		return 0, false, bad("iat is in the future", nil)
+	case p.exp != 0 && now.Sub(time.Unix(p.exp, 0)) >= ahead: // RFC 7519 §4.1.4, by the tolerance of iat
+		return 0, false, bad("it has expired", nil)
+	case p.nbf != 0 && time.Unix(p.nbf, 0).Sub(now) > ahead:
+		return 0, false, bad("nbf is in the future", nil)
 	}
 	return at, nonced, nil
 }
