@@ -18,7 +18,7 @@ import (
 // ErrNotFound; none made with more scopes than t holds or with claims that t has not; nothing by way of an API key.
 // A key that is made or rotated by a registered client's token ends when that token's session or client is revoked, and holds no
 // more than the client may; one by a token of Config.FirstParty outlives its session.
-func (k *APIKeys) For(t Token) *APIKeys { return k.viewOf(t, t.Subject(), false) }
+func (k *APIKeys) For(t Token) *APIKeys { return k.viewOf(t, "", false) }
 
 // ForOwner is For with the keys of owner in place of those of t's subject: of an organization, a team, a service account, for which
 // the subject of t may act. The host has looked that up before. owner is the Subject of these keys wherever a key's subject counts,
@@ -28,7 +28,7 @@ func (k *APIKeys) For(t Token) *APIKeys { return k.viewOf(t, t.Subject(), false)
 // key of the token by which they were made.
 func (k *APIKeys) ForOwner(t Token, owner string) *APIKeys {
 	v := k.viewOf(t, owner, true)
-	if v.refuse == "" && checkSubject(owner) != nil {
+	if checkSubject(owner) != nil {
 		v.refuse = "no owner"
 	}
 	return v
@@ -47,6 +47,9 @@ func (k *APIKeys) viewOf(t Token, subject string, vouched bool) *APIKeys {
 	case t.IsClient():
 		v.refuse = "a client's own token has no API keys"
 	default:
+		if !vouched {
+			v.subject = t.Subject()
+		}
 		v.held = t.d.held
 		v.birth, v.verified = t.birth(k.s)
 		if err := t.Claims(&v.claims); err != nil {

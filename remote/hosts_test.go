@@ -191,9 +191,11 @@ func TestTokensFromBeforeWithoutAStore(t *testing.T) {
 		want, wantErr := s.svc.Validate(s.ctx, apitoken.Bearer(token))
 		got, err := v.Validate(s.ctx, apitoken.Bearer(token))
 		require.Equal(t, class(wantErr), class(err), "%s: %v, %v", name, wantErr, err)
-		require.Equal(t, want.Subject(), got.Subject(), name)
-		require.Equal(t, want.Scopes(), got.Scopes(), name)
-		require.Equal(t, wantErr == nil, name == "good" || name == "of our own", name)
+		require.Equal(t, wantErr == nil, slices.Contains([]string{"good", "of our own", "for long"}, name), name) // one that lives for long ends early
+		if wantErr == nil {
+			require.Equal(t, want.Subject(), got.Subject(), name)
+			require.Equal(t, want.Scopes(), got.Scopes(), name)
+		}
 	}
 	alice, bob := sign(secret, func(jwt.MapClaims) {}), sign(secret, func(c jwt.MapClaims) { c["sub"] = "bob" })
 	require.NoError(t, s.svc.Revoke(s.ctx, apitoken.BySubject("alice"), "left"))
