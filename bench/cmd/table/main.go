@@ -5,7 +5,8 @@
 //
 // All sides of a group run in one process, in turn, a few milliseconds each, in many rounds. A time is the median of the
 // rounds; a ratio is the median of each round's own ratio, so that a slow moment of the machine, which hits both sides, leaves
-// it alone. How long a revocation takes to reach another process is one benchmark for each engine that is installed.
+// it alone. How long a revocation takes to reach another process is one benchmark for each engine that is installed, and so is
+// what a service does a second on it, which a table of its own shows.
 package main
 
 import (
@@ -31,24 +32,35 @@ func main() {
 	log.SetFlags(0)
 	rounds := flag.Int("rounds", 60, "rounds")
 	only := flag.String("only", "", "which groups, a regular expression; empty: all")
+	many := flag.Int("sessions", 20_000, "sessions in the store of each engine, for the table of engines")
 	flag.Parse()
+	pick, err := regexp.Compile(*only)
+	if err != nil {
+		log.Fatal(err)
+	}
 	dir, err := folder()
 	if err != nil {
 		log.Fatal(err)
 	}
 	fmt.Printf("%s/%s, %d cores, %s, %s; medians of %d rounds, all sides in turn\n\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version(), time.Now().Format("2006-01-02"), *rounds)
-	fmt.Println("| what | who | time | to bare | to apitoken | allocations |")
-	fmt.Println("|---|---|---:|---:|---:|---:|")
 	sides, err := measure(dir, *only, *rounds)
 	if err != nil {
 		log.Fatal(err)
 	}
-	print(os.Stdout, sides)
-	if pick, err := regexp.Compile(*only); err != nil || !pick.MatchString("RevokeToRefuse") {
-		return
+	revoke, service := pick.MatchString("RevokeToRefuse"), pick.MatchString("Service")
+	if len(sides) == 0 && !revoke && !service {
+		log.Fatalf("no group matches %q", *only)
 	}
-	if err := revocations(os.Stdout, dir); err != nil {
-		log.Fatal(err)
+	print(os.Stdout, sides)
+	if revoke {
+		if err := revocations(os.Stdout, dir); err != nil {
+			log.Fatal(err)
+		}
+	}
+	if service {
+		if err := engines(os.Stdout, dir, *many); err != nil {
+			log.Fatal(err)
+		}
 	}
 }
 
@@ -85,9 +97,6 @@ func measure(dir, only string, rounds int) ([]side, error) {
 		}
 		sides = append(sides, s)
 	}
-	if len(sides) == 0 {
-		return nil, fmt.Errorf("no group matches %q", only)
-	}
 	return sides, nil
 }
 
@@ -122,6 +131,8 @@ func other(sides []side, s side, who string) (side, bool) {
 }
 
 func print(w io.Writer, sides []side) {
+	fmt.Fprintln(w, "| what | who | time | to bare | to apitoken | allocations |")
+	fmt.Fprintln(w, "|---|---|---:|---:|---:|---:|")
 	for _, s := range sides {
 		who, what := s.who()
 		allocs := ""
@@ -173,6 +184,47 @@ func revocations(w io.Writer, dir string) error {
 		if m := line.FindStringSubmatch(s.Text()); m != nil {
 			fmt.Fprintf(w, "| RevokeToRefuse %s | apitoken | %s µs, p99 %s µs | | | |\n", m[1], m[2], m[3])
 		}
+	}
+	return nil
+}
+
+var perEngine = regexp.MustCompile(`^Benchmark(?:Service|Login)/(\S+?)/(\S+?)(?:-\d+)?\s+\d+\s.*?([\d.e+]+) calls/s`)
+
+// engines prints what a service does a second on each engine, as 64 callers see it. Limits are the rate of logins at a limit of
+// sessions for one subject, as a part of the rate without, beside 20,000 sessions of others.
+func engines(w io.Writer, dir string, sessions int) error {
+	if err := os.Setenv("APITOKEN_BENCH_SESSIONS", strconv.Itoa(sessions)); err != nil {
+		return err
+	}
+	out, err := run(dir, "-run", "^$", "-bench", "^(BenchmarkService|BenchmarkLogin)$", "-benchtime", "3s", "-timeout", "2h", ".")
+	if err != nil {
+		return err
+	}
+	rates := map[string]map[string]float64{}
+	var names []string
+	for s := bufio.NewScanner(bytes.NewReader(out)); s.Scan(); {
+		m := perEngine.FindStringSubmatch(s.Text())
+		if m == nil {
+			continue
+		}
+		rate, err := strconv.ParseFloat(m[3], 64)
+		if err != nil {
+			return err
+		}
+		if rates[m[1]] == nil {
+			rates[m[1]] = map[string]float64{}
+			names = append(names, m[1])
+		}
+		rates[m[1]][m[2]] = rate
+	}
+	columns := []string{"issue", "login", "refresh-hot", "refresh-random", "revoke", "list"}
+	fmt.Fprintf(w, "\nCalls a second, 64 callers, %d sessions:\n\n| engine | %s | limits |\n|---|%s\n", sessions, strings.Join(columns, " | "), strings.Repeat("---:|", len(columns)+1))
+	for _, name := range names {
+		fmt.Fprintf(w, "| %s ", name)
+		for _, c := range columns {
+			fmt.Fprintf(w, "| %.0f ", rates[name][c])
+		}
+		fmt.Fprintf(w, "| %.2f |\n", rates[name]["limited"]/rates[name]["unlimited"])
 	}
 	return nil
 }
