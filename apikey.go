@@ -42,6 +42,8 @@ type APIKey struct {
 	UsesPer          string // as APIKeyRequest.UsesPer
 	Rate             Rate
 	Replaced         time.Time // when a rotated key stops working; zero: not rotated
+	Predecessor      string    // the ID of the key that it was rotated from; empty: none
+	Successor        string    // the ID of the key that took its place; empty: none
 	Revoked          bool
 	Disabled         bool              // refused until it is enabled again: see APIKeys.Edit
 	Metadata         map[string]string // the host's own, for its lists; no token shows it
@@ -115,6 +117,8 @@ type apiKeyRecord struct {
 	Last     string          `json:"last,omitempty"`
 	Old      *oldHash        `json:"old,omitempty"` // of an imported key
 	Disabled int64           `json:"disabled,omitempty"`
+	Prev     string          `json:"prev,omitempty"` // the key that it was rotated from
+	Next     string          `json:"next,omitempty"` // the key that took its place
 	Meta     json.RawMessage `json:"meta,omitempty"` // an object of texts
 	record.Ext
 }
@@ -169,7 +173,7 @@ func (k *APIKeys) setAside(r store.Record) {
 
 func (rec *apiKeyRecord) public(id string) APIKey {
 	x := APIKey{ID: id, Subject: rec.Subject, Name: rec.Name, Start: rec.Start, Last: rec.Last, Scopes: append(Scopes(nil), rec.Scopes...), Created: time.UnixMilli(rec.Created),
-		MaxUses: rec.MaxUses, UsesPer: string(rec.Per), Rate: rec.Rate, Revoked: rec.Revoked != 0, Disabled: rec.Disabled != 0, Metadata: rec.metadata()}
+		MaxUses: rec.MaxUses, UsesPer: string(rec.Per), Rate: rec.Rate, Revoked: rec.Revoked != 0, Disabled: rec.Disabled != 0, Predecessor: rec.Prev, Successor: rec.Next, Metadata: rec.metadata()}
 	if rec.Expires != 0 {
 		x.Expires = time.UnixMilli(rec.Expires)
 	}
@@ -678,6 +682,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 			}
 		}
 		next := rec
+		next.Prev = id
 		most.meet("the key", rec.Scopes)
 		next.Scopes = most.all()
 		if rec.MaxUses > 0 {
@@ -719,6 +724,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 			t.Remove(id)
 		}
 		fresh, secret, err := k.write(ctx, &next, m, from, t, func(c *change) error {
+			rec.Next = c.Puts[0].ID
 			return rec.put(c, id, r.Version)
 		}, rec.ruleSubject(id), "rotated from "+id)
 		switch {

@@ -526,6 +526,31 @@ func (cs *Clients) Get(ctx context.Context, id string) (_ Client, failed error) 
 	return rec.public(id), nil
 }
 
+// ClientSecret tells of one of a client's secrets: nothing that helps to guess it.
+type ClientSecret struct {
+	Created time.Time
+	Expires time.Time // zero: never
+}
+
+// Secrets are the live secrets of a client, the oldest first. ErrNotFound.
+func (cs *Clients) Secrets(ctx context.Context, id string) (list []ClientSecret, failed error) {
+	defer tell(&failed)
+	rec, _, err := cs.read(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	for _, x := range rec.Secrets {
+		s := ClientSecret{Created: time.UnixMilli(x.Created)}
+		if x.Expires != 0 {
+			if s.Expires = time.UnixMilli(x.Expires); !cs.s.now().Before(s.Expires) {
+				continue
+			}
+		}
+		list = append(list, s)
+	}
+	return list, nil
+}
+
 // Known is Get from this process's memory, for endpoints where a stranger names the client. An ID that is not there makes
 // this process look at the store for news, once a second however many ask, as another process may have made the client a
 // moment ago. ErrNotFound, ErrUnavailable.

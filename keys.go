@@ -25,10 +25,13 @@ type SigningKey struct {
 	Audience  string // whose tokens it signs, see Config.AudienceAlgorithms; "": those of all others
 	// State is "next" (published, not used yet), "active", "retired" (published until the last token that it
 	// signed has died) or "compromised".
-	State   string
-	Since   time.Time // of the state
-	Outside bool      // its private half is not in the store: it was imported
-	JWK     []byte    // public; nil for HS256
+	State string
+	Since time.Time // of the state
+	// Until is when the state ends by itself: a next key signs from then on, an active one has a successor that does, a retired one
+	// leaves the published set. Zero: not known yet.
+	Until   time.Time
+	Outside bool   // its private half is not in the store: it was imported
+	JWK     []byte // public; nil for HS256
 }
 
 // SigningKeys is the ring, and those of the audiences that have one of their own. It rotates by itself, as Config.KeyRotation says. A key's state is no record but a function of the

@@ -125,7 +125,7 @@ func keyForm(l operate.Look) func(apitoken.APIKey) Key {
 
 func keyAt(k apitoken.APIKey, now time.Time) Key {
 	return Key{ID: k.ID, Subject: k.Subject, Name: k.Name, Start: k.Start, Last: k.Last, Scopes: some(k.Scopes), Created: k.Created.UTC(), Expires: utc(k.Expires),
-		LastUsed: utc(k.LastUsed), LastAddress: k.LastAddress, UsedScopes: k.UsedScopes, Uses: k.Uses, MaxUses: k.MaxUses, UsesPer: k.UsesPer, Replaced: utc(k.Replaced), Revoked: k.Revoked, Disabled: k.Disabled,
+		LastUsed: utc(k.LastUsed), LastAddress: k.LastAddress, UsedScopes: k.UsedScopes, Uses: k.Uses, MaxUses: k.MaxUses, UsesPer: k.UsesPer, Replaced: utc(k.Replaced), Revoked: k.Revoked, Disabled: k.Disabled, Predecessor: k.Predecessor, Successor: k.Successor,
 		State: k.State(now), Metadata: k.Metadata}
 }
 
@@ -215,7 +215,15 @@ func (a reader) clients(ctx context.Context, q PageQuery) (Page[ClientInfo], err
 
 func (a reader) client(ctx context.Context, in ID) (ClientInfo, error) {
 	c, err := a.Client(ctx, in.ID)
-	return clientForm(c), err
+	if err != nil {
+		return ClientInfo{}, err
+	}
+	secrets, err := a.Secrets(ctx, in.ID)
+	x := clientForm(c)
+	for _, s := range secrets {
+		x.Secrets = append(x.Secrets, ClientSecret{s.Created.UTC(), utc(s.Expires)})
+	}
+	return x, err
 }
 
 func madeClient(m operate.Made[apitoken.Client], err error) (MadeClient, error) {
@@ -295,7 +303,7 @@ func (a reader) event(ctx context.Context, in ID) (apitoken.Event, error) {
 func (a reader) signingKeys(ctx context.Context, _ None) (Page[SigningKeyInfo], error) {
 	list, err := a.SigningKeys(ctx)
 	return formed(operate.Page[apitoken.SigningKey]{Items: list}, err, func(k apitoken.SigningKey) SigningKeyInfo {
-		return SigningKeyInfo{ID: k.ID, Algorithm: k.Algorithm, Audience: k.Audience, State: k.State, Since: k.Since.UTC(), Outside: k.Outside, JWK: k.JWK}
+		return SigningKeyInfo{ID: k.ID, Algorithm: k.Algorithm, Audience: k.Audience, State: k.State, Since: k.Since.UTC(), Until: utc(k.Until), Outside: k.Outside, JWK: k.JWK}
 	})
 }
 

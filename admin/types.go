@@ -88,7 +88,9 @@ type Key struct {
 	UsesPer     string          `json:"uses_per,omitempty"` // hour, day or month of UTC, in which MaxUses are filled up; absent: never
 	Replaced    time.Time       `json:"replaced,omitzero"`  // when a rotated key stops working
 	Revoked     bool            `json:"revoked,omitempty"`
-	Disabled    bool            `json:"disabled,omitempty"` // refused until it is enabled again
+	Disabled    bool            `json:"disabled,omitempty"`    // refused until it is enabled again
+	Predecessor string          `json:"predecessor,omitempty"` // ID of the key that it was rotated from
+	Successor   string          `json:"successor,omitempty"`   // ID of the key that took its place
 
 	Metadata map[string]string `json:"metadata,omitempty"`
 }
@@ -160,7 +162,14 @@ type ClientInfo struct {
 	TLSName      string          `json:"tls_name,omitempty"`
 	Disabled     bool            `json:"disabled,omitempty"`
 	Created      time.Time       `json:"created"`
-	Expires      time.Time       `json:"expires,omitzero"` // of a client that nobody here has made
+	Expires      time.Time       `json:"expires,omitzero"`  // of a client that nobody here has made
+	Secrets      []ClientSecret  `json:"secrets,omitempty"` // the live ones, the oldest first; in the answer for one client
+}
+
+// ClientSecret tells of one of a client's secrets.
+type ClientSecret struct {
+	Created time.Time `json:"created"`
+	Expires time.Time `json:"expires,omitzero"` // absent: never
 }
 
 // PageQuery is a place in a listing.
@@ -208,6 +217,7 @@ type SigningKeyInfo struct {
 	Audience  string          `json:"audience,omitempty"` // whose tokens it signs; empty: those of all others
 	State     string          `json:"state"`              // next, active, retired or compromised
 	Since     time.Time       `json:"since"`
+	Until     time.Time       `json:"until,omitzero"`    // when that ends by itself; absent: not known yet
 	Outside   bool            `json:"outside,omitempty"` // its private half is in a KMS or an HSM
 	JWK       json.RawMessage `json:"jwk,omitempty"`
 }

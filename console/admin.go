@@ -23,6 +23,7 @@ func (c *Console) serveAdmin() {
 		"GET /admin/subjects/{s}":              c.subject,
 		"POST /admin/subjects/{s}/revoke":      c.revokeSubject,
 		"POST /admin/subjects/{s}/end":         c.endOne,
+		"POST /admin/subjects/{s}/able":        c.ableKey,
 		"GET /admin/clients":                   c.clients,
 		"GET /admin/clients/new":               c.newClient,
 		"POST /admin/clients":                  c.createClient,

@@ -2,6 +2,7 @@ package console_test
 
 import (
 	"context"
+	"encoding/csv"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -45,7 +46,7 @@ func TestOperatorsPagesAreForOperators(t *testing.T) {
 	x := newHost(t, nil)
 	x.newKey("mallory", "hers")
 	x.newClient()
-	posts := []string{"/admin/subjects/mallory/revoke", "/admin/subjects/mallory/end", "/admin/clients", "/admin/clients/gateway/rotate", "/admin/clients/gateway/revoke",
+	posts := []string{"/admin/subjects/mallory/revoke", "/admin/subjects/mallory/end", "/admin/subjects/mallory/able", "/admin/clients", "/admin/clients/gateway/rotate", "/admin/clients/gateway/revoke",
 		"/admin/clients/gateway/disable", "/admin/clients/gateway/enable", "/admin/clients/gateway/change", "/admin/signing-keys/rotate", "/admin/signing-keys/compromise",
 		"/admin/signing-keys/root-secret", "/admin/explain/leaked"}
 	for _, path := range x.adminPages("mallory", "gateway") {
@@ -183,6 +184,8 @@ func TestClientsOfAnOperator(t *testing.T) {
 	require.NoError(t, authenticate(secret(t, a)))
 	require.NoError(t, authenticate(first), "the older one works on for the overlap")
 	require.Equal(t, 303, x.post("olga/operator", "/admin/clients/reports/rotate", form).StatusCode)
+	a = x.get("rita/reader", "/admin/clients/reports")
+	require.Regexp(t, `(?s)Secrets</h2>.*Made.*Ends.*in 60 min.*Made.*No expiry`, a.body, "the ages of both")
 
 	require.Equal(t, 303, x.post("olga/operator", "/admin/clients/reports/change", url.Values{"name": {"Nightly"}, "scopes": {"orders"}}).StatusCode)
 	require.Contains(t, x.get("olga/operator", "/admin/clients/reports?done=changed").body, "<h1>Nightly</h1>")
@@ -235,6 +238,9 @@ func TestSigningKeysOfAnOperator(t *testing.T) {
 	kid := regexp.MustCompile(`<option value="([^"]+)"`).FindStringSubmatch(x.get("olga/operator", "/admin/signing-keys").body)
 	require.NotNil(t, kid)
 	require.Equal(t, 303, x.post("olga/operator", "/admin/signing-keys/rotate", nil).StatusCode)
+	until := regexp.MustCompile(`data-l="Until"><time datetime="([^"]+)"`).FindAllStringSubmatch(x.get("rita/reader", "/admin/signing-keys").body, -1)
+	require.Len(t, until, 2, "the next key says when it signs")
+	require.Equal(t, until[0][1], until[1][1], "and the active one when it stops")
 	require.Equal(t, 422, x.post("olga/operator", "/admin/signing-keys/compromise", url.Values{"kid": {kid[1]}, "reason": {"x"}, "confirm": {"yes"}}).StatusCode)
 	require.NoError(t, x.good(access))
 	require.Equal(t, 303, x.post("olga/operator", "/admin/signing-keys/compromise", url.Values{"kid": {kid[1]}, "reason": {"x"}, "confirm": {"compromised"}}).StatusCode)
@@ -252,16 +258,27 @@ func TestHygieneAndTheOverview(t *testing.T) {
 		_, _, err := x.svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: subject, Name: "for ever of " + subject, Scopes: apitoken.Scopes{"orders"}})
 		require.NoError(t, err)
 	}
-	_, _, err := x.svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "carol", Name: "ends", Scopes: apitoken.Scopes{"orders"}, Expires: x.svc.Now().Add(48 * time.Hour)})
+	_, _, err := x.svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "carol", Name: "=cmd|' /C calc'!A1", Scopes: apitoken.Scopes{"orders"}})
+	require.NoError(t, err)
+	rows, err := csv.NewReader(strings.NewReader(x.get("rita/reader", "/admin/hygiene?as=csv").body)).ReadAll()
+	require.NoError(t, err)
+	require.Len(t, rows, 4, "a head, and what was found")
+	names := map[string]string{}
+	for _, row := range rows[1:] {
+		names[row[1]] = row[2]
+	}
+	require.Equal(t, map[string]string{"alice": "for ever of alice", "bob": "for ever of bob", "carol": "'=cmd|' /C calc'!A1"}, names, "no spreadsheet takes a name for a formula")
+	_, _, err = x.svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "carol", Name: "ends", Scopes: apitoken.Scopes{"orders"}, Expires: x.svc.Now().Add(48 * time.Hour)})
 	require.NoError(t, err)
 	require.Error(t, x.good("junk"))
 	a := x.get("rita/reader", "/admin/hygiene")
-	require.Contains(t, a.body, "2 findings")
+	require.Contains(t, a.body, "3 findings")
 	require.Contains(t, a.body, "for ever of alice")
 	a = x.get("rita/reader", "/admin/hygiene?owner=bob&finding=expiry")
 	require.Contains(t, a.body, "1 finding,")
 	require.NotContains(t, a.body, "for ever of alice")
 	require.Contains(t, x.get("rita/reader", "/admin/hygiene?finding=broad").body, "Nothing to do")
+	require.Equal(t, 403, x.get("carol", "/admin/hygiene?as=csv").StatusCode)
 
 	a = x.get("rita/reader", "/admin")
 	require.Contains(t, a.body, `<a href="/account/admin/subjects/carol">ends</a>`)
@@ -271,7 +288,24 @@ func TestHygieneAndTheOverview(t *testing.T) {
 	// Read once a minute, whoever looks.
 	_, _, err = x.svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "dave", Name: "another", Scopes: apitoken.Scopes{"orders"}})
 	require.NoError(t, err)
-	require.Contains(t, x.get("rita/reader", "/admin/hygiene").body, "2 findings")
+	require.Contains(t, x.get("rita/reader", "/admin/hygiene").body, "3 findings")
+}
+
+func TestAnOperatorDisablesAKey(t *testing.T) {
+	t.Parallel()
+	x := newHost(t, nil)
+	key, _ := x.newKey("alice", "hers")
+	able := func(user, do string) int {
+		return x.post(user, "/admin/subjects/alice/able", url.Values{"key": {x.keyID("alice")}, "do": {do}}).StatusCode
+	}
+	require.Equal(t, 403, able("rita/reader", "disable"))
+	require.Equal(t, 403, able("alice", "enable"))
+	require.Equal(t, 303, able("olga/operator", "disable"))
+	require.Error(t, x.good(key))
+	require.Contains(t, x.get("alice", "/keys").body, `<span class="badge bad">Disabled</span>`, "its owner sees why it is refused")
+	require.Contains(t, x.get("olga/operator", "/admin/subjects/alice").body, `name="do" value="enable"`)
+	require.Equal(t, 303, able("olga/operator", "enable"))
+	require.NoError(t, x.good(key))
 }
 
 func TestHostileNamesAreTextForOperatorsToo(t *testing.T) {

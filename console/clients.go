@@ -77,6 +77,8 @@ type clientPage struct {
 	Client    clientRow
 	Once      string
 	HasSecret bool
+	Secrets   []apitoken.ClientSecret
+	NoSecrets bool // they are not known now
 	Events    []eventRow
 	HasEvents bool
 	Errors    []fieldError
@@ -97,6 +99,10 @@ func (c *Console) showClient(w http.ResponseWriter, r *http.Request, p *page, st
 	p.title, p.nav = p.text("%s", cmpOr(x.Name, x.ID)), "/admin/clients"
 	v := &clientPage{page: p, Client: p.client(x), Once: newOnce(), Errors: errs, Failed: failed}
 	v.HasSecret = !x.Public && (x.AuthMethod == "" || strings.HasPrefix(x.AuthMethod, "client_secret"))
+	if v.HasSecret {
+		v.Secrets, err = p.look.Secrets(r.Context(), id)
+		v.NoSecrets = err != nil
+	}
 	list, known := c.newest(r.Context(), 10, nil, apitoken.EventQuery{Client: id})
 	v.Events, v.HasEvents = p.eventRows(list), known
 	return p.show(w, status, "client", v)

@@ -64,6 +64,7 @@ var (
 	sayRotating = say("Rotated, still works")
 	saySoon     = say("Expires soon")
 	sayNoExpiry = say("No expiry")
+	sayUsedUp   = say("Used up")
 	sayUnused   = say("Unused %s")
 	sayEndsIn   = say("in %s, rotated")
 )
@@ -87,6 +88,10 @@ func (p *page) row(k apitoken.APIKey) keyRow {
 		r.State, r.Ended = p.text(sayRotated), true
 	case !k.Expires.IsZero() && !p.now.Before(k.Expires):
 		r.State, r.Ended = p.text(sayExpired), true
+	case k.Disabled:
+		r.State, r.Class = p.text(sayDisabled), "bad"
+	case k.State(p.now) == "exhausted":
+		r.State, r.Class = p.text(sayUsedUp), "bad"
 	case !k.Replaced.IsZero():
 		r.State, r.Class = p.text(sayRotating), "warn"
 	case !k.Expires.IsZero() && k.Expires.Sub(p.now) < soon:
@@ -120,20 +125,22 @@ type keysPage struct {
 
 // flashes are what a redirect may say: a code in the URL, never a text.
 var flashes = map[string]string{
-	"renamed":  say("The key has its new name."),
-	"revoked":  say("The key is revoked: it is refused from now on."),
-	"already":  say("That form was sent before, and done. A secret is shown once only: if you did not store it, rotate the key."),
-	"ended":    say("The session has ended."),
-	"others":   say("All other sessions have ended."),
-	"all":      say("All other sessions have ended, and your API keys are revoked."),
-	"held":     say("What was chosen is revoked: here from now on, elsewhere within %s."),
-	"changed":  say("The settings are changed."),
-	"disabled": say("The client is disabled, and all it held is revoked."),
-	"enabled":  say("The client is enabled again."),
-	"turned":   say("A new key is published, and signs as soon as every validator can know it."),
-	"gone":     say("The key is withdrawn. What it signed is refused: here from now on, elsewhere within %s."),
-	"rewrap":   say("The root secrets are sealed again."),
-	"secrets":  say("A new root secret is made."),
+	"renamed":      say("The key has its new name."),
+	"revoked":      say("The key is revoked: it is refused from now on."),
+	"already":      say("That form was sent before, and done. A secret is shown once only: if you did not store it, rotate the key."),
+	"ended":        say("The session has ended."),
+	"others":       say("All other sessions have ended."),
+	"all":          say("All other sessions have ended, and your API keys are revoked."),
+	"held":         say("What was chosen is revoked: here from now on, elsewhere within %s."),
+	"changed":      say("The settings are changed."),
+	"disabled":     say("The client is disabled, and all it held is revoked."),
+	"enabled":      say("The client is enabled again."),
+	"key-disabled": say("The key is refused until it is enabled again: here from now on, elsewhere within %s."),
+	"key-enabled":  say("The key works again."),
+	"turned":       say("A new key is published, and signs as soon as every validator can know it."),
+	"gone":         say("The key is withdrawn. What it signed is refused: here from now on, elsewhere within %s."),
+	"rewrap":       say("The root secrets are sealed again."),
+	"secrets":      say("A new root secret is made."),
 }
 
 func (p *page) setFlash(r *http.Request) {

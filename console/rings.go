@@ -1,6 +1,7 @@
 package console
 
 import (
+	"encoding/csv"
 	"html/template"
 	"net/http"
 	"slices"
@@ -126,6 +127,7 @@ type hygienePage struct {
 	More    bool // more findings than are kept
 	Finding string
 	Owner   string
+	CSV     string
 	pager
 }
 
@@ -137,10 +139,8 @@ func (c *Console) hygiene(w http.ResponseWriter, r *http.Request, p *page) error
 	v := &hygienePage{page: p, Finding: q.Get("finding"), Owner: q.Get("owner")}
 	f, age, known := c.admin.hygiene.get(r.Context(), c.admin.ctx)
 	v.Known, v.Age, v.More = known, age, f.More
-	after, skipping := q.Get("after"), q.Get("after") != ""
-	if skipping {
-		v.First = c.url("/admin/hygiene", query("finding", v.Finding, "owner", v.Owner))
-	}
+	v.CSV = c.url("/admin/hygiene", query("finding", v.Finding, "owner", v.Owner, "as", "csv"))
+	var found []*report.Finding
 	for i := range f.Items {
 		x := &f.Items[i]
 		is := [3]bool{x.NoExpiry, x.Idle > 0, len(x.Unused) > 0 || len(x.Narrower) > 0}
@@ -152,20 +152,59 @@ func (c *Console) hygiene(w http.ResponseWriter, r *http.Request, p *page) error
 				v.Counts[n]++
 			}
 		}
-		if n := slices.Index([]string{"expiry", "unused", "broad"}, v.Finding); n >= 0 && !is[n] {
-			continue
-		}
-		v.Total++
-		switch {
-		case skipping:
-			skipping = x.Key.ID != after
-		case len(v.Rows) < pageSize:
-			v.Rows = append(v.Rows, p.finding(x))
-		case v.Next == "":
-			v.Next = c.url("/admin/hygiene", query("finding", v.Finding, "owner", v.Owner, "after", v.Rows[pageSize-1].Key.ID))
+		if n := slices.Index([]string{"expiry", "unused", "broad"}, v.Finding); n < 0 || is[n] {
+			found = append(found, x)
 		}
 	}
+	v.Total = len(found)
+	if q.Get("as") == "csv" {
+		if !known {
+			return apitoken.ErrUnavailable
+		}
+		return findingsCSV(w, found)
+	}
+	if after := q.Get("after"); after != "" {
+		v.First = c.url("/admin/hygiene", query("finding", v.Finding, "owner", v.Owner))
+		at := slices.IndexFunc(found, func(x *report.Finding) bool { return x.Key.ID == after })
+		found = found[at+1:]
+	}
+	for _, x := range found[:min(len(found), pageSize)] {
+		v.Rows = append(v.Rows, p.finding(x))
+	}
+	if len(found) > pageSize {
+		v.Next = c.url("/admin/hygiene", query("finding", v.Finding, "owner", v.Owner, "after", v.Rows[pageSize-1].Key.ID))
+	}
 	return p.show(w, http.StatusOK, "hygiene", v)
+}
+
+// findingsCSV answers with findings as CSV (RFC 4180), for a spreadsheet. A field that one would take for a formula, as names may
+// begin with =, begins with an apostrophe there.
+func findingsCSV(w http.ResponseWriter, found []*report.Finding) error {
+	w.Header().Set("Content-Type", "text/csv; charset=utf-8; header=present")
+	w.Header().Set("Content-Disposition", `attachment; filename="hygiene.csv"`)
+	out := csv.NewWriter(w)
+	day := func(t time.Time) string {
+		if t.IsZero() {
+			return ""
+		}
+		return t.UTC().Format(time.RFC3339)
+	}
+	_ = out.Write([]string{"id", "owner", "name", "created", "last_used", "expires", "idle_days", "scopes", "unused_scopes", "enough"}) // Flush says it
+	for _, x := range found {
+		idle := ""
+		if x.Idle > 0 {
+			idle = strconv.Itoa(int(x.Idle.Hours() / 24))
+		}
+		row := []string{x.Key.ID, x.Key.Subject, x.Key.Name, day(x.Key.Created), day(x.Key.LastUsed), day(x.Key.Expires), idle, x.Key.Scopes.String(), apitoken.Scopes(x.Unused).String(), x.Narrower.String()}
+		for i, s := range row {
+			if s != "" && strings.Contains("=+-@\t\r", s[:1]) {
+				row[i] = "'" + s
+			}
+		}
+		_ = out.Write(row)
+	}
+	out.Flush()
+	return out.Error()
 }
 
 func (p *page) finding(x *report.Finding) findingRow {

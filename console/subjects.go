@@ -251,3 +251,17 @@ func (c *Console) endOne(w http.ResponseWriter, r *http.Request, p *page) error 
 	}
 	return c.revoke(w, r, p, target, "ended by an operator", p.text(sayEndOneThing), c.url("/admin/subjects", r.PathValue("s"), "?done=held"))
 }
+
+// ableKey refuses a key until it is enabled again, or enables it.
+func (c *Console) ableKey(w http.ResponseWriter, r *http.Request, p *page) error {
+	id, disabled := r.PostForm.Get("key"), r.PostForm.Get("do") == "disable"
+	what, done := p.text(sayEnableIt, id), "key-enabled"
+	if disabled {
+		what, done = p.text(sayDisableIt, id), "key-disabled"
+	}
+	if _, err := p.act.EditKey(r.Context(), id, func(k *apitoken.APIKey) error { k.Disabled = disabled; return nil }); err != nil {
+		return orUnwritten(err, unwritten{What: what})
+	}
+	http.Redirect(w, r, c.url("/admin/subjects", r.PathValue("s"), "?done="+done), http.StatusSeeOther)
+	return nil
+}

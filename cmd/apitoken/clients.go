@@ -64,8 +64,13 @@ func grantTypes(list []string) string {
 }
 
 func (a *app) client(x admin.ClientInfo) {
+	var secrets []string
+	for _, s := range x.Secrets {
+		secrets = append(secrets, "made "+at(s.Created)+", ends "+or(at(s.Expires), "never"))
+	}
 	a.list("client", x.ID, "name", x.Name, "state", clientState(x), "proof", proof(x), "grant types", grantTypes(x.GrantTypes), "scopes", x.Scopes.String(),
-		"audiences", strings.Join(x.Audiences, " "), "redirects to", strings.Join(x.RedirectURIs, " "), "TLS name", x.TLSName, "created", at(x.Created), "expires", at(x.Expires))
+		"audiences", strings.Join(x.Audiences, " "), "redirects to", strings.Join(x.RedirectURIs, " "), "TLS name", x.TLSName, "created", at(x.Created), "expires", at(x.Expires),
+		"secrets", strings.Join(secrets, "; "))
 }
 
 func (a *app) clientCreate() *cobra.Command {

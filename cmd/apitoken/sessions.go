@@ -164,7 +164,7 @@ func (a *app) key(k admin.Key) {
 		}
 	}
 	a.list("key", k.ID, "subject", k.Subject, "name", k.Name, "begins with", k.Start, "ends with", k.Last, "state", keyState(k), "scopes", k.Scopes.String(), "created", at(k.Created),
-		"expires", or(at(k.Expires), "never"), "replaced", at(k.Replaced), "last used", or(at(k.LastUsed), "never"), "from", k.LastAddress, "uses", uses,
+		"expires", or(at(k.Expires), "never"), "replaced", at(k.Replaced), "follows", k.Predecessor, "followed by", k.Successor, "last used", or(at(k.LastUsed), "never"), "from", k.LastAddress, "uses", uses,
 		"used scopes", k.UsedScopes.String(), "metadata", pairs(k.Metadata))
 }
 

@@ -12,12 +12,12 @@ func (a *app) signingKeysCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "signing-keys", Short: "List signing keys, rotate and withdraw them", Args: exactly(0, ""),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return lists(c, a, 0, []string{"KEY", "ALGORITHM", "STATE", "SINCE", "AUDIENCE", "KEPT"}, func(k admin.SigningKeyInfo) []string {
+			return lists(c, a, 0, []string{"KEY", "ALGORITHM", "STATE", "SINCE", "UNTIL", "AUDIENCE", "KEPT"}, func(k admin.SigningKeyInfo) []string {
 				place := "store"
 				if k.Outside {
 					place = "outside"
 				}
-				return []string{k.ID, k.Algorithm, k.State, at(k.Since), or(k.Audience, "all"), place}
+				return []string{k.ID, k.Algorithm, k.State, at(k.Since), at(k.Until), or(k.Audience, "all"), place}
 			}, func(ctx context.Context, s *service, _ string, _ int) (admin.Page[admin.SigningKeyInfo], error) {
 				return s.SigningKeys(ctx)
 			})

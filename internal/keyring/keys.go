@@ -18,7 +18,7 @@ import (
 // Shown is a key's public side.
 type Shown struct {
 	ID, Algorithm, Audience, State string
-	Since                          time.Time // of the state
+	Since, Until                   time.Time // of the state; Until zero: not known yet
 	Outside                        bool
 	JWK                            []byte // nil for HS256
 }
@@ -158,12 +158,15 @@ func (k *Ring) List(ctx context.Context) ([]Shown, error) {
 		return nil, err
 	}
 	var out []Shown
-	k.Each(k.host.Now(), func(x *ringKey, state string, since int64) { out = append(out, x.shown(state, since)) })
+	k.Each(k.host.Now(), func(x *ringKey, state string, since, until int64) { out = append(out, x.shown(state, since, until)) })
 	return out, nil
 }
 
-func (x *ringKey) shown(state string, since int64) Shown {
+func (x *ringKey) shown(state string, since, until int64) Shown {
 	s := Shown{ID: x.kid, Algorithm: x.rec.Alg, Audience: x.audience(), State: state, Since: time.UnixMilli(since), Outside: x.rec.Outside}
+	if until != 0 {
+		s.Until = time.UnixMilli(until)
+	}
 	if x.rec.JWK != "" {
 		s.JWK = []byte(x.rec.JWK)
 	}
@@ -174,7 +177,7 @@ func (x *ringKey) shown(state string, since int64) Shown {
 // SigningKeys a feed.KeySource; missing is not looked at.
 func (k *Ring) JWKS() []byte {
 	var list []string
-	k.Each(k.host.Now(), func(x *ringKey, state string, _ int64) {
+	k.Each(k.host.Now(), func(x *ringKey, state string, _, _ int64) {
 		if state != "compromised" && x.rec.JWK != "" {
 			list = append(list, x.kid+"\x00"+x.rec.JWK)
 		}
@@ -281,9 +284,9 @@ func (k *Ring) ImportFor(ctx context.Context, audience string, s crypto.Signer, 
 	k.rebuild()
 	k.mu.Unlock()
 	var out Shown
-	k.Each(k.host.Now(), func(x *ringKey, state string, since int64) {
+	k.Each(k.host.Now(), func(x *ringKey, state string, since, until int64) {
 		if x.kid == kid {
-			out = x.shown(state, since)
+			out = x.shown(state, since, until)
 		}
 	})
 	return out, nil

@@ -293,26 +293,29 @@ func (k *Ring) Wake() {
 	}
 }
 
-// Each walks the ring at now: every key with its state and since when it is in it. Gone keys are passed over.
-func (k *Ring) Each(now time.Time, f func(x *ringKey, state string, since int64)) {
+// Each walks the ring at now: every key with its state, since when and until when it is in it; until is 0 where that is not known
+// yet. Gone keys are passed over.
+func (k *Ring) Each(now time.Time, f func(x *ringKey, state string, since, until int64)) {
 	r := k.ring.Load()
 	for i := range r.lanes {
 		k.eachOf(&r.lanes[i], now.UnixMilli(), f)
 	}
 }
 
-func (k *Ring) eachOf(l *lane, ms int64, f func(x *ringKey, state string, since int64)) {
+func (k *Ring) eachOf(l *lane, ms int64, f func(x *ringKey, state string, since, until int64)) {
 	keep := k.host.Longest().Milliseconds()
 	successor := int64(0) // when the key behind this one began to sign; 0: it did not
+	waiting := int64(0)   // when the key behind this one will sign; 0: there is none
 	first := l.first()
 	for i := len(l.keys) - 1; i >= 0; i-- {
 		x := &l.keys[i]
 		if x.rec.Compromised != 0 || k.revoked(x.kid) { // the rule alone where heal has not come to it yet
-			f(x, "compromised", max(x.rec.Compromised, x.rec.signs()))
+			f(x, "compromised", max(x.rec.Compromised, x.rec.signs()), 0)
 			continue // it signs for nobody: whatever stands before it goes on
 		}
 		if x.rec.Activates > ms && i != first {
-			f(x, "next", x.rec.Created)
+			f(x, "next", x.rec.Created, x.rec.Activates)
+			waiting = x.rec.Activates
 			continue
 		}
 		end := successor
@@ -321,9 +324,12 @@ func (k *Ring) eachOf(l *lane, ms int64, f func(x *ringKey, state string, since 
 		}
 		switch {
 		case end == 0 || end > ms:
-			f(x, "active", x.rec.signs())
+			if end == 0 {
+				end = waiting
+			}
+			f(x, "active", x.rec.signs(), end)
 		case end+keep > ms:
-			f(x, "retired", end)
+			f(x, "retired", end, end+keep)
 		}
 		successor = x.rec.Activates
 	}
@@ -335,7 +341,7 @@ func (rec *keyRecord) signs() int64 { return max(rec.Activates, rec.Took) }
 // PublicKeys is what verifies tokens now: never a compromised or a gone key.
 func (k *Ring) PublicKeys() []*jws.PublicKey {
 	var out []*jws.PublicKey
-	k.Each(k.host.Now(), func(x *ringKey, state string, _ int64) {
+	k.Each(k.host.Now(), func(x *ringKey, state string, _, _ int64) {
 		if state != "compromised" {
 			out = append(out, x.public)
 		}
@@ -390,7 +396,7 @@ func (k *Ring) activeOf(l *lane, ms int64) *ringKey {
 // Digest changes with the published set.
 func (k *Ring) Digest() string {
 	var kids []string
-	k.Each(k.host.Now(), func(x *ringKey, state string, _ int64) {
+	k.Each(k.host.Now(), func(x *ringKey, state string, _, _ int64) {
 		if state != "compromised" && x.rec.JWK != "" {
 			kids = append(kids, x.kid)
 		}
@@ -434,5 +440,5 @@ func (l *lane) first() int {
 
 // EachKid walks the ring at now.
 func (k *Ring) EachKid(now time.Time, f func(kid, state string)) {
-	k.Each(now, func(x *ringKey, state string, _ int64) { f(x.kid, state) })
+	k.Each(now, func(x *ringKey, state string, _, _ int64) { f(x.kid, state) })
 }

@@ -87,6 +87,11 @@ func (l Look) Client(ctx context.Context, id string) (apitoken.Client, error) {
 	return Wait(ctx, l.turns, func(ctx context.Context) (apitoken.Client, error) { return l.svc.Clients.Get(ctx, id) })
 }
 
+// Secrets are a client's live secrets, the oldest first.
+func (l Look) Secrets(ctx context.Context, id string) ([]apitoken.ClientSecret, error) {
+	return Wait(ctx, l.turns, func(ctx context.Context) ([]apitoken.ClientSecret, error) { return l.svc.Clients.Secrets(ctx, id) })
+}
+
 // Role is a name for scopes.
 type Role struct {
 	Name   string
