@@ -35,6 +35,10 @@ const (
 //
 //	ctx = context.WithValue(ctx, oauth2.HTTPClient, &http.Client{Transport: prover})
 //	token, err := config.Exchange(ctx, code, oauth2.VerifierOption(verifier))
+//
+// and calls APIs with them, refreshed by its own token source:
+//
+//	api := &http.Client{Transport: &oauth2.Transport{Source: config.TokenSource(ctx, token), Base: prover}}
 type Prover struct {
 	key  *jws.Prover
 	base http.RoundTripper
