@@ -50,7 +50,7 @@ type noteRecord struct {
 
 var noteForm = record.Form[noteRecord]{Kind: kindNote, Check: func(n *noteRecord) error { return commit.First(n.V) }}
 
-func (s *Service) noteID(name string) string {
+func (s *core) noteID(name string) string {
 	h := opaque.Hash("note1", []byte(s.ns), []byte(name))
 	return hex.EncodeToString(h[:])
 }
@@ -65,7 +65,7 @@ func (s *Service) Note(ctx context.Context, name string) (Note, error) {
 }
 
 // readNote returns the zero Note where there is none that lives, with the version that a write has to expect.
-func (s *Service) readNote(ctx context.Context, name string) (Note, store.Version, error) {
+func (s *core) readNote(ctx context.Context, name string) (Note, store.Version, error) {
 	r, err := s.get(ctx, kindNote, s.noteID(name))
 	switch {
 	case isNotFound(err):
@@ -108,7 +108,7 @@ func (s *Service) ChangeNote(ctx context.Context, name string, f func(*Note) err
 		return fail(ErrInvalidRequest, "a note without a name")
 	}
 	m := s.begin(ctx)
-	for try := 0; try < refreshTries; try++ {
+	for range refreshTries {
 		n, v, err := s.readNote(ctx, name)
 		if err != nil {
 			return err
@@ -136,7 +136,7 @@ func (s *Service) ChangeNote(ctx context.Context, name string, f func(*Note) err
 			return err
 		}
 	}
-	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel changes of one note"}
+	return tryAgain("parallel changes of one note")
 }
 
 // Once claims id until then: nil for the first caller in any process, ErrInvalidRequest for all others. It is for the jti
@@ -190,7 +190,7 @@ func (s *Service) Prove(ctx context.Context, p Proof) (binding string, err error
 	if refused != nil {
 		return "", public(refused)
 	}
-	if _, _, refused := s.nonces().Check(&d, s.now(), s.cfg.Validation.ahead(), p.RequireNonce); refused != nil {
+	if _, _, refused := s.SigningKeys.nonces().Check(&d, s.now(), s.cfg.Validation.ahead(), p.RequireNonce); refused != nil {
 		return "", public(refused)
 	}
 	err = s.Once(ctx, d.ID(), d.Until())
@@ -205,14 +205,14 @@ func (s *Service) Prove(ctx context.Context, p Proof) (binding string, err error
 
 // ProofNonce is a nonce for the next proof at the service's own endpoints (RFC 9449 §8), good for five minutes in every
 // process on the store.
-func (s *Service) ProofNonce() string { return s.nonces().New() }
+func (s *Service) ProofNonce() string { return s.SigningKeys.nonces().New() }
 
-func (s *Service) nonces() *dpop.Nonces {
-	ring := s.SigningKeys.ring
+func (k *SigningKeys) nonces() *dpop.Nonces {
+	ring := k.ring
 	return &dpop.Nonces{
 		Key:    func() ([4]byte, []byte) { return ring.MAC(keyring.Nonce) },
 		KeyOf:  func(kid [4]byte) ([]byte, bool) { return ring.MACFor(kid, keyring.Nonce) },
-		Second: func() int64 { return s.now().Unix() },
+		Second: func() int64 { return k.s.now().Unix() },
 		Whose:  "service",
 	}
 }

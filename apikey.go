@@ -222,7 +222,7 @@ func (k *APIKeys) create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, 
 		}
 		defer leave()
 	}
-	for try := 0; try < refreshTries; try++ {
+	for range refreshTries {
 		if err := k.allowed(); err != nil {
 			return APIKey{}, Secret{}, err
 		}
@@ -240,12 +240,12 @@ func (k *APIKeys) create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, 
 		case errors.Is(err, errOvertaken) && (k.verified || m.begun):
 			return APIKey{}, Secret{}, fail(ErrRevoked, "a revocation came while the key was made")
 		case errors.Is(err, errOvertaken): // or before, and this process did not know: then the next one is good
-			return APIKey{}, Secret{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "a revocation came while the key was made: ask again, if who it is for still stands"}
+			return APIKey{}, Secret{}, tryAgain("a revocation came while the key was made: ask again, if who it is for still stands")
 		case !errors.Is(err, store.ErrConflict):
 			return x, secret, err
 		}
 	}
-	return APIKey{}, Secret{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "other keys of this subject are made at the same time"}
+	return APIKey{}, Secret{}, tryAgain("other keys of this subject are made at the same time")
 }
 
 // plan checks a request.
@@ -590,7 +590,7 @@ func (k *APIKeys) change(ctx context.Context, id, how string, f func(*apiKeyReco
 func (k *APIKeys) changeAs(ctx context.Context, id string, how func() Event, f func(*apiKeyRecord) error, also func(*change, *apiKeyRecord) error) (x APIKey, err error) {
 	ctx = k.acting(ctx)
 	defer func() { k.denied(ctx, err) }()
-	for try := 0; try < refreshTries; try++ {
+	for range refreshTries {
 		if err := k.allowed(); err != nil {
 			return APIKey{}, err
 		}
@@ -628,7 +628,7 @@ func (k *APIKeys) changeAs(ctx context.Context, id string, how func() Event, f f
 		}
 		return k.used(ctx, id, &rec), err
 	}
-	return APIKey{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel changes of API key " + id}
+	return APIKey{}, tryAgain("parallel changes of API key %s", id)
 }
 
 // Rename gives a key another name.
@@ -655,7 +655,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 	if err := k.s.audit.ready(); err != nil {
 		return APIKey{}, Secret{}, err
 	}
-	for try := 0; try < refreshTries; try++ {
+	for range refreshTries {
 		m := k.s.begin(ctx)
 		if err := k.allowed(); err != nil {
 			return APIKey{}, Secret{}, err
@@ -738,7 +738,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 		}
 		return fresh, secret, err
 	}
-	return APIKey{}, Secret{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel changes of API key " + id}
+	return APIKey{}, Secret{}, tryAgain("parallel changes of API key %s", id)
 }
 
 // Revoke ends a key at once. ErrNotFound: there is none, or it is not the caller's.
@@ -921,7 +921,7 @@ func (k *APIKeys) decide(ctx context.Context, e *knownKey, tr *trace) (Token, er
 	f := k.trust.freshness(w, now)
 	if f.Stale { // never past the bound for opaque tokens
 		k.s.state.Wake()
-		return Token{d: e.d}, tr.no("freshness", &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"})
+		return Token{d: e.d}, tr.no("freshness", tryAgain("the view of revocations is older than MaxStaleness"))
 	}
 	if tr != nil {
 		tr.ok("freshness", f.Age.String())

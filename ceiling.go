@@ -283,7 +283,7 @@ func (s *Service) SetRole(ctx context.Context, role string, scopes Scopes) (fail
 	if err := s.cfg.checkRole(role, scopes); err != nil {
 		return err
 	}
-	for try := 0; try < refreshTries; try++ {
+	for range refreshTries {
 		r, err := s.get(ctx, store.KindRole, role)
 		var old roleRecord
 		switch {
@@ -310,7 +310,7 @@ func (s *Service) SetRole(ctx context.Context, role string, scopes Scopes) (fail
 			return err
 		}
 	}
-	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel changes of role " + role}
+	return tryAgain("parallel changes of role %s", role)
 }
 
 func (s *roleBook) write(ctx context.Context, role string, rec roleRecord, v store.Version, narrowed bool) error {

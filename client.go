@@ -430,7 +430,7 @@ func (cs *Clients) noSubject(ctx context.Context, id string) error {
 
 // noToken looks for access tokens of a subject in the events of the time that the longest of them lives.
 func (cs *Clients) noToken(ctx context.Context, id string, taken func(what string) error) error {
-	live := cs.s.longest.Load().access + time.Minute // for clocks that differ
+	live := cs.s.space.Life().Access + time.Minute // for clocks that differ
 	q := store.Query{Kind: store.KindEvent, Subject: id, Since: max(cs.s.now().Add(-live).UnixMilli(), 0), Newest: true}
 	for r, err := range cs.s.pages(ctx, q, Page{}) {
 		if err != nil {
@@ -684,7 +684,7 @@ func (m *clientMost) limit(c *Client) error {
 // update reads, changes and writes a client; settle sees the record and the client before and after f.
 func (cs *Clients) update(ctx context.Context, id string, read func(context.Context, string) (clientRecord, store.Version, error),
 	f func(*Client) error, settle func(rec *clientRecord, before, after *Client) error) (Client, error) {
-	for try := 0; try < refreshTries; try++ {
+	for range refreshTries {
 		rec, v, err := read(ctx, id)
 		if err != nil {
 			return Client{}, err
@@ -719,7 +719,7 @@ func (cs *Clients) update(ctx context.Context, id string, read func(context.Cont
 		}
 		return rec.public(id), err
 	}
-	return Client{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel updates of client " + id}
+	return Client{}, tryAgain("parallel updates of client %s", id)
 }
 
 // commitHolding writes with a rule that is in force here before the store is asked.
@@ -766,7 +766,7 @@ func (cs *Clients) RotateSecret(ctx context.Context, id string, overlap time.Dur
 	if err := cs.s.audit.ready(); err != nil {
 		return Secret{}, err
 	}
-	for try := 0; try < refreshTries; try++ {
+	for range refreshTries {
 		rec, v, err := cs.read(ctx, id)
 		if err != nil {
 			return Secret{}, err
@@ -798,7 +798,7 @@ func (cs *Clients) RotateSecret(ctx context.Context, id string, overlap time.Dur
 		}
 		return secret, nil
 	}
-	return Secret{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel updates of client " + id}
+	return Secret{}, tryAgain("parallel updates of client %s", id)
 }
 
 func (rec *clientRecord) live(now time.Time) []clientSecret { return rec.appendLive(nil, now) }
@@ -843,7 +843,7 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) (fa
 			return public(err)
 		}
 	}
-	for try := 0; try < refreshTries; try++ {
+	for range refreshTries {
 		rec, v, err := cs.read(ctx, c.ID)
 		if err != nil && !isNotFound(err) {
 			return err
@@ -892,7 +892,7 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) (fa
 			return err
 		}
 	}
-	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel updates of client " + c.ID}
+	return tryAgain("parallel updates of client %s", c.ID)
 }
 
 func (rec *clientRecord) same(c Client) bool {

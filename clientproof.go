@@ -183,7 +183,7 @@ func (cs *Clients) RegistrationToken(ctx context.Context, id string) (Secret, er
 	if err := cs.s.audit.ready(); err != nil {
 		return Secret{}, err
 	}
-	for try := 0; try < refreshTries; try++ {
+	for range refreshTries {
 		rec, v, err := cs.read(ctx, id)
 		if err != nil {
 			return Secret{}, err
@@ -203,7 +203,7 @@ func (cs *Clients) RegistrationToken(ctx context.Context, id string) (Secret, er
 		}
 		return secret, nil
 	}
-	return Secret{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel updates of client " + id}
+	return Secret{}, tryAgain("parallel updates of client %s", id)
 }
 
 // registrationOf is a name that no client has, under which the hash of a registration token is made: it never passes

@@ -7,6 +7,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/mover"
+	"github.com/apitoken-go/apitoken/internal/namespace"
 	"github.com/apitoken-go/apitoken/internal/once"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -23,20 +24,20 @@ func moveService(ctx context.Context, from, to Store) (_ mover.Moved, failed err
 	if !ok {
 		return mover.Moved{}, fail(ErrInvalidRequest, "the source, %T, has no SetReadOnly: writes could be lost", from)
 	}
-	done, err := mover.Move(ctx, mover.Config{From: from, To: to, Freeze: source, Meta: metaID, Kinds: copiedKinds,
+	done, err := mover.Move(ctx, mover.Config{From: from, To: to, Freeze: source, Meta: namespace.ID, Kinds: copiedKinds,
 		Namespace: func(meta store.Record) (string, error) {
-			var m metaRecord
-			err := read(&metaForm, meta, &m)
+			var m namespace.Record
+			err := read(&namespace.MetaForm, meta, &m)
 			return m.Namespace, err
 		},
 		Carry: carried,
 		Open: func(meta store.Record, history uint64, from, until time.Time) (record.Written, error) {
-			var m metaRecord
-			if err := read(&metaForm, meta, &m); err != nil {
+			var m namespace.Record
+			if err := read(&namespace.MetaForm, meta, &m); err != nil {
 				return record.Written{}, err
 			}
 			m.History, m.Copied = history, [2]int64{from.UnixMilli(), until.UnixMilli()}
-			return commit.Write(&metaForm, store.Record{ID: metaID}, &m)
+			return commit.Write(&namespace.MetaForm, store.Record{ID: namespace.ID}, &m)
 		}})
 	return done, public(err)
 }

@@ -6,13 +6,13 @@ import (
 	"log/slog"
 	"runtime/pprof"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/lineage"
+	"github.com/apitoken-go/apitoken/internal/namespace"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/record"
@@ -28,7 +28,8 @@ type core struct {
 	now      func() time.Time
 	injected bool // Config.Now was given
 	log      *slog.Logger
-	ns       string        // random name of this namespace, part of every MAC, hash and associated data
+	ns       string // random name of this namespace, part of every MAC, hash and associated data
+	space    namespace.Space
 	writer   commit.Writer // of the store
 	lineage  lineage.Notes // of API keys
 	state    *follow.Follower
@@ -37,9 +38,8 @@ type core struct {
 	verifies func([]*jws.PublicKey) // takes what the ring publishes; nil before there is a validator
 	watchers *observers             // our validator's; nil before there is one
 
-	audiences []string                  // all of cfg's, the first one first
-	longest   atomic.Pointer[lifespans] // of tokens, as ever configured
-	hurry     chan struct{}             // wakes the janitor: a store has lost rules that are known here
+	audiences []string      // all of cfg's, the first one first
+	hurry     chan struct{} // wakes the janitor: a store has lost rules that are known here
 
 	retryMu   sync.Mutex // guards retries
 	retries   []ruleRetry
@@ -142,12 +142,6 @@ func (s *core) hasten() {
 	case s.hurry <- struct{}{}:
 	default:
 	}
-}
-
-// lifespans are the longest that tokens of this service may ever live.
-type lifespans struct {
-	access, grant, foreign time.Duration
-	same                   time.Duration // of foreign tokens whose users are ours
 }
 
 type ruleRetry struct {

@@ -27,11 +27,11 @@ func (s *Service) Revocations(ctx context.Context, after store.Position, max int
 	v, ok := s.feed.Page(after, w.Pos, max)
 	switch {
 	case !ok:
-		return feed.View{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the store's history changed just now"}
+		return feed.View{}, tryAgain("the store's history changed just now")
 	case after != (store.Position{}) && after.History != w.Pos.History:
 		return feed.View{}, store.ErrDiverged
 	}
-	v.Age, v.MaxLifetime, v.KeySet = age, s.longest.Load().access, s.SigningKeys.ring.Digest()
+	v.Age, v.MaxLifetime, v.KeySet = age, s.space.Life().Access, s.SigningKeys.ring.Digest()
 	s.SigningKeys.ring.EachKid(s.now(), func(kid, state string) {
 		if state == "compromised" {
 			v.Compromised = append(v.Compromised, kid)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/mover"
+	"github.com/apitoken-go/apitoken/internal/namespace"
 	"github.com/apitoken-go/apitoken/internal/once"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/ratchet"
@@ -152,7 +153,7 @@ func TestStoredForms(t *testing.T) {
 	goldenForm(t, "client", &clientForm, "c")
 	goldenForm(t, "apikey", &apiKeyForm, "k")
 	goldenForm(t, "role", &roleForm, "admin")
-	goldenForm(t, "meta", &metaForm, "service")
+	goldenForm(t, "meta", &namespace.MetaForm, "service")
 	goldenForm(t, "once", &once.Form, "d")
 	goldenForm(t, "use", &usage.UseForm, "u")
 	goldenForm(t, "quota", &quota.Form, "q")
@@ -167,7 +168,7 @@ func TestStoredForms(t *testing.T) {
 func TestEveryStoredFormHasAGoldenFile(t *testing.T) {
 	t.Parallel()
 	var forms, files []string
-	for _, dir := range []string{".", "internal/rules", "internal/keyring", "internal/deliver", "internal/mover", "internal/usage", "internal/quota", "internal/once"} {
+	for _, dir := range []string{".", "internal/rules", "internal/keyring", "internal/deliver", "internal/mover", "internal/usage", "internal/quota", "internal/once", "internal/namespace"} {
 		sources, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		is.NoError(t, err)
 		for _, name := range sources {
@@ -238,7 +239,7 @@ func TestUnreadableRecordsAreSetAside(t *testing.T) {
 // Nothing is stamped with a place that is later than what was looked at: the position is taken in one file. The others compare it.
 func TestThePositionIsTakenInOnePlace(t *testing.T) {
 	t.Parallel()
-	may := map[string]string{"birth.go": "takes it", "feed.go": "compares", "keys.go": "for the ring, which compares", "state.go": "asks for the history", "trust.go": "compares"}
+	may := map[string]string{"birth.go": "takes it", "feed.go": "compares", "keys.go": "for the ring, which compares", "start.go": "asks for the history", "trust.go": "compares"}
 	files, err := filepath.Glob("*.go")
 	is.NoError(t, err)
 	for _, name := range files {

@@ -85,7 +85,6 @@ func FuzzStoredRecord(f *testing.F) {
 	}
 	f.Add(grant.Record().Data, "g")
 	s := &Service{core: newCore(Config{Issuer: "https://a.example.com", KeyRotation: time.Hour, Now: time.Now}, false)}
-	s.longest.Store(&lifespans{})
 	s.SigningKeys = newSigningKeys(s.core)
 	s.Clients = newClients(s.core, s.SigningKeys)
 	s.APIKeys = newAPIKeys(s.core, s.SigningKeys, s.Clients)

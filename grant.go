@@ -158,7 +158,7 @@ type sessions struct {
 
 func newSessions(s *core) *sessions {
 	return &sessions{s, s.newQuota(kindGrant, "grant", s.cfg.Limits.GrantsPerSubject, func(now time.Time, since int64) bool {
-		return now.After(time.UnixMilli(since).Add(s.longest.Load().grant + grantSlack))
+		return now.After(time.UnixMilli(since).Add(s.space.Life().Grant + grantSlack))
 	})}
 }
 
@@ -314,7 +314,7 @@ func (s *sessions) open(ctx context.Context, g *grantRecord, id string, write fu
 		case t.Guessed:
 			continue
 		case try == quota.Tries || !follow.Sleep(ctx, follow.Jitter(wait)):
-			return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "many logins of one subject at once"}
+			return tryAgain("many logins of one subject at once")
 		}
 		before, wait = t.Version(), min(2*wait, 50*time.Millisecond)
 	}

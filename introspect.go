@@ -311,13 +311,13 @@ func (s *introspector) answer(ctx context.Context, token string) (a *opaqueAnswe
 	a, err = s.answers.Load(ctx, sum, now, func() (func() (*opaqueAnswer, error), error) {
 		if s.iss.freshness(s.iss.look(), now).Stale { // whatever the issuer says, it would not be believed
 			s.iss.wake()
-			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "the view of revocations is older than MaxStaleness"}
+			return nil, tryAgain("the view of revocations is older than MaxStaleness")
 		}
 		if l == unheard {
 			return nil, fail(ErrInvalidToken, "an API key under a root that its issuer has not")
 		}
 		if !s.enter(l) {
-			return nil, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "too many questions to the issuer at once"}
+			return nil, tryAgain("too many questions to the issuer at once")
 		}
 		return func() (*opaqueAnswer, error) {
 			defer s.leave(l)

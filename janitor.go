@@ -3,9 +3,11 @@ package apitoken
 import (
 	"context"
 	"errors"
+	"iter"
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/feedlog"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/once"
@@ -22,7 +24,14 @@ const (
 )
 
 // janitor removes what has expired, in small steps, and finishes rules that must wait for API keys to end.
-func (s *Service) janitor(ctx context.Context) {
+type janitor struct {
+	*core
+	clients *Clients
+	apiKeys *APIKeys
+	feed    *feedlog.Log
+}
+
+func (s *janitor) run(ctx context.Context) {
 	clock := follow.NewClock(s.now)
 	for {
 		t := time.NewTimer(follow.Jitter(janitorEvery))
@@ -45,11 +54,11 @@ func (s *Service) janitor(ctx context.Context) {
 
 // tidy is one round. Removing something too early would bring tokens back to life, so that before comes from a clock
 // that does not believe a jump; the store's own clock has the last word.
-func (s *Service) tidy(ctx context.Context, before time.Time) {
+func (s *janitor) tidy(ctx context.Context, before time.Time) {
 	if s.rules.Missing.Load() {
 		s.putBack(ctx)
 	}
-	if s.unsure.Load() {
+	if !s.space.Sure() {
 		return
 	}
 	s.finishRules(ctx, before)
@@ -73,12 +82,12 @@ func (s *Service) tidy(ctx context.Context, before time.Time) {
 	}
 	s.rules.Sweep(before)
 	s.feed.Sweep(before)
-	s.Clients.sweep(ctx, before)
+	s.clients.sweep(ctx, before)
 }
 
 // finishRules gives rules without a purge time one, once the API keys and client secrets that they hit have ended: those may
 // live for ever, so that the rule would have to as well.
-func (s *Service) finishRules(ctx context.Context, now time.Time) {
+func (s *janitor) finishRules(ctx context.Context, now time.Time) {
 	for r, err := range s.pages(ctx, store.Query{Kind: store.KindRule, Until: now.Add(-ruleSlack).UnixMilli()}, Page{}) {
 		if err != nil || ctx.Err() != nil {
 			return
@@ -94,8 +103,8 @@ func (s *Service) finishRules(ctx context.Context, now time.Time) {
 			continue
 		}
 		// From now, not from when it was made: the clock may have been behind then.
-		life := s.longest.Load()
-		r.Expires = s.state.Latest(now).Add(max(life.access+life.grant, life.foreign, maxPrepared) + ruleSlack).UnixMilli()
+		life := s.space.Life()
+		r.Expires = s.state.Latest(now).Add(max(life.Access+life.Grant, life.Foreign, maxPrepared) + ruleSlack).UnixMilli()
 		c := s.newChange()
 		if put(c, &rules.RuleForm, r, &x, r.Version) != nil { // with Q: rewriting must not move the rule behind what came since
 			continue
@@ -107,7 +116,7 @@ func (s *Service) finishRules(ctx context.Context, now time.Time) {
 }
 
 // endKeys writes the end into the API keys and client secrets that a rule hits, and reports whether none is left.
-func (s *Service) endKeys(ctx context.Context, x rules.Record) bool {
+func (s *janitor) endKeys(ctx context.Context, x rules.Record) bool {
 	t := x.Target
 	if t.Issuer != "" { // another's: it has none here
 		return true
@@ -117,9 +126,9 @@ func (s *Service) endKeys(ctx context.Context, x rules.Record) bool {
 	case rules.TargetSubject, rules.TargetSessions:
 		q.Subject = t.Id
 	case rules.TargetToken:
-		_, err := s.APIKeys.change(ctx, t.Id, "revoked", s.endKey)
+		_, err := s.apiKeys.change(ctx, t.Id, "revoked", s.endKey)
 		if isNotFound(err) {
-			err = s.Clients.forget(ctx, t.Id)
+			err = s.clients.forget(ctx, t.Id)
 		}
 		if err != nil {
 			return false
@@ -142,14 +151,14 @@ func (s *Service) endKeys(ctx context.Context, x rules.Record) bool {
 		if s.rules.Hit(rec.ruleSubject(r.ID)) == "" {
 			continue
 		}
-		if _, err := s.APIKeys.change(ctx, r.ID, "revoked", s.endKey); err != nil && !isNotFound(err) {
+		if _, err := s.apiKeys.change(ctx, r.ID, "revoked", s.endKey); err != nil && !isNotFound(err) {
 			return false
 		}
 	}
 	return ctx.Err() == nil
 }
 
-func (s *Service) endKey(rec *apiKeyRecord) error {
+func (s *janitor) endKey(rec *apiKeyRecord) error {
 	if rec.Revoked == 0 {
 		rec.Revoked = s.now().UnixMilli()
 	}
@@ -157,7 +166,7 @@ func (s *Service) endKey(rec *apiKeyRecord) error {
 }
 
 // putBack writes the rules that this process holds and a store that lost its latest writes does not.
-func (s *Service) putBack(ctx context.Context) {
+func (s *janitor) putBack(ctx context.Context) {
 	// Cleared first: what is lost while this goes on is noted again.
 	s.rules.Missing.Store(false)
 	if err := s.putBackAll(ctx); err != nil {
@@ -169,7 +178,7 @@ func (s *Service) putBack(ctx context.Context) {
 }
 
 // putBackAll ends at the first error of the store. A rule that no store takes holds up none of the others.
-func (s *Service) putBackAll(ctx context.Context) error {
+func (s *janitor) putBackAll(ctx context.Context) error {
 	for _, r := range s.rules.Kept() {
 		_, err := s.st.Get(ctx, store.KindRule, r.ID)
 		if err == nil {
@@ -196,4 +205,81 @@ func (s *Service) putBackAll(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// Expiry is something that stops working by itself.
+type Expiry struct {
+	Kind    string // "apikey", "secret" (one of a client's) or "grant"
+	ID      string // of the API key, the client, the grant
+	Owner   string // the subject of an API key or grant, the client of a secret
+	Client  string // the client of a grant or secret
+	Name    string // of the API key or client, as shown to people
+	Created time.Time
+	Ends    time.Time // of an API key also what Rotate left it; of a grant its last day, not when it would be idle for too long
+}
+
+// Expiring lists what lives and ends before then: API keys and clients' secrets, with grants also sessions that have a
+// refresh token. It reads all that there are, a page at a time, in no promised order.
+func (s *Service) Expiring(ctx context.Context, before time.Time, grants bool) iter.Seq2[Expiry, error] {
+	return func(yield func(Expiry, error) bool) {
+		kinds := []store.Kind{store.KindAPIKey, store.KindClient}
+		if grants {
+			kinds = append(kinds, kindGrant)
+		}
+		for _, kind := range kinds {
+			for r, err := range s.pages(ctx, store.Query{Kind: kind}, Page{}) {
+				if err != nil {
+					yield(Expiry{}, err)
+					return
+				}
+				list, err := s.endings(r)
+				if err != nil && !yield(Expiry{}, err) {
+					return
+				}
+				now := s.now()
+				for _, x := range list {
+					if x.Ends.After(now) && x.Ends.Before(before) && !yield(x, nil) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// endings are the ends that a record tells of, past ones too.
+func (s *core) endings(r store.Record) ([]Expiry, error) {
+	switch r.Kind {
+	case store.KindAPIKey:
+		var rec apiKeyRecord
+		if err := read(&apiKeyForm, r, &rec); err != nil {
+			return nil, err
+		}
+		end := rec.end()
+		if end == 0 || rec.Revoked != 0 || s.rules.Hit(rec.ruleSubject(r.ID)) != "" {
+			return nil, nil
+		}
+		return []Expiry{{Kind: "apikey", ID: r.ID, Owner: rec.Subject, Name: rec.Name, Created: time.UnixMilli(rec.Created), Ends: time.UnixMilli(end)}}, nil
+	case store.KindClient:
+		var rec clientRecord
+		if err := read(&clientForm, r, &rec); err != nil {
+			return nil, err
+		}
+		var list []Expiry
+		for _, x := range rec.Secrets {
+			if x.Expires != 0 && !rec.Disabled {
+				list = append(list, Expiry{Kind: "secret", ID: r.ID, Owner: r.ID, Client: r.ID, Name: rec.Name, Created: time.UnixMilli(x.Created), Ends: time.UnixMilli(x.Expires)})
+			}
+		}
+		return list, nil
+	default:
+		g, err := readGrant(r)
+		if err != nil {
+			return nil, err
+		}
+		if s.alive(r.ID, g) != nil {
+			return nil, nil
+		}
+		return []Expiry{{Kind: "grant", ID: r.ID, Owner: g.Subject, Client: g.Client, Created: time.UnixMilli(g.Created), Ends: time.UnixMilli(g.Expires)}}, nil
+	}
 }

@@ -339,7 +339,7 @@ func (k *APIKeys) importOne(ctx context.Context, x *imports) (fresh bool, err er
 		}
 		defer leave()
 	}
-	for try := 0; try < refreshTries; try++ {
+	for range refreshTries {
 		n := 0
 		for ; n < maxSameLookup; n++ {
 			var there apiKeyRecord
@@ -378,7 +378,7 @@ func (k *APIKeys) importOne(ctx context.Context, x *imports) (fresh bool, err er
 			return err == nil, err
 		}
 	}
-	return false, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel imports"}
+	return false, tryAgain("parallel imports")
 }
 
 // findOld returns the imported key that a text is, ended or not. nil: it is none. use: the caller presents it.

@@ -146,7 +146,7 @@ func (h ringHost) Refresh(ctx context.Context) error { return h.state.Refresh(ct
 func (h ringHost) Position() int64                   { return h.state.Position().N }
 func (h ringHost) Ready() error                      { return h.audit.ready() }
 func (h ringHost) Revoked(kid string) bool           { return h.rules.Signed(kid) }
-func (h ringHost) Longest() time.Duration            { return h.longest.Load().access + ruleSlack }
+func (h ringHost) Longest() time.Duration            { return h.space.Life().Access + ruleSlack }
 func (h ringHost) NewChange() keyring.Change         { return ringChange{h.newChange()} }
 func (h ringHost) Get(ctx context.Context, id string) (store.Record, error) {
 	return h.get(ctx, store.KindKey, id)

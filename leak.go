@@ -42,20 +42,20 @@ func (s *Service) RevokeLeaked(ctx context.Context, text []byte, reason string) 
 	if len(text) > maxLeakText {
 		return 0, fail(ErrInvalidRequest, "the text has %d bytes, at most %d are searched", len(text), maxLeakText)
 	}
-	l := &leakSearch{reason: reason, seen: map[rules.Target]bool{}, read: map[string]bool{}}
+	l := &leakSearch{revoker: s.revoker, reason: reason, seen: map[rules.Target]bool{}, read: map[string]bool{}}
 	for secret := range opaque.Find(text) {
-		if !s.endText(ctx, l, string(secret)) {
+		if !l.end(ctx, string(secret)) {
 			return l.ended, l.err
 		}
 	}
 	looked := 0
 	for key := range s.APIKeys.old.find(text) {
-		if looked++; looked > maxLeakLooks || !s.endText(ctx, l, key) {
+		if looked++; looked > maxLeakLooks || !l.end(ctx, key) {
 			break
 		}
 	}
 	for token := range findJWTs(text) {
-		if !s.endText(ctx, l, token) {
+		if !l.end(ctx, token) {
 			break
 		}
 	}
@@ -64,6 +64,7 @@ func (s *Service) RevokeLeaked(ctx context.Context, text []byte, reason string) 
 
 // leakSearch is one call of RevokeLeaked.
 type leakSearch struct {
+	revoker
 	reason string
 	seen   map[rules.Target]bool
 	read   map[string]bool // texts: what stands twice is looked up once
@@ -72,8 +73,8 @@ type leakSearch struct {
 	err    error // the first one; what follows is ended all the same
 }
 
-// endText ends one credential, and says whether to go on.
-func (s *Service) endText(ctx context.Context, l *leakSearch, text string) bool {
+// end ends one credential, and says whether to go on.
+func (l *leakSearch) end(ctx context.Context, text string) bool {
 	if l.read[text] {
 		return true
 	}
@@ -81,11 +82,11 @@ func (s *Service) endText(ctx context.Context, l *leakSearch, text string) bool 
 	found, ended, err := 0, 0, error(nil)
 	switch opaque.KindOf(text) {
 	case opaque.ClientSecret:
-		found, ended, err = s.Clients.endLeaked(ctx, text, l.reason)
+		found, ended, err = l.clients.endLeaked(ctx, text, l.reason)
 	case opaque.Ticket:
-		found, ended, err = s.endLeakedTicket(ctx, text, l.reason)
+		found, ended, err = l.endTicket(ctx, text)
 	default:
-		found, ended, err = s.endToken(ctx, l, text)
+		found, ended, err = l.endToken(ctx, text)
 	}
 	l.found += found
 	l.ended += ended
@@ -95,8 +96,8 @@ func (s *Service) endText(ctx context.Context, l *leakSearch, text string) bool 
 	return l.found < maxLeakMatches
 }
 
-func (s *Service) endToken(ctx context.Context, l *leakSearch, text string) (found, ended int, err error) {
-	t, err := s.targetOf(ctx, text)
+func (l *leakSearch) endToken(ctx context.Context, text string) (found, ended int, err error) {
+	t, err := l.targetOf(ctx, text)
 	t.Shown = rules.Shown{} // two credentials of one grant are one target
 	switch {
 	case errors.Is(err, ErrNotFound) || err == nil && l.seen[t]:
@@ -105,7 +106,7 @@ func (s *Service) endToken(ctx context.Context, l *leakSearch, text string) (fou
 		return 0, 0, err
 	}
 	l.seen[t] = true
-	if err := s.revoke(ctx, t, l.reason, event.Leaked); err != nil {
+	if err := l.revoke(ctx, t, l.reason, event.Leaked); err != nil {
 		return 1, 0, err
 	}
 	return 1, 1, nil
@@ -143,8 +144,8 @@ func (s *core) endHeld(ctx context.Context, targets []rules.Target, write func(c
 	return false, err
 }
 
-// endLeakedTicket ends the ticket that text is, and what it got.
-func (s *Service) endLeakedTicket(ctx context.Context, text, reason string) (found, ended int, err error) {
+// endTicket ends the ticket that text is, and what it got.
+func (s *leakSearch) endTicket(ctx context.Context, text string) (found, ended int, err error) {
 	id, hash, err := s.findTicket(ctx, text)
 	switch {
 	case errors.Is(err, ErrInvalidGrant):
@@ -152,7 +153,7 @@ func (s *Service) endLeakedTicket(ctx context.Context, text, reason string) (fou
 	case err != nil:
 		return 0, 0, err
 	}
-	ok, err := s.endHeld(ctx, []rules.Target{rules.ByToken(id)}, func(ctx context.Context) (bool, error) { return s.spoilTicket(ctx, id, hash, reason) })
+	ok, err := s.endHeld(ctx, []rules.Target{rules.ByToken(id)}, func(ctx context.Context) (bool, error) { return s.spoilTicket(ctx, id, hash) })
 	switch {
 	case err != nil:
 		return 1, 0, err
@@ -164,8 +165,9 @@ func (s *Service) endLeakedTicket(ctx context.Context, text, reason string) (fou
 
 // spoilTicket writes that a ticket has leaked, and reports whether there was anything to end. Against a use in parallel the
 // store decides: either that finds it spoilt, or what it got is revoked.
-func (s *Service) spoilTicket(ctx context.Context, id string, hash [32]byte, reason string) (bool, error) {
-	for try := 0; try < refreshTries; try++ {
+func (s *leakSearch) spoilTicket(ctx context.Context, id string, hash [32]byte) (bool, error) {
+	reason := s.reason
+	for range refreshTries {
 		r, err := s.get(ctx, kindTicket, id)
 		switch {
 		case isNotFound(err): // purged, or not written after all
@@ -202,7 +204,7 @@ func (s *Service) spoilTicket(ctx context.Context, id string, hash [32]byte, rea
 			return err == nil, err
 		}
 	}
-	return false, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel uses of one ticket"}
+	return false, tryAgain("parallel uses of one ticket")
 }
 
 // heldSecret is a client's secret, or its registration token, as it is stored.
@@ -279,7 +281,7 @@ func (cs *Clients) endLeaked(ctx context.Context, text, reason string) (found, e
 
 // withdraw takes x out of its client's record, and reports whether it was there.
 func (cs *Clients) withdraw(ctx context.Context, x heldSecret, reason string) (bool, error) {
-	for try := 0; try < refreshTries; try++ {
+	for range refreshTries {
 		rec, v, err := cs.read(ctx, x.client)
 		switch {
 		case isNotFound(err):
@@ -316,7 +318,7 @@ func (cs *Clients) withdraw(ctx context.Context, x heldSecret, reason string) (b
 			return err == nil, err
 		}
 	}
-	return false, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel updates of client " + x.client}
+	return false, tryAgain("parallel updates of client %s", x.client)
 }
 
 // withdraw drops the verifier with this hash, and remembers it if it is of a secret that a host may declare again.

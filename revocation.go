@@ -34,10 +34,13 @@ const maxReason = 256
 // Revoke implements [Revoker].
 func (s *Service) Revoke(ctx context.Context, target Target, reason string) (failed error) {
 	defer tell(&failed)
-	return s.revoke(ctx, target.t, reason, event.Revoked)
+	return s.revoker.revoke(ctx, target.t, reason, event.Revoked)
 }
 
-func (s *Service) revoke(ctx context.Context, target rules.Target, reason string, why event.Type) error {
+// revoker ends tokens: it knows whose they are.
+type revoker struct{ *minter }
+
+func (s revoker) revoke(ctx context.Context, target rules.Target, reason string, why event.Type) error {
 	if target.IsZero() {
 		return fail(ErrInvalidRequest, "the target names nothing")
 	}
@@ -59,7 +62,7 @@ func (s *Service) revoke(ctx context.Context, target rules.Target, reason string
 	err := s.provenTarget(ctx, &target)
 	if errors.Is(err, ErrNotFound) { // someone named what is another's
 		known := refusal{usage.Refusal{Subject: owner}}
-		if c := s.Clients.lookup(holder); c != nil && c.Public { // anybody can say that it is one
+		if c := s.clients.lookup(holder); c != nil && c.Public { // anybody can say that it is one
 			known.Claimed = holder
 		} else {
 			known.Client = holder
@@ -75,7 +78,7 @@ func (s *Service) revoke(ctx context.Context, target rules.Target, reason string
 	case err != nil:
 	case target.Kind == rules.TargetKey && target.Before.IsZero():
 		// Of a key of our own ring more must go than what it signed: it would go on signing.
-		if err = public(s.SigningKeys.ring.Compromise(ctx, target.Id, reason, string(why))); errors.Is(err, ErrNotFound) {
+		if err = public(s.signing.ring.Compromise(ctx, target.Id, reason, string(why))); errors.Is(err, ErrNotFound) {
 			err = s.writeRule(ctx, target, false, reason, why, nil)
 		}
 	default:
@@ -95,7 +98,7 @@ func (s *core) ownTarget(t rules.Target) rules.Target {
 
 // provenTarget checks what a narrowed single target claims: that the grant or token is that subject's or
 // client's. Broader targets carry the narrowing in their key.
-func (s *Service) provenTarget(ctx context.Context, t *rules.Target) error {
+func (s revoker) provenTarget(ctx context.Context, t *rules.Target) error {
 	if t.Owner == "" && t.Holder == "" {
 		t.Shown = rules.Shown{}
 		return nil
@@ -115,7 +118,7 @@ func (s *Service) provenTarget(ctx context.Context, t *rules.Target) error {
 		}
 		subject, client = g.Subject, g.Client
 	case rules.TargetToken:
-		k, err := s.APIKeys.Get(ctx, t.Id)
+		k, err := s.apiKeys.Get(ctx, t.Id)
 		if errors.Is(err, ErrNotFound) {
 			return s.provenByEvents(ctx, *t, store.Query{Kind: store.KindEvent, Token: t.Id, Limit: 1})
 		}
@@ -152,7 +155,7 @@ func (s *Service) provenTarget(ctx context.Context, t *rules.Target) error {
 	return t.Proved(subject, client)
 }
 
-func (s *Service) provenByEvents(ctx context.Context, t rules.Target, q store.Query) error {
+func (s revoker) provenByEvents(ctx context.Context, t rules.Target, q store.Query) error {
 	page, err := s.st.List(ctx, q)
 	if err != nil {
 		return unavailable(err, "look for the owner")
@@ -250,8 +253,8 @@ type ruleExt struct {
 	ActorIssuer string `json:"actor_issuer,omitempty"`
 }
 
-// whyRevoked tells of the newest rule that hits t, for Explain; empty if none is found.
-func (s *Service) whyRevoked(ctx context.Context, t Token) string {
+// why tells of the newest rule that hits t, for Explain; empty if none is found.
+func (s revoker) why(ctx context.Context, t Token) string {
 	x := t.d.from
 	if t.Issuer() != s.cfg.Issuer && x != nil {
 		x = x.Abroad
@@ -313,13 +316,13 @@ const maxPrepared = max(maxTicket, maxNoteLife)
 // ruleExpiry is the earliest time to purge a rule on t: after everything that it hits has died. 0: not before the
 // janitor has ended the API keys that it hits, or never.
 func (s *core) ruleExpiry(ctx context.Context, t rules.Target, now time.Time) int64 {
-	longest := s.longest.Load()
+	longest := s.space.Life()
 	if t.Issuer != "" { // it has neither sessions nor API keys here, and its tokens may live longer than ours
-		return now.Add(max(longest.access, longest.foreign) + ruleSlack).UnixMilli()
+		return now.Add(max(longest.Access, longest.Foreign) + ruleSlack).UnixMilli()
 	}
-	access := now.Add(max(longest.access, longest.same) + ruleSlack)
+	access := now.Add(max(longest.Access, longest.Same) + ruleSlack)
 	// What was prepared before the rule, an approved device's code among it, may be redeemed until it expires.
-	session := now.Add(max(longest.access+longest.grant, longest.same, maxPrepared) + ruleSlack)
+	session := now.Add(max(longest.Access+longest.Grant, longest.Same, maxPrepared) + ruleSlack)
 	switch t.Kind {
 	case rules.TargetToken:
 		_, err := s.st.Get(ctx, store.KindAPIKey, t.Id)
@@ -445,14 +448,14 @@ func (s *core) retryRules(ctx context.Context) {
 // TargetOf tells what a token in clear stands for: its grant, or the API key. It takes expired and
 // revoked ones too, and ErrNotFound if it was not issued here. For revocation by presenting (RFC 7009).
 func (s *Service) TargetOf(ctx context.Context, token string) (Target, error) {
-	t, err := s.targetOf(ctx, token)
+	t, err := s.revoker.targetOf(ctx, token)
 	return Target{t}, err
 }
 
-func (s *Service) targetOf(ctx context.Context, token string) (rules.Target, error) {
+func (s revoker) targetOf(ctx context.Context, token string) (rules.Target, error) {
 	switch opaque.KindOf(token) {
 	case opaque.APIKey:
-		id, err := s.APIKeys.identify(ctx, token)
+		id, err := s.apiKeys.identify(ctx, token)
 		if err != nil {
 			return rules.Target{}, err
 		}
@@ -466,7 +469,7 @@ func (s *Service) targetOf(ctx context.Context, token string) (rules.Target, err
 	case opaque.Ticket, opaque.ClientSecret:
 		return rules.Target{}, fail(ErrNotFound, "neither a token nor an API key")
 	}
-	if id, err := s.APIKeys.identifyOld(ctx, token); err != nil {
+	if id, err := s.apiKeys.identifyOld(ctx, token); err != nil {
 		return rules.Target{}, err
 	} else if id != "" {
 		return rules.ByToken(id), nil

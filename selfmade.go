@@ -36,7 +36,7 @@ func (cs *Clients) Adopt(ctx context.Context, c Client, most int) (Client, error
 			return got, err
 		}
 	}
-	return Client{}, &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel updates of client " + c.ID}
+	return Client{}, tryAgain("parallel updates of client %s", c.ID)
 }
 
 // adopt is one try. store.ErrConflict: another writer was first.
@@ -104,7 +104,7 @@ func (cs *Clients) Keep(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: "parallel updates of client " + id}
+	return tryAgain("parallel updates of client %s", id)
 }
 
 // Temporary is the number of clients that end by themselves, as this process knows them.

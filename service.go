@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/deliver"
@@ -32,15 +31,13 @@ type Service struct {
 
 	*core
 	*minter
-	feed  feedlog.Log
-	valid *JWTValidator
-	trust *trust // our own issuer, among valid's
+	revoker revoker
+	janitor janitor
+	feed    feedlog.Log
+	valid   *JWTValidator
+	trust   *trust // our own issuer, among valid's
 
-	accepted uint64      // the store's history that the services accepted; set by New
-	copied   [2]int64    // metaRecord.Copied
-	unsure   atomic.Bool // the namespace cannot be read: nothing is purged
-	born     bool        // by New: the namespace was empty
-	once     sync.Once
+	once sync.Once
 }
 
 // Config configures New. Required fields have no silent default.

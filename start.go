@@ -7,6 +7,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/lineage"
+	"github.com/apitoken-go/apitoken/internal/namespace"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/rules"
 )
@@ -38,6 +39,8 @@ func New(c Config) (*Service, error) {
 	}
 	s.audit.known = func(client string) bool { return s.Clients.lookup(client) != nil }
 	s.minter = newMinter(s.core, s.SigningKeys, s.Clients, s.APIKeys)
+	s.revoker = revoker{s.minter}
+	s.janitor = janitor{s.core, s.Clients, s.APIKeys, &s.feed}
 	s.state = follow.New(s.ctx, follow.Config{Store: c.Store, Now: c.Now, Injected: injected, Log: c.Logger, Staleness: c.Validation.MaxStaleness, Answer: startTimeout,
 		First: snapshotKinds, Then: followedKinds}, follow.To{Apply: s.apply, Aside: s.setAside, Told: s.tellUnreadable, Forget: s.forget, Lost: s.lost, Round: s.round})
 	s.writer.Store, s.writer.State = c.Store, s.state
@@ -53,7 +56,7 @@ func (s *Service) start() error {
 	ctx, cancel := context.WithTimeout(s.ctx, startTimeout)
 	defer cancel()
 	if err := s.openNamespace(ctx); err != nil {
-		return err
+		return startError(ctx, public(err))
 	}
 	// A store that goes on answering is waited for, however much it holds.
 	if err := s.state.Refresh(s.ctx); err != nil {
@@ -76,16 +79,64 @@ func (s *Service) start() error {
 		return startError(ctx, err)
 	}
 	for _, q := range []*quota.Quota{s.sessions.quota, s.APIKeys.quota} {
-		if err := q.Start(ctx, s.born); err != nil {
+		if err := q.Start(ctx, s.space.Born); err != nil {
 			return startError(ctx, public(err))
 		}
 	}
 	s.goRun("follow", s.state.Run)
 	s.goRun("keys", s.SigningKeys.ring.Run)
 	s.goRun("audit", s.audit.run)
-	s.goRun("janitor", s.janitor)
+	s.goRun("janitor", s.janitor.run)
 	s.goRun("rules", s.retryRules)
 	return nil
+}
+
+// openNamespace makes the store's namespace ours, with the longest lifetimes that we are configured for.
+func (s *Service) openNamespace(ctx context.Context) error {
+	life := namespace.Life{Access: s.cfg.Lifetimes.MaxAccess, Grant: s.cfg.Lifetimes.Grant}
+	for _, t := range s.cfg.Trust {
+		stays := t.stays(s.now())
+		life.Foreign = max(life.Foreign, stays)
+		if t.Profile != nil && t.Profile.SameUsers {
+			life.Same = max(life.Same, stays)
+		}
+	}
+	err := s.space.Open(ctx, namespace.Config{Writer: &s.writer, Issuer: s.cfg.Issuer, Life: life})
+	s.ns = s.space.Name
+	return err
+}
+
+// afterRestore compares the store's history with the one that was accepted. Another one means that acknowledged
+// writes may be lost, revocations among them: it takes a choice.
+func (s *Service) afterRestore(ctx context.Context) error {
+	now := s.state.Position().History
+	accepted := s.space.Accepted()
+	if accepted == now || now == 0 {
+		return nil
+	}
+	if accepted != 0 {
+		switch s.cfg.Restored {
+		case RefuseRestored:
+			return wrong("Restored", "the store was restored from a backup, or lost its latest writes: revocations since then may be missing. RevokeOnRestore ends all sessions and API keys; ReplayedRestored says that the host replays them")
+		case RevokeOnRestore:
+			if err := s.end(WithActor(ctx, "restore"), rules.Everything(), "the store was restored"); err != nil {
+				return err
+			}
+		}
+		s.log.Warn("apitoken: a restored store was accepted", "choice", int(s.cfg.Restored))
+	}
+	return public(s.space.Accept(ctx, now))
+}
+
+// startError keeps the cause of a failed start readable: New's caller is the operator.
+func startError(ctx context.Context, err error) error {
+	if e := (*ConfigError)(nil); errors.As(err, &e) {
+		return err
+	}
+	if ctx.Err() != nil || errors.Is(err, follow.ErrLate) {
+		return &ConfigError{Field: "Store", Err: fail(ErrUnavailable, "Config.Store did not answer within %s: %s", startTimeout, detailOf(err))}
+	}
+	return &ConfigError{Field: "Store", Err: &Error{Code: ErrUnavailable, Detail: "start: " + detailOf(err), Cause: nil}}
 }
 
 // Close ends the service's goroutines and writes what is buffered. It does not close the store. What would change something
@@ -122,7 +173,7 @@ func newAuditLog(s *core) *auditLog {
 func (s *Service) Explain(ctx context.Context, c Credential, r Requirement) Explanation {
 	x := s.valid.Explain(ctx, c, r)
 	if n := len(x.Steps); n > 0 && errors.Is(x.Err, ErrRevoked) && !x.Token.IsZero() {
-		x.Steps[n-1].Detail += s.whyRevoked(ctx, x.Token)
+		x.Steps[n-1].Detail += s.revoker.why(ctx, x.Token)
 	}
 	return x
 }

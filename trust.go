@@ -382,7 +382,7 @@ func newServiceValidator(s *Service) (*JWTValidator, error) {
 	v.opaque, v.imported = s.APIKeys.validate, s.APIKeys
 	v.consume = s.Consume
 	t := &trust{issuer: s.cfg.Issuer, own: true, v: v, state: s.state}
-	t.Init(issuers.Config{Name: t.issuer, MaxLife: s.longest.Load().access, Now: s.now, Void: v.void})
+	t.Init(issuers.Config{Name: t.issuer, MaxLife: s.space.Life().Access, Now: s.now, Void: v.void})
 	t.Rules.Store(s.rules)
 	t.SetKeys(s.SigningKeys.ring.PublicKeys())
 	v.trusts[t.issuer] = t

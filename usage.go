@@ -19,7 +19,7 @@ func newUses(s *core) *usage.Log {
 		Now: s.now, Log: s.log, Get: s.get,
 		Life: func(kind string) time.Duration {
 			if kind == usage.Grant {
-				return s.longest.Load().grant + grantSlack
+				return s.space.Life().Grant + grantSlack
 			}
 			return useSlack
 		},
