@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -45,6 +46,7 @@ func crowd(n int, f func(i int64)) (stop func()) {
 					return
 				default:
 					f(next.Add(1))
+					runtime.Gosched() // as a connection does between its requests
 				}
 			}
 		})

@@ -58,7 +58,26 @@ func (q *queue) enter(ctx context.Context, client string, known bool) error {
 	place := make(chan struct{})
 	l.waiters = append(l.waiters, place)
 	q.mu.Unlock()
+	return q.wait(ctx, l, place)
+}
 
+// pause lets clients that wait go first, before a second hash for another name. Who has a place keeps it, or gets it back before all
+// other such names. An error is of ctx, and then the place is gone.
+func (q *queue) pause(ctx context.Context) error {
+	q.mu.Lock()
+	if len(q.lanes) == 0 {
+		q.mu.Unlock()
+		return nil
+	}
+	place := make(chan struct{})
+	q.rest.waiters = slices.Insert(q.rest.waiters, 0, place)
+	q.mu.Unlock()
+	q.leave()
+	return q.wait(ctx, &q.rest, place)
+}
+
+// wait returns once place, which is in l, was handed over.
+func (q *queue) wait(ctx context.Context, l *lane, place chan struct{}) error {
 	select {
 	case <-place:
 		return nil

@@ -55,6 +55,53 @@ func TestClientsComeBeforeMadeUpNames(t *testing.T) {
 	})
 }
 
+// A made-up name that takes two hashes lets a client that came meanwhile go between them, and others of its kind not.
+func TestAMadeUpNamePausesForAClient(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := &queue{free: 1}
+		is.NoError(t, p.enter(t.Context(), "made up", false))
+		is.NoError(t, p.pause(t.Context()), "nobody waits")
+		order := make(chan string, 3)
+		for _, x := range []struct {
+			id    string
+			known bool
+		}{{"another", false}, {"a", true}} {
+			go func() {
+				is.NoError(t, p.enter(t.Context(), x.id, x.known))
+				order <- x.id
+				p.leave()
+			}()
+			synctest.Wait()
+		}
+		is.NoError(t, p.pause(t.Context()))
+		order <- "made up"
+		p.leave()
+		synctest.Wait()
+		for _, want := range []string{"a", "made up", "another"} {
+			is.Equal(t, want, <-order)
+		}
+		is.Equal(t, 1, p.free)
+
+		// One that stops waiting in its pause has handed its place on.
+		is.NoError(t, p.enter(t.Context(), "made up", false))
+		release := make(chan struct{})
+		go func() {
+			is.NoError(t, p.enter(t.Context(), "a", true))
+			<-release
+			p.leave()
+		}()
+		synctest.Wait()
+		ended, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		is.ErrorIs(t, p.pause(ended), fault.Unavailable)
+		is.Zero(t, p.free)
+		close(release)
+		synctest.Wait()
+		is.Equal(t, 1, p.free)
+	})
+}
+
 // A caller who stops waiting leaves the queue, or hands the place on.
 func TestWhoStopsWaitingHoldsNoPlace(t *testing.T) {
 	t.Parallel()

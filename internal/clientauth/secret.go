@@ -151,7 +151,12 @@ func (c *Checker) Check(ctx context.Context, a Attempt) (int, error) {
 	if err := c.queue.enter(ctx, a.Name.Who, known); err != nil {
 		return -1, err
 	}
-	defer c.queue.leave()
+	held := true
+	defer func() {
+		if held {
+			c.queue.leave()
+		}
+	}()
 	if c.Failures.Over(a.Name, a.Now()) { // by those who waited in front
 		return -1, nil
 	}
@@ -167,6 +172,12 @@ func (c *Checker) Check(ctx context.Context, a Attempt) (int, error) {
 			x = a.Live[i]
 		} else if i > 0 && look[0]%2 == 0 {
 			break
+		}
+		if i > 0 && !known {
+			if err := c.queue.pause(ctx); err != nil {
+				held = false
+				return -1, err
+			}
 		}
 		if x.Fits(a.Secret) && real {
 			found = i
