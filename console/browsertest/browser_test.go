@@ -153,20 +153,27 @@ func (b *browser) violations(axe string) (found []string) {
 	return found
 }
 
+// visited is a page and who looks at it.
+type visited struct{ user, path string }
+
+// allPages are all pages of the console, each in a state that has something to show.
+func allPages(d *demo.Demo) []visited {
+	return []visited{
+		{"mira", "/keys"}, {"bob", "/keys"}, {"mira", "/keys/new"}, {"mira", "/keys/" + d.KeyID}, {"mira", "/keys/" + d.Old}, {"mira", "/sessions"}, {"mira", "/nowhere"},
+		{"mira", "/admin"}, {"olga", "/admin"}, {"olga", "/admin/subjects"}, {"olga", "/admin/subjects/mira"}, {"olga", "/admin/clients"}, {"olga", "/admin/clients/carrier-gateway"},
+		{"olga", "/admin/clients/new"}, {"olga", "/admin/events"}, {"olga", "/admin/events/" + d.EventID}, {"olga", "/admin/signing-keys"}, {"olga", "/admin/hygiene"},
+		{"olga", "/admin/explain"}, {"rita", "/admin/clients/hostile"},
+	}
+}
+
 func TestEachPageInEachLook(t *testing.T) {
 	text := axe(t)
 	b := open(t)
-	pages := []struct{ user, path string }{
-		{"mira", "/keys"}, {"bob", "/keys"}, {"mira", "/keys/new"}, {"mira", "/keys/" + b.d.KeyID}, {"mira", "/keys/" + b.d.Old}, {"mira", "/sessions"}, {"mira", "/nowhere"},
-		{"mira", "/admin"}, {"olga", "/admin"}, {"olga", "/admin/subjects"}, {"olga", "/admin/subjects/mira"}, {"olga", "/admin/clients"}, {"olga", "/admin/clients/carrier-gateway"},
-		{"olga", "/admin/clients/new"}, {"olga", "/admin/events"}, {"olga", "/admin/events/" + b.d.EventID}, {"olga", "/admin/signing-keys"}, {"olga", "/admin/hygiene"},
-		{"olga", "/admin/explain"}, {"rita", "/admin/clients/hostile"},
-	}
 	for _, width := range []int64{1280, 390} {
 		for _, theme := range []string{"light", "dark"} {
 			b.run(chromedp.EmulateViewport(width, 800), emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: theme}}))
 			user := ""
-			for _, p := range pages {
+			for _, p := range allPages(b.d) {
 				what := fmt.Sprintf("%s as %s at %d px, %s", p.path, p.user, width, theme)
 				if p.user != user {
 					b.as(p.user)

@@ -26,6 +26,8 @@ type Demo struct {
 	Server  *httptest.Server
 	// KeyID and EventID are of things that pages show; Old is a key that was rotated.
 	KeyID, EventID, Old string
+	// Token is an API key of mira's that works.
+	Token string
 
 	now atomic.Int64
 }
@@ -162,7 +164,7 @@ func (d *Demo) history() error {
 	_, err = d.Service.Clients.RotateSecret(office, "carrier-gateway", 24*time.Hour)
 	do(err)
 	do(d.Advance(2 * time.Minute))
-	d.KeyID, d.Old = sync, bridge
+	d.KeyID, d.Old, d.Token = sync, bridge, secret
 	list, _, err := d.Service.EventPage(context.Background(), apitoken.EventQuery{Type: event.Alert}, "", 1)
 	do(err)
 	if len(list) > 0 {
