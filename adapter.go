@@ -21,6 +21,13 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
+// Adapter is a service as those see it who write adapters: endpoints of a protocol, pages, reports, and validators in other
+// processes. A host needs none of it. It is the service itself, so that it costs nothing and closes with it.
+type Adapter Service
+
+// Adapter returns s for those who write adapters.
+func (s *Service) Adapter() *Adapter { return (*Adapter)(s) }
+
 // Note is what an adapter keeps between two requests of a protocol, for all processes: a pushed authorization
 // request, a device that waits for its user. It holds no credential, and a credential that names it is stored as a
 // hash only.
@@ -56,8 +63,8 @@ func (s *core) noteID(name string) string {
 }
 
 // Note returns the note of that name. ErrNotFound: there is none, or it has expired. ErrUnavailable.
-func (s *Service) Note(ctx context.Context, name string) (Note, error) {
-	n, _, err := s.readNote(ctx, name)
+func (a *Adapter) Note(ctx context.Context, name string) (Note, error) {
+	n, _, err := a.readNote(ctx, name)
 	if err == nil && n.Expires.IsZero() {
 		return Note{}, fail(ErrNotFound, "no such note")
 	}
@@ -103,13 +110,13 @@ func (n *Note) put(c *change, id string, v store.Version) error {
 // ChangeNote changes the note of that name in one compare-and-swap: f gets it as it is, the zero Note if there is
 // none, and is called again if another writer was first. What f returns goes to the caller, and nothing is
 // written. A note whose Expires f sets to now or earlier is gone.
-func (s *Service) ChangeNote(ctx context.Context, name string, f func(*Note) error) error {
+func (a *Adapter) ChangeNote(ctx context.Context, name string, f func(*Note) error) error {
 	if name == "" {
 		return fail(ErrInvalidRequest, "a note without a name")
 	}
-	m := s.begin(ctx)
+	m := a.begin(ctx)
 	for range refreshTries {
-		n, v, err := s.readNote(ctx, name)
+		n, v, err := a.readNote(ctx, name)
 		if err != nil {
 			return err
 		}
@@ -125,14 +132,14 @@ func (s *Service) ChangeNote(ctx context.Context, name string, f func(*Note) err
 			return fail(ErrInvalidRequest, "a note's Client does not change")
 		case len(n.Data) > maxNoteBytes:
 			return fail(ErrInvalidRequest, "a note of %d bytes, at most %d", len(n.Data), maxNoteBytes)
-		case n.Expires.IsZero() || n.Expires.Sub(s.now()) > maxNoteLife:
+		case n.Expires.IsZero() || n.Expires.Sub(a.now()) > maxNoteLife:
 			return fail(ErrInvalidRequest, "a note must expire, within a day")
 		}
-		c := s.newChange()
-		if err := n.put(c, s.noteID(name), v); err != nil {
+		c := a.newChange()
+		if err := n.put(c, a.noteID(name), v); err != nil {
 			return err
 		}
-		if _, err := s.commit(ctx, c); !errors.Is(err, store.ErrConflict) {
+		if _, err := a.commit(ctx, c); !errors.Is(err, store.ErrConflict) {
 			return err
 		}
 	}
@@ -141,8 +148,8 @@ func (s *Service) ChangeNote(ctx context.Context, name string, f func(*Note) err
 
 // Once claims id until then: nil for the first caller in any process, ErrInvalidRequest for all others. It is for the jti
 // of assertions and proofs.
-func (s *Service) Once(ctx context.Context, id string, until time.Time) error {
-	return s.claim(ctx, id, until)
+func (a *Adapter) Once(ctx context.Context, id string, until time.Time) error {
+	return a.claim(ctx, id, until)
 }
 
 // claim is Once.
@@ -159,11 +166,11 @@ func (s *core) deeds() *once.Book {
 // error is returned and whoever comes next tries again; so it is, after a minute, with a process that ended within f, or that could not
 // write that it was done: then f may be called a second time for the same name, which it must bear.
 // ErrLimited: somebody is at it now. ErrUnavailable: the store did not answer; where did is true, f was called.
-func (s *Service) DoOnce(ctx context.Context, name string, until time.Time, f func(context.Context) error) (did bool, err error) {
+func (a *Adapter) DoOnce(ctx context.Context, name string, until time.Time, f func(context.Context) error) (did bool, err error) {
 	if name == "" || f == nil {
 		return false, fail(ErrInvalidRequest, "a deed without a name or a function")
 	}
-	did, err = s.deeds().Do(ctx, name, until, f)
+	did, err = a.deeds().Do(ctx, name, until, f)
 	return did, public(err)
 }
 
@@ -171,7 +178,7 @@ func (s *Service) DoOnce(ctx context.Context, name string, until time.Time, f fu
 type Proof struct {
 	JWT          string
 	Method, URL  string // of the request, URL as clients see it
-	RequireNonce bool   // refuse it without a nonce of this service, see Service.ProofNonce
+	RequireNonce bool   // refuse it without a nonce of this service, see Adapter.ProofNonce
 }
 
 // Format keeps the proof out of logs.
@@ -185,15 +192,15 @@ func (p Proof) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
 // Prove verifies p and returns the Binding of its key, for Request, RefreshRequest and Redemption. A proof is taken once
 // in all processes on the store. ErrInvalidProof; ErrUseNonce, with the nonce in Error.Nonce; ErrUnavailable.
-func (s *Service) Prove(ctx context.Context, p Proof) (binding string, err error) {
-	d, refused := dpop.Read(dpop.Request{Proof: p.JWT, Method: p.Method, URL: p.URL, Algs: s.cfg.Validation.algorithms()})
+func (a *Adapter) Prove(ctx context.Context, p Proof) (binding string, err error) {
+	d, refused := dpop.Read(dpop.Request{Proof: p.JWT, Method: p.Method, URL: p.URL, Algs: a.cfg.Validation.algorithms()})
 	if refused != nil {
 		return "", public(refused)
 	}
-	if _, _, refused := s.SigningKeys.nonces().Check(&d, s.now(), s.cfg.Validation.ahead(), p.RequireNonce); refused != nil {
+	if _, _, refused := a.SigningKeys.nonces().Check(&d, a.now(), a.cfg.Validation.ahead(), p.RequireNonce); refused != nil {
 		return "", public(refused)
 	}
-	err = s.Once(ctx, d.ID(), d.Until())
+	err = a.Once(ctx, d.ID(), d.Until())
 	if errors.Is(err, ErrInvalidRequest) {
 		return "", public(dpop.Replayed())
 	}
@@ -205,7 +212,7 @@ func (s *Service) Prove(ctx context.Context, p Proof) (binding string, err error
 
 // ProofNonce is a nonce for the next proof at the service's own endpoints (RFC 9449 §8), good for five minutes in every
 // process on the store.
-func (s *Service) ProofNonce() string { return s.SigningKeys.nonces().New() }
+func (a *Adapter) ProofNonce() string { return a.SigningKeys.nonces().New() }
 
 func (k *SigningKeys) nonces() *dpop.Nonces {
 	ring := k.ring

@@ -135,8 +135,8 @@ func (b *roleBook) scopesFor(x *ceiling, asked Scopes, roles []string) (Scopes, 
 // Narrow is what of asked may be given to whoever holds most: of each pair of scopes of which one covers the other, the narrower,
 // without those that Config.Scopes does not name. It is for endpoints that leave out what is too much rather than refuse it
 // (RFC 6749 §3.3).
-func (s *Service) Narrow(asked, most Scopes) Scopes {
-	x := ceiling{cfg: &s.cfg}
+func (a *Adapter) Narrow(asked, most Scopes) Scopes {
+	x := ceiling{cfg: &a.cfg}
 	x.meet("the holder", most)
 	x.meet("the request", asked)
 	return x.all()

@@ -265,31 +265,31 @@ func (cs *Clients) unregistered(ctx context.Context, known refusal, err error) {
 
 // Check says whether Issue or Prepare would take r now, so that an adapter can refuse it before it asks a user. An empty
 // Subject stands for any.
-func (s *Service) Check(ctx context.Context, r Request) error {
+func (a *Adapter) Check(ctx context.Context, r Request) error {
 	if r.Subject == "" {
 		r.Subject = "?"
 	}
 	if r.Grant != "" {
 		return fail(ErrInvalidRequest, "a request under a grant is not checked ahead")
 	}
-	who, err := s.Clients.caller(ctx, r.Auth)
+	who, err := a.Clients.caller(ctx, r.Auth)
 	if err == nil {
-		err = s.Clients.await(ctx, r.Client)
+		err = a.Clients.await(ctx, r.Client)
 	}
 	if err != nil {
 		return err
 	}
-	_, err = s.planLogin(s.begin(ctx), &r, &who)
+	_, err = a.planLogin(a.begin(ctx), &r, &who)
 	return err
 }
 
 // SignIntrospection signs an introspection response for the resource server that audience names (RFC 9701 §5). response
 // is a JSON object. ErrInvalidRequest: the active signing key is a secret, which nobody else could verify with.
-func (s *Service) SignIntrospection(ctx context.Context, audience string, response []byte) (string, error) {
+func (a *Adapter) SignIntrospection(ctx context.Context, audience string, response []byte) (string, error) {
 	if err := jws.CheckJSON(response); err != nil || !bytes.HasPrefix(response, []byte("{")) {
 		return "", &Error{Code: ErrInvalidRequest, Detail: "not a JSON object", Cause: err}
 	}
-	key, err := s.SigningKeys.active(s.begin(ctx).view, s.now(), nil)
+	key, err := a.SigningKeys.active(a.begin(ctx).view, a.now(), nil)
 	if err != nil {
 		return "", err
 	}
@@ -301,7 +301,7 @@ func (s *Service) SignIntrospection(ctx context.Context, audience string, respon
 		Audience string          `json:"aud"`
 		IssuedAt int64           `json:"iat"`
 		Response json.RawMessage `json:"token_introspection"`
-	}{s.cfg.Issuer, audience, s.now().Unix(), response})
+	}{a.cfg.Issuer, audience, a.now().Unix(), response})
 	if err != nil {
 		return "", &Error{Code: ErrInvalidRequest, Detail: "introspection response", Cause: err}
 	}
@@ -432,23 +432,23 @@ func (r *refusal) confirmed(cs *Clients, a *ClientAuth) {
 // the limit that said no. by is a client that [Clients.Confirm] confirmed, or the ID alone of a registered client that is refused
 // something and proved nothing, as when a user says no to it; the Token in ctx says who else was refused. Either may be zero. It
 // counts nothing where neither names anybody: strangers leave no names.
-func (s *Service) Refused(ctx context.Context, by ClientAuth, reason, why string) {
+func (a *Adapter) Refused(ctx context.Context, by ClientAuth, reason, why string) {
 	var known refusal
 	if t := FromContext(ctx); !t.IsZero() {
-		known.of(s.core, t.d)
+		known.of(a.core, t.d)
 	}
 	if by.namesOnly() {
-		if s.Clients.lookup(by.ID) != nil {
+		if a.Clients.lookup(by.ID) != nil {
 			known.Claimed = by.ID
 		}
 	} else {
-		who, err := s.Clients.caller(ctx, by)
+		who, err := a.Clients.caller(ctx, by)
 		if err != nil {
 			return
 		}
 		known.by(&who)
 	}
 	if known.Named() {
-		s.audit.denied(ctx, reason, known, fail(ErrDenied, "%s", why))
+		a.audit.denied(ctx, reason, known, fail(ErrDenied, "%s", why))
 	}
 }

@@ -278,19 +278,19 @@ func TestANoteIsChangedByOneAtATime(t *testing.T) {
 	ctx := context.Background()
 	at := &clock{}
 	svc := service(t, func(c *apitoken.Config) { c.Now = at.Now })
-	_, err := svc.Note(ctx, "x")
+	_, err := svc.Adapter().Note(ctx, "x")
 	require.ErrorIs(t, err, apitoken.ErrNotFound)
 	put := func(n *apitoken.Note) error {
 		n.Data, n.Expires = []byte("1"), at.Now().Add(time.Minute)
 		return nil
 	}
-	require.NoError(t, svc.ChangeNote(ctx, "x", put))
+	require.NoError(t, svc.Adapter().ChangeNote(ctx, "x", put))
 	taken := errors.New("taken")
 	var won atomic.Int32
 	var wg sync.WaitGroup
 	for range 64 {
 		wg.Go(func() {
-			err := svc.ChangeNote(ctx, "x", func(n *apitoken.Note) error {
+			err := svc.Adapter().ChangeNote(ctx, "x", func(n *apitoken.Note) error {
 				if string(n.Data) != "1" {
 					return taken
 				}
@@ -304,15 +304,15 @@ func TestANoteIsChangedByOneAtATime(t *testing.T) {
 	}
 	wg.Wait()
 	require.EqualValues(t, 1, won.Load())
-	n, err := svc.Note(ctx, "x")
+	n, err := svc.Adapter().Note(ctx, "x")
 	require.NoError(t, err)
 	require.Equal(t, "2", string(n.Data))
 	at.Advance(2 * time.Minute)
-	_, err = svc.Note(ctx, "x")
+	_, err = svc.Adapter().Note(ctx, "x")
 	require.ErrorIs(t, err, apitoken.ErrNotFound, "a note ends by its time")
-	require.NoError(t, svc.ChangeNote(ctx, "x", put), "and another one takes its name")
-	require.NoError(t, svc.ChangeNote(ctx, "x", func(n *apitoken.Note) error { n.Expires = at.Now(); return nil }))
-	_, err = svc.Note(ctx, "x")
+	require.NoError(t, svc.Adapter().ChangeNote(ctx, "x", put), "and another one takes its name")
+	require.NoError(t, svc.Adapter().ChangeNote(ctx, "x", func(n *apitoken.Note) error { n.Expires = at.Now(); return nil }))
+	_, err = svc.Adapter().Note(ctx, "x")
 	require.ErrorIs(t, err, apitoken.ErrNotFound)
 	for name, f := range map[string]func(*apitoken.Note) error{
 		"too large": func(n *apitoken.Note) error {
@@ -322,7 +322,7 @@ func TestANoteIsChangedByOneAtATime(t *testing.T) {
 		"for ever":   func(n *apitoken.Note) error { return nil },
 		"over a day": func(n *apitoken.Note) error { n.Expires = at.Now().Add(48 * time.Hour); return nil },
 	} {
-		require.ErrorIs(t, svc.ChangeNote(ctx, "y", f), apitoken.ErrInvalidRequest, name)
+		require.ErrorIs(t, svc.Adapter().ChangeNote(ctx, "y", f), apitoken.ErrInvalidRequest, name)
 	}
 }
 

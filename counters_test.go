@@ -200,7 +200,7 @@ func TestDoOnce(t *testing.T) {
 	for n := range 16 {
 		wg.Go(func() {
 			svc := []*apitoken.Service{one, two}[n%2]
-			done, err := svc.DoOnce(ctx, "letter", until, count)
+			done, err := svc.Adapter().DoOnce(ctx, "letter", until, count)
 			if err != nil && !errors.Is(err, apitoken.ErrLimited) {
 				t.Error(err)
 			}
@@ -214,16 +214,16 @@ func TestDoOnce(t *testing.T) {
 	require.Equal(t, int64(1), did.Load())
 	clk.Advance(time.Hour)
 	three := serviceOn(t, st, withClock)
-	done, err := three.DoOnce(ctx, "letter", until, count)
+	done, err := three.Adapter().DoOnce(ctx, "letter", until, count)
 	require.NoError(t, err, "done before")
 	require.False(t, done)
 	require.Equal(t, int64(1), calls.Load())
 
-	done, err = one.DoOnce(ctx, "second", until, func(context.Context) error { return errEngine })
+	done, err = one.Adapter().DoOnce(ctx, "second", until, func(context.Context) error { return errEngine })
 	require.ErrorIs(t, err, errEngine)
 	require.False(t, done)
-	done, err = two.DoOnce(ctx, "second", until, func(context.Context) error {
-		_, err := one.DoOnce(ctx, "second", until, count)
+	done, err = two.Adapter().DoOnce(ctx, "second", until, func(context.Context) error {
+		_, err := one.Adapter().DoOnce(ctx, "second", until, count)
 		require.ErrorIs(t, err, apitoken.ErrLimited, "somebody is at it")
 		return nil
 	})
@@ -233,25 +233,25 @@ func TestDoOnce(t *testing.T) {
 	// A process that dies within f leaves its lease to whoever comes a minute later.
 	func() {
 		defer func() { require.Equal(t, "dies", recover()) }()
-		_, _ = one.DoOnce(ctx, "third", until, func(context.Context) error { panic("dies") })
+		_, _ = one.Adapter().DoOnce(ctx, "third", until, func(context.Context) error { panic("dies") })
 	}()
-	_, err = two.DoOnce(ctx, "third", until, count)
+	_, err = two.Adapter().DoOnce(ctx, "third", until, count)
 	require.ErrorIs(t, err, apitoken.ErrLimited)
 	clk.Advance(61 * time.Second)
-	done, err = two.DoOnce(ctx, "third", until, count)
+	done, err = two.Adapter().DoOnce(ctx, "third", until, count)
 	require.NoError(t, err)
 	require.True(t, done)
 
 	// A caller that goes meanwhile does not have it done twice.
 	gone, leave := context.WithCancel(ctx)
-	done, err = one.DoOnce(gone, "fourth", until, func(context.Context) error { leave(); return nil })
+	done, err = one.Adapter().DoOnce(gone, "fourth", until, func(context.Context) error { leave(); return nil })
 	require.NoError(t, err)
 	require.True(t, done)
-	done, err = two.DoOnce(ctx, "fourth", until, count)
+	done, err = two.Adapter().DoOnce(ctx, "fourth", until, count)
 	require.NoError(t, err)
 	require.False(t, done)
 
-	_, err = one.DoOnce(ctx, "", until, count)
+	_, err = one.Adapter().DoOnce(ctx, "", until, count)
 	require.ErrorIs(t, err, apitoken.ErrInvalidRequest)
 }
 

@@ -76,7 +76,7 @@ func TestNoChangedByteOfACredentialIsAccepted(t *testing.T) {
 			return validate(s, apitoken.NewSecret(text))
 		}, false},
 		{"introspected API key", key.Reveal(), func(s *apitoken.Service, text string) error {
-			x, err := s.Introspect(ctx, text)
+			x, err := s.Adapter().Introspect(ctx, text)
 			if err == nil && !x.Active {
 				err = apitoken.ErrInvalidToken
 			}

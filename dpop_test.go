@@ -190,7 +190,7 @@ func TestOneOfManyUsesOfAProofWins(t *testing.T) {
 					won.Add(1)
 				}
 				s := []*apitoken.Service{svc, second}[i%2] // in whichever process
-				if binding, err := s.Prove(context.Background(), apitoken.Proof{JWT: atIssuer, Method: "POST", URL: endpoint}); err == nil {
+				if binding, err := s.Adapter().Prove(context.Background(), apitoken.Proof{JWT: atIssuer, Method: "POST", URL: endpoint}); err == nil {
 					require.Equal(t, apitoken.BindDPoP(p.print), binding)
 					proved.Add(1)
 				} else {
@@ -236,15 +236,15 @@ func TestNonces(t *testing.T) {
 	// At the endpoints of the service nonces are of the service, for all its processes.
 	const endpoint = "https://auth.example.com/token"
 	prove := func(change func(h, c map[string]any)) error {
-		_, err := svc.Prove(context.Background(), apitoken.Proof{JWT: p.proof(t, "POST", endpoint, "", k.Now(), change), Method: "POST", URL: endpoint, RequireNonce: true})
+		_, err := svc.Adapter().Prove(context.Background(), apitoken.Proof{JWT: p.proof(t, "POST", endpoint, "", k.Now(), change), Method: "POST", URL: endpoint, RequireNonce: true})
 		return err
 	}
 	nonce = nonceOf(prove(nil))
 	require.NoError(t, prove(with(nonce)))
-	require.NoError(t, prove(with(svc.ProofNonce())))
+	require.NoError(t, prove(with(svc.Adapter().ProofNonce())))
 	k.Advance(6 * time.Minute)
 	nonceOf(prove(with(nonce)))
-	require.NoError(t, prove(with(svc.ProofNonce())))
+	require.NoError(t, prove(with(svc.Adapter().ProofNonce())))
 }
 
 // A proof that was used stays used when the clock goes back, and what a process had to forget needs a nonce.

@@ -65,18 +65,18 @@ func (s *Service) loadFeed(ctx context.Context) error {
 }
 
 // Wait returns when this process's view of the state is not at p, or ctx ends. For long polls of [Service.Revocations].
-func (s *Service) Wait(ctx context.Context, p store.Position) error {
+func (a *Adapter) Wait(ctx context.Context, p store.Position) error {
 	for {
-		moved := s.state.Moved()
-		if s.state.Position() != p {
+		moved := a.state.Moved()
+		if a.state.Position() != p {
 			return nil
 		}
 		select {
 		case <-moved:
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-s.ctx.Done():
-			return unavailable(s.ctx.Err(), "closed")
+		case <-a.ctx.Done():
+			return unavailable(a.ctx.Err(), "closed")
 		}
 	}
 }

@@ -48,7 +48,7 @@ func TestEventsTellForeignPrincipalsFromOurs(t *testing.T) {
 	// As a subject: of a refusal by the validator, by an adapter, by an exchange, and of a revocation.
 	_, err = apitoken.Authorize(ctx, ours, apitoken.Bearer(foreign.Access.Reveal()), apitoken.AllOf("admin"))
 	require.ErrorIs(t, err, apitoken.ErrInsufficientScope)
-	ours.Refused(asForeign, apitoken.ClientAuth{}, "adapter", "too many")
+	ours.Adapter().Refused(asForeign, apitoken.ClientAuth{}, "adapter", "too many")
 	_, secret, err := ours.Clients.Create(ctx, apitoken.Client{ID: "job", Name: "job", Scopes: apitoken.Scopes{"orders"}, GrantTypes: []string{"urn:ietf:params:oauth:grant-type:token-exchange"}, MayImpersonate: true})
 	require.NoError(t, err)
 	_, err = ours.Exchange(ctx, apitoken.ExchangeRequest{Auth: apitoken.ClientAuth{ID: "job", Secret: secret}, Token: apitoken.Bearer(foreign.Access.Reveal())})

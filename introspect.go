@@ -29,8 +29,8 @@ type Introspection struct {
 // the token concerns; they decide who may ask. A bound token is active without its proof: its Binding tells what
 // whoever uses it must prove; and one for another audience than this process's is active too; one for none, which Validate refuses anywhere, is not. An API key with MaxUses is not
 // active: whoever asks keeps the answer for a while, and nobody would count. The error is only ever ErrUnavailable.
-func (s *Service) Introspect(ctx context.Context, token string) (Introspection, error) {
-	t, err := s.Validate(ctx, Credential{Token: token, unproved: true, anywhere: true})
+func (a *Adapter) Introspect(ctx context.Context, token string) (Introspection, error) {
+	t, err := (*Service)(a).Validate(ctx, Credential{Token: token, unproved: true, anywhere: true})
 	switch {
 	case errors.Is(err, ErrUnavailable):
 		return Introspection{}, err
@@ -56,7 +56,7 @@ func (s *Service) Issuer() string { return s.cfg.Issuer }
 
 // Skew is how far ahead of ours the clock of whoever signs a token, a proof or an assertion may be: Config.Validation.Skew, or
 // its default. Adapters that check times themselves use it.
-func (s *Service) Skew() time.Duration { return s.cfg.Validation.ahead() }
+func (a *Adapter) Skew() time.Duration { return a.cfg.Validation.ahead() }
 
 // introspector keeps an issuer's answers about opaque tokens, by the tokens' hashes.
 type introspector struct {

@@ -433,15 +433,15 @@ func TestOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 64 {
 		wg.Go(func() {
-			if list[i%2].Once(ctx, "jti-1", time.Now().Add(time.Minute)) == nil {
+			if list[i%2].Adapter().Once(ctx, "jti-1", time.Now().Add(time.Minute)) == nil {
 				won.Add(1)
 			}
 		})
 	}
 	wg.Wait()
 	require.EqualValues(t, 1, won.Load())
-	require.ErrorIs(t, list[0].Once(ctx, "jti-1", time.Now().Add(time.Minute)), apitoken.ErrInvalidRequest)
-	require.ErrorIs(t, list[0].Once(ctx, "", time.Now()), apitoken.ErrInvalidRequest)
+	require.ErrorIs(t, list[0].Adapter().Once(ctx, "jti-1", time.Now().Add(time.Minute)), apitoken.ErrInvalidRequest)
+	require.ErrorIs(t, list[0].Adapter().Once(ctx, "", time.Now()), apitoken.ErrInvalidRequest)
 }
 
 func TestExchangeNeverWidens(t *testing.T) {

@@ -87,7 +87,7 @@ type ExchangeRequest struct {
 	Scopes    Scopes     // empty: what Token and the client both hold
 	Audiences []string   // of those the client may ask for; empty: Token's
 	Lifetime  time.Duration
-	// Binding is what the new token is bound to; empty: as Token is. The caller has proved to hold it (Service.Prove), so that
+	// Binding is what the new token is bound to; empty: as Token is. The caller has proved to hold it (Adapter.Prove), so that
 	// a Token or Actor with the same binding needs no other proof.
 	Binding string
 }

@@ -38,7 +38,7 @@ func TestKeysOfAnOrganization(t *testing.T) {
 	token, err := svc.Validate(ctx, apitoken.Bearer(secret.Reveal()))
 	require.NoError(t, err)
 	require.Equal(t, acme, token.Subject())
-	seen, err := svc.Introspect(ctx, secret.Reveal())
+	seen, err := svc.Adapter().Introspect(ctx, secret.Reveal())
 	require.NoError(t, err)
 	require.Equal(t, acme, seen.Token.Subject)
 

@@ -135,7 +135,7 @@ func TestAfterClose(t *testing.T) {
 			return err
 		},
 		"Alert": func() error { return svc.Alert(ctx, apitoken.Event{Reason: "x"}) },
-		"Once":  func() error { return svc.Once(ctx, "x", svc.Now().Add(time.Minute)) },
+		"Once":  func() error { return svc.Adapter().Once(ctx, "x", svc.Now().Add(time.Minute)) },
 	} {
 		require.ErrorIs(t, f(), apitoken.ErrUnavailable, name)
 	}

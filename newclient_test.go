@@ -46,7 +46,7 @@ func TestAClientOfAnotherProcessIsKnownAtOnce(t *testing.T) {
 		spa, _, err := a.Clients.Create(ctx, apitoken.Client{Public: true, GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders:read"}})
 		require.NoError(t, err)
 		r := apitoken.Request{Subject: "alice", Client: spa.ID, Scopes: apitoken.Scopes{"orders:read"}}
-		require.NoError(t, b.Check(ctx, r))
+		require.NoError(t, b.Adapter().Check(ctx, r))
 		spa, _, err = a.Clients.Create(ctx, apitoken.Client{Public: true, GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders:read"}})
 		require.NoError(t, err)
 		r.Client = spa.ID
@@ -118,7 +118,7 @@ func TestATokenForNobodyIsNotActive(t *testing.T) {
 		require.NoError(t, err)
 		return text
 	}
-	x, err := svc.Introspect(ctx, sign())
+	x, err := svc.Adapter().Introspect(ctx, sign())
 	require.NoError(t, err)
 	require.True(t, x.Active, "with its audience")
 	for name, aud := range map[string]any{"absent": nil, "empty": []string{}} {
@@ -128,7 +128,7 @@ func TestATokenForNobodyIsNotActive(t *testing.T) {
 		text := sign()
 		_, err = svc.Validate(ctx, apitoken.Bearer(text))
 		require.ErrorIs(t, err, apitoken.ErrInvalidToken, name)
-		x, err = svc.Introspect(ctx, text)
+		x, err = svc.Adapter().Introspect(ctx, text)
 		require.NoError(t, err)
 		require.False(t, x.Active, name)
 	}

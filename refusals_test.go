@@ -91,13 +91,13 @@ func (o *office) keys() *apitoken.APIKeys { return o.svc.APIKeys.For(o.alice.Tok
 
 // refusalRows has a row for each public call that may refuse: what it leaves, or why it leaves nothing.
 var refusalRows = map[string]any{
-	"Service.Alert": asksForTheHost, "Service.ChangeNote": asksForTheHost, "Service.Check": isAQuestion, "Service.Close": asksForTheHost,
-	"Service.DoOnce": asksForTheHost, "Service.Event": asksForTheHost, "Service.EventPage": asksForTheHost, "Service.Events": asksForTheHost, "Service.Expiring": asksForTheHost,
-	"Service.Feed": asksForTheHost, "Service.Genuine": namesNobody, "Service.Grants": asksForTheHost, "Service.Note": asksForTheHost,
-	"Service.Once": namesNobody, "Service.Prove": namesNobody, "Service.Remove": asksForTheHost, "Service.Repair": asksForTheHost,
+	"Service.Alert": asksForTheHost, "Adapter.ChangeNote": asksForTheHost, "Adapter.Check": isAQuestion, "Service.Close": asksForTheHost,
+	"Adapter.DoOnce": asksForTheHost, "Service.Event": asksForTheHost, "Service.EventPage": asksForTheHost, "Service.Events": asksForTheHost, "Service.Expiring": asksForTheHost,
+	"Service.Feed": asksForTheHost, "Adapter.Genuine": namesNobody, "Service.Grants": asksForTheHost, "Adapter.Note": asksForTheHost,
+	"Adapter.Once": namesNobody, "Adapter.Prove": namesNobody, "Service.Remove": asksForTheHost, "Service.Repair": asksForTheHost,
 	"Service.Revocations": asksForTheHost, "Service.RevokeLeaked": asksForTheHost, "Service.SetRole": asksForTheHost,
-	"Service.SignIntrospection": asksForTheHost, "Service.Sync": asksForTheHost, "Service.TargetOf": isAQuestion, "Service.Unreadable": asksForTheHost,
-	"Service.Usage": asksForTheHost, "Service.Wait": asksForTheHost,
+	"Adapter.SignIntrospection": asksForTheHost, "Service.Sync": asksForTheHost, "Service.TargetOf": isAQuestion, "Service.Unreadable": asksForTheHost,
+	"Service.Usage": asksForTheHost, "Adapter.Wait": asksForTheHost,
 	"Clients.Adopt": "what a client says of itself proves no caller: anybody may name it", "Clients.Keep": asksForTheHost, "Clients.Create": asksForTheHost, "Clients.Declare": asksForTheHost, "Clients.Get": asksForTheHost, "Clients.Known": isAQuestion,
 	"Clients.List": asksForTheHost, "Clients.Register": asksForTheHost, "Clients.RegistrationToken": asksForTheHost,
 	"Clients.RotateSecret": asksForTheHost, "Clients.Update": asksForTheHost,
@@ -118,9 +118,9 @@ var refusalRows = map[string]any{
 		_, err := o.svc.Exchange(t.Context(), apitoken.ExchangeRequest{Auth: o.app, Token: apitoken.Bearer(o.alice.Access.Reveal())})
 		return err
 	}},
-	"Service.Introspect": trace{reason: "revoked", subject: "alice", client: "app", call: func(t *testing.T, o *office) error {
+	"Adapter.Introspect": trace{reason: "revoked", subject: "alice", client: "app", call: func(t *testing.T, o *office) error {
 		o.ended(t)
-		x, err := o.svc.Introspect(t.Context(), o.alice.Access.Reveal())
+		x, err := o.svc.Adapter().Introspect(t.Context(), o.alice.Access.Reveal())
 		require.NoError(t, err)
 		require.False(t, x.Active)
 		return apitoken.ErrInvalidToken

@@ -418,7 +418,7 @@ func (s *Service) Sync(ctx context.Context) error {
 }
 
 // Now is the service's clock, Config.Now: for whatever compares times with its records.
-func (s *Service) Now() time.Time { return s.now() }
+func (a *Adapter) Now() time.Time { return a.now() }
 
 // Freshness is the service's view of revocations now, for health checks and metrics.
 func (s *Service) Freshness() Freshness { return s.trust.freshness(s.trust.look(), s.now()) }

@@ -215,17 +215,17 @@ func (s *minter) findTicket(ctx context.Context, code string) (id string, want [
 // Genuine says whether this service made token, a refresh token or a ticket: nil, or ErrInvalidGrant, or ErrUnavailable.
 // The tag answers, without a read of the store; of a code that Prepare did not make, its record does. Whether the token is
 // still good only Refresh and Redeem can say. It is for endpoints that would otherwise write something for a stranger.
-func (s *Service) Genuine(ctx context.Context, token string) error {
+func (a *Adapter) Genuine(ctx context.Context, token string) error {
 	what, err := "redeem", error(nil)
 	if opaque.KindOf(token) == opaque.Refresh {
 		what = "refresh"
-		_, err = s.ratchet.Read(ctx, token)
+		_, err = a.ratchet.Read(ctx, token)
 		err = public(err)
 	} else {
-		err = s.genuineTicket(ctx, token)
+		err = a.genuineTicket(ctx, token)
 	}
 	if errors.Is(err, ErrInvalidGrant) {
-		s.audit.refused(ctx, event.Refused, what, nil)
+		a.audit.refused(ctx, event.Refused, what, nil)
 	}
 	return err
 }

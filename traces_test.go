@@ -123,11 +123,11 @@ func TestRefusedClientsAndCallersAreNamed(t *testing.T) {
 	require.Equal(t, [2]string{"mallory", alice.Token.Grant()}, [2]string{list[0].Subject, list[0].Grant})
 	require.NotEmpty(t, list[0].Extra["why"])
 
-	svc.Refused(ctx, auth, "registration", "too many")
+	svc.Adapter().Refused(ctx, auth, "registration", "too many")
 	list = refusals(t, svc, "registration")
 	require.Len(t, list, 1)
 	require.Equal(t, [2]string{"job", "too many"}, [2]string{list[0].Client, list[0].Extra["why"]})
-	svc.Refused(ctx, apitoken.ClientAuth{}, "nobody", "x")
+	svc.Adapter().Refused(ctx, apitoken.ClientAuth{}, "nobody", "x")
 	require.Empty(t, refusals(t, svc, "nobody"))
 }
 
@@ -142,9 +142,9 @@ func TestStrangersTakeNoRoomOfTheKnown(t *testing.T) {
 		id := fmt.Sprint("public", n)
 		_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: id, Public: true, GrantTypes: []string{"refresh_token"}})
 		require.NoError(t, err)
-		svc.Refused(ctx, apitoken.ClientAuth{ID: id}, "device", "too much")
+		svc.Adapter().Refused(ctx, apitoken.ClientAuth{ID: id}, "device", "too much")
 	}
-	svc.Refused(ctx, apitoken.ClientAuth{ID: "job", Secret: secret}, "device", "too much")
+	svc.Adapter().Refused(ctx, apitoken.ClientAuth{ID: "job", Secret: secret}, "device", "too much")
 	named, nameless, known := 0, 0, 0
 	for _, e := range refusals(t, svc, "device") {
 		switch {

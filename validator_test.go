@@ -35,7 +35,7 @@ func (w *poll) set(say func(after store.Position, v *feed.View) error) {
 func (w *poll) Revocations(ctx context.Context, after store.Position, max int) (feed.View, error) {
 	if after != (store.Position{}) {
 		poll, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
-		_ = w.svc.Wait(poll, after)
+		_ = w.svc.Adapter().Wait(poll, after)
 		cancel()
 	}
 	v, err := w.svc.Revocations(ctx, after, max)
@@ -584,7 +584,7 @@ func TestAChangeVoidsEveryAnswerAboutAKey(t *testing.T) {
 	v := follower(t, w, func(cfg *apitoken.ValidatorConfig) {
 		cfg.Introspect = func(ctx context.Context, _ string) (apitoken.Introspection, error) {
 			asked.Add(1)
-			return svc.Introspect(ctx, text.Reveal())
+			return svc.Adapter().Introspect(ctx, text.Reveal())
 		}
 		cfg.OpaqueFor, cfg.Now, cfg.Validation.MaxStaleness = 10*time.Minute, c.Now, time.Hour
 	})
@@ -642,7 +642,7 @@ func TestStaleness(t *testing.T) {
 			c := &clock{}
 			w := &poll{svc: svc}
 			v := follower(t, w, func(cfg *apitoken.ValidatorConfig) {
-				cfg.Now, cfg.Validation, cfg.Introspect, cfg.OpaqueFor = c.Now, with, svc.Introspect, time.Hour
+				cfg.Now, cfg.Validation, cfg.Introspect, cfg.OpaqueFor = c.Now, with, svc.Adapter().Introspect, time.Hour
 			})
 			known := issue(t, svc, apitoken.Request{Subject: "alice", Lifetime: time.Hour})
 			require.NoError(t, validate(v, known.Access))

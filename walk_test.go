@@ -519,7 +519,7 @@ func (s *scene) alive(m made, svc *apitoken.Service) (list []string) {
 		if validate(svc, x) == nil {
 			list = append(list, "a token")
 		}
-		if i, err := svc.Introspect(ctx, x.Reveal()); err == nil && i.Active {
+		if i, err := svc.Adapter().Introspect(ctx, x.Reveal()); err == nil && i.Active {
 			list = append(list, "a token, by introspection")
 		}
 	}
@@ -599,17 +599,17 @@ func TestNothingOutlivesARevocationInTheMiddle(t *testing.T) {
 // their middle.
 var noWalks = map[string]string{
 	"it confirms what is there, as it is at its end": `Service.Validate JWTValidator.Validate JWTValidator.Recheck Service.Recheck Token.Recheck Service.Explain
-		JWTValidator.Explain Service.Introspect Service.Consume JWTValidator.Consume Service.Genuine Service.TargetOf Service.Check Service.Prove JWTValidator.Ready
+		JWTValidator.Explain Adapter.Introspect Service.Consume JWTValidator.Consume Adapter.Genuine Service.TargetOf Adapter.Check Adapter.Prove JWTValidator.Ready
 		Authorize ParseWithClaims Clients.Authenticate Clients.Registered`,
 	"it confirms a client, at which each call that is given its answer looks again": "Clients.Confirm",
 	"it shows what is there, and no secret": `APIKeys.Get APIKeys.Find APIKeys.List APIKeys.Of APIKeys.Rename APIKeys.Edit Clients.Get Clients.Known Clients.List SigningKeys.List Service.Grants
-		Service.Events Service.Event Service.EventPage Service.Usage Service.Note Service.Expiring Service.Unreadable Service.Revocations SigningKeys.JWKS`,
+		Service.Events Service.Event Service.EventPage Service.Usage Adapter.Note Service.Expiring Service.Unreadable Service.Revocations SigningKeys.JWKS`,
 	"it takes power away": "Service.Revoke Service.RevokeLeaked APIKeys.Revoke SigningKeys.Compromise",
 	"the host says so, whatever was before": `Clients.Create Clients.Register Clients.Reregister Clients.Adopt Clients.Keep Clients.Declare Service.SetRole SigningKeys.Import SigningKeys.ImportFor SigningKeys.Rotate
 		SigningKeys.RotateSecrets SigningKeys.Rewrap Service.Repair Service.Remove NewToken NewSecret Bearer`,
-	"it signs or keeps a text of the caller's, which authenticates nobody": `Service.SignIntrospection Service.ChangeNote Service.Once Service.DoOnce Service.Alert
-		Service.Refused Service.Feed`,
-	"it is about the caller's own context or process": "NewContext FromContext WithActor WithOrigin OriginOf Service.Sync Service.Wait",
+	"it signs or keeps a text of the caller's, which authenticates nobody": `Adapter.SignIntrospection Adapter.ChangeNote Adapter.Once Adapter.DoOnce Service.Alert
+		Adapter.Refused Service.Feed`,
+	"it is about the caller's own context or process": "NewContext FromContext WithActor WithOrigin OriginOf Service.Sync Adapter.Wait",
 }
 
 // Every exported call that takes a context, and every one that gives out a token or a credential, is walked above, or says why it

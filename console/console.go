@@ -325,7 +325,7 @@ func (errRole) Error() string { return "console: another role is needed" }
 // page makes the handler of one page.
 func (c *Console) page(g gate, f func(http.ResponseWriter, *http.Request, *page) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		p := &page{c: c, path: strings.TrimPrefix(r.URL.Path, c.base), now: c.svc.Now()}
+		p := &page{c: c, path: strings.TrimPrefix(r.URL.Path, c.base), now: c.svc.Adapter().Now()}
 		actor, err := c.o.Actor(r)
 		if err == nil && actor.Subject == "" {
 			err = apitoken.ErrNoToken

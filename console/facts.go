@@ -29,13 +29,13 @@ const maxFindings = 1000
 const expiringWithin = 7 * 24 * time.Hour
 
 func newAdminState(svc *apitoken.Service, look operate.Look) *adminState {
-	a := &adminState{started: svc.Now(), exports: make(chan struct{}, 4)}
+	a := &adminState{started: svc.Adapter().Now(), exports: make(chan struct{}, 4)}
 	a.ctx, a.stop = context.WithCancel(context.Background())
-	a.refusals.now = svc.Now
+	a.refusals.now = svc.Adapter().Now
 	a.unwatch = svc.Observe(&a.refusals)
 	a.hygiene.read = func(ctx context.Context) (operate.Findings, error) { return look.Hygiene(ctx, unused, maxFindings) }
 	a.expiring.read = func(ctx context.Context) (operate.Endings, error) {
-		return look.Expiring(ctx, svc.Now().Add(expiringWithin), 8)
+		return look.Expiring(ctx, svc.Adapter().Now().Add(expiringWithin), 8)
 	}
 	return a
 }

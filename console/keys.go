@@ -35,7 +35,7 @@ func (c *Console) keysOf(a *Actor) (*apitoken.APIKeys, error) {
 	if !a.token.IsZero() && a.token.Subject() == a.Subject && a.token.Grant() == a.Grant {
 		return c.svc.APIKeys.For(a.token), nil
 	}
-	now, until := c.svc.Now(), c.svc.Now()
+	now, until := c.svc.Adapter().Now(), c.svc.Adapter().Now()
 	if wall := time.Now(); wall.After(until) { // by which a token that no validator made is judged
 		until = wall
 	}
@@ -461,7 +461,7 @@ func (c *Console) makeOnce(ctx context.Context, p *page, what, once string, keys
 	o.RequestID = mark
 	ctx = apitoken.WithOrigin(ctx, o)
 	return ask(ctx, c, func(ctx context.Context) (x newSecret, err error) {
-		did, err := c.svc.DoOnce(ctx, "console:"+what+":"+p.actor.Subject+":"+once, p.now.Add(24*time.Hour), func(ctx context.Context) error {
+		did, err := c.svc.Adapter().DoOnce(ctx, "console:"+what+":"+p.actor.Subject+":"+once, p.now.Add(24*time.Hour), func(ctx context.Context) error {
 			lost, err := c.lostKey(ctx, p.actor.Subject, mark)
 			switch {
 			case err != nil:

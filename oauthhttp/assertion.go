@@ -196,12 +196,12 @@ func (h *Handler) jwtBearer(r *http.Request, t *tokenRequest) (*apitoken.Issued,
 			return nil, err
 		}
 		if a.Scopes != nil {
-			if scopes = h.svc.Narrow(scopes, a.Scopes); len(scopes) == 0 {
+			if scopes = h.adapter.Narrow(scopes, a.Scopes); len(scopes) == 0 {
 				return nil, errScope
 			}
 		}
 		if !who.Scopes.all {
-			scopes = h.svc.Narrow(scopes, who.Scopes.only)
+			scopes = h.adapter.Narrow(scopes, who.Scopes.only)
 		}
 	case !t.Scopes.Cover(scopes), a.Scopes != nil && !a.Scopes.Cover(scopes),
 		!who.Scopes.all && !who.Scopes.only.Cover(scopes): // also where roles would only cut it to nothing
@@ -213,12 +213,12 @@ func (h *Handler) jwtBearer(r *http.Request, t *tokenRequest) (*apitoken.Issued,
 			return nil, err
 		}
 	}
-	if err := h.svc.Check(r.Context(), req); err != nil {
+	if err := h.adapter.Check(r.Context(), req); err != nil {
 		return nil, err
 	}
 	// Last, so that what is refused for another reason, or answered "come again", has not spent the assertion.
 	if !from.Reusable {
-		err := h.svc.Once(r.Context(), once, a.ExpiresAt)
+		err := h.adapter.Once(r.Context(), once, a.ExpiresAt)
 		if errors.Is(err, apitoken.ErrInvalidRequest) {
 			return nil, badAssertion("it was used before")
 		}
@@ -290,7 +290,7 @@ func (h *Handler) verifyAssertion(r *http.Request, t *tokenRequest) (a Assertion
 		most = time.Hour
 	}
 	end := time.Unix(c.Expires, 0)
-	ahead := now.Add(h.svc.Skew()).Unix()
+	ahead := now.Add(h.adapter.Skew()).Unix()
 	switch {
 	case c.Subject == "" || len(c.Subject) > 255:
 		return a, nil, "", badAssertion("sub is missing or too long")

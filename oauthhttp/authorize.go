@@ -297,7 +297,7 @@ func (h *Handler) read(ctx context.Context, client apitoken.Client, f form, twic
 	}
 	claims, err := withDetails(nil, a.Details)
 	if err == nil {
-		err = h.svc.Check(ctx, apitoken.Request{Client: client.ID, Scopes: a.Scopes, Audiences: a.Resources, Binding: a.binding, Claims: claims})
+		err = h.adapter.Check(ctx, apitoken.Request{Client: client.ID, Scopes: a.Scopes, Audiences: a.Resources, Binding: a.binding, Claims: claims})
 	}
 	if err != nil {
 		return no(judge(err))
@@ -394,7 +394,7 @@ func (h *Handler) Deny(w http.ResponseWriter, r *http.Request, a *Authorization,
 		h.log.WarnContext(r.Context(), "oauthhttp: Deny with an unknown reason", "reason", reason)
 		reason = "server_error"
 	}
-	h.svc.Refused(r.Context(), apitoken.ClientAuth{ID: a.Client.ID}, "authorize", "the host denied the request: "+reason)
+	h.adapter.Refused(r.Context(), apitoken.ClientAuth{ID: a.Client.ID}, "authorize", "the host denied the request: "+reason)
 	if a.pushed != "" {
 		// A denied request stays denied, but that it does matters less than that the client hears of it.
 		if err := h.takePushed(r.Context(), a.pushed); err != nil {

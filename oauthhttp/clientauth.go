@@ -145,5 +145,5 @@ func (h *Handler) binding(r *http.Request, c *caller, path string) (string, erro
 	if len(proofs) > 1 || strings.ContainsRune(proofs[0], ',') {
 		return "", &apitoken.Error{Code: apitoken.ErrInvalidProof, Detail: "more than one DPoP header (RFC 9449 §4.3)"}
 	}
-	return h.svc.Prove(r.Context(), apitoken.Proof{JWT: proofs[0], Method: r.Method, URL: h.urlOf(r, path), RequireNonce: h.o.RequireNonce})
+	return h.adapter.Prove(r.Context(), apitoken.Proof{JWT: proofs[0], Method: r.Method, URL: h.urlOf(r, path), RequireNonce: h.o.RequireNonce})
 }

@@ -89,7 +89,7 @@ func (h *Handler) DeviceAuthorization() http.Handler {
 		if req.Scopes, err = h.scopesOf(f, &c.Client); err != nil { // a user decides here too, as at the authorization endpoint
 			return err
 		}
-		if err := h.svc.Check(r.Context(), req); err != nil {
+		if err := h.adapter.Check(r.Context(), req); err != nil {
 			return err
 		}
 		until := h.now().Add(h.o.DeviceLifetime)
@@ -105,7 +105,7 @@ func (h *Handler) DeviceAuthorization() http.Handler {
 		if d.UserCode, err = h.userCode(r.Context(), id, until); err != nil {
 			return err
 		}
-		err = h.svc.ChangeNote(r.Context(), deviceName(id), func(n *apitoken.Note) error {
+		err = h.adapter.ChangeNote(r.Context(), deviceName(id), func(n *apitoken.Note) error {
 			n.Expires, n.Client = until.Add(deviceForget), c.ID
 			return d.write(n)
 		})
@@ -131,7 +131,7 @@ var errTaken = errors.New("oauthhttp: a user code that is in use")
 func (h *Handler) userCode(ctx context.Context, id string, until time.Time) (string, error) {
 	for range 8 {
 		code := newUserCode()
-		err := h.svc.ChangeNote(ctx, userName(code), func(n *apitoken.Note) error {
+		err := h.adapter.ChangeNote(ctx, userName(code), func(n *apitoken.Note) error {
 			if !n.Expires.IsZero() {
 				return errTaken
 			}
@@ -191,7 +191,7 @@ func (h *Handler) deviceCode(r *http.Request, t *tokenRequest) (*apitoken.Issued
 	}
 	sum := sha256.Sum256([]byte(code))
 	name := deviceName(hex.EncodeToString(sum[:]))
-	n, err := h.svc.Note(r.Context(), name)
+	n, err := h.adapter.Note(r.Context(), name)
 	if errors.Is(err, apitoken.ErrNotFound) {
 		return nil, unknown
 	}
@@ -230,7 +230,7 @@ func (h *Handler) paced(ctx context.Context, name string) error {
 	pending := bad("authorization_pending", "The user has not decided yet.")
 	slower := bad("slow_down", "Ask less often.")
 	answer := pending
-	err := h.svc.ChangeNote(ctx, name, func(n *apitoken.Note) error {
+	err := h.adapter.ChangeNote(ctx, name, func(n *apitoken.Note) error {
 		d, err := readDevice(n)
 		if err != nil {
 			return err
@@ -297,11 +297,11 @@ func (h *Handler) findDevice(ctx context.Context, typed string) (d deviceNote, s
 	if !ok {
 		return d, "", none
 	}
-	user, err := h.svc.Note(ctx, userName(code))
+	user, err := h.adapter.Note(ctx, userName(code))
 	if err != nil {
 		return d, "", err
 	}
-	n, err := h.svc.Note(ctx, deviceName(string(user.Data)))
+	n, err := h.adapter.Note(ctx, deviceName(string(user.Data)))
 	if err != nil {
 		return d, "", err
 	}
@@ -316,7 +316,7 @@ func (h *Handler) findDevice(ctx context.Context, typed string) (d deviceNote, s
 
 // decide changes the state of a device that nobody has decided about.
 func (h *Handler) decide(ctx context.Context, x *DeviceRequest, f func(*deviceNote) error) error {
-	return h.svc.ChangeNote(ctx, deviceName(x.sum), func(n *apitoken.Note) error {
+	return h.adapter.ChangeNote(ctx, deviceName(x.sum), func(n *apitoken.Note) error {
 		if n.Expires.IsZero() {
 			return &apitoken.Error{Code: apitoken.ErrNotFound, Detail: "the device has given up"}
 		}
@@ -354,7 +354,7 @@ func (h *Handler) ApproveDevice(ctx context.Context, x *DeviceRequest, a Approva
 	if err != nil {
 		return err
 	}
-	if err := h.svc.Check(ctx, req); err != nil {
+	if err := h.adapter.Check(ctx, req); err != nil {
 		return err
 	}
 	// Two people who type the same code must not both believe that the device is theirs: whoever claims it first keeps it,
@@ -410,7 +410,7 @@ func (h *Handler) DenyDevice(ctx context.Context, x *DeviceRequest) error {
 		return nil
 	})
 	if err == nil {
-		h.svc.Refused(ctx, apitoken.ClientAuth{ID: x.Client.ID}, "device", "the host denied the device: access_denied")
+		h.adapter.Refused(ctx, apitoken.ClientAuth{ID: x.Client.ID}, "device", "the host denied the device: access_denied")
 	}
 	return err
 }

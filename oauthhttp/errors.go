@@ -99,7 +99,7 @@ func (h *Handler) denied(ctx context.Context, by apitoken.ClientAuth, reason str
 	if errors.As(err, &e) && e.Detail != "" {
 		why = e.Detail
 	}
-	h.svc.Refused(ctx, by, reason, why)
+	h.adapter.Refused(ctx, by, reason, why)
 	return err
 }
 

@@ -132,7 +132,7 @@ func (h *Handler) scopesOf(f form, client *apitoken.Client) (apitoken.Scopes, er
 	case len(asked) == 0:
 		return h.usual(client)
 	}
-	kept := h.svc.Narrow(asked, client.Scopes)
+	kept := h.adapter.Narrow(asked, client.Scopes)
 	if len(kept) == 0 {
 		return nil, errScope
 	}
@@ -142,7 +142,7 @@ func (h *Handler) scopesOf(f form, client *apitoken.Client) (apitoken.Scopes, er
 // usual are the scopes of a client that names none (RFC 6749 §3.3): all that it may have, without those that left
 // Config.Scopes. An error: it has scopes, and the service knows none of them.
 func (h *Handler) usual(client *apitoken.Client) (apitoken.Scopes, error) {
-	scopes := h.svc.Narrow(client.Scopes, client.Scopes)
+	scopes := h.adapter.Narrow(client.Scopes, client.Scopes)
 	if len(scopes) == 0 && len(client.Scopes) > 0 {
 		return nil, errScope
 	}

@@ -65,7 +65,7 @@ func (h *Handler) Introspection() http.Handler {
 		if !f.has("token") {
 			return invalid("The token is missing.")
 		}
-		x, err := h.svc.Introspect(r.Context(), f.get("token"))
+		x, err := h.adapter.Introspect(r.Context(), f.get("token"))
 		if err != nil {
 			return err
 		}
@@ -74,7 +74,7 @@ func (h *Handler) Introspection() http.Handler {
 		if x.Active && (follows || x.Token.Client == c.ID || slices.Contains(x.Token.Audiences, c.ID)) {
 			out = describe(x, follows)
 		} else if x.Active {
-			h.svc.Refused(r.Context(), c.auth, "introspect", "the token is neither the client's nor for it")
+			h.adapter.Refused(r.Context(), c.auth, "introspect", "the token is neither the client's nor for it")
 		}
 		raw, err := json.Marshal(out)
 		if err != nil {
@@ -82,7 +82,7 @@ func (h *Handler) Introspection() http.Handler {
 		}
 		w.Header().Set("Vary", "Accept, Authorization")
 		if wants(r, introspectionJWT) {
-			text, err := h.svc.SignIntrospection(r.Context(), c.ID, raw)
+			text, err := h.adapter.SignIntrospection(r.Context(), c.ID, raw)
 			if err != nil {
 				return err
 			}

@@ -116,17 +116,18 @@ type Options struct {
 
 // Handler is all endpoints as one http.Handler; each is also to be had alone.
 type Handler struct {
-	svc  *apitoken.Service
-	o    Options
-	fapi bool   // apitoken.Config.FAPI
-	base string // the issuer without a slash at its end
-	path string // of base
-	root string // scheme and host of base
-	mtls *url.URL
-	auth *httpauth.Auth
-	log  *slog.Logger
-	now  func() time.Time
-	mux  *http.ServeMux
+	svc     *apitoken.Service
+	adapter *apitoken.Adapter
+	o       Options
+	fapi    bool   // apitoken.Config.FAPI
+	base    string // the issuer without a slash at its end
+	path    string // of base
+	root    string // scheme and host of base
+	mtls    *url.URL
+	auth    *httpauth.Auth
+	log     *slog.Logger
+	now     func() time.Time
+	mux     *http.ServeMux
 
 	paths []string // of mux
 
@@ -147,7 +148,7 @@ const (
 
 // New returns the endpoints of svc. It fails, naming the field in an [*apitoken.ConfigError], when o contradicts itself.
 func New(svc *apitoken.Service, o *Options) (*Handler, error) {
-	h := &Handler{svc: svc, readTime: bodytime.Default, fapi: svc.Settings().FAPI}
+	h := &Handler{svc: svc, adapter: svc.Adapter(), readTime: bodytime.Default, fapi: svc.Settings().FAPI}
 	if o != nil {
 		h.o = *o
 	}

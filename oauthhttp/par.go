@@ -78,7 +78,7 @@ func (h *Handler) Pushed() http.Handler {
 			return err
 		}
 		uri := newRequestURI()
-		err = h.svc.ChangeNote(r.Context(), pushedName(uri), func(n *apitoken.Note) error {
+		err = h.adapter.ChangeNote(r.Context(), pushedName(uri), func(n *apitoken.Note) error {
 			n.Data, n.Expires, n.Client = data, h.now().Add(h.o.PushedLifetime), c.ID
 			return nil
 		})
@@ -100,7 +100,7 @@ func (h *Handler) pushedRequest(ctx context.Context, client, uri string) (form, 
 	if !isRequestURI(uri) {
 		return nil, &authorizationError{refusal: errRequestURI}
 	}
-	n, err := h.svc.Note(ctx, pushedName(uri))
+	n, err := h.adapter.Note(ctx, pushedName(uri))
 	if errors.Is(err, apitoken.ErrNotFound) {
 		return nil, &authorizationError{refusal: errRequestURI}
 	}
@@ -119,7 +119,7 @@ func (h *Handler) pushedRequest(ctx context.Context, client, uri string) (form, 
 
 // takePushed ends a pushed request: one code comes of it.
 func (h *Handler) takePushed(ctx context.Context, uri string) error {
-	return h.svc.ChangeNote(ctx, pushedName(uri), func(n *apitoken.Note) error {
+	return h.adapter.ChangeNote(ctx, pushedName(uri), func(n *apitoken.Note) error {
 		if n.Expires.IsZero() {
 			return errRequestURI
 		}

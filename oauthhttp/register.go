@@ -312,12 +312,12 @@ func (h *Handler) apply(ctx context.Context, x *Registration, c *apitoken.Client
 	if slices.Contains(c.GrantTypes, granttype.AuthorizationCode) && len(c.RedirectURIs) == 0 {
 		return bad("invalid_redirect_uri", "The authorization code grant needs redirect_uris.")
 	}
-	if c.Scopes = h.svc.Narrow(x.Scopes, x.Scopes); m.Scope != nil {
+	if c.Scopes = h.adapter.Narrow(x.Scopes, x.Scopes); m.Scope != nil {
 		asked, err := apitoken.ParseScopes(*m.Scope)
 		if err != nil {
 			return badMetadata("The scope is malformed.")
 		}
-		if c.Scopes = h.svc.Narrow(asked, x.Scopes); len(asked) > 0 && len(c.Scopes) == 0 {
+		if c.Scopes = h.adapter.Narrow(asked, x.Scopes); len(asked) > 0 && len(c.Scopes) == 0 {
 			return badMetadata("None of the scopes is to be had.")
 		}
 	}
@@ -457,7 +457,7 @@ func (h *Handler) manageClient(w http.ResponseWriter, r *http.Request) error {
 		return metadataError(err)
 	}
 	if usesSecret(&c) && !needsSecret { // of a change before this one, whose secret could not be made
-		_, err := h.svc.Note(ctx, owedName(id))
+		_, err := h.adapter.Note(ctx, owedName(id))
 		if needsSecret = err == nil; err != nil && !errors.Is(err, apitoken.ErrNotFound) {
 			return err
 		}
@@ -496,7 +496,7 @@ const owedFor = 23 * time.Hour // less than a note may live, for clocks that dif
 func owedName(client string) string { return "secret\x00" + client }
 
 func (h *Handler) owe(ctx context.Context, client string, on bool) error {
-	return h.svc.ChangeNote(ctx, owedName(client), func(n *apitoken.Note) error {
+	return h.adapter.ChangeNote(ctx, owedName(client), func(n *apitoken.Note) error {
 		if n.Data, n.Expires = nil, h.now(); on {
 			n.Data, n.Expires = []byte{1}, h.now().Add(owedFor)
 		}

@@ -106,7 +106,7 @@ func (h *Handler) Token() http.Handler {
 			}
 		}
 		if h.o.RequireNonce && r.Header.Get("DPoP") != "" {
-			w.Header().Set("DPoP-Nonce", h.svc.ProofNonce()) // the next one (RFC 9449 §8.2)
+			w.Header().Set("DPoP-Nonce", h.adapter.ProofNonce()) // the next one (RFC 9449 §8.2)
 		}
 		return h.answer(w, r, http.StatusOK, out)
 	})
@@ -167,7 +167,7 @@ func (h *Handler) refresh(r *http.Request, t *tokenRequest) (*apitoken.Issued, e
 		return nil, err
 	}
 	if t.Public { // anybody may name it: nothing is written for a stranger. What a known client presents is judged below, with its name
-		if err := h.svc.Genuine(r.Context(), t.get("refresh_token")); err != nil {
+		if err := h.adapter.Genuine(r.Context(), t.get("refresh_token")); err != nil {
 			t.counted = true
 			return nil, err
 		}
@@ -189,7 +189,7 @@ func (h *Handler) code(r *http.Request, t *tokenRequest) (*apitoken.Issued, erro
 		return nil, err
 	}
 	if t.Public { // anybody may name it: nothing is written for a stranger. What a known client presents is judged below, with its name
-		if err := h.svc.Genuine(r.Context(), t.get("code")); err != nil {
+		if err := h.adapter.Genuine(r.Context(), t.get("code")); err != nil {
 			t.counted = true
 			return nil, err
 		}

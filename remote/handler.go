@@ -176,7 +176,7 @@ func Feed(svc *apitoken.Service, options ...Option) http.Handler {
 				return
 			}
 			ctx, cancel := context.WithTimeout(r.Context(), d)
-			err := svc.Wait(ctx, after)
+			err := svc.Adapter().Wait(ctx, after)
 			over := ctx.Err() != nil
 			cancel()
 			switch {
@@ -242,7 +242,7 @@ func Introspect(svc *apitoken.Service, options ...Option) http.Handler {
 			http.Error(w, "exactly one token", http.StatusBadRequest)
 			return
 		}
-		x, err := svc.Introspect(r.Context(), r.PostForm.Get("token"))
+		x, err := svc.Adapter().Introspect(r.Context(), r.PostForm.Get("token"))
 		if err != nil {
 			unavailable(w)
 			return
@@ -307,7 +307,7 @@ func (c *callers) allowed(w http.ResponseWriter, r *http.Request, params func() 
 	case err != nil:
 		challenge(w, http.StatusUnauthorized)
 	case !t.IsClient() || !t.Allows(FollowScope):
-		c.svc.Refused(apitoken.NewContext(ctx, t), apitoken.ClientAuth{}, "follow", "not a client's own token with the scope "+string(FollowScope))
+		c.svc.Adapter().Refused(apitoken.NewContext(ctx, t), apitoken.ClientAuth{}, "follow", "not a client's own token with the scope "+string(FollowScope))
 		challenge(w, http.StatusForbidden)
 	default:
 		return true
@@ -326,7 +326,7 @@ func (c *callers) confirmed(ctx context.Context, w http.ResponseWriter, a apitok
 	case err != nil || client.Public: // whose ID alone convinces
 		challenge(w, http.StatusUnauthorized)
 	case !client.Scopes.Cover(apitoken.Scopes{FollowScope}):
-		c.svc.Refused(ctx, auth, "follow", "the client has no scope "+string(FollowScope))
+		c.svc.Adapter().Refused(ctx, auth, "follow", "the client has no scope "+string(FollowScope))
 		challenge(w, http.StatusForbidden)
 	default:
 		return true

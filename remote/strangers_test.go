@@ -159,7 +159,7 @@ func newVerdicts(t testing.TB) *verdicts {
 		})
 	}
 	add("introspection", func(text string) error {
-		answer, err := s.svc.Introspect(s.ctx, text)
+		answer, err := s.svc.Adapter().Introspect(s.ctx, text)
 		return activeOrNot(answer.Active, err)
 	})
 	for _, at := range []struct {

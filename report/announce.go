@@ -159,7 +159,7 @@ func (a *Announcer) Round(ctx context.Context) (int, error) {
 	var errs []error
 	n := 0
 	longest := a.c.At[len(a.c.At)-1]
-	for x, err := range a.s.Expiring(ctx, a.s.Now().Add(longest).Add(time.Second), a.c.Grants) {
+	for x, err := range a.s.Expiring(ctx, a.s.Adapter().Now().Add(longest).Add(time.Second), a.c.Grants) {
 		if err == nil {
 			var did bool
 			if did, err = a.tell(ctx, x); did {
@@ -178,7 +178,7 @@ func (a *Announcer) Round(ctx context.Context) (int, error) {
 
 // tell announces x if it has come close enough.
 func (a *Announcer) tell(ctx context.Context, x apitoken.Expiry) (bool, error) {
-	now := a.s.Now()
+	now := a.s.Adapter().Now()
 	at := a.crossed(x, now)
 	if at == 0 {
 		return false, nil
@@ -190,7 +190,7 @@ func (a *Announcer) tell(ctx context.Context, x apitoken.Expiry) (bool, error) {
 	if told {
 		return false, nil
 	}
-	did, err := a.s.DoOnce(ctx, "report/expiry/"+id, x.Ends, func(ctx context.Context) error {
+	did, err := a.s.Adapter().DoOnce(ctx, "report/expiry/"+id, x.Ends, func(ctx context.Context) error {
 		return a.call(ctx, Announcement{ID: id, Expiry: x, Distance: at, Left: x.Ends.Sub(now)})
 	})
 	switch {

@@ -73,7 +73,7 @@ func round(t testing.TB, a *report.Announcer) int {
 
 func newKey(t testing.TB, svc *apitoken.Service, name string, life time.Duration) apitoken.APIKey {
 	t.Helper()
-	k, _, err := svc.APIKeys.Create(context.Background(), apitoken.APIKeyRequest{Subject: "alice", Name: name, Expires: svc.Now().Add(life)})
+	k, _, err := svc.APIKeys.Create(context.Background(), apitoken.APIKeyRequest{Subject: "alice", Name: name, Expires: svc.Adapter().Now().Add(life)})
 	require.NoError(t, err)
 	return k
 }
@@ -227,9 +227,9 @@ func TestByOwner(t *testing.T) {
 	svc := service(t, memstore.New(), nil)
 	newKey(t, svc, "later", 20*day)
 	newKey(t, svc, "sooner", 10*day)
-	_, _, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "aaron", Name: "his", Expires: svc.Now().Add(15 * day)})
+	_, _, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "aaron", Name: "his", Expires: svc.Adapter().Now().Add(15 * day)})
 	require.NoError(t, err)
-	owners, err := report.ByOwner(svc.Expiring(ctx, svc.Now().Add(30*day), false))
+	owners, err := report.ByOwner(svc.Expiring(ctx, svc.Adapter().Now().Add(30*day), false))
 	require.NoError(t, err)
 	var got []string
 	for _, o := range owners {

@@ -255,7 +255,7 @@ func (x *Session) fill(ctx context.Context, s *apitoken.Service) error {
 		if err != nil && !errors.Is(err, apitoken.ErrNotFound) {
 			return err
 		}
-		x.Live = err == nil && alive(&k, s.Now())
+		x.Live = err == nil && alive(&k, s.Adapter().Now())
 		return nil
 	}
 	if x.Usage, err = s.Usage(ctx, apitoken.ByGrant(session)); err != nil {

@@ -52,7 +52,7 @@ func Hygiene(ctx context.Context, s *apitoken.Service, c HygieneConfig) iter.Seq
 				}
 				continue
 			}
-			if f, bad := judge(k, c.Unused, s.Now()); bad && !yield(f, nil) {
+			if f, bad := judge(k, c.Unused, s.Adapter().Now()); bad && !yield(f, nil) {
 				return
 			}
 		}

@@ -1,7 +1,7 @@
 // Package once is what happens once in all processes on a store: the use of an ID (Claim), and work that the first process to come
 // does (Do). It owns the records of both. The record of work says which process is doing it, and then that it is done. It promises
 // that of several callers one succeeds, and that work is done again only after its process failed or its lease ended. It holds no
-// lock. The root calls it for assertions, proofs and Service.DoOnce.
+// lock. The root calls it for assertions, proofs and Adapter.DoOnce.
 package once
 
 import (

@@ -24,7 +24,7 @@ func once[T any](ctx context.Context, a Act, name string, f func(context.Context
 			m.It, m.Secret, err = f(ctx)
 			return m, err
 		}
-		did, err := a.svc.DoOnce(ctx, name, a.svc.Now().Add(24*time.Hour), func(ctx context.Context) (err error) {
+		did, err := a.svc.Adapter().DoOnce(ctx, name, a.svc.Adapter().Now().Add(24*time.Hour), func(ctx context.Context) (err error) {
 			m.It, m.Secret, err = f(ctx)
 			return err
 		})

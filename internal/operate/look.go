@@ -23,13 +23,13 @@ type Standing struct {
 
 // Standing tells how the service stands.
 func (l Look) Standing() Standing {
-	x := Standing{Now: l.svc.Now(), Settings: l.svc.Settings(), Freshness: l.svc.Freshness(), Backlog: l.svc.Backlog()}
+	x := Standing{Now: l.svc.Adapter().Now(), Settings: l.svc.Settings(), Freshness: l.svc.Freshness(), Backlog: l.svc.Backlog()}
 	x.Clients, x.Disabled = l.svc.Clients.Count()
 	return x
 }
 
 // Now is the service's clock.
-func (l Look) Now() time.Time { return l.svc.Now() }
+func (l Look) Now() time.Time { return l.svc.Adapter().Now() }
 
 // Sessions lists live grants, the newest first: of a subject, of a client, of both, or all.
 func (l Look) Sessions(ctx context.Context, subject, client, after string, limit int) (Page[apitoken.Grant], error) {

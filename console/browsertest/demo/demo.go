@@ -114,7 +114,7 @@ func (d *Demo) history() error {
 	key := func(name string, lives time.Duration, scopes ...apitoken.Scope) (string, string) {
 		q := apitoken.APIKeyRequest{Subject: "mira", Name: name, Scopes: scopes}
 		if lives > 0 {
-			q.Expires = d.Service.Now().Add(lives)
+			q.Expires = d.Service.Adapter().Now().Add(lives)
 		}
 		k, secret, err := d.Service.APIKeys.Create(desk, q)
 		do(err)
