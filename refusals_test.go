@@ -100,7 +100,7 @@ var refusalRows = map[string]any{
 	"Service.Usage": asksForTheHost, "Adapter.Wait": asksForTheHost,
 	"Clients.Adopt": "what a client says of itself proves no caller: anybody may name it", "Clients.Keep": asksForTheHost, "Clients.Create": asksForTheHost, "Clients.Declare": asksForTheHost, "Clients.Get": asksForTheHost, "Clients.Known": isAQuestion,
 	"Clients.List": asksForTheHost, "Clients.Register": asksForTheHost, "Clients.RegistrationToken": asksForTheHost,
-	"Clients.RotateSecret": asksForTheHost, "Clients.Update": asksForTheHost,
+	"Clients.RotateSecret": asksForTheHost, "Clients.Secrets": asksForTheHost, "Clients.Update": asksForTheHost,
 	"SigningKeys.Compromise": asksForTheHost, "SigningKeys.Import": asksForTheHost, "SigningKeys.ImportFor": asksForTheHost, "SigningKeys.JWKS": isAQuestion,
 	"SigningKeys.Keyfunc": isAQuestion, "SigningKeys.List": asksForTheHost, "SigningKeys.Rewrap": asksForTheHost, "SigningKeys.Rotate": asksForTheHost, "SigningKeys.RotateSecrets": asksForTheHost,
 	"JWTValidator.Close": asksForTheHost, "JWTValidator.Ready": isAQuestion,

@@ -602,7 +602,7 @@ var noWalks = map[string]string{
 		JWTValidator.Explain Adapter.Introspect Service.Consume JWTValidator.Consume Adapter.Genuine Service.TargetOf Adapter.Check Adapter.Prove JWTValidator.Ready
 		Authorize ParseWithClaims Clients.Authenticate Clients.Registered`,
 	"it confirms a client, at which each call that is given its answer looks again": "Clients.Confirm",
-	"it shows what is there, and no secret": `APIKeys.Get APIKeys.Find APIKeys.List APIKeys.Of APIKeys.Rename APIKeys.Edit Clients.Get Clients.Known Clients.List SigningKeys.List Service.Grants
+	"it shows what is there, and no secret": `APIKeys.Get APIKeys.Find APIKeys.List APIKeys.Of APIKeys.Rename APIKeys.Edit Clients.Get Clients.Known Clients.List Clients.Secrets SigningKeys.List Service.Grants
 		Service.Events Service.Event Service.EventPage Service.Usage Adapter.Note Service.Expiring Service.Unreadable Service.Revocations SigningKeys.JWKS`,
 	"it takes power away": "Service.Revoke Service.RevokeLeaked APIKeys.Revoke SigningKeys.Compromise",
 	"the host says so, whatever was before": `Clients.Create Clients.Register Clients.Reregister Clients.Adopt Clients.Keep Clients.Declare Service.SetRole SigningKeys.Import SigningKeys.ImportFor SigningKeys.Rotate
