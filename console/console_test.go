@@ -273,6 +273,32 @@ func TestKeysOfOnesOwn(t *testing.T) {
 	require.Equal(t, 404, x.post("alice", "/keys/"+id+"/rotate", url.Values{"once": {strings.Repeat("B", 26)}, "overlap": {"0"}}).StatusCode)
 }
 
+func TestAKeyIsNarrowedInPlace(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	x := newHost(t, nil)
+	form := keyForm(once(t, x.get("alice", "/keys/new")), "sync")
+	form["scope"] = []string{"orders:read", "orders:write"}
+	form.Set("expires", "8760h0m0s")
+	a := x.post("alice", "/keys", form)
+	require.Equal(t, 200, a.StatusCode, a.body)
+	key, id := secret(t, a), x.keyID("alice")
+	need := func(s apitoken.Scope) error {
+		_, err := apitoken.Authorize(ctx, x.svc, apitoken.Bearer(key), apitoken.AllOf(s))
+		return err
+	}
+	require.NoError(t, need("orders:read"))
+	x.svc.Advance(91 * 24 * time.Hour)
+	require.NoError(t, need("orders:read"))
+	button := `name="scope" value="orders:write"><button class="btn sm" type="submit">Take them away`
+	require.Eventually(t, func() bool { return strings.Contains(x.get("alice", "/keys/"+id).body, button) }, 10*time.Second, 10*time.Millisecond, "once uses are counted")
+	require.Equal(t, 404, x.post("mallory", "/keys/"+id+"/narrow", url.Values{"scope": {"orders:write"}}).StatusCode)
+	require.Equal(t, 303, x.post("alice", "/keys/"+id+"/narrow", url.Values{"scope": {"orders:write"}}).StatusCode)
+	require.NoError(t, need("orders:read"), "the secret is the same")
+	require.ErrorIs(t, need("orders:write"), apitoken.ErrInsufficientScope)
+	require.Equal(t, 422, x.post("alice", "/keys/"+id+"/narrow", url.Values{"scope": {"orders:read"}}).StatusCode, "a key that may do nothing is no key")
+}
+
 func TestTheKeyFormSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	x := newHost(t, func(o *console.Options) {

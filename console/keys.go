@@ -27,6 +27,7 @@ func (c *Console) serveKeys() {
 	c.mux.HandleFunc("GET "+c.base+"/keys/{id}", c.page(anyone, c.showKey))
 	c.mux.HandleFunc("POST "+c.base+"/keys/{id}/rotate", c.page(anyone, c.rotateKey))
 	c.mux.HandleFunc("POST "+c.base+"/keys/{id}/rename", c.page(anyone, c.renameKey))
+	c.mux.HandleFunc("POST "+c.base+"/keys/{id}/narrow", c.page(anyone, c.narrowKey))
 	c.mux.HandleFunc("POST "+c.base+"/keys/{id}/revoke", c.page(anyone, c.revokeKey))
 }
 
@@ -126,6 +127,7 @@ type keysPage struct {
 // flashes are what a redirect may say: a code in the URL, never a text.
 var flashes = map[string]string{
 	"renamed":      say("The key has its new name."),
+	"narrowed":     say("The key no longer has those scopes."),
 	"revoked":      say("The key is revoked: it is refused from now on."),
 	"already":      say("That form was sent before, and done. A secret is shown once only: if you did not store it, rotate the key."),
 	"ended":        say("The session has ended."),
@@ -394,6 +396,7 @@ var (
 	sayRefusedNow = say("is refused from now on")
 	sayRenameKey  = say("Rename “%s”")
 	sayRevokeKey  = say("Revoke “%s”")
+	sayNarrowKey  = say("Take scopes away from %s")
 )
 
 // made is what a page shows once.
@@ -513,6 +516,7 @@ type keyPage struct {
 	Usage     *apitoken.Usage // nil: not known
 	Others    []string
 	Unasked   []string // scopes that nothing ever asked for
+	MayNarrow bool     // something is left without them
 	UnaskedIn template.HTML
 	History   []historyRow
 	NoHistory bool
@@ -550,7 +554,7 @@ func (c *Console) showKey(w http.ResponseWriter, r *http.Request, p *page) error
 					v.Unasked = append(v.Unasked, s)
 				}
 			}
-			v.UnaskedIn = p.Length(age)
+			v.UnaskedIn, v.MayNarrow = p.Length(age), len(v.Unasked) < len(k.Scopes)
 		}
 	}
 	events, err := ask(r.Context(), c, func(ctx context.Context) ([]apitoken.Event, error) {
@@ -660,6 +664,21 @@ func (c *Console) renameKey(w http.ResponseWriter, r *http.Request, p *page) err
 	}
 	return c.changeKey(w, r, p, "renamed", unwritten{What: p.text(sayRenameKey, name)}, func(ctx context.Context, k *apitoken.APIKeys, id string) error {
 		_, err := k.Rename(ctx, id, name)
+		return err
+	})
+}
+
+// narrowKey takes scopes away from a key: what holds it keeps working with the others.
+func (c *Console) narrowKey(w http.ResponseWriter, r *http.Request, p *page) error {
+	gone := r.PostForm["scope"]
+	return c.changeKey(w, r, p, "narrowed", unwritten{What: p.text(sayNarrowKey, r.PathValue("id"))}, func(ctx context.Context, k *apitoken.APIKeys, id string) error {
+		_, err := k.Edit(ctx, id, func(x *apitoken.APIKey) error {
+			x.Scopes = slices.DeleteFunc(x.Scopes, func(s apitoken.Scope) bool { return slices.Contains(gone, string(s)) })
+			if len(x.Scopes) == 0 {
+				return apitoken.ErrInvalidRequest // a key that can call nothing: revoke it
+			}
+			return nil
+		})
 		return err
 	})
 }
