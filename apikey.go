@@ -222,30 +222,32 @@ func (k *APIKeys) create(ctx context.Context, r APIKeyRequest) (APIKey, Secret, 
 		}
 		defer leave()
 	}
-	for range refreshTries {
+	made, err := settle(ctx, k.s, m, tryAgain("other keys of this subject are made at the same time"), func(m moment) (madeKey, error) {
 		if err := k.allowed(); err != nil {
-			return APIKey{}, Secret{}, err
+			return madeKey{}, err
 		}
-		if err := k.note(ctx, rec); errors.Is(err, store.ErrConflict) {
-			continue
-		} else if err != nil {
-			return APIKey{}, Secret{}, err
+		if err := k.note(ctx, rec); err != nil {
+			return madeKey{}, err
 		}
 		count, err := k.room(ctx, r.Subject)
 		if err != nil {
-			return APIKey{}, Secret{}, err
+			return madeKey{}, err
 		}
-		x, secret, err := k.write(ctx, rec, m, k.from(m), count, nil, nil, "created")
-		switch {
-		case errors.Is(err, errOvertaken) && (k.verified || m.begun):
-			return APIKey{}, Secret{}, fail(ErrRevoked, "a revocation came while the key was made")
-		case errors.Is(err, errOvertaken): // or before, and this process did not know: then the next one is good
-			return APIKey{}, Secret{}, tryAgain("a revocation came while the key was made: ask again, if who it is for still stands")
-		case !errors.Is(err, store.ErrConflict):
-			return x, secret, err
+		return k.write(ctx, rec, m, k.from(m), count, nil, nil, "created")
+	})
+	if late, ok := err.(*overtaking); ok {
+		err = late.why
+		if !k.verified && !m.begun { // or it came before, and this process did not know: then the next one is good
+			err = tryAgain("a revocation came while the key was made: ask again, if who it is for still stands")
 		}
 	}
-	return APIKey{}, Secret{}, tryAgain("other keys of this subject are made at the same time")
+	return made.key, made.secret, err
+}
+
+// madeKey is a key and its secret, shown once.
+type madeKey struct {
+	key    APIKey
+	secret Secret
 }
 
 // plan checks a request.
@@ -375,11 +377,9 @@ func (k *APIKeys) live(x *APIKey) bool {
 	return !x.Revoked && (x.Expires.IsZero() || now.Before(x.Expires)) && (x.Replaced.IsZero() || now.Before(x.Replaced))
 }
 
-var errOvertaken = errors.New("apitoken: overtaken by a revocation")
-
 // write makes the secret and stores the key, counted in t if that is not nil, with another put where it replaces one, which is old to
-// rules. errOvertaken: a rule on what the key stands on came since m, and the key has ended.
-func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from birth, t *quota.Count, also func(*change) error, old *rules.Subject, how string) (APIKey, Secret, error) {
+// rules. *overtaking: a rule on what the key stands on came since m, and the key has ended.
+func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from birth, t *quota.Count, also func(*change) error, old *rules.Subject, how string) (madeKey, error) {
 	s := k.s
 	now := s.now()
 	rec := *plan
@@ -393,36 +393,35 @@ func (k *APIKeys) write(ctx context.Context, plan *apiKeyRecord, m moment, from 
 	rec.Start, rec.Last, rec.Old = opaque.Start(text), text[len(text)-shownLast:], nil
 	c := s.newChange()
 	if err := rec.put(c, id, store.Version{}); err != nil {
-		return APIKey{}, Secret{}, err
+		return madeKey{}, err
 	}
 	if also != nil {
 		if err := also(c); err != nil {
-			return APIKey{}, Secret{}, err
+			return madeKey{}, err
 		}
 	}
 	if t != nil {
 		t.Add(id, c.Puts[0].Expires)
 		if err := t.Put(&c.Change); err != nil {
-			return APIKey{}, Secret{}, public(err)
+			return madeKey{}, public(err)
 		}
 	}
 	e := Event{Type: event.APIKeyChanged, OK: true, Reason: how, Subject: rec.Subject, TokenID: id, Scopes: rec.Scopes}
 	k.by(&e)
 	c.event(ctx, e)
 	if _, err := s.commit(ctx, c); err != nil {
-		return APIKey{}, Secret{}, err
+		return madeKey{}, err
 	}
 	if m.passed(s.rules) {
 		own := s.rules.Hit(rec.ruleSubject(id)) != ""
-		switch {
-		case own || old != nil && s.rules.Hit(old) != "" || k.verified && s.rules.Hit(k.caller.d.from) != "":
+		if own || old != nil && s.rules.Hit(old) != "" || k.verified && s.rules.Hit(k.caller.d.from) != "" {
 			if !own { // nobody has its secret, and it would stand in lists; what cannot be written now is tried again
 				_ = s.writeRule(ctx, rules.ByToken(id), false, "a revocation came while it was made", event.Revoked, nil)
 			}
-			return APIKey{}, Secret{}, errOvertaken
+			return madeKey{}, &overtaking{fail(ErrRevoked, "a revocation came while the key was made"), true}
 		}
 	}
-	return rec.public(id), NewSecret(text), nil
+	return madeKey{rec.public(id), NewSecret(text)}, nil
 }
 
 func (s *core) hashAPIKey(k *opaque.Key) [32]byte {
@@ -655,30 +654,29 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 	if err := k.s.audit.ready(); err != nil {
 		return APIKey{}, Secret{}, err
 	}
-	for range refreshTries {
-		m := k.s.begin(ctx)
+	made, err := settle(ctx, k.s, k.s.begin(ctx), tryAgain("parallel changes of API key %s", id), func(m moment) (madeKey, error) {
 		if err := k.allowed(); err != nil {
-			return APIKey{}, Secret{}, err
+			return madeKey{}, err
 		}
 		rec, r, err := k.read(ctx, id)
 		if err != nil {
-			return APIKey{}, Secret{}, err
+			return madeKey{}, err
 		}
 		if err := k.mayContinue(ctx, rec.Scopes); err != nil {
-			return APIKey{}, Secret{}, err
+			return madeKey{}, err
 		}
 		now := k.s.now()
 		x := rec.public(id)
 		if !k.live(&x) || rec.Replaced != 0 {
-			return APIKey{}, Secret{}, fail(ErrNotFound, "the key has ended or was rotated before")
+			return madeKey{}, fail(ErrNotFound, "the key has ended or was rotated before")
 		}
 		most := k.ceiling()
 		if k.view {
 			if !most.covers(rec.Scopes) {
-				return APIKey{}, Secret{}, fail(ErrInvalidScope, "%s may not have all that the key holds", most.by)
+				return madeKey{}, fail(ErrInvalidScope, "%s may not have all that the key holds", most.by)
 			}
 			if err := k.holdsClaims(rec.Claims); err != nil {
-				return APIKey{}, Secret{}, err
+				return madeKey{}, err
 			}
 		}
 		next := rec
@@ -690,10 +688,10 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 			next.Counter = rec.counter(id)
 			spent, err := k.s.audit.uses.Exhausted(ctx, rec.limit(id))
 			if err != nil {
-				return APIKey{}, Secret{}, public(err)
+				return madeKey{}, public(err)
 			}
 			if spent && rec.Per == "" {
-				return APIKey{}, Secret{}, fail(ErrLimited, "the key has no uses left")
+				return madeKey{}, fail(ErrLimited, "the key has no uses left")
 			}
 		}
 		rec.Replaced = max(now.Add(overlap).UnixMilli(), 1)
@@ -708,37 +706,30 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 			}
 			next.By = slices.Compact(slices.Sorted(slices.Values(slices.Concat(rec.By, k.madeBy()))))
 			if len(next.By) > maxKeyLineage {
-				return APIKey{}, Secret{}, fail(ErrInvalidRequest, "the key was rotated by too many different tokens: make a new one")
+				return madeKey{}, fail(ErrInvalidRequest, "the key was rotated by too many different tokens: make a new one")
 			}
-			if err := k.note(ctx, &next); errors.Is(err, store.ErrConflict) {
-				continue
-			} else if err != nil {
-				return APIKey{}, Secret{}, err
+			if err := k.note(ctx, &next); err != nil {
+				return madeKey{}, err
 			}
 		}
 		t, err := k.counted(ctx, rec.Subject)
 		if err != nil {
-			return APIKey{}, Secret{}, err
+			return madeKey{}, err
 		}
 		if t != nil { // its successor takes its place
 			t.Remove(id)
 		}
-		fresh, secret, err := k.write(ctx, &next, m, from, t, func(c *change) error {
+		return k.write(ctx, &next, m, from, t, func(c *change) error {
 			rec.Next = c.Puts[0].ID
 			return rec.put(c, id, r.Version)
 		}, rec.ruleSubject(id), "rotated from "+id)
-		switch {
-		case errors.Is(err, store.ErrConflict):
-			continue
-		case errors.Is(err, errOvertaken):
-			if err := k.allowed(); err != nil {
-				return APIKey{}, Secret{}, err
-			}
-			return APIKey{}, Secret{}, fail(ErrRevoked, "a revocation came while the key was rotated")
+	})
+	if late, ok := err.(*overtaking); ok {
+		if err = k.allowed(); err == nil {
+			err = late.why
 		}
-		return fresh, secret, err
 	}
-	return APIKey{}, Secret{}, tryAgain("parallel changes of API key %s", id)
+	return made.key, made.secret, err
 }
 
 // Revoke ends a key at once. ErrNotFound: there is none, or it is not the caller's.

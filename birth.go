@@ -2,7 +2,9 @@ package apitoken
 
 import (
 	"context"
+	"errors"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -56,6 +58,35 @@ func (m moment) stamp(b birth) rules.Positions { return rules.Positions{Birth: b
 // passed reports whether a rule came since the moment, or is on its way.
 func (m moment) passed(rules *rules.Book) bool {
 	return rules.Version.Load() != m.rules || rules.Pending.Load() != nil
+}
+
+// overtaking is what came while something was made: a rule that ended what it is made of, or else a change after which it is planned
+// again.
+type overtaking struct {
+	why   *Error
+	ended bool
+}
+
+func (o *overtaking) Error() string { return o.why.Error() }
+
+// settle is the loop of everything that is made: it tries until no other writer and no change overtakes the try. Each try has a moment
+// of its own; who it is for was confirmed when it was. An *overtaking that comes back says that what it is made of has ended. busy is
+// the error of a caller whom other writers overtake each time.
+func settle[T any](ctx context.Context, s *core, m moment, busy *Error, try func(moment) (T, error)) (T, error) {
+	for n := 1; ; n++ {
+		x, err := try(m)
+		late, _ := err.(*overtaking)
+		switch {
+		case late != nil && late.ended, late == nil && !errors.Is(err, store.ErrConflict):
+			return x, err
+		case n < commit.Tries:
+			m.view = s.begin(ctx).view
+		case late != nil:
+			return x, late.why
+		default:
+			return x, busy
+		}
+	}
 }
 
 type begunKey struct{}

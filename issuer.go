@@ -133,7 +133,6 @@ func (r TokenResponse) LogValue() slog.Value { return slog.StringValue(redacted)
 const (
 	maxActors = 8
 	maxChain  = 32 // four for each exchange: the token, its grant, its client and its signing key
-	makeTries = 8  // of a token that other writers, or changes of a role, a client or a signing key overtake
 )
 
 // Every token is made in the same steps, whichever call asks for it. Issue, Refresh, Redeem and Exchange differ in their plan, and
@@ -146,8 +145,8 @@ const (
 //	record  minter.record writes in one change: the event, the session that opens, the record that is spent. Before and after it the
 //	        rules are asked about what was made.
 //
-// minter.make takes them in order. It begins again where another writer was first, or where a role, a client or a signing key has
-// changed since: nobody gets what was planned before a change.
+// minter.make takes them in order, and settle begins again where another writer was first, or where a role, a client or a signing key
+// has changed since: nobody gets what was planned before a change. API keys are made in the same steps, see APIKeys.create.
 
 // minter makes tokens. Its methods are the calls of Service with the same name, which count and show what comes of them.
 type minter struct {
@@ -224,47 +223,30 @@ func (s *minter) serve(ctx context.Context, op string, call func(known *refusal)
 
 // make plans, signs and records, from the moment m.
 func (s *minter) make(ctx context.Context, m moment, next func(moment) (*plan, error)) (*Issued, error) {
+	var p *plan
 	var done *stamp // of a token that is recorded already, and is only signed again
-	for try := 1; ; try++ {
-		p, err := next(m)
-		var i *Issued
-		if err == nil {
-			if done != nil && !p.opens {
-				p.given = done
-			}
-			i, err = s.record(ctx, p, &done)
-		}
-		late, _ := err.(*overtaking)
-		switch {
-		case err == nil:
-			return i, nil
-		case late == nil && !errors.Is(err, store.ErrConflict):
+	i, err := settle(ctx, s.core, m, tryAgain("parallel changes of what is spent for the token"), func(m moment) (_ *Issued, err error) {
+		if p, err = next(m); err != nil {
 			return nil, err
-		case late != nil && late.ended && p.login && (!p.begun || p.own()):
-			// The rule may have come before this call, and this process not have known: then the next call is good.
-			if _, err := next(m); err != nil {
-				return nil, err // what it asks is not to be had any more
-			}
-			return nil, tryAgain("a revocation came while the token was made: ask again, if who it is for still stands")
-		case late != nil && (late.ended || try == makeTries):
-			return nil, late.why
-		case try == makeTries:
-			return nil, tryAgain("parallel changes of what is spent for the token")
 		}
-		again := s.begin(ctx)
-		again.host = m.host // it was confirmed when it was
-		m = again
+		if done != nil && !p.opens {
+			p.given = done
+		}
+		return s.record(ctx, p, &done)
+	})
+	late, _ := err.(*overtaking)
+	switch {
+	case late == nil:
+		return i, err
+	case !p.login || p.begun && !p.own():
+		return nil, late.why
 	}
+	// The rule may have come before this call, and this process not have known: then the next call is good.
+	if _, err := next(p.moment); err != nil {
+		return nil, err // what it asks is not to be had any more
+	}
+	return nil, tryAgain("a revocation came while the token was made: ask again, if who it is for still stands")
 }
-
-// overtaking is what came while a token was made: a rule that ended what it is made of, or else a change after which it is planned
-// again.
-type overtaking struct {
-	why   *Error
-	ended bool
-}
-
-func (o *overtaking) Error() string { return o.why.Error() }
 
 // overtaken asks the rules about what was made: nil, or an *overtaking. A login is asked about only where a rule came since it was
 // planned: one that was there before ends what was issued until then, to the second, and says nothing of who logs in.
