@@ -16,6 +16,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/record"
+	"github.com/apitoken-go/apitoken/internal/retry"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -41,9 +42,7 @@ type core struct {
 	audiences []string      // all of cfg's, the first one first
 	hurry     chan struct{} // wakes the janitor: a store has lost rules that are known here
 
-	retryMu   sync.Mutex // guards retries
-	retries   []ruleRetry
-	retryKick chan struct{}
+	retries *retry.Queue // of revocations that are in force here and not in the store yet
 
 	ctx  context.Context // ends at Close
 	stop context.CancelFunc
@@ -142,10 +141,4 @@ func (s *core) hasten() {
 	case s.hurry <- struct{}{}:
 	default:
 	}
-}
-
-type ruleRetry struct {
-	target rules.Target // for the log
-	write  func(context.Context) error
-	done   func()
 }

@@ -3,10 +3,8 @@ package apitoken
 import (
 	"context"
 	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/json"
 	"errors"
-	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -66,19 +64,18 @@ type introspector struct {
 	ttl     time.Duration
 	answers *flightcache.Cache[[32]byte, *opaqueAnswer]
 
-	filter atomic.Pointer[keyFilter] // of API keys; nil: the source has sent none
-	old    *oldKeys                  // of another program's API keys; nil: none are known
+	filter atomic.Pointer[issuers.KeyFilter] // of API keys; nil: the source has sent none
+	old    *oldKeys                          // of another program's API keys; nil: none are known
 
 	importedMu sync.RWMutex // guards the next two
 	imported   map[[8]byte]struct{}
 	importedBy string // the key and the namespace of their hashes
 
-	mu     sync.Mutex // guards all below; taken with a shard of answers locked
-	asking [lanes]int // questions under way
-	budget float64    // questions that strange texts may ask now
-	filled time.Time  // when budget was computed
-	key    []byte     // of the feed's hashes
-	ns     string     // of the feed's hashes
+	gate issuers.Gate // of questions; entered with a shard of answers locked
+
+	mu  sync.Mutex // guards what follows
+	key []byte     // of the feed's hashes
+	ns  string     // of the feed's hashes
 }
 
 // opaqueAnswer is what an issuer says of an active token.
@@ -96,83 +93,7 @@ const (
 	defaultOpaque    = 30 * time.Second
 	opaqueTimeout    = 5 * time.Second
 	inactiveFor      = 2 * time.Second // an inactive answer is kept shorter: the key may be new
-
-	// Texts about which nothing is known may ask strangeRate questions a second, so ten in any one second.
-	strangeRate  = 8.0
-	strangeBurst = 2.0
 )
-
-// lane is which questions share a limit.
-type lane int
-
-const (
-	genuine lane = iota // its tag is the issuer's, or the issuer has called it active before
-	strange             // its tag can't be verified here: its root is one that the issuer could not open
-	untold              // an imported key's, if its holder is no stranger that knows its start; or of an issuer that does not say how its keys look
-	lanes
-	unheard = lanes // it names a root that our view of the issuer has not: junk, unless the view is old
-)
-
-var laneSize = [lanes]int{genuine: 64, strange: 8, untold: 48}
-
-// keyFilter tells an issuer's API keys from junk, from memory. It grows only: answers of processes that lag take nothing away.
-type keyFilter struct {
-	ns       string
-	prefixes []string
-	keys     map[[4]byte][]byte
-}
-
-// with is f and what a says; f itself where that is nothing new.
-func (f *keyFilter) with(a *issuers.View) *keyFilter {
-	if a.Prefix == "" || len(a.APIKeyTags) == 0 {
-		return f
-	}
-	n := &keyFilter{ns: a.Namespace, keys: map[[4]byte][]byte{}}
-	if f != nil && f.ns == a.Namespace {
-		n.prefixes = f.prefixes
-		maps.Copy(n.keys, f.keys)
-	}
-	fresh := f == nil || f.ns != n.ns || !slices.Contains(f.prefixes, a.Prefix)
-	for _, t := range a.APIKeyTags {
-		if known, ok := n.keys[t.KID]; !ok || len(known) == 0 && len(t.Key) > 0 {
-			n.keys[t.KID], fresh = t.Key, true
-		}
-	}
-	if !fresh {
-		return f
-	}
-	if !slices.Contains(n.prefixes, a.Prefix) {
-		n.prefixes = append(slices.Clip(n.prefixes), a.Prefix)
-	}
-	return n
-}
-
-// read says in which lane the question about token belongs; junk: none, since it is no API key of the issuer's.
-func (f *keyFilter) read(token string) (l lane, junk string) {
-	var key opaque.Key
-	if f == nil {
-		for range opaque.Find([]byte(token)) {
-			return untold, ""
-		}
-		return 0, "malformed API key"
-	}
-	if !slices.ContainsFunc(f.prefixes, func(p string) bool { return opaque.DecodeKeyInto(&key, token, p, opaque.APIKey) == nil }) {
-		return 0, "malformed API key"
-	}
-	mac, ok := f.keys[key.KID]
-	switch {
-	case !ok:
-		return unheard, ""
-	case len(mac) == 0:
-		return strange, ""
-	}
-	how := madeKeys[opaque.APIKey]
-	tag := opaque.Tag(mac, how.label, []byte(f.ns), key.ID[:], key.Secret[:])
-	if subtle.ConstantTimeCompare(tag[:], key.Tag[:]) != 1 {
-		return 0, "an API key that its issuer did not make"
-	}
-	return genuine, ""
-}
 
 // introspects makes opaque tokens go to the issuer.
 func (v *JWTValidator) introspects(c *ValidatorConfig) error {
@@ -211,7 +132,7 @@ func owned(list []Trusted) (n int) {
 
 // readOld says in which lane the question about what may be an imported API key belongs; junk: none, since its issuer has imported no
 // key that is found by the same.
-func (s *introspector) readOld(token string, now time.Time) (l lane, junk string, err error) {
+func (s *introspector) readOld(token string, now time.Time) (l issuers.Lane, junk string, err error) {
 	s.mu.Lock()
 	key, ns := s.key, s.ns
 	s.mu.Unlock()
@@ -224,9 +145,9 @@ func (s *introspector) readOld(token string, now time.Time) (l lane, junk string
 			continue
 		}
 		if f := s.old.forms[name]; f.Read == nil || f.Slow {
-			return untold, "", nil // whoever knows a part of the key can ask
+			return issuers.Untold, "", nil // whoever knows a part of the key can ask
 		}
-		return genuine, "", nil // found by a digest of the whole key
+		return issuers.Genuine, "", nil // found by a digest of the whole key
 	}
 	if s.iss.freshness(s.iss.look(), now).Stale { // it may have been imported since
 		s.iss.wake()
@@ -297,13 +218,13 @@ func (s *introspector) answer(ctx context.Context, token string) (a *opaqueAnswe
 	if active && now.Before(known.until) {
 		return known, "", nil
 	}
-	l := genuine
+	l := issuers.Genuine
 	switch {
 	case active:
 	case opaque.KindOf(token) == opaque.None:
 		l, junk, err = s.readOld(token, now)
 	default:
-		l, junk = s.filter.Load().read(token)
+		l, junk = s.filter.Load().Read(token)
 	}
 	if junk != "" || err != nil {
 		return nil, junk, err
@@ -313,47 +234,18 @@ func (s *introspector) answer(ctx context.Context, token string) (a *opaqueAnswe
 			s.iss.wake()
 			return nil, tryAgain("the view of revocations is older than MaxStaleness")
 		}
-		if l == unheard {
+		if l == issuers.Unheard {
 			return nil, fail(ErrInvalidToken, "an API key under a root that its issuer has not")
 		}
-		if !s.enter(l) {
+		if !s.gate.Enter(l) {
 			return nil, tryAgain("too many questions to the issuer at once")
 		}
 		return func() (*opaqueAnswer, error) {
-			defer s.leave(l)
+			defer s.gate.Leave(l)
 			return s.question(token)
 		}, nil
 	})
 	return a, "", err
-}
-
-// enter takes a place in a lane. False: there is none.
-func (s *introspector) enter(l lane) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.asking[l] >= laneSize[l] || l == strange && !s.spend() {
-		return false
-	}
-	s.asking[l]++
-	return true
-}
-
-func (s *introspector) leave(l lane) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.asking[l]--
-}
-
-// spend takes one question from the budget of strange texts. It counts real time. The caller holds mu.
-func (s *introspector) spend() bool {
-	now := time.Now()
-	s.budget = min(strangeBurst, s.budget+now.Sub(s.filled).Seconds()*strangeRate)
-	s.filled = now
-	if s.budget < 1 {
-		return false
-	}
-	s.budget--
-	return true
 }
 
 // question asks the issuer.
@@ -409,7 +301,7 @@ func (s *introspector) read(x Introspection, asked time.Time) (*opaqueAnswer, er
 func (s *introspector) told(a *issuers.View) {
 	s.mu.Lock()
 	s.key, s.ns = a.Key, a.Namespace
-	s.filter.Store(s.filter.Load().with(a))
+	s.filter.Store(s.filter.Load().With(a))
 	s.mu.Unlock()
 	if s.old != nil {
 		s.toldImported(a)

@@ -165,7 +165,7 @@ func (h ringHost) Hold(kid string) (release func()) {
 }
 
 func (h ringHost) Retry(kid string, write func(context.Context) error, release func()) {
-	h.retry(rules.BySigningKey(kid), write, release)
+	h.retries.Add(rules.BySigningKey(kid), write, release)
 }
 
 func (h ringHost) Rotated(ctx context.Context, err error, took time.Duration) {
@@ -212,7 +212,7 @@ func (x ringChange) Commit(ctx context.Context) error {
 
 // madeKeys says how the tag of each kind is made.
 var madeKeys = [...]struct{ purpose, label string }{
-	opaque.APIKey:       {keyring.APIKeyTag, "ak1"},
+	opaque.APIKey:       {keyring.APIKeyTag, opaque.APIKeyLabel},
 	opaque.Ticket:       {keyring.TicketTag, "tk1"},
 	opaque.ClientSecret: {keyring.SecretTag, "cs1"},
 }

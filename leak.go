@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
@@ -54,7 +55,7 @@ func (s *Service) RevokeLeaked(ctx context.Context, text []byte, reason string) 
 			break
 		}
 	}
-	for token := range findJWTs(text) {
+	for token := range jws.Find(text) {
 		if !l.end(ctx, token) {
 			break
 		}
@@ -137,7 +138,7 @@ func (s *core) endHeld(ctx context.Context, targets []rules.Target, write func(c
 		return ended, err
 	}
 	who, origin := s.actorOf(ctx), originOf(ctx)
-	s.retry(targets[0], func(ctx context.Context) error {
+	s.retries.Add(targets[0], func(ctx context.Context) error {
 		_, err := write(WithOrigin(withPrincipal(ctx, who), origin))
 		return err
 	}, release)
@@ -381,43 +382,3 @@ func (cs *Clients) forget(ctx context.Context, id string) error {
 
 // maxLeakLooks bounds how many texts are looked for in the store because they begin as an imported key does.
 const maxLeakLooks = 1 << 12
-
-// maxJWTStarts bounds at how many places of one run of letters a JWT is supposed to begin.
-const maxJWTStarts = 8
-
-// findJWTs yields what has the shape of a signed compact JWT, also where letters stand in front of it, as in an escaped URL:
-// its header is a JSON object, which begins with a quote, so that its text begins with eyJ.
-func findJWTs(text []byte) func(yield func(string) bool) {
-	end := func(i int) int {
-		for ; i < len(text); i++ {
-			if c := text[i]; !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_') {
-				break
-			}
-		}
-		return i
-	}
-	return func(yield func(string) bool) {
-		for i := 0; i < len(text); {
-			head := end(i)
-			if head == i {
-				i++
-				continue
-			}
-			from := i
-			i = head
-			claims := end(min(head+1, len(text)))
-			if head == len(text) || text[head] != '.' || claims == len(text) || text[claims] != '.' {
-				continue
-			}
-			last := end(claims + 1)
-			for at, tries := from, 0; at+2 < head && tries < maxJWTStarts; at++ {
-				if text[at] == 'e' && text[at+1] == 'y' && (at == from || text[at+2] == 'J') {
-					tries++
-					if !yield(string(text[at:last])) {
-						return
-					}
-				}
-			}
-		}
-	}
-}

@@ -9,8 +9,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/apitoken-go/apitoken/event"
-	"github.com/apitoken-go/apitoken/internal/commit"
-	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
@@ -356,21 +354,7 @@ func clip(s string, n int) string {
 
 // retryRule keeps trying to write a rule whose outcome is unknown, until it is known or the service closes.
 func (s *core) retryRule(hold *rules.Held, write func(context.Context) error) {
-	s.retry(hold.Target, write, func() { s.rules.Release(hold) })
-}
-
-// retry keeps trying to write what ends target, which is in force here, and calls done when the store has it.
-func (s *core) retry(target rules.Target, write func(context.Context) error, done func()) {
-	s.retryMu.Lock()
-	defer s.retryMu.Unlock()
-	if s.ctx.Err() != nil {
-		return // closing: still in force here, never acknowledged
-	}
-	s.retries = append(s.retries, ruleRetry{target, write, done})
-	select {
-	case s.retryKick <- struct{}{}:
-	default:
-	}
+	s.retries.Add(hold.Target, write, func() { s.rules.Release(hold) })
 }
 
 // ruleWriter writes c again, which holds a rule. Where what came with the rule lost a race in the meantime, or was done and
@@ -398,51 +382,6 @@ func (c *change) alone() *change {
 	}
 	a.Events = c.Events[len(c.Events)-1:]
 	return a
-}
-
-// retryRules is the loop behind retryRule.
-func (s *core) retryRules(ctx context.Context) {
-	wait := 100 * time.Millisecond
-	for {
-		s.retryMu.Lock()
-		n := len(s.retries)
-		var first ruleRetry
-		if n > 0 {
-			first = s.retries[0]
-		}
-		s.retryMu.Unlock()
-		if n == 0 {
-			wait = 100 * time.Millisecond
-			select {
-			case <-ctx.Done():
-				return
-			case <-s.retryKick:
-			}
-			continue
-		}
-		tctx, cancel := context.WithTimeout(ctx, commit.Timeout) // one that hangs keeps none of the others from being written
-		err := first.write(tctx)
-		cancel()
-		if never := errors.Is(err, ErrInvalidRequest); never || err == nil || errors.Is(err, store.ErrConflict) || errors.Is(err, ErrNotFound) {
-			s.retryMu.Lock()
-			s.retries = s.retries[1:]
-			s.retryMu.Unlock()
-			if never { // whoever asked was told that it is in force here, so that it stays so
-				s.log.Error("apitoken: a revocation cannot be stored; it is in force until this process ends, and in no other", "target", first.target, "error", err)
-				continue
-			}
-			first.done()
-			continue
-		}
-		s.log.Warn("apitoken: a revocation is in force here and not yet in the store", "target", first.target, "error", err)
-		s.retryMu.Lock()
-		s.retries = append(s.retries[1:], first) // one that cannot be written keeps none of the others from it; their order does not matter
-		s.retryMu.Unlock()
-		if !follow.Sleep(ctx, follow.Jitter(wait)) {
-			return
-		}
-		wait = min(2*wait, 5*time.Second)
-	}
 }
 
 // TargetOf tells what a token in clear stands for: its grant, or the API key. It takes expired and

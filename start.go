@@ -9,11 +9,12 @@ import (
 	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/namespace"
 	"github.com/apitoken-go/apitoken/internal/quota"
+	"github.com/apitoken-go/apitoken/internal/retry"
 	"github.com/apitoken-go/apitoken/internal/rules"
 )
 
 func newCore(c Config, injected bool) *core {
-	s := &core{cfg: c, injected: injected, st: c.Store, now: c.Now, log: c.Logger, retryKick: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
+	s := &core{cfg: c, injected: injected, st: c.Store, now: c.Now, log: c.Logger, retries: retry.New(c.Logger), hurry: make(chan struct{}, 1)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.rules = rules.NewBook(rules.LocalKeyer())
 	s.rules.Undated = len(c.Trust) == 0 // our own tokens have positions
@@ -87,7 +88,7 @@ func (s *Service) start() error {
 	s.goRun("keys", s.SigningKeys.ring.Run)
 	s.goRun("audit", s.audit.run)
 	s.goRun("janitor", s.janitor.run)
-	s.goRun("rules", s.retryRules)
+	s.goRun("rules", s.retries.Run)
 	return nil
 }
 

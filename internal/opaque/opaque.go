@@ -302,6 +302,9 @@ var random struct {
 	n   int
 }
 
+// APIKeyLabel goes into the tags of API keys. Validators without a store verify these by the keys that their issuer's feed tells.
+const APIKeyLabel = "ak1"
+
 // NewID makes an ID. Those of one millisecond are in no particular order.
 func NewID(now time.Time) (id ID) {
 	ms := uint64(max(now.UnixMilli(), 0))
