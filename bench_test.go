@@ -15,7 +15,7 @@ func BenchmarkValidate(b *testing.B) {
 	ctx := context.Background()
 	for _, alg := range []string{"ES256", "EdDSA"} {
 		svc := serviceOn(b, memstore.New(), func(c *apitoken.Config) { c.Algorithm = alg })
-		cold := serviceOn(b, storeOf(svc), func(c *apitoken.Config) { c.Algorithm, c.Validation.CacheBytes = alg, -1 })
+		cold := serviceOn(b, storeOf(svc), func(c *apitoken.Config) { c.Algorithm, c.Validation.Cache = alg, apitoken.NewCache(0) })
 		c := apitoken.Bearer(issue(b, svc, aliceSession).Access.Reveal())
 		for name, v := range map[string]apitoken.Validator{"repeat": svc, "first": cold} {
 			b.Run(alg+"/"+name, func(b *testing.B) {

@@ -89,7 +89,7 @@ func TestCorpus(t *testing.T) {
 	for _, with := range []struct {
 		name string
 		v    apitoken.Validation
-	}{{"cached", apitoken.Validation{Skew: -1}}, {"uncached", apitoken.Validation{Skew: -1, CacheBytes: -1}}} {
+	}{{"cached", apitoken.Validation{Skew: -1}}, {"uncached", apitoken.Validation{Skew: -1, Cache: apitoken.NewCache(0)}}} {
 		t.Run(with.name, func(t *testing.T) {
 			v := corpusValidator(t, sets, with.v)
 			var seen countObserver
@@ -150,7 +150,7 @@ func TestCorpus(t *testing.T) {
 
 func TestCorpusIsBoundedInMemory(t *testing.T) {
 	cases, sets := readCorpus(t)
-	v := corpusValidator(t, sets, apitoken.Validation{Skew: -1, CacheBytes: -1})
+	v := corpusValidator(t, sets, apitoken.Validation{Skew: -1, Cache: apitoken.NewCache(0)})
 	ctx := context.Background()
 	for name, c := range cases {
 		var before, after runtime.MemStats

@@ -139,7 +139,7 @@ func TestUsedScopesAreBoundedAndSurviveAFailedWrite(t *testing.T) {
 // Whoever has old tokens can show them as often as he likes: they take no room from those that are good.
 func TestRefusedTokensTakeNoRoomOfUses(t *testing.T) {
 	t.Parallel()
-	svc := serviceOn(t, tempStore(t), func(c *apitoken.Config) { c.Validation.CacheBytes = -1 })
+	svc := serviceOn(t, tempStore(t), func(c *apitoken.Config) { c.Validation.Cache = apitoken.NewCache(0) })
 	bad := issue(t, svc, apitoken.Request{Subject: "mallory"})
 	require.NoError(t, svc.Revoke(context.Background(), apitoken.ByGrant(bad.Token.Grant()), "test"))
 	_, err := svc.Validate(context.Background(), apitoken.Bearer(bad.Access.Reveal()))

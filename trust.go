@@ -364,13 +364,8 @@ func newValidator(c Validation, audience string, now func() time.Time) *JWTValid
 	v := &JWTValidator{cfg: c, audiences: append([]string{audience}, c.Audiences...), trusts: map[string]*trust{}, now: now}
 	v.ctx, v.stop = context.WithCancel(context.Background())
 	v.proofs = dpop.NewBook(c.RequireProofNonce, c.ahead(), c.algorithms())
-	switch {
-	case c.Cache != nil:
-		v.cache = c.Cache
-	case c.CacheBytes == 0:
+	if v.cache = c.Cache; v.cache == nil {
 		v.cache = NewCache(defaultCacheBytes)
-	default:
-		v.cache = NewCache(c.CacheBytes)
 	}
 	return v
 }

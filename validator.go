@@ -85,8 +85,7 @@ type Validation struct {
 	// also accepted for as long after exp; by default exp is judged by our clock alone.
 	Skew          time.Duration
 	MaxTokenBytes int    // zero: 8 KiB; at most 64 KiB
-	CacheBytes    int64  // memory for verified tokens; zero: 32 MiB, negative: no cache
-	Cache         *Cache // shared by several validators; nil: one of its own with CacheBytes
+	Cache         *Cache // of verified tokens, which several validators may share; nil: one of its own of 32 MiB; NewCache(0): none
 	// RequireProofNonce makes every DPoP proof carry a nonce of this process, which costs a client one more round
 	// trip at its first request and every five minutes (RFC 9449 §9). Without it a proof is good once in each
 	// process for about a minute; with it, once. Behind a load balancer it needs sticky sessions.
@@ -123,8 +122,6 @@ func (v *Validation) check(field string) error {
 		return wrong(field+".Skew", "%s is over 1 min", v.Skew)
 	case v.MaxTokenBytes < 256 || v.MaxTokenBytes > maxTokenBytes:
 		return wrong(field+".MaxTokenBytes", "%d is not between 256 and 65536", v.MaxTokenBytes)
-	case v.Cache != nil && v.CacheBytes != 0:
-		return wrong(field+".CacheBytes", "contradicts Cache")
 	}
 	if err := v.checkFAPI(field); err != nil {
 		return err

@@ -634,8 +634,8 @@ func TestStaleness(t *testing.T) {
 	for name, with := range map[string]apitoken.Validation{
 		"strict":            {MaxStaleness: time.Minute},
 		"going on":          {MaxStaleness: time.Minute, InsecureServeStale: 5 * time.Minute},
-		"strict, no cache":  {MaxStaleness: time.Minute, CacheBytes: -1},
-		"going on no cache": {MaxStaleness: time.Minute, InsecureServeStale: 5 * time.Minute, CacheBytes: -1},
+		"strict, no cache":  {MaxStaleness: time.Minute, Cache: apitoken.NewCache(0)},
+		"going on no cache": {MaxStaleness: time.Minute, InsecureServeStale: 5 * time.Minute, Cache: apitoken.NewCache(0)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

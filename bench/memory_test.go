@@ -142,7 +142,7 @@ func BenchmarkCached(b *testing.B) {
 	n := number("APITOKEN_BENCH_TOKENS", 10_000)
 	ctx := context.Background()
 	for b.Loop() {
-		svc := newService(b, "ES256", func(c *apitoken.Config) { c.Validation.CacheBytes = int64(n) << 13 })
+		svc := newService(b, "ES256", func(c *apitoken.Config) { c.Validation.Cache = apitoken.NewCache(int64(n) << 13) })
 		tokens := make([]string, n)
 		for i := range tokens {
 			tokens[i] = mint(b, svc)

@@ -100,7 +100,7 @@ func newSubject(tb testing.TB, alg string) *subject {
 	st := memstore.New()
 	s := &subject{alg: alg}
 	s.svc = newService(tb, alg, func(c *apitoken.Config) { c.Store = st })
-	s.cold = newService(tb, alg, func(c *apitoken.Config) { c.Store, c.Validation.CacheBytes = st, 16<<10 })
+	s.cold = newService(tb, alg, func(c *apitoken.Config) { c.Store, c.Validation.Cache = st, apitoken.NewCache(16<<10) })
 	s.token = mint(tb, s.svc)
 	for range 64 {
 		s.fresh = append(s.fresh, mint(tb, s.svc))

@@ -368,7 +368,7 @@ func readAll(t *testing.T, res *http.Response) string {
 func TestKeySetThatMisbehaves(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, nil)
-	v := s.validator(t, func(c *remote.Config) { c.Validation.CacheBytes = -1 })
+	v := s.validator(t, func(c *remote.Config) { c.Validation.Cache = apitoken.NewCache(0) })
 	ready(t, v)
 	token := s.issue(t, "alice")
 	for name, f := range map[string]http.HandlerFunc{
