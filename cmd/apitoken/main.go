@@ -138,14 +138,17 @@ func (a *app) explain(err error) (code int, text, do string) {
 	case errors.Is(err, apitoken.ErrInvalidRequest), errors.Is(err, apitoken.ErrInvalidScope):
 		return misused, text, ""
 	case errors.Is(err, apitoken.ErrUnavailable), errors.Is(err, apitoken.ErrLimited):
-		return unavailable, text, "Repeating it is safe."
+		return unavailable, text, again
 	case errors.Is(err, context.DeadlineExceeded):
-		return unavailable, "no answer within " + a.timeout.String(), "Repeat it, with a longer --timeout if the store is slow."
+		return unavailable, "no answer within " + a.timeout.String(), again + " A longer --timeout helps where the store is slow."
 	case errors.Is(err, context.Canceled):
 		return failed, "interrupted", ""
 	}
 	return failed, text, ""
 }
+
+// again is what to do when nobody knows whether a call was done. Revoking twice does no harm, creating twice makes two.
+const again = "It may have been done all the same. Repeat it; list first what you were creating."
 
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
