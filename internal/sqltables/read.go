@@ -90,7 +90,8 @@ func (s *Store) Follow(ctx context.Context, after store.Position, kinds []store.
 				names = append(names, s.Text(string(k)))
 			}
 		}
-		where = " AND r.kind IN (" + strings.Join(names, ", ") + ")"
+		// The sign keeps SQLite from looking through all records of the kinds, in whatever order, instead of what lies behind after.
+		where = " AND +r.kind IN (" + strings.Join(names, ", ") + ")"
 	}
 	return await(ctx, s, func(ctx context.Context) (store.View, error) {
 		sp, rows, err := s.read(ctx, "record", recordFields, " AND r.pos > 0 AND r.pos > "+strconv.FormatInt(after.N, 10)+where+
