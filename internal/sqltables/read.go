@@ -90,11 +90,12 @@ func (s *Store) Follow(ctx context.Context, after store.Position, kinds []store.
 				names = append(names, s.Text(string(k)))
 			}
 		}
-		// The sign keeps SQLite from looking through all records of the kinds, in whatever order, instead of what lies behind after.
-		where = " AND +r.kind IN (" + strings.Join(names, ", ") + ")"
+		where = " AND r.kind IN (" + strings.Join(names, ", ") + ")"
 	}
 	return await(ctx, s, func(ctx context.Context) (store.View, error) {
-		sp, rows, err := s.read(ctx, "record", recordFields, " AND r.pos > 0 AND r.pos > "+strconv.FormatInt(after.N, 10)+where+
+		// The second bound is for SQLite, whose index holds only what has a position. It begins to read at the first bound that it sees:
+		// the other way round it would read all state records each time.
+		sp, rows, err := s.read(ctx, "record", recordFields, " AND r.pos > "+strconv.FormatInt(after.N, 10)+" AND r.pos > 0"+where+
 			" ORDER BY r.pos LIMIT "+strconv.Itoa(max+1), " ORDER BY r.pos")
 		switch {
 		case err != nil:
