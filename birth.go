@@ -3,8 +3,10 @@ package apitoken
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/apitoken-go/apitoken/internal/commit"
+	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -80,6 +82,10 @@ func settle[T any](ctx context.Context, s *core, m moment, busy *Error, try func
 		case late != nil && late.ended, late == nil && !errors.Is(err, store.ErrConflict):
 			return x, err
 		case n < commit.Tries:
+			// A change that is on its way to the store has no place in the order yet: what is made now would fall to it too.
+			if late != nil && s.rules.Pending.Load() != nil && !follow.Sleep(ctx, follow.Jitter(time.Millisecond<<n)) {
+				return x, late.why
+			}
 			m.view = s.begin(ctx).view
 		case late != nil:
 			return x, late.why

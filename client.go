@@ -421,7 +421,7 @@ func (cs *Clients) noSubject(ctx context.Context, id string) error {
 			return err
 		}
 		t, err := readTicket(r)
-		if err != nil || t.Spent == "" && cs.s.now().UnixMilli() < t.Expires && cs.s.rules.Hit(t.got()) == "" {
+		if err != nil || t.Spent == "" && cs.s.now().UnixMilli() < t.Expires && cs.s.rules.Hit(t.got(r.Written)) == "" {
 			return taken("a ticket or an authorization code")
 		}
 	}

@@ -35,8 +35,8 @@ func (s *minter) exchange(ctx context.Context, r ExchangeRequest, known *refusal
 	if err != nil {
 		return nil, err
 	}
-	if !slices.Contains(c.GrantTypes, granttype.TokenExchange) {
-		return nil, fail(ErrDenied, "client %q has no grant type token-exchange", c.ID)
+	if err := mayExchange(&c); err != nil { // before a proof is spent
+		return nil, err
 	}
 
 	token, err := s.validateHeld(ctx, r.Token, r.Binding)
@@ -50,8 +50,8 @@ func (s *minter) exchange(ctx context.Context, r ExchangeRequest, known *refusal
 	}
 	used := []Token{token}
 	if r.Actor.IsZero() {
-		if !c.MayImpersonate {
-			return nil, fail(ErrDenied, "client %q may exchange only with an actor's token", c.ID)
+		if err := mayExchange(&c, used...); err != nil {
+			return nil, err
 		}
 	} else {
 		actor, err := s.validateHeld(ctx, r.Actor, r.Binding)
@@ -61,9 +61,6 @@ func (s *minter) exchange(ctx context.Context, r ExchangeRequest, known *refusal
 		acts, ours := actor.birth(s.core)
 		if !ours {
 			return nil, fail(ErrInvalidRequest, "only tokens of this service name actors")
-		}
-		if actor.Subject() == token.Subject() && !c.MayImpersonate {
-			return nil, fail(ErrDenied, "the actor is the subject itself: client %q may exchange only with another's token", c.ID)
 		}
 		used, from = append(used, actor), from.earlier(acts)
 	}
@@ -92,6 +89,20 @@ func (s *minter) exchange(ctx context.Context, r ExchangeRequest, known *refusal
 	})
 }
 
+// mayExchange reports whether c may exchange used, the token and after it the actor's, as far as they are known.
+func mayExchange(c *Client, used ...Token) error {
+	switch {
+	case !slices.Contains(c.GrantTypes, granttype.TokenExchange):
+		return fail(ErrDenied, "client %q has no grant type token-exchange", c.ID)
+	case c.MayImpersonate:
+	case len(used) == 1:
+		return fail(ErrDenied, "client %q may exchange only with an actor's token", c.ID)
+	case len(used) == 2 && used[0].Subject() == used[1].Subject():
+		return fail(ErrDenied, "the actor is the subject itself: client %q may exchange only with another's token", c.ID)
+	}
+	return nil
+}
+
 // planExchange is what the client gets of used, the token and after it the actor's.
 func (s *minter) planExchange(ctx context.Context, m moment, from birth, r *ExchangeRequest, who *caller, used []Token) (*plan, error) {
 	m, err := s.reach(ctx, m, from)
@@ -100,6 +111,9 @@ func (s *minter) planExchange(ctx context.Context, m moment, from birth, r *Exch
 	}
 	c, err := who.now(s.clients)
 	if err != nil {
+		return nil, err
+	}
+	if err := mayExchange(&c, used...); err != nil { // it may have lost that since
 		return nil, err
 	}
 	token := used[0].d

@@ -203,6 +203,7 @@ type stamp struct {
 	jti, grant string
 	pos        rules.Positions
 	iat, exp   time.Time
+	of         *plan // that was recorded with it
 }
 
 // serve is one call: it counts who was refused and shows observers what came of it.
@@ -229,8 +230,8 @@ func (s *minter) make(ctx context.Context, m moment, next func(moment) (*plan, e
 		if p, err = next(m); err != nil {
 			return nil, err
 		}
-		if done != nil && !p.opens {
-			p.given = done
+		if done != nil && !p.opens && (p.event == event.Refreshed || done.of.says(p)) {
+			p.given = done // else its event would say more than it
 		}
 		return s.record(ctx, p, &done)
 	})
@@ -287,7 +288,7 @@ func (s *minter) record(ctx context.Context, p *plan, done **stamp) (*Issued, er
 		return nil, err
 	}
 	if p.given != nil {
-		i.at, i.Refresh = now, NewSecret(p.refresh)
+		i.at = now
 		return p.handOut(i)
 	}
 
@@ -324,6 +325,7 @@ func (s *minter) record(ctx context.Context, p *plan, done **stamp) (*Issued, er
 		err = s.sessions.open(ctx, g, t.grant, write)
 	} else {
 		err = write(nil)
+		t.of = p
 		*done = &t
 	}
 	if err != nil {
@@ -333,7 +335,6 @@ func (s *minter) record(ctx context.Context, p *plan, done **stamp) (*Issued, er
 	if p.wrote != nil {
 		p.wrote(v)
 	}
-	i.Refresh = NewSecret(p.refresh)
 
 	err = s.overtaken(p, rs)
 	if err == nil || g != nil && s.sessions.crowdedOut(rs) {
@@ -351,7 +352,15 @@ func (s *minter) record(ctx context.Context, p *plan, done **stamp) (*Issued, er
 // own reports whether the token is the client's own. No subject goes by a client's ID.
 func (p *plan) own() bool { return p.subject == p.client.ID }
 
+// says reports whether the event of p is right for a token made by q, too.
+func (p *plan) says(q *plan) bool {
+	return slices.Equal(p.scopes, q.scopes) && slices.Equal(p.roles, q.roles) && slices.Equal(p.audiences, q.audiences)
+}
+
 func (p *plan) handOut(i *Issued) (*Issued, error) {
+	if p.refresh != "" {
+		i.Refresh = NewSecret(p.refresh)
+	}
 	if p.last != nil {
 		if err := p.last(); err != nil {
 			return nil, err

@@ -184,7 +184,7 @@ func (s *leakSearch) spoilTicket(ctx context.Context, id string, hash [32]byte) 
 			return false, nil
 		}
 		if t.Spent != "" {
-			if s.rules.Hit(t.got()) != "" {
+			if s.rules.Hit(t.got(r.Written)) != "" {
 				return false, nil
 			}
 			err := s.writeRule(ctx, rules.ByGrant(t.Spent), false, reason, event.Leaked, nil)

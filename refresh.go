@@ -60,6 +60,9 @@ func (s *minter) refresh(ctx context.Context, r RefreshRequest, known *refusal) 
 // plan reads the session and judges the token.
 func (x *refreshing) plan(ctx context.Context, m moment) (*plan, error) {
 	if x.wrote != nil { // the token is spent by now: the answer is made of what is allowed since
+		if _, _, err := x.owner(x.wrote); err != nil {
+			return nil, err
+		}
 		return x.planNext(ctx, m, x.wrote)
 	}
 	x.tries++
@@ -74,6 +77,9 @@ func (x *refreshing) plan(ctx context.Context, m moment) (*plan, error) {
 	x.known.Subject, x.known.Client, x.known.Claimed = g.Subject, g.Client, ""
 	if !x.who.none() && x.who.id() != g.Client {
 		x.known.Claimed = x.who.id()
+	}
+	if m, err = x.reach(ctx, m, g.birth()); err != nil { // before its client is looked for
+		return nil, err
 	}
 	owner, foreign, err := x.owner(g)
 	if err != nil {

@@ -94,9 +94,12 @@ type ticketRecord struct {
 	record.Ext
 }
 
-// got is what rules see of what a spent ticket got.
-func (t *ticketRecord) got() *rules.Subject {
-	return &rules.Subject{Subject: t.Subject, Client: t.Client, Grant: t.Spent, Pos: rules.Positions{Birth: t.Birth, View: t.Birth}, Renews: true}
+// got is what rules see of a ticket, which was made or spent when its record was written, and of what it got.
+func (t *ticketRecord) got(written int64) *rules.Subject {
+	x := &rules.Subject{Subject: t.Subject, Client: t.Client, Grant: t.Spent, Iat: time.UnixMilli(written),
+		Pos: rules.Positions{Birth: t.Birth, View: t.Birth}, Renews: true}
+	x.Descend()
+	return x
 }
 
 var ticketForm = record.Form[ticketRecord]{Kind: kindTicket, Check: func(t *ticketRecord) error { return commit.First(t.V) }}
@@ -297,7 +300,6 @@ func (s *minter) redeem(ctx context.Context, r Redemption, known *refusal) (*Iss
 // plan reads the ticket and judges it.
 func (x *redeeming) plan(ctx context.Context, m moment) (*plan, error) {
 	if x.ours {
-		x.ours = false // if it is not when this is written, another writer has changed it
 		return x.planFirst(ctx, m)
 	}
 	var err error
@@ -305,6 +307,9 @@ func (x *redeeming) plan(ctx context.Context, m moment) (*plan, error) {
 		return nil, err
 	}
 	t, r, who := x.t, &x.r, x.who
+	if m, err = x.reach(ctx, m, t.birth()); err != nil { // before its client is looked for
+		return nil, err
+	}
 	x.known.Subject, x.known.Client, x.known.Grant, x.known.Claimed = t.Subject, t.Client, t.Spent, ""
 	if !who.none() && who.id() != t.Client {
 		x.known.Claimed = who.id()
@@ -322,7 +327,7 @@ func (x *redeeming) plan(ctx context.Context, m moment) (*plan, error) {
 			return p, err
 		}
 		// Who holds a spent code may have copied it: what the first use got ends (RFC 6749 §4.1.2), once.
-		if x.rules.Hit(t.got()) != "" {
+		if x.rules.Hit(t.got(x.rec.Written)) != "" {
 			return nil, fail(ErrInvalidGrant, "the ticket was used before, and what it got has ended")
 		}
 		if err := x.writeRule(ctx, rules.ByGrant(t.Spent), false, "ticket used again", event.Reused, nil); err != nil {
@@ -351,7 +356,7 @@ func (x *redeeming) planPrepared(ctx context.Context, m moment, binding string, 
 		return nil, err
 	}
 	// A rule since the ticket was made hits what it stands for: the identity was confirmed before the rule.
-	if rule := x.rules.Hit(t.got()); rule != "" {
+	if rule := x.rules.Hit(t.got(x.rec.Written)); rule != "" {
 		return nil, fail(ErrInvalidGrant, "a rule on its %s", rule)
 	}
 	p, err := x.planLogin(m, t.request(binding, audiences), &caller{})
@@ -374,6 +379,7 @@ func (x *redeeming) planFirst(ctx context.Context, m moment) (*plan, error) {
 		p.code = x.r.Ticket
 	}
 	p.writes = func(c *change, st stamp) error {
+		x.ours = false // until it is written: else another writer has changed it
 		t.Spent = st.grant
 		if t.Again > 0 {
 			t.JTI, t.IAT, t.EXP, t.Bound, t.Only = st.jti, st.iat.UnixMilli(), st.exp.UnixMilli(), x.r.Binding, x.r.Audiences
