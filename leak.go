@@ -184,11 +184,11 @@ func (s *leakSearch) spoilTicket(ctx context.Context, id string, hash [32]byte) 
 			return false, nil
 		}
 		if t.Spent != "" {
-			if s.rules.Hit(t.got(r.Written)) != "" {
-				return false, nil
+			ended, err := s.endSpent(ctx, r, t, reason, event.Leaked)
+			if errors.Is(err, store.ErrConflict) {
+				continue
 			}
-			err := s.writeRule(ctx, rules.ByGrant(t.Spent), false, reason, event.Leaked, nil)
-			return err == nil, err
+			return ended, err
 		}
 		t.Leaked = true
 		c := s.newChange()

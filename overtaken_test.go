@@ -201,3 +201,58 @@ func TestATicketAfterACutOff(t *testing.T) {
 		require.ErrorIs(t, validate(svc, i.Access), apitoken.ErrRevoked, how)
 	}
 }
+
+// A login by ticket is planned again when a role changes while it is written. Whoever finds the ticket in a leak meanwhile, or uses it a
+// second time elsewhere, knows nothing of the session that is yet to come, and ends it all the same.
+func TestATicketThatLeaksWhileItIsSpentAgain(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	for _, session := range []bool{true, false} {
+		for _, how := range []string{"leaked", "used again"} {
+			for _, when := range []int{1, 2} { // writes of the ticket
+				st := &faulty{Store: tempStore(t)}
+				roles := func(c *apitoken.Config) { c.Roles = clerks }
+				svc, other := serviceOn(t, st, roles), serviceOn(t, st.Store, roles)
+				r := clerk
+				r.Refresh = session
+				code, err := svc.Prepare(ctx, r, apitoken.Ticket{Lifetime: time.Minute})
+				require.NoError(t, err)
+				strike := func() {
+					if how == "leaked" {
+						_, err := other.RevokeLeaked(ctx, []byte(code.Reveal()), "found")
+						require.NoError(t, err)
+						return
+					}
+					_, err := other.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
+					require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
+				}
+				writes, first := 0, false
+				st.onApply(func(_ context.Context, c *store.Change) (error, error) {
+					if !slices.ContainsFunc(c.Puts, func(p store.Put) bool { return p.Record.Kind == "ticket" }) {
+						return nil, nil
+					}
+					switch writes++; {
+					case writes == 1:
+						require.NoError(t, svc.SetRole(ctx, "clerk", apitoken.Scopes{"a"}))
+						first = true
+					case writes == 2 && when == 2:
+						strike()
+					}
+					return nil, nil
+				})
+				st.onApplied(func() {
+					if first && when == 1 {
+						strike()
+					}
+					first = false
+				})
+				i, err := svc.Redeem(ctx, apitoken.Redemption{Ticket: code.Reveal()})
+				if err == nil {
+					require.NoError(t, svc.Sync(ctx))
+					err = validate(svc, i.Access)
+					require.ErrorIs(t, err, apitoken.ErrRevoked, "%s at write %d, session %v", how, when, session)
+				}
+			}
+		}
+	}
+}

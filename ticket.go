@@ -62,6 +62,7 @@ const (
 
 	maxTicket   = 24 * time.Hour
 	ticketSlack = 24 * time.Hour // a spent one is kept, to know a second use
+	redeemSlack = time.Minute    // for what is spent in the last moment
 )
 
 type ticketRecord struct {
@@ -81,8 +82,8 @@ type ticketRecord struct {
 	Refresh   bool            `json:"refresh,omitempty"`
 	Claims    json.RawMessage `json:"claims,omitempty"`
 	Binding   string          `json:"binding,omitempty"`
-	Spent     string          `json:"spent,omitempty"` // the grant that the first use got
-	Leaked    bool            `json:"leaked,omitempty"`
+	Spent     string          `json:"spent,omitempty"`  // the grant that the first use got
+	Leaked    bool            `json:"leaked,omitempty"` // it was found in a leak, or used twice: it gets nothing, and what it got has ended
 
 	// Of a first use that may be repeated: for how long, and the access token that it got.
 	Again int64    `json:"again,omitempty"` // ms
@@ -327,11 +328,11 @@ func (x *redeeming) plan(ctx context.Context, m moment) (*plan, error) {
 			return p, err
 		}
 		// Who holds a spent code may have copied it: what the first use got ends (RFC 6749 §4.1.2), once.
-		if x.rules.Hit(t.got(x.rec.Written)) != "" {
-			return nil, fail(ErrInvalidGrant, "the ticket was used before, and what it got has ended")
-		}
-		if err := x.writeRule(ctx, rules.ByGrant(t.Spent), false, "ticket used again", event.Reused, nil); err != nil {
+		switch ended, err := x.endSpent(ctx, x.rec, t, "ticket used again", event.Reused); {
+		case err != nil:
 			return nil, err
+		case !ended:
+			return nil, fail(ErrInvalidGrant, "the ticket was used before, and what it got has ended")
 		}
 		return nil, fail(ErrInvalidGrant, "the ticket was used before: what it got is revoked")
 	case t.Leaked || x.rules.Ended(x.id):
@@ -346,6 +347,33 @@ func (x *redeeming) plan(ctx context.Context, m moment) (*plan, error) {
 		return nil, fail(ErrInvalidGrant, "the ticket is bound to another key")
 	}
 	return x.planFirst(ctx, m)
+}
+
+// endSpent ends what a spent ticket got, and reports whether there was anything to end. It writes the ticket in any case: the call that
+// spent it may have ended one session and be planning the next, which nobody knows yet, and its write fails then. store.ErrConflict:
+// read the ticket again.
+func (s *core) endSpent(ctx context.Context, r store.Record, t *ticketRecord, reason string, why event.Type) (bool, error) {
+	if t.Leaked {
+		return false, nil
+	}
+	write := func(c *change) error {
+		return put(c, &ticketForm, store.Record{ID: r.ID, Subject: r.Subject, Client: r.Client, Expires: r.Expires}, t, r.Version)
+	}
+	if s.rules.Hit(t.got(r.Written)) == "" {
+		t.Leaked = true
+		err := s.writeRule(ctx, rules.ByGrant(t.Spent), false, reason, why, write)
+		return err == nil, err
+	}
+	if s.now().UnixMilli() > t.Expires+redeemSlack.Milliseconds() {
+		return false, nil // nobody is spending it any more
+	}
+	// What ended it may be on its way only, by a call that marks it and would find it marked: it is written as it is.
+	c := s.newChange()
+	if err := write(c); err != nil {
+		return false, err
+	}
+	_, err := s.commit(ctx, c)
+	return false, err
 }
 
 // planPrepared is what was prepared, for whoever prepared it, bound and narrowed as whoever redeems it asks.
