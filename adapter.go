@@ -1,3 +1,5 @@
+// What only adapters call: Service.Adapter. Notes, proofs and what happens once, by stored records of their own.
+
 package apitoken
 
 import (

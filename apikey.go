@@ -1,3 +1,6 @@
+// API keys: made, validated, rotated and listed. Their stored form is here too; apikey_view.go says who may, apikey_edit.go changes
+// one, apikey_import.go takes those of another system.
+
 package apitoken
 
 import (

@@ -1,3 +1,5 @@
+// Audit events: who did what (Origin, Actor), what an event says, which sinks get it. internal/commit writes it with its change.
+
 package apitoken
 
 import (

@@ -1,3 +1,5 @@
+// The memory of verified tokens, which makes validating one again cheap. validator.go asks it in quick.
+
 package apitoken
 
 import (

@@ -1,3 +1,5 @@
+// Clients, registered with us: their stored form, their life, their secrets. clientproof.go finds out which one calls.
+
 package apitoken
 
 import (

@@ -1,3 +1,5 @@
+// Which client calls, in Clients.caller, once in front of each call; internal/clientauth checks secrets, assertions, certificates.
+
 package apitoken
 
 import (

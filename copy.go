@@ -1,3 +1,5 @@
+// What store/move asks of a service that moves to another store.
+
 package apitoken
 
 import (

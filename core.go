@@ -1,3 +1,5 @@
+// What every part of a service stands on: its configuration, store, view, rules and log of events.
+
 package apitoken
 
 import (

@@ -1,3 +1,5 @@
+// Errors: a code that errors.Is finds, a detail for the host, and nothing of it for clients.
+
 package apitoken
 
 import (

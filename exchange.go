@@ -1,3 +1,5 @@
+// Exchange: a token for a narrower one (RFC 8693). Its plan only; issuer.go makes the token.
+
 package apitoken
 
 import (

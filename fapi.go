@@ -1,3 +1,5 @@
+// What Config.FAPI asks for beyond the rest: the FAPI 2.0 Security Profile as one switch.
+
 package apitoken
 
 import (

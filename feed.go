@@ -1,3 +1,5 @@
+// The feed for validators without a store: revocations, keys and tags, as internal/feedlog keeps them.
+
 package apitoken
 
 import (

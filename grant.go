@@ -1,3 +1,5 @@
+// Sessions: their stored form, their limit for one subject, and who may see and end them.
+
 package apitoken
 
 import (

@@ -1,3 +1,5 @@
+// Introspection (RFC 7662), and opaque credentials of issuers that are asked about them.
+
 package apitoken
 
 import (

@@ -1,3 +1,5 @@
+// Issue, and the way in which every token is made: minter.make. Refresh, Exchange and Redeem have files of their own for their plans.
+
 package apitoken
 
 import (

@@ -1,3 +1,5 @@
+// What runs in the background: what has ended is taken out of the store, and what the store lost is put back.
+
 package apitoken
 
 import (

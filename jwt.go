@@ -1,3 +1,5 @@
+// For programs that use golang-jwt/jwt/v5: a validated token as its claims and its Token.
+
 package apitoken
 
 import (

@@ -1,3 +1,5 @@
+// RevokeLeaked: every credential of ours that is in a text found in the wild ends, whatever it is.
+
 package apitoken
 
 import (

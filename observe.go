@@ -1,3 +1,5 @@
+// Observers, metrics of what waits, and what is counted: refusals, uses, limits of API keys.
+
 package apitoken
 
 import (

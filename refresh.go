@@ -1,3 +1,5 @@
+// Refresh: which refresh token this is, and what it gets. Its plan only; issuer.go makes the tokens, internal/ratchet the texts.
+
 package apitoken
 
 import (

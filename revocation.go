@@ -1,3 +1,5 @@
+// Revoke: what is named, whether it is whose it must be, and the rule that is written. internal/rules decides at validation.
+
 package apitoken
 
 import (

@@ -1,3 +1,5 @@
+// Scopes and requirements: how they are read, what covers what. ceiling.go says what a caller may have of them.
+
 package apitoken
 
 import (

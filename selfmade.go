@@ -1,3 +1,5 @@
+// Clients that made themselves known: by a metadata document, or by open registration. Bounded in number and time.
+
 package apitoken
 
 import (

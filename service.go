@@ -1,3 +1,5 @@
+// Config, its checks and its defaults, and what a Service is.
+
 package apitoken
 
 import (

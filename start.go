@@ -1,3 +1,5 @@
+// New and Close: a service is put together, started, and ended.
+
 package apitoken
 
 import (

@@ -1,3 +1,5 @@
+// What the follower hands over goes to its owner from here (nothing on that way asks the store), and what cannot be read is set aside.
+
 package apitoken
 
 import (

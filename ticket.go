@@ -1,3 +1,5 @@
+// Tickets: authorization codes, device codes, magic links. Prepare makes one, Redeem spends it once, for tokens.
+
 package apitoken
 
 import (

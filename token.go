@@ -1,3 +1,5 @@
+// Token, what a handler knows of its caller; and Secret, Credential, and contexts that carry them.
+
 package apitoken
 
 import (

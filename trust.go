@@ -1,3 +1,5 @@
+// The issuers whose tokens are taken, ours among them: keys, names and rules by which a token is judged.
+
 package apitoken
 
 import (

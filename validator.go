@@ -1,3 +1,5 @@
+// Validate and Authorize: from the text in a request to a Token, or a refusal. quick for what is known, validate for the rest.
+
 package apitoken
 
 import (

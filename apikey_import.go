@@ -1,3 +1,5 @@
+// API keys that another system made: known by its hashes until their first use, which gives them our form.
+
 package apitoken
 
 import (

@@ -1,3 +1,5 @@
+// Signing keys for operators: listed, imported, rotated. internal/keyring does the work; compromised ones end by Revoke.
+
 package apitoken
 
 import (

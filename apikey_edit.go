@@ -1,3 +1,5 @@
+// An API key's name, scopes, times, metadata and state, and how they are changed.
+
 package apitoken
 
 import (

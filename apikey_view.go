@@ -1,3 +1,5 @@
+// Who may make and see API keys: APIKeys.For a token, ForOwner an organization. A view asks about its token at each call.
+
 package apitoken
 
 import (
