@@ -478,9 +478,9 @@ func (rec *apiKeyRecord) alive(now time.Time) bool {
 // ruleSubject is what rules see of a key. One that asks for tokens to be minted again spares it, since nobody can mint a key again:
 // what its client lost is taken from its scopes instead, by entry.
 func (rec *apiKeyRecord) ruleSubject(id string) *rules.Subject {
-	x := &rules.Subject{Subject: rec.Subject, Id: id, Chain: rec.By, Iat: time.UnixMilli(rec.Created),
+	x := &rules.Subject{Subject: rec.Subject, ID: id, Chain: rec.By, Iat: time.UnixMilli(rec.Created),
 		Pos: rules.Positions{Birth: rec.Birth, View: rec.Birth}, Renews: true}
-	x.ApiKey = !slices.ContainsFunc(rec.By, lineage.IsThing)
+	x.APIKey = !slices.ContainsFunc(rec.By, lineage.IsThing)
 	x.Descend()
 	return x
 }

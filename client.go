@@ -453,7 +453,7 @@ func (cs *Clients) noToken(ctx context.Context, id string, taken func(what strin
 			return err
 		}
 		at := store.Position{N: r.Written << 16} // about where it was issued
-		x := &rules.Subject{Subject: id, Client: e.Client, Id: e.TokenID, Grant: e.Grant, Iat: e.Time, Pos: rules.Positions{Birth: at, View: at}}
+		x := &rules.Subject{Subject: id, Client: e.Client, ID: e.TokenID, Grant: e.Grant, Iat: e.Time, Pos: rules.Positions{Birth: at, View: at}}
 		if cs.s.rules.Hit(x) == "" {
 			return taken("an access token")
 		}

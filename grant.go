@@ -242,7 +242,7 @@ func (s *sessions) list(ctx context.Context, target rules.Target, p Page) iter.S
 }
 
 func (s *sessions) one(ctx context.Context, t rules.Target, yield func(Grant, error) bool) {
-	g, _, err := s.read(ctx, t.Id)
+	g, _, err := s.read(ctx, t.ID)
 	switch {
 	case isNotFound(err):
 		return
@@ -250,8 +250,8 @@ func (s *sessions) one(ctx context.Context, t rules.Target, yield func(Grant, er
 		yield(Grant{}, err)
 		return
 	}
-	if t.Proved(g.Subject, g.Client) == nil && s.alive(t.Id, g) == nil {
-		yield(s.used(ctx, g.public(t.Id)), nil)
+	if t.Proved(g.Subject, g.Client) == nil && s.alive(t.ID, g) == nil {
+		yield(s.used(ctx, g.public(t.ID)), nil)
 	}
 }
 

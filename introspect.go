@@ -290,7 +290,7 @@ func (s *introspector) read(x Introspection, asked time.Time) (*opaqueAnswer, er
 		return nil, nil // good for another audience
 	}
 	a := &opaqueAnswer{d: t.d, until: asked.Add(s.ttl)}
-	a.rule = rules.Subject{Subject: t.d.Subject, Id: t.d.ID, ApiKey: true, Iat: t.d.IssuedAt, Pos: pos}
+	a.rule = rules.Subject{Subject: t.d.Subject, ID: t.d.ID, APIKey: true, Iat: t.d.IssuedAt, Pos: pos}
 	a.d.from, a.d.by = &a.rule, s.v
 	s.mu.Lock()
 	a.mark = rules.HashTarget(s.key, s.ns, rules.TargetToken, "", t.d.ID, "")

@@ -262,7 +262,7 @@ func (s *minter) overtaken(p *plan, rs *rules.Subject) error {
 		return nil
 	}
 	next := *rs // what is made of the same once more
-	next.Id, next.Kid, next.Renews = "", "", true
+	next.ID, next.Kid, next.Renews = "", "", true
 	if s.rules.Hit(&next) != "" {
 		return &overtaking{fail(ErrInvalidGrant, "a rule on its %s", rule), true}
 	}
@@ -472,7 +472,7 @@ func (s *minter) sign(ctx context.Context, p *plan, t stamp) (*Issued, *rules.Su
 		rule   rules.Subject
 	}{}
 	rs := &made.rule
-	*rs = rules.Subject{Subject: p.subject, Client: p.client.ID, Id: t.jti, Kid: key.KID, Grant: t.grant, Chain: p.chain, Roles: p.roles, Pos: t.pos, Iat: spec.IssuedAt}
+	*rs = rules.Subject{Subject: p.subject, Client: p.client.ID, ID: t.jti, Kid: key.KID, Grant: t.grant, Chain: p.chain, Roles: p.roles, Pos: t.pos, Iat: spec.IssuedAt}
 	for _, a := range p.actors {
 		spec.Actors = append(spec.Actors, a.Subject)
 		rs.Actors = append(rs.Actors, rules.Principal{Issuer: a.Issuer, Subject: a.Subject})

@@ -126,16 +126,16 @@ func (s *janitor) endKeys(ctx context.Context, x rules.Record) bool {
 	q := store.Query{Kind: store.KindAPIKey}
 	switch t.Kind {
 	case rules.TargetSubject, rules.TargetSessions:
-		q.Subject = t.Id
+		q.Subject = t.ID
 	case rules.TargetToken:
-		_, err := s.apiKeys.change(ctx, t.Id, "revoked", s.endKey)
+		_, err := s.apiKeys.change(ctx, t.ID, "revoked", s.endKey)
 		if isNotFound(err) {
-			err = s.clients.forget(ctx, t.Id)
+			err = s.clients.forget(ctx, t.ID)
 		}
 		if err != nil {
 			return false
 		}
-		if !s.lineage.Any(ctx, lineage.Thing, t.Id) {
+		if !s.lineage.Any(ctx, lineage.Thing, t.ID) {
 			return true
 		}
 	case rules.TargetAll, rules.TargetClient, rules.TargetGrant: // they, or what a client's token made

@@ -260,10 +260,10 @@ type Usage struct {
 func (s *Service) Usage(ctx context.Context, target Target) (Usage, error) {
 	t := target.t
 	switch t {
-	case rules.ByGrant(t.Id):
-		return s.audit.usage(ctx, usage.Grant, t.Id)
-	case rules.ByToken(t.Id):
-		return s.audit.usage(ctx, usage.APIKey, t.Id)
+	case rules.ByGrant(t.ID):
+		return s.audit.usage(ctx, usage.Grant, t.ID)
+	case rules.ByToken(t.ID):
+		return s.audit.usage(ctx, usage.APIKey, t.ID)
 	}
 	return Usage{}, fail(ErrInvalidRequest, "use is counted of one grant or one API key")
 }

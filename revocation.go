@@ -45,7 +45,7 @@ func (s revoker) revoke(ctx context.Context, target rules.Target, reason string,
 		return fail(ErrInvalidRequest, "the target names nothing")
 	}
 	// No store keeps such a name: the rule could never be written, and would be retried until Close.
-	for _, name := range [...]string{target.Id, target.Owner, target.Holder, target.Issuer} {
+	for _, name := range [...]string{target.ID, target.Owner, target.Holder, target.Issuer} {
 		if !utf8.ValidString(name) || strings.IndexByte(name, 0) >= 0 {
 			return fail(ErrInvalidRequest, "a name in the target is not UTF-8 without NUL")
 		}
@@ -67,7 +67,7 @@ func (s revoker) revoke(ctx context.Context, target rules.Target, reason string,
 		} else {
 			known.Client = holder
 		}
-		if k, id := target.Kind, target.Id; k == rules.TargetGrant || k == rules.TargetToken {
+		if k, id := target.Kind, target.ID; k == rules.TargetGrant || k == rules.TargetToken {
 			if _, bad := opaque.ParseID(id); bad == nil {
 				known.Grant, known.Token = target.EventID(rules.TargetGrant), target.EventID(rules.TargetToken)
 			}
@@ -78,7 +78,7 @@ func (s revoker) revoke(ctx context.Context, target rules.Target, reason string,
 	case err != nil:
 	case target.Kind == rules.TargetKey && target.Before.IsZero():
 		// Of a key of our own ring more must go than what it signed: it would go on signing.
-		if err = public(s.signing.ring.Compromise(ctx, target.Id, reason, string(why))); errors.Is(err, ErrNotFound) {
+		if err = public(s.signing.ring.Compromise(ctx, target.ID, reason, string(why))); errors.Is(err, ErrNotFound) {
 			err = s.writeRule(ctx, target, false, reason, why, nil)
 		}
 	default:
@@ -109,25 +109,25 @@ func (s revoker) provenTarget(ctx context.Context, t *rules.Target) error {
 	var subject, client string
 	switch t.Kind {
 	case rules.TargetGrant:
-		g, _, err := s.sessions.read(ctx, t.Id)
+		g, _, err := s.sessions.read(ctx, t.ID)
 		if errors.Is(err, ErrNotFound) { // a session without a refresh token lives only in its tokens' events
-			return s.provenByEvents(ctx, *t, store.Query{Kind: store.KindEvent, Grant: t.Id, Limit: 1, Type: string(event.Issued)})
+			return s.provenByEvents(ctx, *t, store.Query{Kind: store.KindEvent, Grant: t.ID, Limit: 1, Type: string(event.Issued)})
 		}
 		if err != nil {
 			return err
 		}
 		subject, client = g.Subject, g.Client
 	case rules.TargetToken:
-		k, err := s.apiKeys.Get(ctx, t.Id)
+		k, err := s.apiKeys.Get(ctx, t.ID)
 		if errors.Is(err, ErrNotFound) {
-			return s.provenByEvents(ctx, *t, store.Query{Kind: store.KindEvent, Token: t.Id, Limit: 1})
+			return s.provenByEvents(ctx, *t, store.Query{Kind: store.KindEvent, Token: t.ID, Limit: 1})
 		}
 		if err != nil {
 			return err
 		}
 		subject = k.Subject
 	case rules.TargetSubject, rules.TargetSessions:
-		if t.Owner != "" && t.Owner != t.Id {
+		if t.Owner != "" && t.Owner != t.ID {
 			return fail(ErrNotFound, "another's")
 		}
 		t.Owner = ""
@@ -136,7 +136,7 @@ func (s revoker) provenTarget(ctx context.Context, t *rules.Target) error {
 		}
 		return nil
 	case rules.TargetClient:
-		if t.Holder != "" && t.Holder != t.Id {
+		if t.Holder != "" && t.Holder != t.ID {
 			return fail(ErrNotFound, "another's")
 		}
 		t.Holder = ""
@@ -144,9 +144,9 @@ func (s revoker) provenTarget(ctx context.Context, t *rules.Target) error {
 	case rules.TargetAll:
 		switch {
 		case t.Owner != "":
-			t.Kind, t.Id, t.Owner = rules.TargetSubject, t.Owner, ""
+			t.Kind, t.ID, t.Owner = rules.TargetSubject, t.Owner, ""
 		default:
-			t.Kind, t.Id, t.Holder = rules.TargetClient, t.Holder, ""
+			t.Kind, t.ID, t.Holder = rules.TargetClient, t.Holder, ""
 		}
 		return nil
 	default:
@@ -161,7 +161,7 @@ func (s revoker) provenByEvents(ctx context.Context, t rules.Target, q store.Que
 		return unavailable(err, "look for the owner")
 	}
 	if len(page.Records) == 0 {
-		return fail(ErrNotFound, "no %s %q", t.Kind, t.Id)
+		return fail(ErrNotFound, "no %s %q", t.Kind, t.ID)
 	}
 	return t.Proved(page.Records[0].Subject, page.Records[0].Client)
 }
@@ -325,18 +325,18 @@ func (s *core) ruleExpiry(ctx context.Context, t rules.Target, now time.Time) in
 	session := now.Add(max(longest.Access+longest.Grant, longest.Same, maxPrepared) + ruleSlack)
 	switch t.Kind {
 	case rules.TargetToken:
-		_, err := s.st.Get(ctx, store.KindAPIKey, t.Id)
-		if errors.Is(err, store.ErrNotFound) && !s.lineage.Any(ctx, lineage.Thing, t.Id) {
+		_, err := s.st.Get(ctx, store.KindAPIKey, t.ID)
+		if errors.Is(err, store.ErrNotFound) && !s.lineage.Any(ctx, lineage.Thing, t.ID) {
 			return access.UnixMilli()
 		}
 		return 0
 	case rules.TargetGrant:
-		if s.lineage.Any(ctx, lineage.Thing, t.Id) {
+		if s.lineage.Any(ctx, lineage.Thing, t.ID) {
 			return 0
 		}
 		return session.UnixMilli()
 	case rules.TargetSessions:
-		if s.lineage.Any(ctx, lineage.Subject, t.Id) {
+		if s.lineage.Any(ctx, lineage.Subject, t.ID) {
 			return 0
 		}
 		return session.UnixMilli()

@@ -179,7 +179,7 @@ func (t *trust) hit(x *rules.Subject) string {
 // and none of the names that are its issuer's business, unless they are ours too. It has no position in our order: times
 // are compared.
 func (t *trust) foreign(x *rules.Subject) *rules.Subject {
-	y := &rules.Subject{Issuer: t.issuer, Subject: x.Subject, Id: x.Id, Kid: x.Kid, Iat: x.Iat, Skew: x.Skew, Wall: true}
+	y := &rules.Subject{Issuer: t.issuer, Subject: x.Subject, ID: x.ID, Kid: x.Kid, Iat: x.Iat, Skew: x.Skew, Wall: true}
 	switch {
 	case t.own:
 		y.Client, y.Grant, y.Roles, y.Chain = x.Client, x.Grant, x.Roles, x.Chain

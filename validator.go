@@ -549,7 +549,7 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, by *legacy
 	e := newEntry(token)
 	e.iss, e.bound, e.exp, e.from = iss, cl.Binding != "", cl.Expires, max(cl.NotBefore, cl.IssuedAt)
 	r := &e.rule
-	r.Subject, r.Id, r.Kid, r.Iat, r.Skew = cl.Subject, cl.ID, p.Header.KID, spec.IssuedAt, v.cfg.late()
+	r.Subject, r.ID, r.Kid, r.Iat, r.Skew = cl.Subject, cl.ID, p.Header.KID, spec.IssuedAt, v.cfg.late()
 	scope := cl.Scope
 	if !iss.own {
 		scope = knownScopes(scope)

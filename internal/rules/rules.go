@@ -166,19 +166,19 @@ func AtMost(r store.Record) (x Record, ok bool) {
 	x = Record{V: 1, Q: r.Pos.N, At: r.Written}
 	switch r.Type {
 	case "token":
-		x.Target = Target{Kind: TargetToken, Id: r.Token}
+		x.Target = Target{Kind: TargetToken, ID: r.Token}
 	case "grant":
-		x.Target = Target{Kind: TargetGrant, Id: r.Grant}
+		x.Target = Target{Kind: TargetGrant, ID: r.Grant}
 	case "subject", "sessions":
-		x.Target = Target{Kind: TargetSubject, Id: r.Subject}
+		x.Target = Target{Kind: TargetSubject, ID: r.Subject}
 	case "client":
-		x.Target = Target{Kind: TargetClient, Id: r.Client}
+		x.Target = Target{Kind: TargetClient, ID: r.Client}
 	case "role":
 		x.Target, x.Mint = Target{Kind: TargetAll}, true // which, nobody knows: all are minted again
 	case "everything":
 		x.Target = Target{Kind: TargetAll}
 	}
-	return x, x.Target.Kind == TargetAll || x.Target.Id != ""
+	return x, x.Target.Kind == TargetAll || x.Target.ID != ""
 }
 
 func (b *Book) keep(r store.Record, rewritten bool) {
@@ -243,11 +243,11 @@ func keysOf(holder string) string { return holder + "\x00" }
 func (t Target) Indexed() (k targetKind, id, holder string) {
 	switch {
 	case (t.Kind == TargetSubject || t.Kind == TargetSessions) && t.Holder != "":
-		return TargetHeld, t.Id, t.Holder
+		return TargetHeld, t.ID, t.Holder
 	case t.Kind == TargetClient && t.Owner != "":
-		return TargetHeld, t.Owner, t.Id
+		return TargetHeld, t.Owner, t.ID
 	}
-	return t.Kind, t.Id, ""
+	return t.Kind, t.ID, ""
 }
 
 // Held is a rule that is in force here while the store has not yet acknowledged it.
@@ -291,7 +291,7 @@ type Subject struct {
 	Issuer  string // empty: the book's own
 	Subject string
 	Client  string
-	Id      string   // jti or the API key's ID
+	ID      string   // jti or the API key's ID
 	Kid     string   // its signing key
 	Grant   string   // its session
 	Chain   []string // the tokens, grants and API keys it was exchanged from; behind chainClient who held those, behind chainKey what signed them
@@ -301,7 +301,7 @@ type Subject struct {
 	Iat     time.Time // the earliest of its own and of what it descends from
 	Skew    time.Duration
 	Wall    bool     // no positions: compare times
-	ApiKey  bool     // descends from no session: rules on sessions spare it
+	APIKey  bool     // descends from no session: rules on sessions spare it
 	Renews  bool     // a grant at refresh: what is minted now is new, so that "mint again" spares it
 	Abroad  *Subject // of a foreign token: what a service's own rules see of it
 	// AbroadClient is the client by the name that Issuer gives it, which is none of ours.
@@ -355,7 +355,7 @@ func (b *Book) Hit(x *Subject) string {
 	if b.passed(x, TargetAll, "", "", "") {
 		return "everything"
 	}
-	if x.Id != "" && b.passed(x, TargetToken, x.Issuer, x.Id, "") {
+	if x.ID != "" && b.passed(x, TargetToken, x.Issuer, x.ID, "") {
 		return "token"
 	}
 	if x.Kid != "" && b.passed(x, TargetKey, "", x.Kid, "") {
@@ -367,7 +367,7 @@ func (b *Book) Hit(x *Subject) string {
 	for _, g := range x.Chain { // grants, and API keys that were exchanged for an access token
 		if client, ok := strings.CutPrefix(g, ChainClient); ok {
 			held := client
-			if x.ApiKey {
+			if x.APIKey {
 				held = keysOf(client)
 			}
 			if b.passed(x, TargetClient, "", client, "") || b.passed(x, TargetHeld, x.Issuer, x.Subject, held) {
@@ -409,7 +409,7 @@ func (b *Book) Hit(x *Subject) string {
 
 func (b *Book) principalHit(x *Subject, issuer, subject string) bool {
 	return subject != "" && (b.passed(x, TargetSubject, issuer, subject, "") ||
-		!x.ApiKey && b.passed(x, TargetSessions, issuer, subject, "") ||
+		!x.APIKey && b.passed(x, TargetSessions, issuer, subject, "") ||
 		x.Client != "" && b.passed(x, TargetHeld, issuer, subject, x.Client))
 }
 
@@ -472,7 +472,7 @@ func (r *Held) matches(x *Subject) bool {
 	case TargetAll:
 		return true
 	case TargetToken:
-		return x.Id == id && x.Issuer == t.Issuer || slices.Contains(x.Chain, id)
+		return x.ID == id && x.Issuer == t.Issuer || slices.Contains(x.Chain, id)
 	case TargetKey:
 		return x.Kid == id || slices.Contains(x.Chain, ChainKey+id)
 	case TargetGrant:
@@ -480,14 +480,14 @@ func (r *Held) matches(x *Subject) bool {
 	case TargetSubject:
 		return is(x.Issuer, x.Subject) || anyActor()
 	case TargetSessions:
-		return !x.ApiKey && (is(x.Issuer, x.Subject) || anyActor())
+		return !x.APIKey && (is(x.Issuer, x.Subject) || anyActor())
 	case TargetClient:
 		if t.Issuer != "" {
 			return t.Issuer == x.Issuer && x.AbroadClient == id
 		}
 		return x.Client == id || slices.Contains(x.Chain, ChainClient+id)
 	case TargetHeld:
-		return x.Client == holder && (is(x.Issuer, x.Subject) || anyActor()) || is(x.Issuer, x.Subject) && slices.Contains(x.Chain, ChainClient+holder) && !(x.ApiKey && t.Kind == TargetSessions)
+		return x.Client == holder && (is(x.Issuer, x.Subject) || anyActor()) || is(x.Issuer, x.Subject) && slices.Contains(x.Chain, ChainClient+holder) && !(x.APIKey && t.Kind == TargetSessions)
 	case TargetRole:
 		return slices.Contains(x.Roles, id)
 	}
@@ -515,7 +515,7 @@ func (b *Book) Signed(kid string) bool {
 
 // Lineage is what must end a token that is exchanged from x: x itself, its session, and the client that held it.
 func (x *Subject) Lineage() []string {
-	out := append(slices.Clone(x.Chain), x.Id)
+	out := append(slices.Clone(x.Chain), x.ID)
 	if x.Grant != "" {
 		out = append(out, x.Grant)
 	}
@@ -622,21 +622,21 @@ func (x *Record) Hashed(key []byte, ns string) HashedRule {
 func (t Target) EventSubject() string {
 	switch {
 	case t.Kind == TargetSubject || t.Kind == TargetSessions:
-		return t.Id
+		return t.ID
 	}
 	return t.Owner
 }
 
 func (t Target) EventClient() string {
 	if t.Kind == TargetClient {
-		return t.Id
+		return t.ID
 	}
 	return t.Holder
 }
 
 func (t Target) EventID(k targetKind) string {
 	if t.Kind == k {
-		return t.Id
+		return t.ID
 	}
 	return ""
 }

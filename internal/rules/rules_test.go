@@ -11,7 +11,7 @@ func TestUndatedBook(t *testing.T) {
 	for _, undated := range []bool{false, true} {
 		b := NewBook(LocalKeyer())
 		b.Undated = undated
-		b.enter(Record{Target: Target{Kind: TargetSubject, Id: "alice"}, Q: 7, At: 1_800_000_000_000}, 0)
+		b.enter(Record{Target: Target{Kind: TargetSubject, ID: "alice"}, Q: 7, At: 1_800_000_000_000}, 0)
 		later := time.Unix(1_800_000_001, 0)
 		for _, x := range []struct {
 			name    string

@@ -12,7 +12,7 @@ import (
 // Target names tokens. The zero Target, and one made of an empty ID, names none: Revoke refuses it.
 type Target struct {
 	Kind   targetKind
-	Id     string
+	ID     string
 	Issuer string // of a subject; empty: the service's own
 	Owner  string // only what this subject owns
 	Holder string // only what this client holds
@@ -70,7 +70,7 @@ func BySigningKey(kid string) Target { return named(TargetKey, kid) }
 func Everything() Target { return Target{Kind: TargetAll} }
 
 func named(k targetKind, id string) Target {
-	return Target{Kind: k, Id: id, none: id == "" || !storable(id)}
+	return Target{Kind: k, ID: id, none: id == "" || !storable(id)}
 }
 
 // storable reports whether a name may be part of a record: what a store takes, and what is the same when it is read back.
@@ -119,9 +119,9 @@ func (t Target) String() string {
 	}
 	var b strings.Builder
 	b.WriteString(t.Kind.String())
-	if t.Id != "" {
+	if t.ID != "" {
 		b.WriteByte(':')
-		b.WriteString(escapeTarget(t.Id))
+		b.WriteString(escapeTarget(t.ID))
 	}
 	for _, p := range [...][2]string{{"issuer", t.Issuer}, {"owner", t.Owner}, {"client", t.Holder}} {
 		if p[1] != "" {
@@ -161,7 +161,7 @@ func (t *Target) UnmarshalText(b []byte) error {
 	var out Target
 	for k := TargetToken; k <= TargetAll; k++ {
 		if targetNames[k] == name {
-			out = Target{Kind: k, Id: id, none: (id == "") != (k == TargetAll) || !storable(id)}
+			out = Target{Kind: k, ID: id, none: (id == "") != (k == TargetAll) || !storable(id)}
 		}
 	}
 	for _, p := range parts[1:] {
