@@ -46,9 +46,12 @@ type Engine struct {
 	Begin, End []string // the statements before and behind a write transaction
 	Lock       string   // at the end of what it reads
 	ByKey      string   // behind the name of a table that is read by its primary key
-	Ignore     string   // begins an insertion that does nothing where the row exists
-	Upsert     string   // ends an insertion of records that may exist: version, pos, written, expires and data are the new ones
-	Keys       string   // begins the list of rows that (a, b) IN compares with
+	// ByIndex stands behind the name of a table, "record" or "event", that is read by what a column holds. Left alone, both servers
+	// read all records of a kind in the order of their IDs: of 20,000 sessions SQLite found one subject's in 13 ms, and MariaDB in 1.
+	ByIndex func(table, column string) string
+	Ignore  string // begins an insertion that does nothing where the row exists
+	Upsert  string // ends an insertion of records that may exist: version, pos, written, expires and data are the new ones
+	Keys    string // begins the list of rows that (a, b) IN compares with
 
 	// Text and Bytes write literals.
 	Text  func(string) string

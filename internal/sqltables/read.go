@@ -13,9 +13,9 @@ import (
 )
 
 // read runs one statement that selects the namespace's row and, beside it, the rows of a table, which are of one snapshot
-// with it. where is what selects them, limit and order included; order orders them again, because a join need not.
+// with it. table is its name, the alias r and what hints at an index. where is what selects them, limit and order included; order orders them again, because a join need not.
 func (s *Store) read(ctx context.Context, table, fields, where, order string) (sp *space, out []record, err error) {
-	text := "SELECT " + s.columns() + ", " + fields + " FROM " + s.Prefix + "namespace n LEFT JOIN (SELECT * FROM " + s.Prefix + table + " r WHERE r.ns = " + s.Text(s.ns) +
+	text := "SELECT " + s.columns() + ", " + fields + " FROM " + s.Prefix + "namespace n LEFT JOIN (SELECT * FROM " + s.Prefix + table + " WHERE r.ns = " + s.Text(s.ns) +
 		where + ") r ON r.ns = n.ns WHERE n.ns = " + s.Text(s.ns) + order
 	for try := 0; ; try++ {
 		floor := s.last()
@@ -66,7 +66,7 @@ func (s *Store) Get(ctx context.Context, kind store.Kind, id string) (store.Reco
 		if !kind.Possible(id) {
 			return store.Record{}, store.ErrNotFound
 		}
-		sp, rows, err := s.read(ctx, "record", recordFields, " AND r.kind = "+s.Text(string(kind))+" AND r.id = "+s.Text(id), "")
+		sp, rows, err := s.read(ctx, "record r", recordFields, " AND r.kind = "+s.Text(string(kind))+" AND r.id = "+s.Text(id), "")
 		switch {
 		case err != nil:
 			return store.Record{}, err
@@ -95,7 +95,7 @@ func (s *Store) Follow(ctx context.Context, after store.Position, kinds []store.
 	return await(ctx, s, func(ctx context.Context) (store.View, error) {
 		// The second bound is for SQLite, whose index holds only what has a position. It begins to read at the first bound that it sees:
 		// the other way round it would read all state records each time.
-		sp, rows, err := s.read(ctx, "record", recordFields, " AND r.pos > "+strconv.FormatInt(after.N, 10)+" AND r.pos > 0"+where+
+		sp, rows, err := s.read(ctx, "record r", recordFields, " AND r.pos > "+strconv.FormatInt(after.N, 10)+" AND r.pos > 0"+where+
 			" ORDER BY r.pos LIMIT "+strconv.Itoa(max+1), " ORDER BY r.pos")
 		switch {
 		case err != nil:
@@ -136,8 +136,12 @@ func (s *Store) list(ctx context.Context, q store.Query) (store.Page, error) {
 	if q.Kind == store.KindEvent {
 		table, fields, by, where = "event", eventFields, "r.place", ""
 	}
-	for _, c := range [...][2]string{{"subject", q.Subject}, {"client", q.Client}, {"grant_id", q.Grant}, {"token", q.Token}, {"type", q.Type}} {
+	hint := "" // the first of these finds the fewest
+	for _, c := range [...][2]string{{"token", q.Token}, {"grant_id", q.Grant}, {"subject", q.Subject}, {"client", q.Client}, {"type", q.Type}} {
 		if c[1] != "" {
+			if hint == "" && (q.Kind == store.KindEvent || c[0] != "grant_id" && c[0] != "type") {
+				hint = s.ByIndex(table, c[0])
+			}
 			// That it is not empty is said again for indexes that hold only those.
 			where += " AND r." + c[0] + " = " + s.Text(c[1]) + " AND r." + c[0] + " <> " + s.Text("")
 		}
@@ -167,7 +171,7 @@ func (s *Store) list(ctx context.Context, q store.Query) (store.Page, error) {
 		}
 		where += " AND " + by + than + at
 	}
-	sp, rows, err := s.read(ctx, table, fields, where+" ORDER BY "+by+order+" LIMIT "+strconv.Itoa(q.Limit+1), " ORDER BY "+by+order)
+	sp, rows, err := s.read(ctx, table+" r"+hint, fields, where+" ORDER BY "+by+order+" LIMIT "+strconv.Itoa(q.Limit+1), " ORDER BY "+by+order)
 	switch {
 	case err != nil:
 		return store.Page{}, err

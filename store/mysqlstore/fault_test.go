@@ -261,6 +261,7 @@ func TestConnectionsAreKilled(t *testing.T) {
 	var wg sync.WaitGroup
 	var left atomic.Int64
 	left.Store(writers)
+	written := make(chan struct{}, 1)
 	for w := range writers {
 		wg.Go(func() {
 			defer left.Add(-1)
@@ -268,6 +269,10 @@ func TestConnectionsAreKilled(t *testing.T) {
 				c := rule(fmt.Sprintf("r%d-%d", w, i))
 				if _, err := s.Apply(ctx, c); err != nil {
 					t.Errorf("Apply: %v", err)
+				}
+				select {
+				case written <- struct{}{}:
+				default:
 				}
 				if _, err := s.Get(ctx, store.KindRule, c.Puts[0].ID); err != nil {
 					t.Errorf("Get: %v", err)
@@ -290,6 +295,10 @@ func TestConnectionsAreKilled(t *testing.T) {
 			if _, err := db.Exec(fmt.Sprint("KILL ", id)); err == nil {
 				kills++
 			}
+		}
+		select { // who kills faster than a busy machine connects lets nobody write
+		case <-written:
+		case <-time.After(time.Second):
 		}
 	}
 	wg.Wait()

@@ -220,6 +220,9 @@ func start(ctx context.Context, db *sql.DB, path string, make bool, o *Options) 
 		Ignore: "INSERT OR IGNORE",
 		Upsert: " ON CONFLICT (ns, kind, id) DO UPDATE SET version = excluded.version, pos = excluded.pos, written = excluded.written, expires = excluded.expires, data = excluded.data",
 		Keys:   "VALUES ",
+		ByIndex: func(table, column string) string {
+			return " INDEXED BY " + o.Prefix + table + "_" + strings.TrimSuffix(column, "_id")
+		},
 		Text:   func(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" },
 		Bytes:  func(b []byte) string { return "x'" + hex.EncodeToString(b) + "'" },
 		Now:    func() string { return strconv.FormatInt(o.Now().UnixMilli(), 10) },
