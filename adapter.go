@@ -1,4 +1,4 @@
-// What only adapters call: Service.Adapter. Notes, proofs and what happens once, by stored records of their own.
+// Service.Adapter, the methods that only adapters call. Notes and things done once have stored records of their own.
 
 package apitoken
 

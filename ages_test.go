@@ -11,7 +11,7 @@ import (
 	"github.com/apitoken-go/apitoken/apitokentest"
 )
 
-// What a page shows of keys and secrets beside their state: what came before and after, and until when.
+// A page can show the key before and the key after each key, the ages of secrets, and when a signing key ends.
 
 func TestARotatedKeyAndItsSuccessorNameEachOther(t *testing.T) {
 	t.Parallel()

@@ -126,7 +126,7 @@ func (x APIKey) State(now time.Time) string {
 // The host may do all of that. A caller, in a view made by For, names the key, gives it fewer scopes, an earlier end and other
 // metadata: ErrDenied and ErrInvalidScope, otherwise. ErrNotFound: there is no such key, it is not the caller's, or it has ended.
 //
-// What was used before counts under a new MaxUses too, within the interval that UsesPer names; other processes may have reserved a
+// Earlier uses count under a new MaxUses too, within the interval that UsesPer names; other processes may have reserved a
 // sixteenth of what remained under the old one, and use that up until they know of the change.
 //
 // A key that is disabled is refused, and works again once it is enabled. What was exchanged for it goes on until it expires: Revoke

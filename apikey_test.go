@@ -228,7 +228,7 @@ func TestUsesAreFilledUpEachInterval(t *testing.T) {
 			require.Equal(t, "active", key.State(at.Now()))
 		}
 
-		// What a process had reserved and not used ends with the day.
+		// Uses that a process reserved and did not take expire with the day.
 		require.NoError(t, authorize(list[0], ctx, secret, apitoken.Authenticated()))
 		advance(24 * time.Hour)
 		require.LessOrEqual(t, take(secret, int(limit)), int64(limit))

@@ -172,7 +172,7 @@ func TestKeysAreFoundByMetadata(t *testing.T) {
 	ids, _ = find(svc.APIKeys, apitoken.APIKeyQuery{Metadata: map[string]string{"team": ""}, Limit: 50})
 	require.Empty(t, ids)
 
-	// What is changed is found as it is now.
+	// Find sees the changed metadata.
 	_, err := edit(svc.APIKeys, want[0], func(x *apitoken.APIKey) { x.Metadata["team"] = "x" })
 	require.NoError(t, err)
 	ids, _ = find(svc.APIKeys, apitoken.APIKeyQuery{Metadata: map[string]string{"team": "x"}, Limit: 50})

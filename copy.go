@@ -1,4 +1,4 @@
-// What store/move asks of a service that moves to another store.
+// The root's part of store/move: how the records of a service are carried to another store.
 
 package apitoken
 

@@ -1,4 +1,4 @@
-// What every part of a service stands on: its configuration, store, view, rules and log of events.
+// core holds what all parts of a service share: configuration, store, view, rules and audit log.
 
 package apitoken
 

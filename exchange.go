@@ -81,7 +81,7 @@ func (s *minter) exchange(ctx context.Context, r ExchangeRequest, known *refusal
 			return p, err
 		}
 		first = false
-		// What is made of an API key knows no limit of uses or rate: to make it is one use.
+		// The exchanged token has no limit of uses or rate: the exchange itself takes one use of the API key.
 		for _, t := range used {
 			if err := s.apiKeys.take(ctx, t); err != nil {
 				return nil, err

@@ -24,7 +24,7 @@ import (
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
-// What those who have a credential notice of strangers who have none. Run one with -benchtime 5x on an idle machine.
+// These benchmarks measure how much strangers without a credential slow down callers who have one. Run one with -benchtime 5x on an idle machine.
 
 const strangers = 256
 

@@ -139,7 +139,7 @@ type Console struct {
 	face  looks
 	mux   *http.ServeMux
 	sites *http.CrossOriginProtection
-	// What operators do, which the admin API does too. Only pages of operators that change something take act: see page.act.
+	// The operations of operators, shared with the admin API. Only pages of operators that change something take act: see page.act.
 	look  operate.Look
 	act   operate.Act
 	admin *adminState // nil without that face

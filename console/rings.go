@@ -67,7 +67,7 @@ func (c *Console) showSigning(w http.ResponseWriter, r *http.Request, v *signing
 	return p.show(w, status, "signing-keys", v)
 }
 
-// turned goes on from what was done to the ring.
+// turned shows the signing keys after a change of them, or says that the change may not have been written.
 func (c *Console) turned(w http.ResponseWriter, r *http.Request, done string, u unwritten, err error) error {
 	if err != nil {
 		return orUnwritten(err, u)

@@ -112,7 +112,7 @@ func ExampleNewSlogAuditor() {
 	}
 	defer svc.Close()
 
-	// What one event looks like.
+	// One event as it is written.
 	err = auditor.Audit(context.Background(), apitoken.Event{ID: "01jexample", Type: event.Issued, OK: true, Subject: "alice"})
 	if err != nil {
 		log.Fatal(err)

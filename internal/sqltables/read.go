@@ -139,7 +139,7 @@ func (s *Store) list(ctx context.Context, q store.Query) (store.Page, error) {
 	hint := "" // the first of these finds the fewest
 	for _, c := range [...][2]string{{"token", q.Token}, {"grant_id", q.Grant}, {"subject", q.Subject}, {"client", q.Client}, {"type", q.Type}} {
 		if c[1] != "" {
-			if hint == "" && (q.Kind == store.KindEvent || c[0] != "grant_id" && c[0] != "type") {
+			if s.ByIndex != nil && hint == "" && (q.Kind == store.KindEvent || c[0] != "grant_id" && c[0] != "type") {
 				hint = s.ByIndex(table, c[0])
 			}
 			// That it is not empty is said again for indexes that hold only those.

@@ -219,13 +219,7 @@ func TestBlackHole(t *testing.T) {
 		"Get of another namespace": func() error { _, err := s.Namespace("other").Get(ctx, store.KindRule, "a"); return err },
 		"Open":                     func() error { _, err := mysqlstore.Open(ctx, w.behind(t, srv), &o); return err },
 	})
-	closed := make(chan error, 1)
-	go func() { closed <- s.Close() }()
-	select {
-	case <-closed:
-	case <-time.After(limit):
-		t.Fatal("Close waits for a server that is silent")
-	}
+	storetest.Closes(t, s, limit)
 }
 
 // The server's process is stopped: its system still acknowledges what is sent to it.

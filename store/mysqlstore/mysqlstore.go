@@ -157,15 +157,14 @@ func start(ctx context.Context, db *sql.DB, o *Options) (*Store, error) {
 	e := &sqltables.Engine{
 		Name: "mysqlstore", DB: db, Prefix: o.Prefix, Timeout: o.Timeout, Writers: 2, Joined: true, Look: 100 * time.Millisecond,
 		// The server ends a transaction whose client has fallen silent.
-		Begin:   []string{fmt.Sprintf("SET SESSION wait_timeout = %d", seconds(o.Timeout/4)), "START TRANSACTION"},
-		End:     []string{"SET SESSION wait_timeout = DEFAULT"},
-		Lock:    " FOR UPDATE",
-		ByKey:   " FORCE INDEX (PRIMARY)", // any other way locks what it passes
-		ByIndex: func(_, column string) string { return " FORCE INDEX (" + column + ")" },
-		Ignore:  "INSERT IGNORE",
-		Upsert:  " ON DUPLICATE KEY UPDATE version = VALUES(version), pos = VALUES(pos), written = VALUES(written), expires = VALUES(expires), data = VALUES(data)",
-		Text:    func(s string) string { return "x'" + hex.EncodeToString([]byte(s)) + "'" },
-		Bytes:   func(b []byte) string { return "x'" + hex.EncodeToString(b) + "'" },
+		Begin:  []string{fmt.Sprintf("SET SESSION wait_timeout = %d", seconds(o.Timeout/4)), "START TRANSACTION"},
+		End:    []string{"SET SESSION wait_timeout = DEFAULT"},
+		Lock:   " FOR UPDATE",
+		ByKey:  " FORCE INDEX (PRIMARY)", // any other way locks what it passes
+		Ignore: "INSERT IGNORE",
+		Upsert: " ON DUPLICATE KEY UPDATE version = VALUES(version), pos = VALUES(pos), written = VALUES(written), expires = VALUES(expires), data = VALUES(data)",
+		Text:   func(s string) string { return "x'" + hex.EncodeToString([]byte(s)) + "'" },
+		Bytes:  func(b []byte) string { return "x'" + hex.EncodeToString(b) + "'" },
 		// Of the moment at which the row is read, behind its lock.
 		Now: func() string { return "CAST(UNIX_TIMESTAMP(SYSDATE(3)) * 1000 AS SIGNED)" },
 		Origin: "SELECT CONCAT(" + identity + ", '/', UNIX_TIMESTAMP(create_time)) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = '" +

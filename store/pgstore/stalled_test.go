@@ -52,14 +52,7 @@ func TestBlackHole(t *testing.T) {
 			}
 			storetest.Stalled(t, s, stallLimit, own)
 
-			closed := make(chan error, 1)
-			go func() { closed <- s.Close() }()
-			select {
-			case err := <-closed:
-				require.NoError(t, err)
-			case <-time.After(stallLimit):
-				t.Fatal("Close waits for a server that is silent")
-			}
+			storetest.Closes(t, s, stallLimit)
 			w.end() // the driver would wait for it when the pools are closed
 		})
 	}

@@ -37,14 +37,7 @@ func TestSilentServer(t *testing.T) {
 				"New":                      func() error { _, err := redisstore.New(ctx, c, &redisstore.Options{Timeout: timeout}); return err },
 				"Get of another namespace": func() error { _, err := s.Namespace("other").Get(ctx, store.KindRule, "a"); return err },
 			})
-			closed := make(chan error, 1)
-			go func() { closed <- s.Close() }()
-			select {
-			case err := <-closed:
-				require.NoError(t, err)
-			case <-time.After(limit):
-				t.Fatal("Close waits for a server that is silent")
-			}
+			storetest.Closes(t, s, limit)
 		})
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"sync"
 	"testing"
@@ -91,6 +92,21 @@ func Stalled(t *testing.T, st store.Store, limit time.Duration, own ...map[strin
 			}
 			return
 		}
+	}
+}
+
+// Closes closes a store whose server is silent: Close must not wait for it longer than limit.
+func Closes(t *testing.T, st io.Closer, limit time.Duration) {
+	t.Helper()
+	closed := make(chan error, 1)
+	go func() { closed <- st.Close() }()
+	select {
+	case err := <-closed:
+		if err != nil {
+			t.Errorf("Close of a store whose server is silent: %v", err)
+		}
+	case <-time.After(limit):
+		t.Errorf("Close waits for a server that is silent, longer than %v", limit)
 	}
 }
 

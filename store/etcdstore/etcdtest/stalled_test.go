@@ -39,13 +39,6 @@ func TestSilentMember(t *testing.T) {
 		"New":                      func() error { _, err := etcdstore.New(ctx, client, &o); return err },
 		"Get of another namespace": func() error { _, err := s.Namespace("other").Get(ctx, store.KindRule, "a"); return err },
 	})
-	closed := make(chan error, 1)
-	go func() { closed <- s.Close() }()
-	select {
-	case err := <-closed:
-		require.NoError(t, err)
-	case <-time.After(limit):
-		t.Fatal("Close waits for a server that is silent")
-	}
+	storetest.Closes(t, s, limit)
 	p.cut()
 }
