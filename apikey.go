@@ -834,7 +834,7 @@ func (k *APIKeys) entry(r store.Record) (*knownKey, error) {
 		}
 		m := maker{id, k.clients.lookup(id)}
 		if makers = append(makers, m); m.client != nil {
-			rec.Scopes = sortedScopes(intersectScopes(rec.Scopes, m.client.Scopes))
+			rec.Scopes = sortedScopes(intersectScopes(rec.Scopes, m.client.Client.Scopes))
 		}
 	}
 	spec := TokenSpec{APIKey: true, ID: r.ID, Issuer: k.s.cfg.Issuer, Subject: rec.Subject, Audiences: []string{k.s.cfg.Audience},

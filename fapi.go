@@ -53,20 +53,6 @@ func (v *Validation) checkFAPI(field string) error {
 	return nil
 }
 
-// profiled refuses a client that the profile does not allow: one that proves itself by a secret or not at all, or by no key with an
-// algorithm of the profile (FAPI 2.0 §5.3.2.1).
-func (cs *Clients) profiled(c *Client, keys []*jws.PublicKey) error {
-	switch {
-	case !cs.s.cfg.FAPI:
-		return nil
-	case c.Public || c.usesSecret():
-		return fail(ErrInvalidRequest, "FAPI: client %q must prove itself by private_key_jwt, tls_client_auth or self_signed_tls_client_auth", c.ID)
-	case c.AuthMethod == authAssertion && !slices.ContainsFunc(keys, func(k *jws.PublicKey) bool { return slices.Contains(jws.FAPIAlgs, k.Alg) }):
-		return fail(ErrInvalidRequest, "FAPI: none of the keys of client %q is for PS256, ES256 or EdDSA; an RSA key names its alg", c.ID)
-	}
-	return nil
-}
-
 // constrained refuses an access token that nothing binds to its holder (FAPI 2.0 §5.3.2.1).
 func (c *Config) constrained(binding string) error {
 	if c.FAPI && binding == "" {

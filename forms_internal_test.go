@@ -17,6 +17,7 @@ import (
 
 	is "github.com/stretchr/testify/require"
 
+	"github.com/apitoken-go/apitoken/internal/clients"
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/mover"
 	"github.com/apitoken-go/apitoken/internal/namespace"
@@ -96,7 +97,7 @@ func goldenForm[T any](t *testing.T, name string, f *record.Form[T], id string) 
 		n := 0
 		fill(reflect.ValueOf(v).Elem(), &n)
 		reflect.ValueOf(v).Elem().FieldByName("V").SetInt(1)
-		if c, ok := any(v).(*clientRecord); ok {
+		if c, ok := any(v).(*clients.Record); ok {
 			c.Keys = []byte(`{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}`)
 		}
 		if q, ok := any(v).(*quota.Record); ok {
@@ -150,7 +151,7 @@ func TestStoredForms(t *testing.T) {
 	goldenForm(t, "grant", &grantForm, "g")
 	goldenForm(t, "ticket", &ticketForm, "t")
 	goldenForm(t, "note", &noteForm, "n")
-	goldenForm(t, "client", &clientForm, "c")
+	goldenForm(t, "client", &clients.ClientForm, "c")
 	goldenForm(t, "apikey", &apiKeyForm, "k")
 	goldenForm(t, "role", &roleForm, "admin")
 	goldenForm(t, "meta", &namespace.MetaForm, "service")
@@ -168,7 +169,7 @@ func TestStoredForms(t *testing.T) {
 func TestEveryStoredFormHasAGoldenFile(t *testing.T) {
 	t.Parallel()
 	var forms, files []string
-	for _, dir := range []string{".", "internal/rules", "internal/keyring", "internal/deliver", "internal/mover", "internal/usage", "internal/quota", "internal/once", "internal/namespace"} {
+	for _, dir := range []string{".", "internal/clients", "internal/rules", "internal/keyring", "internal/deliver", "internal/mover", "internal/usage", "internal/quota", "internal/once", "internal/namespace"} {
 		sources, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		is.NoError(t, err)
 		for _, name := range sources {

@@ -98,7 +98,7 @@ func FuzzStoredRecord(f *testing.F) {
 				}
 				_ = rules.NewBook(rules.LocalKeyer()).ApplyRecord(r)
 			case store.KindClient:
-				_ = newClients(s.core, s.SigningKeys).applyRecord(r)
+				_ = newClients(s.core, s.SigningKeys).known.Apply(r)
 			case store.KindRole:
 				_ = newRoleBook(nil).applyRecord(r)
 			case store.KindAPIKey:

@@ -488,7 +488,7 @@ func (s *minter) sign(ctx context.Context, p *plan, t stamp) (*Issued, *rules.Su
 // Issue implements [Issuer].
 func (s *Service) Issue(ctx context.Context, r Request) (*Issued, error) {
 	i, err := s.serve(ctx, "issue", func(known *refusal) (*Issued, error) { return s.issue(ctx, r, known) })
-	if !r.Auth.proves() {
+	if r.Auth.isZero() {
 		tell(&err)
 	}
 	return i, err

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/clients"
 	"github.com/apitoken-go/apitoken/internal/feedlog"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/lineage"
@@ -84,7 +85,7 @@ func (s *janitor) tidy(ctx context.Context, before time.Time) {
 	}
 	s.rules.Sweep(before)
 	s.feed.Sweep(before)
-	s.clients.sweep(ctx, before)
+	s.clients.known.Sweep(ctx, before)
 }
 
 // finishRules gives rules without a purge time one, once the API keys and client secrets that they hit have ended: those may
@@ -263,8 +264,8 @@ func (s *core) endings(r store.Record) ([]Expiry, error) {
 		}
 		return []Expiry{{Kind: "apikey", ID: r.ID, Owner: rec.Subject, Name: rec.Name, Created: time.UnixMilli(rec.Created), Ends: time.UnixMilli(end)}}, nil
 	case store.KindClient:
-		var rec clientRecord
-		if err := read(&clientForm, r, &rec); err != nil {
+		var rec clients.Record
+		if err := read(&clients.ClientForm, r, &rec); err != nil {
 			return nil, err
 		}
 		var list []Expiry

@@ -3,14 +3,13 @@
 package apitoken
 
 import (
-	"bytes"
 	"context"
 	"crypto/subtle"
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/clients"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -23,9 +22,6 @@ import (
 const (
 	maxLeakText    = 1 << 20
 	maxLeakMatches = 100
-	// maxLeaked is how many leaked secrets of one client are remembered, the latest ones, so that Declare does not bring them
-	// back.
-	maxLeaked = 16
 )
 
 // RevokeLeaked finds this service's credentials in text, verifies each, ends them and returns how many, each with an event
@@ -210,64 +206,29 @@ func (s *leakSearch) spoilTicket(ctx context.Context, id string, hash [32]byte) 
 	return false, tryAgain("parallel uses of one ticket")
 }
 
-// heldSecret is a client's secret, or its registration token, as it is stored.
-type heldSecret struct {
-	client       string
-	id           string // its own
-	hash         [32]byte
-	registration bool // gets no tokens
-}
-
-func (x heldSecret) targets() []rules.Target {
-	if x.registration {
-		return []rules.Target{rules.ByToken(x.id)}
-	}
-	return []rules.Target{rules.ByToken(x.id), ownTokens(x.client)}
-}
-
-// holders are those whose live secret, or registration token, key is: more than one where a host has declared it twice.
-func (cs *Clients) holders(key *opaque.Key, ours bool) (list []heldSecret) {
-	v, ok := cs.made.Load(key.ID)
-	if !ok {
-		return nil
-	}
-	for _, id := range v.([]string) {
-		k := cs.lookup(id)
-		if k == nil {
-			continue
-		}
-		secret, registration := cs.verifier(id, key, ours), cs.verifier(registrationOf(id), key, ours)
-		for _, cl := range k.rec.live(cs.s.now()) {
-			if cl.Rounds == 0 && subtle.ConstantTimeCompare(cl.Hash[:], secret[:]) == 1 {
-				list = append(list, heldSecret{id, key.ID.String(), secret, false})
-			}
-		}
-		if r := k.rec.Registration; r != nil && subtle.ConstantTimeCompare(r.Hash[:], registration[:]) == 1 {
-			list = append(list, heldSecret{id, key.ID.String(), registration, true})
-		}
-	}
-	return list
-}
-
 // ownTokens are what a client got for itself, and what came of that.
 func ownTokens(client string) rules.Target { return rules.BySubject(client).HeldBy(client) }
 
 // endLeaked ends the client secret or registration token that text is, with whomever has it.
 func (cs *Clients) endLeaked(ctx context.Context, text, reason string) (found, ended int, err error) {
-	key, ours, err := cs.signing.readMade(ctx, text, opaque.ClientSecret)
-	if key == nil || err != nil {
-		return 0, 0, err
+	g, err := cs.proofs.Read(ctx, text)
+	if g.Key == nil || err != nil {
+		return 0, 0, public(err)
 	}
-	list := cs.holders(key, ours)
-	if len(list) == 0 && ours {
+	list := cs.known.Holders(g)
+	if len(list) == 0 && g.Ours {
 		// Another process may have made it a moment ago. Junk ends at the tag, without a look at the store.
 		if err := cs.s.state.Refresh(ctx); err != nil {
 			return 0, 0, unavailable(err, "look for the client of a leaked secret")
 		}
-		list = cs.holders(key, ours)
+		list = cs.known.Holders(g)
 	}
 	for _, x := range list {
-		ok, e := cs.s.endHeld(ctx, x.targets(), func(ctx context.Context) (bool, error) { return cs.withdraw(ctx, x, reason) })
+		targets := []rules.Target{rules.ByToken(x.ID)}
+		if !x.Registration {
+			targets = append(targets, ownTokens(x.Client))
+		}
+		ok, e := cs.s.endHeld(ctx, targets, func(ctx context.Context) (bool, error) { return cs.withdraw(ctx, x, reason) })
 		switch {
 		case e != nil:
 			found++
@@ -283,16 +244,16 @@ func (cs *Clients) endLeaked(ctx context.Context, text, reason string) (found, e
 }
 
 // withdraw takes x out of its client's record, and reports whether it was there.
-func (cs *Clients) withdraw(ctx context.Context, x heldSecret, reason string) (bool, error) {
+func (cs *Clients) withdraw(ctx context.Context, x clients.Held, reason string) (bool, error) {
 	for range refreshTries {
-		rec, v, err := cs.read(ctx, x.client)
+		rec, v, err := cs.read(ctx, x.Client)
 		switch {
 		case isNotFound(err):
 			return false, nil
 		case err != nil:
 			return false, err
 		}
-		if !rec.withdraw(x.hash, cs.s.now()) {
+		if !rec.Withdraw(x.Hash, cs.s.now()) {
 			// Done before, perhaps by us, unheard: this process must know it too before it stops refusing on its own.
 			if err := cs.s.state.Refresh(ctx); err != nil {
 				return false, unavailable(err, "read back the client of a leaked secret")
@@ -300,47 +261,28 @@ func (cs *Clients) withdraw(ctx context.Context, x heldSecret, reason string) (b
 			return false, nil
 		}
 		c := cs.s.newChange()
-		if err := cs.put(c, x.client, &rec, v); err != nil {
-			return false, err
+		if err := rec.Put(&c.Change, x.Client, v); err != nil {
+			return false, public(err)
 		}
 		// The rule on the secret stays until the janitor has seen to it that no record holds the secret.
-		if err := cs.s.addRuleUntil(ctx, c, rules.ByToken(x.id), false, reason, 0); err != nil {
+		if err := cs.s.addRuleUntil(ctx, c, rules.ByToken(x.ID), false, reason, 0); err != nil {
 			return false, err
 		}
 		what := "registration token"
-		if !x.registration {
+		if !x.Registration {
 			what = "client secret"
-			if err := cs.s.addRule(ctx, c, ownTokens(x.client), false, reason); err != nil {
+			if err := cs.s.addRule(ctx, c, ownTokens(x.Client), false, reason); err != nil {
 				return false, err
 			}
-			c.event(ctx, Event{Type: event.Revoked, OK: true, Reason: reason, Target: Target{ownTokens(x.client)}, Subject: x.client, Client: x.client})
+			c.event(ctx, Event{Type: event.Revoked, OK: true, Reason: reason, Target: Target{ownTokens(x.Client)}, Subject: x.Client, Client: x.Client})
 		}
-		c.event(ctx, Event{Type: event.Leaked, OK: true, Reason: reason, Target: ByToken(x.id), TokenID: x.id, Client: x.client, Extra: map[string]string{"leaked": what}})
+		c.event(ctx, Event{Type: event.Leaked, OK: true, Reason: reason, Target: ByToken(x.ID), TokenID: x.ID, Client: x.Client, Extra: map[string]string{"leaked": what}})
 		_, err = cs.s.commit(ctx, c)
 		if !errors.Is(err, store.ErrConflict) {
 			return err == nil, err
 		}
 	}
-	return false, tryAgain("parallel updates of client %s", x.client)
-}
-
-// withdraw drops the verifier with this hash, and remembers it if it is of a secret that a host may declare again.
-func (rec *clientRecord) withdraw(hash [32]byte, now time.Time) bool {
-	if r := rec.Registration; r != nil && r.Hash == hash {
-		rec.Registration = nil
-		return true
-	}
-	if !slices.ContainsFunc(rec.live(now), func(cl clientSecret) bool { return cl.Hash == hash }) {
-		return false
-	}
-	rec.Secrets = slices.DeleteFunc(rec.Secrets, func(cl clientSecret) bool { return cl.Hash == hash })
-	rec.remember(hash)
-	return true
-}
-
-func (rec *clientRecord) remember(hash [32]byte) {
-	rec.Leaked = append(rec.Leaked, hash[:])
-	rec.Leaked = rec.Leaked[max(0, len(rec.Leaked)-maxLeaked):]
+	return false, tryAgain("parallel updates of client %s", x.Client)
 }
 
 // forget takes secrets that a rule has ended out of records that still have them, because the store once lost its latest
@@ -350,12 +292,7 @@ func (cs *Clients) forget(ctx context.Context, id string) error {
 	if err != nil {
 		return nil
 	}
-	v, ok := cs.made.Load(key)
-	if !ok {
-		return nil
-	}
-	is := func(cl *clientSecret) bool { return bytes.Equal(cl.ID, key[:]) }
-	for _, client := range v.([]string) {
+	for _, client := range cs.known.With(key) {
 		rec, v, err := cs.read(ctx, client)
 		if isNotFound(err) {
 			continue
@@ -363,19 +300,15 @@ func (cs *Clients) forget(ctx context.Context, id string) error {
 		if err != nil {
 			return err
 		}
-		n := len(rec.Secrets)
-		rec.Secrets = slices.DeleteFunc(rec.Secrets, func(cl clientSecret) bool {
-			if is(&cl) {
-				rec.remember(cl.Hash)
-			}
-			return is(&cl)
-		})
-		if rec.Registration != nil && is(rec.Registration) {
-			rec.Registration = nil
-		} else if len(rec.Secrets) == n {
+		if !rec.Forget(key[:]) {
 			continue
 		}
-		if err := cs.write(ctx, client, &rec, v, "leaked secret withdrawn", nil); err != nil {
+		c := cs.s.newChange()
+		if err := rec.Put(&c.Change, client, v); err != nil {
+			return public(err)
+		}
+		c.event(ctx, Event{Type: event.ClientChanged, OK: true, Reason: "leaked secret withdrawn", Client: client, Scopes: retyped[Scope](rec.Scopes)})
+		if _, err := cs.s.commit(ctx, c); err != nil {
 			return err
 		}
 	}

@@ -62,7 +62,7 @@ func (s revoker) revoke(ctx context.Context, target rules.Target, reason string,
 	err := s.provenTarget(ctx, &target)
 	if errors.Is(err, ErrNotFound) { // someone named what is another's
 		known := refusal{usage.Refusal{Subject: owner}}
-		if c := s.clients.lookup(holder); c != nil && c.Public { // anybody can say that it is one
+		if c := s.clients.lookup(holder); c != nil && c.Record.Public { // anybody can say that it is one
 			known.Claimed = holder
 		} else {
 			known.Client = holder

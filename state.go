@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/clients"
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/keyring"
@@ -50,7 +51,7 @@ func (s *Service) apply(r store.Record) error {
 		}
 		return err
 	case store.KindClient:
-		return s.Clients.applyRecord(r)
+		return public(s.Clients.known.Apply(r))
 	case store.KindRole:
 		return s.roles.applyRecord(r)
 	case store.KindMeta:
@@ -82,7 +83,7 @@ func (s *Service) setAside(r store.Record, why error) error {
 		}
 		return s.feed.ApplyRule(r)
 	case store.KindClient:
-		s.Clients.setAside(r, why)
+		s.Clients.known.SetAside(r, why)
 	case store.KindRole:
 		s.roles.setAside(r, why)
 	case store.KindAPIKey:
@@ -96,7 +97,7 @@ func (s *Service) setAside(r store.Record, why error) error {
 
 // forget drops what was read of another history. The rules keep all they hold.
 func (s *Service) forget() {
-	s.Clients.reset()
+	s.Clients.known.Reset()
 	s.APIKeys.reset()
 	s.SigningKeys.ring.Reset()
 	s.roles.reset()
@@ -143,7 +144,7 @@ func readable(r store.Record) error {
 	case store.KindRole:
 		return read(&roleForm, r, new(roleRecord))
 	case store.KindClient:
-		return read(&clientForm, r, new(clientRecord))
+		return read(&clients.ClientForm, r, new(clients.Record))
 	case store.KindRule:
 		_, err := rules.ReadRule(r)
 		return public(err)
@@ -262,7 +263,7 @@ func (s *Service) Remove(ctx context.Context, kind store.Kind, id string) (faile
 			x.Reason, x.At = "in place of a record that could not be read", max(x.At, 0)
 			return put(c, &rules.RuleForm, r, &x, v)
 		case store.KindClient:
-			return put(c, &clientForm, r, &clientRecord{V: 1, Disabled: true, Created: now.UnixMilli()}, v)
+			return put(c, &clients.ClientForm, r, &clients.Record{V: 1, Disabled: true, Created: now.UnixMilli()}, v)
 		case store.KindRole:
 			return put(c, &roleForm, r, &roleRecord{V: 1}, v)
 		case store.KindAPIKey:

@@ -115,7 +115,7 @@ func readTicket(r store.Record) (*ticketRecord, error) {
 // Prepare checks r as Issue would, records it and returns the ticket that redeems it. With t.CodeSHA256 the code is
 // out already and the answer is the zero Secret.
 func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (_ Secret, failed error) {
-	if !r.Auth.proves() {
+	if r.Auth.isZero() {
 		defer tell(&failed)
 	}
 	var known refusal

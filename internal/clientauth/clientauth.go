@@ -1,16 +1,18 @@
-// Package clientauth checks how a client proves who it is: by a secret, by a JWT that it signs (RFC 7523), or by the
-// certificate of its TLS connection (RFC 8705). It owns the form of stored secrets, the queue for slow hashes, and the counts
-// of failures.
+// Package clientauth finds out whether a client is who it says: by a secret, by a JWT that it signs (RFC 7523), or by the
+// certificate of its TLS connection (RFC 8705). It owns the methods of authentication, the making and the stored form of secrets and
+// registration tokens, the queue for slow hashes, and the counts of failures. It keeps no list of clients: whoever calls brings
+// the Credentials.
 //
 // It promises that the time of an answer doesn't tell whether a client exists, whether it has a secret, or how many; that
 // slow hashes never take more than half of the processors; and that a stranger cannot lock a client out: generated secrets
 // never wait, and clients with a chosen secret come before made-up names.
 //
 // Order: a secret is compared by the fast way first, then by what was right last, then by slow hashes after a place in the
-// queue was given. The queue has one lock, held for its lists alone; nothing else is locked meanwhile. There is no I/O:
-// whether an assertion was used before, and whether a rule ended a secret, is for the caller to say.
+// queue was given; what convinced is asked last whether a rule has ended it. The queue has one lock, held for its lists alone;
+// nothing else is locked meanwhile. There is no I/O but in two functions of the Config: Once, for an assertion that is good, and Read,
+// for the key of a tag that this process has not heard of.
 //
-// The root's Clients call it.
+// Package clients calls it for whoever authenticates, and the root where it makes secrets and where one has leaked.
 package clientauth
 
 import (
@@ -77,8 +79,8 @@ func Keys(set []byte) (keys []*jws.PublicKey, certs [][32]byte, _ error) {
 	return keys, certs, nil
 }
 
-// CheckName refuses what is not the form of a certificate's name: "dn:", "dns:", "uri:", "ip:" or "email:" and the value.
-func CheckName(name string) error {
+// checkName refuses what is not the form of a certificate's name: "dn:", "dns:", "uri:", "ip:" or "email:" and the value.
+func checkName(name string) error {
 	kind, v, ok := strings.Cut(name, ":")
 	if ok && v != "" && len(v) <= maxNameValue {
 		switch kind {
@@ -93,8 +95,8 @@ func CheckName(name string) error {
 	return fault.Fail(fault.InvalidRequest, "TLSName %q is not dn:, dns:, uri:, ip: or email: and a name (RFC 8705 §2.1.2)", name)
 }
 
-// Named reports whether a certificate bears a name in the form of CheckName.
-func Named(cert *x509.Certificate, name string) bool {
+// named reports whether a certificate bears a name in the form of checkName.
+func named(cert *x509.Certificate, name string) bool {
 	kind, v, _ := strings.Cut(name, ":")
 	switch kind {
 	case "dn":
@@ -122,9 +124,9 @@ func Named(cert *x509.Certificate, name string) bool {
 	return false
 }
 
-// Valid reports whether a certificate is in its lifetime. Ask of a chain that was verified too: the connection that showed it
+// valid reports whether a certificate is in its lifetime. Ask of a chain that was verified too: the connection that showed it
 // may be older than its end.
-func Valid(cert *x509.Certificate, now time.Time) bool {
+func valid(cert *x509.Certificate, now time.Time) bool {
 	return !now.Before(cert.NotBefore) && !now.After(cert.NotAfter)
 }
 
@@ -137,22 +139,14 @@ func Claimant(assertion string) string {
 	return t.Claims.Subject
 }
 
-// Expected is what an assertion must fit.
-type Expected struct {
-	Client    string
-	Keys      []*jws.PublicKey
-	Issuer    string   // must be its only aud (draft-ietf-oauth-rfc7523bis §4)
-	Endpoints []string // URLs that may be its aud too; empty: none
-	OneString bool     // aud must be a string, no list of one (FAPI 2.0 §5.3.2.1)
-	Algs      []string // by which it may be signed
-	Now       time.Time
-	Skew      time.Duration // how far the client's clock may be ahead
-}
-
-// Assertion checks a JWT of RFC 7523 §3. The caller must see to it that id is taken once until the given time.
-func Assertion(assertion string, x Expected) (id string, until time.Time, ok bool) {
+// verify checks a JWT of RFC 7523 §3. The caller must see to it that id is taken once until the given time.
+func (c *Checker) verify(x *Credentials, a *Attempt) (id string, until time.Time, ok bool) {
+	endpoints := a.Endpoints
+	if c.cfg.FAPI {
+		endpoints = nil
+	}
 	var t jws.Token
-	if jws.Parse(assertion, maxAssertionBytes, &t) != nil {
+	if jws.Parse(a.Assertion, maxAssertionBytes, &t) != nil {
 		return "", until, false
 	}
 	// Another kind of JWT, such as a proof or a token of ours, is none (RFC 8725 §3.11).
@@ -164,22 +158,23 @@ func Assertion(assertion string, x Expected) (id string, until time.Time, ok boo
 	if cl.Issuer != x.Client || cl.Subject != x.Client || cl.ID == "" || len(cl.ID) > maxAssertionID || len(cl.Audience) == 0 {
 		return "", until, false
 	}
-	// One that names another server besides may have been made for that server, or obtained by it (CVE-2025-27370).
+	// The issuer is its only aud (draft-ietf-oauth-rfc7523bis §4), or an endpoint that the caller takes as well. One that names another server besides may have been made for that server, or obtained by it (CVE-2025-27370).
 	for _, aud := range cl.Audience {
-		if aud != x.Issuer && !slices.Contains(x.Endpoints, aud) {
+		if aud != c.cfg.Issuer && !slices.Contains(endpoints, aud) {
 			return "", until, false
 		}
 	}
-	if len(x.Endpoints) == 0 && len(cl.Audience) != 1 {
+	if len(endpoints) == 0 && len(cl.Audience) != 1 {
 		return "", until, false
 	}
-	if _, err := t.Text("aud"); x.OneString && err != nil {
+	// FAPI 2.0 §5.3.2.1: aud is a string, no list of one.
+	if _, err := t.Text("aud"); c.cfg.FAPI && err != nil {
 		return "", until, false
 	}
-	if !slices.Contains(x.Algs, t.Header.Alg) {
+	if !slices.Contains(c.cfg.Algs, t.Header.Alg) {
 		return "", until, false
 	}
-	now, ahead := x.Now.Unix(), int64(x.Skew/time.Second)
+	now, ahead := c.cfg.Now().Unix(), int64(c.cfg.Ahead/time.Second)
 	if cl.Expires <= now || cl.Expires-now > int64(maxAssertionLife/time.Second) || cl.IssuedAt > now+ahead || cl.NotBefore > now+ahead {
 		return "", until, false
 	}

@@ -18,9 +18,9 @@ import (
 )
 
 const (
-	MaxLive   = 2  // secrets of a client at once
-	MinChosen = 16 // bytes of a secret that a host chooses
+	MaxLive = 2 // secrets of a client at once
 
+	minChosen  = 16      // bytes of a secret that a host chooses
 	maxChosen  = 512     // bytes of a secret that is hashed slowly
 	slowRounds = 600_000 // of PBKDF2-HMAC-SHA256, OWASP 2023
 	saltBytes  = 16
@@ -42,13 +42,13 @@ type Secret struct {
 // Chosen reports whether a host chose the secret, so that its hash is slow.
 func (x *Secret) Chosen() bool { return x.Rounds > 0 }
 
-// Equal compares verifiers in constant time.
-func (x *Secret) Equal(o *Secret) bool {
+// equal compares verifiers in constant time.
+func (x *Secret) equal(o *Secret) bool {
 	return x.Rounds == o.Rounds && string(x.Salt) == string(o.Salt) && subtle.ConstantTimeCompare(x.Hash[:], o.Hash[:]) == 1
 }
 
-// Fits reports whether secret is the one that x is the slow verifier of. It takes a tenth of a second.
-func (x *Secret) Fits(secret string) bool {
+// fits reports whether secret is the one that x is the slow verifier of. It takes a tenth of a second.
+func (x *Secret) fits(secret string) bool {
 	sum, err := slowHash(secret, x.Salt, x.Rounds)
 	return err == nil && subtle.ConstantTimeCompare(sum[:], x.Hash[:]) == 1
 }
@@ -62,8 +62,8 @@ func slowHash(secret string, salt []byte, rounds int) (out [32]byte, _ error) {
 	return out, nil
 }
 
-// NewChosen makes the verifier of a secret that a host chose.
-func NewChosen(secret string, now time.Time) (Secret, error) {
+// newChosen makes the verifier of a secret that a host chose.
+func newChosen(secret string, now time.Time) (Secret, error) {
 	x := Secret{Salt: make([]byte, saltBytes), Rounds: slowRounds, Created: now.UnixMilli()}
 	rand.Read(x.Salt)
 	sum, err := slowHash(secret, x.Salt, x.Rounds)
@@ -71,13 +71,13 @@ func NewChosen(secret string, now time.Time) (Secret, error) {
 	return x, err
 }
 
-// Text is a slow verifier as a configuration file holds it.
-func (x *Secret) Text() string {
+// text is a slow verifier as a configuration file holds it.
+func (x *Secret) text() string {
 	return hashedMark + base64.StdEncoding.EncodeToString(append(slices.Clone(x.Salt), x.Hash[:]...))
 }
 
-// Parse reads what Text made. ok: text is of that form, damaged or not.
-func Parse(text string) (x Secret, ok bool, _ error) {
+// parse reads what text made. ok: text is of that form, damaged or not.
+func parse(text string) (x Secret, ok bool, _ error) {
 	rest, ok := strings.CutPrefix(text, hashedMark)
 	if !ok {
 		return x, false, nil
@@ -87,6 +87,16 @@ func Parse(text string) (x Secret, ok bool, _ error) {
 		return x, true, fault.Fail(fault.InvalidRequest, "a hashed secret is damaged")
 	}
 	return Secret{Hash: [32]byte(raw[saltBytes:]), Salt: raw[:saltBytes:saltBytes], Rounds: slowRounds}, true, nil
+}
+
+// AppendLive appends those of a client's secrets that have not ended by now.
+func AppendLive(live, all []Secret, now time.Time) []Secret {
+	for _, x := range all {
+		if x.Expires == 0 || now.UnixMilli() < x.Expires {
+			live = append(live, x)
+		}
+	}
+	return live
 }
 
 // Match finds the plain hash among a client's verifiers, in a time that depends on none of them; -1: it is not there.
@@ -104,51 +114,35 @@ func Match(live []Secret, hash [32]byte) int {
 	return found
 }
 
-// Checker compares secrets that hosts chose. Use NewChecker.
-type Checker struct {
-	Failures throttle.Table // by client and source
-
-	queue *queue
-	key   [32]byte // of this process, for marks
-}
-
-// NewChecker returns a Checker that runs slow hashes on half of the processors.
-func NewChecker() *Checker {
-	c := &Checker{queue: newQueue()}
-	rand.Read(c.key[:])
-	return c
-}
-
-// Proved remembers the secret of a client that was right last, so that it need not be hashed slowly again: a MAC of it, and
+// proved remembers the secret of a client that was right last, so that it need not be hashed slowly again: a MAC of it, and
 // the verifier that it fitted, with which it ends.
-type Proved struct{ mark, hash [32]byte }
+type proved struct{ mark, hash [32]byte }
 
-// Attempt is a secret that somebody presents as a client's.
-type Attempt struct {
-	Name   throttle.Name // the client, and the source of the request
-	Secret string
-	Live   []Secret                // the client's; none for a client that doesn't exist
-	Proved *atomic.Pointer[Proved] // the client's; of any other for one that doesn't exist
-	Skip   bool                    // no client has a chosen secret: no name has to look like one that has
-	Now    func() time.Time
+// guess is a secret that somebody presents as a client's, and that a host has chosen, if it is one.
+type guess struct {
+	name   throttle.Name // the client, and the source of the request
+	secret string
+	live   []Secret                // the client's; none for a client that doesn't exist
+	proved *atomic.Pointer[proved] // the client's; of any other for one that doesn't exist
+	skip   bool                    // no client has a chosen secret: no name has to look like one that has
 }
 
-// Check returns the index of the verifier that the secret fits, or -1. fault.Limited: too many wait; fault.Unavailable: ctx
+// chosen returns the index of the verifier that the secret fits, or -1. fault.Limited: too many wait; fault.Unavailable: ctx
 // ended meanwhile.
-func (c *Checker) Check(ctx context.Context, a Attempt) (int, error) {
-	if a.Secret == "" || len(a.Secret) > maxChosen {
+func (c *Checker) chosen(ctx context.Context, a guess) (int, error) {
+	if a.secret == "" || len(a.secret) > maxChosen {
 		return -1, nil
 	}
-	mark := c.mark(a.Name.Who, a.Secret)
-	if p := a.Proved.Load(); p != nil && hmac.Equal(p.mark[:], mark[:]) {
-		return slices.IndexFunc(a.Live, func(x Secret) bool { return x.Hash == p.hash }), nil
+	mark := c.mark(a.name.Who, a.secret)
+	if p := a.proved.Load(); p != nil && hmac.Equal(p.mark[:], mark[:]) {
+		return slices.IndexFunc(a.live, func(x Secret) bool { return x.Hash == p.hash }), nil
 	}
-	if a.Skip || c.Failures.Over(a.Name, a.Now()) { // no slow hash for whoever has failed too often
+	if a.skip || c.failures.Over(a.name, c.cfg.Now()) { // no slow hash for whoever has failed too often
 		return -1, nil
 	}
 
-	known := slices.ContainsFunc(a.Live, func(x Secret) bool { return x.Chosen() })
-	if err := c.queue.enter(ctx, a.Name.Who, known); err != nil {
+	known := slices.ContainsFunc(a.live, func(x Secret) bool { return x.Chosen() })
+	if err := c.queue.enter(ctx, a.name.Who, known); err != nil {
 		return -1, err
 	}
 	held := true
@@ -157,19 +151,19 @@ func (c *Checker) Check(ctx context.Context, a Attempt) (int, error) {
 			c.queue.leave()
 		}
 	}()
-	if c.Failures.Over(a.Name, a.Now()) { // by those who waited in front
+	if c.failures.Over(a.name, c.cfg.Now()) { // by those who waited in front
 		return -1, nil
 	}
 
 	// Two live secrets take two slow hashes. So does every second name, and nobody knows which: the time doesn't tell
 	// whether there is such a client.
-	look := c.mark(a.Name.Who, "")
+	look := c.mark(a.name.Who, "")
 	found, salt := -1, make([]byte, saltBytes)
 	for i := range MaxLive {
 		x := Secret{Salt: salt, Rounds: slowRounds}
-		real := i < len(a.Live) && a.Live[i].Chosen()
+		real := i < len(a.live) && a.live[i].Chosen()
 		if real {
-			x = a.Live[i]
+			x = a.live[i]
 		} else if i > 0 && look[0]%2 == 0 {
 			break
 		}
@@ -179,9 +173,9 @@ func (c *Checker) Check(ctx context.Context, a Attempt) (int, error) {
 				return -1, err
 			}
 		}
-		if x.Fits(a.Secret) && real {
+		if x.fits(a.secret) && real {
 			found = i
-			a.Proved.Store(&Proved{mark, x.Hash})
+			a.proved.Store(&proved{mark, x.Hash})
 		}
 	}
 	return found, nil

@@ -15,38 +15,38 @@ import (
 // Where no host has chosen a secret, no wrong one is hashed slowly: with every place taken the answer comes all the same.
 func TestNoSlowHashWithoutAChosenSecret(t *testing.T) {
 	t.Parallel()
-	c := NewChecker()
+	c := New(Config{Now: time.Now})
 	for range c.queue.free {
 		is.NoError(t, c.queue.enter(t.Context(), "x", false))
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	a := Attempt{Name: throttle.Name{Who: "made up"}, Secret: "no secret of any client", Proved: new(atomic.Pointer[Proved]), Skip: true, Now: time.Now}
-	i, err := c.Check(ended, a)
+	a := guess{name: throttle.Name{Who: "made up"}, secret: "no secret of any client", proved: new(atomic.Pointer[proved]), skip: true}
+	i, err := c.chosen(ended, a)
 	is.NoError(t, err)
 	is.Negative(t, i)
 
-	a.Skip = false
-	_, err = c.Check(ended, a)
+	a.skip = false
+	_, err = c.chosen(ended, a)
 	is.ErrorIs(t, err, fault.Unavailable, "it looks like a client now")
 
 	for range throttle.Limit {
-		c.Failures.Take(a.Name, time.Now())
+		c.failures.Take(a.name, time.Now())
 	}
-	i, err = c.Check(ended, a)
+	i, err = c.chosen(ended, a)
 	is.NoError(t, err, "who has failed too often waits for no hash")
 	is.Negative(t, i)
 }
 
 func TestASecretThatWasRightIsNotHashedAgain(t *testing.T) {
 	t.Parallel()
-	c := NewChecker()
+	c := New(Config{Now: time.Now})
 	const secret = "a secret of the host's choice"
-	x, err := NewChosen(secret, time.Now())
+	x, err := newChosen(secret, time.Now())
 	is.NoError(t, err)
-	var proved atomic.Pointer[Proved]
-	a := Attempt{Name: throttle.Name{Who: "batch"}, Secret: secret, Live: []Secret{{Hash: [32]byte{1}}, x}, Proved: &proved, Now: time.Now}
-	i, err := c.Check(t.Context(), a)
+	var proved atomic.Pointer[proved]
+	a := guess{name: throttle.Name{Who: "batch"}, secret: secret, live: []Secret{{Hash: [32]byte{1}}, x}, proved: &proved}
+	i, err := c.chosen(t.Context(), a)
 	is.NoError(t, err)
 	is.Equal(t, 1, i)
 
@@ -55,17 +55,17 @@ func TestASecretThatWasRightIsNotHashedAgain(t *testing.T) {
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	i, err = c.Check(ended, a)
+	i, err = c.chosen(ended, a)
 	is.NoError(t, err)
 	is.Equal(t, 1, i, "with every place taken")
 
-	a.Live = a.Live[:1]
-	i, err = c.Check(ended, a)
+	a.live = a.live[:1]
+	i, err = c.chosen(ended, a)
 	is.NoError(t, err)
 	is.Negative(t, i, "it ends with its verifier")
 
-	a.Live, a.Name.Who = []Secret{x}, "another"
-	_, err = c.Check(ended, a)
+	a.live, a.name.Who = []Secret{x}, "another"
+	_, err = c.chosen(ended, a)
 	is.ErrorIs(t, err, fault.Unavailable, "it was right for one client only")
 }
 
@@ -83,19 +83,19 @@ func TestMatch(t *testing.T) {
 
 func TestTextOfAHashedSecret(t *testing.T) {
 	t.Parallel()
-	x, err := NewChosen("a secret of the host's choice", time.Now())
+	x, err := newChosen("a secret of the host's choice", time.Now())
 	is.NoError(t, err)
-	y, ok, err := Parse(x.Text())
+	y, ok, err := parse(x.text())
 	is.NoError(t, err)
 	is.True(t, ok)
-	is.True(t, x.Equal(&y))
-	is.True(t, y.Fits("a secret of the host's choice"))
-	is.False(t, y.Fits("another secret"))
+	is.True(t, x.equal(&y))
+	is.True(t, y.fits("a secret of the host's choice"))
+	is.False(t, y.fits("another secret"))
 
-	_, ok, err = Parse("a secret of the host's choice")
+	_, ok, err = parse("a secret of the host's choice")
 	is.NoError(t, err)
 	is.False(t, ok)
-	_, ok, err = Parse(x.Text()[:40])
+	_, ok, err = parse(x.text()[:40])
 	is.ErrorIs(t, err, fault.InvalidRequest)
 	is.True(t, ok)
 }

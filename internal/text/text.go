@@ -10,6 +10,18 @@ import (
 	"unicode/utf8"
 )
 
+// IsName reports whether s is 1 to 255 printable ASCII characters without space, quote and backslash: NQCHAR of RFC 6749 appendix A.
+func IsName(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c <= 0x20 || c >= 0x7f || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return s != "" && len(s) <= maxName
+}
+
+const maxName = 255 // bytes
+
 // MaxText bounds what is kept of a string that a client chose.
 const MaxText = 256
 

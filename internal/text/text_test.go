@@ -1,6 +1,9 @@
 package text
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 // The world's names are taken, with the joiners that they need; what a reader cannot see is not.
 func TestPlainText(t *testing.T) {
@@ -11,6 +14,18 @@ func TestPlainText(t *testing.T) {
 	} {
 		if PlainText(s) != want {
 			t.Errorf("PlainText(%q) = %v", s, !want)
+		}
+	}
+}
+
+func TestIsName(t *testing.T) {
+	t.Parallel()
+	for s, want := range map[string]bool{
+		"cl_1": true, "https://app.example.com/c?a=1": true, "~": true, strings.Repeat("x", 255): true,
+		"": false, "a b": false, `a"b`: false, `a\b`: false, "a\x7f": false, "é": false, strings.Repeat("x", 256): false,
+	} {
+		if IsName(s) != want {
+			t.Errorf("IsName(%q) = %v", s, !want)
 		}
 	}
 }

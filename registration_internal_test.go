@@ -7,6 +7,7 @@ import (
 
 	is "github.com/stretchr/testify/require"
 
+	"github.com/apitoken-go/apitoken/internal/clients"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
@@ -24,7 +25,7 @@ func TestAClientThatEndedIsForgotten(t *testing.T) {
 	id := "https://app.example.com/c.json"
 	_, err = svc.Clients.Adopt(ctx, Client{ID: id, Public: true, GrantTypes: []string{"authorization_code"}, RedirectURIs: []string{"https://app.example.com/cb"}}, 10)
 	is.NoError(t, err)
-	later.Store(int64(unusedClient + clientSlack))
+	later.Store(int64(unusedClient + clients.Slack))
 	svc.janitor.tidy(ctx, follow.NewClock(now).Now())
 	is.NotNil(t, svc.Clients.lookup(id), "people may still ask what became of it")
 	later.Add(int64(time.Second))
