@@ -69,7 +69,7 @@ func (n *space) newIntent(c *store.Change) *intent {
 	for i := range c.Events {
 		in.size += int64(c.Events[i].Size()) + 48
 	}
-	ops, size := len(in.puts)*3+int(units(in.size)), int(in.size)
+	ops, size := len(in.puts)*3+1+int(weights(in.size)), int(in.size)
 	for i := range in.puts {
 		p := &in.puts[i]
 		ops, size = ops+len(p.indexes), size+2*len(p.value)
@@ -360,7 +360,7 @@ func (n *space) transaction(in *intent, g *guess, first int64, seq int) (cmps []
 	if len(in.events) > 0 {
 		key := n.keys.event(g.epoch, in.id, seq)
 		ops = append(ops, clientv3.OpPut(key, string(encodeEvents(in.id, g.now, g.lineage.id, in.events, nil, seq*store.MaxEvents))))
-		for i := int64(1); i < units(in.size); i++ {
+		for i := range weights(in.size) {
 			ops = append(ops, clientv3.OpPut(n.keys.weightsOf(key)+fmt.Sprintf("%03d", i), ""))
 		}
 	}

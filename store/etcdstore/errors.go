@@ -19,8 +19,8 @@ var (
 	// ErrFull: the cluster raised its NOSPACE alarm, and takes no writes until it has room and the alarm is disarmed.
 	// Nothing was written.
 	ErrFull = errors.New("etcdstore: cluster is out of space")
-	// ErrOutboxFull: more events wait in etcd than Options.OutboxBytes allows. Nothing was written. Changes with a
-	// revocation (a put of store.KindRule) never get it.
+	// ErrOutboxFull: as many events wait in etcd as Options.OutboxBytes allows, and none of them was shipped for a while, or there is no
+	// store to ship them to. Nothing was written. Changes with a revocation (a put of store.KindRule) never get it.
 	ErrOutboxFull = errors.New("etcdstore: outbox of events is full")
 	// ErrDamaged: a key under the prefix holds what this package did not write.
 	ErrDamaged = errors.New("etcdstore: value is damaged")

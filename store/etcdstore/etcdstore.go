@@ -78,9 +78,11 @@ type Options struct {
 	// Nil: events stay in etcd, up to OutboxBytes, until Purge removes those that have expired.
 	Events func(namespace string) store.Store
 
-	// OutboxBytes is how many bytes of events may wait in etcd, in each namespace. The events of a change count in
-	// full steps of 4 KiB. Beyond it Apply answers ErrOutboxFull to changes that have events and no revocation. What
-	// other processes write is noticed within a second, so it can be passed by as much. Zero: 512 MiB.
+	// OutboxBytes is how many bytes of events may wait in etcd, in each namespace. The events of a change count as 1 KiB, and 4 KiB more
+	// for each that they hold beyond it, the last rounded up. From half of it on, changes with events are slowed down, so that no more
+	// is written than is shipped. Where it is full they wait for half of Timeout at most, and are answered ErrOutboxFull when nothing was
+	// shipped for as long; at once where Events is nil. Changes with a revocation never are. What other processes write is noticed
+	// within a second, so the limit can be passed by as much. Zero: 512 MiB.
 	OutboxBytes int64
 
 	// Timeout bounds every verb whatever its context, and New: a member that fell silent holds no caller for longer.
@@ -237,6 +239,8 @@ type space struct {
 	err  error // every verb's answer where the namespace's name is not allowed
 	keys keys
 
+	ships func() bool // Options.Events names a store for it
+
 	state, grants group
 
 	mu      sync.Mutex // guards what follows
@@ -258,11 +262,12 @@ var (
 )
 
 func newSpace(s *Store, name string, err error) *space {
-	return &space{
+	n := &space{
 		s: s, name: name, err: err, keys: newKeys(s.prefix, name),
 		state: group{most: stateFlights}, grants: group{most: grantFlights},
-		outbox: measure{gate: make(chan struct{}, 1)},
 	}
+	n.ships = sync.OnceValue(func() bool { return n.dest() != nil })
+	return n
 }
 
 // usable is asked first by every verb.

@@ -20,7 +20,7 @@ import (
 //	shipper              claim of the process that ships the outbox, under a lease
 //	h/NS                 position of the last state change, 8 bytes
 //	e/NS/EPOCH/CHANGE    events of one change, with its number among those of its revision; see place
-//	w/NS/EPOCH/CHANGE/N  weights: one for each 4 KiB of events after the first, so that counting keys bounds bytes
+//	w/NS/EPOCH/CHANGE/N  weights: one for each 4 KiB of events beyond the first KiB, so that counting keys bounds bytes
 //	n/NS/epoch           the epoch that new events go to, 8 bytes
 //	n/NS/fence           exists while the namespace takes no writes
 //	n/NS/trimmed         highest place of a purged event, 8 bytes

@@ -18,27 +18,51 @@ import (
 // revisions above all of the one before: reading epochs in turn, each sorted by create revision, is reading in the order
 // of commits, and no key that everybody writes is needed for it.
 
-// unit is the step in which the outbox is counted, in bytes; each is one key.
-const unit = 4 << 10
+// unit is the step in which the outbox is counted, in bytes. An entry is one key and counts as one unit; for what it holds beyond that
+// it has weights, keys that count as weightUnits each, so that counting keys bounds bytes.
+const (
+	unit        = 1 << 10
+	weightUnits = 4
+)
 
-func units(size int64) int64 { return max(1, (size+unit-1)/unit) }
+// weights is how many an entry of so many bytes has.
+func weights(size int64) int64 { return (size - unit + weightUnits*unit - 1) / (weightUnits * unit) }
 
-// How old a count of the outbox may be before it is renewed beside the writes, and before a refusal relies on it.
+func units(size int64) int64 { return 1 + weightUnits*weights(size) }
+
+// How old a count of the outbox may be before it is renewed beside the writes, and before a refusal relies on it. Counting takes no more
+// than one part in countLeast of the time.
 const (
 	countAge   = time.Second
 	refusalAge = 100 * time.Millisecond
+	countLeast = 10
 )
+
+// From half of its limit on, the outbox slows its writers down, the more the fuller it is: what is written in excess of what is shipped
+// ends up waiting in the callers. Changes that find it full wait until something was shipped, in the order in which they came.
+const longestDelay = 250 * time.Millisecond
 
 // measure is what a process knows of the size of a namespace's outbox.
 type measure struct {
-	gate chan struct{} // holds a token while somebody counts
+	mu      sync.Mutex // guards what follows
+	at      time.Time  // when the count was asked for; zero: never
+	took    time.Duration
+	count   int64 // units then, and those that this process has written since, less those that it has removed
+	since   int64 // units begun before the count under way was answered, of which it may not have all
+	under   int64 // units whose write is under way
+	rough   bool  // some were when the count was asked for, so that it may have them twice
+	counts  int64 // how many were answered
+	looking bool  // a goroutine counts until nobody waits
+	waiting []*hopeful
+	full    time.Time // since when nobody found room; zero: the last who came did
+	fault   error     // why this process shipped nothing when it last tried
+}
 
-	mu    sync.Mutex // guards what follows
-	at    time.Time  // when the count was asked for; zero: never
-	count int64      // units then, and those that this process has written since
-	since int64      // units begun before the count under way was answered, of which it may not have all
-	under int64      // units whose write is under way
-	rough bool       // some were when the count was asked for, so that it may have them twice
+// hopeful is a change that waits for room.
+type hopeful struct {
+	units int64
+	begun time.Time
+	done  chan error // never blocks
 }
 
 // begin notes units that are going to be written, with mu held.
@@ -46,6 +70,7 @@ func (o *measure) begin(units int64) {
 	o.count += units
 	o.since += units
 	o.under += units
+	o.full = time.Time{}
 }
 
 // end notes that the write of a change has ended, or was not begun.
@@ -58,63 +83,201 @@ func (o *measure) end(in *intent) {
 	o.mu.Unlock()
 }
 
-// room answers ErrOutboxFull where a change may not add its events.
+// removed notes units that this process has removed, unless a count was answered since it began to, when counts were: that may have been
+// taken behind the removal.
+func (n *space) removed(units, counts int64) {
+	o := &n.outbox
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.counts == counts {
+		o.count = max(o.count-units, 0)
+		n.admit()
+	}
+}
+
+// failed notes why this process ships nothing; nil: it does.
+func (o *measure) failed(err error) {
+	o.mu.Lock()
+	o.fault = err
+	o.mu.Unlock()
+}
+
+// counted is how many counts were answered.
+func (o *measure) counted() int64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.counts
+}
+
+// delay is how long a change waits before it may add events.
+func (n *space) delay() time.Duration {
+	o := &n.outbox
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	half := n.s.limit / 2
+	if o.count <= half || !n.ships() {
+		return 0
+	}
+	return time.Duration(float64(min(longestDelay, n.s.timeout/8)) * float64(min(o.count, n.s.limit)-half) / float64(n.s.limit-half))
+}
+
+// room returns when a change may add its events, or ErrOutboxFull where there is no hope that it may in time.
 func (n *space) room(ctx context.Context, in *intent) error {
 	if in.urgent {
 		return nil
 	}
-	o, add := &n.outbox, units(in.size)
-	o.mu.Lock()
-	age, fits := time.Since(o.at), o.count+add <= n.s.limit
-	if !o.at.IsZero() && fits {
-		o.begin(add)
-		o.mu.Unlock()
-		if age > countAge && o.try() {
-			n.s.background(func() {
-				own, cancel := context.WithTimeout(n.s.ctx, n.s.timeout)
-				defer cancel()
-				_ = n.count(own) // the next one tries again
-			})
+	if d := n.delay(); d > 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-n.s.ctx.Done():
+			return ErrClosed
 		}
-		return nil
 	}
+
+	o, w := &n.outbox, &hopeful{units: units(in.size), begun: time.Now(), done: make(chan error, 1)}
+	o.mu.Lock()
+	known, age := !o.at.IsZero(), w.begun.Sub(o.at)
+	switch {
+	case known && len(o.waiting) == 0 && o.count+w.units <= n.s.limit:
+		o.begin(w.units)
+		if age > max(countAge, countLeast*o.took) {
+			n.look()
+		}
+		o.mu.Unlock()
+		return nil
+	case o.full.IsZero(), age > n.s.patience(): // of the time before nothing is known
+		o.full = w.begun
+	}
+	if known && n.stuck() && !o.rough && age < refusalAge {
+		defer o.mu.Unlock()
+		return n.fullError()
+	}
+	o.waiting = append(o.waiting, w)
+	n.look()
 	o.mu.Unlock()
 
-	select {
-	case o.gate <- struct{}{}:
-	case <-ctx.Done():
-		return fmt.Errorf("etcdstore: waiting for the outbox to be counted: %w", ctx.Err())
+	var late <-chan time.Time
+	if known {
+		t := time.NewTimer(n.s.patience())
+		defer t.Stop()
+		late = t.C
 	}
-	o.mu.Lock()
-	fresh := !o.at.IsZero() && time.Since(o.at) < refusalAge && !o.rough
-	o.mu.Unlock()
-	if fresh {
-		<-o.gate
-	} else if err := n.count(ctx); err != nil {
+	var err error
+	select {
+	case err := <-w.done:
 		return err
+	case <-late:
+	case <-ctx.Done():
+		err = fmt.Errorf("etcdstore: waiting for room in the outbox of events: %w", ctx.Err())
+	case <-n.s.ctx.Done():
+		err = ErrClosed
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.count+add > n.s.limit {
-		return fmt.Errorf("%w: %d of %d KiB", ErrOutboxFull, o.count*unit>>10, n.s.limit*unit>>10)
+	i := slices.Index(o.waiting, w)
+	if i < 0 { // decided meanwhile
+		return <-w.done
 	}
-	o.begin(add)
-	return nil
+	o.waiting = slices.Delete(o.waiting, i, i+1)
+	n.admit()
+	if err == nil {
+		err = n.fullError()
+	}
+	return err
 }
 
-func (o *measure) try() bool {
-	select {
-	case o.gate <- struct{}{}:
-		return true
-	default:
-		return false
-	}
+// patience is how long a change waits for room, at most. Where nobody found any for as long, nobody waits.
+func (s *Store) patience() time.Duration { return s.timeout / 2 }
+
+// stuck reports whether waiting for room is in vain. The caller holds mu.
+func (n *space) stuck() bool {
+	return !n.ships() || !n.outbox.full.IsZero() && time.Since(n.outbox.full) > n.s.patience()
 }
 
-// count counts the outbox, and gives the gate back. What is under way meanwhile it takes for missing.
-func (n *space) count(ctx context.Context) error {
+// fullError says what is the matter. The caller holds mu.
+func (n *space) fullError() error {
+	o, why := &n.outbox, "and Options.Events names no store to ship them to"
+	if n.ships() {
+		why = fmt.Sprintf("and too little was shipped within %s", n.s.patience())
+		if o.fault != nil {
+			why += ": " + o.fault.Error()
+		}
+	}
+	return fmt.Errorf("%w: %d of %d KiB, %s", ErrOutboxFull, o.count*unit>>10, n.s.limit*unit>>10, why)
+}
+
+// admit lets those begin who wait and for whom there is room, in their order. The caller holds mu.
+func (n *space) admit() {
+	o, k := &n.outbox, 0
+	for ; k < len(o.waiting) && o.count+o.waiting[k].units <= n.s.limit; k++ {
+		o.begin(o.waiting[k].units)
+		o.waiting[k].done <- nil
+	}
+	o.waiting = slices.Delete(o.waiting, 0, k)
+}
+
+// refuse answers those who wait in vain, behind a count. The caller holds mu.
+func (n *space) refuse() {
 	o := &n.outbox
-	defer func() { <-o.gate }()
+	for len(o.waiting) > 0 && n.stuck() && (!o.rough || o.waiting[0].begun.Before(o.at)) {
+		o.waiting[0].done <- n.fullError()
+		o.waiting = slices.Delete(o.waiting, 0, 1)
+		n.admit()
+	}
+}
+
+// look begins to count, unless that goes on already. The caller holds mu.
+func (n *space) look() {
+	if o := &n.outbox; !o.looking && n.s.begin() == nil {
+		o.looking = true
+		go func() {
+			defer n.s.tasks.Done()
+			n.lookAfter()
+		}()
+	}
+}
+
+// lookAfter counts until nobody waits.
+func (n *space) lookAfter() {
+	o := &n.outbox
+	for {
+		err := n.count()
+		o.mu.Lock()
+		if err != nil {
+			for _, w := range o.waiting {
+				w.done <- err
+			}
+			o.waiting = nil
+		} else {
+			n.admit()
+			n.refuse()
+		}
+		wait := max(refusalAge, min(countLeast*o.took, n.s.patience()/4))
+		if len(o.waiting) == 0 {
+			o.looking = false
+			o.mu.Unlock()
+			return
+		}
+		if o.rough && n.stuck() {
+			wait = 0 // those who came meanwhile need one more
+		}
+		o.mu.Unlock()
+		select {
+		case <-time.After(wait):
+		case <-n.s.ctx.Done():
+		}
+	}
+}
+
+// count counts the outbox. What is under way meanwhile it takes for missing.
+func (n *space) count() error {
+	ctx, cancel := context.WithTimeout(n.s.ctx, n.s.timeout)
+	defer cancel()
+	o := &n.outbox
 	o.mu.Lock()
 	at, rough := time.Now(), o.under > 0
 	o.since = o.under
@@ -127,7 +290,8 @@ func (n *space) count(ctx context.Context) error {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.at, o.rough, o.count = at, rough, r.Responses[0].GetResponseRange().Count+r.Responses[1].GetResponseRange().Count+o.since
+	o.at, o.took, o.rough, o.counts = at, time.Since(at), rough, o.counts+1
+	o.count = r.Responses[0].GetResponseRange().Count + weightUnits*r.Responses[1].GetResponseRange().Count + o.since
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -137,7 +138,9 @@ func (s *Store) shipAll(claimed time.Time) error {
 			n = s.named(name)
 		}
 		// A namespace whose store fails must not hold up the others.
-		if err := n.ship(s.ctx, claimed); err != nil && first == nil {
+		err = n.ship(s.ctx, claimed)
+		n.outbox.failed(err)
+		if err != nil && first == nil {
 			first = err
 		}
 		if s.ctx.Err() != nil {
@@ -217,32 +220,63 @@ func (n *space) ship(ctx context.Context, claimed time.Time) error {
 	return nil
 }
 
-// shipEpoch ships entries that are sorted and known by their keys only.
+// shipEpoch ships entries that are sorted and known by their keys only, a part at a time: while one is sent, the next is loaded and the
+// one before is cleared. What is shipped and still in etcd is always the oldest of the outbox, two parts at most, and goes in one
+// transaction: List relies on finding a shipped batch in etcd whole or not.
 func (n *space) shipEpoch(ctx context.Context, dest store.Store, cur shipped, entries []entry, claimed time.Time) (shipped, error) {
-	var clear []*entry // shipped, and still in etcd: they all go in one transaction
-	for len(entries) > 0 && time.Since(claimed) < claimTTL*time.Second/2 {
-		part := entries[:min(clearEvery, len(entries))]
-		entries = entries[len(part):]
-		if err := n.load(ctx, part); err != nil {
-			return cur, err
+	ahead, stop := context.WithCancel(ctx)
+	var loaded chan error
+	load := func(part []entry) {
+		loaded = make(chan error, 1)
+		go func(c chan<- error) { c <- n.load(ahead, part) }(loaded)
+	}
+	defer func() {
+		stop()
+		if loaded != nil {
+			<-loaded
 		}
-		current := n.s.lineage.Load().id
-		i := 0
+	}()
+	cleared := make(chan error, 1) // the answer for the part before
+	cleared <- nil
+	var left []*entry // by an earlier shipper
+	parts := slices.Collect(slices.Chunk(entries, clearEvery))
+	for k, part := range parts {
+		if time.Since(claimed) > claimTTL*time.Second/2 {
+			break
+		}
+		if k == 0 {
+			load(part)
+		}
+		err := <-loaded
+		if loaded = nil; err != nil {
+			return cur, errors.Join(err, <-cleared)
+		}
+		if k+1 < len(parts) {
+			load(parts[k+1])
+		}
+
+		current, i := n.s.lineage.Load().id, 0
 		for ; i < len(part) && cur.has(&part[i], part[i].last(), current); i++ {
-			clear = append(clear, &part[i])
+			left = append(left, &part[i])
 		}
-		if i > 0 {
-			// What an earlier shipper left goes first: List relies on finding a shipped batch in etcd whole or not.
-			if err := n.clear(ctx, clear); err != nil {
-				return cur, err
-			}
-			clear = clear[:0]
+		if i == len(part) && k+1 < len(parts) && len(left) <= 2*clearEvery {
+			continue // there may be more
 		}
+		if err := n.clear(ctx, left); err != nil {
+			return cur, errors.Join(err, <-cleared)
+		}
+		left = nil
+
+		var clear []*entry
 		for i < len(part) {
 			b := n.batch(part[i:], &cur, current)
 			version, err := n.send(ctx, dest, &cur, &b)
 			if err != nil {
-				return cur, errors.Join(err, n.clear(ctx, clear))
+				before := <-cleared
+				if before == nil {
+					before = n.clear(ctx, clear)
+				}
+				return cur, errors.Join(err, before)
 			}
 			cur = b.next
 			cur.version = version
@@ -251,12 +285,12 @@ func (n *space) shipEpoch(ctx context.Context, dest store.Store, cur shipped, en
 				i++
 			}
 		}
-		if err := n.clear(ctx, clear); err != nil {
+		if err := <-cleared; err != nil {
 			return cur, err
 		}
-		clear = clear[:0]
+		go func() { cleared <- n.clear(ctx, clear) }()
 	}
-	return cur, nil
+	return cur, <-cleared
 }
 
 // load reads the values of entries. One that is gone was shipped by another process.
@@ -378,21 +412,30 @@ func (n *space) clear(ctx context.Context, entries []*entry) error {
 		return nil
 	}
 	var ops []clientv3.Op
+	gone, counts := int64(0), n.outbox.counted()
 	for _, e := range entries {
 		ops = append(ops, clientv3.OpDelete(e.key))
 		size := int64(48 * len(e.events))
 		for i := range e.events {
 			size += int64(e.events[i].Size())
 		}
-		if units(size) > 1 {
+		gone += units(size)
+		if weights(size) > 0 {
 			ops = append(ops, clientv3.OpDelete(n.keys.weightsOf(e.key), clientv3.WithPrefix()))
 		}
 	}
 	if len(ops) > maxOps {
-		half := len(ops) / 2
-		return n.s.mend(ctx, nil, clientv3.OpTxn(nil, ops[:half], nil), clientv3.OpTxn(nil, ops[half:], nil))
+		var nested []clientv3.Op
+		for part := range slices.Chunk(ops, maxOps) {
+			nested = append(nested, clientv3.OpTxn(nil, part, nil))
+		}
+		ops = nested
 	}
-	return n.s.mend(ctx, nil, ops...)
+	if err := n.s.mend(ctx, nil, ops...); err != nil {
+		return err
+	}
+	n.removed(gone, counts)
+	return nil
 }
 
 // listFeed is the other store's feed.

@@ -6,13 +6,15 @@
 // All sides of a group run in one process, in turn, a few milliseconds each, in many rounds. A time is the median of the
 // rounds; a ratio is the median of each round's own ratio, so that a slow moment of the machine, which hits both sides, leaves
 // it alone. How long a revocation takes to reach another process is one benchmark for each engine that is installed, and so is
-// what a service does a second on it, which a table of its own shows.
+// what a service does a second on it, which a table of its own shows. Where something fails the rest is shown, the failure is printed behind
+// it, and the exit status is 1.
 package main
 
 import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -44,23 +46,27 @@ func main() {
 	}
 	fmt.Printf("%s/%s, %d cores, %s, %s; medians of %d rounds, all sides in turn\n\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version(), time.Now().Format("2006-01-02"), *rounds)
 	sides, err := measure(dir, *only, *rounds)
-	if err != nil {
-		log.Fatal(err)
-	}
 	revoke, service := pick.MatchString("RevokeToRefuse"), pick.MatchString("Service")
-	if len(sides) == 0 && !revoke && !service {
+	if len(sides) == 0 && err == nil && !revoke && !service {
 		log.Fatalf("no group matches %q", *only)
 	}
 	print(os.Stdout, sides)
-	if revoke {
-		if err := revocations(os.Stdout, dir); err != nil {
-			log.Fatal(err)
+	failed := false
+	report := func(err error) {
+		if err != nil {
+			failed = true
+			fmt.Fprintln(os.Stderr, err)
 		}
 	}
+	report(err)
+	if revoke {
+		report(revocations(os.Stdout, dir))
+	}
 	if service {
-		if err := engines(os.Stdout, dir, *many); err != nil {
-			log.Fatal(err)
-		}
+		report(engines(os.Stdout, dir, *many))
+	}
+	if failed {
+		os.Exit(1)
 	}
 }
 
@@ -81,10 +87,7 @@ type side struct {
 }
 
 func measure(dir, only string, rounds int) ([]side, error) {
-	out, err := run(dir, "-v", "-run", "^TestSideBySide$", "-count", "1", "-timeout", "2h", ".", "-rounds", strconv.Itoa(rounds), "-only", only)
-	if err != nil {
-		return nil, err
-	}
+	out, failed := run(dir, "-v", "-run", "^TestSideBySide$", "-count", "1", "-timeout", "2h", ".", "-rounds", strconv.Itoa(rounds), "-only", only)
 	var sides []side
 	for line := range bytes.Lines(out) {
 		text, ok := bytes.CutPrefix(line, []byte("side: "))
@@ -97,18 +100,33 @@ func measure(dir, only string, rounds int) ([]side, error) {
 		}
 		sides = append(sides, s)
 	}
-	return sides, nil
+	return sides, failed
 }
 
+// run returns what go test prints, and an error with what it says of each failure. What was measured before one counts.
 func run(dir string, args ...string) ([]byte, error) {
 	cmd := exec.Command("go", append([]string{"test"}, args...)...)
 	cmd.Dir = dir
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return nil, fmt.Errorf("%w\n%s", err, out)
+		err = fmt.Errorf("go test: %w\n%s", err, failures(out))
 	}
-	return out, nil
+	return out, err
+}
+
+// failures are the lines that say what failed, or all that was printed where none does.
+func failures(out []byte) string {
+	var b strings.Builder
+	for line := range bytes.Lines(out) {
+		if text := bytes.TrimSpace(line); bytes.HasPrefix(text, []byte("--- FAIL")) || bytes.HasPrefix(line, []byte(" ")) || bytes.HasPrefix(text, []byte("panic:")) {
+			b.Write(line)
+		}
+	}
+	if b.Len() == 0 {
+		return string(out)
+	}
+	return b.String()
 }
 
 // who is the implementation that a row's name begins with; what is the rest.
@@ -177,15 +195,12 @@ var line = regexp.MustCompile(`^BenchmarkRevokeToRefuse/(\S+?)(?:-\d+)?\s+\d+\s.
 // revocations adds how long an acknowledged revocation takes until another process refuses.
 func revocations(w io.Writer, dir string) error {
 	out, err := run(dir, "-run", "^$", "-bench", "^BenchmarkRevokeToRefuse$", "-benchtime", "300x", ".")
-	if err != nil {
-		return err
-	}
 	for s := bufio.NewScanner(bytes.NewReader(out)); s.Scan(); {
 		if m := line.FindStringSubmatch(s.Text()); m != nil {
 			fmt.Fprintf(w, "| RevokeToRefuse %s | apitoken | %s µs, p99 %s µs | | | |\n", m[1], m[2], m[3])
 		}
 	}
-	return nil
+	return err
 }
 
 var perEngine = regexp.MustCompile(`^Benchmark(?:Service|Login)/(\S+?)/(\S+?)(?:-\d+)?\s+\d+\s.*?([\d.e+]+) calls/s`)
@@ -197,9 +212,6 @@ func engines(w io.Writer, dir string, sessions int) error {
 		return err
 	}
 	out, err := run(dir, "-run", "^$", "-bench", "^(BenchmarkService|BenchmarkLogin)$", "-benchtime", "3s", "-timeout", "2h", ".")
-	if err != nil {
-		return err
-	}
 	rates := map[string]map[string]float64{}
 	var names []string
 	for s := bufio.NewScanner(bytes.NewReader(out)); s.Scan(); {
@@ -207,9 +219,9 @@ func engines(w io.Writer, dir string, sessions int) error {
 		if m == nil {
 			continue
 		}
-		rate, err := strconv.ParseFloat(m[3], 64)
-		if err != nil {
-			return err
+		rate, bad := strconv.ParseFloat(m[3], 64)
+		if bad != nil {
+			return errors.Join(err, bad)
 		}
 		if rates[m[1]] == nil {
 			rates[m[1]] = map[string]float64{}
@@ -220,11 +232,21 @@ func engines(w io.Writer, dir string, sessions int) error {
 	columns := []string{"issue", "login", "refresh-hot", "refresh-random", "revoke", "list"}
 	fmt.Fprintf(w, "\nCalls a second, 64 callers, %d sessions:\n\n| engine | %s | limits |\n|---|%s\n", sessions, strings.Join(columns, " | "), strings.Repeat("---:|", len(columns)+1))
 	for _, name := range names {
+		rate := func(of string) string {
+			if r, ok := rates[name][of]; ok {
+				return fmt.Sprintf("%.0f", r)
+			}
+			return "failed"
+		}
 		fmt.Fprintf(w, "| %s ", name)
 		for _, c := range columns {
-			fmt.Fprintf(w, "| %.0f ", rates[name][c])
+			fmt.Fprintf(w, "| %s ", rate(c))
 		}
-		fmt.Fprintf(w, "| %.2f |\n", rates[name]["limited"]/rates[name]["unlimited"])
+		limits := "failed"
+		if limited, free := rates[name]["limited"], rates[name]["unlimited"]; limited > 0 && free > 0 {
+			limits = fmt.Sprintf("%.2f", limited/free)
+		}
+		fmt.Fprintf(w, "| %s |\n", limits)
 	}
-	return nil
+	return err
 }

@@ -254,24 +254,61 @@ func TestLargeEventsShip(t *testing.T) {
 	require.Len(t, all(t, s, store.Query{Kind: store.KindEvent, Newest: true, Limit: 5}), 48)
 }
 
-// TestOutboxFull fills the outbox while the other store is down. Revocations go on; everything goes on when it is back.
+// TestWritersWaitForShipping writes several times what the outbox holds, through a process that ships and one that doesn't: all of it is
+// written, as fast as it is shipped.
+func TestWritersWaitForShipping(t *testing.T) {
+	t.Parallel()
+	bolt := boltAt(t)
+	f := &faulty{Store: bolt}
+	o := etcdstore.Options{
+		Prefix: fmt.Sprintf("wait-%x/", newVersion()), Events: namespaced(f, bolt), OutboxBytes: 32 << 10, Timeout: time.Minute,
+	}
+	a, b := open(t, &o), open(t, &o)
+	const writers, each = 16, 20
+	var wg sync.WaitGroup
+	for w := range writers {
+		s := a
+		if w%2 == 0 {
+			s = b
+		}
+		wg.Go(func() {
+			for i := range each {
+				e := event(fmt.Sprintf("%02d-%02d", w, i))
+				if i%10 == 0 {
+					e.Data = make([]byte, 10_000)
+				}
+				if _, err := s.Apply(context.Background(), &store.Change{ID: newVersion(), Events: []store.Record{e}}); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	require.Len(t, all(t, a, store.Query{Kind: store.KindEvent, Newest: true}), writers*each)
+}
+
+// TestOutboxFull fills the outbox while the other store is down. Who is refused is told why. Revocations go on; everything goes on when it
+// is back.
 func TestOutboxFull(t *testing.T) {
 	t.Parallel()
 	bolt := boltAt(t)
 	f := &faulty{Store: bolt}
 	f.down.Store(true)
 	prefix := fmt.Sprintf("full-%x/", newVersion())
-	s := open(t, &etcdstore.Options{Prefix: prefix, Events: namespaced(f, bolt), OutboxBytes: 32 * 4096})
+	s := open(t, &etcdstore.Options{Prefix: prefix, Events: namespaced(f, bolt), OutboxBytes: 42 << 10})
 	ctx := context.Background()
 	written := 0
 	for ; written < 100; written++ {
 		e := event(fmt.Sprintf("%03d", written))
 		if written == 3 {
-			e.Data = make([]byte, 10_000) // counts three times
+			e.Data = make([]byte, 10_000) // counts as 13 KiB
 		}
 		_, err := s.Apply(ctx, &store.Change{ID: newVersion(), Events: []store.Record{e}})
 		if err != nil {
 			require.ErrorIs(t, err, etcdstore.ErrOutboxFull)
+			require.ErrorContains(t, err, "42 of 42 KiB")
+			require.ErrorContains(t, err, "down")
 			for _, not := range []error{store.ErrConflict, store.ErrReadOnly, store.ErrTooLarge} {
 				require.NotErrorIs(t, err, not)
 			}
@@ -291,6 +328,18 @@ func TestOutboxFull(t *testing.T) {
 	require.Eventually(t, func() bool {
 		return len(all(t, s, store.Query{Kind: store.KindEvent})) == written+21
 	}, 20*time.Second, 10*time.Millisecond)
+}
+
+// TestOutboxWithoutStore fills the outbox where nothing ships: that waiting doesn't help is said at once.
+func TestOutboxWithoutStore(t *testing.T) {
+	t.Parallel()
+	s := open(t, &etcdstore.Options{OutboxBytes: 8 << 10, Timeout: time.Hour})
+	for i := range 8 {
+		must(t, s, nil, event(fmt.Sprint(i)))
+	}
+	_, err := s.Apply(context.Background(), &store.Change{ID: newVersion(), Events: []store.Record{event("more")}})
+	require.ErrorIs(t, err, etcdstore.ErrOutboxFull)
+	require.ErrorContains(t, err, "no store")
 }
 
 // TestNoSpace raises the cluster's alarm: what was refused was not done, says so, and purging still works.
