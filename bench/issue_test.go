@@ -11,6 +11,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -44,7 +45,14 @@ func issuing(tb testing.TB, alg string) group {
 		}
 		key = ed
 	}
-	svc := newService(tb, alg, nil)
+	roles := map[string]apitoken.Scopes{}
+	for _, role := range []string{"clerk", "auditor", "manager"} {
+		for _, verb := range []string{"read", "write", "list"} {
+			roles[role] = append(roles[role], apitoken.Scope(role+":"+verb))
+		}
+	}
+	held, given := slices.Sorted(maps.Keys(roles)), slices.Concat(roles["auditor"], roles["clerk"], roles["manager"]).String()
+	svc := newService(tb, alg, func(c *apitoken.Config) { c.Roles = roles })
 	input := make([]byte, 500)
 	algX, _ := jwa.LookupSignatureAlgorithm(alg)
 	keyX := must(jwk.Import(key))
@@ -62,6 +70,17 @@ func issuing(tb testing.TB, alg string) group {
 		})},
 		{name: "apitoken", f: once(func() error { // its event included
 			_, err := svc.Issue(ctx, apitoken.Request{Subject: "alice", Scopes: scopes})
+			return err
+		})},
+		{name: "apitoken/roles", f: once(func() error { // three of them, nine scopes
+			_, err := svc.Issue(ctx, apitoken.Request{Subject: "alice", Roles: held})
+			return err
+		})},
+		{name: "golang-jwt/roles", f: once(func() error {
+			now := time.Now()
+			_, err := golangjwt.NewWithClaims(method, roleClaims{Roles: held, scopeClaims: scopeClaims{Scope: given, ClientID: "web", RegisteredClaims: golangjwt.RegisteredClaims{
+				Issuer: issuer, Subject: "alice", Audience: golangjwt.ClaimStrings{audience}, ID: "01jabcdefghijklmnopqrstuvw", IssuedAt: golangjwt.NewNumericDate(now), NotBefore: golangjwt.NewNumericDate(now), ExpiresAt: golangjwt.NewNumericDate(now.Add(time.Minute)),
+			}}}).SignedString(key)
 			return err
 		})},
 		{name: "golang-jwt", f: once(func() error {

@@ -223,6 +223,11 @@ type scopeClaims struct {
 	ClientID string `json:"client_id"`
 }
 
+type roleClaims struct {
+	scopeClaims
+	Roles []string `json:"roles"`
+}
+
 // peers are the validators beside ours. Each checks signature, algorithm, issuer, audience and times, and reads the scope.
 func (s *subject) peers() map[string]func() error {
 	token := inTurn(s.theirs)
