@@ -148,7 +148,7 @@ func Inspect(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	c := checker{f: f, m: m, used: make(map[uint64]struct{}), until: time.Now().Add(checkTime)}
+	c := checker{f: f, m: m, taken: make([]uint64, m.Pages/64+1), until: time.Now().Add(checkTime)}
 	if err := c.tree(m.Root, 0); err != nil {
 		return err
 	}
@@ -160,21 +160,37 @@ func Inspect(f *os.File) error {
 
 // checker follows each page from the root once: a page that is used twice, or used and free, would be overwritten.
 type checker struct {
-	f     *os.File
-	m     Meta
-	used  map[uint64]struct{}
-	until time.Time
+	f       *os.File
+	m       Meta
+	taken   []uint64 // a bit for each page
+	used    int      // how many are taken
+	buffers [maxDepth + 2][]byte
+	until   time.Time
 }
 
 const maxDepth = 64
 
-// page reads a page with its overflow, and takes its numbers.
-func (c *checker) page(id uint64) (b []byte, flags, count uint16, err error) {
+// take reports whether a page was free to be used.
+func (c *checker) take(id uint64) bool {
+	at, bit := id/64, uint64(1)<<(id%64)
+	if c.taken[at]&bit != 0 {
+		return false
+	}
+	c.taken[at] |= bit
+	c.used++
+	return true
+}
+
+// page reads a page with its overflow, and takes its numbers. What it returns is valid until the next page of the same depth.
+func (c *checker) page(id uint64, depth int) (b []byte, flags, count uint16, err error) {
 	if id < 2 || id >= c.m.Pages {
 		return nil, 0, 0, damaged("page %d of %d is referred to", id, c.m.Pages)
 	}
 	off := int64(id) * int64(c.m.PageSize)
-	b = make([]byte, c.m.PageSize)
+	if c.buffers[depth] == nil {
+		c.buffers[depth] = make([]byte, c.m.PageSize)
+	}
+	b = c.buffers[depth]
 	if _, err := c.f.ReadAt(b, off); err != nil {
 		return nil, 0, 0, damaged("page %d: %v", id, err)
 	}
@@ -184,10 +200,9 @@ func (c *checker) page(id uint64) (b []byte, flags, count uint16, err error) {
 		return nil, 0, 0, damaged("page %d says it is page %d with %d more", id, order.Uint64(b), over)
 	}
 	for n := id; n <= id+over; n++ {
-		if _, twice := c.used[n]; twice {
+		if !c.take(n) {
 			return nil, 0, 0, damaged("page %d is used twice", n)
 		}
-		c.used[n] = struct{}{}
 	}
 	if over > 0 {
 		more := make([]byte, uint64(c.m.PageSize)*(over+1))
@@ -200,13 +215,13 @@ func (c *checker) page(id uint64) (b []byte, flags, count uint16, err error) {
 }
 
 func (c *checker) tree(id uint64, depth int) error {
-	if len(c.used) > checkPages || len(c.used)%64 == 0 && time.Now().After(c.until) {
+	if c.used > checkPages || c.used%64 == 0 && time.Now().After(c.until) {
 		return nil
 	}
 	if depth > maxDepth {
 		return damaged("its tree has no end")
 	}
-	b, flags, count, err := c.page(id)
+	b, flags, count, err := c.page(id, depth)
 	if err != nil {
 		return err
 	}
@@ -231,14 +246,15 @@ func (c *checker) tree(id uint64, depth int) error {
 		}
 		return nil
 	case flagLeaf:
-		return c.leaf(b, count, fmt.Sprint("page ", id), depth)
+		return c.leaf(b, count, id, depth)
 	}
 	return damaged("page %d has flags %#x", id, flags)
 }
 
-func (c *checker) leaf(b []byte, count uint16, name string, depth int) error {
+// leaf checks a leaf page, or a bucket that lies inside one.
+func (c *checker) leaf(b []byte, count uint16, page uint64, depth int) error {
 	if pageHeader+int(count)*leafElem > len(b) {
-		return damaged("%s has %d entries", name, count)
+		return damaged("page %d has %d entries", page, count)
 	}
 	// bbolt writes keys and values without a gap behind the entries, in the order of the keys: so a count that is wrong, a
 	// size or a place does not fit what is around it.
@@ -250,7 +266,7 @@ func (c *checker) leaf(b []byte, count uint16, name string, depth int) error {
 		start, ksize, vsize := uint64(at)+uint64(order.Uint32(b[at+4:])), uint64(order.Uint32(b[at+8:])), uint64(order.Uint32(b[at+12:]))
 		if flags > leafBucket || ksize == 0 || start != end || start+ksize+vsize > uint64(len(b)) ||
 			i > 0 && bytes.Compare(last, b[start:start+ksize]) >= 0 {
-			return damaged("%s: entry %d is out of place", name, i)
+			return damaged("page %d: entry %d is out of place", page, i)
 		}
 		last, end = b[start:start+ksize], start+ksize+vsize
 		if flags&leafBucket == 0 {
@@ -258,7 +274,7 @@ func (c *checker) leaf(b []byte, count uint16, name string, depth int) error {
 		}
 		v := b[start+ksize : start+ksize+vsize]
 		if len(v) < bucketValue {
-			return damaged("%s: bucket %d is cut short", name, i)
+			return damaged("page %d: bucket %d is cut short", page, i)
 		}
 		if root := order.Uint64(v); root != 0 {
 			if err := c.tree(root, depth+1); err != nil {
@@ -268,9 +284,9 @@ func (c *checker) leaf(b []byte, count uint16, name string, depth int) error {
 		}
 		inline := v[bucketValue:]
 		if len(inline) < pageHeader || order.Uint16(inline[8:]) != flagLeaf || depth > maxDepth {
-			return damaged("%s: inline bucket %d does not read", name, i)
+			return damaged("page %d: inline bucket %d does not read", page, i)
 		}
-		if err := c.leaf(inline, order.Uint16(inline[10:]), name, depth+1); err != nil {
+		if err := c.leaf(inline, order.Uint16(inline[10:]), page, depth+1); err != nil {
 			return err
 		}
 	}
@@ -278,7 +294,7 @@ func (c *checker) leaf(b []byte, count uint16, name string, depth int) error {
 }
 
 func (c *checker) freelist() error {
-	b, flags, count16, err := c.page(c.m.Freelist)
+	b, flags, count16, err := c.page(c.m.Freelist, 0)
 	if err != nil {
 		return err
 	}
@@ -298,7 +314,7 @@ func (c *checker) freelist() error {
 		if id <= last || id >= c.m.Pages {
 			return damaged("the list of free pages is out of order")
 		}
-		if _, in := c.used[id]; in {
+		if !c.take(id) {
 			return damaged("page %d is both used and free", id)
 		}
 		last = id

@@ -3,6 +3,7 @@ package boltstore
 import (
 	"context"
 	"crypto/rand"
+	"flag"
 	"fmt"
 	"path/filepath"
 	"sync"
@@ -211,3 +212,62 @@ func BenchmarkGet(b *testing.B) {
 		}
 	}
 }
+
+var backupOf = flag.Int("backup", 20_000, "sessions in the file that BenchmarkBackup copies")
+
+// BenchmarkBackup copies a file to nowhere: while nothing else happens, and while 16 callers rewrite its sessions, whose longest
+// write it tells.
+func BenchmarkBackup(b *testing.B) {
+	s := newT(b)
+	ctx := context.Background()
+	bulk(b, s, *backupOf, func(i int) *store.Change {
+		g := benchGrant(int64(i))
+		return &store.Change{ID: benchID(), Puts: []store.Put{{Record: g}}, Events: []store.Record{benchEvent(&g, int64(i))}}
+	})
+	settle(b, s, "grant")
+	backup := func(b *testing.B) {
+		var size counter
+		for b.Loop() {
+			size = 0
+			if err := s.Backup(ctx, &size); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.SetBytes(int64(size))
+	}
+	b.Run("idle", backup)
+	b.Run("busy", func(b *testing.B) {
+		var stop atomic.Bool
+		var longest atomic.Int64
+		var wg sync.WaitGroup
+		for w := range 16 {
+			wg.Go(func() {
+				g := benchGrant(int64(1_000_000_000 + w))
+				var v store.Version
+				for !stop.Load() {
+					c := &store.Change{ID: benchID(), Puts: []store.Put{{Record: g, Expect: v}}}
+					began := time.Now()
+					if _, err := s.Apply(ctx, c); err != nil {
+						b.Error(err)
+						return
+					}
+					v = c.ID
+					for took := int64(time.Since(began)); ; {
+						if old := longest.Load(); took <= old || longest.CompareAndSwap(old, took) {
+							break
+						}
+					}
+				}
+			})
+		}
+		backup(b)
+		stop.Store(true)
+		wg.Wait()
+		b.ReportMetric(float64(longest.Load())/1e6, "ms-longest-write")
+	})
+}
+
+// counter counts what is written to it.
+type counter int64
+
+func (c *counter) Write(b []byte) (int, error) { *c += counter(len(b)); return len(b), nil }

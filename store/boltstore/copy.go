@@ -17,15 +17,18 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// Backup and Compact copy the records into a new file while the store is in use. A read transaction as long as that
-// would hold up writers that need a larger map, so the copy is made in short ones, each as the file then is, and the
-// writer keeps a list of the keys that it has written meanwhile. Those are copied again, in rounds that get shorter,
-// and the last few while the writer itself stands still: what comes out is the file as it is at that moment.
+// Compact copies the records into a new file while the store is in use, and so does Backup where it can't copy pages, see
+// snapshot. A read transaction as long as that would hold up writers that need a larger map, so the copy is made in short
+// ones, each as the file then is, and the writer keeps a list of the keys that it has written meanwhile. Those are copied
+// again, in rounds that get shorter, and the last few while the writer itself stands still: what comes out is the file as it
+// is at that moment.
 const (
 	copyBytes  = 1 << 20 // per read transaction and commit of the copy
 	copyKeys   = 4096
 	fewTouched = 2000 // keys that the last round copies while writers wait: some milliseconds
 	maxRounds  = 16
+
+	discardBytes = 16 << 20
 )
 
 // copier writes the new file.
@@ -36,10 +39,10 @@ type copier struct {
 	dst  *bbolt.DB
 }
 
-// Backup writes a consistent copy of the file, as it was at one moment during the call, to w. Writers wait for a
-// moment at its end. It needs room beside the file for the copy, which is made there first: however slow w is,
-// nothing waits for it. Opened as a store, the copy has a History of its own, and
-// it must have mode 0600 like the original. ctx ends it between two pieces.
+// Backup writes a consistent copy of the file, as it was at one moment during the call, to w. Writers go on meanwhile, and
+// the file grows by what they write. It needs room beside the file for the copy, which is made there first: however slow w is,
+// nothing waits for it. ErrDamaged: a page of the copy does not read; as at Open, the first GiB is looked at. Opened as a store,
+// the copy has a History of its own, and it must have mode 0600 like the original. ctx ends it between two pieces.
 func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 	if s.readOnly {
 		return s.backupReadOnly(ctx, w)
@@ -48,15 +51,53 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("boltstore: backup: %w", err)
 	}
-	defer func() {
-		_ = f.Close()
-		_ = os.Remove(f.Name())
-	}()
-	err = s.copyTo(ctx, f.Name(), true, func(c *copier) error { return c.dst.Close() })
+	defer discard(f)
+	if err := s.backup(ctx, f); err != nil {
+		return err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("boltstore: backup: %w", err)
+	}
+	return stream(ctx, w, f)
+}
+
+// discard removes a copy in parts: a file system that frees a gigabyte at once lets the writer's next sync wait for it.
+func discard(f *os.File) {
+	if fi, err := f.Stat(); err == nil {
+		for size := fi.Size() - discardBytes; size > 0; size -= discardBytes {
+			_ = f.Truncate(size)
+		}
+	}
+	_ = f.Close()
+	_ = os.Remove(f.Name())
+}
+
+// backup makes the copy in f, an empty file beside the store's.
+func (s *Store) backup(ctx context.Context, f *os.File) error {
+	release, err := s.enterCopy(ctx)
 	if err != nil {
 		return err
 	}
-	return stream(ctx, w, f)
+	defer release()
+	if err = s.snapshot(ctx, f); !errors.Is(err, errNoRoom) {
+		return err
+	}
+	if err := f.Truncate(0); err != nil {
+		return fmt.Errorf("boltstore: backup: %w", err)
+	}
+	return s.copyTo(ctx, f.Name(), true, func(c *copier) error { return c.dst.Close() })
+}
+
+// enterCopy waits for its turn: one copy is made at a time, since there is one list of keys.
+func (s *Store) enterCopy(ctx context.Context) (release func(), err error) {
+	select {
+	case s.copying <- struct{}{}:
+		return func() { <-s.copying }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-s.closed:
+		return nil, ErrClosed
+	}
 }
 
 // stream copies a file piece by piece, so that ctx can end it.
@@ -101,20 +142,16 @@ func (s *Store) Compact(ctx context.Context) error {
 	if s.readOnly {
 		return fmt.Errorf("%w: compact needs a store open for writing", store.ErrInvalid)
 	}
+	release, err := s.enterCopy(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	return s.copyTo(ctx, s.path+tempName+"compact", false, func(c *copier) error { return s.replace(c) })
 }
 
 // copyTo makes the copy. finish runs in the writer while nothing is written, after the copy is complete and synced.
 func (s *Store) copyTo(ctx context.Context, name string, backup bool, finish func(*copier) error) (err error) {
-	select {
-	case s.copying <- struct{}{}: // one at a time: there is one list of keys
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-s.closed:
-		return ErrClosed
-	}
-	defer func() { <-s.copying }()
-
 	c := &copier{s: s, ctx: ctx, name: name}
 	// The copy is synced once, at its end, before anything relies on it.
 	c.dst, err = bbolt.Open(name, 0o600, &bbolt.Options{NoSync: true, NoGrowSync: true, Timeout: time.Second, InitialMmapSize: s.mapSize()})
