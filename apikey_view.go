@@ -8,13 +8,49 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
-	"time"
 
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/lineage"
+	"github.com/apitoken-go/apitoken/internal/quota"
 )
 
-// A view is what a caller may see and change of the API keys: see For and ForOwner.
+// APIKeys are a service's keys, or those of one caller: see For.
+type APIKeys struct {
+	s       *core
+	signing *SigningKeys
+	clients *Clients
+	trust   *trust        // our own issuer; set once the validator is made
+	valid   *JWTValidator // ours, likewise
+	keys    *apikey.Cache[keyToken]
+	forms   *apikey.Forms // nil: no keys of another program are known
+	quota   *quota.Quota  // Limits.APIKeysPerSubject
+	// Set in a caller's own view.
+	view     bool
+	caller   Token
+	verified bool   // by us: it is not what NewToken made, for which the host vouches
+	birth    birth  // the caller's
+	subject  string // whose keys they are
+	vouched  bool   // the host says that the caller may manage subject's keys: they are not its own
+	held     heldScopes
+	claims   map[string]json.RawMessage
+	refuse   string
+}
+
+// keyToken is what validators give out for a key that this process knows.
+type keyToken struct {
+	d      *tokenData
+	makers []maker
+}
+
+type knownKey = apikey.Key[keyToken]
+
+// maker is a registered client by whose token a key was made or rotated, as it was when the key was read: the key holds no more
+// than its client may.
+type maker struct {
+	id     string
+	client *knownClient
+}
 
 // For returns the keys as the caller t may see and change them: its subject's own, others are
 // ErrNotFound; none made with more scopes than t holds or with claims that t has not; nothing by way of an API key.
@@ -37,7 +73,7 @@ func (k *APIKeys) ForOwner(t Token, owner string) *APIKeys {
 }
 
 func (k *APIKeys) viewOf(t Token, subject string, vouched bool) *APIKeys {
-	v := &APIKeys{s: k.s, signing: k.signing, clients: k.clients, trust: k.trust, valid: k.valid, keys: k.keys, old: k.old, quota: k.quota,
+	v := &APIKeys{s: k.s, signing: k.signing, clients: k.clients, trust: k.trust, valid: k.valid, keys: k.keys, forms: k.forms, quota: k.quota,
 		view: true, caller: t, subject: subject, vouched: vouched}
 	switch {
 	case t.IsZero():
@@ -104,8 +140,10 @@ func (k *APIKeys) madeBy() []string {
 	return slices.Compact(by)
 }
 
-// tell is tell for the host's own calls: For is for callers, who learn the class alone.
-func (k *APIKeys) tell(err *error) {
+// done ends an exported call. What the caller of a view may not do is counted, and the caller learns the class of the error alone.
+func (k *APIKeys) done(ctx context.Context, err *error) {
+	*err = public(*err)
+	k.denied(ctx, *err)
 	if !k.view {
 		tell(err)
 	}
@@ -120,7 +158,7 @@ func (k *APIKeys) denied(ctx context.Context, err error) {
 	var known refusal
 	known.of(k.s, d)
 	if errors.Is(err, ErrInvalidToken) { // the caller's own token has ended since
-		k.s.audit.refused(ctx, event.Refused, reasonOf(err), d)
+		k.s.audit.refused(k.acting(ctx), event.Refused, reasonOf(err), d)
 		return
 	}
 	k.s.audit.denied(ctx, "apikey", known, err)
@@ -179,10 +217,6 @@ func (k *APIKeys) by(e *Event) {
 }
 
 // note writes down what a key that is about to be written descends from.
-func (k *APIKeys) note(ctx context.Context, rec *apiKeyRecord) error {
-	until := rec.end()
-	if until != 0 {
-		until += int64(keySlack / time.Millisecond)
-	}
-	return public(k.s.lineage.Note(ctx, rec.Subject, rec.By, until))
+func (k *APIKeys) note(ctx context.Context, rec *apikey.Record) error {
+	return k.s.lineage.Note(ctx, rec.Subject, rec.By, rec.Kept())
 }

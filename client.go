@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/clientauth"
 	"github.com/apitoken-go/apitoken/internal/clients"
 	"github.com/apitoken-go/apitoken/internal/follow"
@@ -333,8 +334,7 @@ func (cs *Clients) noSubject(ctx context.Context, id string) error {
 		if err != nil {
 			return err
 		}
-		var rec apiKeyRecord
-		if read(&apiKeyForm, r, &rec) != nil || rec.alive(cs.s.now()) && cs.s.rules.Hit(rec.ruleSubject(r.ID)) == "" {
+		if rec, err := apikey.Read(r, cs.s.rules); err != nil || rec.Live(cs.s.now()) {
 			return taken("an API key")
 		}
 	}

@@ -17,6 +17,7 @@ import (
 
 	is "github.com/stretchr/testify/require"
 
+	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/clients"
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/mover"
@@ -152,7 +153,7 @@ func TestStoredForms(t *testing.T) {
 	goldenForm(t, "ticket", &ticketForm, "t")
 	goldenForm(t, "note", &noteForm, "n")
 	goldenForm(t, "client", &clients.ClientForm, "c")
-	goldenForm(t, "apikey", &apiKeyForm, "k")
+	goldenForm(t, "apikey", &apikey.Form, "k")
 	goldenForm(t, "role", &roleForm, "admin")
 	goldenForm(t, "meta", &namespace.MetaForm, "service")
 	goldenForm(t, "once", &once.Form, "d")
@@ -169,7 +170,7 @@ func TestStoredForms(t *testing.T) {
 func TestEveryStoredFormHasAGoldenFile(t *testing.T) {
 	t.Parallel()
 	var forms, files []string
-	for _, dir := range []string{".", "internal/clients", "internal/rules", "internal/keyring", "internal/deliver", "internal/mover", "internal/usage", "internal/quota", "internal/once", "internal/namespace"} {
+	for _, dir := range []string{".", "internal/apikey", "internal/clients", "internal/rules", "internal/keyring", "internal/deliver", "internal/mover", "internal/usage", "internal/quota", "internal/once", "internal/namespace"} {
 		sources, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		is.NoError(t, err)
 		for _, name := range sources {

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/store"
@@ -102,7 +103,10 @@ func FuzzStoredRecord(f *testing.F) {
 			case store.KindRole:
 				_ = newRoleBook(nil).applyRecord(r)
 			case store.KindAPIKey:
-				_, _ = s.APIKeys.entry(r)
+				if rec, err := apikey.Read(r, s.rules); err == nil {
+					_ = s.APIKeys.token(&knownKey{Rule: rec.Rule(r.ID), End: rec.End()}, &rec)
+					_ = shownKey(r.ID, &rec)
+				}
 			case kindGrant:
 				if g, err := readGrant(r); err == nil && g.Subject == "" {
 					t.Fatal("a grant of nobody")

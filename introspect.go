@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/flightcache"
 	"github.com/apitoken-go/apitoken/internal/issuers"
 	"github.com/apitoken-go/apitoken/internal/opaque"
@@ -67,7 +68,6 @@ type introspector struct {
 	answers *flightcache.Cache[[32]byte, *opaqueAnswer]
 
 	filter atomic.Pointer[issuers.KeyFilter] // of API keys; nil: the source has sent none
-	old    *oldKeys                          // of another program's API keys; nil: none are known
 
 	importedMu sync.RWMutex // guards the next two
 	imported   map[[8]byte]struct{}
@@ -114,11 +114,8 @@ func (v *JWTValidator) introspects(c *ValidatorConfig) error {
 	if s.ttl < 0 || s.ttl > time.Hour {
 		return wrong("OpaqueFor", "%s is not between 0 and 1 h", s.ttl)
 	}
-	if len(c.KeyHashes) > 0 {
-		s.old = newOldKeys(c.KeyHashes)
-	}
-	v.introspector = s
-	v.opaque = s.validate
+	v.introspector, v.forms = s, apikey.NewForms(c.KeyHashes)
+	v.opaque, v.imported = s.validate, s.validate
 	return nil
 }
 
@@ -138,18 +135,16 @@ func (s *introspector) readOld(token string, now time.Time) (l issuers.Lane, jun
 	s.mu.Lock()
 	key, ns := s.key, s.ns
 	s.mu.Unlock()
-	for _, name := range s.old.names {
-		lookup, err := s.old.lookup(name, token)
-		if err != nil {
-			return 0, "", err
-		}
-		if lookup == "" || !s.imports(rules.HashTarget(key, ns, rules.TargetToken, "", opaque.ImportedID(ns, name, lookup, 0).String(), "")) {
-			continue
-		}
-		if f := s.old.forms[name]; f.Read == nil || f.Slow {
-			return issuers.Untold, "", nil // whoever knows a part of the key can ask
-		}
-		return issuers.Genuine, "", nil // found by a digest of the whole key
+	found, whole, err := s.v.forms.Imported(ns, token, func(id string) bool {
+		return s.imports(rules.HashTarget(key, ns, rules.TargetToken, "", id, ""))
+	})
+	switch {
+	case err != nil:
+		return 0, "", public(err)
+	case found && whole:
+		return issuers.Genuine, "", nil
+	case found: // whoever knows a part of the key can ask
+		return issuers.Untold, "", nil
 	}
 	if s.iss.freshness(s.iss.look(), now).Stale { // it may have been imported since
 		s.iss.wake()
@@ -305,7 +300,7 @@ func (s *introspector) told(a *issuers.View) {
 	s.key, s.ns = a.Key, a.Namespace
 	s.filter.Store(s.filter.Load().With(a))
 	s.mu.Unlock()
-	if s.old != nil {
+	if s.v.forms != nil {
 		s.toldImported(a)
 	}
 	switch {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/clients"
 	"github.com/apitoken-go/apitoken/internal/feedlog"
 	"github.com/apitoken-go/apitoken/internal/follow"
@@ -147,11 +148,8 @@ func (s *janitor) endKeys(ctx context.Context, x rules.Record) bool {
 		if err != nil {
 			return false
 		}
-		var rec apiKeyRecord
-		if read(&apiKeyForm, r, &rec) != nil || rec.Revoked != 0 {
-			continue
-		}
-		if s.rules.Hit(rec.ruleSubject(r.ID)) == "" {
+		var rec apikey.Record
+		if read(&apikey.Form, r, &rec) != nil || rec.Revoked != 0 || s.rules.Hit(rec.Rule(r.ID)) == "" {
 			continue
 		}
 		if _, err := s.apiKeys.change(ctx, r.ID, "revoked", s.endKey); err != nil && !isNotFound(err) {
@@ -161,7 +159,7 @@ func (s *janitor) endKeys(ctx context.Context, x rules.Record) bool {
 	return ctx.Err() == nil
 }
 
-func (s *janitor) endKey(rec *apiKeyRecord) error {
+func (s *janitor) endKey(rec *apikey.Record) error {
 	if rec.Revoked == 0 {
 		rec.Revoked = s.now().UnixMilli()
 	}
@@ -254,13 +252,10 @@ func (s *Service) Expiring(ctx context.Context, before time.Time, grants bool) i
 func (s *core) endings(r store.Record) ([]Expiry, error) {
 	switch r.Kind {
 	case store.KindAPIKey:
-		var rec apiKeyRecord
-		if err := read(&apiKeyForm, r, &rec); err != nil {
-			return nil, err
-		}
-		end := rec.end()
-		if end == 0 || rec.Revoked != 0 || s.rules.Hit(rec.ruleSubject(r.ID)) != "" {
-			return nil, nil
+		rec, err := apikey.Read(r, s.rules)
+		end := rec.End()
+		if err != nil || end == 0 || rec.Revoked != 0 {
+			return nil, public(err)
 		}
 		return []Expiry{{Kind: "apikey", ID: r.ID, Owner: rec.Subject, Name: rec.Name, Created: time.UnixMilli(rec.Created), Ends: time.UnixMilli(end)}}, nil
 	case store.KindClient:

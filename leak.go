@@ -48,7 +48,7 @@ func (s *Service) RevokeLeaked(ctx context.Context, text []byte, reason string) 
 		}
 	}
 	looked := 0
-	for key := range s.APIKeys.old.find(text) {
+	for key := range s.APIKeys.forms.Find(text) {
 		if looked++; looked > maxLeakLooks || !l.end(ctx, key) {
 			break
 		}

@@ -274,10 +274,7 @@ func (a *auditLog) usage(ctx context.Context, kind, id string) (Usage, error) {
 	if err != nil {
 		return Usage{}, public(err)
 	}
-	out := Usage{Count: u.Count, Addresses: u.From}
-	for _, s := range u.Scopes {
-		out.Scopes = append(out.Scopes, Scope(s))
-	}
+	out := Usage{Count: u.Count, Addresses: u.From, Scopes: scopesOf(u.Scopes)}
 	if u.Last > 0 {
 		out.Last = time.UnixMilli(u.Last)
 	}
@@ -290,29 +287,6 @@ func (a *auditLog) usage(ctx context.Context, kind, id string) (Usage, error) {
 type consumer interface {
 	// Consume takes one use of t: nil, ErrLimited, or ErrUnavailable.
 	Consume(ctx context.Context, t Token) error
-}
-
-// Consume takes one use of t, as [Authorize] does for each request that it lets through: nil, ErrLimited or ErrUnavailable. Tokens that are not API keys, and keys without a limit, cost nothing. Uses are
-// reserved in batches of at most a sixteenth of what remains: never more than MaxUses in all processes, to the last one exact
-// below 32, and a process that dies may lose its batch.
-func (s *Service) Consume(ctx context.Context, t Token) error {
-	err := s.APIKeys.take(ctx, t)
-	if errors.Is(err, ErrLimited) {
-		if e := s.APIKeys.known(t.ID()); e != nil {
-			var known refusal
-			known.of(s.core, e.d)
-			s.audit.denied(ctx, reasonOf(err), known, err)
-		}
-	}
-	return err
-}
-
-// take is Consume for calls that count their refusals themselves.
-func (k *APIKeys) take(ctx context.Context, t Token) error {
-	if t.IsZero() || !t.IsAPIKey() || t.Issuer() != k.s.cfg.Issuer {
-		return nil
-	}
-	return k.consume(ctx, t.ID())
 }
 
 // Consume takes one use of t where the validator is a service's, as [Service.Consume] says.

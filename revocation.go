@@ -307,8 +307,7 @@ func (s revoker) why(ctx context.Context, t Token) string {
 	return why
 }
 
-// ruleSlack is added to every purge time: for the skew of clocks, and so that nobody has to count milliseconds.
-const ruleSlack = time.Hour
+const ruleSlack = rules.Slack
 
 // maxPrepared is the longest that a ticket, a pushed request or a waiting device can stand for what was confirmed before.
 const maxPrepared = max(maxTicket, maxNoteLife)
@@ -410,7 +409,7 @@ func (s revoker) targetOf(ctx context.Context, token string) (rules.Target, erro
 	case opaque.Ticket, opaque.ClientSecret:
 		return rules.Target{}, fail(ErrNotFound, "neither a token nor an API key")
 	}
-	if id, err := s.apiKeys.identifyOld(ctx, token); err != nil {
+	if id, err := s.apiKeys.identifyImported(ctx, token); err != nil {
 		return rules.Target{}, err
 	} else if id != "" {
 		return rules.ByToken(id), nil

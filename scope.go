@@ -326,6 +326,21 @@ func (h heldScopes) meets(r Requirement) bool {
 }
 
 // sortedScopes is a fresh list in order, each once.
+// scopesOf makes scopes of the texts that a package behind this one keeps; texts is the way back.
+func scopesOf(list []string) (s Scopes) {
+	for _, x := range list {
+		s = append(s, Scope(x))
+	}
+	return s
+}
+
+func (s Scopes) texts() (list []string) {
+	for _, x := range s {
+		list = append(list, string(x))
+	}
+	return list
+}
+
 func sortedScopes(in Scopes) Scopes {
 	if len(in) == 0 {
 		return nil

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/feedlog"
 	"github.com/apitoken-go/apitoken/internal/quota"
@@ -305,8 +306,8 @@ func (c *Config) check() error {
 	if err := checkTrust(c.Trust, c.Issuer); err != nil {
 		return err
 	}
-	if err := checkKeyHashes(c.KeyHashes); err != nil {
-		return err
+	if err := apikey.CheckForms(c.KeyHashes); err != nil {
+		return public(err)
 	}
 	names := map[string]bool{}
 	for _, sink := range c.Sinks {

@@ -37,9 +37,6 @@ func New(c Config) (*Service, error) {
 	s.SigningKeys = newSigningKeys(s.core)
 	s.Clients = newClients(s.core, s.SigningKeys)
 	s.APIKeys = newAPIKeys(s.core, s.SigningKeys, s.Clients)
-	if len(s.cfg.KeyHashes) > 0 {
-		s.APIKeys.old = newOldKeys(s.cfg.KeyHashes)
-	}
 	s.audit.known = func(client string) bool { return s.Clients.lookup(client) != nil }
 	s.minter = newMinter(s.core, s.SigningKeys, s.Clients, s.APIKeys)
 	s.revoker = revoker{s.minter}

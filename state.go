@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/clients"
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/follow"
@@ -68,7 +69,7 @@ func (s *Service) apply(r store.Record) error {
 		}
 	case store.KindAPIKey:
 		s.feed.ApplyKey(r)
-		return s.APIKeys.applyRecord(r)
+		return public(s.APIKeys.keys.Apply(r))
 	}
 	return nil // what else is meta is read where it is needed
 }
@@ -87,7 +88,7 @@ func (s *Service) setAside(r store.Record, why error) error {
 	case store.KindRole:
 		s.roles.setAside(r, why)
 	case store.KindAPIKey:
-		s.APIKeys.setAside(r)
+		s.APIKeys.keys.SetAside(r)
 	case store.KindMeta:
 		s.space.SetAside()
 	case store.KindKey: // a key that cannot be read signs and verifies nothing
@@ -98,7 +99,7 @@ func (s *Service) setAside(r store.Record, why error) error {
 // forget drops what was read of another history. The rules keep all they hold.
 func (s *Service) forget() {
 	s.Clients.known.Reset()
-	s.APIKeys.reset()
+	s.APIKeys.keys.Reset()
 	s.SigningKeys.ring.Reset()
 	s.roles.reset()
 	s.feed.Reset()
@@ -149,7 +150,7 @@ func readable(r store.Record) error {
 		_, err := rules.ReadRule(r)
 		return public(err)
 	case store.KindAPIKey:
-		return read(&apiKeyForm, r, new(apiKeyRecord))
+		return read(&apikey.Form, r, new(apikey.Record))
 	case kindGrant:
 		return read(&grantForm, r, new(grantRecord))
 	case kindTicket:
@@ -267,7 +268,7 @@ func (s *Service) Remove(ctx context.Context, kind store.Kind, id string) (faile
 		case store.KindRole:
 			return put(c, &roleForm, r, &roleRecord{V: 1}, v)
 		case store.KindAPIKey:
-			return put(c, &apiKeyForm, r, &apiKeyRecord{V: 1, Subject: r.Subject, Created: now.UnixMilli(), Revoked: now.UnixMilli()}, v)
+			return put(c, &apikey.Form, r, &apikey.Record{V: 1, Subject: r.Subject, Created: now.UnixMilli(), Revoked: now.UnixMilli()}, v)
 		}
 		// Nobody could use it, and Purge takes it away.
 		r.Expires = now.UnixMilli()

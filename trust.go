@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/feed"
+	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/dpop"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/issuers"
@@ -327,8 +328,8 @@ func NewValidator(c ValidatorConfig) (*JWTValidator, error) {
 	if err := c.Validation.check("Validation"); err != nil {
 		return nil, err
 	}
-	if err := checkKeyHashes(c.KeyHashes); err != nil {
-		return nil, err
+	if err := apikey.CheckForms(c.KeyHashes); err != nil {
+		return nil, public(err)
 	}
 	if len(c.KeyHashes) > 0 && c.Introspect == nil {
 		return nil, wrong("KeyHashes", "needs Introspect: the issuer verifies such keys")
@@ -376,7 +377,7 @@ func newValidator(c Validation, audience string, now func() time.Time) *JWTValid
 func newServiceValidator(s *Service) (*JWTValidator, error) {
 	v := newValidator(s.cfg.Validation, s.cfg.Audience, s.now)
 	v.audit, v.observers.log = s.audit, s.log
-	v.opaque, v.imported = s.APIKeys.validate, s.APIKeys
+	v.opaque, v.imported, v.forms = s.APIKeys.validate, s.APIKeys.validateImported, s.APIKeys.forms
 	v.consume = s.Consume
 	t := &trust{issuer: s.cfg.Issuer, own: true, v: v, state: s.state}
 	t.Init(issuers.Config{Name: t.issuer, MaxLife: s.space.Life().Access, Now: s.now, Void: v.void})

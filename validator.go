@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/dpop"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
@@ -163,7 +164,8 @@ type JWTValidator struct {
 	trusts       map[string]*trust
 	profiled     []*trust // those of trusts with a reader of their own
 	opaque       func(context.Context, Credential, *trace) (Token, error)
-	imported     *APIKeys // of the service: knows keys of another program's
+	forms        *apikey.Forms                                            // of another program's API keys; nil: none are known
+	imported     func(context.Context, Credential, *trace) (Token, error) // for what forms recognize
 	now          func() time.Time
 	cache        *Cache
 	headers      jws.Headers
@@ -300,12 +302,8 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 		t, err := v.opaque(ctx, *c, tr)
 		return t, t.d, false, err
 	}
-	if v.imported != nil && v.imported.old.recognize(token) {
-		t, err := v.imported.validateOld(ctx, *c, tr)
-		return t, t.d, false, err
-	}
-	if v.introspector != nil && v.introspector.old.recognize(token) {
-		t, err := v.introspector.validate(ctx, *c, tr)
+	if v.forms.Recognize(token) {
+		t, err := v.imported(ctx, *c, tr)
 		return t, t.d, false, err
 	}
 

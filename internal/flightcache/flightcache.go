@@ -9,7 +9,7 @@
 // Each shard has a lock of its own, held for the maps alone: no read runs under it. Only the function that begins a read is
 // called with it held. Nothing else is locked while it is held, but by that function.
 //
-// The root keeps API keys in one Cache and an issuer's answers about opaque tokens in another; package httpauth shares
+// Package apikey keeps API keys in one Cache, and the root an issuer's answers about opaque tokens in another; package httpauth shares
 // refreshes of browser sessions by a third, which keeps nothing.
 package flightcache
 

@@ -311,6 +311,10 @@ type Subject struct {
 // Principal is whoever acts, as an issuer names them.
 type Principal struct{ Issuer, Subject string }
 
+// Slack is added to every time at which a rule, or what one may match, is purged: for the skew of clocks, and so that nobody has to count
+// milliseconds.
+const Slack = time.Hour
+
 // What marks a client and a signing key in a chain of exchanges: its other entries are IDs of ours, which hold no colon. A
 // chain names the keys because who stole one could have what he signed exchanged for what the next key signs.
 const (

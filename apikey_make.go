@@ -1,0 +1,363 @@
+// API keys as they come to be: created, rotated, and taken over from another program. apikey_view.go says who may.
+
+package apitoken
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"iter"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/apikey"
+	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/quota"
+	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// APIKeyRequest asks for a key.
+type APIKeyRequest struct {
+	Subject string // whose key it is, a person or an organization; in a view made by For or ForOwner: empty, or the same
+	Name    string // shown in lists; at most 100 bytes
+	Scopes  Scopes
+	Expires time.Time // zero: as Lifetimes.APIKey says
+	MaxUses uint64    // zero: unlimited; else the key is good where uses are counted: in processes with the store
+	// UsesPer fills MaxUses up again at the start of each "hour", "day" or "month" of UTC, whatever was left. Empty: never. A process
+	// whose clock is ahead begins an interval early, for all; no interval is filled up twice.
+	UsesPer string
+	Rate    Rate // counted there too, in each process for itself
+	Claims  any  // as Request.Claims
+	// Metadata is the host's own, at most 2 KiB as JSON; a rotated key's successor has it too.
+	Metadata map[string]string
+}
+
+// ImportedKey is an API key of another program's, as [APIKeys.Import] takes it.
+type ImportedKey struct {
+	APIKeyRequest
+	Form    string    // of Hash: a name in Config.KeyHashes
+	Hash    string    // as the program kept it
+	Lookup  string    // what the key is found by, where the Form does not make that of Hash: for keyhash.ByStart the key's first bytes
+	Start   string    // the first characters, to be shown; empty: Lookup, if the program kept that
+	Last    string    // the last ones, at most 8; empty: unknown
+	Created time.Time // zero: now
+}
+
+// Format keeps the hash out of logs.
+func (k ImportedKey) Format(f fmt.State, _ rune) { io.WriteString(f, k.LogValue().String()) }
+
+// LogValue implements slog.LogValuer.
+func (k ImportedKey) LogValue() slog.Value {
+	return slog.GroupValue(slog.String("subject", k.Subject), slog.String("name", k.Name), slog.String("form", k.Form))
+}
+
+// maxKeyLineage bounds the names of what a key descends from, through all its rotations.
+const maxKeyLineage = 128
+
+// Create makes a key and returns its secret: shown now and never again. ErrLimited: the subject has
+// Limits.APIKeysPerSubject already.
+func (k *APIKeys) Create(ctx context.Context, r APIKeyRequest) (_ APIKey, _ Secret, err error) {
+	ctx = k.acting(ctx)
+	defer k.done(ctx, &err)
+	m := k.s.begin(ctx) // of all tries
+	if err := k.allowed(); err != nil {
+		return APIKey{}, Secret{}, err
+	}
+	if k.view {
+		if r.Subject != "" && r.Subject != k.subject {
+			return APIKey{}, Secret{}, fail(ErrDenied, "another's key")
+		}
+		r.Subject = k.subject
+	}
+	rec, err := k.plan(r)
+	if err != nil {
+		return APIKey{}, Secret{}, err
+	}
+	if err := k.s.audit.ready(); err != nil {
+		return APIKey{}, Secret{}, err
+	}
+	rec.By = k.madeBy()
+	if err := k.mayContinue(ctx, scopesOf(rec.Scopes)); err != nil {
+		return APIKey{}, Secret{}, err
+	}
+	if k.quota.Limit > 0 {
+		leave, err := k.quota.Turns.Enter(ctx, r.Subject)
+		if err != nil {
+			return APIKey{}, Secret{}, err
+		}
+		defer leave()
+	}
+	made, err := settle(ctx, k.s, m, tryAgain("other keys of this subject are made at the same time"), func(m moment) (madeKey, error) {
+		if err := k.allowed(); err != nil {
+			return madeKey{}, err
+		}
+		if err := k.note(ctx, rec); err != nil {
+			return madeKey{}, err
+		}
+		count, err := k.room(ctx, r.Subject)
+		if err != nil {
+			return madeKey{}, err
+		}
+		return k.write(ctx, rec, m, k.from(m), count, nil, nil, "created")
+	})
+	if late, ok := err.(*overtaking); ok {
+		err = late.why
+		if !k.verified && !m.begun { // or it came before, and this process did not know: then the next one is good
+			err = tryAgain("a revocation came while the key was made: ask again, if who it is for still stands")
+		}
+	}
+	return made.key, made.secret, err
+}
+
+// madeKey is a key and its secret, shown once.
+type madeKey struct {
+	key    APIKey
+	secret Secret
+}
+
+// plan checks a request.
+func (k *APIKeys) plan(r APIKeyRequest) (*apikey.Record, error) {
+	now := k.s.now()
+	if err := checkSubject(r.Subject); err != nil {
+		return nil, err
+	}
+	if r.Subject == k.s.cfg.FirstParty || k.clients.lookup(r.Subject) != nil {
+		return nil, fail(ErrInvalidRequest, "the subject is a client's ID")
+	}
+	most := k.ceiling()
+	scopes, err := most.take(r.Scopes)
+	if err != nil {
+		return nil, err
+	}
+	claims, err := marshalClaims(r.Claims)
+	if err != nil {
+		return nil, err
+	}
+	if k.view {
+		if err := k.holdsClaims(claims); err != nil {
+			return nil, err
+		}
+	}
+	life := k.s.cfg.Lifetimes.APIKey
+	if r.Expires.IsZero() && life > 0 {
+		r.Expires = now.Add(life)
+	}
+	rec := &apikey.Record{V: 1, Subject: r.Subject, Scopes: scopes.texts(), Claims: claims}
+	return rec, cmp.Or(rec.SetName(r.Name), rec.SetLimits(r.MaxUses, r.UsesPer, apikey.Rate(r.Rate)), rec.SetExpires(r.Expires, now, life),
+		rec.SetMetadata(r.Metadata))
+}
+
+// write makes the secret and stores the key, counted in t if that is not nil, with another put where it replaces one, which is old to
+// rules. *overtaking: a rule on what the key stands on came since m, and the key has ended.
+func (k *APIKeys) write(ctx context.Context, plan *apikey.Record, m moment, from birth, t *quota.Count, also func(*change) error, old *rules.Subject, how string) (madeKey, error) {
+	s, rec := k.s, *plan
+	now := s.now()
+	key := opaque.Key{ID: opaque.NewID(now)}
+	rand.Read(key.Secret[:])
+	text := k.signing.seal(&key, opaque.APIKey)
+	rec.Issue(s.ns, text, &key, now)
+	rec.Birth = from.at
+	id := key.ID.String()
+	c := s.newChange()
+	if err := rec.Put(&c.Change, id, store.Version{}); err != nil {
+		return madeKey{}, err
+	}
+	if also != nil {
+		if err := also(c); err != nil {
+			return madeKey{}, err
+		}
+	}
+	if t != nil {
+		t.Add(id, rec.Kept())
+		if err := t.Put(&c.Change); err != nil {
+			return madeKey{}, err
+		}
+	}
+	e := Event{Type: event.APIKeyChanged, OK: true, Reason: how, Subject: rec.Subject, TokenID: id, Scopes: scopesOf(rec.Scopes)}
+	k.by(&e)
+	c.event(ctx, e)
+	if _, err := s.commit(ctx, c); err != nil {
+		return madeKey{}, err
+	}
+	if m.passed(s.rules) {
+		own := s.rules.Hit(rec.Rule(id)) != ""
+		if own || old != nil && s.rules.Hit(old) != "" || k.verified && s.rules.Hit(k.caller.d.from) != "" {
+			if !own { // nobody has its secret, and it would stand in lists; what cannot be written now is tried again
+				_ = s.writeRule(ctx, rules.ByToken(id), false, "a revocation came while it was made", event.Revoked, nil)
+			}
+			return madeKey{}, &overtaking{fail(ErrRevoked, "a revocation came while the key was made"), true}
+		}
+	}
+	return madeKey{shownKey(id, &rec), NewSecret(text)}, nil
+}
+
+// Rotate makes the successor, with an ID and a secret of its own; the old secret works for overlap longer, never past
+// its expiry. The successor expires when the old one would have.
+func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) (_ APIKey, _ Secret, err error) {
+	ctx = k.acting(ctx)
+	defer k.done(ctx, &err)
+	if overlap < 0 {
+		return APIKey{}, Secret{}, fail(ErrInvalidRequest, "negative overlap")
+	}
+	if err := k.allowed(); err != nil {
+		return APIKey{}, Secret{}, err
+	}
+	if err := k.s.audit.ready(); err != nil {
+		return APIKey{}, Secret{}, err
+	}
+	made, err := settle(ctx, k.s, k.s.begin(ctx), tryAgain("parallel changes of API key %s", id), func(m moment) (madeKey, error) {
+		if err := k.allowed(); err != nil {
+			return madeKey{}, err
+		}
+		rec, r, err := k.read(ctx, id)
+		if err != nil {
+			return madeKey{}, err
+		}
+		scopes := scopesOf(rec.Scopes)
+		if err := k.mayContinue(ctx, scopes); err != nil {
+			return madeKey{}, err
+		}
+		now := k.s.now()
+		if !rec.Counts(now) {
+			return madeKey{}, fail(ErrNotFound, "the key has ended or was rotated before")
+		}
+		most := k.ceiling()
+		if k.view {
+			if !most.covers(scopes) {
+				return madeKey{}, fail(ErrInvalidScope, "%s may not have all that the key holds", most.by)
+			}
+			if err := k.holdsClaims(rec.Claims); err != nil {
+				return madeKey{}, err
+			}
+		}
+		next := rec
+		next.Prev = id
+		most.meet("the key", scopes)
+		next.Scopes = most.all().texts()
+		if rec.MaxUses > 0 {
+			// Both count together: while both work, neither adds to what one of them might do.
+			next.Counter = rec.CountedBy(id)
+			spent, err := k.s.audit.uses.Exhausted(ctx, rec.Limit(id))
+			if err != nil {
+				return madeKey{}, err
+			}
+			if spent && rec.Per == "" {
+				return madeKey{}, fail(ErrLimited, "the key has no uses left")
+			}
+		}
+		rec.Replace(now.Add(overlap))
+		// The successor descends from the key and from whoever rotates it: a rule that matches either matches it, whenever it came.
+		from := birth{rec.Birth}
+		if k.verified {
+			if !k.vouched {
+				from = from.earlier(k.birth)
+			}
+			next.By = slices.Compact(slices.Sorted(slices.Values(slices.Concat(rec.By, k.madeBy()))))
+			if len(next.By) > maxKeyLineage {
+				return madeKey{}, fail(ErrInvalidRequest, "the key was rotated by too many different tokens: make a new one")
+			}
+			if err := k.note(ctx, &next); err != nil {
+				return madeKey{}, err
+			}
+		}
+		t, err := k.counted(ctx, rec.Subject)
+		if err != nil {
+			return madeKey{}, err
+		}
+		if t != nil { // its successor takes its place
+			t.Remove(id)
+		}
+		return k.write(ctx, &next, m, from, t, func(c *change) error {
+			rec.Next = c.Puts[0].ID
+			return rec.Put(&c.Change, id, r.Version)
+		}, rec.Rule(id), "rotated from "+id)
+	})
+	if late, ok := err.(*overtaking); ok {
+		if err = k.allowed(); err == nil {
+			err = late.why
+		}
+	}
+	return made.key, made.secret, err
+}
+
+// Import takes over API keys that another program made: whoever has one goes on with it, in every process with the store. The
+// program's hash of a key is kept until the key is first presented, and then one of ours. keys that were imported before are passed
+// over, so that it may be called again after an error; imported counts the others. It stops at the first key that can't be taken,
+// with all before it written, mostly with some behind it.
+//
+// ErrInvalidRequest: what is wrong with a key, and which one. ErrLimited: its subject has Limits.APIKeysPerSubject already.
+// ErrDenied: in a view made by For.
+//
+// An imported key is an API key like others, for rules, limits and lists. A rotation makes it one of ours. A process that validates
+// without the store, by package remote, takes it too where its own KeyHashes name the form.
+func (k *APIKeys) Import(ctx context.Context, keys iter.Seq[ImportedKey]) (imported int, err error) {
+	defer k.done(ctx, &err)
+	if k.view {
+		return 0, fail(ErrDenied, "only the host imports API keys")
+	}
+	if err := k.s.audit.ready(); err != nil {
+		return 0, err
+	}
+	into := apikey.Importer{Writer: &k.s.writer, Namespace: k.s.ns, Quota: k.quota, Room: k.room, Write: k.writeImported}
+	next, stop := iter.Pull(keys)
+	defer stop()
+	for at := 0; ; {
+		var batch []*apikey.Import
+		var bad error
+		for len(batch) < apikey.ImportBatch {
+			x, ok := next()
+			if !ok {
+				break
+			}
+			p, err := k.planImport(&x)
+			if err != nil {
+				bad = &Error{Code: ErrInvalidRequest, Detail: fmt.Sprintf("imported key %d: %s", at, detailOf(asError(err, "import"))), Cause: err}
+				break
+			}
+			batch = append(batch, p)
+			at++
+		}
+		m := k.s.begin(ctx)
+		for _, x := range batch {
+			x.Birth = m.login().at
+		}
+		n, err := into.Import(ctx, batch)
+		imported += n
+		if err == nil {
+			err = bad
+		}
+		if err != nil || len(batch) == 0 {
+			return imported, err
+		}
+	}
+}
+
+func (k *APIKeys) planImport(x *ImportedKey) (*apikey.Import, error) {
+	rec, err := k.plan(x.APIKeyRequest)
+	if err != nil {
+		return nil, err
+	}
+	return k.forms.Import(k.s.ns, rec, apikey.Given{Form: x.Form, Hash: x.Hash, Lookup: x.Lookup, Start: x.Start, Last: x.Last, Created: x.Created}, k.s.now())
+}
+
+func (k *APIKeys) writeImported(ctx context.Context, ids []string, keys []*apikey.Import, count *quota.Count) error {
+	c := k.s.newChange()
+	for i, x := range keys {
+		if err := x.Put(&c.Change, ids[i], store.Version{}); err != nil {
+			return err
+		}
+		c.event(ctx, Event{Type: event.APIKeyChanged, OK: true, Reason: "imported", Subject: x.Subject, TokenID: ids[i], Scopes: scopesOf(x.Scopes)})
+	}
+	if count != nil {
+		if err := count.Put(&c.Change); err != nil {
+			return err
+		}
+	}
+	_, err := k.s.commit(ctx, c)
+	return err
+}

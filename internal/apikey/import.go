@@ -1,0 +1,130 @@
+package apikey
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+
+	"github.com/apitoken-go/apitoken/internal/commit"
+	"github.com/apitoken-go/apitoken/internal/fault"
+	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/quota"
+	"github.com/apitoken-go/apitoken/store"
+)
+
+// ImportBatch is how many keys an Importer takes at once.
+const (
+	ImportBatch = importGroup * importAtOnce
+
+	importGroup  = store.MaxPuts // keys in one change
+	importAtOnce = 8             // changes
+)
+
+// Importer writes imported keys into the store.
+type Importer struct {
+	Writer    *commit.Writer
+	Namespace string
+	Quota     *quota.Quota
+	// Room counts a subject's keys and makes sure that there is room for one more; nil: there is no limit.
+	Room func(ctx context.Context, subject string) (*quota.Count, error)
+	// Write writes new records under their IDs, with their count if there is one. store.ErrConflict: one of them is there.
+	Write func(ctx context.Context, ids []string, keys []*Import, count *quota.Count) error
+}
+
+// Import writes keys, several in a change and several changes at once. What meets a record that is there is written alone, unless it
+// was imported before. imported counts those that were written.
+func (m *Importer) Import(ctx context.Context, keys []*Import) (imported int, err error) {
+	var alone, many []*Import
+	seen := map[opaque.ID]bool{}
+	for _, x := range keys {
+		id := x.id(m.Namespace, 0)
+		if seen[id] || m.Quota.Limit > 0 {
+			alone = append(alone, x)
+			continue
+		}
+		seen[id] = true
+		many = append(many, x)
+	}
+
+	var mu sync.Mutex // guards imported, alone and err
+	var wg sync.WaitGroup
+	for group := range slices.Chunk(many, importGroup) {
+		wg.Go(func() {
+			ids := make([]string, len(group))
+			for i, x := range group {
+				ids[i] = x.id(m.Namespace, 0).String()
+			}
+			e := m.Write(ctx, ids, group, nil)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case e == nil:
+				imported += len(group)
+			case errors.Is(e, store.ErrConflict):
+				alone = append(alone, group...)
+			case err == nil:
+				err = e
+			}
+		})
+	}
+	wg.Wait()
+
+	for _, x := range alone {
+		if err != nil {
+			break
+		}
+		var fresh bool
+		if fresh, err = m.one(ctx, x); fresh {
+			imported++
+		}
+	}
+	return imported, err
+}
+
+// one writes one key where no other is. fresh is false where it was imported before.
+func (m *Importer) one(ctx context.Context, x *Import) (fresh bool, err error) {
+	if m.Quota.Limit > 0 {
+		leave, err := m.Quota.Turns.Enter(ctx, x.Subject)
+		if err != nil {
+			return false, err
+		}
+		defer leave()
+	}
+	for range commit.Tries {
+		id, err := m.place(ctx, x)
+		if id == "" || err != nil {
+			return false, err
+		}
+		count, err := m.Room(ctx, x.Subject)
+		if err != nil {
+			return false, err
+		}
+		if count != nil {
+			count.Add(id, x.Kept())
+		}
+		if err := m.Write(ctx, []string{id}, []*Import{x}, count); !errors.Is(err, store.ErrConflict) {
+			return err == nil, err
+		}
+	}
+	return false, fault.Retry("parallel imports")
+}
+
+// place is the first free ID for x; empty: it was imported before.
+func (m *Importer) place(ctx context.Context, x *Import) (string, error) {
+	for n := range maxSame {
+		id := x.id(m.Namespace, n).String()
+		r, err := m.Writer.Get(ctx, store.KindAPIKey, id)
+		if errors.Is(err, fault.NotFound) {
+			return id, nil
+		}
+		var there Record
+		if err == nil {
+			err = commit.Read(&Form, r, &there)
+		}
+		if err != nil || there.Old != nil && there.Old.Sum == x.Old.Sum {
+			return "", err
+		}
+	}
+	return "", fault.Fail(fault.InvalidRequest, "%d imported keys are found by the same already: take more of a key to find it by", maxSame)
+}
