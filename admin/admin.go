@@ -30,7 +30,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/httpauth"
-	"github.com/apitoken-go/apitoken/internal/operate"
+	"github.com/apitoken-go/apitoken/operate"
 )
 
 // Options configure Handler, Serve and Local.
@@ -66,7 +66,7 @@ func Handler(svc *apitoken.Service, o Options) (http.Handler, error) {
 	if svc == nil {
 		return nil, wrong("svc", "is nil")
 	}
-	if !operate.IsScope(o.Scope) {
+	if one, err := apitoken.ParseScopes(string(o.Scope)); err != nil || len(one) != 1 {
 		return nil, wrong("Scope", "is required: what a caller's token must hold, such as operate")
 	}
 	auth := httpauth.New(svc, &httpauth.Options{Realm: "admin", StripCredential: true})

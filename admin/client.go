@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
-	"github.com/apitoken-go/apitoken/internal/operate"
+	"github.com/apitoken-go/apitoken/operate"
 )
 
 // Client calls the admin API of a service. It is safe for concurrent use. Its errors are those of the service, for errors.Is.

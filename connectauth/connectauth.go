@@ -59,7 +59,14 @@ func New(v apitoken.Validator, o Options) *Guard {
 			panic(fmt.Sprintf("connectauth: Options.Methods: %q is no name of a procedure, such as /orders.v1.Orders/List", method))
 		}
 	}
-	return &Guard{methods: maps.Clone(o.Methods), auth: httpauth.New(v, &o.HTTP), strip: rpc.Credentials(o.HTTP)}
+	g := &Guard{methods: maps.Clone(o.Methods), auth: httpauth.New(v, &o.HTTP)}
+	if o.HTTP.StripCredential {
+		g.strip = rpc.Credentials()
+		for _, s := range o.HTTP.Sources {
+			g.strip = append(g.strip, s.Header)
+		}
+	}
+	return g
 }
 
 // Connection tells the guards behind it of the TLS connection, which Connect keeps from interceptors: put it around the server's

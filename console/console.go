@@ -35,7 +35,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
-	"github.com/apitoken-go/apitoken/internal/operate"
+	"github.com/apitoken-go/apitoken/operate"
 )
 
 // Role is what an actor may do on the pages for operators.
@@ -429,7 +429,7 @@ type changeKey struct{}
 
 // ask runs f, which reads or writes by ctx, and does not wait past ctx's end for a store that does not look at it.
 func ask[T any](ctx context.Context, c *Console, f func(context.Context) (T, error)) (T, error) {
-	return operate.Wait(ctx, c.operations(ctx).Turns(), f)
+	return operate.Wait(ctx, c.operations(ctx), f)
 }
 
 // operations are those that a page may look by. Forms have turns of their own: reads that hang in a store leave room to revoke.

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
-	"github.com/apitoken-go/apitoken/internal/operate"
+	"github.com/apitoken-go/apitoken/operate"
 )
 
 // adminState is what the pages for operators keep between requests.

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken"
-	"github.com/apitoken-go/apitoken/internal/operate"
+	"github.com/apitoken-go/apitoken/operate"
 	"github.com/apitoken-go/apitoken/report"
 )
 

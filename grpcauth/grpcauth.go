@@ -66,7 +66,14 @@ func New(v apitoken.Validator, o Options) *Guard {
 			panic(fmt.Sprintf("grpcauth: Options.Methods: %q is no full name of a method, such as /orders.v1.Orders/List", method))
 		}
 	}
-	return &Guard{methods: maps.Clone(o.Methods), auth: httpauth.New(v, &o.HTTP), strip: rpc.Credentials(o.HTTP)}
+	g := &Guard{methods: maps.Clone(o.Methods), auth: httpauth.New(v, &o.HTTP)}
+	if o.HTTP.StripCredential {
+		g.strip = rpc.Credentials()
+		for _, s := range o.HTTP.Sources {
+			g.strip = append(g.strip, s.Header)
+		}
+	}
+	return g
 }
 
 // ServerOptions are Unary and Stream for [grpc.NewServer], in their place among other chained interceptors. A server with one of

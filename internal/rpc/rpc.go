@@ -1,7 +1,8 @@
-// Package rpc lets gRPC and Connect calls be decided by httpauth: a call becomes the HTTP request that it is, and what httpauth
-// would answer becomes a code of gRPC with its details. So there is one place that reads credentials and one that judges errors.
+// Package rpc lets gRPC and Connect calls be decided as HTTP requests are: a call becomes the request that it is, and the answer of
+// an HTTP handler becomes a code of gRPC with its details. So there is one place that reads credentials and one that judges errors:
+// package httpauth, between NewRequest and Answer.
 //
-// It knows neither module: codes are the numbers of google.rpc.Code, which both share. grpcauth and connectauth call it.
+// It knows no other package of this project: codes are the numbers of google.rpc.Code. grpcauth and connectauth call it.
 package rpc
 
 import (
@@ -13,8 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/apitoken-go/apitoken/httpauth"
 )
 
 // Codes of google.rpc.Code.
@@ -37,17 +36,8 @@ func IsMethod(full string) bool {
 	return ok && full[0] == '/' && service != "" && name != "" && !strings.ContainsAny(name, "/*")
 }
 
-// Credentials are the headers that hold a call's credential, where o says that handlers do not see them.
-func Credentials(o httpauth.Options) []string {
-	if !o.StripCredential {
-		return nil
-	}
-	headers := []string{"Authorization", "Dpop"}
-	for _, s := range o.Sources {
-		headers = append(headers, s.Header)
-	}
-	return headers
-}
+// Credentials are the headers that a call's credential comes in by RFC 6750 and RFC 9449.
+func Credentials() []string { return []string{"Authorization", "Dpop"} }
 
 // NewRequest is the HTTP request of a call. procedure is "/package.Service/Method"; header is kept.
 func NewRequest(ctx context.Context, method, procedure, remoteAddr string, header http.Header) *http.Request {

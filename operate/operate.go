@@ -4,10 +4,17 @@
 // Who may do what is in the types: [Look] only reads, and [Act] changes things too. A face hands an Act to nobody but those who
 // may change things.
 //
-// No call waits past its context for a store that ignores it, and calls that hang in a store leave room for those that change
-// something: Look and Act have turns of their own.
+// No call waits past its context for a store that ignores it. At most 64 calls of a Look, and as many of an Act, wait for a store
+// at once: calls that hang while they read leave room for those that change something.
 //
-// The package stands in front of the root package, not behind it.
+// A host that writes a console or an API of its own for operators builds on it as those two do:
+//
+//	look, act := operate.New(svc)
+//	page, err := look.Sessions(ctx, "alice", "", "", 50)
+//	err = act.Revoke(ctx, apitoken.BySessions("alice"), "phone lost")
+//
+// [Wait], [Collect], [Reason] and [ClassOf] are what such faces need besides: a bound on waiting, a page of a listing, the reason
+// that the audit trail takes, and a stable name with a status for each kind of error.
 package operate
 
 import (
@@ -23,29 +30,30 @@ import (
 // Look is what may be read of a service.
 type Look struct {
 	svc   *apitoken.Service
-	turns Turns
+	turns turns
 }
 
-// Act adds what changes something.
+// Act adds what changes something. Its own calls, reading ones too, take other turns than those of the Look beside it.
 type Act struct{ Look }
 
 // New returns the operations of svc.
 func New(svc *apitoken.Service) (Look, Act) {
-	return Look{svc, NewTurns()}, Act{Look{svc, NewTurns()}}
+	return Look{svc, newTurns()}, Act{Look{svc, newTurns()}}
 }
 
-// Turns bound how many calls wait for a store at once.
-type Turns chan struct{}
+// turns bound how many calls wait for a store at once.
+type turns chan struct{}
 
-// NewTurns returns 64 of them.
-func NewTurns() Turns { return make(Turns, 64) }
+func newTurns() turns { return make(turns, 64) }
 
-// Turns are those that the calls of l take.
-func (l Look) Turns() Turns { return l.turns }
+// Wait runs f, which reads or writes by ctx, in one of l's turns, and doesn't wait past ctx's end for a store that ignores it.
+// ErrUnavailable: the time was over, or every turn is taken by a call that hangs. A panic of f comes up in the caller's goroutine,
+// where net/http expects it. The methods of Look and Act wait so by themselves; it is for whatever else a face asks of the service.
+func Wait[T any](ctx context.Context, l Look, f func(context.Context) (T, error)) (T, error) {
+	return wait(ctx, l.turns, f)
+}
 
-// Wait runs f, which reads or writes by ctx, and doesn't wait past ctx's end for a store that ignores it. ErrUnavailable: the time
-// was over, or every turn is taken by a call that hangs. A panic of f comes up in the caller's goroutine, where net/http expects it.
-func Wait[T any](ctx context.Context, turns Turns, f func(context.Context) (T, error)) (T, error) {
+func wait[T any](ctx context.Context, turns turns, f func(context.Context) (T, error)) (T, error) {
 	type answer struct {
 		v     T
 		err   error
@@ -83,9 +91,9 @@ func Wait[T any](ctx context.Context, turns Turns, f func(context.Context) (T, e
 
 func late(why string) error { return &apitoken.Error{Code: apitoken.ErrUnavailable, Detail: why} }
 
-// do is Wait for calls that answer an error alone.
+// do is wait for calls that answer an error alone.
 func (a Act) do(ctx context.Context, f func(context.Context) error) error {
-	_, err := Wait(ctx, a.turns, func(ctx context.Context) (struct{}, error) { return struct{}{}, f(ctx) })
+	_, err := wait(ctx, a.turns, func(ctx context.Context) (struct{}, error) { return struct{}{}, f(ctx) })
 	return err
 }
 

@@ -91,7 +91,7 @@ func TestEachOperationIsThereOnce(t *testing.T) {
 		}
 	}
 	require.Greater(t, len(seen), 25, "the test sees the calls")
-	for _, dir := range []string{"../../admin", "../../console"} {
+	for _, dir := range []string{"../admin", "../console"} {
 		for file, list := range calls(t, dir) {
 			if file == "keys.go" || file == "sessions.go" {
 				continue
@@ -107,19 +107,19 @@ func TestEachOperationIsThereOnce(t *testing.T) {
 func TestWaitingEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		turns, hang := NewTurns(), make(chan struct{})
+		turns, hang := newTurns(), make(chan struct{})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		for range cap(turns) {
 			go func() {
-				_, err := Wait(ctx, turns, func(context.Context) (int, error) { <-hang; return 1, nil })
+				_, err := wait(ctx, turns, func(context.Context) (int, error) { <-hang; return 1, nil })
 				require.ErrorIs(t, err, apitoken.ErrUnavailable)
 			}()
 		}
 		synctest.Wait()
-		_, err := Wait(t.Context(), turns, func(context.Context) (int, error) { return 1, nil })
+		_, err := wait(t.Context(), turns, func(context.Context) (int, error) { return 1, nil })
 		require.ErrorIs(t, err, apitoken.ErrUnavailable, "every turn is taken: another call would hang too")
-		n, err := Wait(t.Context(), NewTurns(), func(context.Context) (int, error) { return 1, nil })
+		n, err := wait(t.Context(), newTurns(), func(context.Context) (int, error) { return 1, nil })
 		require.NoError(t, err, "those who change something have turns of their own")
 		require.Equal(t, 1, n)
 		time.Sleep(time.Second)
@@ -127,7 +127,7 @@ func TestWaitingEndsWithItsContext(t *testing.T) {
 		close(hang)
 		synctest.Wait()
 		require.Empty(t, turns, "a turn ends with its call")
-		require.PanicsWithValue(t, "a bug", func() { _, _ = Wait(t.Context(), turns, func(context.Context) (int, error) { panic("a bug") }) })
+		require.PanicsWithValue(t, "a bug", func() { _, _ = wait(t.Context(), turns, func(context.Context) (int, error) { panic("a bug") }) })
 	})
 }
 

@@ -43,14 +43,14 @@ func (l Look) Sessions(ctx context.Context, subject, client, after string, limit
 	if subject != "" && client != "" {
 		target = target.HeldBy(client)
 	}
-	return Wait(ctx, l.turns, func(ctx context.Context) (Page[apitoken.Grant], error) {
+	return wait(ctx, l.turns, func(ctx context.Context) (Page[apitoken.Grant], error) {
 		return Collect(l.svc.Grants(ctx, target, apitoken.Page{After: after}), limit, func(g apitoken.Grant) string { return g.ID })
 	})
 }
 
 // Session is one live grant. ErrNotFound: there is none, or it has ended.
 func (l Look) Session(ctx context.Context, id string) (apitoken.Grant, error) {
-	return Wait(ctx, l.turns, func(ctx context.Context) (apitoken.Grant, error) {
+	return wait(ctx, l.turns, func(ctx context.Context) (apitoken.Grant, error) {
 		for g, err := range l.svc.Grants(ctx, apitoken.ByGrant(id), apitoken.Page{Limit: 1}) {
 			return g, err
 		}
@@ -60,7 +60,7 @@ func (l Look) Session(ctx context.Context, id string) (apitoken.Grant, error) {
 
 // Keys lists API keys, the newest first: of a subject, or all.
 func (l Look) Keys(ctx context.Context, subject, after string, limit int) (Page[apitoken.APIKey], error) {
-	return Wait(ctx, l.turns, func(ctx context.Context) (Page[apitoken.APIKey], error) {
+	return wait(ctx, l.turns, func(ctx context.Context) (Page[apitoken.APIKey], error) {
 		p := apitoken.Page{After: after}
 		list := l.svc.APIKeys.List(ctx, p)
 		if subject != "" {
@@ -72,24 +72,24 @@ func (l Look) Keys(ctx context.Context, subject, after string, limit int) (Page[
 
 // Key is one API key.
 func (l Look) Key(ctx context.Context, id string) (apitoken.APIKey, error) {
-	return Wait(ctx, l.turns, func(ctx context.Context) (apitoken.APIKey, error) { return l.svc.APIKeys.Get(ctx, id) })
+	return wait(ctx, l.turns, func(ctx context.Context) (apitoken.APIKey, error) { return l.svc.APIKeys.Get(ctx, id) })
 }
 
 // Clients lists the registered clients.
 func (l Look) Clients(ctx context.Context, after string, limit int) (Page[apitoken.Client], error) {
-	return Wait(ctx, l.turns, func(ctx context.Context) (Page[apitoken.Client], error) {
+	return wait(ctx, l.turns, func(ctx context.Context) (Page[apitoken.Client], error) {
 		return Collect(l.svc.Clients.List(ctx, apitoken.Page{After: after}), limit, func(c apitoken.Client) string { return c.ID })
 	})
 }
 
 // Client is one client.
 func (l Look) Client(ctx context.Context, id string) (apitoken.Client, error) {
-	return Wait(ctx, l.turns, func(ctx context.Context) (apitoken.Client, error) { return l.svc.Clients.Get(ctx, id) })
+	return wait(ctx, l.turns, func(ctx context.Context) (apitoken.Client, error) { return l.svc.Clients.Get(ctx, id) })
 }
 
 // Secrets are a client's live secrets, the oldest first.
 func (l Look) Secrets(ctx context.Context, id string) ([]apitoken.ClientSecret, error) {
-	return Wait(ctx, l.turns, func(ctx context.Context) ([]apitoken.ClientSecret, error) { return l.svc.Clients.Secrets(ctx, id) })
+	return wait(ctx, l.turns, func(ctx context.Context) ([]apitoken.ClientSecret, error) { return l.svc.Clients.Secrets(ctx, id) })
 }
 
 // Role is a name for scopes.
@@ -111,7 +111,7 @@ func (l Look) Roles() (list []Role) {
 // of them is none.
 func (l Look) Explain(ctx context.Context, token string, needs apitoken.Scopes, any bool) (apitoken.Explanation, error) {
 	for _, one := range needs {
-		if !IsScope(one) {
+		if !isScope(one) {
 			return apitoken.Explanation{}, &apitoken.Error{Code: apitoken.ErrInvalidScope, Detail: "needs holds what is no scope (RFC 6749 §3.3)"}
 		}
 	}
@@ -122,13 +122,13 @@ func (l Look) Explain(ctx context.Context, token string, needs apitoken.Scopes, 
 	case len(needs) > 0:
 		need = apitoken.AllOf(needs[0], needs[1:]...)
 	}
-	return Wait(ctx, l.turns, func(ctx context.Context) (apitoken.Explanation, error) {
+	return wait(ctx, l.turns, func(ctx context.Context) (apitoken.Explanation, error) {
 		return l.svc.Explain(ctx, apitoken.Bearer(token), need), nil
 	})
 }
 
-// IsScope reports one scope, which AllOf and AnyOf take.
-func IsScope(s apitoken.Scope) bool {
+// isScope reports one scope, which AllOf and AnyOf take.
+func isScope(s apitoken.Scope) bool {
 	list, err := apitoken.ParseScopes(string(s))
 	return err == nil && len(list) == 1
 }
@@ -139,7 +139,7 @@ func (l Look) EventPage(ctx context.Context, q apitoken.EventQuery, cursor strin
 		list []apitoken.Event
 		next string
 	}
-	x, err := Wait(ctx, l.turns, func(ctx context.Context) (x found, err error) {
+	x, err := wait(ctx, l.turns, func(ctx context.Context) (x found, err error) {
 		x.list, x.next, err = l.svc.EventPage(ctx, q, cursor, limit)
 		return x, err
 	})
@@ -148,7 +148,7 @@ func (l Look) EventPage(ctx context.Context, q apitoken.EventQuery, cursor strin
 
 // Event is one audit event.
 func (l Look) Event(ctx context.Context, id string) (apitoken.Event, error) {
-	return Wait(ctx, l.turns, func(ctx context.Context) (apitoken.Event, error) { return l.svc.Event(ctx, id) })
+	return wait(ctx, l.turns, func(ctx context.Context) (apitoken.Event, error) { return l.svc.Event(ctx, id) })
 }
 
 // Filter is what a store can't select events by.
@@ -160,12 +160,12 @@ type Filter struct {
 
 // Keeps reports whether an event matches.
 func (f Filter) Keeps(e *apitoken.Event) bool {
-	bad := IsBad(e)
+	bad := isBad(e)
 	return !(f.Good && bad || f.Bad && !bad || f.Actor != "" && e.Actor != f.Actor)
 }
 
-// IsBad reports a refusal or an alert.
-func IsBad(e *apitoken.Event) bool { return !e.OK || IsAlert(e) }
+// isBad reports a refusal or an alert.
+func isBad(e *apitoken.Event) bool { return !e.OK || IsAlert(e) }
 
 // IsAlert reports what somebody should look at: a credential in wrong hands, or an alert of the service's own.
 func IsAlert(e *apitoken.Event) bool {
@@ -174,7 +174,7 @@ func IsAlert(e *apitoken.Event) bool {
 
 // SigningKeys are the public sides of the signing keys.
 func (l Look) SigningKeys(ctx context.Context) ([]apitoken.SigningKey, error) {
-	return Wait(ctx, l.turns, l.svc.SigningKeys.List)
+	return wait(ctx, l.turns, l.svc.SigningKeys.List)
 }
 
 // Endings are what ends soon.
@@ -186,7 +186,7 @@ type Endings struct {
 // Expiring lists the first API keys and client secrets to end before a time, limit at most, and counts all of them. It reads all
 // that there are: no page waits for it.
 func (l Look) Expiring(ctx context.Context, before time.Time, limit int) (Endings, error) {
-	return Wait(ctx, l.turns, func(ctx context.Context) (e Endings, err error) {
+	return wait(ctx, l.turns, func(ctx context.Context) (e Endings, err error) {
 		for x, err := range l.svc.Expiring(ctx, before, false) {
 			if err != nil {
 				return e, err
@@ -210,7 +210,7 @@ type Findings struct {
 
 // Hygiene lists API keys that nobody needs as they are. It reads all that there are: no page waits for it.
 func (l Look) Hygiene(ctx context.Context, unused time.Duration, limit int) (Findings, error) {
-	return Wait(ctx, l.turns, func(ctx context.Context) (f Findings, err error) {
+	return wait(ctx, l.turns, func(ctx context.Context) (f Findings, err error) {
 		for x, err := range report.Hygiene(ctx, l.svc, report.HygieneConfig{Unused: unused}) {
 			switch {
 			case err != nil:
@@ -227,12 +227,12 @@ func (l Look) Hygiene(ctx context.Context, unused time.Duration, limit int) (Fin
 
 // Blast tells what came of one session or key.
 func (l Look) Blast(ctx context.Context, t apitoken.Target) (*report.Radius, error) {
-	return Wait(ctx, l.turns, func(ctx context.Context) (*report.Radius, error) { return report.Blast(ctx, l.svc, t) })
+	return wait(ctx, l.turns, func(ctx context.Context) (*report.Radius, error) { return report.Blast(ctx, l.svc, t) })
 }
 
 // Unreadable lists stored records that can't be read, limit at most: those that the process has met, or with all the whole store's.
 func (l Look) Unreadable(ctx context.Context, all bool, limit int) ([]apitoken.UnreadableRecord, error) {
-	return Wait(ctx, l.turns, func(ctx context.Context) (list []apitoken.UnreadableRecord, err error) {
+	return wait(ctx, l.turns, func(ctx context.Context) (list []apitoken.UnreadableRecord, err error) {
 		for r, err := range l.svc.Unreadable(ctx, all) {
 			if err != nil {
 				return nil, err

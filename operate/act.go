@@ -19,7 +19,7 @@ type Made[T any] struct {
 // once makes something once for one filled-in form, however often that is sent within a day. name is the form's, empty: it is made
 // at each call.
 func once[T any](ctx context.Context, a Act, name string, f func(context.Context) (T, apitoken.Secret, error)) (Made[T], error) {
-	return Wait(ctx, a.turns, func(ctx context.Context) (m Made[T], err error) {
+	return wait(ctx, a.turns, func(ctx context.Context) (m Made[T], err error) {
 		if name == "" {
 			m.It, m.Secret, err = f(ctx)
 			return m, err
@@ -49,7 +49,7 @@ func (a Act) RotateKey(ctx context.Context, id string, overlap time.Duration) (M
 
 // EditKey changes an API key: its name, scopes, end, metadata, and whether it is refused for now.
 func (a Act) EditKey(ctx context.Context, id string, f func(*apitoken.APIKey) error) (apitoken.APIKey, error) {
-	return Wait(ctx, a.turns, func(ctx context.Context) (apitoken.APIKey, error) { return a.svc.APIKeys.Edit(ctx, id, f) })
+	return wait(ctx, a.turns, func(ctx context.Context) (apitoken.APIKey, error) { return a.svc.APIKeys.Edit(ctx, id, f) })
 }
 
 // RevokeKey ends an API key.
@@ -87,7 +87,7 @@ func (a Act) RotateClient(ctx context.Context, form, id string, overlap time.Dur
 
 // UpdateClient changes a client. Disabling it ends all it holds.
 func (a Act) UpdateClient(ctx context.Context, id string, f func(*apitoken.Client) error) (apitoken.Client, error) {
-	return Wait(ctx, a.turns, func(ctx context.Context) (apitoken.Client, error) { return a.svc.Clients.Update(ctx, id, f) })
+	return wait(ctx, a.turns, func(ctx context.Context) (apitoken.Client, error) { return a.svc.Clients.Update(ctx, id, f) })
 }
 
 // SetRole defines what a role expands to.
@@ -106,7 +106,7 @@ func (a Act) RevokeLeaked(ctx context.Context, text []byte, reason string) (int,
 	if err != nil {
 		return 0, err
 	}
-	return Wait(ctx, a.turns, func(ctx context.Context) (int, error) { return a.svc.RevokeLeaked(ctx, text, reason) })
+	return wait(ctx, a.turns, func(ctx context.Context) (int, error) { return a.svc.RevokeLeaked(ctx, text, reason) })
 }
 
 // RotateSigningKeys brings a new signing key forward.
