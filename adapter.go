@@ -1,34 +1,25 @@
-// Service.Adapter, the methods that only adapters call. Notes and things done once have stored records of their own.
+// Service.Adapter, the methods that only adapters call, such as notes between two requests of a protocol.
 
 package apitoken
 
 import (
 	"context"
-	"crypto/subtle"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"strings"
 	"time"
 
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/dpop"
-	"github.com/apitoken-go/apitoken/internal/keyring"
-	"github.com/apitoken-go/apitoken/internal/once"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
-
-// Adapter is a service as those see it who write adapters: endpoints of a protocol, pages, reports, and validators in other
-// processes. A host needs none of it. It is the service itself, so that it costs nothing and closes with it.
-type Adapter Service
-
-// Adapter returns s for those who write adapters.
-func (s *Service) Adapter() *Adapter { return (*Adapter)(s) }
 
 // Note is what an adapter keeps between two requests of a protocol, for all processes: a pushed authorization
 // request, a device that waits for its user. It holds no credential, and a credential that names it is stored as a
@@ -43,11 +34,7 @@ type Note struct {
 	birth store.Position // of one that has a Client
 }
 
-const (
-	kindNote     store.Kind = "note"
-	maxNoteBytes            = 8 << 10
-	maxNoteLife             = 24 * time.Hour
-)
+const maxNoteBytes = 8 << 10
 
 // noteRecord is a note of a client's as it is stored. Others are stored as their Data.
 type noteRecord struct {
@@ -134,7 +121,7 @@ func (a *Adapter) ChangeNote(ctx context.Context, name string, f func(*Note) err
 			return fail(ErrInvalidRequest, "a note's Client does not change")
 		case len(n.Data) > maxNoteBytes:
 			return fail(ErrInvalidRequest, "a note of %d bytes, at most %d", len(n.Data), maxNoteBytes)
-		case n.Expires.IsZero() || n.Expires.Sub(a.now()) > maxNoteLife:
+		case n.Expires.IsZero() || n.Expires.Sub(a.now()) > maxPrepared:
 			return fail(ErrInvalidRequest, "a note must expire, within a day")
 		}
 		c := a.newChange()
@@ -152,15 +139,6 @@ func (a *Adapter) ChangeNote(ctx context.Context, name string, f func(*Note) err
 // of assertions and proofs.
 func (a *Adapter) Once(ctx context.Context, id string, until time.Time) error {
 	return a.claim(ctx, id, until)
-}
-
-// claim is Once.
-func (s *core) claim(ctx context.Context, id string, until time.Time) error {
-	return public(s.deeds().Claim(ctx, id, until))
-}
-
-func (s *core) deeds() *once.Book {
-	return &once.Book{Writer: &s.writer, Now: s.now, Log: s.log, Namespace: func() string { return s.ns }, Slack: ruleSlack}
 }
 
 // DoOnce calls f unless it was done before under this name, by any process on this store; that it was done is
@@ -216,41 +194,87 @@ func (a *Adapter) Prove(ctx context.Context, p Proof) (binding string, err error
 // process on the store.
 func (a *Adapter) ProofNonce() string { return a.SigningKeys.nonces().New() }
 
-func (k *SigningKeys) nonces() *dpop.Nonces {
-	ring := k.ring
-	return &dpop.Nonces{
-		Key:    func() ([4]byte, []byte) { return ring.MAC(keyring.Nonce) },
-		KeyOf:  func(kid [4]byte) ([]byte, bool) { return ring.MACFor(kid, keyring.Nonce) },
-		Second: func() int64 { return k.s.now().Unix() },
-		Whose:  "service",
+// Now is the service's clock, Config.Now: for whatever compares times with its records.
+func (a *Adapter) Now() time.Time { return a.now() }
+
+// Genuine says whether this service made token, a refresh token or a ticket: nil, or ErrInvalidGrant, or ErrUnavailable.
+// The tag answers, without a read of the store; of a code that Prepare did not make, its record does. Whether the token is
+// still good only Refresh and Redeem can say. It is for endpoints that would otherwise write something for a stranger.
+func (a *Adapter) Genuine(ctx context.Context, token string) error {
+	what, err := "redeem", error(nil)
+	if opaque.KindOf(token) == opaque.Refresh {
+		what = "refresh"
+		_, err = a.ratchet.Read(ctx, token)
+		err = public(err)
+	} else {
+		err = a.genuineTicket(ctx, token)
 	}
+	if errors.Is(err, ErrInvalidGrant) {
+		a.audit.refused(ctx, event.Refused, what, nil)
+	}
+	return err
 }
 
-// proved checks the proof that came with a token against what the token is bound to. Whatever names a binding is
-// refused unless its proof was presented and holds; a proof for a token that is not bound is refused too, so that
-// nobody believes in a protection that is not there (RFC 9449 §7.1). A DPoP proof that holds counts as used only with spend.
-func (v *JWTValidator) proved(c *Credential, binding string, now time.Time, spend bool) *Error {
+// Narrow is what of asked may be given to whoever holds most: of each pair of scopes of which one covers the other, the narrower,
+// without those that Config.Scopes does not name. It is for endpoints that leave out what is too much rather than refuse it
+// (RFC 6749 §3.3).
+func (a *Adapter) Narrow(asked, most Scopes) Scopes {
+	x := ceiling{cfg: &a.cfg}
+	x.meet("the holder", most)
+	x.meet("the request", asked)
+	return x.all()
+}
+
+// Introspection is an issuer's answer about an opaque token (RFC 7662), as a validator in another process needs it.
+type Introspection struct {
+	Active   bool
+	Token    TokenSpec // when Active
+	Position string    // where its birth lies in the issuer's order of changes, as in the pos claim of access tokens
+}
+
+// Introspect says what a resource server needs to know of a token of any kind (RFC 7662), for endpoints that answer whoever
+// the token concerns; they decide who may ask. A bound token is active without its proof: its Binding tells what
+// whoever uses it must prove; and one for another audience than this process's is active too; one for none, which Validate refuses anywhere, is not. An API key with MaxUses is not
+// active: whoever asks keeps the answer for a while, and nobody would count. The error is only ever ErrUnavailable.
+func (a *Adapter) Introspect(ctx context.Context, token string) (Introspection, error) {
+	t, err := (*Service)(a).Validate(ctx, Credential{Token: token, unproved: true, anywhere: true})
 	switch {
-	case binding == "":
-		return fail(ErrInvalidToken, "a proof came with a token that is not bound to a key")
-	case isDPoP(binding):
-		if c.DPoP == "" {
-			return fail(ErrInvalidToken, "bound to a DPoP key, and came as a bearer token")
-		}
-		r := dpop.Request{Proof: c.DPoP, Method: c.Method, URL: c.URL, Token: c.Token}
-		if err := v.proofs.Check(r, strings.TrimPrefix(binding, bindDPoP), now, spend); err != nil {
-			return asError(err, "proof")
-		}
-		return nil
-	case strings.HasPrefix(binding, bindCert):
-		if c.CertSHA256 == ([32]byte{}) || c.DPoP != "" {
-			return fail(ErrInvalidToken, "bound to a certificate that was not presented")
-		}
-		want := BindCertificate(c.CertSHA256)
-		if subtle.ConstantTimeCompare([]byte(want), []byte(binding)) != 1 {
-			return fail(ErrInvalidToken, "bound to another certificate")
-		}
-		return nil
+	case errors.Is(err, ErrUnavailable):
+		return Introspection{}, err
+	case err != nil:
+		return Introspection{}, nil
 	}
-	return fail(ErrInvalidToken, "bound to what can't be proved here")
+	if t.d.counted {
+		return Introspection{}, nil
+	}
+	x := Introspection{Active: true, Token: t.d.TokenSpec}
+	x.Token.Audiences, x.Token.Scopes, x.Token.Roles, x.Token.Actors = t.Audiences(), t.Scopes(), t.Roles(), t.Actors()
+	if len(t.d.claim) > 0 {
+		x.Token.Claims = json.RawMessage(t.d.claim)
+	}
+	if t.d.from != nil {
+		x.Position = t.d.from.Pos.String()
+	}
+	return x, nil
+}
+
+// Skew is how far ahead of ours the clock of whoever signs a token, a proof or an assertion may be: Config.Validation.Skew, or
+// its default. Adapters that check times themselves use it.
+func (a *Adapter) Skew() time.Duration { return a.cfg.Validation.ahead() }
+
+// Wait returns when this process's view of the state is not at p, or ctx ends. For long polls of [Service.Revocations].
+func (a *Adapter) Wait(ctx context.Context, p store.Position) error {
+	for {
+		moved := a.state.Moved()
+		if a.state.Position() != p {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-a.ctx.Done():
+			return unavailable(a.ctx.Err(), "closed")
+		}
+	}
 }

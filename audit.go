@@ -1,4 +1,4 @@
-// Audit events: who did what (Origin, Actor), what an event says, which sinks get it. internal/commit writes it with its change.
+// Audit events: what one says, how refusals and uses are counted, which sinks get it. internal/commit writes it with its change.
 
 package apitoken
 
@@ -11,12 +11,10 @@ import (
 	"io"
 	"iter"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
@@ -29,13 +27,6 @@ import (
 	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
-
-// Auditor receives events after they are durable.
-type Auditor interface {
-	// Audit takes one event, in the final order of the log. After an error, and after a crash, it gets the same
-	// event again: Event.ID tells.
-	Audit(ctx context.Context, e Event) error
-}
 
 // Event is one audit fact. It holds no usable secret.
 type Event struct {
@@ -60,73 +51,6 @@ type Event struct {
 	Origin
 	// Extra says more: package event lists the members of each type.
 	Extra map[string]string `json:"extra,omitempty"`
-}
-
-// Origin is where a request came from. Adapters put it into the context, once, before anything else.
-type Origin struct {
-	Address   netip.Addr `json:"address,omitzero"` // IsValid reports whether it is known: fmt prints an unknown one as "invalid IP"
-	UserAgent string     `json:"user_agent,omitempty"`
-	RequestID string     `json:"request_id,omitempty"`
-}
-
-type originKey struct{}
-
-// originContext is a context.WithValue of one fixed key that saves boxing on the hot path. It has room for the context of the
-// token that mostly comes next, which is this one's child and never seen from it.
-type originContext struct {
-	context.Context
-	origin Origin
-	taken  atomic.Bool
-	next   tokenContext
-}
-
-func (c *originContext) Value(key any) any {
-	if key == (originKey{}) {
-		return &c.origin
-	}
-	return c.Context.Value(key)
-}
-
-// WithOrigin returns a context whose events carry o: for one request, since the first Token that is put into it stays in memory
-// as long as it does. Its strings are cut to 256 bytes when they are kept, and what can
-// not be shown in them is escaped.
-func WithOrigin(ctx context.Context, o Origin) context.Context {
-	return &originContext{Context: ctx, origin: o}
-}
-
-func originOf(ctx context.Context) Origin {
-	if c, ok := ctx.(*originContext); ok {
-		return c.origin
-	}
-	if o, ok := ctx.Value(originKey{}).(*Origin); ok {
-		return *o
-	}
-	return Origin{}
-}
-
-// addressOf is the address of ctx's Origin, without copying the rest: the zero one if there is none.
-func addressOf(ctx context.Context) *netip.Addr {
-	if c, ok := ctx.(*originContext); ok {
-		return &c.origin.Address
-	}
-	if o, ok := ctx.Value(originKey{}).(*Origin); ok {
-		return &o.Address
-	}
-	return nil
-}
-
-// OriginOf returns what WithOrigin put into ctx, or one of its parents.
-func OriginOf(ctx context.Context) Origin { return originOf(ctx) }
-
-type actorKey struct{}
-
-// WithActor returns a context whose events carry actor, where no Token in it says who acts.
-func WithActor(ctx context.Context, actor string) context.Context {
-	return withPrincipal(ctx, rules.Principal{Subject: actor})
-}
-
-func withPrincipal(ctx context.Context, actor rules.Principal) context.Context {
-	return context.WithValue(ctx, actorKey{}, actor)
 }
 
 // actorOf is who acts in ctx. Its issuer is empty for a name of WithActor and for principals of this service.
@@ -616,20 +540,6 @@ func (s *core) alert(ctx context.Context, what string, e Event) {
 	}
 }
 
-// Sink is an Auditor that follows the event feed from a cursor kept in the store under Name, so that it misses
-// nothing across restarts, and gets each event in the log's final order. Of several processes with the same sink, one feeds
-// it at a time. Revoking and validating never wait for a sink. With MaxLag set, a sink that is further behind makes
-// the calls that grant something (issue, refresh, exchange, new keys) answer ErrUnavailable.
-//
-// An Auditor that has a method AuditAll(context.Context, []Event) error, as those of package export have, gets up to 100 events at
-// once. After an error, and after a crash, all of them come again.
-type Sink struct {
-	Name    string
-	Auditor Auditor
-	Timeout time.Duration // of one call; zero: 2 s
-	MaxLag  time.Duration // zero: it may lag without limit; otherwise at least 5 s
-}
-
 // Feed delivers the event feed to x, as if it stood in Config.Sinks, until ctx or the service ends. It is for what is
 // attached later: nothing waits for x, so its MaxLag is zero (ErrInvalidRequest otherwise), and events that are purged by
 // their age may be missed. It returns nil at the end of ctx; ErrUnavailable: the service was closed.
@@ -714,4 +624,107 @@ func (a *auditLog) delivered(before time.Time) time.Time {
 		}
 	}
 	return before
+}
+
+func newAuditLog(s *core) *auditLog {
+	a := &auditLog{s: s, kick: make(chan struct{}, 1)}
+	a.tally.Log = s.log
+	a.uses = newUses(s)
+	for _, x := range s.cfg.Sinks {
+		a.sinks = append(a.sinks, s.newFeed(x))
+	}
+	return a
+}
+
+// useSlack is how long the uses of an API key are kept after the last one.
+const useSlack = 400 * 24 * time.Hour
+
+func newUses(s *core) *usage.Log {
+	return usage.New(usage.Config{
+		Now: s.now, Log: s.log, Get: s.get,
+		Life: func(kind string) time.Duration {
+			if kind == usage.Grant {
+				return s.space.Life().Grant + grantSlack
+			}
+			return useSlack
+		},
+		Write: func(ctx context.Context, puts ...usage.Put) (store.Version, error) {
+			c := s.newChange()
+			for _, p := range puts {
+				c.Put(p.Written, p.Expect)
+			}
+			_, err := s.commit(ctx, c)
+			return c.ID, err
+		},
+	})
+}
+
+// Usage is how a grant or an API key was used: in processes with a store, where every validation counts, up to half a
+// minute ago in the others. A process that ends by a crash loses as much.
+type Usage struct {
+	Count     uint64
+	Last      time.Time // to within a second; zero: never
+	Addresses []string  // by Origin, the latest first, at most 8
+	// Scopes are those that [Authorize] asked of it and that it held: as they were asked for, which may be narrower than what
+	// it holds. At most 32 are kept; 32 may not be all. A program that looks at Token.Scopes by itself leaves no trace here.
+	Scopes Scopes
+}
+
+// Usage tells how the grant of ByGrant, or the API key of ByToken, was used: the zero Usage if it was not, and for IDs that
+// nothing has. ErrInvalidRequest: another target, or a narrowed one.
+func (s *Service) Usage(ctx context.Context, target Target) (Usage, error) {
+	t := target.t
+	switch t {
+	case rules.ByGrant(t.ID):
+		return s.audit.usage(ctx, usage.Grant, t.ID)
+	case rules.ByToken(t.ID):
+		return s.audit.usage(ctx, usage.APIKey, t.ID)
+	}
+	return Usage{}, fail(ErrInvalidRequest, "use is counted of one grant or one API key")
+}
+
+// usage is what is stored of a grant's or API key's use, and what this process has counted since.
+func (a *auditLog) usage(ctx context.Context, kind, id string) (Usage, error) {
+	u, err := a.uses.Read(ctx, kind, id)
+	if err != nil {
+		return Usage{}, public(err)
+	}
+	out := Usage{Count: u.Count, Addresses: u.From, Scopes: scopesOf(u.Scopes)}
+	if u.Last > 0 {
+		out.Last = time.UnixMilli(u.Last)
+	}
+	return out, nil
+}
+
+// Backlog is what one process has counted, decided or is to deliver, and has not got rid of yet: for metrics and health checks.
+type Backlog struct {
+	Refusals    int // distinct ones that were counted and are not in the log yet, at most 128
+	Uses        int // tokens and API keys whose uses were counted and are not stored yet
+	Revocations int // in force here and not in the store yet: other processes do not know them
+	// Unreadable is the number of followed records that this process could not read and has set aside. What depends on one is
+	// refused. [Service.Unreadable] lists them.
+	Unreadable int
+	// Sinks is how far each of Config.Sinks, and of those that Feed feeds, is behind at most, by name. In a process that
+	// does not feed it itself it is what the store says, up to 15 s too much.
+	Sinks map[string]time.Duration
+}
+
+// Backlog is the service's own now. It asks no store.
+func (s *Service) Backlog() Backlog {
+	a := s.audit
+	var b Backlog
+	b.Refusals = a.tally.Len()
+	b.Uses = a.uses.Waiting()
+	b.Revocations = s.retries.Len()
+	b.Unreadable = len(s.state.Asides())
+	b.Sinks = make(map[string]time.Duration, len(a.sinks))
+	for _, f := range a.sinks {
+		b.Sinks[f.Name()] = f.Lag()
+	}
+	a.fed.Range(func(key, _ any) bool {
+		f := key.(*deliver.Feed)
+		b.Sinks[f.Name()] = f.Lag()
+		return true
+	})
+	return b
 }

@@ -132,16 +132,6 @@ func (b *roleBook) scopesFor(x *ceiling, asked Scopes, roles []string) (Scopes, 
 	return x.all(), nil
 }
 
-// Narrow is what of asked may be given to whoever holds most: of each pair of scopes of which one covers the other, the narrower,
-// without those that Config.Scopes does not name. It is for endpoints that leave out what is too much rather than refuse it
-// (RFC 6749 §3.3).
-func (a *Adapter) Narrow(asked, most Scopes) Scopes {
-	x := ceiling{cfg: &a.cfg}
-	x.meet("the holder", most)
-	x.meet("the request", asked)
-	return x.all()
-}
-
 // audiencesOf is what a client may ask for, its default first.
 func (s *core) audiencesOf(c *Client) []string {
 	if len(c.Audiences) > 0 {

@@ -1,20 +1,24 @@
-// core holds what all parts of a service share: configuration, store, view, rules and audit log.
+// Service, and the core that its parts share: store and view, changes to write, the moment from which what is made counts.
 
 package apitoken
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"log/slog"
+	"maps"
 	"runtime/pprof"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/commit"
+	"github.com/apitoken-go/apitoken/internal/feedlog"
 	"github.com/apitoken-go/apitoken/internal/follow"
-	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/namespace"
+	"github.com/apitoken-go/apitoken/internal/once"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/record"
@@ -23,8 +27,29 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
+// Service is the whole token service on one store: an [Issuer], a [Validator] and a [Revoker].
+// Make one with [New]; it is safe for concurrent use.
+type Service struct {
+	Clients     *Clients     // the registered applications
+	APIKeys     *APIKeys     // the keys of all subjects; APIKeys.For narrows it to one caller
+	SigningKeys *SigningKeys // the ring
+
+	*core
+	*minter
+	feed feedlog.Log
+
+	once sync.Once
+}
+
+// Adapter is a service as those see it who write adapters: endpoints of a protocol, pages, reports, and validators in other
+// processes. A host needs none of it. It is the service itself, so that it costs nothing and closes with it.
+type Adapter Service
+
+// Adapter returns s for those who write adapters.
+func (s *Service) Adapter() *Adapter { return (*Adapter)(s) }
+
 // core is what every part of a service stands on: the checked configuration, the clock, the log, the store with its one way
-// of writing, what is known of its state, the rules, and the audit log. It knows none of the parts.
+// of writing, what is known of its state, the rules, the audit log and our own validator. It knows none of the other parts.
 type core struct {
 	cfg      Config // as checked, with defaults; never changed after New
 	st       store.Store
@@ -38,8 +63,8 @@ type core struct {
 	state    *follow.Follower
 	rules    *rules.Book
 	audit    *auditLog
-	verifies func([]*jws.PublicKey) // takes what the ring publishes; nil before there is a validator
-	watchers *observers             // our validator's; nil before there is one
+	valid    *JWTValidator // ours; nil until it is made, and so the next
+	trust    *trust        // our own issuer, among valid's
 
 	audiences []string      // all of cfg's, the first one first
 	hurry     chan struct{} // wakes the janitor: a store has lost rules that are known here
@@ -69,6 +94,11 @@ func (s *core) newQuota(kind store.Kind, name string, limit int, past func(now t
 
 const hookTime = 5 * time.Second // of a function of the host's that a call waits for
 
+// Sync catches up with the store: what any process wrote before the call is in force here when it returns.
+func (s *Service) Sync(ctx context.Context) error {
+	return s.sync(ctx)
+}
+
 // sync catches up with the store.
 func (s *core) sync(ctx context.Context) error {
 	if err := s.state.Refresh(ctx); err != nil {
@@ -95,6 +125,13 @@ func (s *core) newChange() *change {
 	return c
 }
 
+// Kinds of records beside those that package store names.
+const (
+	kindGrant  store.Kind = "grant" // one for each session, however often it refreshes
+	kindTicket store.Kind = "ticket"
+	kindNote   store.Kind = "note"
+)
+
 // put adds v to c in its form. ErrInvalidRequest: nobody could read it back.
 func put[T any](c *change, f *record.Form[T], r store.Record, v *T, expect store.Version) error {
 	return public(commit.Put(&c.Change, f, r, v, expect))
@@ -120,6 +157,12 @@ func (s *core) get(ctx context.Context, kind store.Kind, id string) (store.Recor
 	return r, public(err)
 }
 
+// Page is a place in a listing. Listings are in order of creation, newest first.
+type Page struct {
+	After string // the ID of the last one seen; empty: from the start
+	Limit int    // zero: all
+}
+
 // pages walks a listing. No transaction of the store is open while the caller runs.
 func (s *core) pages(ctx context.Context, q store.Query, p Page) iter.Seq2[store.Record, error] {
 	return func(yield func(store.Record, error) bool) {
@@ -142,5 +185,202 @@ func (s *core) hasten() {
 	select {
 	case s.hurry <- struct{}{}:
 	default:
+	}
+}
+
+// claim is Once.
+func (s *core) claim(ctx context.Context, id string, until time.Time) error {
+	return public(s.deeds().Claim(ctx, id, until))
+}
+
+func (s *core) deeds() *once.Book {
+	return &once.Book{Writer: &s.writer, Now: s.now, Log: s.log, Namespace: func() string { return s.ns }, Slack: ruleSlack}
+}
+
+// ruleSlack is added to every purge time: for the skew of clocks, and so that nobody has to count milliseconds.
+const ruleSlack = rules.Slack
+
+// grantSlack keeps a grant's record for a while behind its end, so that what comes late is told from junk.
+const grantSlack = 24 * time.Hour
+
+// Two places in the order of changes decide whether a rule refuses something: where its identity was confirmed, and what was
+// known when it was made. Both are taken here and nowhere else, so that nothing is stamped with a place that is later than what
+// was looked at: a test sees to it that no other file asks for the position.
+
+// birth is where an identity was confirmed. What descends from it has its birth, however much later it is made: a rule that came
+// since refuses it. There are two ways to one: a moment, in which the host itself vouches for somebody, and what was verified and
+// has one already, a token, a ticket, a grant or an API key.
+type birth struct{ at store.Position }
+
+// moment is what was known at the start of a call, or of a new try: before anything is looked at that the outcome stands on.
+type moment struct {
+	view  store.Position
+	rules uint64 // their version
+	host  birth  // of an identity that the host confirms: now, or when it began
+	begun bool   // by the host, before this call: its birth cannot be had anew
+}
+
+// begin takes the moment.
+func (s *core) begin(ctx context.Context) moment {
+	m := moment{view: s.state.Position(), rules: s.rules.Version.Load()}
+	m.host = birth{m.view}
+	if b, ok := ctx.Value(begunKey{}).(begun); ok && b.by == s {
+		m.host, m.rules, m.begun = b.host, b.rules, true
+	}
+	return m
+}
+
+// reach is the moment for what descends from b. A process that has not seen as far as b, which another one made, looks first: no
+// token says that less was known when it was made than when its identity was confirmed. It is called before anything is planned.
+func (s *core) reach(ctx context.Context, m moment, b birth) (moment, error) {
+	if b.at.History != m.view.History || b.at.N <= m.view.N { // of another history the rules know what to make
+		return m, nil
+	}
+	if err := s.state.CatchUp(ctx, b.at); err != nil {
+		return m, unavailable(err, "see as far as another process that confirmed the identity")
+	}
+	m.view = s.state.Position()
+	return m, nil
+}
+
+// login is the birth of an identity that the host confirmed.
+func (m moment) login() birth { return m.host }
+
+// stamp is what a token or an API key carries that was made in this moment.
+func (m moment) stamp(b birth) rules.Positions { return rules.Positions{Birth: b.at, View: m.view} }
+
+// passed reports whether a rule came since the moment, or is on its way.
+func (m moment) passed(rules *rules.Book) bool {
+	return rules.Version.Load() != m.rules || rules.Pending.Load() != nil
+}
+
+// overtaking is what came while something was made: a rule that ended what it is made of, or else a change after which it is planned
+// again.
+type overtaking struct {
+	why   *Error
+	ended bool
+}
+
+func (o *overtaking) Error() string { return o.why.Error() }
+
+// settle is the loop of everything that is made: it tries until no other writer and no change overtakes the try. Each try has a moment
+// of its own; who it is for was confirmed when it was. An *overtaking that comes back says that what it is made of has ended. busy is
+// the error of a caller whom other writers overtake each time.
+func settle[T any](ctx context.Context, s *core, m moment, busy *Error, try func(moment) (T, error)) (T, error) {
+	for n := 1; ; n++ {
+		x, err := try(m)
+		late, _ := err.(*overtaking)
+		switch {
+		case late != nil && late.ended, late == nil && !errors.Is(err, store.ErrConflict):
+			return x, err
+		case n < commit.Tries:
+			// A change that is on its way to the store has no place in the order yet: what is made now would fall to it too.
+			if late != nil && s.rules.Pending.Load() != nil && !follow.Sleep(ctx, follow.Jitter(time.Millisecond<<n)) {
+				return x, late.why
+			}
+			m.view = s.begin(ctx).view
+		case late != nil:
+			return x, late.why
+		default:
+			return x, busy
+		}
+	}
+}
+
+type begunKey struct{}
+
+type begun struct {
+	by *core
+	moment
+}
+
+// Begin returns a context in which what is issued or prepared counts from now: call it when somebody begins to prove who he is.
+// Whatever is revoked meanwhile, while a directory is asked or a request's body comes in, then reaches what comes of it.
+// It is for one request.
+func (s *Service) Begin(ctx context.Context) context.Context {
+	return context.WithValue(ctx, begunKey{}, begun{s.core, s.begin(ctx)})
+}
+
+// birth is that of a token of ours that was verified; false: it has none here.
+func (t Token) birth(s *core) (birth, bool) {
+	if t.d == nil || t.d.from == nil || t.d.Issuer != s.cfg.Issuer {
+		return birth{}, false
+	}
+	return birth{t.d.from.Pos.Birth}, true
+}
+
+// earlier is the birth of what two made: a rule that hits either hits it.
+func (b birth) earlier(o birth) birth {
+	if o.at.N < b.at.N {
+		return o
+	}
+	return b
+}
+
+// Observer counts. It is called on the hot path, must not block and cannot fail; metrics, traces and misuse detectors are
+// Observers. One that panics is logged once, and the call that it observed goes on. One that blocks holds up Validate and
+// Authorize; every other call, whose answer may be a grant that is stored already, waits a second for it at most.
+type Observer interface {
+	Observe(ctx context.Context, o Observation)
+}
+
+// Observation is one call that ended.
+type Observation struct {
+	// Op is "validate", "authorize" (a good token that lacks a scope), "authenticate" (of a client), "issue", "refresh",
+	// "exchange", "redeem", "revoke", "feed", "keys" or "record" (a stored record could not be read: Err says why).
+	Op     string
+	Token  Token  // zero when there is none; of one that is refused, what its issuer's signature vouches for
+	Client string // with "authenticate": who the caller claims to be, proved only when Err is nil
+	Err    error
+	Hit    bool          // answered from the cache
+	Took   time.Duration // zero for a hit that took less than a clock's reading
+	Origin
+}
+
+// Reason is the class of Err, "" when there is none: "expired", "revoked", "proof", "nonce", "invalid", "none", "scope",
+// "client", "grant", "limited", "unavailable", "denied" or "other". There are no others, so that it may label a metric.
+func (o Observation) Reason() string {
+	if o.Err == nil {
+		return ""
+	}
+	return reasonOf(o.Err)
+}
+
+func (s *core) observe(ctx context.Context, o Observation) {
+	if s.valid != nil && s.valid.observers.Any() {
+		o.Origin = originOf(ctx)
+		s.valid.observers.ObserveWithin(ctx, o)
+	}
+}
+
+// Settings is what a service goes by: its Config as New checked it, defaults filled in. It holds nothing that is secret.
+type Settings struct {
+	Issuer     string
+	FAPI       bool             // Config.FAPI
+	FirstParty string           // client_id of tokens issued without a Client
+	Audiences  []string         // Config.Audience first
+	Scopes     map[Scope]string // known scopes and their descriptions; nil: any well-formed one
+	Lifetimes  Lifetimes
+	Limits     Limits
+	// MaxStaleness is how old this process's view of revocations may be before it refuses: a revocation that it wrote is in
+	// force within as long in every process with the same setting.
+	MaxStaleness time.Duration
+	KeyRotation  time.Duration            // negative: only by call
+	KeepEvents   time.Duration            // zero: for ever
+	SinkLags     map[string]time.Duration // Sink.MaxLag by name; zero: nothing waits for the sink
+}
+
+// Settings returns what the service goes by, in memory of the caller's own: for pages, health checks and metrics that state
+// a limit beside a figure.
+func (s *Service) Settings() Settings {
+	c := &s.cfg
+	lags := make(map[string]time.Duration, len(c.Sinks))
+	for _, sink := range c.Sinks {
+		lags[sink.Name] = sink.MaxLag
+	}
+	return Settings{
+		Issuer: c.Issuer, FAPI: c.FAPI, FirstParty: c.FirstParty, Audiences: slices.Clone(s.audiences), Scopes: maps.Clone(c.Scopes),
+		Lifetimes: c.Lifetimes, Limits: c.Limits, MaxStaleness: c.Validation.MaxStaleness,
+		KeyRotation: c.KeyRotation, KeepEvents: c.KeepEvents, SinkLags: lags,
 	}
 }

@@ -201,3 +201,36 @@ func detailOf(err error) string {
 }
 
 func isNotFound(err error) bool { return errors.Is(err, ErrNotFound) }
+
+// wrong is the error of a refused Config: it names the field, so that nobody has to guess.
+func wrong(field, format string, args ...any) error {
+	e := fail(ErrInvalidRequest, format, args...)
+	e.Detail = "Config." + field + ": " + e.Detail
+	return &ConfigError{Field: field, Err: e}
+}
+
+// ConfigError is what constructors answer to a dangerous or contradictory configuration.
+type ConfigError struct {
+	Field string // such as "Issuer" or "Lifetimes.Access"
+	Err   error
+}
+
+// Error names the field and says why.
+func (e *ConfigError) Error() string { return "apitoken: " + detailOf(e.Err) }
+
+// Unwrap gives the cause to errors.Is.
+func (e *ConfigError) Unwrap() error { return e.Err }
+
+// reasonOf is the class of a refusal, for counters and events.
+func reasonOf(err error) string {
+	for _, c := range [...]struct {
+		err  error
+		name string
+	}{{ErrExpired, "expired"}, {ErrRevoked, "revoked"}, {ErrInvalidProof, "proof"}, {ErrUseNonce, "nonce"}, {ErrInvalidToken, "invalid"}, {ErrNoToken, "none"}, {ErrInsufficientScope, "scope"},
+		{ErrInvalidClient, "client"}, {ErrInvalidGrant, "grant"}, {ErrLimited, "limited"}, {ErrUnavailable, "unavailable"}, {ErrDenied, "denied"}} {
+		if errors.Is(err, c.err) {
+			return c.name
+		}
+	}
+	return "other"
+}

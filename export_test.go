@@ -16,7 +16,7 @@ func FlushUses(s *Service) { s.audit.flush(context.Background()) }
 func EventName(issuer, name string) string { return eventName(issuer, name) }
 
 // Tidy is one round of the janitor, at a time of the test's.
-func Tidy(s *Service, before time.Time) { s.janitor.tidy(context.Background(), before) }
+func Tidy(s *Service, before time.Time) { s.janitor().tidy(context.Background(), before) }
 
 // FeedBooks is how many sets of rules a validator holds of an issuer.
 func FeedBooks(v *JWTValidator, issuer string) (n int) {

@@ -36,9 +36,6 @@ type Grant struct {
 	UsedScopes          Scopes // as Usage.Scopes; in what is listed only
 }
 
-// kindGrant records are one for each grant, however often it refreshes.
-const kindGrant store.Kind = "grant"
-
 // grantRecord is a grant as it is stored. Of its refresh token it holds a hash: whoever reads the store cannot
 // make one.
 type grantRecord struct {
@@ -74,9 +71,6 @@ type grantRecord struct {
 	Owed bool `json:"owed,omitempty"`
 	record.Ext
 }
-
-// grantSlack keeps a grant's record for a while behind its end, so that what comes late is told from junk.
-const grantSlack = 24 * time.Hour
 
 var grantForm = record.Form[grantRecord]{Kind: kindGrant, Check: func(g *grantRecord) error {
 	if g.V != 1 || g.Subject == "" || g.Client == "" || len(g.Audiences) == 0 || g.Expires <= 0 {

@@ -1,4 +1,4 @@
-// Issue, and the way in which every token is made: minter.make. Refresh, Exchange and Redeem have files of their own for their plans.
+// Issue, and the way in which every token is made: minter.make. The plans of Refresh and Exchange are in refresh.go, of Redeem in ticket.go.
 
 package apitoken
 
@@ -160,9 +160,6 @@ type minter struct {
 	sessions *sessions
 	ratchet  ratchet.Ratchet
 	redeems  commit.Turns // of those who redeem one ticket
-
-	valid *JWTValidator // ours, set once it is made
-	trust *trust        // our own issuer, likewise
 }
 
 func newMinter(s *core, signing *SigningKeys, clients *Clients, keys *APIKeys) *minter {
@@ -214,7 +211,7 @@ func (s *minter) serve(ctx context.Context, op string, call func(known *refusal)
 	var known refusal
 	i, err := call(&known)
 	s.audit.denied(ctx, op, known, err)
-	if s.valid.observers.any() {
+	if s.valid.observers.Any() {
 		o := Observation{Op: op, Err: err, Took: time.Since(began)}
 		if i != nil {
 			o.Token = i.Token

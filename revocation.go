@@ -1,9 +1,10 @@
-// Revoke: what is named, whether it is whose it must be, and the rule that is written. internal/rules decides at validation.
+// Revoke and RevokeLeaked: what is named or found, and whether it is whose it must be. rule.go writes it, internal/rules decides.
 
 package apitoken
 
 import (
 	"context"
+	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"strings"
@@ -11,9 +12,9 @@ import (
 	"unicode/utf8"
 
 	"github.com/apitoken-go/apitoken/event"
-	"github.com/apitoken-go/apitoken/internal/lineage"
+	"github.com/apitoken-go/apitoken/internal/clients"
+	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
-	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/internal/usage"
@@ -29,16 +30,16 @@ type Revoker interface {
 	Revoke(ctx context.Context, target Target, reason string) error
 }
 
-const maxReason = 256
-
 // Revoke implements [Revoker].
 func (s *Service) Revoke(ctx context.Context, target Target, reason string) (failed error) {
 	defer tell(&failed)
-	return s.revoker.revoke(ctx, target.t, reason, event.Revoked)
+	return s.revoker().revoke(ctx, target.t, reason, event.Revoked)
 }
 
 // revoker ends tokens: it knows whose they are.
 type revoker struct{ *minter }
+
+func (s *minter) revoker() revoker { return revoker{s} }
 
 func (s revoker) revoke(ctx context.Context, target rules.Target, reason string, why event.Type) error {
 	if target.IsZero() {
@@ -86,14 +87,6 @@ func (s revoker) revoke(ctx context.Context, target rules.Target, reason string,
 	}
 	s.observe(ctx, Observation{Op: "revoke", Err: err, Took: time.Since(began)})
 	return err
-}
-
-// ownTarget spells our own issuer as the empty one, so that one principal has one key.
-func (s *core) ownTarget(t rules.Target) rules.Target {
-	if t.Issuer == s.cfg.Issuer {
-		t.Issuer = ""
-	}
-	return t
 }
 
 // provenTarget checks what a narrowed single target claims: that the grant or token is that subject's or
@@ -166,93 +159,6 @@ func (s revoker) provenByEvents(ctx context.Context, t rules.Target, q store.Que
 	return t.Proved(page.Records[0].Subject, page.Records[0].Client)
 }
 
-// writeRule puts a rule into force here, then into the store, together with its event and what extra adds. While
-// the outcome is unknown the rule stays in force here and is tried again until the store has it.
-func (s *core) writeRule(ctx context.Context, t rules.Target, mint bool, reason string, why event.Type, extra func(*change) error) error {
-	hold := &rules.Held{Target: t, Mint: mint}
-	s.rules.Hold(hold)
-	c := s.newChange()
-	err := s.addRule(ctx, c, t, mint, reason)
-	if err == nil && extra != nil {
-		err = extra(c)
-	}
-	if err != nil {
-		s.rules.Release(hold)
-		return err
-	}
-	e := Event{Type: why, OK: true, Reason: reason, Target: Target{t}, Subject: t.EventSubject(),
-		Grant: t.EventID(rules.TargetGrant), TokenID: t.EventID(rules.TargetToken)}
-	if t.Issuer == "" { // or it is the name of another's client, which Target tells
-		e.Client = t.EventClient()
-	}
-	s.nameOwner(ctx, &e)
-	c.event(ctx, e)
-	_, err = s.commit(ctx, c)
-	switch {
-	case err == nil:
-		s.rules.Release(hold)
-		return nil
-	case errors.Is(err, store.ErrConflict):
-		s.rules.Release(hold) // only with extra: its caller reads again and comes back
-		return err
-	}
-	s.retryRule(hold, s.ruleWriter(c))
-	return err
-}
-
-// nameOwner notes whose grant or API key was revoked, where the store says so at once: the rule is in force by now, and does
-// not wait for it. Where there is no record the event says so: the ID of a session without a refresh token has none, and one
-// with a typing error hasn't either.
-func (s *core) nameOwner(ctx context.Context, e *Event) {
-	if e.Subject != "" || e.Grant == "" && e.TokenID == "" {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, 250*time.Millisecond)
-	defer cancel()
-	kind, id := kindGrant, e.Grant
-	if e.TokenID != "" {
-		kind, id = store.KindAPIKey, e.TokenID
-	}
-	r, err := s.st.Get(ctx, kind, id)
-	switch {
-	case err == nil:
-		e.Subject, e.Client = r.Subject, r.Client
-	case errors.Is(err, store.ErrNotFound) && e.Target.t.Issuer == "" && e.Target.t.Shown == (rules.Shown{}):
-		e.Extra = map[string]string{"found": "no record"}
-		if _, bad := opaque.ParseID(id); bad != nil { // no token, grant or key of this service is called that
-			e.Extra["found"] = "nothing"
-			s.log.Warn("apitoken: a revocation names nothing that this service made", "target", text.CleanText(e.Target.String()))
-		}
-	}
-}
-
-// addRule puts the rule's record into c.
-func (s *core) addRule(ctx context.Context, c *change, t rules.Target, mint bool, reason string) error {
-	return s.addRuleUntil(ctx, c, t, mint, reason, s.ruleExpiry(ctx, t, s.state.Latest(s.now())))
-}
-
-// addRuleUntil is addRule for a rule that may be purged at expires, Unix ms; 0: as ruleExpiry says.
-func (s *core) addRuleUntil(ctx context.Context, c *change, t rules.Target, mint bool, reason string, expires int64) error {
-	now := s.state.Latest(s.now())
-	r := store.Record{ID: newID(now), Type: t.Kind.String(), Expires: expires}
-	r.Subject, r.Client, r.Grant, r.Token = t.EventSubject(), t.EventClient(), t.EventID(rules.TargetGrant), t.EventID(rules.TargetToken)
-	who := s.actorOf(ctx)
-	x := &rules.Record{V: 1, Target: t, Mint: mint, At: now.UnixMilli(), Reason: clip(strings.ToValidUTF8(reason, "\ufffd"), maxReason), Actor: who.Subject}
-	if who.Issuer != "" { // an older process may ignore it: only Explain reads it
-		more, err := json.Marshal(ruleExt{ActorIssuer: text.CleanText(who.Issuer)})
-		if err != nil {
-			return err
-		}
-		x.Ext.Ext = record.Object(more)
-	}
-	return put(c, &rules.RuleForm, r, x, store.Version{})
-}
-
-// ruleExt is what rules.Record's Ext may hold.
-type ruleExt struct {
-	ActorIssuer string `json:"actor_issuer,omitempty"`
-}
-
 // why tells of the newest rule that hits t, for Explain; empty if none is found.
 func (s revoker) why(ctx context.Context, t Token) string {
 	x := t.d.from
@@ -307,88 +213,10 @@ func (s revoker) why(ctx context.Context, t Token) string {
 	return why
 }
 
-const ruleSlack = rules.Slack
-
-// maxPrepared is the longest that a ticket, a pushed request or a waiting device can stand for what was confirmed before.
-const maxPrepared = max(maxTicket, maxNoteLife)
-
-// ruleExpiry is the earliest time to purge a rule on t: after everything that it hits has died. 0: not before the
-// janitor has ended the API keys that it hits, or never.
-func (s *core) ruleExpiry(ctx context.Context, t rules.Target, now time.Time) int64 {
-	longest := s.space.Life()
-	if t.Issuer != "" { // it has neither sessions nor API keys here, and its tokens may live longer than ours
-		return now.Add(max(longest.Access, longest.Foreign) + ruleSlack).UnixMilli()
-	}
-	access := now.Add(max(longest.Access, longest.Same) + ruleSlack)
-	// What was prepared before the rule, an approved device's code among it, may be redeemed until it expires.
-	session := now.Add(max(longest.Access+longest.Grant, longest.Same, maxPrepared) + ruleSlack)
-	switch t.Kind {
-	case rules.TargetToken:
-		_, err := s.st.Get(ctx, store.KindAPIKey, t.ID)
-		if errors.Is(err, store.ErrNotFound) && !s.lineage.Any(ctx, lineage.Thing, t.ID) {
-			return access.UnixMilli()
-		}
-		return 0
-	case rules.TargetGrant:
-		if s.lineage.Any(ctx, lineage.Thing, t.ID) {
-			return 0
-		}
-		return session.UnixMilli()
-	case rules.TargetSessions:
-		if s.lineage.Any(ctx, lineage.Subject, t.ID) {
-			return 0
-		}
-		return session.UnixMilli()
-	case rules.TargetRole:
-		return access.UnixMilli()
-	}
-	return 0
-}
-
-// clip cuts a host's own text; what came from a client is cut and escaped when the event is made.
-func clip(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	return s[:n]
-}
-
-// retryRule keeps trying to write a rule whose outcome is unknown, until it is known or the service closes.
-func (s *core) retryRule(hold *rules.Held, write func(context.Context) error) {
-	s.retries.Add(hold.Target, write, func() { s.rules.Release(hold) })
-}
-
-// ruleWriter writes c again, which holds a rule. Where what came with the rule lost a race in the meantime, or was done and
-// changed again, the rule is written alone: whoever asked for both was told that it is in force and will be written. If the
-// rule is there already, a conflict says so.
-func (s *core) ruleWriter(c *change) func(context.Context) error {
-	return func(ctx context.Context) error {
-		_, err := s.commit(ctx, c)
-		if !errors.Is(err, store.ErrConflict) || len(c.Puts) == 1 {
-			return err
-		}
-		c = c.alone()
-		_, err = s.commit(ctx, c)
-		return err
-	}
-}
-
-// alone is c's rule and the last of its events, which is the rule's own.
-func (c *change) alone() *change {
-	a := c.s.newChange()
-	for _, p := range c.Puts {
-		if p.Kind == store.KindRule {
-			a.Puts = append(a.Puts, store.Put{Record: p.Record})
-		}
-	}
-	a.Events = c.Events[len(c.Events)-1:]
-	return a
-}
-
 // TargetOf tells what a token in clear stands for: its grant, or the API key. It takes expired and
 // revoked ones too, and ErrNotFound if it was not issued here. For revocation by presenting (RFC 7009).
 func (s *Service) TargetOf(ctx context.Context, token string) (Target, error) {
-	t, err := s.revoker.targetOf(ctx, token)
+	t, err := s.revoker().targetOf(ctx, token)
 	return Target{t}, err
 }
 
@@ -429,64 +257,299 @@ func (s revoker) targetOf(ctx context.Context, token string) (rules.Target, erro
 	return t, nil
 }
 
-// Target names tokens. The zero Target, and one made of an empty ID, names none: Revoke refuses it.
-type Target struct{ t rules.Target }
-
-// ByToken names an access token by its jti, or an API key by its ID.
-func ByToken(id string) Target { return Target{rules.ByToken(id)} }
-
-// ByGrant names a session: its tokens, its refresh token, and what was exchanged from it.
-func ByGrant(id string) Target { return Target{rules.ByGrant(id)} }
-
-// BySubject names all that a subject holds: sessions, tokens and API keys. What is issued afterwards is good.
-func BySubject(subject string) Target { return Target{rules.BySubject(subject)} }
-
-// BySessions names a subject's sessions and tokens and spares its API keys: log out everywhere.
-func BySessions(subject string) Target { return Target{rules.BySessions(subject)} }
-
-// ByClient names all that a client holds, for itself or for subjects, and what was exchanged from it by others.
-func ByClient(client string) Target { return Target{rules.ByClient(client)} }
-
-// ByRole names the tokens that carry a role. It asks for them to be minted again: a refresh is good.
-func ByRole(role string) Target { return Target{rules.ByRole(role)} }
-
-// BySigningKey names all that a key signed, by its kid. [SigningKeys.Compromise] also replaces the key.
-func BySigningKey(kid string) Target { return Target{rules.BySigningKey(kid)} }
-
-// Everything names every token and API key of the service.
-func Everything() Target { return Target{rules.Everything()} }
-
-// OfIssuer makes a subject, client or token one of another trusted issuer: a principal is issuer and subject together.
-func (t Target) OfIssuer(issuer string) Target { return Target{t.t.OfIssuer(issuer)} }
-
-// OwnedBy narrows a target to what is subject's: Revoke answers ErrNotFound for a grant or token
-// of someone else. For pages where users name IDs. An empty subject makes the target name none.
-func (t Target) OwnedBy(subject string) Target { return Target{t.t.OwnedBy(subject)} }
-
-// HeldBy narrows a target to what client holds: with BySubject, one application of one user. An
-// empty client makes the target name none.
-func (t Target) HeldBy(client string) Target { return Target{t.t.HeldBy(client)} }
-
-// IssuedBefore moves the cut-off from now to then, to the second: what was issued until then is refused, and what descends
-// from it, refreshed or exchanged since. A time in the future is taken as now.
-func (t Target) IssuedBefore(then time.Time) Target { return Target{t.t.IssuedBefore(then)} }
-
-// IsZero reports that t names nothing.
-func (t Target) IsZero() bool { return t.t.IsZero() }
-
-// String is the text form, such as "subject:alice" or "grant:01j9…;owner=alice".
-func (t Target) String() string { return t.t.String() }
-
-// MarshalText is String; the zero Target is the empty text.
-func (t Target) MarshalText() ([]byte, error) { return t.t.MarshalText() }
-
-// UnmarshalText reads what String makes. ErrInvalidRequest: anything else, so that one target has one text.
-func (t *Target) UnmarshalText(b []byte) error { return public(t.t.UnmarshalText(b)) }
-
-// end writes the rule that a host asked for, of a target that needs no proof.
-func (s *core) end(ctx context.Context, t rules.Target, reason string) error {
-	began := time.Now()
-	err := s.writeRule(ctx, t, false, reason, event.Revoked, nil)
-	s.observe(ctx, Observation{Op: "revoke", Err: err, Took: time.Since(began)})
-	return err
+// identifyRefresh is the session of a refresh token of ours, spent or not.
+func (s *minter) identifyRefresh(ctx context.Context, text string) (string, error) {
+	t, err := s.ratchet.Read(ctx, text)
+	err = public(err)
+	if errors.Is(err, ErrUnavailable) {
+		return "", err
+	}
+	if err != nil {
+		return "", &Error{Code: ErrNotFound, Detail: detailOf(err)}
+	}
+	return opaque.ID(t.Grant).String(), nil
 }
+
+// Explain is [JWTValidator.Explain], for every kind of token. Of a revoked one it also tells when, by whom and why, where the
+// store has the rule and answers.
+func (s *Service) Explain(ctx context.Context, c Credential, r Requirement) Explanation {
+	x := s.valid.Explain(ctx, c, r)
+	if n := len(x.Steps); n > 0 && errors.Is(x.Err, ErrRevoked) && !x.Token.IsZero() {
+		x.Steps[n-1].Detail += s.revoker().why(ctx, x.Token)
+	}
+	return x
+}
+
+// What is found where it does not belong is ended. Only the thing itself ends it: an ID, a part of it or a look-alike does
+// nothing, and takes no longer than junk.
+
+const (
+	maxLeakText    = 1 << 20
+	maxLeakMatches = 100
+)
+
+// RevokeLeaked finds this service's credentials in text, verifies each, ends them and returns how many, each with an event
+// token.leaked. Look-alikes, and what is another service's, are passed over and cost no read of the store.
+//
+//   - An access or refresh token, expired or not, ends its grant, an API key itself.
+//   - A ticket cannot be redeemed any more; one that was ends what it got.
+//   - A generated client secret is right no longer, and the tokens that the client got with it for itself end; those of its
+//     users stay. Another live secret of the client goes on until its own end. Where there is none the client is shut out until
+//     Clients.RotateSecret makes one: what anybody can read proves nobody.
+//   - A registration token (Clients.RegistrationToken) is good no longer.
+//
+// A ticket or secret that has ended already is passed over. ErrInvalidRequest: the text is over 1 MiB. ErrUnavailable: as for
+// Revoke, what was found is refused here and this process goes on trying to write it; what could not even be looked up stays,
+// so call again. It stops after 100 credentials.
+func (s *Service) RevokeLeaked(ctx context.Context, text []byte, reason string) (int, error) {
+	if len(text) > maxLeakText {
+		return 0, fail(ErrInvalidRequest, "the text has %d bytes, at most %d are searched", len(text), maxLeakText)
+	}
+	l := &leakSearch{revoker: s.revoker(), reason: reason, seen: map[rules.Target]bool{}, read: map[string]bool{}}
+	for secret := range opaque.Find(text) {
+		if !l.end(ctx, string(secret)) {
+			return l.ended, l.err
+		}
+	}
+	looked := 0
+	for key := range s.APIKeys.forms.Find(text) {
+		if looked++; looked > maxLeakLooks || !l.end(ctx, key) {
+			break
+		}
+	}
+	for token := range jws.Find(text) {
+		if !l.end(ctx, token) {
+			break
+		}
+	}
+	return l.ended, l.err
+}
+
+// leakSearch is one call of RevokeLeaked.
+type leakSearch struct {
+	revoker
+	reason string
+	seen   map[rules.Target]bool
+	read   map[string]bool // texts: what stands twice is looked up once
+	found  int             // of ours, ended or not
+	ended  int
+	err    error // the first one; what follows is ended all the same
+}
+
+// end ends one credential, and says whether to go on.
+func (l *leakSearch) end(ctx context.Context, text string) bool {
+	if l.read[text] {
+		return true
+	}
+	l.read[text] = true
+	found, ended, err := 0, 0, error(nil)
+	switch opaque.KindOf(text) {
+	case opaque.ClientSecret:
+		found, ended, err = l.clients.endLeaked(ctx, text, l.reason)
+	case opaque.Ticket:
+		found, ended, err = l.endTicket(ctx, text)
+	default:
+		found, ended, err = l.endToken(ctx, text)
+	}
+	l.found += found
+	l.ended += ended
+	if err != nil && l.err == nil {
+		l.err = err
+	}
+	return l.found < maxLeakMatches
+}
+
+func (l *leakSearch) endToken(ctx context.Context, text string) (found, ended int, err error) {
+	t, err := l.targetOf(ctx, text)
+	t.Shown = rules.Shown{} // two credentials of one grant are one target
+	switch {
+	case errors.Is(err, ErrNotFound) || err == nil && l.seen[t]:
+		return 0, 0, nil
+	case err != nil:
+		return 0, 0, err
+	}
+	l.seen[t] = true
+	if err := l.revoke(ctx, t, l.reason, event.Leaked); err != nil {
+		return 1, 0, err
+	}
+	return 1, 1, nil
+}
+
+// The end of a secret or a ticket is a rule on its ID, as that of an API key is: in force here before the store is asked,
+// put back into a store that lost it, copied with the others. It is written together with what takes the thing out of its
+// record, which decides in other processes where their view would be too old.
+
+// endTicket ends the ticket that text is, and what it got.
+func (s *leakSearch) endTicket(ctx context.Context, text string) (found, ended int, err error) {
+	id, hash, err := s.findTicket(ctx, text)
+	switch {
+	case errors.Is(err, ErrInvalidGrant):
+		return 0, 0, nil
+	case err != nil:
+		return 0, 0, err
+	}
+	ok, err := s.endHeld(ctx, []rules.Target{rules.ByToken(id)}, func(ctx context.Context) (bool, error) { return s.spoilTicket(ctx, id, hash) })
+	switch {
+	case err != nil:
+		return 1, 0, err
+	case !ok:
+		return 0, 0, nil
+	}
+	return 1, 1, nil
+}
+
+// spoilTicket writes that a ticket has leaked, and reports whether there was anything to end. Against a use in parallel the
+// store decides: either that finds it spoilt, or what it got is revoked.
+func (s *leakSearch) spoilTicket(ctx context.Context, id string, hash [32]byte) (bool, error) {
+	reason := s.reason
+	for range refreshTries {
+		r, err := s.get(ctx, kindTicket, id)
+		switch {
+		case isNotFound(err): // purged, or not written after all
+			return false, nil
+		case err != nil:
+			return false, err
+		}
+		t, err := readTicket(r)
+		if err != nil {
+			return false, err
+		}
+		if t.Leaked || subtle.ConstantTimeCompare(hash[:], t.Hash[:]) != 1 {
+			return false, nil
+		}
+		if t.Spent != "" {
+			ended, err := s.endSpent(ctx, r, t, reason, event.Leaked)
+			if errors.Is(err, store.ErrConflict) {
+				continue
+			}
+			return ended, err
+		}
+		t.Leaked = true
+		c := s.newChange()
+		if err := put(c, &ticketForm, store.Record{ID: id, Subject: r.Subject, Client: r.Client, Expires: r.Expires}, t, r.Version); err != nil {
+			return false, err
+		}
+		if err := s.addRuleUntil(ctx, c, rules.ByToken(id), false, reason, r.Expires); err != nil {
+			return false, err
+		}
+		c.event(ctx, Event{Type: event.Leaked, OK: true, Reason: reason, Target: ByToken(id), TokenID: id, Subject: t.Subject, Client: t.Client, Scopes: t.Scopes,
+			Extra: map[string]string{"leaked": "ticket"}})
+		_, err = s.commit(ctx, c)
+		if !errors.Is(err, store.ErrConflict) {
+			return err == nil, err
+		}
+	}
+	return false, tryAgain("parallel uses of one ticket")
+}
+
+// ownTokens are what a client got for itself, and what came of that.
+func ownTokens(client string) rules.Target { return rules.BySubject(client).HeldBy(client) }
+
+// endLeaked ends the client secret or registration token that text is, with whomever has it.
+func (cs *Clients) endLeaked(ctx context.Context, text, reason string) (found, ended int, err error) {
+	g, err := cs.proofs.Read(ctx, text)
+	if g.Key == nil || err != nil {
+		return 0, 0, public(err)
+	}
+	list := cs.known.Holders(g)
+	if len(list) == 0 && g.Ours {
+		// Another process may have made it a moment ago. Junk ends at the tag, without a look at the store.
+		if err := cs.s.state.Refresh(ctx); err != nil {
+			return 0, 0, unavailable(err, "look for the client of a leaked secret")
+		}
+		list = cs.known.Holders(g)
+	}
+	for _, x := range list {
+		targets := []rules.Target{rules.ByToken(x.ID)}
+		if !x.Registration {
+			targets = append(targets, ownTokens(x.Client))
+		}
+		ok, e := cs.s.endHeld(ctx, targets, func(ctx context.Context) (bool, error) { return cs.withdraw(ctx, x, reason) })
+		switch {
+		case e != nil:
+			found++
+			if err == nil {
+				err = e
+			}
+		case ok:
+			found++
+			ended++
+		}
+	}
+	return found, ended, err
+}
+
+// withdraw takes x out of its client's record, and reports whether it was there.
+func (cs *Clients) withdraw(ctx context.Context, x clients.Held, reason string) (bool, error) {
+	for range refreshTries {
+		rec, v, err := cs.read(ctx, x.Client)
+		switch {
+		case isNotFound(err):
+			return false, nil
+		case err != nil:
+			return false, err
+		}
+		if !rec.Withdraw(x.Hash, cs.s.now()) {
+			// Done before, perhaps by us, unheard: this process must know it too before it stops refusing on its own.
+			if err := cs.s.state.Refresh(ctx); err != nil {
+				return false, unavailable(err, "read back the client of a leaked secret")
+			}
+			return false, nil
+		}
+		c := cs.s.newChange()
+		if err := rec.Put(&c.Change, x.Client, v); err != nil {
+			return false, public(err)
+		}
+		// The rule on the secret stays until the janitor has seen to it that no record holds the secret.
+		if err := cs.s.addRuleUntil(ctx, c, rules.ByToken(x.ID), false, reason, 0); err != nil {
+			return false, err
+		}
+		what := "registration token"
+		if !x.Registration {
+			what = "client secret"
+			if err := cs.s.addRule(ctx, c, ownTokens(x.Client), false, reason); err != nil {
+				return false, err
+			}
+			c.event(ctx, Event{Type: event.Revoked, OK: true, Reason: reason, Target: Target{ownTokens(x.Client)}, Subject: x.Client, Client: x.Client})
+		}
+		c.event(ctx, Event{Type: event.Leaked, OK: true, Reason: reason, Target: ByToken(x.ID), TokenID: x.ID, Client: x.Client, Extra: map[string]string{"leaked": what}})
+		_, err = cs.s.commit(ctx, c)
+		if !errors.Is(err, store.ErrConflict) {
+			return err == nil, err
+		}
+	}
+	return false, tryAgain("parallel updates of client %s", x.Client)
+}
+
+// forget takes secrets that a rule has ended out of records that still have them, because the store once lost its latest
+// writes and got the rule back.
+func (cs *Clients) forget(ctx context.Context, id string) error {
+	key, err := opaque.ParseID(id)
+	if err != nil {
+		return nil
+	}
+	for _, client := range cs.known.With(key) {
+		rec, v, err := cs.read(ctx, client)
+		if isNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !rec.Forget(key[:]) {
+			continue
+		}
+		c := cs.s.newChange()
+		if err := rec.Put(&c.Change, client, v); err != nil {
+			return public(err)
+		}
+		c.event(ctx, Event{Type: event.ClientChanged, OK: true, Reason: "leaked secret withdrawn", Client: client, Scopes: retyped[Scope](rec.Scopes)})
+		if _, err := cs.s.commit(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxLeakLooks bounds how many texts are looked for in the store because they begin as an imported key does.
+const maxLeakLooks = 1 << 12

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/dpop"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
@@ -18,6 +19,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/seal"
 	"github.com/apitoken-go/apitoken/store"
+	"github.com/golang-jwt/jwt/v5"
 )
 
 // SigningKey is a key of the ring, its public side.
@@ -155,8 +157,8 @@ func (h ringHost) Get(ctx context.Context, id string) (store.Record, error) {
 }
 
 func (h ringHost) Publish(keys []*jws.PublicKey) {
-	if h.verifies != nil {
-		h.verifies(keys)
+	if h.trust != nil { // none before there is a validator
+		h.trust.SetKeys(keys)
 	}
 }
 
@@ -249,14 +251,6 @@ func (k *SigningKeys) readMade(ctx context.Context, text string, kind opaque.Kin
 	return key, ours, err
 }
 
-// Sealer encrypts what must not lie in the store in clear: the root secret, under which the service seals its signing
-// keys. A KMS implements it; NewSealer and KeyFile are local. It is asked at start and when secrets rotate, never for a token.
-type Sealer interface {
-	// Seal encrypts plain. What it returns opens only with an equal context, which is not secret.
-	Seal(ctx context.Context, plain, context []byte) (sealed []byte, err error)
-	Open(ctx context.Context, sealed, context []byte) (plain []byte, err error)
-}
-
 // NewSealer seals by AES-256-GCM under the first key and opens under any: put a new one in front to rotate, run
 // [SigningKeys.Rewrap], then drop the old one. Each is 32 random bytes.
 func NewSealer(keys ...[]byte) (Sealer, error) {
@@ -298,4 +292,50 @@ func sealError(err error) error {
 		return &ConfigError{Field: "Seal", Err: e}
 	}
 	return err
+}
+
+// Keyfunc is a jwt.Keyfunc on the published keys, for code that can't call [ParseWithClaims] yet:
+//
+//	jwt.ParseWithClaims(token, claims, svc.SigningKeys.Keyfunc, jwt.WithIssuer(…), jwt.WithAudience(…), jwt.WithExpirationRequired())
+//
+// It finds the key by kid, and refuses another algorithm than the key's, an audience that the key doesn't sign for, and a key that
+// was declared compromised. It does not see the rest: that a token, its session, subject or client was revoked, its typ, so that
+// what is no access token passes for one, and whether the caller proved the key or certificate that the token is bound to. Without
+// the options above jwt/v5 looks at neither issuer nor audience, and takes a token without an expiry. Keys of HS256 are not given
+// out: whoever has one signs.
+func (k *SigningKeys) Keyfunc(t *jwt.Token) (any, error) {
+	kid, _ := t.Header["kid"].(string)
+	for _, key := range k.ring.PublicKeys() {
+		if key.KID != kid || k.s.rules.Signed(kid) {
+			continue
+		}
+		if _, secret := key.Key.([]byte); secret {
+			return nil, fail(ErrInvalidRequest, "a key of HS256 is not given out: use ParseWithClaims of this package")
+		}
+		if t.Method == nil || t.Method.Alg() != key.Alg {
+			return nil, fail(ErrInvalidToken, "alg is not the key's own")
+		}
+		var aud []string
+		if t.Claims != nil {
+			var err error
+			if aud, err = t.Claims.GetAudience(); err != nil {
+				return nil, &Error{Code: ErrInvalidToken, Detail: "aud", Cause: err}
+			}
+		}
+		if !key.SignsFor(aud) {
+			return nil, fail(ErrInvalidToken, "its key signs for another audience")
+		}
+		return key.Key, nil
+	}
+	return nil, fail(ErrInvalidToken, "no published key has the token's kid")
+}
+
+func (k *SigningKeys) nonces() *dpop.Nonces {
+	ring := k.ring
+	return &dpop.Nonces{
+		Key:    func() ([4]byte, []byte) { return ring.MAC(keyring.Nonce) },
+		KeyOf:  func(kid [4]byte) ([]byte, bool) { return ring.MACFor(kid, keyring.Nonce) },
+		Second: func() int64 { return k.s.now().Unix() },
+		Whose:  "service",
+	}
 }

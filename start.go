@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/issuers"
 	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/namespace"
 	"github.com/apitoken-go/apitoken/internal/quota"
@@ -39,8 +40,6 @@ func New(c Config) (*Service, error) {
 	s.APIKeys = newAPIKeys(s.core, s.SigningKeys, s.Clients)
 	s.audit.known = func(client string) bool { return s.Clients.lookup(client) != nil }
 	s.minter = newMinter(s.core, s.SigningKeys, s.Clients, s.APIKeys)
-	s.revoker = revoker{s.minter}
-	s.janitor = janitor{s.core, s.Clients, s.APIKeys, &s.feed}
 	s.state = follow.New(s.ctx, follow.Config{Store: c.Store, Now: c.Now, Injected: injected, Log: c.Logger, Staleness: c.Validation.MaxStaleness, Answer: startTimeout,
 		First: snapshotKinds, Then: followedKinds}, follow.To{Apply: s.apply, Aside: s.setAside, Told: s.tellUnreadable, Forget: s.forget, Lost: s.lost, Round: s.round})
 	s.writer.Store, s.writer.State = c.Store, s.state
@@ -67,11 +66,7 @@ func (s *Service) start() error {
 	if err := public(s.SigningKeys.ring.Ensure(ctx)); err != nil {
 		return startError(ctx, err)
 	}
-	v, err := newServiceValidator(s)
-	if err != nil {
-		return err
-	}
-	s.valid = v
+	newServiceValidator(s)
 	if err := s.roles.define(ctx); err != nil {
 		return startError(ctx, err)
 	}
@@ -86,7 +81,7 @@ func (s *Service) start() error {
 	s.goRun("follow", s.state.Run)
 	s.goRun("keys", s.SigningKeys.ring.Run)
 	s.goRun("audit", s.audit.run)
-	s.goRun("janitor", s.janitor.run)
+	s.goRun("janitor", s.janitor().run)
 	s.goRun("rules", s.retries.Run)
 	return nil
 }
@@ -158,22 +153,17 @@ func (s *Service) Close() error {
 	return nil
 }
 
-func newAuditLog(s *core) *auditLog {
-	a := &auditLog{s: s, kick: make(chan struct{}, 1)}
-	a.tally.Log = s.log
-	a.uses = newUses(s)
-	for _, x := range s.cfg.Sinks {
-		a.sinks = append(a.sinks, s.newFeed(x))
-	}
-	return a
-}
-
-// Explain is [JWTValidator.Explain], for every kind of token. Of a revoked one it also tells when, by whom and why, where the
-// store has the rule and answers.
-func (s *Service) Explain(ctx context.Context, c Credential, r Requirement) Explanation {
-	x := s.valid.Explain(ctx, c, r)
-	if n := len(x.Steps); n > 0 && errors.Is(x.Err, ErrRevoked) && !x.Token.IsZero() {
-		x.Steps[n-1].Detail += s.revoker.why(ctx, x.Token)
-	}
-	return x
+// newServiceValidator is the validator of a service: its own issuer is fed by its state and its ring.
+func newServiceValidator(s *Service) {
+	v := newValidator(s.cfg.Validation, s.cfg.Audience, s.now)
+	v.audit, v.observers.Log = s.audit, s.log
+	v.opaque, v.imported, v.forms = s.APIKeys.validate, s.APIKeys.validateImported, s.APIKeys.forms
+	v.consume = s.Consume
+	t := &trust{issuer: s.cfg.Issuer, own: true, bound: v.cfg.MaxStaleness, state: s.state}
+	t.Init(issuers.Config{Name: t.issuer, MaxLife: s.space.Life().Access, Now: s.now, Void: v.void})
+	t.Rules.Store(s.rules)
+	t.SetKeys(s.SigningKeys.ring.PublicKeys())
+	v.trusts[t.issuer] = t
+	s.trust, s.valid, s.APIKeys.trust, s.APIKeys.valid = t, v, t, v
+	v.follow(s.cfg.Trust, t, nil)
 }

@@ -1,8 +1,10 @@
-// What the follower hands over goes to its owner from here (nothing on that way asks the store), and what cannot be read is set aside.
+// What the follower hands over goes to its owner from here (nothing on that way asks the store); what cannot be read is set aside;
+// and what the state is passed on as, to validators in other processes (the feed) and to another store (a copy).
 
 package apitoken
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -12,14 +14,19 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/feed"
 	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/clients"
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/deliver"
+	"github.com/apitoken-go/apitoken/internal/feedlog"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/keyring"
+	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/mover"
 	"github.com/apitoken-go/apitoken/internal/namespace"
 	"github.com/apitoken-go/apitoken/internal/once"
+	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
@@ -306,4 +313,116 @@ func (s *Service) mend(ctx context.Context, kind store.Kind, id, how string, f f
 // tellUnreadable shows a record that was set aside to the observers.
 func (s *Service) tellUnreadable(r store.Record, why error) {
 	s.observe(s.ctx, Observation{Op: "record", Err: unavailable(why, "stored "+string(r.Kind)+" "+r.ID+" cannot be read")})
+}
+
+// The feed of revocations and keys is made when somebody asks for it first, see package feedlog.
+
+// Revocations implements [feed.Source] from memory: the rules behind a position, and what a validator without a
+// store needs besides. At most max entries (zero: 10,000) in one answer.
+func (s *Service) Revocations(ctx context.Context, after store.Position, max int) (feed.View, error) {
+	if max <= 0 || max > feedlog.MaxPage {
+		max = feedlog.MaxPage
+	}
+	if err := s.loadFeed(ctx); err != nil {
+		return feed.View{}, unavailable(err, "read the rules")
+	}
+	w := s.trust.look()
+	age := s.trust.freshness(w, s.now()).Age
+	v, ok := s.feed.Page(after, w.Pos, max)
+	switch {
+	case !ok:
+		return feed.View{}, tryAgain("the store's history changed just now")
+	case after != (store.Position{}) && after.History != w.Pos.History:
+		return feed.View{}, store.ErrDiverged
+	}
+	v.Age, v.MaxLifetime, v.KeySet = age, s.space.Life().Access, s.SigningKeys.ring.Digest()
+	s.SigningKeys.ring.EachKid(s.now(), func(kid, state string) {
+		if state == "compromised" {
+			v.Compromised = append(v.Compromised, kid)
+		}
+	})
+	slices.Sort(v.Compromised)
+	v.Prefix = s.cfg.Prefix
+	s.SigningKeys.ring.EachMAC(keyring.APIKeyTag, func(kid [4]byte, key []byte) {
+		v.APIKeyTags = append(v.APIKeyTags, feed.Tag{KID: kid, Key: bytes.Clone(key)})
+	})
+	slices.SortFunc(v.APIKeyTags, func(a, b feed.Tag) int { return bytes.Compare(a.KID[:], b.KID[:]) })
+	return v, nil
+}
+
+// loadFeed makes the log if it is not there, or was hashed under a key that is no longer current.
+func (s *Service) loadFeed(ctx context.Context) error {
+	root, _ := s.SigningKeys.ring.MAC(keyring.Feed)
+	if s.feed.Under(root) {
+		return nil
+	}
+	if err := s.state.Refresh(ctx); err != nil {
+		return err
+	}
+	release, err := s.state.Hold(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	root, key := s.SigningKeys.ring.MAC(keyring.Feed)
+	return s.feed.Load(ctx, s.st, s.state.Position(), s.ns, root, key, len(s.cfg.KeyHashes) > 0)
+}
+
+// Package store/move calls this, because only the root knows what the records say.
+func init() { mover.Service = moveService }
+
+func moveService(ctx context.Context, from, to Store) (_ mover.Moved, failed error) {
+	defer tell(&failed)
+	source, ok := from.(mover.Freezer)
+	if !ok {
+		return mover.Moved{}, fail(ErrInvalidRequest, "the source, %T, has no SetReadOnly: writes could be lost", from)
+	}
+	done, err := mover.Move(ctx, mover.Config{From: from, To: to, Freeze: source, Meta: namespace.ID, Kinds: copiedKinds,
+		Namespace: func(meta store.Record) (string, error) {
+			var m namespace.Record
+			err := read(&namespace.MetaForm, meta, &m)
+			return m.Namespace, err
+		},
+		Carry: carried,
+		Open: func(meta store.Record, history uint64, from, until time.Time) (record.Written, error) {
+			var m namespace.Record
+			if err := read(&namespace.MetaForm, meta, &m); err != nil {
+				return record.Written{}, err
+			}
+			m.History, m.Copied = history, [2]int64{from.UnixMilli(), until.UnixMilli()}
+			return commit.Write(&namespace.MetaForm, store.Record{ID: namespace.ID}, &m)
+		}})
+	return done, public(err)
+}
+
+// copiedKinds are all kinds but the namespace's own record, the cursors of sinks and the events.
+var copiedKinds = []store.Kind{store.KindKey, store.KindRole, store.KindClient, store.KindRule, store.KindAPIKey,
+	kindGrant, kindTicket, once.Kind, kindNote, usage.Kind, usage.KindSpent, lineage.Kind}
+
+// carried is a record as it goes into another store. A rule keeps its place in the order of changes, and a session the time
+// of its last refresh, so that no grace window opens again. placed is false for a rule that cannot be read: it gets a place after
+// all others and matches more.
+func carried(r store.Record) (_ store.Record, placed bool) {
+	switch r.Kind {
+	case store.KindRule:
+		x, err := rules.ReadRule(r)
+		if err != nil {
+			return r, false
+		}
+		w, err := rules.RuleForm.Write(r, &x)
+		if err != nil {
+			return r, false
+		}
+		r.Data = w.Record().Data
+	case kindGrant:
+		g, err := readGrant(r)
+		if err != nil {
+			return r, true
+		}
+		g.Rotated = g.written(r)
+		if w, err := grantForm.Write(r, g); err == nil {
+			r.Data = w.Record().Data
+		}
+	}
+	return r, true
 }

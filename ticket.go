@@ -60,9 +60,6 @@ func (r Redemption) LogValue() slog.Value { return slog.StringValue(redacted) }
 func (r Redemption) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
 const (
-	kindTicket store.Kind = "ticket"
-
-	maxTicket   = 24 * time.Hour
 	ticketSlack = 24 * time.Hour // a spent one is kept, to know a second use
 	redeemSlack = time.Minute    // for what is spent in the last moment
 )
@@ -127,8 +124,8 @@ func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (_ Secret, f
 // prepare notes in known which client asks.
 func (s *minter) prepare(ctx context.Context, r Request, t Ticket, known *refusal) (Secret, error) {
 	switch {
-	case t.Lifetime <= 0 || t.Lifetime > maxTicket:
-		return Secret{}, fail(ErrInvalidRequest, "a ticket's lifetime is required, at most %s", maxTicket)
+	case t.Lifetime <= 0 || t.Lifetime > maxPrepared:
+		return Secret{}, fail(ErrInvalidRequest, "a ticket's lifetime is required, at most %s", maxPrepared)
 	case r.Subject == "" || r.Grant != "":
 		return Secret{}, fail(ErrInvalidRequest, "a ticket is for a subject, and opens a grant")
 	case t.Challenge != "" && !challengeShape(t.Challenge):
@@ -216,24 +213,6 @@ func (s *minter) findTicket(ctx context.Context, code string) (id string, want [
 		return "", want, fail(ErrInvalidGrant, "not a ticket that this service made")
 	}
 	return k.ID.String(), opaque.Hash("tk1h", []byte(s.ns), k.ID[:], k.Secret[:]), nil
-}
-
-// Genuine says whether this service made token, a refresh token or a ticket: nil, or ErrInvalidGrant, or ErrUnavailable.
-// The tag answers, without a read of the store; of a code that Prepare did not make, its record does. Whether the token is
-// still good only Refresh and Redeem can say. It is for endpoints that would otherwise write something for a stranger.
-func (a *Adapter) Genuine(ctx context.Context, token string) error {
-	what, err := "redeem", error(nil)
-	if opaque.KindOf(token) == opaque.Refresh {
-		what = "refresh"
-		_, err = a.ratchet.Read(ctx, token)
-		err = public(err)
-	} else {
-		err = a.genuineTicket(ctx, token)
-	}
-	if errors.Is(err, ErrInvalidGrant) {
-		a.audit.refused(ctx, event.Refused, what, nil)
-	}
-	return err
 }
 
 func (s *minter) genuineTicket(ctx context.Context, token string) error {

@@ -1,4 +1,4 @@
-// Token, what a handler knows of its caller; and Secret, Credential, and contexts that carry them.
+// Token, what a handler knows of its caller, also as golang-jwt/jwt/v5 has it; Secret, Credential, and the contexts that carry them.
 
 package apitoken
 
@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -23,6 +24,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/internal/usage"
+	"github.com/apitoken-go/apitoken/store"
 )
 
 // Token is what a valid token says. It is a small immutable value, free to copy and to share; the
@@ -407,3 +409,195 @@ func checkSubject(sub string) error {
 	}
 	return nil
 }
+
+// Origin is where a request came from. Adapters put it into the context, once, before anything else.
+type Origin struct {
+	Address   netip.Addr `json:"address,omitzero"` // IsValid reports whether it is known: fmt prints an unknown one as "invalid IP"
+	UserAgent string     `json:"user_agent,omitempty"`
+	RequestID string     `json:"request_id,omitempty"`
+}
+
+type originKey struct{}
+
+// originContext is a context.WithValue of one fixed key that saves boxing on the hot path. It has room for the context of the
+// token that mostly comes next, which is this one's child and never seen from it.
+type originContext struct {
+	context.Context
+	origin Origin
+	taken  atomic.Bool
+	next   tokenContext
+}
+
+func (c *originContext) Value(key any) any {
+	if key == (originKey{}) {
+		return &c.origin
+	}
+	return c.Context.Value(key)
+}
+
+// WithOrigin returns a context whose events carry o: for one request, since the first Token that is put into it stays in memory
+// as long as it does. Its strings are cut to 256 bytes when they are kept, and what can
+// not be shown in them is escaped.
+func WithOrigin(ctx context.Context, o Origin) context.Context {
+	return &originContext{Context: ctx, origin: o}
+}
+
+func originOf(ctx context.Context) Origin {
+	if c, ok := ctx.(*originContext); ok {
+		return c.origin
+	}
+	if o, ok := ctx.Value(originKey{}).(*Origin); ok {
+		return *o
+	}
+	return Origin{}
+}
+
+// addressOf is the address of ctx's Origin, without copying the rest: the zero one if there is none.
+func addressOf(ctx context.Context) *netip.Addr {
+	if c, ok := ctx.(*originContext); ok {
+		return &c.origin.Address
+	}
+	if o, ok := ctx.Value(originKey{}).(*Origin); ok {
+		return &o.Address
+	}
+	return nil
+}
+
+// OriginOf returns what WithOrigin put into ctx, or one of its parents.
+func OriginOf(ctx context.Context) Origin { return originOf(ctx) }
+
+type actorKey struct{}
+
+// WithActor returns a context whose events carry actor, where no Token in it says who acts.
+func WithActor(ctx context.Context, actor string) context.Context {
+	return withPrincipal(ctx, rules.Principal{Subject: actor})
+}
+
+func withPrincipal(ctx context.Context, actor rules.Principal) context.Context {
+	return context.WithValue(ctx, actorKey{}, actor)
+}
+
+// Freshness is how far the view of revocations reaches, and its age: the time since the request of the last complete
+// answer was sent, by the greater of the monotonic and the wall clock.
+type Freshness struct {
+	Position store.Position
+	Age      time.Duration
+	Stale    bool // past MaxStaleness; a Token that says so was let through by InsecureServeStale
+}
+
+// For programs that use github.com/golang-jwt/jwt/v5 already: their claims types, their parser's place, their keys.
+
+// RegisteredClaims is what t says by the registered claims of RFC 7519 §4.1. NotBefore is nil: it has passed. ExpiresAt is nil for
+// API keys without expiry.
+func (t Token) RegisteredClaims() jwt.RegisteredClaims {
+	s := t.spec()
+	c := jwt.RegisteredClaims{Issuer: s.Issuer, Subject: s.Subject, Audience: t.Audiences(), ID: s.ID}
+	if !s.ExpiresAt.IsZero() {
+		c.ExpiresAt = jwt.NewNumericDate(s.ExpiresAt)
+	}
+	if !s.IssuedAt.IsZero() {
+		c.IssuedAt = jwt.NewNumericDate(s.IssuedAt)
+	}
+	return c
+}
+
+// allClaims is the JSON object of the registered claims and the host's own, whose names differ.
+func (t Token) allClaims() ([]byte, error) {
+	doc, err := json.Marshal(t.RegisteredClaims())
+	if err != nil || len(t.d.claim) == 0 {
+		return doc, err
+	}
+	return append(append(doc[:len(doc)-1], ','), t.d.claim[1:]...), nil
+}
+
+// ParseWithClaims takes the place of jwt.ParseWithClaims: v decides whether the credential is good, by everything that
+// [Validator.Validate] checks, and claims is filled from it, a jwt.MapClaims or a pointer to a struct that embeds
+// jwt.RegisteredClaims. There is no Keyfunc and there are no options: the validator knows its keys, issuers, audiences and clocks.
+// A Validate method of claims' own (jwt.ClaimsValidator) is called last.
+//
+// The error is v's, and one of jwt's own to errors.Is: jwt.ErrTokenExpired, jwt.ErrTokenInvalidClaims, jwt.ErrTokenMalformed or
+// jwt.ErrTokenUnverifiable. The token is nil then, and claims is as it was, unless only claims' own Validate refused.
+//
+// Every member of an access token of ours is there, scope and client_id too. Of what is none, an API key or a token of an issuer
+// that is not Own, the claims are those of [Token.Claims], since its scope is worth only what [Token.Scopes] says; the *jwt.Token
+// has neither Method, Header nor Signature then.
+func ParseWithClaims(ctx context.Context, v Validator, c Credential, claims jwt.Claims) (*jwt.Token, error) {
+	if claims == nil {
+		return nil, fail(ErrInvalidRequest, "ParseWithClaims needs claims to fill")
+	}
+	t, err := v.Validate(ctx, c)
+	if err == nil && t.IsZero() {
+		err = fail(ErrInvalidToken, "the validator returned no token")
+	}
+	if err != nil {
+		return nil, &jwtError{err, jwtClass(err)}
+	}
+
+	out := &jwt.Token{Raw: c.Token, Header: map[string]any{}, Valid: true}
+	var doc []byte
+	if t.d.by != nil && t.d.by.isJWT(t) {
+		doc, err = splitJWT(c.Token, out)
+	} else {
+		doc, err = t.allClaims()
+	}
+	if err == nil {
+		out.Claims, err = decodeClaims(doc, claims)
+	}
+	if err != nil {
+		return nil, &jwtError{&Error{Code: ErrInvalidToken, Detail: "its claims do not fit the type that they are to fill", Cause: err}, jwt.ErrTokenMalformed}
+	}
+	if own, ok := out.Claims.(jwt.ClaimsValidator); ok {
+		if err := own.Validate(); err != nil {
+			return nil, &jwtError{&Error{Code: ErrInvalidToken, Detail: "the host's own Validate of the claims", Cause: err}, errors.Join(jwt.ErrTokenInvalidClaims, err)}
+		}
+	}
+	return out, nil
+}
+
+// splitJWT fills t from a token that was verified, and returns its payload.
+func splitJWT(token string, t *jwt.Token) ([]byte, error) {
+	var parts [3][]byte
+	for i, text := range strings.SplitN(token, ".", 3) {
+		var err error
+		if parts[i], err = base64.RawURLEncoding.DecodeString(text); err != nil {
+			return nil, err
+		}
+	}
+	if err := json.Unmarshal(parts[0], &t.Header); err != nil {
+		return nil, err
+	}
+	alg, _ := t.Header["alg"].(string)
+	if alg == "Ed25519" { // RFC 9864's name of what jwt/v5 calls EdDSA
+		alg = "EdDSA"
+	}
+	t.Method, t.Signature = jwt.GetSigningMethod(alg), parts[2]
+	return parts[1], nil
+}
+
+// decodeClaims decodes doc into claims, and returns what is filled: a map that was nil is another one then.
+func decodeClaims(doc []byte, claims jwt.Claims) (jwt.Claims, error) {
+	if m, ok := claims.(jwt.MapClaims); ok {
+		err := json.Unmarshal(doc, &m)
+		return m, err
+	}
+	return claims, json.Unmarshal(doc, claims)
+}
+
+// jwtClass is what jwt/v5 would have answered where this package answers err.
+func jwtClass(err error) error {
+	switch {
+	case errors.Is(err, ErrExpired):
+		return errors.Join(jwt.ErrTokenInvalidClaims, jwt.ErrTokenExpired)
+	case errors.Is(err, ErrRevoked):
+		return jwt.ErrTokenInvalidClaims
+	}
+	return jwt.ErrTokenUnverifiable
+}
+
+// jwtError is an error of ours that is also one of jwt's to errors.Is. It shows what ours shows.
+type jwtError struct{ err, class error }
+
+func (e *jwtError) Error() string                 { return e.err.Error() }
+func (e *jwtError) Unwrap() []error               { return []error{e.err, e.class} }
+func (e *jwtError) LogValue() slog.Value          { return slog.AnyValue(e.err).Resolve() }
+func (e *jwtError) Format(f fmt.State, verb rune) { fmt.Fprintf(f, fmt.FormatString(f, verb), e.err) }

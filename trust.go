@@ -4,66 +4,17 @@ package apitoken
 
 import (
 	"context"
-	"errors"
-	"log/slog"
 	"slices"
 	"time"
 
 	"github.com/apitoken-go/apitoken/feed"
-	"github.com/apitoken-go/apitoken/internal/apikey"
-	"github.com/apitoken-go/apitoken/internal/dpop"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/issuers"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/legacy"
 	"github.com/apitoken-go/apitoken/internal/rules"
-	"github.com/apitoken-go/apitoken/keyhash"
 	"github.com/apitoken-go/apitoken/profile"
-	"github.com/apitoken-go/apitoken/store"
 )
-
-// Trusted is an issuer whose access tokens are taken. Its keys verify its own tokens alone.
-type Trusted struct {
-	Issuer      string         // compared byte for byte with iss
-	Keys        feed.KeySource // required, unless Profile has Keys
-	Revocations feed.Source    // required, unless the next field says so
-	// InsecureNoRevocations takes this issuer's tokens until they expire: it has no feed to follow.
-	InsecureNoRevocations bool
-	Audiences             []string // accepted in aud for this issuer; empty: the validator's
-	// Scopes is the most that this issuer's tokens bring; empty: none. Its roles and client names are
-	// never ours.
-	Scopes Scopes
-	// Own says that the issuer is a service of this module whose scopes, roles and clients are
-	// this validator's too: it takes them as they are, and orders rules by position.
-	Own bool
-	// MaxLifetime refuses tokens that live longer. Zero: 24 h; an Own issuer's feed lowers it.
-	MaxLifetime time.Duration
-	// KeysFor is how long the last good keys serve while Keys fails. Zero: 24 h.
-	KeysFor time.Duration
-	// Profile says how the issuer's tokens look where they are not RFC 9068's: the host's own from before, or an identity
-	// provider's. It excludes Own. A service needs no Revocations for it then: its own rules reach these tokens, and they count
-	// while its view of those is fresh. nil: RFC 9068, strictly.
-	Profile *profile.Profile
-}
-
-// longest is the longest lifetime of a token that is taken, as far as the configuration says.
-func (t *Trusted) longest() time.Duration {
-	if t.MaxLifetime == 0 {
-		return defaultForeign
-	}
-	return t.MaxLifetime
-}
-
-// stays is for how long from now a token may be taken that is there already.
-func (t *Trusted) stays(now time.Time) time.Duration {
-	d := t.longest()
-	if p := t.Profile; p != nil && (p.InsecureNoExpiry || p.InsecureNoIssuedAt) { // nothing tells how old one is
-		d = max(d, p.Until.Sub(now))
-	}
-	return d
-}
-
-const defaultForeign = 24 * time.Hour
 
 // trust is an issuer as a validator takes its tokens.
 type trust struct {
@@ -73,68 +24,9 @@ type trust struct {
 	own    bool           // positions, roles, scopes and clients are taken
 	reader *legacy.Reader // reads its tokens, where they are not RFC 9068's
 	scopes Scopes
-	v      *JWTValidator
+	bound  time.Duration    // on the age of a view: MaxStaleness
 	state  *follow.Follower // set for the service's own issuer: it feeds it
 	home   *trust           // for a foreign issuer: our own, whose rules may name foreign principals; nil: nobody's
-}
-
-func checkTrust(list []Trusted, own string) error {
-	seen := map[string]bool{own: true}
-	var readers []*legacy.Reader
-	for _, t := range list {
-		if t.Profile != nil {
-			r, err := legacy.New(t.Issuer, t.Profile)
-			switch {
-			case err != nil:
-				return wrong("Trust", "issuer %q: Profile: %v", t.Issuer, err)
-			case t.Own:
-				return wrong("Trust", "issuer %q: Own is for services of this module, which need no Profile", t.Issuer)
-			case len(r.Keys()) > 0 && t.Keys != nil:
-				return wrong("Trust", "issuer %q: Keys contradicts Profile.Keys", t.Issuer)
-			case slices.ContainsFunc(readers, r.Meets):
-				return wrong("Trust", "issuer %q: Profile takes tokens that another one takes too", t.Issuer)
-			}
-			for _, o := range list {
-				if o.Profile == nil && r.Takes(o.Issuer, accessType) {
-					return wrong("Trust", "issuer %q: Profile takes the access tokens of issuer %q", t.Issuer, o.Issuer)
-				}
-			}
-			if own != "" && r.Takes(own, accessType) {
-				return wrong("Trust", "issuer %q: Profile takes our own access tokens", t.Issuer)
-			}
-			readers = append(readers, r)
-		}
-		ruled := t.Profile != nil && (own != "" || homeOf(list) >= 0) // by the service's own rules
-		switch {
-		case t.Issuer == "":
-			return wrong("Trust", "an issuer without a name")
-		case seen[t.Issuer]:
-			return wrong("Trust", "issuer %q twice: a key must belong to one issuer", t.Issuer)
-		case t.Keys == nil && (t.Profile == nil || len(t.Profile.Keys) == 0):
-			return wrong("Trust", "issuer %q has no Keys", t.Issuer)
-		case t.Revocations == nil && !t.InsecureNoRevocations && !ruled:
-			return wrong("Trust", "issuer %q has no Revocations; InsecureNoRevocations takes its tokens until they expire", t.Issuer)
-		case t.Revocations != nil && t.InsecureNoRevocations:
-			return wrong("Trust", "issuer %q: InsecureNoRevocations contradicts Revocations", t.Issuer)
-		case t.Own && t.Scopes != nil:
-			return wrong("Trust", "issuer %q: Scopes contradicts Own, which takes them as they are", t.Issuer)
-		case t.MaxLifetime < 0 || t.KeysFor < 0:
-			return wrong("Trust", "issuer %q: negative time", t.Issuer)
-		}
-		seen[t.Issuer] = true
-	}
-	return nil
-}
-
-// homeOf is the place of the one Own issuer whose rules are followed, -1 where there is none or another beside it: its rules may name
-// the principals of the others.
-func homeOf(list []Trusted) int {
-	own := func(t Trusted) bool { return t.Own && t.Revocations != nil }
-	i := slices.IndexFunc(list, own)
-	if i < 0 || slices.ContainsFunc(list[i+1:], own) {
-		return -1
-	}
-	return i
 }
 
 // takes reports whether a token for aud may be used here.
@@ -232,7 +124,7 @@ func (t *trust) freshness(w *follow.View, now time.Time) Freshness {
 	if wall := time.Duration(now.UnixNano() - w.Wall); wall > age {
 		age = wall
 	}
-	return Freshness{Position: w.Pos, Age: max(age, 0), Stale: age > t.v.cfg.MaxStaleness}
+	return Freshness{Position: w.Pos, Age: max(age, 0), Stale: age > t.bound}
 }
 
 // wake has this issuer's rules read now.
@@ -293,197 +185,6 @@ func (t *trust) key(ctx context.Context, kid, position string) (*jws.PublicKey, 
 	return nil, unknown
 }
 
-// ValidatorConfig configures NewValidator.
-type ValidatorConfig struct {
-	Audience string    // required: what this process is called in aud
-	Trust    []Trusted // required: whose tokens
-	Opaque   Validator // validates tokens that are not JWTs; nil: they are refused
-	// Introspect asks the one trusted Own issuer, beside which others may be trusted, about opaque tokens. Its answers are kept for OpaqueFor (zero: 30 s), and
-	// dropped at once by a rule or a change of the key. It excludes Opaque.
-	Introspect func(ctx context.Context, token string) (Introspection, error)
-	OpaqueFor  time.Duration
-	// KeyHashes are the forms of API keys that the issuer took over from another program, by the names that its Config.KeyHashes
-	// gives them. Lookup and Prefix are used, so that most of what is no key costs no question; the issuer verifies. A key that was
-	// imported a moment ago is taken once the feed has told of it. With Introspect only.
-	KeyHashes  map[string]keyhash.Form
-	Validation Validation
-	Now        func() time.Time // nil: time.Now
-	// Logger is told when an issuer can't be read and why, at the first failure, at each other reason and every five minutes,
-	// and when it can be read again. nil: silent.
-	Logger *slog.Logger
-}
-
-// NewValidator returns a validator that follows c's sources until Close. It needs no store. It returns at once: until
-// keys and rules were read, Validate answers ErrUnavailable; Ready waits for them.
-func NewValidator(c ValidatorConfig) (*JWTValidator, error) {
-	if c.Audience == "" {
-		return nil, wrong("Audience", "is required: tokens without an audience are good everywhere")
-	}
-	if len(c.Trust) == 0 {
-		return nil, wrong("Trust", "is required: whose tokens")
-	}
-	if err := checkTrust(c.Trust, ""); err != nil {
-		return nil, err
-	}
-	if err := c.Validation.check("Validation"); err != nil {
-		return nil, err
-	}
-	if err := apikey.CheckForms(c.KeyHashes); err != nil {
-		return nil, public(err)
-	}
-	if len(c.KeyHashes) > 0 && c.Introspect == nil {
-		return nil, wrong("KeyHashes", "needs Introspect: the issuer verifies such keys")
-	}
-	if c.Now == nil {
-		c.Now = time.Now
-	}
-	v := newValidator(c.Validation, c.Audience, c.Now)
-	v.observers.log = c.Logger
-	if c.Opaque != nil {
-		v.opaque = func(ctx context.Context, cr Credential, tr *trace) (Token, error) {
-			t, err := c.Opaque.Validate(ctx, cr)
-			if err != nil {
-				var e *Error
-				if !errors.As(err, &e) {
-					e = &Error{Code: ErrUnavailable, Detail: "opaque validator", Cause: err, RetryAfter: retryHint}
-				}
-				return Token{}, tr.no("opaque", e)
-			}
-			tr.ok("opaque", "the opaque validator took it")
-			return t, nil
-		}
-	}
-	if c.Introspect != nil {
-		if err := v.introspects(&c); err != nil {
-			v.stop()
-			return nil, err
-		}
-	}
-	v.follow(c.Trust, nil)
-	return v, nil
-}
-
-func newValidator(c Validation, audience string, now func() time.Time) *JWTValidator {
-	v := &JWTValidator{cfg: c, audiences: append([]string{audience}, c.Audiences...), trusts: map[string]*trust{}, now: now}
-	v.ctx, v.stop = context.WithCancel(context.Background())
-	v.proofs = dpop.NewBook(c.RequireProofNonce, c.ahead(), c.algorithms())
-	if v.cache = c.Cache; v.cache == nil {
-		v.cache = NewCache(defaultCacheBytes)
-	}
-	return v
-}
-
-// newServiceValidator is the validator of a service: its own issuer is fed by its state and its ring.
-func newServiceValidator(s *Service) (*JWTValidator, error) {
-	v := newValidator(s.cfg.Validation, s.cfg.Audience, s.now)
-	v.audit, v.observers.log = s.audit, s.log
-	v.opaque, v.imported, v.forms = s.APIKeys.validate, s.APIKeys.validateImported, s.APIKeys.forms
-	v.consume = s.Consume
-	t := &trust{issuer: s.cfg.Issuer, own: true, v: v, state: s.state}
-	t.Init(issuers.Config{Name: t.issuer, MaxLife: s.space.Life().Access, Now: s.now, Void: v.void})
-	t.Rules.Store(s.rules)
-	t.SetKeys(s.SigningKeys.ring.PublicKeys())
-	v.trusts[t.issuer] = t
-	s.trust, s.watchers, s.APIKeys.trust, s.APIKeys.valid, s.minter.trust, s.minter.valid = t, &v.observers, t, v, t, v
-	s.verifies = t.SetKeys
-	v.follow(s.cfg.Trust, t)
-	return v, nil
-}
-
-// void makes older entries of the cache count for nothing.
-func (v *JWTValidator) void() { v.gen.Add(1) }
-
-const defaultKeysFor = 24 * time.Hour
-
-// follow starts to follow each issuer. home is the issuer of the service whose validator it is.
-func (v *JWTValidator) follow(list []Trusted, home *trust) {
-	var made []*trust
-	for _, x := range list {
-		t := &trust{Trusted: x, issuer: x.Issuer, own: x.Own, scopes: x.Scopes, v: v, home: home}
-		c := issuers.Config{Name: x.Issuer, Keys: x.Keys, KeysFor: x.KeysFor, MaxLife: x.longest(), MaxStaleness: v.cfg.MaxStaleness, Slack: ruleSlack,
-			Ahead: max(v.cfg.ahead(), defaultAhead), Now: v.now, Log: v.observers.log, Void: v.void,
-			Observe: func(ctx context.Context, op string, err error, took time.Duration) {
-				v.observers.observeWithin(ctx, Observation{Op: op, Err: err, Took: took})
-			}}
-		if c.KeysFor == 0 {
-			c.KeysFor = defaultKeysFor
-		}
-		if x.Revocations != nil {
-			c.Feed = func(ctx context.Context, after store.Position, max int) (issuers.View, error) {
-				a, err := x.Revocations.Revocations(ctx, after, max)
-				return insideView(&a), err
-			}
-			if w, ok := x.Revocations.(interface{ Waits() bool }); ok {
-				c.Waits = w.Waits
-			}
-		}
-		for _, source := range []any{x.Keys, x.Revocations} {
-			if k, ok := source.(issuers.Clock); ok {
-				c.Clocks = append(c.Clocks, k)
-			}
-		}
-		if v.introspector != nil && x.Own {
-			v.introspector.iss = t
-			c.Told = v.introspector.told
-		}
-		t.Init(c)
-		v.trusts[x.Issuer] = t
-		made = append(made, t)
-		if x.Profile == nil {
-			continue
-		}
-		t.reader, _ = legacy.New(x.Issuer, x.Profile) // checkTrust has seen its error
-		v.profiled = append(v.profiled, t)
-		if keys := t.reader.Keys(); len(keys) > 0 {
-			t.Serve(keys)
-		}
-	}
-	if i := homeOf(list); home == nil && i >= 0 {
-		for _, t := range made {
-			if t != made[i] {
-				t.home = made[i]
-			}
-		}
-	}
-	for _, t := range made {
-		v.wg.Go(func() { t.Run(v.ctx) })
-	}
-}
-
-// inside is a as the package that follows issuers takes it.
-func insideView(a *feed.View) issuers.View {
-	v := issuers.View{Key: a.Key, Namespace: a.Namespace, Compromised: a.Compromised, Changed: a.Changed, DropOpaque: a.DropOpaque, Prefix: a.Prefix,
-		Imported: a.Imported, KeySet: a.KeySet, Next: a.Next, More: a.More, Age: a.Age, MaxLifetime: a.MaxLifetime}
-	for _, r := range a.Rules {
-		v.Rules = append(v.Rules, rules.HashedRule{Class: rules.Class(r.Class), Kind: r.Kind, Hash: r.Hash, Value: r.Value, At: r.At, Expires: r.Expires})
-	}
-	for _, t := range a.APIKeyTags {
-		v.APIKeyTags = append(v.APIKeyTags, issuers.Tag(t))
-	}
-	return v
-}
-
-// Ready blocks until the keys and rules of every trusted issuer are loaded once, or ctx ends. The error then says which issuer
-// could not be read and why, also to errors.Is by its Cause.
-func (v *JWTValidator) Ready(ctx context.Context) (err error) {
-	defer tell(&err)
-	for _, t := range v.trusts {
-		if t.state != nil {
-			continue
-		}
-		select {
-		case <-t.Ready():
-		case <-ctx.Done():
-			why := t.Cause()
-			if why == nil {
-				why = ctx.Err()
-			}
-			return unavailable(why, "the keys and revocations of issuer "+t.issuer+" were not read yet")
-		}
-	}
-	return nil
-}
-
 // cutOff is the answer where a view of the issuer's is missing or too old.
 func (t *trust) cutOff(detail string) *Error {
 	return &Error{Code: ErrUnavailable, RetryAfter: retryHint, Detail: detail, Cause: t.Cause()}
@@ -495,4 +196,119 @@ func (t *trust) untimely(code error, detail string) *Error {
 		detail += "; " + far
 	}
 	return fail(code, "%s", detail)
+}
+
+// Trusted is an issuer whose access tokens are taken. Its keys verify its own tokens alone.
+type Trusted struct {
+	Issuer      string         // compared byte for byte with iss
+	Keys        feed.KeySource // required, unless Profile has Keys
+	Revocations feed.Source    // required, unless the next field says so
+	// InsecureNoRevocations takes this issuer's tokens until they expire: it has no feed to follow.
+	InsecureNoRevocations bool
+	Audiences             []string // accepted in aud for this issuer; empty: the validator's
+	// Scopes is the most that this issuer's tokens bring; empty: none. Its roles and client names are
+	// never ours.
+	Scopes Scopes
+	// Own says that the issuer is a service of this module whose scopes, roles and clients are
+	// this validator's too: it takes them as they are, and orders rules by position.
+	Own bool
+	// MaxLifetime refuses tokens that live longer. Zero: 24 h; an Own issuer's feed lowers it.
+	MaxLifetime time.Duration
+	// KeysFor is how long the last good keys serve while Keys fails. Zero: 24 h.
+	KeysFor time.Duration
+	// Profile says how the issuer's tokens look where they are not RFC 9068's: the host's own from before, or an identity
+	// provider's. It excludes Own. A service needs no Revocations for it then: its own rules reach these tokens, and they count
+	// while its view of those is fresh. nil: RFC 9068, strictly.
+	Profile *profile.Profile
+}
+
+// longest is the longest lifetime of a token that is taken, as far as the configuration says.
+func (t *Trusted) longest() time.Duration {
+	if t.MaxLifetime == 0 {
+		return defaultForeign
+	}
+	return t.MaxLifetime
+}
+
+// stays is for how long from now a token may be taken that is there already.
+func (t *Trusted) stays(now time.Time) time.Duration {
+	d := t.longest()
+	if p := t.Profile; p != nil && (p.InsecureNoExpiry || p.InsecureNoIssuedAt) { // nothing tells how old one is
+		d = max(d, p.Until.Sub(now))
+	}
+	return d
+}
+
+const defaultForeign = 24 * time.Hour
+
+func checkTrust(list []Trusted, own string) error {
+	seen := map[string]bool{own: true}
+	var readers []*legacy.Reader
+	for _, t := range list {
+		if t.Profile != nil {
+			r, err := legacy.New(t.Issuer, t.Profile)
+			switch {
+			case err != nil:
+				return wrong("Trust", "issuer %q: Profile: %v", t.Issuer, err)
+			case t.Own:
+				return wrong("Trust", "issuer %q: Own is for services of this module, which need no Profile", t.Issuer)
+			case len(r.Keys()) > 0 && t.Keys != nil:
+				return wrong("Trust", "issuer %q: Keys contradicts Profile.Keys", t.Issuer)
+			case slices.ContainsFunc(readers, r.Meets):
+				return wrong("Trust", "issuer %q: Profile takes tokens that another one takes too", t.Issuer)
+			}
+			for _, o := range list {
+				if o.Profile == nil && r.Takes(o.Issuer, accessType) {
+					return wrong("Trust", "issuer %q: Profile takes the access tokens of issuer %q", t.Issuer, o.Issuer)
+				}
+			}
+			if own != "" && r.Takes(own, accessType) {
+				return wrong("Trust", "issuer %q: Profile takes our own access tokens", t.Issuer)
+			}
+			readers = append(readers, r)
+		}
+		ruled := t.Profile != nil && (own != "" || homeOf(list) >= 0) // by the service's own rules
+		switch {
+		case t.Issuer == "":
+			return wrong("Trust", "an issuer without a name")
+		case seen[t.Issuer]:
+			return wrong("Trust", "issuer %q twice: a key must belong to one issuer", t.Issuer)
+		case t.Keys == nil && (t.Profile == nil || len(t.Profile.Keys) == 0):
+			return wrong("Trust", "issuer %q has no Keys", t.Issuer)
+		case t.Revocations == nil && !t.InsecureNoRevocations && !ruled:
+			return wrong("Trust", "issuer %q has no Revocations; InsecureNoRevocations takes its tokens until they expire", t.Issuer)
+		case t.Revocations != nil && t.InsecureNoRevocations:
+			return wrong("Trust", "issuer %q: InsecureNoRevocations contradicts Revocations", t.Issuer)
+		case t.Own && t.Scopes != nil:
+			return wrong("Trust", "issuer %q: Scopes contradicts Own, which takes them as they are", t.Issuer)
+		case t.MaxLifetime < 0 || t.KeysFor < 0:
+			return wrong("Trust", "issuer %q: negative time", t.Issuer)
+		}
+		seen[t.Issuer] = true
+	}
+	return nil
+}
+
+// homeOf is the place of the one Own issuer whose rules are followed, -1 where there is none or another beside it: its rules may name
+// the principals of the others.
+func homeOf(list []Trusted) int {
+	own := func(t Trusted) bool { return t.Own && t.Revocations != nil }
+	i := slices.IndexFunc(list, own)
+	if i < 0 || slices.ContainsFunc(list[i+1:], own) {
+		return -1
+	}
+	return i
+}
+
+// accessType is the typ of RFC 9068's access tokens.
+const accessType = "at+jwt"
+
+// overlaps reports whether a token for has may be used where one of want is asked for.
+func overlaps(want, has []string) bool {
+	for _, a := range has {
+		if slices.Contains(want, a) {
+			return true
+		}
+	}
+	return false
 }

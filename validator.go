@@ -4,6 +4,7 @@ package apitoken
 
 import (
 	"context"
+	"crypto/subtle"
 	"errors"
 	"slices"
 	"strings"
@@ -21,7 +22,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/internal/usage"
-	"github.com/apitoken-go/apitoken/store"
+	"github.com/apitoken-go/apitoken/internal/watch"
 )
 
 // Validator says whether a credential is good. Everything that guards something takes one.
@@ -74,111 +75,31 @@ func Authorize(ctx context.Context, v Validator, c Credential, r Requirement) (c
 	return NewContext(ctx, t), nil
 }
 
-// Validation is how strictly tokens are checked. The zero value is the strict default.
-type Validation struct {
-	Audiences []string // accepted besides the configured one
-	// MaxStaleness is how old the view of revocations may be before Validate answers
-	// ErrUnavailable. Zero: 10 s.
-	MaxStaleness time.Duration
-	// InsecureServeStale goes on past MaxStaleness, up to this age, for access tokens; Token.Freshness and the
-	// Observer say so. Zero: it does not.
-	InsecureServeStale time.Duration
-	// Skew is how far the clock of whoever signed a token, a DPoP proof or a client's assertion may be ahead of ours: nbf and
-	// iat that far in the future are accepted. Zero: 10 s; negative: none; at most 1 min. Where it is set, access tokens are
-	// also accepted for as long after exp; by default exp is judged by our clock alone.
-	Skew          time.Duration
-	MaxTokenBytes int    // zero: 8 KiB; at most 64 KiB
-	Cache         *Cache // of verified tokens, which several validators may share; nil: one of its own of 32 MiB; NewCache(0): none
-	// RequireProofNonce makes every DPoP proof carry a nonce of this process, which costs a client one more round
-	// trip at its first request and every five minutes (RFC 9449 §9). Without it a proof is good once in each
-	// process for about a minute; with it, once. Behind a load balancer it needs sticky sessions.
-	RequireProofNonce bool
-	// FAPI takes only what the FAPI 2.0 Security Profile lets an API take: access tokens that are bound to a DPoP key or a
-	// certificate, and tokens and proofs that are signed by PS256, ES256 or EdDSA. Config.FAPI sets it for the service's own
-	// validator. API keys are not held to it: an API that is to be called by the profile alone takes none.
-	FAPI bool
-}
-
-const (
-	defaultTokenBytes = 8 << 10
-	maxTokenBytes     = 64 << 10
-	defaultCacheBytes = 32 << 20
-	defaultAhead      = 10 * time.Second // FAPI 2.0 §5.3.2.1 asks for as much at least
-)
-
-func (v *Validation) check(field string) error {
-	if v.MaxStaleness == 0 {
-		v.MaxStaleness = defaultStaleness
-	}
-	if v.Skew < 0 {
-		v.Skew = -1
-	}
-	if v.MaxTokenBytes == 0 {
-		v.MaxTokenBytes = defaultTokenBytes
-	}
-	switch {
-	case v.MaxStaleness < 50*time.Millisecond || v.MaxStaleness > time.Hour:
-		return wrong(field+".MaxStaleness", "%s is not between 50 ms and 1 h", v.MaxStaleness)
-	case v.InsecureServeStale != 0 && v.InsecureServeStale <= v.MaxStaleness:
-		return wrong(field+".InsecureServeStale", "%s is not over MaxStaleness, %s", v.InsecureServeStale, v.MaxStaleness)
-	case v.Skew > maxSkew:
-		return wrong(field+".Skew", "%s is over 1 min", v.Skew)
-	case v.MaxTokenBytes < 256 || v.MaxTokenBytes > maxTokenBytes:
-		return wrong(field+".MaxTokenBytes", "%d is not between 256 and 65536", v.MaxTokenBytes)
-	}
-	if err := v.checkFAPI(field); err != nil {
-		return err
-	}
-	for _, a := range v.Audiences {
-		if !nameShape.MatchString(a) {
-			return wrong(field+".Audiences", "%q is no audience", a)
-		}
-	}
-	return nil
-}
-
-// ahead is how far in the future nbf and iat may be.
-func (v *Validation) ahead() time.Duration {
-	if v.Skew == 0 {
-		return defaultAhead
-	}
-	return max(v.Skew, 0)
-}
-
-// late is how long after its exp an access token is still accepted, and how far its iat may be off where a rule names a time.
-func (v *Validation) late() time.Duration { return max(v.Skew, 0) }
-
-// Freshness is how far the view of revocations reaches, and its age: the time since the request of the last complete
-// answer was sent, by the greater of the monotonic and the wall clock.
-type Freshness struct {
-	Position store.Position
-	Age      time.Duration
-	Stale    bool // past MaxStaleness; a Token that says so was let through by InsecureServeStale
-}
-
 // JWTValidator is the default Validator, on keys and rules that it is given: by [Service] from its
 // store, by remote.NewValidator over HTTP. Hosts rarely make one themselves.
 type JWTValidator struct {
-	cfg          Validation
-	audiences    []string
-	trusts       map[string]*trust
-	profiled     []*trust // those of trusts with a reader of their own
-	opaque       func(context.Context, Credential, *trace) (Token, error)
-	forms        *apikey.Forms                                            // of another program's API keys; nil: none are known
-	imported     func(context.Context, Credential, *trace) (Token, error) // for what forms recognize
-	now          func() time.Time
-	cache        *Cache
-	headers      jws.Headers
-	proofs       *dpop.Book
-	introspector *introspector // asks the issuer about opaque tokens; nil: nobody is asked
-	gen          atomic.Uint64 // rises when a key or an issuer goes: older entries of the cache are void
-	observers    observers
-	consume      func(context.Context, Token) error
-	audit        *auditLog // of the service; nil in a process without a store
+	cfg       Validation
+	audiences []string
+	trusts    map[string]*trust
+	profiled  []*trust // those of trusts with a reader of their own
+	// Tokens that are no JWTs; nil: they are refused. Keys that another program made look as that program liked.
+	opaque    func(context.Context, Credential, *trace) (Token, error)
+	forms     *apikey.Forms // nil: none are known
+	imported  func(context.Context, Credential, *trace) (Token, error)
+	now       func() time.Time
+	cache     *Cache
+	headers   jws.Headers
+	proofs    *dpop.Book
+	gen       atomic.Uint64 // rises when a key or an issuer goes: older entries of the cache are void
+	observers watch.List[Observation]
+	consume   func(context.Context, Token) error
+	audit     *auditLog // of the service; nil in a process without a store
 
 	ctx  context.Context // of its goroutines; ends at Close
 	stop context.CancelFunc
 	wg   sync.WaitGroup
+
+	forget func() // ends what is kept of an issuer's answers about opaque tokens; nil: nothing is
 }
 
 // trace collects the steps of one validation for Explain; nil on the way of requests.
@@ -229,7 +150,7 @@ func (v *JWTValidator) quick(ctx context.Context, c *Credential) (Token, bool) {
 		e.use.HitAfter(last, now, addressOf(ctx))
 	}
 	t := Token{d: &e.data, fresh: f}
-	if v.observers.any() {
+	if v.observers.Any() {
 		v.seen(ctx, t)
 	}
 	return t, true
@@ -237,7 +158,7 @@ func (v *JWTValidator) quick(ctx context.Context, c *Credential) (Token, bool) {
 
 // seen tells observers of what quick answered. Took stays zero: to read the clock twice takes longer than the rest.
 func (v *JWTValidator) seen(ctx context.Context, t Token) {
-	v.observers.observe(ctx, Observation{Op: "validate", Token: t, Hit: true, Origin: originOf(ctx)})
+	v.observers.Observe(ctx, Observation{Op: "validate", Token: t, Hit: true, Origin: originOf(ctx)})
 }
 
 // Validate implements [Validator].
@@ -250,7 +171,7 @@ func (v *JWTValidator) Validate(ctx context.Context, c Credential) (Token, error
 
 // full is Validate without the short way.
 func (v *JWTValidator) full(ctx context.Context, c Credential) (Token, error) {
-	if !v.observers.any() {
+	if !v.observers.Any() {
 		t, d, _, err := v.validate(ctx, &c, nil)
 		if err != nil {
 			v.refused(ctx, err, d)
@@ -266,7 +187,7 @@ func (v *JWTValidator) full(ctx context.Context, c Credential) (Token, error) {
 	if err != nil && d != nil {
 		o.Token = Token{d: d}
 	}
-	v.observers.observe(ctx, o)
+	v.observers.Observe(ctx, o)
 	return t, err
 }
 
@@ -280,8 +201,8 @@ func (v *JWTValidator) refused(ctx context.Context, err error, d *tokenData) {
 // lacks counts a good token that was refused for want of a scope: the verdict of Authorize.
 func (v *JWTValidator) lacks(ctx context.Context, t Token, err error) {
 	v.refused(ctx, err, t.d)
-	if v.observers.any() {
-		v.observers.observe(ctx, Observation{Op: "authorize", Token: t, Err: err, Origin: originOf(ctx)})
+	if v.observers.Any() {
+		v.observers.Observe(ctx, Observation{Op: "authorize", Token: t, Err: err, Origin: originOf(ctx)})
 	}
 }
 
@@ -385,9 +306,6 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 	}
 	return t, &e.data, false, err
 }
-
-// accessType is the typ of RFC 9068's access tokens.
-const accessType = "at+jwt"
 
 // recognize finds the issuer whose profile says that token is its own, by typ and iss, which nobody vouches for yet. Where there is
 // none, token is read as RFC 9068's.
@@ -700,6 +618,12 @@ func (v *JWTValidator) recheck(t Token) error {
 	return nil
 }
 
+// isJWT reports whether t is as the JWT that it came from says, word for word.
+func (v *JWTValidator) isJWT(t Token) bool {
+	iss := v.trusts[t.d.Issuer]
+	return !t.d.APIKey && iss != nil && iss.own
+}
+
 // ended is the end of a token by now, with the skew that Validate grants access tokens.
 func (v *JWTValidator) ended(t Token, now time.Time) error {
 	if t.d.ends != nil {
@@ -751,7 +675,7 @@ func (v *JWTValidator) Explain(ctx context.Context, c Credential, r Requirement)
 }
 
 // Observe adds o, until stop is called.
-func (v *JWTValidator) Observe(o Observer) (stop func()) { return v.observers.add(o) }
+func (v *JWTValidator) Observe(o Observer) (stop func()) { return v.observers.Add(o) }
 
 // Freshness is the oldest of the validator's views now, for health checks and metrics.
 func (v *JWTValidator) Freshness() Freshness {
@@ -768,19 +692,93 @@ func (v *JWTValidator) Freshness() Freshness {
 // Close ends the validator's goroutines.
 func (v *JWTValidator) Close() error {
 	v.stop()
-	if v.introspector != nil {
-		v.introspector.answers.Close()
+	if v.forget != nil {
+		v.forget()
 	}
 	v.wg.Wait()
 	return nil
 }
 
-// overlaps reports whether a token for has may be used where one of want is asked for.
-func overlaps(want, has []string) bool {
-	for _, a := range has {
-		if slices.Contains(want, a) {
-			return true
-		}
+// Validate implements [Validator] for access tokens and API keys.
+func (s *Service) Validate(ctx context.Context, c Credential) (Token, error) {
+	if t, ok := s.valid.quick(ctx, &c); ok { // here, and not a call further: a Credential is large
+		return t, nil
 	}
-	return false
+	return s.valid.full(ctx, c)
 }
+
+// Recheck is [JWTValidator.Recheck].
+func (s *Service) Recheck(ctx context.Context, t Token) error { return s.valid.Recheck(ctx, t) }
+
+// Freshness is the service's view of revocations now, for health checks and metrics.
+func (s *Service) Freshness() Freshness { return s.trust.freshness(s.trust.look(), s.now()) }
+
+// consumer is a Validator whose tokens may be limited by rate or by number of uses. [Authorize] calls it once for each
+// request that it lets through; Validate alone never consumes anything. A Validator that only passes on what a [Service]
+// answered need not be one: Authorize then asks that Service.
+type consumer interface {
+	// Consume takes one use of t: nil, ErrLimited, or ErrUnavailable.
+	Consume(ctx context.Context, t Token) error
+}
+
+// Consume takes one use of t where the validator is a service's, as [Service.Consume] says.
+func (v *JWTValidator) Consume(ctx context.Context, t Token) error {
+	if v.consume == nil {
+		return nil
+	}
+	return v.consume(ctx, t)
+}
+
+// met notes in c which scopes a request needed that was let through. Of several of which any is enough it notes one. It is on the
+// path of every request: a request that asks for nothing new costs a look through a short list.
+func met(c *usage.Counter, held heldScopes, r *Requirement) {
+	list := c.Scopes()
+	for _, s := range r.scopes {
+		if slices.Contains(list, string(s)) {
+			if r.kind == requireAny {
+				return
+			}
+			continue
+		}
+		if r.kind == requireAny {
+			if !held.allows(s) {
+				continue
+			}
+			c.Asked(string(s))
+			return
+		}
+		c.Asked(string(s))
+	}
+}
+
+// proved checks the proof that came with a token against what the token is bound to. Whatever names a binding is
+// refused unless its proof was presented and holds; a proof for a token that is not bound is refused too, so that
+// nobody believes in a protection that is not there (RFC 9449 §7.1). A DPoP proof that holds counts as used only with spend.
+func (v *JWTValidator) proved(c *Credential, binding string, now time.Time, spend bool) *Error {
+	switch {
+	case binding == "":
+		return fail(ErrInvalidToken, "a proof came with a token that is not bound to a key")
+	case isDPoP(binding):
+		if c.DPoP == "" {
+			return fail(ErrInvalidToken, "bound to a DPoP key, and came as a bearer token")
+		}
+		r := dpop.Request{Proof: c.DPoP, Method: c.Method, URL: c.URL, Token: c.Token}
+		if err := v.proofs.Check(r, strings.TrimPrefix(binding, bindDPoP), now, spend); err != nil {
+			return asError(err, "proof")
+		}
+		return nil
+	case strings.HasPrefix(binding, bindCert):
+		if c.CertSHA256 == ([32]byte{}) || c.DPoP != "" {
+			return fail(ErrInvalidToken, "bound to a certificate that was not presented")
+		}
+		want := BindCertificate(c.CertSHA256)
+		if subtle.ConstantTimeCompare([]byte(want), []byte(binding)) != 1 {
+			return fail(ErrInvalidToken, "bound to another certificate")
+		}
+		return nil
+	}
+	return fail(ErrInvalidToken, "bound to what can't be proved here")
+}
+
+// Observe adds o, until stop is called. Metrics, traces and misuse detectors attach themselves by it.
+func (s *Service) Observe(o Observer) (stop func()) { return s.valid.observers.Add(o) }

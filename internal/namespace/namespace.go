@@ -123,7 +123,7 @@ func (s *Space) open(ctx context.Context) error {
 	next.MaxSame = max(m.MaxSame, life.Same.Milliseconds())
 	s.Name, s.accepted, s.Copied = m.Namespace, m.History, m.Copied
 	s.life.Store(next.life())
-	if next == m {
+	if next == m && !s.Born {
 		return nil
 	}
 	return s.write(ctx, &next, r.Version)

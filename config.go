@@ -1,4 +1,4 @@
-// Config, its checks and its defaults, and what a Service is.
+// Config and all that it is made of, its defaults and its checks.
 
 package apitoken
 
@@ -11,12 +11,10 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/deliver"
-	"github.com/apitoken-go/apitoken/internal/feedlog"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/keyhash"
 	"github.com/apitoken-go/apitoken/store"
@@ -24,24 +22,6 @@ import (
 
 // Store is where a service keeps its records: an alias, so that this package's readers find it.
 type Store = store.Store
-
-// Service is the whole token service on one store: an [Issuer], a [Validator] and a [Revoker].
-// Make one with [New]; it is safe for concurrent use.
-type Service struct {
-	Clients     *Clients     // the registered applications
-	APIKeys     *APIKeys     // the keys of all subjects; APIKeys.For narrows it to one caller
-	SigningKeys *SigningKeys // the ring
-
-	*core
-	*minter
-	revoker revoker
-	janitor janitor
-	feed    feedlog.Log
-	valid   *JWTValidator
-	trust   *trust // our own issuer, among valid's
-
-	once sync.Once
-}
 
 // Config configures New. Required fields have no silent default.
 type Config struct {
@@ -122,12 +102,6 @@ type Limits struct {
 	GrantsPerSubject  int // beyond it the longest idle one ends
 }
 
-// Page is a place in a listing. Listings are in order of creation, newest first.
-type Page struct {
-	After string // the ID of the last one seen; empty: from the start
-	Limit int    // zero: all
-}
-
 // Lifetimes bound how long tokens live. Zero fields take the default in brackets.
 type Lifetimes struct {
 	Access    time.Duration // [5m] of an access token
@@ -169,25 +143,6 @@ var (
 	prefixShape = regexp.MustCompile(`^[a-z][a-z0-9]{1,15}$`)
 	nameShape   = regexp.MustCompile(`^[\x21\x23-\x5B\x5D-\x7E]{1,255}$`) // NQCHAR of RFC 6749 appendix A
 )
-
-// wrong is the error of a refused Config: it names the field, so that nobody has to guess.
-func wrong(field, format string, args ...any) error {
-	e := fail(ErrInvalidRequest, format, args...)
-	e.Detail = "Config." + field + ": " + e.Detail
-	return &ConfigError{Field: field, Err: e}
-}
-
-// ConfigError is what constructors answer to a dangerous or contradictory configuration.
-type ConfigError struct {
-	Field string // such as "Issuer" or "Lifetimes.Access"
-	Err   error
-}
-
-// Error names the field and says why.
-func (e *ConfigError) Error() string { return "apitoken: " + detailOf(e.Err) }
-
-// Unwrap gives the cause to errors.Is.
-func (e *ConfigError) Unwrap() error { return e.Err }
 
 // checkIssuer refuses issuers that RFC 8414 §2 does not allow; http only on loopback.
 func checkIssuer(iss string) string {
@@ -415,56 +370,105 @@ func (c *Config) knows(s Scope) bool {
 	return ok || c.Scopes == nil
 }
 
-// Sync catches up with the store: what any process wrote before the call is in force here when it returns.
-func (s *Service) Sync(ctx context.Context) error {
-	return s.sync(ctx)
+// Auditor receives events after they are durable.
+type Auditor interface {
+	// Audit takes one event, in the final order of the log. After an error, and after a crash, it gets the same
+	// event again: Event.ID tells.
+	Audit(ctx context.Context, e Event) error
 }
 
-// Now is the service's clock, Config.Now: for whatever compares times with its records.
-func (a *Adapter) Now() time.Time { return a.now() }
-
-// Freshness is the service's view of revocations now, for health checks and metrics.
-func (s *Service) Freshness() Freshness { return s.trust.freshness(s.trust.look(), s.now()) }
-
-// Validate implements [Validator] for access tokens and API keys.
-func (s *Service) Validate(ctx context.Context, c Credential) (Token, error) {
-	if t, ok := s.valid.quick(ctx, &c); ok { // here, and not a call further: a Credential is large
-		return t, nil
-	}
-	return s.valid.full(ctx, c)
+// Sink is an Auditor that follows the event feed from a cursor kept in the store under Name, so that it misses
+// nothing across restarts, and gets each event in the log's final order. Of several processes with the same sink, one feeds
+// it at a time. Revoking and validating never wait for a sink. With MaxLag set, a sink that is further behind makes
+// the calls that grant something (issue, refresh, exchange, new keys) answer ErrUnavailable.
+//
+// An Auditor that has a method AuditAll(context.Context, []Event) error, as those of package export have, gets up to 100 events at
+// once. After an error, and after a crash, all of them come again.
+type Sink struct {
+	Name    string
+	Auditor Auditor
+	Timeout time.Duration // of one call; zero: 2 s
+	MaxLag  time.Duration // zero: it may lag without limit; otherwise at least 5 s
 }
 
-// Recheck is [JWTValidator.Recheck].
-func (s *Service) Recheck(ctx context.Context, t Token) error { return s.valid.Recheck(ctx, t) }
-
-// Settings is what a service goes by: its Config as New checked it, defaults filled in. It holds nothing that is secret.
-type Settings struct {
-	Issuer     string
-	FAPI       bool             // Config.FAPI
-	FirstParty string           // client_id of tokens issued without a Client
-	Audiences  []string         // Config.Audience first
-	Scopes     map[Scope]string // known scopes and their descriptions; nil: any well-formed one
-	Lifetimes  Lifetimes
-	Limits     Limits
-	// MaxStaleness is how old this process's view of revocations may be before it refuses: a revocation that it wrote is in
-	// force within as long in every process with the same setting.
+// Validation is how strictly tokens are checked. The zero value is the strict default.
+type Validation struct {
+	Audiences []string // accepted besides the configured one
+	// MaxStaleness is how old the view of revocations may be before Validate answers
+	// ErrUnavailable. Zero: 10 s.
 	MaxStaleness time.Duration
-	KeyRotation  time.Duration            // negative: only by call
-	KeepEvents   time.Duration            // zero: for ever
-	SinkLags     map[string]time.Duration // Sink.MaxLag by name; zero: nothing waits for the sink
+	// InsecureServeStale goes on past MaxStaleness, up to this age, for access tokens; Token.Freshness and the
+	// Observer say so. Zero: it does not.
+	InsecureServeStale time.Duration
+	// Skew is how far the clock of whoever signed a token, a DPoP proof or a client's assertion may be ahead of ours: nbf and
+	// iat that far in the future are accepted. Zero: 10 s; negative: none; at most 1 min. Where it is set, access tokens are
+	// also accepted for as long after exp; by default exp is judged by our clock alone.
+	Skew          time.Duration
+	MaxTokenBytes int    // zero: 8 KiB; at most 64 KiB
+	Cache         *Cache // of verified tokens, which several validators may share; nil: one of its own of 32 MiB; NewCache(0): none
+	// RequireProofNonce makes every DPoP proof carry a nonce of this process, which costs a client one more round
+	// trip at its first request and every five minutes (RFC 9449 §9). Without it a proof is good once in each
+	// process for about a minute; with it, once. Behind a load balancer it needs sticky sessions.
+	RequireProofNonce bool
+	// FAPI takes only what the FAPI 2.0 Security Profile lets an API take: access tokens that are bound to a DPoP key or a
+	// certificate, and tokens and proofs that are signed by PS256, ES256 or EdDSA. Config.FAPI sets it for the service's own
+	// validator. API keys are not held to it: an API that is to be called by the profile alone takes none.
+	FAPI bool
 }
 
-// Settings returns what the service goes by, in memory of the caller's own: for pages, health checks and metrics that state
-// a limit beside a figure.
-func (s *Service) Settings() Settings {
-	c := &s.cfg
-	lags := make(map[string]time.Duration, len(c.Sinks))
-	for _, sink := range c.Sinks {
-		lags[sink.Name] = sink.MaxLag
+func (v *Validation) check(field string) error {
+	if v.MaxStaleness == 0 {
+		v.MaxStaleness = defaultStaleness
 	}
-	return Settings{
-		Issuer: c.Issuer, FAPI: c.FAPI, FirstParty: c.FirstParty, Audiences: slices.Clone(s.audiences), Scopes: maps.Clone(c.Scopes),
-		Lifetimes: c.Lifetimes, Limits: c.Limits, MaxStaleness: c.Validation.MaxStaleness,
-		KeyRotation: c.KeyRotation, KeepEvents: c.KeepEvents, SinkLags: lags,
+	if v.Skew < 0 {
+		v.Skew = -1
 	}
+	if v.MaxTokenBytes == 0 {
+		v.MaxTokenBytes = defaultTokenBytes
+	}
+	switch {
+	case v.MaxStaleness < 50*time.Millisecond || v.MaxStaleness > time.Hour:
+		return wrong(field+".MaxStaleness", "%s is not between 50 ms and 1 h", v.MaxStaleness)
+	case v.InsecureServeStale != 0 && v.InsecureServeStale <= v.MaxStaleness:
+		return wrong(field+".InsecureServeStale", "%s is not over MaxStaleness, %s", v.InsecureServeStale, v.MaxStaleness)
+	case v.Skew > maxSkew:
+		return wrong(field+".Skew", "%s is over 1 min", v.Skew)
+	case v.MaxTokenBytes < 256 || v.MaxTokenBytes > maxTokenBytes:
+		return wrong(field+".MaxTokenBytes", "%d is not between 256 and 65536", v.MaxTokenBytes)
+	}
+	if err := v.checkFAPI(field); err != nil {
+		return err
+	}
+	for _, a := range v.Audiences {
+		if !nameShape.MatchString(a) {
+			return wrong(field+".Audiences", "%q is no audience", a)
+		}
+	}
+	return nil
 }
+
+// ahead is how far in the future nbf and iat may be.
+func (v *Validation) ahead() time.Duration {
+	if v.Skew == 0 {
+		return defaultAhead
+	}
+	return max(v.Skew, 0)
+}
+
+// late is how long after its exp an access token is still accepted, and how far its iat may be off where a rule names a time.
+func (v *Validation) late() time.Duration { return max(v.Skew, 0) }
+
+// Sealer encrypts what must not lie in the store in clear: the root secret, under which the service seals its signing
+// keys. A KMS implements it; NewSealer and KeyFile are local. It is asked at start and when secrets rotate, never for a token.
+type Sealer interface {
+	// Seal encrypts plain. What it returns opens only with an equal context, which is not secret.
+	Seal(ctx context.Context, plain, context []byte) (sealed []byte, err error)
+	Open(ctx context.Context, sealed, context []byte) (plain []byte, err error)
+}
+
+const (
+	defaultTokenBytes = 8 << 10
+	maxTokenBytes     = 64 << 10
+	defaultCacheBytes = 32 << 20
+	defaultAhead      = 10 * time.Second // FAPI 2.0 §5.3.2.1 asks for as much at least
+)

@@ -1,63 +1,209 @@
-// Introspection (RFC 7662), and opaque credentials of issuers that are asked about them.
+// Validators in processes without a store: what they follow of each issuer, and what they ask one about opaque tokens.
 
 package apitoken
 
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/feed"
 	"github.com/apitoken-go/apitoken/internal/apikey"
+	"github.com/apitoken-go/apitoken/internal/dpop"
 	"github.com/apitoken-go/apitoken/internal/flightcache"
 	"github.com/apitoken-go/apitoken/internal/issuers"
+	"github.com/apitoken-go/apitoken/internal/legacy"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/keyhash"
+	"github.com/apitoken-go/apitoken/store"
 )
 
-// Introspection is an issuer's answer about an opaque token (RFC 7662), as a validator in another process needs it.
-type Introspection struct {
-	Active   bool
-	Token    TokenSpec // when Active
-	Position string    // where its birth lies in the issuer's order of changes, as in the pos claim of access tokens
+// ValidatorConfig configures NewValidator.
+type ValidatorConfig struct {
+	Audience string    // required: what this process is called in aud
+	Trust    []Trusted // required: whose tokens
+	Opaque   Validator // validates tokens that are not JWTs; nil: they are refused
+	// Introspect asks the one trusted Own issuer, beside which others may be trusted, about opaque tokens. Its answers are kept for OpaqueFor (zero: 30 s), and
+	// dropped at once by a rule or a change of the key. It excludes Opaque.
+	Introspect func(ctx context.Context, token string) (Introspection, error)
+	OpaqueFor  time.Duration
+	// KeyHashes are the forms of API keys that the issuer took over from another program, by the names that its Config.KeyHashes
+	// gives them. Lookup and Prefix are used, so that most of what is no key costs no question; the issuer verifies. A key that was
+	// imported a moment ago is taken once the feed has told of it. With Introspect only.
+	KeyHashes  map[string]keyhash.Form
+	Validation Validation
+	Now        func() time.Time // nil: time.Now
+	// Logger is told when an issuer can't be read and why, at the first failure, at each other reason and every five minutes,
+	// and when it can be read again. nil: silent.
+	Logger *slog.Logger
 }
 
-// Introspect says what a resource server needs to know of a token of any kind (RFC 7662), for endpoints that answer whoever
-// the token concerns; they decide who may ask. A bound token is active without its proof: its Binding tells what
-// whoever uses it must prove; and one for another audience than this process's is active too; one for none, which Validate refuses anywhere, is not. An API key with MaxUses is not
-// active: whoever asks keeps the answer for a while, and nobody would count. The error is only ever ErrUnavailable.
-func (a *Adapter) Introspect(ctx context.Context, token string) (Introspection, error) {
-	t, err := (*Service)(a).Validate(ctx, Credential{Token: token, unproved: true, anywhere: true})
-	switch {
-	case errors.Is(err, ErrUnavailable):
-		return Introspection{}, err
-	case err != nil:
-		return Introspection{}, nil
+// NewValidator returns a validator that follows c's sources until Close. It needs no store. It returns at once: until
+// keys and rules were read, Validate answers ErrUnavailable; Ready waits for them.
+func NewValidator(c ValidatorConfig) (*JWTValidator, error) {
+	if c.Audience == "" {
+		return nil, wrong("Audience", "is required: tokens without an audience are good everywhere")
 	}
-	if t.d.counted {
-		return Introspection{}, nil
+	if len(c.Trust) == 0 {
+		return nil, wrong("Trust", "is required: whose tokens")
 	}
-	x := Introspection{Active: true, Token: t.d.TokenSpec}
-	x.Token.Audiences, x.Token.Scopes, x.Token.Roles, x.Token.Actors = t.Audiences(), t.Scopes(), t.Roles(), t.Actors()
-	if len(t.d.claim) > 0 {
-		x.Token.Claims = json.RawMessage(t.d.claim)
+	if err := checkTrust(c.Trust, ""); err != nil {
+		return nil, err
 	}
-	if t.d.from != nil {
-		x.Position = t.d.from.Pos.String()
+	if err := c.Validation.check("Validation"); err != nil {
+		return nil, err
 	}
-	return x, nil
+	if err := apikey.CheckForms(c.KeyHashes); err != nil {
+		return nil, public(err)
+	}
+	if len(c.KeyHashes) > 0 && c.Introspect == nil {
+		return nil, wrong("KeyHashes", "needs Introspect: the issuer verifies such keys")
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	v := newValidator(c.Validation, c.Audience, c.Now)
+	v.observers.Log = c.Logger
+	if c.Opaque != nil {
+		v.opaque = func(ctx context.Context, cr Credential, tr *trace) (Token, error) {
+			t, err := c.Opaque.Validate(ctx, cr)
+			if err != nil {
+				var e *Error
+				if !errors.As(err, &e) {
+					e = &Error{Code: ErrUnavailable, Detail: "opaque validator", Cause: err, RetryAfter: retryHint}
+				}
+				return Token{}, tr.no("opaque", e)
+			}
+			tr.ok("opaque", "the opaque validator took it")
+			return t, nil
+		}
+	}
+	var asks *introspector
+	if c.Introspect != nil {
+		var err error
+		if asks, err = v.introspects(&c); err != nil {
+			v.stop()
+			return nil, err
+		}
+	}
+	v.follow(c.Trust, nil, asks)
+	return v, nil
+}
+
+func newValidator(c Validation, audience string, now func() time.Time) *JWTValidator {
+	v := &JWTValidator{cfg: c, audiences: append([]string{audience}, c.Audiences...), trusts: map[string]*trust{}, now: now}
+	v.observers.Op = func(o Observation) string { return o.Op }
+	v.ctx, v.stop = context.WithCancel(context.Background())
+	v.proofs = dpop.NewBook(c.RequireProofNonce, c.ahead(), c.algorithms())
+	if v.cache = c.Cache; v.cache == nil {
+		v.cache = NewCache(defaultCacheBytes)
+	}
+	return v
+}
+
+// void makes older entries of the cache count for nothing.
+func (v *JWTValidator) void() { v.gen.Add(1) }
+
+const defaultKeysFor = 24 * time.Hour
+
+// follow starts to follow each issuer. home is the issuer of the service whose validator it is; asks is told what our own issuer's
+// feed says of opaque tokens, nil: nobody is asked about those.
+func (v *JWTValidator) follow(list []Trusted, home *trust, asks *introspector) {
+	var made []*trust
+	for _, x := range list {
+		t := &trust{Trusted: x, issuer: x.Issuer, own: x.Own, scopes: x.Scopes, bound: v.cfg.MaxStaleness, home: home}
+		c := issuers.Config{Name: x.Issuer, Keys: x.Keys, KeysFor: x.KeysFor, MaxLife: x.longest(), MaxStaleness: v.cfg.MaxStaleness, Slack: ruleSlack,
+			Ahead: max(v.cfg.ahead(), defaultAhead), Now: v.now, Log: v.observers.Log, Void: v.void,
+			Observe: func(ctx context.Context, op string, err error, took time.Duration) {
+				v.observers.ObserveWithin(ctx, Observation{Op: op, Err: err, Took: took})
+			}}
+		if c.KeysFor == 0 {
+			c.KeysFor = defaultKeysFor
+		}
+		if x.Revocations != nil {
+			c.Feed = func(ctx context.Context, after store.Position, max int) (issuers.View, error) {
+				a, err := x.Revocations.Revocations(ctx, after, max)
+				return insideView(&a), err
+			}
+			if w, ok := x.Revocations.(interface{ Waits() bool }); ok {
+				c.Waits = w.Waits
+			}
+		}
+		for _, source := range []any{x.Keys, x.Revocations} {
+			if k, ok := source.(issuers.Clock); ok {
+				c.Clocks = append(c.Clocks, k)
+			}
+		}
+		if asks != nil && x.Own {
+			asks.iss = t
+			c.Told = asks.told
+		}
+		t.Init(c)
+		v.trusts[x.Issuer] = t
+		made = append(made, t)
+		if x.Profile == nil {
+			continue
+		}
+		t.reader, _ = legacy.New(x.Issuer, x.Profile) // checkTrust has seen its error
+		v.profiled = append(v.profiled, t)
+		if keys := t.reader.Keys(); len(keys) > 0 {
+			t.Serve(keys)
+		}
+	}
+	if i := homeOf(list); home == nil && i >= 0 {
+		for _, t := range made {
+			if t != made[i] {
+				t.home = made[i]
+			}
+		}
+	}
+	for _, t := range made {
+		v.wg.Go(func() { t.Run(v.ctx) })
+	}
+}
+
+// inside is a as the package that follows issuers takes it.
+func insideView(a *feed.View) issuers.View {
+	v := issuers.View{Key: a.Key, Namespace: a.Namespace, Compromised: a.Compromised, Changed: a.Changed, DropOpaque: a.DropOpaque, Prefix: a.Prefix,
+		Imported: a.Imported, KeySet: a.KeySet, Next: a.Next, More: a.More, Age: a.Age, MaxLifetime: a.MaxLifetime}
+	for _, r := range a.Rules {
+		v.Rules = append(v.Rules, rules.HashedRule{Class: rules.Class(r.Class), Kind: r.Kind, Hash: r.Hash, Value: r.Value, At: r.At, Expires: r.Expires})
+	}
+	for _, t := range a.APIKeyTags {
+		v.APIKeyTags = append(v.APIKeyTags, issuers.Tag(t))
+	}
+	return v
+}
+
+// Ready blocks until the keys and rules of every trusted issuer are loaded once, or ctx ends. The error then says which issuer
+// could not be read and why, also to errors.Is by its Cause.
+func (v *JWTValidator) Ready(ctx context.Context) (err error) {
+	defer tell(&err)
+	for _, t := range v.trusts {
+		if t.state != nil {
+			continue
+		}
+		select {
+		case <-t.Ready():
+		case <-ctx.Done():
+			why := t.Cause()
+			if why == nil {
+				why = ctx.Err()
+			}
+			return unavailable(why, "the keys and revocations of issuer "+t.issuer+" were not read yet")
+		}
+	}
+	return nil
 }
 
 // Issuer is Config.Issuer.
 func (s *Service) Issuer() string { return s.cfg.Issuer }
-
-// Skew is how far ahead of ours the clock of whoever signs a token, a proof or an assertion may be: Config.Validation.Skew, or
-// its default. Adapters that check times themselves use it.
-func (a *Adapter) Skew() time.Duration { return a.cfg.Validation.ahead() }
 
 // introspector keeps an issuer's answers about opaque tokens, by the tokens' hashes.
 type introspector struct {
@@ -98,12 +244,12 @@ const (
 )
 
 // introspects makes opaque tokens go to the issuer.
-func (v *JWTValidator) introspects(c *ValidatorConfig) error {
+func (v *JWTValidator) introspects(c *ValidatorConfig) (*introspector, error) {
 	switch {
 	case c.Opaque != nil:
-		return wrong("Introspect", "contradicts Opaque")
+		return nil, wrong("Introspect", "contradicts Opaque")
 	case owned(c.Trust) != 1:
-		return wrong("Introspect", "takes exactly one trusted issuer with Own set")
+		return nil, wrong("Introspect", "takes exactly one trusted issuer with Own set")
 	}
 	s := &introspector{v: v, ask: c.Introspect, ttl: c.OpaqueFor}
 	s.answers = flightcache.New(flightcache.Config[[32]byte, *opaqueAnswer]{Shard: func(sum [32]byte) byte { return sum[0] },
@@ -112,11 +258,11 @@ func (v *JWTValidator) introspects(c *ValidatorConfig) error {
 		s.ttl = defaultOpaque
 	}
 	if s.ttl < 0 || s.ttl > time.Hour {
-		return wrong("OpaqueFor", "%s is not between 0 and 1 h", s.ttl)
+		return nil, wrong("OpaqueFor", "%s is not between 0 and 1 h", s.ttl)
 	}
-	v.introspector, v.forms = s, apikey.NewForms(c.KeyHashes)
-	v.opaque, v.imported = s.validate, s.validate
-	return nil
+	v.opaque, v.forget = s.validate, s.answers.Close
+	v.forms, v.imported = apikey.NewForms(c.KeyHashes), s.validate
+	return s, nil
 }
 
 // owned is how many of the issuers are services of this module that are ours.
