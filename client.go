@@ -79,6 +79,13 @@ type ClientAuth struct {
 	confirmed *confirmation
 }
 
+// confirmation is the outcome of an authentication, carried on to the calls that follow it in one request.
+type confirmation struct {
+	of    *Clients
+	id    string
+	proof clientauth.Proof
+}
+
 // Clients are the registered clients of a service. They are state: every process knows them all.
 type Clients struct {
 	s      *core
@@ -121,8 +128,8 @@ func clientFrom(id string, r *clients.Record) Client {
 	return c
 }
 
-// record is old with what a host sees of it replaced by c. Secrets go where c has none.
-func (c *Client) record(old *clients.Record) *clients.Record {
+// toRecord is old with what a host sees of it replaced by c. Secrets go where c has none.
+func (c *Client) toRecord(old *clients.Record) *clients.Record {
 	r := *old
 	r.V, r.Name, r.Public, r.GrantTypes, r.Scopes, r.Audiences = 1, c.Name, c.Public, c.GrantTypes, retyped[string](c.Scopes), c.Audiences
 	r.MayImpersonate, r.Lifetimes, r.Disabled = c.MayImpersonate, clients.Lifetimes(c.Lifetimes), c.Disabled
@@ -150,7 +157,7 @@ func retyped[To, From ~string](list []From) (out []To) {
 
 // check refuses clients that contradict themselves or the service.
 func (cs *Clients) check(c *Client) error {
-	if err := c.record(&clients.Record{}).Check(c.ID, cs.terms()); err != nil {
+	if err := c.toRecord(&clients.Record{}).Check(c.ID, cs.terms()); err != nil {
 		return public(err)
 	}
 	if err := c.Scopes.check(); err != nil {
@@ -191,9 +198,9 @@ func (cs *Clients) readOrNew(ctx context.Context, id string) (*clients.Record, s
 // reader finds the record that is changed.
 type reader func(ctx context.Context, id string) (*clients.Record, store.Version, error)
 
-// change replaces a client's record by what f makes of it, nil for nothing, and returns what is stored then. f says how it changes,
+// revise replaces a client's record by what f makes of it, nil for nothing, and returns what is stored then. f says how it changes,
 // for the event, and is called again if another writer was first.
-func (cs *Clients) change(ctx context.Context, id string, read reader, f func(*clients.Record) (*clients.Record, string, error)) (*clients.Record, error) {
+func (cs *Clients) revise(ctx context.Context, id string, read reader, f func(*clients.Record) (*clients.Record, string, error)) (*clients.Record, error) {
 	for range refreshTries {
 		rec, v, err := read(ctx, id)
 		if err != nil {
@@ -290,7 +297,7 @@ func (cs *Clients) create(ctx context.Context, c Client, manages bool) (_ Client
 		}
 	}
 
-	rec := c.record(&clients.Record{Created: now.UnixMilli()})
+	rec := c.toRecord(&clients.Record{Created: now.UnixMilli()})
 	if c.usesSecret() {
 		var x clientauth.Secret
 		secret, x = cs.newSecret(c.ID)
@@ -473,7 +480,7 @@ func (cs *Clients) Update(ctx context.Context, id string, f func(*Client) error)
 
 // update reads, changes and writes a client. What the host changes bounds what the client may change itself.
 func (cs *Clients) update(ctx context.Context, id string, read reader, host bool, f func(*Client) error) (Client, error) {
-	rec, err := cs.change(ctx, id, read, func(rec *clients.Record) (*clients.Record, string, error) {
+	rec, err := cs.revise(ctx, id, read, func(rec *clients.Record) (*clients.Record, string, error) {
 		c := clientFrom(id, rec)
 		if err := f(&c); err != nil {
 			return nil, "", err
@@ -484,7 +491,7 @@ func (cs *Clients) update(ctx context.Context, id string, read reader, host bool
 		if err := cs.check(&c); err != nil {
 			return nil, "", err
 		}
-		next := c.record(rec)
+		next := c.toRecord(rec)
 		if host {
 			next.Decide(rec)
 		}
@@ -502,7 +509,7 @@ func (cs *Clients) RotateSecret(ctx context.Context, id string, overlap time.Dur
 	if overlap < 0 {
 		return Secret{}, fail(ErrInvalidRequest, "negative overlap")
 	}
-	_, err := cs.change(ctx, id, cs.read, func(rec *clients.Record) (*clients.Record, string, error) {
+	_, err := cs.revise(ctx, id, cs.read, func(rec *clients.Record) (*clients.Record, string, error) {
 		if !clientauth.UsesSecret(rec.Public, rec.AuthMethod) {
 			return nil, "", fail(ErrInvalidRequest, "client %q has no secret: it is public, or proves itself otherwise", id)
 		}
@@ -558,12 +565,12 @@ func (cs *Clients) Declare(ctx context.Context, c Client, secrets ...Secret) (fa
 		}
 	}
 
-	_, err := cs.change(ctx, c.ID, cs.readOrNew, func(rec *clients.Record) (*clients.Record, string, error) {
+	_, err := cs.revise(ctx, c.ID, cs.readOrNew, func(rec *clients.Record) (*clients.Record, string, error) {
 		good := slices.DeleteFunc(slices.Clone(texts), func(x string) bool { return cs.proofs.Leaked(ctx, c.ID, x, rec.Leaked) })
 		if len(good) < len(texts) {
 			cs.s.log.Warn("apitoken: a declared secret was found in a leak and is left out: give the client another one", "client", c.ID, "left", len(good))
 		}
-		next := c.record(rec)
+		next := c.toRecord(rec)
 		if rec.V == 0 {
 			if err := cs.noSubject(ctx, c.ID); err != nil {
 				return nil, "", err

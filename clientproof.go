@@ -80,13 +80,6 @@ func (cs *Clients) authenticate(ctx context.Context, a *ClientAuth) (Client, cli
 	return k.Client, proof, nil
 }
 
-// confirmation is the outcome of an authentication, carried on to the calls that follow it in one request.
-type confirmation struct {
-	of    *Clients
-	id    string
-	proof clientauth.Proof
-}
-
 // Confirm is Authenticate for adapters that have more than one call to make: the ClientAuth that it returns carries the
 // outcome, so that an assertion, which is good once, is not used twice. Keep it no longer than the request.
 func (cs *Clients) Confirm(ctx context.Context, a ClientAuth) (Client, ClientAuth, error) {

@@ -25,7 +25,7 @@ func (cs *Clients) Register(ctx context.Context, c Client) (_ Client, secret, re
 // the most it may have, see Reregister.
 func (cs *Clients) RegistrationToken(ctx context.Context, id string) (Secret, error) {
 	var text string
-	_, err := cs.change(ctx, id, cs.read, func(rec *clients.Record) (*clients.Record, string, error) {
+	_, err := cs.revise(ctx, id, cs.read, func(rec *clients.Record) (*clients.Record, string, error) {
 		var x clientauth.Secret
 		text, x = cs.proofs.MakeRegistration(id)
 		next := *rec
@@ -76,7 +76,7 @@ func (cs *Clients) Reregister(ctx context.Context, id string, token Secret, f fu
 			return err
 		}
 		c.Expires = ends
-		return limit(c, &most)
+		return cutTo(c, &most)
 	})
 	if !errors.Is(err, ErrInvalidToken) { // counted there
 		cs.unregistered(ctx, refusal{usage.Refusal{Client: id}}, err)
@@ -115,9 +115,9 @@ func (cs *Clients) unregistered(ctx context.Context, known refusal, err error) {
 	cs.s.audit.denied(ctx, "registration", known, err)
 }
 
-// limit cuts what a client asks for to what the host left it. A client of whose grant types nothing is
+// cutTo cuts what a client asks for to what the host left it. A client of whose grant types nothing is
 // left is refused, as at its registration.
-func limit(c *Client, most *clients.Most) error {
+func cutTo(c *Client, most *clients.Most) error {
 	if most.Scopes != nil {
 		c.Scopes = intersectScopes(c.Scopes, retyped[Scope](*most.Scopes))
 	}
@@ -151,7 +151,7 @@ func (cs *Clients) Adopt(ctx context.Context, c Client, most int) (Client, error
 	if err := cs.check(&c); err != nil {
 		return Client{}, err
 	}
-	rec, err := cs.change(ctx, c.ID, cs.readOrNew, func(rec *clients.Record) (*clients.Record, string, error) {
+	rec, err := cs.revise(ctx, c.ID, cs.readOrNew, func(rec *clients.Record) (*clients.Record, string, error) {
 		c, now, fresh := c, cs.s.now(), rec.V == 0
 		switch {
 		case fresh && cs.Temporary() >= most:
@@ -161,7 +161,7 @@ func (cs *Clients) Adopt(ctx context.Context, c Client, most int) (Client, error
 				return nil, "", err
 			}
 			c.Expires = now.Add(unusedClient)
-			next := c.record(rec)
+			next := c.toRecord(rec)
 			next.Created = now.UnixMilli()
 			return next, "described itself", nil
 		case rec.Disabled:
@@ -175,10 +175,10 @@ func (cs *Clients) Adopt(ctx context.Context, c Client, most int) (Client, error
 		if !c.Expires.IsZero() && !now.Before(c.Expires) {
 			c.Expires = now.Add(unusedClient)
 		}
-		if err := limit(&c, &rec.Most); err != nil {
+		if err := cutTo(&c, &rec.Most); err != nil {
 			return nil, "", err
 		}
-		next := c.record(rec)
+		next := c.toRecord(rec)
 		if rec.Same(next) {
 			return nil, "", nil
 		}
@@ -193,7 +193,7 @@ func (cs *Clients) Adopt(ctx context.Context, c Client, most int) (Client, error
 // Keep moves on the end of a client that ends by itself, since somebody lets it have tokens: it lives for as long as what it gets
 // now, and longer. Of a client that stays anyway it does nothing. ErrNotFound.
 func (cs *Clients) Keep(ctx context.Context, id string) error {
-	_, err := cs.change(ctx, id, cs.read, func(rec *clients.Record) (*clients.Record, string, error) {
+	_, err := cs.revise(ctx, id, cs.read, func(rec *clients.Record) (*clients.Record, string, error) {
 		// With room to spare, so that a client that is in use is written once in the life of a grant.
 		c := clientFrom(id, rec)
 		life := cs.s.lifetimes(&c).Grant
