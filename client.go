@@ -118,7 +118,7 @@ func (cs *Clients) terms() clients.Terms {
 
 // clientFrom is a client as its record has it, in memory of its own.
 func clientFrom(id string, r *clients.Record) Client {
-	c := Client{ID: id, Name: r.Name, Public: r.Public, GrantTypes: slices.Clone(r.GrantTypes), Scopes: retyped[Scope](r.Scopes),
+	c := Client{ID: id, Name: r.Name, Public: r.Public, GrantTypes: slices.Clone(r.GrantTypes), Scopes: scopesOf(r.Scopes),
 		Audiences: slices.Clone(r.Audiences), MayImpersonate: r.MayImpersonate, Lifetimes: Lifetimes(r.Lifetimes), Disabled: r.Disabled,
 		Created: time.UnixMilli(r.Created), RedirectURIs: slices.Clone(r.RedirectURIs), AuthMethod: r.AuthMethod, Keys: slices.Clone(r.Keys),
 		TLSName: r.TLSName, BindDPoP: r.BindDPoP, BindCertificate: r.BindCertificate}
@@ -131,7 +131,7 @@ func clientFrom(id string, r *clients.Record) Client {
 // toRecord is old with what a host sees of it replaced by c. Secrets go where c has none.
 func (c *Client) toRecord(old *clients.Record) *clients.Record {
 	r := *old
-	r.V, r.Name, r.Public, r.GrantTypes, r.Scopes, r.Audiences = 1, c.Name, c.Public, c.GrantTypes, retyped[string](c.Scopes), c.Audiences
+	r.V, r.Name, r.Public, r.GrantTypes, r.Scopes, r.Audiences = 1, c.Name, c.Public, c.GrantTypes, c.Scopes.texts(), c.Audiences
 	r.MayImpersonate, r.Lifetimes, r.Disabled = c.MayImpersonate, clients.Lifetimes(c.Lifetimes), c.Disabled
 	r.RedirectURIs, r.AuthMethod, r.Keys, r.TLSName = c.RedirectURIs, c.AuthMethod, c.Keys, c.TLSName
 	r.BindDPoP, r.BindCertificate, r.Expires = c.BindDPoP, c.BindCertificate, 0
@@ -146,14 +146,6 @@ func (c *Client) toRecord(old *clients.Record) *clients.Record {
 
 // usesSecret reports whether a secret is what proves the client.
 func (c *Client) usesSecret() bool { return clientauth.UsesSecret(c.Public, c.AuthMethod) }
-
-// retyped is a list of one kind of text as that of another.
-func retyped[To, From ~string](list []From) (out []To) {
-	for _, x := range list {
-		out = append(out, To(x))
-	}
-	return out
-}
 
 // check refuses clients that contradict themselves or the service.
 func (cs *Clients) check(c *Client) error {
@@ -226,7 +218,7 @@ func (cs *Clients) write(ctx context.Context, id string, old, next *clients.Reco
 	if err := public(next.Put(&c.Change, id, v)); err != nil {
 		return err
 	}
-	e := Event{Type: event.ClientChanged, OK: true, Reason: how, Client: id, Scopes: retyped[Scope](next.Scopes)}
+	e := Event{Type: event.ClientChanged, OK: true, Reason: how, Client: id, Scopes: scopesOf(next.Scopes)}
 	hold := cs.narrowed(id, old, next)
 	if hold == nil {
 		if err := s.audit.ready(); err != nil {

@@ -119,7 +119,7 @@ func (cs *Clients) unregistered(ctx context.Context, known refusal, err error) {
 // left is refused, as at its registration.
 func cutTo(c *Client, most *clients.Most) error {
 	if most.Scopes != nil {
-		c.Scopes = intersectScopes(c.Scopes, retyped[Scope](*most.Scopes))
+		c.Scopes = intersectScopes(c.Scopes, scopesOf(*most.Scopes))
 	}
 	if most.GrantTypes != nil {
 		asked := len(c.GrantTypes)

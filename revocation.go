@@ -543,7 +543,7 @@ func (cs *Clients) forget(ctx context.Context, id string) error {
 		if err := rec.Put(&c.Change, client, v); err != nil {
 			return public(err)
 		}
-		c.event(ctx, Event{Type: event.ClientChanged, OK: true, Reason: "leaked secret withdrawn", Client: client, Scopes: retyped[Scope](rec.Scopes)})
+		c.event(ctx, Event{Type: event.ClientChanged, OK: true, Reason: "leaked secret withdrawn", Client: client, Scopes: scopesOf(rec.Scopes)})
 		if _, err := cs.s.commit(ctx, c); err != nil {
 			return err
 		}

@@ -325,7 +325,6 @@ func (h heldScopes) meets(r Requirement) bool {
 	return false
 }
 
-// sortedScopes is a fresh list in order, each once.
 // scopesOf makes scopes of the texts that a package behind this one keeps; texts is the way back.
 func scopesOf(list []string) (s Scopes) {
 	for _, x := range list {
@@ -341,6 +340,7 @@ func (s Scopes) texts() (list []string) {
 	return list
 }
 
+// sortedScopes is a fresh list in order, each once.
 func sortedScopes(in Scopes) Scopes {
 	if len(in) == 0 {
 		return nil
