@@ -62,11 +62,12 @@ func newAPIKeys(s *core, signing *SigningKeys, clients *Clients) *APIKeys {
 		Made: func(ctx context.Context, key *opaque.Key) (bool, error) { return signing.made(ctx, key, opaque.APIKey) },
 		Change: func(ctx context.Context, id, how string, f func(*apikey.Record) error) error {
 			_, err := k.change(ctx, id, how, f)
-			return err
+			return public(err)
 		}})
 	return k
 }
 
+// shownKey is what a record says of a key, without its use.
 func shownKey(id string, rec *apikey.Record) APIKey {
 	x := APIKey{ID: id, Subject: rec.Subject, Name: rec.Name, Start: rec.Start, Last: rec.Last, Scopes: scopesOf(rec.Scopes), Created: time.UnixMilli(rec.Created),
 		MaxUses: rec.MaxUses, UsesPer: string(rec.Per), Rate: Rate(rec.Rate), Revoked: rec.Revoked != 0, Disabled: rec.Disabled != 0, Predecessor: rec.Prev, Successor: rec.Next, Metadata: rec.Metadata()}
@@ -106,7 +107,7 @@ func (k *APIKeys) read(ctx context.Context, id string) (rec apikey.Record, r sto
 	if rec, err = apikey.Read(r, k.s.rules); err == nil && k.view && rec.Subject != k.subject {
 		err = fail(ErrNotFound, "API key %s is another subject's", id)
 	}
-	return rec, r, err
+	return rec, r, public(err)
 }
 
 // Get returns one key. ErrNotFound: there is none, or it is not the caller's.
@@ -448,6 +449,7 @@ func (k *APIKeys) outdated(t keyToken) bool {
 	return false
 }
 
+// token is what validators give out for a key that was just read: narrowed to what the clients that made it may still hold.
 func (k *APIKeys) token(e *knownKey, rec *apikey.Record) (t keyToken) {
 	scopes := scopesOf(rec.Scopes)
 	for _, s := range rec.By {
