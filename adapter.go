@@ -3,6 +3,7 @@
 package apitoken
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -10,11 +11,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/dpop"
+	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -34,7 +37,10 @@ type Note struct {
 	birth store.Position // of one that has a Client
 }
 
-const maxNoteBytes = 8 << 10
+const (
+	kindNote     store.Kind = "note"
+	maxNoteBytes            = 8 << 10
+)
 
 // noteRecord is a note of a client's as it is stored. Others are stored as their Data.
 type noteRecord struct {
@@ -276,5 +282,75 @@ func (a *Adapter) Wait(ctx context.Context, p store.Position) error {
 		case <-a.ctx.Done():
 			return unavailable(a.ctx.Err(), "closed")
 		}
+	}
+}
+
+// Check says whether Issue or Prepare would take r now, so that an adapter can refuse it before it asks a user. An empty
+// Subject stands for any.
+func (a *Adapter) Check(ctx context.Context, r Request) error {
+	if r.Subject == "" {
+		r.Subject = "?"
+	}
+	if r.Grant != "" {
+		return fail(ErrInvalidRequest, "a request under a grant is not checked ahead")
+	}
+	who, err := a.Clients.caller(ctx, r.Auth)
+	if err == nil {
+		err = a.Clients.await(ctx, r.Client)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = a.planLogin(a.begin(ctx), &r, &who)
+	return err
+}
+
+// SignIntrospection signs an introspection response for the resource server that audience names (RFC 9701 §5). response
+// is a JSON object. ErrInvalidRequest: the active signing key is a secret, which nobody else could verify with.
+func (a *Adapter) SignIntrospection(ctx context.Context, audience string, response []byte) (string, error) {
+	if err := jws.CheckJSON(response); err != nil || !bytes.HasPrefix(response, []byte("{")) {
+		return "", &Error{Code: ErrInvalidRequest, Detail: "not a JSON object", Cause: err}
+	}
+	key, err := a.SigningKeys.active(a.begin(ctx).view, a.now(), nil)
+	if err != nil {
+		return "", err
+	}
+	if strings.HasPrefix(key.Algorithm(), "HS") {
+		return "", fail(ErrInvalidRequest, "the active signing key is symmetric")
+	}
+	payload, err := json.Marshal(struct {
+		Issuer   string          `json:"iss"`
+		Audience string          `json:"aud"`
+		IssuedAt int64           `json:"iat"`
+		Response json.RawMessage `json:"token_introspection"`
+	}{a.cfg.Issuer, audience, a.now().Unix(), response})
+	if err != nil {
+		return "", &Error{Code: ErrInvalidRequest, Detail: "introspection response", Cause: err}
+	}
+	return key.SignText(ctx, "token-introspection+jwt", payload)
+}
+
+// Refused counts a refusal that an adapter decided by itself, as event.Refused with the given reason, a constant word, and why,
+// the limit that said no. by is a client that [Clients.Confirm] confirmed, or the ID alone of a registered client that is refused
+// something and proved nothing, as when a user says no to it; the Token in ctx says who else was refused. Either may be zero. It
+// counts nothing where neither names anybody: strangers leave no names.
+func (a *Adapter) Refused(ctx context.Context, by ClientAuth, reason, why string) {
+	var known refusal
+	if t := FromContext(ctx); !t.IsZero() {
+		known.of(a.core, t.d)
+	}
+	if by.namesOnly() {
+		if a.Clients.lookup(by.ID) != nil {
+			known.Claimed = by.ID
+		}
+	} else {
+		who, err := a.Clients.caller(ctx, by)
+		if err != nil {
+			return
+		}
+		known.by(&who)
+	}
+	if known.Named() {
+		a.audit.denied(ctx, reason, known, fail(ErrDenied, "%s", why))
 	}
 }

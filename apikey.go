@@ -513,7 +513,7 @@ func (k *APIKeys) decide(ctx context.Context, e *knownKey, tr *trace) (Token, er
 	if tr != nil {
 		tr.d = d
 	}
-	w := k.trust.look() // the view first: its rules are all among those that are looked at
+	w := k.trust.Look() // the view first: its rules are all among those that are looked at
 	if rule := e.Hit(k.s.rules); rule != "" {
 		return Token{d: d}, tr.no("revocation", fail(ErrRevoked, "a rule on its %s", rule))
 	}

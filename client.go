@@ -16,9 +16,11 @@ import (
 	"github.com/apitoken-go/apitoken/internal/clientauth"
 	"github.com/apitoken-go/apitoken/internal/clients"
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/granttype"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/ticket"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -321,7 +323,7 @@ func (cs *Clients) noSubject(ctx context.Context, id string) error {
 	taken := func(what string) error {
 		return fail(ErrInvalidRequest, "client ID %q is a subject's, who has %s: the tokens of one would pass for the other's", id, what)
 	}
-	for r, err := range cs.s.pages(ctx, store.Query{Kind: kindGrant, Subject: id, Newest: true}, Page{}) {
+	for r, err := range cs.s.pages(ctx, store.Query{Kind: grant.Kind, Subject: id, Newest: true}, Page{}) {
 		if err != nil {
 			return err
 		}
@@ -337,12 +339,12 @@ func (cs *Clients) noSubject(ctx context.Context, id string) error {
 			return taken("an API key")
 		}
 	}
-	for r, err := range cs.s.pages(ctx, store.Query{Kind: kindTicket, Subject: id, Newest: true}, Page{}) {
+	for r, err := range cs.s.pages(ctx, store.Query{Kind: ticket.Kind, Subject: id, Newest: true}, Page{}) {
 		if err != nil {
 			return err
 		}
 		t, err := readTicket(r)
-		if err != nil || t.Spent == "" && cs.s.now().UnixMilli() < t.Expires && cs.s.rules.Hit(t.got(r.Written)) == "" {
+		if err != nil || t.Spent == "" && cs.s.now().UnixMilli() < t.Expires && cs.s.rules.Hit(t.Got(r.Written)) == "" {
 			return taken("a ticket or an authorization code")
 		}
 	}
@@ -366,7 +368,7 @@ func (cs *Clients) noToken(ctx context.Context, id string, taken func(what strin
 		}
 
 		// A token with a session was judged with its session.
-		if _, err := cs.s.get(ctx, kindGrant, e.Grant); err == nil {
+		if _, err := cs.s.get(ctx, grant.Kind, e.Grant); err == nil {
 			continue
 		} else if !isNotFound(err) {
 			return err

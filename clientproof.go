@@ -4,16 +4,12 @@
 package apitoken
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
-	"strings"
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/clientauth"
-	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/source"
 	"github.com/apitoken-go/apitoken/internal/usage"
 )
@@ -104,51 +100,6 @@ func (cs *Clients) still(a *ClientAuth) (Client, error) {
 	return k.Client, nil
 }
 
-// Check says whether Issue or Prepare would take r now, so that an adapter can refuse it before it asks a user. An empty
-// Subject stands for any.
-func (a *Adapter) Check(ctx context.Context, r Request) error {
-	if r.Subject == "" {
-		r.Subject = "?"
-	}
-	if r.Grant != "" {
-		return fail(ErrInvalidRequest, "a request under a grant is not checked ahead")
-	}
-	who, err := a.Clients.caller(ctx, r.Auth)
-	if err == nil {
-		err = a.Clients.await(ctx, r.Client)
-	}
-	if err != nil {
-		return err
-	}
-	_, err = a.planLogin(a.begin(ctx), &r, &who)
-	return err
-}
-
-// SignIntrospection signs an introspection response for the resource server that audience names (RFC 9701 §5). response
-// is a JSON object. ErrInvalidRequest: the active signing key is a secret, which nobody else could verify with.
-func (a *Adapter) SignIntrospection(ctx context.Context, audience string, response []byte) (string, error) {
-	if err := jws.CheckJSON(response); err != nil || !bytes.HasPrefix(response, []byte("{")) {
-		return "", &Error{Code: ErrInvalidRequest, Detail: "not a JSON object", Cause: err}
-	}
-	key, err := a.SigningKeys.active(a.begin(ctx).view, a.now(), nil)
-	if err != nil {
-		return "", err
-	}
-	if strings.HasPrefix(key.Algorithm(), "HS") {
-		return "", fail(ErrInvalidRequest, "the active signing key is symmetric")
-	}
-	payload, err := json.Marshal(struct {
-		Issuer   string          `json:"iss"`
-		Audience string          `json:"aud"`
-		IssuedAt int64           `json:"iat"`
-		Response json.RawMessage `json:"token_introspection"`
-	}{a.cfg.Issuer, audience, a.now().Unix(), response})
-	if err != nil {
-		return "", &Error{Code: ErrInvalidRequest, Detail: "introspection response", Cause: err}
-	}
-	return key.SignText(ctx, "token-introspection+jwt", payload)
-}
-
 // caller is the client that asks for something. It is found out once in a request, before anything is planned; each try looks
 // whether it still holds.
 type caller struct {
@@ -193,30 +144,5 @@ func (r *refusal) confirmed(cs *Clients, a *ClientAuth) {
 	}
 	if c, err := cs.still(a); err == nil {
 		r.by(&caller{*a, c.Public})
-	}
-}
-
-// Refused counts a refusal that an adapter decided by itself, as event.Refused with the given reason, a constant word, and why,
-// the limit that said no. by is a client that [Clients.Confirm] confirmed, or the ID alone of a registered client that is refused
-// something and proved nothing, as when a user says no to it; the Token in ctx says who else was refused. Either may be zero. It
-// counts nothing where neither names anybody: strangers leave no names.
-func (a *Adapter) Refused(ctx context.Context, by ClientAuth, reason, why string) {
-	var known refusal
-	if t := FromContext(ctx); !t.IsZero() {
-		known.of(a.core, t.d)
-	}
-	if by.namesOnly() {
-		if a.Clients.lookup(by.ID) != nil {
-			known.Claimed = by.ID
-		}
-	} else {
-		who, err := a.Clients.caller(ctx, by)
-		if err != nil {
-			return
-		}
-		known.by(&who)
-	}
-	if known.Named() {
-		a.audit.denied(ctx, reason, known, fail(ErrDenied, "%s", why))
 	}
 }

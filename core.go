@@ -125,13 +125,6 @@ func (s *core) newChange() *change {
 	return c
 }
 
-// Kinds of records beside those that package store names.
-const (
-	kindGrant  store.Kind = "grant" // one for each session, however often it refreshes
-	kindTicket store.Kind = "ticket"
-	kindNote   store.Kind = "note"
-)
-
 // put adds v to c in its form. ErrInvalidRequest: nobody could read it back.
 func put[T any](c *change, f *record.Form[T], r store.Record, v *T, expect store.Version) error {
 	return public(commit.Put(&c.Change, f, r, v, expect))

@@ -6,8 +6,10 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/apikey"
+	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
+	"github.com/apitoken-go/apitoken/internal/ticket"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -80,17 +82,17 @@ func FuzzStoredRecord(f *testing.F) {
 	for _, s := range []string{`{"v":1}`, `{"v":1,"target":"subject:a","at":1}`, `{"v":2}`, `{"v":1,"sub":"a","client":"c","aud":["x"],"expires":1}`, `{}`, `null`, `[]`, `{"v":1,"v":1}`, ``} {
 		f.Add([]byte(s), "subject:a")
 	}
-	grant, err := grantForm.Write(store.Record{ID: "g"}, &grantRecord{V: 1, Subject: "alice", Client: "web", Audiences: []string{"x"}, Expires: 1, Scopes: Scopes{"a", "b"}})
+	session, err := grantForm.Write(store.Record{ID: "g"}, &grantRecord{V: 1, Subject: "alice", Client: "web", Audiences: []string{"x"}, Expires: 1, Scopes: Scopes{"a", "b"}})
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(grant.Record().Data, "g")
+	f.Add(session.Record().Data, "g")
 	s := &Service{core: newCore(Config{Issuer: "https://a.example.com", KeyRotation: time.Hour, Now: time.Now}, false)}
 	s.SigningKeys = newSigningKeys(s.core)
 	s.Clients = newClients(s.core, s.SigningKeys)
 	s.APIKeys = newAPIKeys(s.core, s.SigningKeys, s.Clients)
 	f.Fuzz(func(t *testing.T, data []byte, id string) {
-		for _, kind := range []store.Kind{store.KindRule, store.KindClient, store.KindRole, store.KindAPIKey, kindGrant, kindTicket, store.KindEvent} {
+		for _, kind := range []store.Kind{store.KindRule, store.KindClient, store.KindRole, store.KindAPIKey, grant.Kind, ticket.Kind, store.KindEvent} {
 			r := store.Record{Kind: kind, ID: id, Data: data}
 			switch kind {
 			case store.KindRule:
@@ -107,11 +109,11 @@ func FuzzStoredRecord(f *testing.F) {
 					_ = s.APIKeys.token(&knownKey{Rule: rec.Rule(r.ID), End: rec.End()}, &rec)
 					_ = shownKey(r.ID, &rec)
 				}
-			case kindGrant:
+			case grant.Kind:
 				if g, err := readGrant(r); err == nil && g.Subject == "" {
 					t.Fatal("a grant of nobody")
 				}
-			case kindTicket:
+			case ticket.Kind:
 				var x ticketRecord
 				_ = read(&ticketForm, r, &x)
 			case store.KindEvent:

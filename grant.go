@@ -5,18 +5,16 @@ package apitoken
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"iter"
 	"slices"
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
-	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/quota"
-	"github.com/apitoken-go/apitoken/internal/ratchet"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/usage"
@@ -36,97 +34,13 @@ type Grant struct {
 	UsedScopes          Scopes // as Usage.Scopes; in what is listed only
 }
 
-// grantRecord is a grant as it is stored. Of its refresh token it holds a hash: whoever reads the store cannot
-// make one.
-type grantRecord struct {
-	V         int             `json:"v"`
-	Subject   string          `json:"sub"`
-	Client    string          `json:"client"`
-	Scopes    Scopes          `json:"scopes,omitempty"`
-	Roles     []string        `json:"roles,omitempty"`
-	Audiences []string        `json:"aud"`
-	Claims    json.RawMessage `json:"claims,omitempty"`
-	Binding   string          `json:"binding,omitempty"`
-	Birth     store.Position  `json:"birth"`
-	Created   int64           `json:"created"` // Unix ms, as all times here
-	Expires   int64           `json:"expires"`
-	Idle      int64           `json:"idle,omitempty"`    // ms; 0: no limit
-	Life      int64           `json:"life,omitempty"`    // of access tokens, s
-	Refreshed int64           `json:"refreshed"`         // when it was opened or refreshed last
-	Rotated   int64           `json:"rotated,omitempty"` // the same by the clock of the store that it was copied from
-	Address   string          `json:"addr,omitempty"`
-	UserAgent string          `json:"ua,omitempty"`
+// grantRecord is a session as it is stored.
+type grantRecord = grant.Record[Scope]
 
-	ratchet.State // of its refresh token
+var grantForm = record.Form[grantRecord]{Kind: grant.Kind, Check: grant.Check[Scope], Pack: grant.Pack[Scope]}
 
-	// The access token that came with Seq, so that a repeated answer is the same.
-	JTI    string   `json:"jti"`
-	IAT    int64    `json:"iat"` // Unix ms
-	EXP    int64    `json:"exp"`
-	Narrow Scopes   `json:"narrow,omitempty"`
-	For    []string `json:"for,omitempty"`   // its audiences, where they are fewer than the grant's
-	Bound  string   `json:"bound,omitempty"` // its binding, where it is not the grant's
-
-	// Owed says that nobody has noted that the answer with Seq went out: without a grace window it may be asked for once more.
-	Owed bool `json:"owed,omitempty"`
-	record.Ext
-}
-
-var grantForm = record.Form[grantRecord]{Kind: kindGrant, Check: func(g *grantRecord) error {
-	if g.V != 1 || g.Subject == "" || g.Client == "" || len(g.Audiences) == 0 || g.Expires <= 0 {
-		return commit.ErrVersion
-	}
-	return nil
-}, Pack: packGrant}
-
-// packGrant is the compact form of a grant. Every refresh reads one and writes one.
-func packGrant(p *record.Pack, g *grantRecord) {
-	v, history := int64(g.V), int64(g.Birth.History)
-	p.Int(&v)
-	p.Text(&g.Subject)
-	p.Text(&g.Client)
-	record.Texts(p, (*[]Scope)(&g.Scopes))
-	record.Texts(p, &g.Roles)
-	record.Texts(p, &g.Audiences)
-	p.JSON(&g.Claims)
-	p.Text(&g.Binding)
-	p.Int(&history)
-	p.Int(&g.Birth.N)
-	p.Int(&g.Created)
-	p.Int(&g.Expires)
-	p.Int(&g.Idle)
-	p.Int(&g.Life)
-	p.Int(&g.Refreshed)
-	p.Int(&g.Rotated)
-	p.Text(&g.Address)
-	p.Text(&g.UserAgent)
-
-	p.Uint32(&g.Seq)
-	p.Fixed(g.Hash[:])
-	p.Fixed(g.Nonce[:])
-	p.Fixed(g.NextKID[:])
-	p.Fixed(g.TagKID[:])
-	p.Text(&g.JTI)
-	p.Int(&g.IAT)
-	p.Int(&g.EXP)
-	record.Texts(p, (*[]Scope)(&g.Narrow))
-	record.Texts(p, &g.For)
-	p.Text(&g.Bound)
-	p.Bool(&g.Owed)
-	p.Ext(&g.Ext)
-	g.V, g.Birth.History = int(v), uint64(history)
-}
-
-func (g *grantRecord) put(c *change, id string, expect store.Version) error {
+func putGrant(c *change, id string, g *grantRecord, expect store.Version) error {
 	return put(c, &grantForm, store.Record{ID: id, Subject: g.Subject, Client: g.Client, Expires: g.Expires + int64(grantSlack/time.Millisecond)}, g, expect)
-}
-
-// written is when the refresh token rotated last, by the store's clock.
-func (g *grantRecord) written(r store.Record) int64 {
-	if g.Rotated != 0 {
-		return g.Rotated
-	}
-	return r.Written
 }
 
 func readGrant(r store.Record) (*grantRecord, error) {
@@ -134,14 +48,7 @@ func readGrant(r store.Record) (*grantRecord, error) {
 	return g, read(&grantForm, r, g)
 }
 
-func (g *grantRecord) ruleSubject(id string) *rules.Subject {
-	x := &rules.Subject{Subject: g.Subject, Client: g.Client, Grant: id, Iat: time.UnixMilli(g.Created),
-		Pos: rules.Positions{Birth: g.Birth, View: g.Birth}, Renews: true}
-	x.Descend()
-	return x
-}
-
-func (g *grantRecord) public(id string) Grant {
+func grantOf(g *grantRecord, id string) Grant {
 	return Grant{ID: id, Subject: g.Subject, Client: g.Client, Scopes: g.Scopes, Roles: g.Roles, Created: time.UnixMilli(g.Created),
 		Expires: time.UnixMilli(g.Expires), LastUsed: time.UnixMilli(g.Refreshed), LastAddress: g.Address, Address: g.Address, UserAgent: g.UserAgent}
 }
@@ -153,14 +60,14 @@ type sessions struct {
 }
 
 func newSessions(s *core) *sessions {
-	return &sessions{s, s.newQuota(kindGrant, "grant", s.cfg.Limits.GrantsPerSubject, func(now time.Time, since int64) bool {
+	return &sessions{s, s.newQuota(grant.Kind, "grant", s.cfg.Limits.GrantsPerSubject, func(now time.Time, since int64) bool {
 		return now.After(time.UnixMilli(since).Add(s.space.Life().Grant + grantSlack))
 	})}
 }
 
 // read reads one grant, and its version.
 func (s *sessions) read(ctx context.Context, id string) (*grantRecord, store.Record, error) {
-	r, err := s.get(ctx, kindGrant, id)
+	r, err := s.get(ctx, grant.Kind, id)
 	if err != nil {
 		return nil, r, err
 	}
@@ -177,7 +84,7 @@ func (s *Service) Grants(ctx context.Context, target Target, p Page) iter.Seq2[G
 // list tells of each how it was used, which costs a read.
 func (s *sessions) list(ctx context.Context, target rules.Target, p Page) iter.Seq2[Grant, error] {
 	return func(yield func(Grant, error) bool) {
-		q := store.Query{Kind: kindGrant, Newest: true, Limit: 200}
+		q := store.Query{Kind: grant.Kind, Newest: true, Limit: 200}
 		switch k, id, holder := target.Indexed(); {
 		case target.IsZero() || target.Issuer != "" || !target.Before.IsZero():
 			yield(Grant{}, fail(ErrInvalidRequest, "the target names no grants"))
@@ -221,7 +128,7 @@ func (s *sessions) list(ctx context.Context, target rules.Target, p Page) iter.S
 				if s.alive(r.ID, g) != nil {
 					continue
 				}
-				if !yield(s.used(ctx, g.public(r.ID)), nil) {
+				if !yield(s.used(ctx, grantOf(g, r.ID)), nil) {
 					return
 				}
 				if n++; p.Limit > 0 && n == p.Limit {
@@ -245,7 +152,7 @@ func (s *sessions) one(ctx context.Context, t rules.Target, yield func(Grant, er
 		return
 	}
 	if t.Proved(g.Subject, g.Client) == nil && s.alive(t.ID, g) == nil {
-		yield(s.used(ctx, g.public(t.ID)), nil)
+		yield(s.used(ctx, grantOf(g, t.ID)), nil)
 	}
 }
 
@@ -349,7 +256,7 @@ func (s *sessions) admit(ctx context.Context, subject string, first bool) (*quot
 		case err != nil:
 			return nil, nil, err
 		default:
-			live = append(live, g.public(id))
+			live = append(live, grantOf(g, id))
 		}
 	}
 	if !t.Full() {
@@ -397,7 +304,7 @@ func (s *core) alive(id string, g *grantRecord) error {
 	case g.Idle > 0 && now >= g.Refreshed+g.Idle:
 		return fail(ErrInvalidGrant, "the grant was idle for too long")
 	}
-	if rule := s.rules.Hit(g.ruleSubject(id)); rule != "" {
+	if rule := s.rules.Hit(g.Seen(id)); rule != "" {
 		return fail(ErrInvalidGrant, "a rule on its %s", rule)
 	}
 	return nil
@@ -422,5 +329,3 @@ func (s *core) mayContinue(ctx context.Context, g Grant) error {
 	}
 	return &Error{Code: ErrInvalidGrant, Detail: "Config.MayContinue refused", Cause: err}
 }
-
-func (g *grantRecord) birth() birth { return birth{g.Birth} }

@@ -301,7 +301,7 @@ func (s *minter) record(ctx context.Context, p *plan, done **stamp) (*Issued, er
 	write := func(more func(*change) error) error {
 		c := s.newChange()
 		if g != nil {
-			if err := g.put(c, t.grant, store.Version{}); err != nil {
+			if err := putGrant(c, t.grant, g, store.Version{}); err != nil {
 				return err
 			}
 		}
@@ -477,7 +477,7 @@ func (s *minter) sign(ctx context.Context, p *plan, t stamp) (*Issued, *rules.Su
 	rs.Descend()
 	made.data = tokenOf(spec, p.claims)
 	made.data.from, made.data.by = rs, s.valid
-	tok := Token{d: &made.data, fresh: s.trust.freshness(s.trust.look(), now)}
+	tok := Token{d: &made.data, fresh: s.trust.freshness(s.trust.Look(), now)}
 	made.issued = Issued{Access: NewSecret(text), Token: tok}
 	return &made.issued, rs, nil
 }
@@ -646,7 +646,7 @@ func (s *minter) planMore(ctx context.Context, m moment, r *Request, who *caller
 // planUnder is what a session still allows: its client must be there, and hold what the session holds. Of that, scopes and audiences
 // name what is asked for, all where they are empty; binding is the token's own, empty: the session's.
 func (s *minter) planUnder(ctx context.Context, m moment, id string, g *grantRecord, scopes Scopes, audiences []string, binding string) (*plan, *ceiling, error) {
-	m, err := s.reach(ctx, m, g.birth())
+	m, err := s.reach(ctx, m, birth{g.Birth})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -658,7 +658,7 @@ func (s *minter) planUnder(ctx context.Context, m moment, id string, g *grantRec
 		return nil, nil, err
 	}
 	p := &plan{client: c, subject: g.Subject, binding: g.Binding, claims: g.Claims, roles: g.Roles,
-		moment: m, from: g.birth(), grant: id, until: time.UnixMilli(g.Expires)}
+		moment: m, from: birth{g.Birth}, grant: id, until: time.UnixMilli(g.Expires)}
 
 	// Each may have lost something since the session was opened; what one gained since was not granted (RFC 6749 §6).
 	most := s.ceiling(&c)
@@ -691,7 +691,7 @@ func (s *minter) planUnder(ctx context.Context, m moment, id string, g *grantRec
 		}
 		p.binding = binding
 	}
-	return p, &most, s.mayContinue(ctx, g.public(id))
+	return p, &most, s.mayContinue(ctx, grantOf(g, id))
 }
 
 // clientOf is the client that a session or a ticket is held by, if it may still act.

@@ -13,10 +13,12 @@ import (
 	"github.com/apitoken-go/apitoken/internal/clients"
 	"github.com/apitoken-go/apitoken/internal/feedlog"
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/once"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/ticket"
 	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -68,7 +70,7 @@ func (s *janitor) tidy(ctx context.Context, before time.Time) {
 		return
 	}
 	s.finishRules(ctx, before)
-	for _, kind := range []store.Kind{store.KindRule, kindGrant, kindTicket, once.Kind, kindNote, store.KindAPIKey, store.KindKey, usage.Kind, usage.KindSpent, quota.Kind, lineage.Kind, store.KindClient, store.KindEvent} {
+	for _, kind := range []store.Kind{store.KindRule, grant.Kind, ticket.Kind, once.Kind, kindNote, store.KindAPIKey, store.KindKey, usage.Kind, usage.KindSpent, quota.Kind, lineage.Kind, store.KindClient, store.KindEvent} {
 		before := before
 		if kind == store.KindEvent {
 			before = s.audit.delivered(before)
@@ -227,7 +229,7 @@ func (s *Service) Expiring(ctx context.Context, before time.Time, grants bool) i
 	return func(yield func(Expiry, error) bool) {
 		kinds := []store.Kind{store.KindAPIKey, store.KindClient}
 		if grants {
-			kinds = append(kinds, kindGrant)
+			kinds = append(kinds, grant.Kind)
 		}
 		for _, kind := range kinds {
 			for r, err := range s.pages(ctx, store.Query{Kind: kind}, Page{}) {

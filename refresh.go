@@ -80,7 +80,7 @@ func (x *refreshing) plan(ctx context.Context, m moment) (*plan, error) {
 	if !x.who.none() && x.who.id() != g.Client {
 		x.known.Claimed = x.who.id()
 	}
-	if m, err = x.reach(ctx, m, g.birth()); err != nil { // before its client is looked for
+	if m, err = x.reach(ctx, m, birth{g.Birth}); err != nil { // before its client is looked for
 		return nil, err
 	}
 	owner, foreign, err := x.owner(g)
@@ -184,7 +184,7 @@ func (x *refreshing) planRotation(ctx context.Context, m moment, owner *Client, 
 	}
 	p.writes = func(c *change, t stamp) error {
 		p.note(&next, t)
-		return next.put(c, x.id, v)
+		return putGrant(c, x.id, &next, v)
 	}
 	token := p.refresh
 	p.wrote = func(v store.Version) { x.wrote, x.version, x.r.Token = &next, v, token }
@@ -199,7 +199,7 @@ func (x *refreshing) planRepeat(ctx context.Context, m moment, owner *Client, g 
 	if err := x.state.Refresh(ctx); err != nil {
 		return nil, unavailable(err, "look for revocations")
 	}
-	age, ok := x.state.Since(g.written(rec), g.Refreshed)
+	age, ok := x.state.Since(g.Written(rec), g.Refreshed)
 	grace := x.cfg.Refresh.Grace
 	proved := !owner.Public || g.Binding != "" // they may ask again until they have used the answer
 	once := grace == 0 && g.Owed && ok && age < maxGrace
@@ -241,7 +241,7 @@ func (x *refreshing) answered(ctx context.Context, g *grantRecord, v store.Versi
 	next.Owed = false
 	// The store's time of the rotation changes with this write, and nobody asks for it any more.
 	c := x.newChange()
-	if err := next.put(c, x.id, v); err != nil {
+	if err := putGrant(c, x.id, &next, v); err != nil {
 		return err
 	}
 	_, err := x.commit(ctx, c)

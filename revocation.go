@@ -17,6 +17,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
+	"github.com/apitoken-go/apitoken/internal/ticket"
 	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -403,7 +404,7 @@ func (s *leakSearch) endTicket(ctx context.Context, text string) (found, ended i
 func (s *leakSearch) spoilTicket(ctx context.Context, id string, hash [32]byte) (bool, error) {
 	reason := s.reason
 	for range refreshTries {
-		r, err := s.get(ctx, kindTicket, id)
+		r, err := s.get(ctx, ticket.Kind, id)
 		switch {
 		case isNotFound(err): // purged, or not written after all
 			return false, nil

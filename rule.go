@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
@@ -152,7 +153,7 @@ func (s *core) nameOwner(ctx context.Context, e *Event) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 250*time.Millisecond)
 	defer cancel()
-	kind, id := kindGrant, e.Grant
+	kind, id := grant.Kind, e.Grant
 	if e.TokenID != "" {
 		kind, id = store.KindAPIKey, e.TokenID
 	}

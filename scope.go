@@ -327,6 +327,7 @@ func (h heldScopes) meets(r Requirement) bool {
 
 // scopesOf makes scopes of the texts that a package behind this one keeps; texts is the way back.
 func scopesOf(list []string) (s Scopes) {
+	s = slices.Grow(s, len(list))
 	for _, x := range list {
 		s = append(s, Scope(x))
 	}
@@ -334,6 +335,7 @@ func scopesOf(list []string) (s Scopes) {
 }
 
 func (s Scopes) texts() (list []string) {
+	list = slices.Grow(list, len(s))
 	for _, x := range s {
 		list = append(list, string(x))
 	}

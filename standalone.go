@@ -114,11 +114,11 @@ const defaultKeysFor = 24 * time.Hour
 
 // follow starts to follow each issuer. home is the issuer of the service whose validator it is; asks is told what our own issuer's
 // feed says of opaque tokens, nil: nobody is asked about those.
-func (v *JWTValidator) follow(list []Trusted, home *trust, asks *introspector) {
+func (v *JWTValidator) follow(list []Trusted, home *issuers.Issuer, asks *introspector) {
 	var made []*trust
 	for _, x := range list {
-		t := &trust{Trusted: x, issuer: x.Issuer, own: x.Own, scopes: x.Scopes, bound: v.cfg.MaxStaleness, home: home}
-		c := issuers.Config{Name: x.Issuer, Keys: x.Keys, KeysFor: x.KeysFor, MaxLife: x.longest(), MaxStaleness: v.cfg.MaxStaleness, Slack: ruleSlack,
+		t := &trust{Trusted: x, issuer: x.Issuer, own: x.Own, scopes: x.Scopes}
+		c := issuers.Config{Name: x.Issuer, Own: x.Own, SameUsers: x.Profile != nil && x.Profile.SameUsers, Keys: x.Keys, KeysFor: x.KeysFor, MaxLife: x.longest(), MaxStaleness: v.cfg.MaxStaleness, Slack: ruleSlack,
 			Ahead: max(v.cfg.ahead(), defaultAhead), Now: v.now, Log: v.observers.Log, Void: v.void,
 			Observe: func(ctx context.Context, op string, err error, took time.Duration) {
 				v.observers.ObserveWithin(ctx, Observation{Op: op, Err: err, Took: took})
@@ -145,6 +145,7 @@ func (v *JWTValidator) follow(list []Trusted, home *trust, asks *introspector) {
 			c.Told = asks.told
 		}
 		t.Init(c)
+		t.SetHome(home)
 		v.trusts[x.Issuer] = t
 		made = append(made, t)
 		if x.Profile == nil {
@@ -159,7 +160,7 @@ func (v *JWTValidator) follow(list []Trusted, home *trust, asks *introspector) {
 	if i := homeOf(list); home == nil && i >= 0 {
 		for _, t := range made {
 			if t != made[i] {
-				t.home = made[i]
+				t.SetHome(&made[i].Issuer)
 			}
 		}
 	}
@@ -186,7 +187,7 @@ func insideView(a *feed.View) issuers.View {
 func (v *JWTValidator) Ready(ctx context.Context) (err error) {
 	defer tell(&err)
 	for _, t := range v.trusts {
-		if t.state != nil {
+		if t.Local() {
 			continue
 		}
 		select {
@@ -292,9 +293,9 @@ func (s *introspector) readOld(token string, now time.Time) (l issuers.Lane, jun
 	case found: // whoever knows a part of the key can ask
 		return issuers.Untold, "", nil
 	}
-	if s.iss.freshness(s.iss.look(), now).Stale { // it may have been imported since
-		s.iss.wake()
-		return 0, "", s.iss.cutOff("the view of imported API keys is older than MaxStaleness")
+	if s.iss.freshness(s.iss.Look(), now).Stale { // it may have been imported since
+		s.iss.Hurry()
+		return 0, "", unavailable(s.iss.Cause(), "the view of imported API keys is older than MaxStaleness")
 	}
 	return 0, "an API key that its issuer did not import", nil
 }
@@ -330,10 +331,10 @@ func (s *introspector) validate(ctx context.Context, c Credential, tr *trace) (T
 		return Token{}, tr.no("introspection", asError(err, "introspection"))
 	}
 	tr.ok("introspection", "active")
-	w := s.iss.look()
-	version := s.iss.version()
+	w := s.iss.Look()
+	version := s.iss.Version()
 	if a.version.Load() != version {
-		if rule := s.iss.hit(&a.rule); rule != "" {
+		if rule := s.iss.Hit(&a.rule); rule != "" {
 			return Token{d: a.d}, tr.no("revocation", fail(ErrRevoked, "a rule on its %s", rule))
 		}
 		a.version.Store(version)
@@ -345,8 +346,8 @@ func (s *introspector) validate(ctx context.Context, c Credential, tr *trace) (T
 	}
 	f := s.iss.freshness(w, now)
 	if f.Stale { // never past the bound for opaque tokens
-		s.iss.wake()
-		return Token{d: a.d}, tr.no("freshness", s.iss.cutOff("the view of revocations is older than MaxStaleness"))
+		s.iss.Hurry()
+		return Token{d: a.d}, tr.no("freshness", unavailable(s.iss.Cause(), "the view of revocations is older than MaxStaleness"))
 	}
 	return Token{d: a.d, fresh: f}, nil
 }
@@ -373,8 +374,8 @@ func (s *introspector) answer(ctx context.Context, token string) (a *opaqueAnswe
 		return nil, junk, err
 	}
 	a, err = s.answers.Load(ctx, sum, now, func() (func() (*opaqueAnswer, error), error) {
-		if s.iss.freshness(s.iss.look(), now).Stale { // whatever the issuer says, it would not be believed
-			s.iss.wake()
+		if s.iss.freshness(s.iss.Look(), now).Stale { // whatever the issuer says, it would not be believed
+			s.iss.Hurry()
 			return nil, tryAgain("the view of revocations is older than MaxStaleness")
 		}
 		if l == issuers.Unheard {

@@ -159,11 +159,11 @@ func newServiceValidator(s *Service) {
 	v.audit, v.observers.Log = s.audit, s.log
 	v.opaque, v.imported, v.forms = s.APIKeys.validate, s.APIKeys.validateImported, s.APIKeys.forms
 	v.consume = s.Consume
-	t := &trust{issuer: s.cfg.Issuer, own: true, bound: v.cfg.MaxStaleness, state: s.state}
-	t.Init(issuers.Config{Name: t.issuer, MaxLife: s.space.Life().Access, Now: s.now, Void: v.void})
+	t := &trust{issuer: s.cfg.Issuer, own: true}
+	t.Init(issuers.Config{Name: t.issuer, Own: true, State: s.state, MaxStaleness: v.cfg.MaxStaleness, MaxLife: s.space.Life().Access, Now: s.now, Void: v.void})
 	t.Rules.Store(s.rules)
 	t.SetKeys(s.SigningKeys.ring.PublicKeys())
 	v.trusts[t.issuer] = t
 	s.trust, s.valid, s.APIKeys.trust, s.APIKeys.valid = t, v, t, v
-	v.follow(s.cfg.Trust, t, nil)
+	v.follow(s.cfg.Trust, &t.Issuer, nil)
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/feedlog"
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/mover"
@@ -28,6 +29,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/once"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/ticket"
 	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -135,7 +137,7 @@ type UnreadableRecord struct {
 
 // formKinds are the kinds of records that have a form, in the order in which Unreadable lists them.
 var formKinds = []store.Kind{store.KindMeta, store.KindKey, store.KindRole, store.KindClient, store.KindRule, store.KindAPIKey,
-	kindGrant, kindTicket, once.Kind, usage.Kind, usage.KindSpent, deliver.Kind, mover.KindMark}
+	grant.Kind, ticket.Kind, once.Kind, usage.Kind, usage.KindSpent, deliver.Kind, mover.KindMark}
 
 // readable reports why a record cannot be read; nil: it can.
 func readable(r store.Record) error {
@@ -158,9 +160,9 @@ func readable(r store.Record) error {
 		return public(err)
 	case store.KindAPIKey:
 		return read(&apikey.Form, r, new(apikey.Record))
-	case kindGrant:
+	case grant.Kind:
 		return read(&grantForm, r, new(grantRecord))
-	case kindTicket:
+	case ticket.Kind:
 		return read(&ticketForm, r, new(ticketRecord))
 	case once.Kind:
 		if len(r.Data) > 0 { // without content it says that something was used
@@ -326,7 +328,7 @@ func (s *Service) Revocations(ctx context.Context, after store.Position, max int
 	if err := s.loadFeed(ctx); err != nil {
 		return feed.View{}, unavailable(err, "read the rules")
 	}
-	w := s.trust.look()
+	w := s.trust.Look()
 	age := s.trust.freshness(w, s.now()).Age
 	v, ok := s.feed.Page(after, w.Pos, max)
 	switch {
@@ -397,7 +399,7 @@ func moveService(ctx context.Context, from, to Store) (_ mover.Moved, failed err
 
 // copiedKinds are all kinds but the namespace's own record, the cursors of sinks and the events.
 var copiedKinds = []store.Kind{store.KindKey, store.KindRole, store.KindClient, store.KindRule, store.KindAPIKey,
-	kindGrant, kindTicket, once.Kind, kindNote, usage.Kind, usage.KindSpent, lineage.Kind}
+	grant.Kind, ticket.Kind, once.Kind, kindNote, usage.Kind, usage.KindSpent, lineage.Kind}
 
 // carried is a record as it goes into another store. A rule keeps its place in the order of changes, and a session the time
 // of its last refresh, so that no grace window opens again. placed is false for a rule that cannot be read: it gets a place after
@@ -414,12 +416,12 @@ func carried(r store.Record) (_ store.Record, placed bool) {
 			return r, false
 		}
 		r.Data = w.Record().Data
-	case kindGrant:
+	case grant.Kind:
 		g, err := readGrant(r)
 		if err != nil {
 			return r, true
 		}
-		g.Rotated = g.written(r)
+		g.Rotated = g.Written(r)
 		if w, err := grantForm.Write(r, g); err == nil {
 			r.Data = w.Record().Data
 		}

@@ -7,9 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
-	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,10 +15,10 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
-	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/ticket"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -64,45 +62,10 @@ const (
 	redeemSlack = time.Minute    // for what is spent in the last moment
 )
 
-type ticketRecord struct {
-	V         int             `json:"v"`
-	Hash      [32]byte        `json:"h"`
-	Client    string          `json:"client"`
-	Challenge string          `json:"challenge,omitempty"`
-	Redirect  string          `json:"redirect,omitempty"`
-	Expires   int64           `json:"expires"` // Unix ms
-	Birth     store.Position  `json:"birth"`
-	Subject   string          `json:"sub,omitempty"`
-	For       string          `json:"for,omitempty"` // the request's Client
-	Scopes    Scopes          `json:"scopes,omitempty"`
-	Roles     []string        `json:"roles,omitempty"`
-	Audiences []string        `json:"aud,omitempty"`
-	Lifetime  int64           `json:"life,omitempty"` // ns
-	Refresh   bool            `json:"refresh,omitempty"`
-	Claims    json.RawMessage `json:"claims,omitempty"`
-	Binding   string          `json:"binding,omitempty"`
-	Spent     string          `json:"spent,omitempty"`  // the grant that the first use got
-	Leaked    bool            `json:"leaked,omitempty"` // it was found in a leak, or used twice: it gets nothing, and what it got has ended
+// ticketRecord is a ticket as it is stored.
+type ticketRecord = ticket.Record[Scope]
 
-	// Of a first use that may be repeated: for how long, and the access token that it got.
-	Again int64    `json:"again,omitempty"` // ms
-	JTI   string   `json:"jti,omitempty"`
-	IAT   int64    `json:"iat,omitempty"` // Unix ms
-	EXP   int64    `json:"exp,omitempty"`
-	Bound string   `json:"bound,omitempty"`  // its binding
-	Only  []string `json:"narrow,omitempty"` // its audiences, where they are fewer than those that were prepared
-	record.Ext
-}
-
-// got is what rules see of a ticket, which was made or spent when its record was written, and of what it got.
-func (t *ticketRecord) got(written int64) *rules.Subject {
-	x := &rules.Subject{Subject: t.Subject, Client: t.Client, Grant: t.Spent, Iat: time.UnixMilli(written),
-		Pos: rules.Positions{Birth: t.Birth, View: t.Birth}, Renews: true}
-	x.Descend()
-	return x
-}
-
-var ticketForm = record.Form[ticketRecord]{Kind: kindTicket, Check: func(t *ticketRecord) error { return commit.First(t.V) }}
+var ticketForm = record.Form[ticketRecord]{Kind: ticket.Kind, Check: ticket.Check[Scope]}
 
 func readTicket(r store.Record) (*ticketRecord, error) {
 	t := new(ticketRecord)
@@ -128,7 +91,7 @@ func (s *minter) prepare(ctx context.Context, r Request, t Ticket, known *refusa
 		return Secret{}, fail(ErrInvalidRequest, "a ticket's lifetime is required, at most %s", maxPrepared)
 	case r.Subject == "" || r.Grant != "":
 		return Secret{}, fail(ErrInvalidRequest, "a ticket is for a subject, and opens a grant")
-	case t.Challenge != "" && !challengeShape(t.Challenge):
+	case t.Challenge != "" && !ticket.IsChallenge(t.Challenge):
 		return Secret{}, fail(ErrInvalidRequest, "code_challenge is not an S256 one (RFC 7636 §4.2)")
 	case t.Again < 0 || t.Again > maxGrace:
 		return Secret{}, fail(ErrInvalidRequest, "Again is negative or over %s", maxGrace)
@@ -191,11 +154,6 @@ func (s *minter) prepare(ctx context.Context, r Request, t Ticket, known *refusa
 	return code, nil
 }
 
-func challengeShape(s string) bool {
-	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	return err == nil && len(b) == sha256.Size
-}
-
 // findTicket reads the record of a code, by its tag or by its hash.
 func (s *minter) findTicket(ctx context.Context, code string) (id string, want [32]byte, err error) {
 	if opaque.KindOf(code) != opaque.Ticket {
@@ -226,7 +184,7 @@ func (s *minter) genuineTicket(ctx context.Context, token string) error {
 
 // readTicket reads the ticket that findTicket names.
 func (s *minter) readTicket(ctx context.Context, id string, hash [32]byte) (*ticketRecord, store.Record, error) {
-	r, err := s.get(ctx, kindTicket, id)
+	r, err := s.get(ctx, ticket.Kind, id)
 	if isNotFound(err) {
 		return nil, r, fail(ErrInvalidGrant, "no such ticket")
 	}
@@ -289,7 +247,7 @@ func (x *redeeming) plan(ctx context.Context, m moment) (*plan, error) {
 		return nil, err
 	}
 	t, r, who := x.t, &x.r, x.who
-	if m, err = x.reach(ctx, m, t.birth()); err != nil { // before its client is looked for
+	if m, err = x.reach(ctx, m, birth{t.Birth}); err != nil { // before its client is looked for
 		return nil, err
 	}
 	x.known.Subject, x.known.Client, x.known.Grant, x.known.Claimed = t.Subject, t.Client, t.Spent, ""
@@ -322,7 +280,7 @@ func (x *redeeming) plan(ctx context.Context, m moment) (*plan, error) {
 		return nil, fail(ErrInvalidGrant, "the ticket has expired")
 	case t.Redirect != r.RedirectURI:
 		return nil, fail(ErrInvalidGrant, "another redirect URI")
-	case !verifies(t.Challenge, r.Verifier):
+	case !ticket.Verifies(t.Challenge, r.Verifier):
 		return nil, fail(ErrInvalidGrant, "the code verifier does not fit (RFC 7636 §4.6)")
 	case t.Binding != "" && r.Binding != t.Binding:
 		return nil, fail(ErrInvalidGrant, "the ticket is bound to another key")
@@ -340,7 +298,7 @@ func (s *core) endSpent(ctx context.Context, r store.Record, t *ticketRecord, re
 	write := func(c *change) error {
 		return put(c, &ticketForm, store.Record{ID: r.ID, Subject: r.Subject, Client: r.Client, Expires: r.Expires}, t, r.Version)
 	}
-	if s.rules.Hit(t.got(r.Written)) == "" {
+	if s.rules.Hit(t.Got(r.Written)) == "" {
 		t.Leaked = true
 		err := s.writeRule(ctx, rules.ByGrant(t.Spent), false, reason, why, write)
 		return err == nil, err
@@ -360,19 +318,19 @@ func (s *core) endSpent(ctx context.Context, r store.Record, t *ticketRecord, re
 // planPrepared is what was prepared, for whoever prepared it, bound and narrowed as whoever redeems it asks.
 func (x *redeeming) planPrepared(ctx context.Context, m moment, binding string, audiences []string) (*plan, error) {
 	t := x.t
-	m, err := x.reach(ctx, m, t.birth())
+	m, err := x.reach(ctx, m, birth{t.Birth})
 	if err != nil {
 		return nil, err
 	}
 	// A rule since the ticket was made hits what it stands for: the identity was confirmed before the rule.
-	if rule := x.rules.Hit(t.got(x.rec.Written)); rule != "" {
+	if rule := x.rules.Hit(t.Got(x.rec.Written)); rule != "" {
 		return nil, fail(ErrInvalidGrant, "a rule on its %s", rule)
 	}
-	p, err := x.planLogin(m, t.request(binding, audiences), &caller{})
+	p, err := x.planLogin(m, requestOf(t, binding, audiences), &caller{})
 	if err != nil {
 		return nil, err
 	}
-	p.from, p.login = t.birth(), false
+	p.from, p.login = birth{t.Birth}, false
 	return p, x.mayContinue(ctx, Grant{Subject: t.Subject, Client: t.Client, Scopes: t.Scopes, Roles: t.Roles})
 }
 
@@ -406,7 +364,7 @@ func (x *redeeming) planRepeat(ctx context.Context, m moment) (*plan, error) {
 	if t.Again == 0 || x.cfg.Refresh.Grace == 0 || t.Leaked || x.rules.Ended(x.id) {
 		return nil, nil
 	}
-	if t.Redirect != r.RedirectURI || !verifies(t.Challenge, r.Verifier) || t.Bound != r.Binding {
+	if t.Redirect != r.RedirectURI || !ticket.Verifies(t.Challenge, r.Verifier) || t.Bound != r.Binding {
 		return nil, nil
 	}
 	// Asked now, for what others have revoked, and for the store's clock, which says how long ago it was.
@@ -442,8 +400,8 @@ func (x *redeeming) planRepeat(ctx context.Context, m moment) (*plan, error) {
 	return p, nil
 }
 
-// request is what was prepared.
-func (t *ticketRecord) request(binding string, audiences []string) *Request {
+// requestOf is what was prepared.
+func requestOf(t *ticketRecord, binding string, audiences []string) *Request {
 	r := &Request{Subject: t.Subject, Client: t.For, Scopes: t.Scopes, Roles: t.Roles, Audiences: t.Audiences,
 		Lifetime: time.Duration(t.Lifetime), Refresh: t.Refresh, Binding: binding, narrow: audiences}
 	if len(t.Claims) > 0 {
@@ -451,19 +409,3 @@ func (t *ticketRecord) request(binding string, audiences []string) *Request {
 	}
 	return r
 }
-
-// verifies is RFC 7636 §4.6 for S256. A verifier without a challenge is refused too: it hints at a downgrade
-// (RFC 9700 §2.1.1).
-func verifies(challenge, verifier string) bool {
-	if challenge == "" {
-		return verifier == ""
-	}
-	if len(verifier) < 43 || len(verifier) > 128 {
-		return false
-	}
-	sum := sha256.Sum256([]byte(verifier))
-	got := base64.RawURLEncoding.EncodeToString(sum[:])
-	return subtle.ConstantTimeCompare([]byte(got), []byte(challenge)) == 1
-}
-
-func (t *ticketRecord) birth() birth { return birth{t.Birth} }

@@ -132,8 +132,8 @@ func (v *JWTValidator) quick(ctx context.Context, c *Credential) (Token, bool) {
 	if e == nil || e.bound {
 		return Token{}, false
 	}
-	w := e.iss.look()
-	if e.version.Load() != e.iss.version() {
+	w := e.iss.Look()
+	if e.version.Load() != e.iss.Version() {
 		return Token{}, false
 	}
 	var last int64 // read before the clock, which waits for all that was asked of memory before and lets nothing overtake it
@@ -259,9 +259,9 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 		}
 	}
 	tr.ok("issuer", iss.issuer)
-	key, kerr := iss.key(ctx, p.Header.KID, p.Claims.Position)
+	key, kerr := iss.Key(ctx, p.Header.KID, p.Claims.Position)
 	if kerr != nil {
-		return Token{}, nil, false, tr.no("key", kerr)
+		return Token{}, nil, false, tr.no("key", asError(kerr, "key"))
 	}
 	key = key.For(p.Header.Alg)
 	if !key.Allows(p.Header.Alg) {
@@ -291,7 +291,7 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 		}
 	}
 	here := iss.takes(v.audiences, p.Claims.Audience)
-	e, cerr := v.claims(iss, token, p, foreign, here || c.anywhere && iss.state != nil && len(p.Claims.Audience) > 0) // for nobody is for nobody anywhere
+	e, cerr := v.claims(iss, token, p, foreign, here || c.anywhere && iss.Local() && len(p.Claims.Audience) > 0) // for nobody is for nobody anywhere
 	if cerr != nil {
 		return Token{}, nil, false, tr.no("claims", cerr)
 	}
@@ -364,10 +364,10 @@ func (v *JWTValidator) read(iss *trust, p *legacy.Token) *Error {
 // decide says yes or no to a token whose signature and claims were verified, now or before. known: it was checked
 // against rules before, and only what is new needs to be looked at.
 func (v *JWTValidator) decide(ctx context.Context, c *Credential, e *entry, known bool, tr *trace) (Token, error) {
-	w := e.iss.look()
+	w := e.iss.Look()
 	// Read before the rules are: what comes in meanwhile is checked at the next sight.
-	if version := e.iss.version(); !known || e.version.Load() != version {
-		if rule := e.iss.hit(&e.rule); rule != "" {
+	if version := e.iss.Version(); !known || e.version.Load() != version {
+		if rule := e.iss.Hit(&e.rule); rule != "" {
 			return Token{}, tr.no("revocation", fail(ErrRevoked, "a rule on its %s", rule))
 		}
 		e.version.Store(version)
@@ -398,7 +398,7 @@ func (v *JWTValidator) finish(ctx context.Context, c *Credential, e *entry, w *f
 		return Token{}, tr.no("freshness", err)
 	}
 	if e.needs > f.Position.N {
-		e.iss.wake() // its issuer knows more than we do; until we do too, our age counts
+		e.iss.Hurry() // its issuer knows more than we do; until we do too, our age counts
 	}
 	if tr != nil {
 		tr.ok("freshness", f.Age.String())
@@ -414,11 +414,11 @@ func (v *JWTValidator) tooStale(iss *trust, f Freshness) *Error {
 	if !f.Stale {
 		return nil
 	}
-	iss.wake()
+	iss.Hurry()
 	if v.cfg.InsecureServeStale > 0 && f.Age <= v.cfg.InsecureServeStale {
 		return nil
 	}
-	return iss.cutOff("the view of revocations is older than MaxStaleness")
+	return unavailable(iss.Cause(), "the view of revocations is older than MaxStaleness")
 }
 
 // claims checks what does not change while the token lives, and makes the entry. by is what a profile makes of
@@ -450,7 +450,7 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, by *legacy
 		return nil, fail(ErrInvalidToken, "a name in sub, jti, client_id, sid, roles or act has a control character")
 	case cl.Expires <= born:
 		return nil, fail(ErrInvalidToken, "exp is not after iat")
-	case time.Duration(cl.Expires-born) > iss.lives()/time.Second && (by == nil || !by.Endless):
+	case time.Duration(cl.Expires-born) > time.Duration(iss.Life.Load())/time.Second && (by == nil || !by.Endless):
 		return nil, fail(ErrInvalidToken, "it would live longer than its issuer allows")
 	case !takes:
 		return nil, fail(ErrInvalidToken, "not for this audience")
@@ -507,8 +507,8 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, by *legacy
 	if iss.own {
 		r.Descend()
 	}
-	if iss.home != nil {
-		r.Abroad = iss.foreign(r)
+	if iss.HasHome() {
+		r.Abroad = iss.Abroad(r)
 	}
 	e.data = tokenOf(spec, p.PrivateClaims())
 	e.data.from, e.data.by = r, v
@@ -543,9 +543,9 @@ func plainNames(cl *jws.Claims, own bool, roles []string) bool {
 // and the issuer whose names those are, empty for ours.
 func (v *JWTValidator) signedHere(ctx context.Context, token string) (d *tokenData, issuer string, err error) {
 	if iss, p := v.recognize(token); iss != nil {
-		key, kerr := iss.key(ctx, p.Header.KID, "")
-		if kerr != nil {
-			return nil, "", kerr
+		key, err := iss.Key(ctx, p.Header.KID, "")
+		if err != nil {
+			return nil, "", public(err)
 		}
 		if err := verifyAny(key, &p.Token); err != nil {
 			return nil, "", err
@@ -601,8 +601,8 @@ func (v *JWTValidator) recheck(t Token) error {
 	if t.d.from == nil || iss == nil { // not a token of this validator's: its times are all that is known
 		return v.ended(t, v.now())
 	}
-	w := iss.look()
-	if rule := iss.hit(t.d.from); rule != "" {
+	w := iss.Look()
+	if rule := iss.Hit(t.d.from); rule != "" {
 		return fail(ErrRevoked, "a rule on its %s", rule)
 	}
 	if !t.IsAPIKey() && !iss.Holds(t.d.from.Kid) {
@@ -682,7 +682,7 @@ func (v *JWTValidator) Freshness() Freshness {
 	var worst Freshness
 	first := true
 	for _, t := range v.trusts {
-		if f := t.freshness(t.look(), v.now()); first || f.Age > worst.Age {
+		if f := t.freshness(t.Look(), v.now()); first || f.Age > worst.Age {
 			worst, first = f, false
 		}
 	}
@@ -711,7 +711,7 @@ func (s *Service) Validate(ctx context.Context, c Credential) (Token, error) {
 func (s *Service) Recheck(ctx context.Context, t Token) error { return s.valid.Recheck(ctx, t) }
 
 // Freshness is the service's view of revocations now, for health checks and metrics.
-func (s *Service) Freshness() Freshness { return s.trust.freshness(s.trust.look(), s.now()) }
+func (s *Service) Freshness() Freshness { return s.trust.freshness(s.trust.Look(), s.now()) }
 
 // consumer is a Validator whose tokens may be limited by rate or by number of uses. [Authorize] calls it once for each
 // request that it lets through; Validate alone never consumes anything. A Validator that only passes on what a [Service]
@@ -782,3 +782,11 @@ func (v *JWTValidator) proved(c *Credential, binding string, now time.Time, spen
 
 // Observe adds o, until stop is called. Metrics, traces and misuse detectors attach themselves by it.
 func (s *Service) Observe(o Observer) (stop func()) { return s.valid.observers.Add(o) }
+
+// ProofAlgorithms are the JWA names of the algorithms by which others may sign for v: DPoP proofs (RFC 9449 §7.1). The slice is
+// the caller's own.
+func (v *JWTValidator) ProofAlgorithms() []string { return slices.Clone(v.cfg.algorithms()) }
+
+// ProofAlgorithms are the JWA names of the algorithms by which others may sign for s: DPoP proofs, clients' assertions. The
+// slice is the caller's own.
+func (s *Service) ProofAlgorithms() []string { return s.valid.ProofAlgorithms() }

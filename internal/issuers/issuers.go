@@ -32,8 +32,11 @@ import (
 
 // Config is what an Issuer is followed by.
 type Config struct {
-	Name string
-	Keys interface {
+	Name      string
+	Own       bool             // positions, roles, scopes and clients are as its tokens say
+	SameUsers bool             // its users are ours
+	State     *follow.Follower // of the service whose own issuer this is; nil: the feed is followed
+	Keys      interface {
 		JWKS(ctx context.Context, missing string) ([]byte, error)
 	}
 	Feed         func(ctx context.Context, after store.Position, max int) (View, error) // nil: its tokens count until they expire
@@ -89,6 +92,7 @@ type Issuer struct {
 	Life  atomic.Int64                              // the longest that its access tokens may live, ns
 
 	c     Config
+	home  *Issuer       // see SetHome
 	asked chan string   // kids that are missing
 	kick  chan struct{} // the feed is to be read now
 	renew chan struct{} // the feed told of another key set
