@@ -24,6 +24,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/gather"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -38,6 +39,8 @@ type Engine struct {
 	// Shared is set, so that callers of different namespaces share one.
 	Writers int
 	Shared  bool
+	// Kept: one connection is for write transactions alone, which come one at a time, so that what it has cached of the file stays true.
+	Kept bool
 	// Joined: several statements go to the server at once, with semicolons between.
 	Joined bool
 	// Look is how often whoever waits has other processes' writes looked for.
@@ -49,9 +52,11 @@ type Engine struct {
 	// ByIndex stands behind the name of a table, "record" or "event", that is read by what a column holds; nil where the server
 	// finds the index by itself, as MariaDB does.
 	ByIndex func(table, column string) string
-	Ignore  string // begins an insertion that does nothing where the row exists
-	Upsert  string // ends an insertion of records that may exist: version, pos, written, expires and data are the new ones
-	Keys    string // begins the list of rows that (a, b) IN compares with
+	// Late: a page is found by its keys alone, and its rows are read behind them. MariaDB would write whole rows to a temporary file.
+	Late   bool
+	Ignore string // begins an insertion that does nothing where the row exists
+	Upsert string // ends an insertion of records that may exist: version, pos, written, expires and data are the new ones
+	Keys   string // begins the list of rows that (a, b) IN compares with
 
 	// Text and Bytes write literals.
 	Text  func(string) string
@@ -81,9 +86,10 @@ type Engine struct {
 	queue  *queue        // of all namespaces, where Shared
 	hear   *listener
 
-	mu     sync.Mutex // guards spaces, closed
+	mu     sync.Mutex // guards spaces, closed, kept
 	spaces map[string]*Store
 	closed bool
+	kept   *sql.Conn // while no transaction has it
 	writes sync.WaitGroup
 }
 
@@ -96,6 +102,7 @@ type Store struct {
 	ns    string
 	queue *queue
 	slots chan struct{}
+	gets  gather.Gets
 
 	opening chan struct{} // holds a token while it is opened
 
@@ -128,6 +135,7 @@ func (e *Engine) Namespace(name string) *Store {
 		if !e.Shared {
 			s.queue, s.slots = &queue{lanes: e.Writers}, make(chan struct{}, e.Writers)
 		}
+		s.gets.Lanes, s.gets.Most, s.gets.Timeout, s.gets.Ask = getLanes, getSize, e.Timeout, s.getAll
 		e.spaces[name] = s
 	}
 	return s
@@ -149,7 +157,30 @@ func (e *Engine) Close() bool {
 	case <-ended:
 	case <-late.C:
 	}
+	if conn := e.takeKept(); conn != nil {
+		_ = conn.Close()
+	}
 	return first
+}
+
+// takeKept gives the connection that is kept, if there is one.
+func (e *Engine) takeKept() *sql.Conn {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	conn := e.kept
+	e.kept = nil
+	return conn
+}
+
+// keep reports whether a connection is kept for the next write transaction.
+func (e *Engine) keep(conn *sql.Conn) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.Kept || e.closed || e.kept != nil {
+		return false
+	}
+	e.kept = conn
+	return true
 }
 
 // begin counts a write that Close waits for.
@@ -278,14 +309,19 @@ func (e *Engine) transact(ctx context.Context, slots chan struct{}, names []stri
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	conn, err := e.DB.Conn(ctx)
-	if err != nil {
-		return err
+	conn := e.takeKept()
+	if conn == nil {
+		var err error
+		if conn, err = e.DB.Conn(ctx); err != nil {
+			return err
+		}
 	}
 	whole := false // the connection is as it was
 	defer func() {
 		if !whole {
 			_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // the pool drops it
+		} else if e.keep(conn) {
+			return
 		}
 		_ = conn.Close()
 	}()

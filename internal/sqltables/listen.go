@@ -54,7 +54,7 @@ func (s *Store) Wait(ctx context.Context, p store.Position) error {
 	defer leave()
 	// What was written before we joined is looked for, not waited for.
 	head, err := await(ctx, s, func(ctx context.Context) (store.Position, error) {
-		sp, _, err := s.read(ctx, "record r", recordFields, " AND 1 = 0", "")
+		sp, _, err := s.read(ctx, "record", "", " AND 1 = 0", 0)
 		if err != nil {
 			return store.Position{}, err
 		}

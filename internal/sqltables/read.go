@@ -1,10 +1,12 @@
 package sqltables
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -13,10 +15,27 @@ import (
 )
 
 // read runs one statement that selects the namespace's row and, beside it, the rows of a table, which are of one snapshot
-// with it. table is its name, the alias r and what hints at an index. where is what selects them, limit and order included; order orders them again, because a join need not.
-func (s *Store) read(ctx context.Context, table, fields, where, order string) (sp *space, out []record, err error) {
-	text := "SELECT " + s.columns() + ", " + fields + " FROM " + s.Prefix + "namespace n LEFT JOIN (SELECT * FROM " + s.Prefix + table + " WHERE r.ns = " + s.Text(s.ns) +
-		where + ") r ON r.ns = n.ns WHERE n.ns = " + s.Text(s.ns) + order
+// with it. table is "record" or "event", hint what stands behind its name. where is what selects them, with the order in which the first limit are found
+// (0: all); they come in no order.
+func (s *Store) read(ctx context.Context, table, hint, where string, limit int) (sp *space, out []record, err error) {
+	fields, keys := recordFields, []string{"kind", "id"}
+	if table == "event" {
+		fields, keys = eventFields, []string{"place"}
+	}
+	if limit > 0 {
+		where += " LIMIT " + strconv.Itoa(limit)
+	}
+	from := " FROM " + s.Prefix + table + " r" + hint + " WHERE r.ns = " + s.Text(s.ns) + where
+	join := "(SELECT *" + from + ") r ON r.ns = n.ns"
+	if s.Late && limit > 0 {
+		columns, on := "r.ns", ""
+		for _, k := range keys {
+			columns += ", r." + k
+			on += " AND r." + k + " = k." + k
+		}
+		join = "(SELECT " + columns + from + ") k ON k.ns = n.ns LEFT JOIN " + s.Prefix + table + " r" + s.ByKey + " ON r.ns = k.ns" + on
+	}
+	text := "SELECT " + s.columns() + ", " + fields + " FROM " + s.Prefix + "namespace n LEFT JOIN " + join + " WHERE n.ns = " + s.Text(s.ns)
 	for try := 0; ; try++ {
 		floor := s.last()
 		err := s.again(ctx, func() error {
@@ -62,19 +81,46 @@ func (s *Store) read(ctx context.Context, table, fields, where, order string) (s
 
 // Get is that of [store.Store].
 func (s *Store) Get(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
-	return await(ctx, s, func(ctx context.Context) (store.Record, error) {
-		if !kind.Possible(id) {
-			return store.Record{}, store.ErrNotFound
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	switch {
+	case ctx.Err() != nil:
+		return store.Record{}, ctx.Err()
+	case s.hear.ctx.Err() != nil:
+		return store.Record{}, s.Closed
+	case !kind.Possible(id):
+		return store.Record{}, store.ErrNotFound
+	}
+	return s.gets.Get(ctx, kind, id)
+}
+
+// How many Gets a statement answers, and statements under way for them.
+const (
+	getSize  = 64
+	getLanes = 4
+)
+
+// getAll reads records of a kind in one statement.
+func (s *Store) getAll(ctx context.Context, kind store.Kind, ids []string) ([]store.Record, error) {
+	if err := s.open(ctx); err != nil {
+		return nil, err
+	}
+	var in strings.Builder
+	for i, id := range ids {
+		if i > 0 {
+			in.WriteString(", ")
 		}
-		sp, rows, err := s.read(ctx, "record r", recordFields, " AND r.kind = "+s.Text(string(kind))+" AND r.id = "+s.Text(id), "")
-		switch {
-		case err != nil:
-			return store.Record{}, err
-		case len(rows) == 0:
-			return store.Record{}, store.ErrNotFound
-		}
-		return rows[0].out(sp.history), nil
-	})
+		in.WriteString(s.Text(id))
+	}
+	sp, rows, err := s.read(ctx, "record", s.ByKey, " AND r.kind = "+s.Text(string(kind))+" AND r.id IN ("+in.String()+")", 0)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]store.Record, len(rows))
+	for i := range rows {
+		out[i] = rows[i].out(sp.history)
+	}
+	return out, nil
 }
 
 // Follow is that of [store.Store].
@@ -95,14 +141,15 @@ func (s *Store) Follow(ctx context.Context, after store.Position, kinds []store.
 	return await(ctx, s, func(ctx context.Context) (store.View, error) {
 		// The second bound is for SQLite, whose index holds only what has a position. It begins to read at the first bound that it sees:
 		// the other way round it would read all state records each time.
-		sp, rows, err := s.read(ctx, "record r", recordFields, " AND r.pos > "+strconv.FormatInt(after.N, 10)+" AND r.pos > 0"+where+
-			" ORDER BY r.pos LIMIT "+strconv.Itoa(max+1), " ORDER BY r.pos")
+		sp, rows, err := s.read(ctx, "record", "", " AND r.pos > "+strconv.FormatInt(after.N, 10)+" AND r.pos > 0"+where+
+			" ORDER BY r.pos", max+1)
 		switch {
 		case err != nil:
 			return store.View{}, err
 		case after != (store.Position{}) && (after.History != uint64(sp.history) || after.N > sp.head || after.N < 0):
 			return store.View{}, fmt.Errorf("%w: position %d of history %x, the store is at %d of %x", store.ErrDiverged, after.N, after.History, sp.head, sp.history)
 		}
+		slices.SortFunc(rows, byPlace)
 		v := store.View{Next: sp.position(), Now: sp.now}
 		if v.More = len(rows) > max; v.More {
 			rows = rows[:max]
@@ -114,6 +161,8 @@ func (s *Store) Follow(ctx context.Context, after store.Position, kinds []store.
 		return v, nil
 	})
 }
+
+func byPlace(a, b record) int { return cmp.Compare(*a.pos, *b.pos) }
 
 // List is that of [store.Store].
 func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
@@ -132,9 +181,9 @@ func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
 // list pages through records by their IDs, or through events by their places: those are given under the namespace's lock,
 // so none appears behind one that can be seen.
 func (s *Store) list(ctx context.Context, q store.Query) (store.Page, error) {
-	table, fields, by, where := "record", recordFields, "r.id", " AND r.kind = "+s.Text(string(q.Kind))
+	table, by, where := "record", "id", " AND r.kind = "+s.Text(string(q.Kind))
 	if q.Kind == store.KindEvent {
-		table, fields, by, where = "event", eventFields, "r.place", ""
+		table, by, where = "event", "place", ""
 	}
 	hint := "" // the first of these finds the fewest
 	for _, c := range [...][2]string{{"token", q.Token}, {"grant_id", q.Grant}, {"subject", q.Subject}, {"client", q.Client}, {"type", q.Type}} {
@@ -169,14 +218,22 @@ func (s *Store) list(ctx context.Context, q store.Query) (store.Page, error) {
 			}
 			at = strconv.FormatInt(from, 10)
 		}
-		where += " AND " + by + than + at
+		where += " AND r." + by + than + at
 	}
-	sp, rows, err := s.read(ctx, table+" r"+hint, fields, where+" ORDER BY "+by+order+" LIMIT "+strconv.Itoa(q.Limit+1), " ORDER BY "+by+order)
+	sp, rows, err := s.read(ctx, table, hint, where+" ORDER BY r."+by+order, q.Limit+1)
 	switch {
 	case err != nil:
 		return store.Page{}, err
 	case q.Kind == store.KindEvent && q.Cursor != "" && !q.Newest && sp.trimmed > from:
 		return store.Page{}, store.ErrTrimmed
+	}
+	if q.Kind == store.KindEvent {
+		slices.SortFunc(rows, byPlace)
+	} else {
+		slices.SortFunc(rows, func(a, b record) int { return strings.Compare(*a.id, *b.id) })
+	}
+	if q.Newest {
+		slices.Reverse(rows)
 	}
 	var page store.Page
 	if len(rows) > q.Limit {

@@ -155,7 +155,7 @@ func start(ctx context.Context, db *sql.DB, o *Options) (*Store, error) {
 		return nil, fmt.Errorf("mysqlstore: tables: %w", cause(err))
 	}
 	e := &sqltables.Engine{
-		Name: "mysqlstore", DB: db, Prefix: o.Prefix, Timeout: o.Timeout, Writers: 2, Joined: true, Look: 100 * time.Millisecond,
+		Name: "mysqlstore", DB: db, Prefix: o.Prefix, Timeout: o.Timeout, Writers: 2, Joined: true, Late: true, Look: 100 * time.Millisecond,
 		// The server ends a transaction whose client has fallen silent.
 		Begin:  []string{fmt.Sprintf("SET SESSION wait_timeout = %d", seconds(o.Timeout/4)), "START TRANSACTION"},
 		End:    []string{"SET SESSION wait_timeout = DEFAULT"},

@@ -245,6 +245,9 @@ func start(ctx context.Context, db *sql.DB, path string, make bool, o *Options) 
 		},
 		Closed: ErrClosed,
 	}
+	if !make { // the database is ours: its connections wait for the disk, and there is one to spare
+		e.Kept, e.Prepare = true, nil
+	}
 	s, err := e.Start(ctx)
 	if err != nil {
 		_ = f.mark.Close()
