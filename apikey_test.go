@@ -5,9 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"iter"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,8 +17,6 @@ import (
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/opaque"
-	"github.com/apitoken-go/apitoken/keyhash"
-	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
@@ -518,59 +514,4 @@ func TestJunkAPIKeysReadNoStore(t *testing.T) {
 	}
 	require.Equal(t, before, inner.gets.Load())
 	require.NoError(t, validate(svc, secret))
-}
-
-// What is behind this package makes errors of its own: each call of the host's or of a caller's ends with one of ours, which has a detail.
-func TestErrorsAboutAPIKeysAreOurs(t *testing.T) {
-	t.Parallel()
-	ctx := t.Context()
-	st := memstore.New()
-	svc, err := apitoken.New(apitoken.Config{Issuer: "https://auth.example.com", Audience: "https://api.example.com", Store: st, InsecureKeysInStore: true,
-		Limits: apitoken.Limits{APIKeysPerSubject: 2}, KeyHashes: map[string]keyhash.Form{"sha256": keyhash.SHA256("")}})
-	require.NoError(t, err)
-	defer svc.Close()
-	login, err := svc.Issue(ctx, apitoken.Request{Subject: "alice"})
-	require.NoError(t, err)
-	caller := svc.APIKeys.For(login.Token)
-	bad, secret, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice"})
-	require.NoError(t, err)
-	good, _, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice"})
-	require.NoError(t, err)
-	damage(t, st, store.Record{Kind: store.KindAPIKey, ID: bad.ID, Data: []byte(`{"v":1,"from_a_later_version":true}`)})
-
-	for who, keys := range map[string]*apitoken.APIKeys{"host": svc.APIKeys, "caller": caller} {
-		for call, err := range map[string]error{
-			"a damaged key":       fails(keys.Get(ctx, bad.ID)),
-			"rename a damaged":    fails(keys.Rename(ctx, bad.ID, "x")),
-			"edit a damaged":      fails(keys.Edit(ctx, bad.ID, func(*apitoken.APIKey) error { return nil })),
-			"rotate a damaged":    failed(keys.Rotate(ctx, bad.ID, 0)),
-			"a name":              fails(keys.Rename(ctx, good.ID, "two\nlines")),
-			"an end":              fails(keys.Edit(ctx, good.ID, func(k *apitoken.APIKey) error { k.Expires = time.Unix(1, 0); return nil })),
-			"metadata":            fails(keys.Edit(ctx, good.ID, func(k *apitoken.APIKey) error { k.Metadata = map[string]string{"": ""}; return nil })),
-			"a request":           failed(keys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice", UsesPer: "week"})),
-			"over the limit":      failed(keys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice"})),
-			"listed":              firstError(keys.List(ctx, apitoken.Page{})),
-			"a secret's target":   fails(svc.TargetOf(ctx, secret.Reveal())),
-			"a validation":        fails(svc.Validate(ctx, apitoken.Bearer(secret.Reveal()))),
-			"an import":           fails(keys.Import(ctx, slices.Values([]apitoken.ImportedKey{{Form: "sha256", Hash: "?", APIKeyRequest: apitoken.APIKeyRequest{Subject: "bob"}}}))),
-			"an import, too many": fails(keys.Import(ctx, slices.Values([]apitoken.ImportedKey{{Form: "sha256", Hash: strings.Repeat("ab", 32), APIKeyRequest: apitoken.APIKeyRequest{Subject: "alice"}}}))),
-		} {
-			var ours *apitoken.Error
-			require.ErrorAs(t, err, &ours, "%s: %s", who, call)
-			require.NotEmpty(t, ours.Detail, "%s: %s", who, call)
-		}
-	}
-}
-
-func fails[T any](_ T, err error) error { return err }
-
-func failed(_ apitoken.APIKey, _ apitoken.Secret, err error) error { return err }
-
-func firstError(keys iter.Seq2[apitoken.APIKey, error]) error {
-	for _, err := range keys {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }

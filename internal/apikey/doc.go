@@ -6,7 +6,8 @@
 // changed is known by the new one before the follower reads on, with the counts of its uses; that many who present an unknown
 // key cause one read; and that another program's hash of a key is needed until the first use of the key, and never after.
 //
-// It has no lock but those of flightcache's shards, which are leaves. Cache.Apply runs in the follower's turn: nothing that it calls
+// It has no lock but those of flightcache's shards, which are leaves; whoever checks a slow hash of a host's waits for one of a few
+// places, with none held. Cache.Apply runs in the follower's turn: nothing that it calls
 // asks the store. Whoever gives out a key asks for its rule (Key.Hit) after reading the view, and for its end after that.
 //
 // The root's APIKeys calls it, and decides who may make which keys; so do validators without a store, of which only Forms
