@@ -132,26 +132,6 @@ func (b *roleBook) scopesFor(x *ceiling, asked Scopes, roles []string) (Scopes, 
 	return x.all(), nil
 }
 
-// audiencesOf is what a client may ask for, its default first.
-func (s *core) audiencesOf(c *Client) []string {
-	if len(c.Audiences) > 0 {
-		return meetAudiences(c.Audiences, s.audiences)
-	}
-	return s.audiences
-}
-
-// meetAudiences is what of list is allowed, in the order of list, each as allowed writes it.
-func meetAudiences(list, allowed []string) []string {
-	var out []string
-	for _, a := range list {
-		at := slices.IndexFunc(allowed, func(x string) bool { return text.SameResource(x, a) })
-		if at >= 0 && !slices.Contains(out, allowed[at]) {
-			out = append(out, allowed[at])
-		}
-	}
-	return out
-}
-
 // among is asked, each as allowed writes it, or the first that is not allowed or that was named before in the same text.
 func among(allowed, asked []string) (list []string, bad string) {
 	for i, a := range asked {
@@ -164,22 +144,6 @@ func among(allowed, asked []string) (list []string, bad string) {
 		}
 	}
 	return list, ""
-}
-
-// lifetimes are the client's, and the service's where it has none, never longer than the service's maximum.
-func (s *core) lifetimes(c *Client) Lifetimes {
-	l, base := c.Lifetimes, s.cfg.Lifetimes
-	pick := func(own, base time.Duration) time.Duration {
-		if own > 0 {
-			return own
-		}
-		return base
-	}
-	l.MaxAccess = min(pick(l.MaxAccess, base.MaxAccess), base.MaxAccess)
-	l.Access = min(pick(l.Access, base.Access), l.MaxAccess)
-	l.Grant = min(pick(l.Grant, base.Grant), base.Grant)
-	l.Idle = pick(l.Idle, base.Idle)
-	return l
 }
 
 // roleBook holds what each role expands to. Roles are state: every issuing process knows them all.

@@ -20,6 +20,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/granttype"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/internal/ticket"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -263,6 +264,30 @@ func (cs *Clients) narrowed(id string, old, next *clients.Record) *rules.Held {
 		return &rules.Held{Target: rules.ByClient(id), Mint: true}
 	}
 	return nil
+}
+
+// audiencesOf is what a client may ask for, its default first.
+func (s *core) audiencesOf(c *Client) []string {
+	if len(c.Audiences) > 0 {
+		return text.Resources(c.Audiences, s.audiences)
+	}
+	return s.audiences
+}
+
+// lifetimes are the client's, and the service's where it has none, never longer than the service's maximum.
+func (s *core) lifetimes(c *Client) Lifetimes {
+	l, base := c.Lifetimes, s.cfg.Lifetimes
+	pick := func(own, base time.Duration) time.Duration {
+		if own > 0 {
+			return own
+		}
+		return base
+	}
+	l.MaxAccess = min(pick(l.MaxAccess, base.MaxAccess), base.MaxAccess)
+	l.Access = min(pick(l.Access, base.Access), l.MaxAccess)
+	l.Grant = min(pick(l.Grant, base.Grant), base.Grant)
+	l.Idle = pick(l.Idle, base.Idle)
+	return l
 }
 
 func containsAll(list, want []string) bool { return len(intersectTexts(want, list)) == len(want) }

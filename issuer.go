@@ -662,7 +662,7 @@ func (s *minter) planUnder(ctx context.Context, m moment, id string, g *grantRec
 
 	// Each may have lost something since the session was opened; what one gained since was not granted (RFC 6749 §6).
 	most := s.ceiling(&c)
-	if p.audiences = meetAudiences(g.Audiences, most.audiences); len(p.audiences) == 0 {
+	if p.audiences = text.Resources(g.Audiences, most.audiences); len(p.audiences) == 0 {
 		return nil, nil, fail(ErrInvalidGrant, "none of its audiences may be asked for any more")
 	}
 	most.meet("the grant", g.Scopes)

@@ -13,6 +13,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/ratchet"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -221,7 +222,7 @@ func (x *refreshing) planRepeat(ctx context.Context, m moment, owner *Client, g 
 	p.event, p.refresh = event.Refreshed, next
 	p.scopes = intersectScopes(g.Narrow, p.scopes)
 	if len(g.For) > 0 {
-		if p.narrow = meetAudiences(g.For, p.audiences); len(p.narrow) == 0 {
+		if p.narrow = text.Resources(g.For, p.audiences); len(p.narrow) == 0 {
 			return nil, fail(ErrInvalidGrant, "none of its audiences may be asked for any more")
 		}
 	}
@@ -379,7 +380,7 @@ func (s *minter) planExchange(ctx context.Context, m moment, from birth, r *Exch
 	}
 	if len(r.Audiences) > 0 {
 		p.audiences, err = most.targets(r.Audiences)
-	} else if p.audiences = meetAudiences(token.Audiences, most.audiences); len(p.audiences) == 0 {
+	} else if p.audiences = text.Resources(token.Audiences, most.audiences); len(p.audiences) == 0 {
 		err = fail(ErrInvalidTarget, "client %q may ask for none of the token's audiences: it must name one of its own", c.ID)
 	}
 	if err != nil {

@@ -4,6 +4,7 @@ package text
 
 import (
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -71,6 +72,17 @@ func CleanText(s string) string {
 // behind it (RFC 3986 §6.2.3). Apart from that they are compared byte for byte. It is for what a client asks for: the token says it
 // as it is configured, and validators compare aud as text (RFC 7519 §2).
 func SameResource(a, b string) bool { return a == b || bareHost(a) == bareHost(b) }
+
+// Resources is what of list is allowed, in the order of list, each once and as allowed writes it.
+func Resources(list, allowed []string) (out []string) {
+	for _, a := range list {
+		at := slices.IndexFunc(allowed, func(x string) bool { return SameResource(x, a) })
+		if at >= 0 && !slices.Contains(out, allowed[at]) {
+			out = append(out, allowed[at])
+		}
+	}
+	return out
+}
 
 // bareHost is a URL without the slash that is all of its path.
 func bareHost(a string) string {

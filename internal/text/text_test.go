@@ -1,6 +1,7 @@
 package text
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -27,5 +28,14 @@ func TestIsName(t *testing.T) {
 		if IsName(s) != want {
 			t.Errorf("IsName(%q) = %v", s, !want)
 		}
+	}
+}
+
+func TestResources(t *testing.T) {
+	t.Parallel()
+	allowed := []string{"https://a.example.com", "b", "https://c.example.com/"}
+	got := Resources([]string{"https://c.example.com", "x", "b", "https://a.example.com/", "https://a.example.com"}, allowed)
+	if want := []string{"https://c.example.com/", "b", "https://a.example.com"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q: in the order of the list, as they are allowed", got, want)
 	}
 }
