@@ -1,6 +1,7 @@
 package pgstore
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -37,16 +38,13 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 		return store.Commit{}, err
 	}
 	got := make(chan answer, 1)
-	in := &intent{s: s, args: s.args(s.applyArgs(c, state)...), puts: len(c.Puts), end: time.Now().Add(s.o.Timeout)} // c is not read after Apply returns
+	in := &intent{s: s, c: detached(c), state: state, end: time.Now().Add(s.o.Timeout)} // c is not read after Apply returns
 	in.tell = func(done store.Commit, err error) {
 		got <- answer{done, err}
 		<-turns
 		s.writes.Done()
 	}
-	if s.groupable(c) {
-		if len(c.Puts) == 1 {
-			in.key = s.ns + "\x00" + string(c.Puts[0].Kind) + "\x00" + c.Puts[0].ID
-		}
+	if s.groupable(in) {
 		g := &s.group
 		if state {
 			g = &s.state
@@ -67,41 +65,59 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	}
 }
 
-// applyArgs are the arguments of the function apply. Puts are in order of their keys, so that two changes never wait for
-// each other.
-func (s *Store) applyArgs(c *store.Change, state bool) []any {
-	puts := slices.Clone(c.Puts)
-	slices.SortFunc(puts, func(a, b store.Put) int {
-		if d := strings.Compare(string(a.Kind), string(b.Kind)); d != 0 {
-			return d
+// detached is a change with memory of its own.
+func detached(c *store.Change) *store.Change {
+	out := &store.Change{ID: c.ID, Puts: slices.Clone(c.Puts), Events: slices.Clone(c.Events)}
+	for i := range out.Puts {
+		out.Puts[i].Data = append([]byte{}, out.Puts[i].Data...)
+	}
+	for i := range out.Events {
+		out.Events[i].Data = append([]byte{}, out.Events[i].Data...)
+	}
+	return out
+}
+
+// applyArgs are the arguments of the function apply_all, for changes that are all of state or none. All puts are in the order of their keys,
+// so that no two transactions wait for each other.
+func (s *Store) applyArgs(all []*intent) []any {
+	type put struct {
+		*store.Put
+		change *store.Version
+	}
+	var puts []put
+	var p, e columns
+	for _, in := range all {
+		for i := range in.c.Puts {
+			puts = append(puts, put{&in.c.Puts[i], &in.c.ID})
 		}
-		return strings.Compare(a.ID, b.ID)
+		for i := range in.c.Events {
+			e.add(&in.c.ID, &in.c.Events[i])
+		}
+	}
+	slices.SortFunc(puts, func(a, b put) int {
+		return cmp.Or(strings.Compare(string(a.Kind), string(b.Kind)), strings.Compare(a.ID, b.ID))
 	})
 	kinds, expects, states := make([]string, len(puts)), make([][]byte, len(puts)), make([]bool, len(puts))
-	var p, e columns
 	for i := range puts {
-		kinds[i], expects[i], states[i] = string(puts[i].Kind), slices.Clone(puts[i].Expect[:]), puts[i].Kind.State()
-		p.add(&puts[i].Record)
+		kinds[i], expects[i], states[i] = string(puts[i].Kind), puts[i].Expect[:], puts[i].Kind.State()
+		p.add(puts[i].change, &puts[i].Record)
 	}
-	for i := range c.Events {
-		e.add(&c.Events[i])
-	}
-	return []any{s.ns, slices.Clone(c.ID[:]), s.fence, state, s.hear.channel,
-		kinds, p.id, expects, states, p.expires, p.subject, p.client, p.grant, p.token, p.typ, p.data,
-		e.id, e.expires, e.subject, e.client, e.grant, e.token, e.typ, e.data}
+	return s.args(s.ns, s.fence, all[0].state, s.hear.channel,
+		p.change, kinds, p.id, expects, states, p.expires, p.subject, p.client, p.grant, p.token, p.typ, p.data,
+		e.change, e.id, e.expires, e.subject, e.client, e.grant, e.token, e.typ, e.data)
 }
 
 // columns are the fields of several records, as arrays.
 type columns struct {
 	id, subject, client, grant, token, typ []string
 	expires                                []int64
-	data                                   [][]byte
+	change, data                           [][]byte
 }
 
-func (c *columns) add(r *store.Record) {
-	c.id, c.subject, c.client = append(c.id, r.ID), append(c.subject, r.Subject), append(c.client, r.Client)
+func (c *columns) add(change *store.Version, r *store.Record) {
+	c.change, c.id, c.subject, c.client = append(c.change, change[:]), append(c.id, r.ID), append(c.subject, r.Subject), append(c.client, r.Client)
 	c.grant, c.token, c.typ = append(c.grant, r.Grant), append(c.token, r.Token), append(c.typ, r.Type)
-	c.expires, c.data = append(c.expires, r.Expires), append(c.data, append([]byte{}, r.Data...))
+	c.expires, c.data = append(c.expires, r.Expires), append(c.data, r.Data)
 }
 
 // write asks the server until the outcome is known or ctx ends. unknown is the error of an attempt before, which may have been
@@ -117,10 +133,10 @@ func (s *Store) write(ctx context.Context, in *intent, unknown error) (store.Com
 		}
 		return store.Commit{}, err
 	}
-	adopted := 0
+	adopted, args := 0, s.applyArgs([]*intent{in})
 	for wait := firstWait; ; wait = min(2*wait, longestWait) {
 		var head, history, now int64
-		err := s.pool.QueryRow(ctx, s.sql.apply, in.args...).Scan(&head, &history, &now)
+		err := s.pool.QueryRow(ctx, s.sql.apply, args...).Scan(&head, &history, &now)
 		switch {
 		case err == nil:
 			return store.Commit{Head: position(history, head), Now: now}, nil
@@ -141,7 +157,7 @@ func (s *Store) write(ctx context.Context, in *intent, unknown error) (store.Com
 		case isPg(err, "AP006"):
 			return store.Commit{}, s.gone()
 		case rolledBack(err), pgconn.SafeToRetry(err):
-		case broken(err) && in.puts > 0:
+		case broken(err) && len(in.c.Puts) > 0:
 			unknown = err
 		default: // a server that is a replica says ErrReadOnly
 			return refused(s.cause(err))

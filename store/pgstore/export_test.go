@@ -6,3 +6,6 @@ func (s *Store) Waiting() int {
 	defer s.state.mu.Unlock()
 	return len(s.state.waiting)
 }
+
+// UnderWay is how many changes without state are under way, those that wait for a transaction included.
+func (s *Store) UnderWay() int { return len(s.turns) }

@@ -536,7 +536,7 @@ func TestDumpPutBack(t *testing.T) {
 	require.NoError(t, err)
 
 	exec(fmt.Sprintf("DROP TABLE %[1]sversion, %[1]snamespace, %[1]sfence, %[1]srecord, %[1]sevent, %[1]strimmed CASCADE; DROP SEQUENCE %[1]sevent_seq", p))
-	for _, f := range []string{"now_ms", "timeline", "apply", "move", "purge"} {
+	for _, f := range []string{"now_ms", "timeline", "apply", "apply_all", "move", "purge"} {
 		exec("DROP FUNCTION " + p + f)
 	}
 	require.NoError(t, pgstore.Migrate(ctx, pool, &pgstore.Options{Prefix: p}))

@@ -1,6 +1,7 @@
 package pgstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -14,14 +15,15 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// Callers that write at the same time share a transaction: it is one round trip, one commit and one sync for all of them.
-// Only changes that can't stand in each other's way share one: with at most one put, and each for another record. If one of
-// them is refused the whole is undone, and each goes by itself.
+// Callers that write at the same time share a transaction: it is one round trip, one commit and one sync for all of them, and one statement
+// for those of a namespace. Only changes that can't stand in each other's way share one: each of other records. If one of them is refused the
+// whole is undone, and each goes by itself.
 //
 // Changes of state have a queue of their own in each namespace, so that a revocation waits for no session and for no other
 // namespace. Each takes the namespace's counter, which orders them, and keeps it until its transaction commits, so many
 // transactions would queue there and commit one change at a time. Two do: the next group is at the server, waiting for the
-// counter, while one commits; and where the connection of one has fallen silent, revocations continue on the other.
+// counter, while one commits; and where the connection of one has fallen silent, revocations continue on the other. A group of state has
+// a statement for each change, which is told its own place, and at most one put in each, so that all lock in one order.
 const (
 	groupSize  = 16
 	groupLanes = 4 // transactions under way at once
@@ -31,12 +33,29 @@ const (
 
 // intent is a change on its way.
 type intent struct {
-	s    *Store
-	key  string // of its one record; empty: it has none
-	args []any
-	puts int
-	end  time.Time // when nobody waits for it any more
-	tell func(store.Commit, error)
+	s     *Store
+	c     *store.Change // with memory of its own
+	state bool
+	end   time.Time // when nobody waits for it any more
+	tell  func(store.Commit, error)
+}
+
+// key names a record, in the order in which transactions lock them.
+type key struct{ ns, kind, id string }
+
+func (in *intent) key(i int) key { return key{in.s.ns, string(in.c.Puts[i].Kind), in.c.Puts[i].ID} }
+
+// compare orders changes by their namespace and their first record.
+func (in *intent) compare(other *intent) int {
+	var a, b key
+	a.ns, b.ns = in.s.ns, other.s.ns
+	if len(in.c.Puts) > 0 {
+		a = in.key(0)
+	}
+	if len(other.c.Puts) > 0 {
+		b = other.key(0)
+	}
+	return cmp.Or(strings.Compare(a.ns, b.ns), strings.Compare(a.kind, b.kind), strings.Compare(a.id, b.id))
 }
 
 type answer struct {
@@ -53,9 +72,9 @@ type grouper struct {
 	running int
 }
 
-// groupable reports whether c may share a transaction.
-func (e *engine) groupable(c *store.Change) bool {
-	return !e.o.Pooler && len(c.Puts) <= 1
+// groupable reports whether a change may share a transaction.
+func (e *engine) groupable(in *intent) bool {
+	return !e.o.Pooler && (!in.state || len(in.c.Puts) <= 1)
 }
 
 // submit hands in to a lane of g; the answer comes by in.tell.
@@ -88,24 +107,29 @@ func (e *engine) lane(g *grouper) {
 
 // take removes what shares the next transaction. The caller holds mu.
 func (g *grouper) take() (batch []*intent) {
-	taken := map[string]bool{}
+	taken := map[key]bool{}
 	rest := g.waiting[:0]
 	for i, in := range g.waiting {
 		if len(batch) == g.size {
 			rest = append(rest, g.waiting[i:]...)
 			break
 		}
-		if in.key != "" && taken[in.key] {
+		meets := false
+		for k := range in.c.Puts {
+			meets = meets || taken[in.key(k)]
+		}
+		if meets {
 			rest = append(rest, in)
 			continue
 		}
-		taken[in.key] = in.key != ""
+		for k := range in.c.Puts {
+			taken[in.key(k)] = true
+		}
 		batch = append(batch, in)
 	}
 	clear(g.waiting[len(rest):])
 	g.waiting = rest
-	// All transactions lock their records in the same order: none waits for another in a circle.
-	slices.SortFunc(batch, func(a, b *intent) int { return strings.Compare(a.key, b.key) })
+	slices.SortStableFunc(batch, (*intent).compare)
 	return batch
 }
 
@@ -144,7 +168,7 @@ func (e *engine) together(batch []*intent) {
 	}
 	var wg sync.WaitGroup
 	for _, in := range live {
-		if unknown != nil && (in.puts == 0 || !broken(unknown)) {
+		if unknown != nil && (len(in.c.Puts) == 0 || !broken(unknown)) {
 			in.tell(store.Commit{}, e.cause(unknown)) // done or not
 			continue
 		}
@@ -160,16 +184,22 @@ func undone(err error) bool {
 	return errors.As(err, &pg) && !broken(err) && pg.Code != "40003" && !strings.HasPrefix(pg.Code, "08")
 }
 
+// send writes a batch that is in order, in one statement for each namespace, or for each change of state.
 func (e *engine) send(ctx context.Context, live []*intent) ([]store.Commit, error) {
 	var b pgx.Batch
 	answers := make([]store.Commit, len(live))
-	for i, in := range live {
-		b.Queue(e.sql.apply, in.args...).QueryRow(func(row pgx.Row) error {
+	for from, to := 0, 0; from < len(live); from = to {
+		for to++; to < len(live) && live[to].s == live[from].s && !live[from].state; to++ {
+		}
+		told := answers[from:to]
+		b.Queue(e.sql.apply, live[from].s.applyArgs(live[from:to])...).QueryRow(func(row pgx.Row) error {
 			var head, history, now int64
 			if err := row.Scan(&head, &history, &now); err != nil {
 				return err
 			}
-			answers[i] = store.Commit{Head: position(history, head), Now: now}
+			for i := range told {
+				told[i] = store.Commit{Head: position(history, head), Now: now}
+			}
 			return nil
 		})
 	}

@@ -2,6 +2,7 @@ package pgstore_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -110,6 +111,94 @@ func TestStateRefusedAmongOthers(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, page.Records, 21)
 	feed(t, s, store.Query{}, 21)
+}
+
+// login makes a session and counts it for its subject, as a login at a limit of sessions does.
+func login(id, subject string, counted store.Version) *store.Change {
+	c := &store.Change{
+		Puts: []store.Put{
+			{Record: store.Record{Kind: "quota", ID: subject, Data: []byte(id)}, Expect: counted},
+			{Record: store.Record{Kind: "grant", ID: id, Subject: subject}},
+		},
+		Events: []store.Record{{Kind: store.KindEvent, ID: id, Subject: subject}},
+	}
+	copy(c.ID[:], "login "+id)
+	return c
+}
+
+// Changes of several records share transactions, as those of one do.
+func TestLoginsShareTransactions(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	p := prefix()
+	s := open(t, newPool(t, server(t), 8), pgstore.Options{Prefix: p})
+	admin := newPool(t, server(t), 1)
+	host, err := admin.Begin(ctx)
+	require.NoError(t, err)
+	defer host.Rollback(ctx)
+	_, err = host.Exec(ctx, "LOCK TABLE "+p+"record IN EXCLUSIVE MODE")
+	require.NoError(t, err)
+	const logins = 40
+	var wg sync.WaitGroup
+	for i := range logins {
+		wg.Go(func() {
+			_, err := s.Apply(ctx, login(fmt.Sprint("g", i), fmt.Sprint("s", logins-i), store.Version{}))
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	require.Eventually(t, func() bool { return s.UnderWay() == logins }, time.Minute, time.Millisecond)
+	require.NoError(t, host.Rollback(ctx))
+	wg.Wait()
+	feed(t, s, store.Query{}, logins)
+	var records, transactions int
+	require.NoError(t, admin.QueryRow(ctx, "SELECT count(*), count(DISTINCT xmin::text) FROM "+p+"record").Scan(&records, &transactions))
+	require.Equal(t, 2*logins, records)
+	require.Less(t, transactions, logins/2)
+}
+
+// Two processes that count for the same subjects at once, each of several in one change: one of both is refused, and neither waits for the
+// other in a circle, which the server would find after a second.
+func TestNobodyWaitsInACircle(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	srv := pgtest.Private(t, pgtest.Quick...)
+	pool := newPool(t, srv, 16)
+	subjects := []string{"a", "b", "c"}
+	var done atomic.Int64
+	var wg sync.WaitGroup
+	for k := range 2 {
+		s := open(t, pool, pgstore.Options{})
+		for w := range 8 {
+			wg.Go(func() {
+				for i := range 20 {
+					id := fmt.Sprintf("%d%d-%02d", k, w, i)
+					c := &store.Change{Puts: []store.Put{{Record: store.Record{Kind: "grant", ID: id}}}}
+					copy(c.ID[:], id)
+					for n := range 2 {
+						of := subjects[(w+i+n*(1+k))%len(subjects)]
+						r, err := s.Get(ctx, "quota", of)
+						if err != nil && !errors.Is(err, store.ErrNotFound) {
+							t.Error(err)
+						}
+						c.Puts = append(c.Puts, store.Put{Record: store.Record{Kind: "quota", ID: of}, Expect: r.Version})
+					}
+					switch _, err := s.Apply(ctx, c); {
+					case err == nil:
+						done.Add(1)
+					case !errors.Is(err, store.ErrConflict):
+						t.Error(err)
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+	require.Positive(t, done.Load())
+	var deadlocks int
+	require.NoError(t, pool.QueryRow(ctx, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").Scan(&deadlocks))
+	require.Zero(t, deadlocks)
 }
 
 // counter counts what goes to the server.

@@ -46,6 +46,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/apitoken-go/apitoken/internal/gather"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -75,8 +76,9 @@ func (o *Options) orDefault() Options {
 type Store struct {
 	*engine
 	ns      string
-	fence   int64         // the advisory lock of its writes
-	state   grouper       // of its changes of state
+	fence   int64   // the advisory lock of its writes
+	state   grouper // of its changes of state
+	gets    gather.Gets
 	opening chan struct{} // holds a token while it is opened
 	isOpen  atomic.Bool
 }
@@ -214,6 +216,7 @@ func (e *engine) namespace(name string) *Store {
 			engine: e, ns: name, fence: lockKey(e.o.qualified(), "fence", name), opening: make(chan struct{}, 1),
 			state: grouper{size: stateSize, lanes: stateLanes},
 		}
+		s.gets.Lanes, s.gets.Most, s.gets.Timeout, s.gets.Ask = getLanes, getSize, e.o.Timeout, s.getAll
 		e.spaces[name] = s
 	}
 	return s

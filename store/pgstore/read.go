@@ -29,13 +29,15 @@ const durable = "set_config('synchronous_commit', CASE current_setting('synchron
 
 func newStatements(o *Options) statements {
 	return statements{
-		apply: o.names("SELECT out_head, out_history, out_now FROM @apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24) WHERE " + durable),
+		apply: o.names("SELECT out_head, out_history, out_now FROM @apply_all($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25) WHERE " + durable),
 		adopt: o.names(`WITH f AS (INSERT INTO @fence (ns) VALUES ($1) ON CONFLICT DO NOTHING)
 			INSERT INTO @namespace AS n (ns, history, timeline, system, relation) VALUES ($1, $2, @timeline(), $3, '@namespace'::regclass)
 			ON CONFLICT (ns) DO UPDATE SET history = excluded.history, epoch = n.epoch + 1, timeline = excluded.timeline, system = excluded.system, relation = excluded.relation
 			WHERE n.timeline <> excluded.timeline OR n.relation <> excluded.relation OR n.system <> excluded.system AND excluded.system <> 'unknown'`),
-		move:  o.names("SELECT @move($1, $2, $3) WHERE " + durable),
-		get:   o.names("SELECT @timeline(), n.history, " + recordColumns + " FROM @namespace n LEFT JOIN @record r ON r.ns = n.ns AND r.kind = $2 AND r.id = $3 WHERE n.ns = $1"),
+		move: o.names("SELECT @move($1, $2, $3) WHERE " + durable),
+		// LIMIT keeps the lookup of each ID in the primary key: on tables that were never analyzed Postgres would read all of the kind.
+		get: o.names("SELECT (SELECT @timeline()), n.history, " + recordColumns + ` FROM @namespace n CROSS JOIN unnest($3::text[]) k(id) LEFT JOIN LATERAL
+			(SELECT * FROM @record q WHERE q.ns = n.ns AND q.kind = $2 AND q.id = k.id LIMIT 1) r ON true WHERE n.ns = $1`),
 		head:  o.names("SELECT n.head, n.history, @now_ms() FROM @namespace n WHERE n.ns = $1"),
 		heads: o.names("SELECT n.ns, n.head, n.history FROM @namespace n WHERE n.ns = ANY ($1)"),
 		// That pos is over zero is said again so that the partial index is taken under any plan.
@@ -76,21 +78,33 @@ func (s *Store) Get(ctx context.Context, kind store.Kind, id string) (store.Reco
 	if !kind.Possible(id) {
 		return store.Record{}, store.ErrNotFound
 	}
-	var timeline string
-	var history int64
-	var r row
-	err := s.again(ctx, func() error {
-		return s.pool.QueryRow(ctx, s.sql.get, s.args(s.ns, string(kind), id)...).Scan(append([]any{&timeline, &history}, r.fields()...)...)
+	return s.gets.Get(ctx, kind, id)
+}
+
+// How many Gets a statement answers, and statements under way for them.
+const (
+	getSize  = 64
+	getLanes = 4
+)
+
+// getAll reads records of a kind in one statement.
+func (s *Store) getAll(ctx context.Context, kind store.Kind, ids []string) (out []store.Record, err error) {
+	there := false
+	err = s.query(ctx, s.sql.get, []any{s.ns, string(kind), ids}, func() { out, there = nil, false }, func(rows pgx.Rows) error {
+		var timeline string
+		var history int64
+		var r row
+		there = true
+		if err := rows.Scan(append([]any{&timeline, &history}, r.fields()...)...); err != nil || r.kind == nil {
+			return err
+		}
+		out = append(out, r.record(history))
+		return nil
 	})
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return store.Record{}, s.gone()
-	case err != nil:
-		return store.Record{}, err
-	case r.kind == nil:
-		return store.Record{}, store.ErrNotFound
+	if err == nil && !there {
+		err = s.gone()
 	}
-	return r.record(history), nil
+	return out, err
 }
 
 // query runs a statement and gives each row to scan, which adds it to what begin made empty.

@@ -19,7 +19,7 @@ import (
 
 // migrations are applied in order, each once, in one transaction with its number. They are never changed after a
 // release: what is wrong in one is mended by the next.
-var migrations = []string{migration1}
+var migrations = []string{migration1, migration2}
 
 const migration1 = `
 CREATE TABLE @namespace (
@@ -200,6 +200,88 @@ BEGIN
 		kept AS (INSERT INTO @trimmed AS t SELECT in_ns, epoch, xid, seq FROM last ON CONFLICT (ns) DO UPDATE SET epoch = excluded.epoch, xid = excluded.xid, seq = excluded.seq
 			WHERE (t.epoch, t.xid, t.seq) < (excluded.epoch, excluded.xid, excluded.seq))
 	SELECT count(*) INTO gone FROM old;
+END $$;
+`
+
+// migration2 makes the one write take several changes. Processes of the version before still call the one of a single change.
+const migration2 = `
+-- apply_all writes all changes that it is given, or none; puts are in the order of their keys, each of another record. Its errors carry
+-- SQLSTATEs of their own: AP001 conflict, AP002 one was done before, AP003 moved, AP004 another history, AP005 the fixed fields of a
+-- record were to change, AP006 no namespace.
+CREATE FUNCTION @apply_all(
+	in_ns text, lock_key bigint, state boolean, channel text,
+	p_change bytea[], p_kind text[], p_id text[], p_expect bytea[], p_state boolean[], p_expires bigint[],
+	p_subject text[], p_client text[], p_grant text[], p_token text[], p_type text[], p_data bytea[],
+	e_change bytea[], e_id text[], e_expires bigint[],
+	e_subject text[], e_client text[], e_grant text[], e_token text[], e_type text[], e_data bytea[],
+	OUT out_head bigint, OUT out_history bigint, OUT out_now bigint
+) LANGUAGE plpgsql AS $$
+DECLARE
+	n @namespace%ROWTYPE;
+	old @record%ROWTYPE;
+	p record;
+	at bigint;
+BEGIN
+	-- A fence that waits for writes under way takes the same lock alone.
+	PERFORM pg_advisory_xact_lock_shared(lock_key);
+	IF current_setting('transaction_isolation') <> 'read committed' THEN
+		-- What is read below is of before the lock was had: 40001 if that is no longer true.
+		PERFORM 1 FROM @fence WHERE ns = in_ns FOR SHARE;
+	END IF;
+	IF state THEN
+		SELECT * INTO n FROM @namespace WHERE ns = in_ns FOR UPDATE;
+	ELSE
+		SELECT * INTO n FROM @namespace WHERE ns = in_ns;
+	END IF;
+	IF NOT FOUND THEN RAISE EXCEPTION 'no namespace' USING ERRCODE = 'AP006'; END IF;
+	IF n.timeline <> @timeline() OR n.relation <> '@namespace'::regclass THEN RAISE EXCEPTION 'another history' USING ERRCODE = 'AP004'; END IF;
+	IF n.moved THEN
+		IF EXISTS (SELECT 1 FROM unnest(p_change, p_kind, p_id) AS k(change, kind, id) JOIN @record r ON r.ns = in_ns AND r.kind = k.kind AND r.id = k.id WHERE r.version = k.change) THEN
+			RAISE EXCEPTION 'done before' USING ERRCODE = 'AP002';
+		END IF;
+		RAISE EXCEPTION 'moved' USING ERRCODE = 'AP003';
+	END IF;
+	out_now := @now_ms();
+	FOR p IN SELECT * FROM unnest(p_change, p_kind, p_id, p_expect, p_state, p_expires, p_subject, p_client, p_grant, p_token, p_type, p_data) WITH ORDINALITY
+		AS u(change, kind, id, expect, state, expires, subject, client, grant_id, token, type, data, o) ORDER BY o
+	LOOP
+		at := 0;
+		IF p.state THEN
+			n.head := greatest(n.head + 1, out_now << 16);
+			at := n.head;
+		END IF;
+		IF p.expect = '\x00000000000000000000000000000000'::bytea THEN
+			INSERT INTO @record (ns, kind, id, version, pos, written, expires, subject, client, grant_id, token, type, data)
+			VALUES (in_ns, p.kind, p.id, p.change, at, out_now, p.expires, p.subject, p.client, p.grant_id, p.token, p.type, p.data)
+			ON CONFLICT DO NOTHING;
+		ELSE
+			UPDATE @record r SET version = p.change, pos = at, written = out_now, expires = p.expires, data = p.data
+			WHERE r.ns = in_ns AND r.kind = p.kind AND r.id = p.id AND r.version = p.expect
+				AND r.subject = p.subject AND r.client = p.client AND r.grant_id = p.grant_id AND r.token = p.token AND r.type = p.type;
+		END IF;
+		IF NOT FOUND THEN
+			IF EXISTS (SELECT 1 FROM unnest(p_change, p_kind, p_id) WITH ORDINALITY AS k(change, kind, id, o) JOIN @record r ON r.ns = in_ns AND r.kind = k.kind AND r.id = k.id WHERE r.version = k.change AND k.o >= p.o) THEN
+				RAISE EXCEPTION 'done before' USING ERRCODE = 'AP002';
+			END IF;
+			SELECT * INTO old FROM @record r WHERE r.ns = in_ns AND r.kind = p.kind AND r.id = p.id;
+			IF FOUND AND old.version = p.expect THEN
+				RAISE EXCEPTION 'fixed fields' USING ERRCODE = 'AP005';
+			END IF;
+			RAISE EXCEPTION 'conflict' USING ERRCODE = 'AP001';
+		END IF;
+	END LOOP;
+	IF array_length(e_id, 1) > 0 THEN
+		INSERT INTO @event (ns, epoch, xid, seq, id, version, written, expires, subject, client, grant_id, token, type, data)
+		SELECT in_ns, n.epoch, pg_current_xact_id(), nextval('@event_seq'), e.id, e.change, out_now, e.expires, e.subject, e.client, e.grant_id, e.token, e.type, e.data
+		FROM (SELECT * FROM unnest(e_change, e_id, e_expires, e_subject, e_client, e_grant, e_token, e_type, e_data) WITH ORDINALITY
+			AS u(change, id, expires, subject, client, grant_id, token, type, data, o) ORDER BY o) e;
+	END IF;
+	IF state THEN
+		UPDATE @namespace SET head = n.head WHERE ns = in_ns;
+		PERFORM pg_notify(channel, in_ns);
+	END IF;
+	out_head := n.head;
+	out_history := n.history;
 END $$;
 `
 
