@@ -148,7 +148,7 @@ const (
 //	        rules are asked about what was made.
 //
 // minter.make takes them in order, and settle begins again where another writer was first, or where a role, a client or a signing key
-// has changed since: nobody gets what was planned before a change. API keys are made in the same steps, see APIKeys.create.
+// has changed since: nobody gets what was planned before a change. API keys are made in the same steps, see APIKeys.Create.
 
 // minter makes tokens. Its methods are the calls of Service with the same name, which count and show what comes of them.
 type minter struct {
