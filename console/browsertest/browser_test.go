@@ -166,26 +166,39 @@ func allPages(d *demo.Demo) []visited {
 	}
 }
 
+// look is a size of the window, in pixels, and a theme.
+type look struct {
+	width int64
+	theme string
+}
+
+// looks are each width and each theme once, and where nothing may be left out every pair of them.
+func looks() []look {
+	all := []look{{1280, "light"}, {390, "dark"}, {1280, "dark"}, {390, "light"}}
+	if os.Getenv("APITOKEN_TEST_REQUIRE") == "" {
+		return all[:2]
+	}
+	return all
+}
+
 func TestEachPageInEachLook(t *testing.T) {
 	text := axe(t)
 	b := open(t)
-	for _, width := range []int64{1280, 390} {
-		for _, theme := range []string{"light", "dark"} {
-			b.run(chromedp.EmulateViewport(width, 800), emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: theme}}))
-			user := ""
-			for _, p := range allPages(b.d) {
-				what := fmt.Sprintf("%s as %s at %d px, %s", p.path, p.user, width, theme)
-				if p.user != user {
-					b.as(p.user)
-					user = p.user
-				}
-				b.visit(p.path)
-				var wide bool
-				b.run(chromedp.Evaluate(`document.documentElement.scrollWidth > innerWidth`, &wide))
-				require.False(t, wide, "it scrolls sideways: %s", what)
-				b.quiet(what)
-				require.Empty(t, b.violations(text), what)
+	for _, l := range looks() {
+		b.run(chromedp.EmulateViewport(l.width, 800), emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: l.theme}}))
+		user := ""
+		for _, p := range allPages(b.d) {
+			what := fmt.Sprintf("%s as %s at %d px, %s", p.path, p.user, l.width, l.theme)
+			if p.user != user {
+				b.as(p.user)
+				user = p.user
 			}
+			b.visit(p.path)
+			var wide bool
+			b.run(chromedp.Evaluate(`document.documentElement.scrollWidth > innerWidth`, &wide))
+			require.False(t, wide, "it scrolls sideways: %s", what)
+			b.quiet(what)
+			require.Empty(t, b.violations(text), what)
 		}
 	}
 }
