@@ -5,6 +5,7 @@ package apitoken
 import (
 	"context"
 	"errors"
+	"hash/maphash"
 	"iter"
 	"time"
 
@@ -224,19 +225,30 @@ type Expiry struct {
 }
 
 // Expiring lists what lives and ends before then: API keys and clients' secrets, with grants also sessions that have a
-// refresh token. It reads all that there are, a page at a time, in no promised order.
+// refresh token. It reads those that do and the clients, a page at a time, in no promised order. Of what is changed meanwhile
+// some may be left out.
 func (s *Service) Expiring(ctx context.Context, before time.Time, grants bool) iter.Seq2[Expiry, error] {
 	return func(yield func(Expiry, error) bool) {
-		kinds := []store.Kind{store.KindAPIKey, store.KindClient}
-		if grants {
-			kinds = append(kinds, grant.Kind)
+		ends := func(kind store.Kind, slack time.Duration) store.Query { // of a record, behind the end that it tells of
+			return store.Query{Kind: kind, ExpiresBefore: max(before.Add(slack).UnixMilli()+1, 1)}
 		}
-		for _, kind := range kinds {
-			for r, err := range s.pages(ctx, store.Query{Kind: kind}, Page{}) {
+		queries := []store.Query{ends(store.KindAPIKey, apikey.Slack), {Kind: store.KindClient}}
+		if grants {
+			queries = append(queries, ends(grant.Kind, grantSlack))
+		}
+		seed := maphash.MakeSeed()
+		for _, q := range queries {
+			seen := map[uint64]struct{}{} // a store may give a record twice
+			for r, err := range s.pages(ctx, q, Page{}) {
 				if err != nil {
 					yield(Expiry{}, err)
 					return
 				}
+				id := maphash.String(seed, r.ID)
+				if _, again := seen[id]; again {
+					continue
+				}
+				seen[id] = struct{}{}
 				list, err := s.endings(r)
 				if err != nil && !yield(Expiry{}, err) {
 					return

@@ -183,8 +183,8 @@ type Endings struct {
 	Total int
 }
 
-// Expiring lists the first API keys and client secrets to end before a time, limit at most, and counts all of them. It reads all
-// that there are: no page waits for it.
+// Expiring lists the first API keys and client secrets to end before a time, limit at most, and counts all of them. It reads
+// all of those and the clients: no page waits for it.
 func (l Look) Expiring(ctx context.Context, before time.Time, limit int) (Endings, error) {
 	return wait(ctx, l.turns, func(ctx context.Context) (e Endings, err error) {
 		for x, err := range l.svc.Expiring(ctx, before, false) {

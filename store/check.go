@@ -119,17 +119,20 @@ func (k Kind) Possible(id string) bool {
 }
 
 // Check prepares q for an engine, in List. It sets Limit to what the contract says and Since to 0 where it is negative.
-// ErrInvalid: the Kind cannot be. possible is false where no record can match, since a selector cannot be stored or
-// Until is negative: List answers an empty Page then, without asking the engine.
+// ErrInvalid: the Kind cannot be, or it is of events with ExpiresBefore. possible is false where no record can match, since a
+// selector cannot be stored or a bound is negative: List answers an empty Page then, without asking the engine.
 func (q *Query) Check() (possible bool, err error) {
 	if err := q.Kind.Check(); err != nil {
 		return false, err
+	}
+	if q.ExpiresBefore != 0 && q.Kind == KindEvent {
+		return false, fmt.Errorf("%w: events with ExpiresBefore", ErrInvalid)
 	}
 	if q.Limit < 1 || q.Limit > MaxLimit {
 		q.Limit = MaxLimit
 	}
 	q.Since = max(q.Since, 0)
-	if q.Until < 0 {
+	if q.Until < 0 || q.ExpiresBefore < 0 {
 		return false, nil
 	}
 	for _, s := range [...]string{q.Subject, q.Client, q.Grant, q.Token, q.Type} {
@@ -138,6 +141,23 @@ func (q *Query) Check() (possible bool, err error) {
 		}
 	}
 	return true, nil
+}
+
+// Matches reports whether r, of q's Kind, is one that q asks for.
+func (q *Query) Matches(r *Record) bool {
+	return (q.Subject == "" || q.Subject == r.Subject) &&
+		(q.Client == "" || q.Client == r.Client) &&
+		(q.Grant == "" || q.Grant == r.Grant) &&
+		(q.Token == "" || q.Token == r.Token) &&
+		(q.Type == "" || q.Type == r.Type) &&
+		(q.Since == 0 || r.Written >= q.Since) &&
+		(q.Until == 0 || r.Written < q.Until) &&
+		(q.ExpiresBefore == 0 || r.Expires > 0 && r.Expires < q.ExpiresBefore)
+}
+
+// Ends reports whether q asks for what expires and for nothing else: a store has an index for that.
+func (q *Query) Ends() bool {
+	return q.ExpiresBefore > 0 && q.Subject == "" && q.Client == "" && q.Grant == "" && q.Token == "" && q.Type == ""
 }
 
 // isText reports whether s is UTF-8 without NUL.

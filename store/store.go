@@ -149,10 +149,14 @@ type View struct {
 // Query says what List lists: records of a kind by their IDs, or events in their final order. A Kind that cannot be is
 // ErrInvalid, as a Cursor may be that came from another Kind, direction or store; selectors that no record can have match
 // none, and the page is empty.
+//
+// With ExpiresBefore and no selector a store reads what ends, by an index, and nothing else. The records come in an order of
+// the store's own then, Newest or not; one may come twice, and one that is written again between two pages not at all.
 type Query struct {
 	Kind                                Kind
 	Subject, Client, Grant, Token, Type string // all that are set must match
 	Since, Until                        int64  // Written, half open; 0: no bound; a negative Since excludes none, a negative Until all
+	ExpiresBefore                       int64  // only what has an Expires below it; 0: no bound; negative: nothing. Not for events
 	Newest                              bool
 	Cursor                              string // of the page before; opaque; "": from the beginning
 	Limit                               int    // records in a page; outside of 1 to MaxLimit it means MaxLimit

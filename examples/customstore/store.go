@@ -309,7 +309,7 @@ func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
 	}
 	var places []string
 	for k, r := range s.records {
-		if k.Kind == q.Kind && selects(&q, &r) && (after == "" || k.Place != after && (k.Place > after) != q.Newest) {
+		if k.Kind == q.Kind && q.Matches(&r) && (after == "" || k.Place != after && (k.Place > after) != q.Newest) {
 			places = append(places, k.Place)
 		}
 	}
@@ -326,15 +326,6 @@ func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
 		page.Records = append(page.Records, own(s.records[key{q.Kind, p}]))
 	}
 	return page, ctx.Err()
-}
-
-func selects(q *store.Query, r *store.Record) bool {
-	for _, f := range [][2]string{{q.Subject, r.Subject}, {q.Client, r.Client}, {q.Grant, r.Grant}, {q.Token, r.Token}, {q.Type, r.Type}} {
-		if f[0] != "" && f[0] != f[1] {
-			return false
-		}
-	}
-	return r.Written >= q.Since && (q.Until == 0 || r.Written < q.Until)
 }
 
 // Purge implements [store.Store].

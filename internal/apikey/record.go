@@ -62,7 +62,7 @@ type OldHash struct {
 var Form = record.Form[Record]{Kind: store.KindAPIKey, Check: func(rec *Record) error { return commit.First(rec.V) }}
 
 const (
-	slack = 30 * 24 * time.Hour // an ended key stays in lists for so long
+	Slack = 30 * 24 * time.Hour // an ended key stays in lists, and its record in the store, for so long
 
 	maxName     = 100
 	maxMetadata = 2 << 10 // bytes of JSON
@@ -117,7 +117,7 @@ func (rec *Record) Live(now time.Time) bool {
 func (rec *Record) Kept() int64 {
 	end := rec.End()
 	if end != 0 {
-		end += slack.Milliseconds()
+		end += Slack.Milliseconds()
 	}
 	return end
 }
@@ -137,7 +137,7 @@ func (rec *Record) CountedBy(id string) string {
 func (rec *Record) Limit(id string) usage.Limit {
 	l := usage.Limit{Counter: rec.CountedBy(id), Max: rec.MaxUses, Per: rec.Per}
 	if rec.Expires != 0 { // never before the key's own record: a count that is gone would begin again
-		l.Expires = rec.Expires + (slack + rules.Slack).Milliseconds()
+		l.Expires = rec.Expires + (Slack + rules.Slack).Milliseconds()
 	}
 	return l
 }

@@ -202,8 +202,11 @@ func (s *Store) list(ctx context.Context, q store.Query) (store.Page, error) {
 		where += " AND r.written < " + strconv.FormatInt(q.Until, 10)
 	}
 	order, than := " ASC", " > "
-	if q.Newest {
+	if q.Newest && !q.Ends() {
 		order, than = " DESC", " < "
+	}
+	if q.ExpiresBefore > 0 {
+		where += " AND r.expires > 0 AND r.expires < " + strconv.FormatInt(q.ExpiresBefore, 10)
 	}
 	var from int64
 	if q.Cursor != "" {
@@ -211,36 +214,60 @@ func (s *Store) list(ctx context.Context, q store.Query) (store.Page, error) {
 		if err != nil {
 			return store.Page{}, err
 		}
-		at := s.Text(place)
-		if q.Kind == store.KindEvent {
+		switch {
+		case q.Kind == store.KindEvent:
 			if from, err = strconv.ParseInt(place, 10, 64); err != nil {
 				return store.Page{}, fmt.Errorf("%w: the cursor does not read", store.ErrInvalid)
 			}
-			at = strconv.FormatInt(from, 10)
+			where += " AND r.place" + than + strconv.FormatInt(from, 10)
+		case q.Ends():
+			expires, id, ok := strings.Cut(place, " ")
+			n, err := strconv.ParseInt(expires, 10, 64)
+			if err != nil || !ok {
+				return store.Page{}, fmt.Errorf("%w: the cursor does not read", store.ErrInvalid)
+			}
+			at := strconv.FormatInt(n, 10) // its first bound is one that the index can begin at
+			where += " AND r.expires >= " + at + " AND (r.expires > " + at + " OR r.id > " + s.Text(id) + ")"
+		default:
+			where += " AND r.id" + than + s.Text(place)
 		}
-		where += " AND r." + by + than + at
 	}
-	sp, rows, err := s.read(ctx, table, hint, where+" ORDER BY r."+by+order, q.Limit+1)
+	sorted := " ORDER BY r." + by + order
+	if q.Ends() {
+		sorted = " ORDER BY r.expires, r.id"
+		if s.ByIndex != nil {
+			hint = s.ByIndex(table, "expires")
+		}
+	}
+	sp, rows, err := s.read(ctx, table, hint, where+sorted, q.Limit+1)
 	switch {
 	case err != nil:
 		return store.Page{}, err
 	case q.Kind == store.KindEvent && q.Cursor != "" && !q.Newest && sp.trimmed > from:
 		return store.Page{}, store.ErrTrimmed
 	}
-	if q.Kind == store.KindEvent {
+	switch {
+	case q.Kind == store.KindEvent:
 		slices.SortFunc(rows, byPlace)
-	} else {
+	case q.Ends():
+		slices.SortFunc(rows, func(a, b record) int {
+			return cmp.Or(cmp.Compare(*a.expires, *b.expires), strings.Compare(*a.id, *b.id))
+		})
+	default:
 		slices.SortFunc(rows, func(a, b record) int { return strings.Compare(*a.id, *b.id) })
 	}
-	if q.Newest {
+	if q.Newest && !q.Ends() {
 		slices.Reverse(rows)
 	}
 	var page store.Page
 	if len(rows) > q.Limit {
 		rows = rows[:q.Limit]
 		last := *rows[q.Limit-1].id
-		if q.Kind == store.KindEvent {
+		switch {
+		case q.Kind == store.KindEvent:
 			last = strconv.FormatInt(*rows[q.Limit-1].pos, 10)
+		case q.Ends():
+			last = strconv.FormatInt(*rows[q.Limit-1].expires, 10) + " " + last
 		}
 		page.Cursor = base64.RawURLEncoding.EncodeToString([]byte(cursorHead(&q) + last))
 	}

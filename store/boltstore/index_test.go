@@ -104,7 +104,7 @@ func agrees(t testing.TB, s store.Store, rnd *rand.Rand) {
 				q.Limit = limit
 				want := []string{}
 				for i := range scan {
-					if matches(&scan[i], &q) {
+					if q.Matches(&scan[i]) {
 						want = append(want, scan[i].ID)
 					}
 				}
@@ -259,6 +259,7 @@ func BenchmarkListGrowth(b *testing.B) {
 			g.Subject = fmt.Sprint("user-", n/20) // 20 sessions each, made one after the other
 			if i%max(1, (size-have)/8) == 0 {
 				g.Subject = "somebody" // and eight now and then, at each size
+				g.Expires = time.Now().Add(time.Hour).UnixMilli()
 			}
 			return &store.Change{ID: benchID(), Puts: []store.Put{{Record: g}}, Events: []store.Record{benchEvent(&g, n)}}
 		})
@@ -272,6 +273,7 @@ func BenchmarkListGrowth(b *testing.B) {
 			{"sessions-newest", store.Query{Kind: "grant", Subject: "user-77", Newest: true, Limit: 10}},
 			{"sessions-client", store.Query{Kind: "grant", Subject: "user-77", Client: "client-7"}},
 			{"sessions-spread", store.Query{Kind: "grant", Subject: "somebody", Limit: 8}},
+			{"expiring", store.Query{Kind: "grant", ExpiresBefore: time.Now().Add(2 * time.Hour).UnixMilli(), Limit: 8}},
 			{"client-page", store.Query{Kind: "grant", Client: "client-7", Limit: 20}},
 			{"events", store.Query{Kind: store.KindEvent, Subject: "user-77"}},
 			{"events-type", store.Query{Kind: store.KindEvent, Subject: "user-77", Type: "issue", Newest: true}},

@@ -51,8 +51,11 @@ func (sp *space) lookUp(ctx context.Context, q store.Query) (*lister, error) {
 		case q.Kind == store.KindEvent:
 			return l.events(ns, h)
 		}
-		if len(l.sel.terms) > 0 {
+		switch {
+		case len(l.sel.terms) > 0:
 			return l.selected(ns)
+		case q.Ends():
+			return l.ending(ns)
 		}
 		return l.records(ns)
 	})
@@ -72,8 +75,9 @@ type lister struct {
 	examined int // chunks of the index, entries of the tail, records and events
 	recent   int // of these, what is in no segment yet
 	out      []store.Record
-	keys     []int64 // of out, for events
-	ended    bool    // no further event can be in the page
+	keys     []int64  // of out, for events
+	places   []string // of out, for what ends
+	ended    bool     // no further event can be in the page
 	next     string
 }
 
@@ -101,6 +105,9 @@ func (l *lister) full() bool {
 	}
 	l.out = l.out[:l.q.Limit]
 	last := cursor{set: true, id: l.out[l.q.Limit-1].ID}
+	if l.places != nil {
+		last.id = l.places[l.q.Limit-1]
+	}
 	if l.keys != nil {
 		last = cursor{set: true, n: l.keys[l.q.Limit-1]}
 	}
@@ -135,12 +142,70 @@ func (l *lister) records(ns *bbolt.Bucket) error {
 		if err != nil {
 			return err
 		}
-		if !matches(&r, l.q) {
+		if !l.q.Matches(&r) {
 			continue
 		}
 		l.out = append(l.out, r)
 		if l.full() {
 			return nil
+		}
+	}
+	return nil
+}
+
+// ending walks through what a kind has that expires: first the tail, whose records stand in no index yet, then the expiry index,
+// into which they are moved meanwhile. A place is the class of the bucket and the key in it.
+func (l *lister) ending(ns *bbolt.Bucket) error {
+	records := readSub(ns, classRecords, l.q.Kind)
+	if records == nil {
+		return nil
+	}
+	l.places = []string{}
+	for _, x := range []struct {
+		class class
+		id    func(k, v []byte) []byte
+	}{
+		{classTail, func(_, v []byte) []byte { id, _, _ := bytes.Cut(v, []byte{0}); return id }},
+		{classDue, func(k, _ []byte) []byte { return k[min(8, len(k)):] }},
+	} {
+		from, here := strings.CutPrefix(l.cur.id, string(byte(x.class)))
+		switch {
+		case here || !l.cur.set:
+		case x.class == classTail: // the page before ended behind it
+			continue
+		default:
+			from = ""
+		}
+		b := readSub(ns, x.class, l.q.Kind)
+		if b == nil {
+			continue
+		}
+		c := b.Cursor()
+		k, v := c.Seek([]byte(from))
+		if here && string(k) == from {
+			k, v = c.Next()
+		}
+		for ; k != nil; k, v = c.Next() {
+			if err := l.tick(); err != nil {
+				return err
+			}
+			if x.class == classTail {
+				l.recent++
+			} else if num64(k) >= l.q.ExpiresBefore {
+				break
+			}
+			id := x.id(k, v)
+			r, err := decodeRecord(records.Get(id), l.q.Kind, string(id), l.history)
+			if err != nil {
+				return err
+			}
+			if !l.q.Matches(&r) {
+				continue
+			}
+			l.out, l.places = append(l.out, r), append(l.places, string(byte(x.class))+string(k))
+			if l.full() {
+				return nil
+			}
 		}
 	}
 	return nil
@@ -215,7 +280,7 @@ func (l *lister) selected(ns *bbolt.Bucket) error {
 			return nil // purged
 		}
 		r, err := decodeRecord(v, kind, string(id), l.history)
-		if err != nil || !matches(&r, l.q) {
+		if err != nil || !l.q.Matches(&r) {
 			return err
 		}
 		if l.out = append(l.out, r); l.full() {
@@ -417,7 +482,7 @@ func (l *lister) take(k, v []byte) (done bool, err error) {
 	if err != nil {
 		return true, err
 	}
-	if matches(&r, l.q) {
+	if l.q.Matches(&r) {
 		l.out, l.keys = append(l.out, r), append(l.keys, num64(k))
 	}
 	l.ended = l.full()

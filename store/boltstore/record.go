@@ -224,14 +224,3 @@ func num64(b []byte) int64 {
 	}
 	return int64(binary.BigEndian.Uint64(b) & math.MaxInt64)
 }
-
-// matches tells whether a record is what q selects, Kind and Cursor aside.
-func matches(r *store.Record, q *store.Query) bool {
-	return (q.Subject == "" || q.Subject == r.Subject) &&
-		(q.Client == "" || q.Client == r.Client) &&
-		(q.Grant == "" || q.Grant == r.Grant) &&
-		(q.Token == "" || q.Token == r.Token) &&
-		(q.Type == "" || q.Type == r.Type) &&
-		(q.Since == 0 || r.Written >= q.Since) &&
-		(q.Until == 0 || r.Written < q.Until)
-}

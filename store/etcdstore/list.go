@@ -69,6 +69,9 @@ func uncompacted(page func() (store.Page, error)) (p store.Page, err error) {
 // listRecords walks through the ids of the kind, or of the narrowest index, and fetches the records where those are
 // only ids.
 func (n *space) listRecords(ctx context.Context, q *store.Query, cursor string) (store.Page, error) {
+	if q.Ends() {
+		return n.listEnds(ctx, q, cursor)
+	}
 	prefix, indexed := n.keys.narrowest(q)
 	if !indexed {
 		prefix = n.keys.records(q.Kind)
@@ -103,7 +106,7 @@ func (n *space) listRecords(ctx context.Context, q *store.Query, cursor string) 
 			return store.Page{}, err
 		}
 		for i := range recs {
-			if !matches(&recs[i], q) {
+			if !q.Matches(&recs[i]) {
 				continue
 			}
 			if out = append(out, recs[i]); len(out) > q.Limit {
@@ -113,6 +116,63 @@ func (n *space) listRecords(ctx context.Context, q *store.Query, cursor string) 
 		}
 		if !r.More {
 			return store.Page{Records: out}, nil
+		}
+		from = string(r.Kvs[len(r.Kvs)-1].Key) + "\x00"
+	}
+}
+
+// listEnds goes through the expiry index. A record that was written with several times of expiry stands there several times, of
+// which a page shows the first.
+func (n *space) listEnds(ctx context.Context, q *store.Query, cursor string) (store.Page, error) {
+	prefix := n.keys.dues(q.Kind)
+	from, end := prefix, prefix+hex64(q.ExpiresBefore)
+	if cursor != "" {
+		from = prefix + cursor + "\x00"
+	}
+	var page store.Page
+	seen := map[string]bool{}
+	l, rev, last := n.s.lineage.Load(), int64(0), ""
+	for {
+		r, err := n.get(ctx, from, clientv3.WithRange(end), clientv3.WithKeysOnly(), clientv3.WithLimit(int64(q.Limit+1)), clientv3.WithRev(rev))
+		if err != nil {
+			return store.Page{}, err
+		}
+		if rev == 0 {
+			rev = r.Header.Revision
+		}
+		for part := range slices.Chunk(r.Kvs, getBatch) {
+			ops := make([]clientv3.Op, len(part))
+			for i, kv := range part {
+				if len(kv.Key) <= len(prefix)+16 {
+					return store.Page{}, errValue("an entry of the expiry index does not read")
+				}
+				ops[i] = clientv3.OpGet(n.keys.record(q.Kind, string(kv.Key[len(prefix)+16:])), clientv3.WithRev(rev))
+			}
+			got, err := n.s.read(ctx, ops...)
+			if err != nil {
+				return store.Page{}, err
+			}
+			for i, kv := range part {
+				id, kvs := string(kv.Key[len(prefix)+16:]), got.Responses[i].GetResponseRange().Kvs
+				if len(kvs) == 0 || seen[id] { // an entry may outlive its record
+					continue
+				}
+				rec, err := decodeRecord(kvs[0].Value, l.id)
+				switch {
+				case err != nil:
+					return store.Page{}, fmt.Errorf("%s/%q: %w", q.Kind, id, err)
+				case !q.Matches(&rec):
+					continue
+				case len(page.Records) == q.Limit:
+					page.Cursor = cursorText(q, last)
+					return page, nil
+				}
+				seen[id], last = true, string(kv.Key[len(prefix):])
+				page.Records = append(page.Records, rec)
+			}
+		}
+		if !r.More {
+			return page, nil
 		}
 		from = string(r.Kvs[len(r.Kvs)-1].Key) + "\x00"
 	}
@@ -129,7 +189,7 @@ func filters(q *store.Query, indexed bool) bool {
 	if indexed {
 		set--
 	}
-	return set > 0 || q.Since != 0 || q.Until != 0
+	return set > 0 || q.Since != 0 || q.Until != 0 || q.ExpiresBefore != 0
 }
 
 // listBackwards pages from the highest id down. etcd reads a range upwards only, and sorts it whole when asked for the
@@ -156,7 +216,7 @@ func (n *space) listBackwards(ctx context.Context, q *store.Query, prefix, from,
 				return store.Page{}, err
 			}
 			for i := range recs {
-				if !matches(&recs[i], q) {
+				if !q.Matches(&recs[i]) {
 					continue
 				}
 				if out = append(out, recs[i]); len(out) > q.Limit {

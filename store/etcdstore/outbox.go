@@ -452,7 +452,7 @@ func (n *space) walk(ctx context.Context, q *store.Query, cur *eventCursor, set 
 					k = len(e.events) - 1 - j
 				}
 				here := eventCursor{epoch: epoch, place: e.at(k), at: cur.at, bound: cur.bound}
-				if set && !here.after(cur, q.Newest) || !matches(&e.events[k], q) {
+				if set && !here.after(cur, q.Newest) || !q.Matches(&e.events[k]) {
 					continue
 				}
 				if len(*out) == q.Limit {

@@ -147,17 +147,6 @@ func versionOf(b []byte) (v store.Version, sel [8]byte, err error) {
 
 func posOf(b []byte) int64 { return int64(binary.BigEndian.Uint64(b[offPos:])) }
 
-// matches tells whether a record is what q selects, Kind and Cursor aside.
-func matches(r *store.Record, q *store.Query) bool {
-	return (q.Subject == "" || q.Subject == r.Subject) &&
-		(q.Client == "" || q.Client == r.Client) &&
-		(q.Grant == "" || q.Grant == r.Grant) &&
-		(q.Token == "" || q.Token == r.Token) &&
-		(q.Type == "" || q.Type == r.Type) &&
-		(q.Since == 0 || r.Written >= q.Since) &&
-		(q.Until == 0 || r.Written < q.Until)
-}
-
 // entry is the events of one change, as one value:
 //
 //	layout(1) version(16) written(8) history(8) count | index expires id subject client grant token type data ... | crc(4)

@@ -73,7 +73,8 @@ func (e *entry) matches(q *store.Query) bool {
 		(q.Token == "" || q.Token == e.token()) &&
 		(q.Type == "" || q.Type == e.typ()) &&
 		(q.Since == 0 || e.written >= q.Since) &&
-		(q.Until == 0 || e.written < q.Until)
+		(q.Until == 0 || e.written < q.Until) &&
+		(q.ExpiresBefore == 0 || e.expires > 0 && e.expires < q.ExpiresBefore)
 }
 
 // table holds the records of one kind, or the events.

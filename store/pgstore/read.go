@@ -200,19 +200,31 @@ func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
 		return s.listEvents(ctx, q)
 	}
 	b := s.where(&q, "r.kind = $2", s.ns, string(q.Kind))
-	order, than := " ASC", ">"
-	if q.Newest {
-		order, than = " DESC", "<"
+	sorted, than := "r.id ASC", ">"
+	switch {
+	case q.Ends():
+		sorted = "r.expires, r.id"
+	case q.Newest:
+		sorted, than = "r.id DESC", "<"
 	}
 	if q.Cursor != "" {
-		id, err := decodeCursor(&q)
+		place, err := decodeCursor(&q)
 		if err != nil {
 			return store.Page{}, err
 		}
-		b.and("r.id "+than+" ?", id)
+		if q.Ends() {
+			expires, id, ok := strings.Cut(place, " ")
+			n, err := strconv.ParseInt(expires, 10, 64)
+			if err != nil || !ok {
+				return store.Page{}, fmt.Errorf("%w: the cursor does not read", store.ErrInvalid)
+			}
+			b.and("(r.expires, r.id) > (?::bigint, ?)", n, id)
+		} else {
+			b.and("r.id "+than+" ?", place)
+		}
 	}
 	sql := s.o.names("SELECT @timeline(), n.history, "+recordColumns+" FROM @namespace n LEFT JOIN LATERAL (SELECT * FROM @record r WHERE r.ns = n.ns AND ") +
-		b.String() + " ORDER BY r.id" + order + " LIMIT " + strconv.Itoa(q.Limit+1) + ") r ON true WHERE n.ns = $1 ORDER BY r.id" + order
+		b.String() + " ORDER BY " + sorted + " LIMIT " + strconv.Itoa(q.Limit+1) + ") r ON true WHERE n.ns = $1 ORDER BY " + sorted
 	var page store.Page
 	found := false
 	err := s.query(ctx, sql, b.args, func() { page, found = store.Page{}, false }, func(rows pgx.Rows) error {
@@ -236,7 +248,11 @@ func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
 	}
 	if len(page.Records) > q.Limit {
 		page.Records = page.Records[:q.Limit]
-		page.Cursor = encodeCursor(&q, page.Records[q.Limit-1].ID)
+		last := &page.Records[q.Limit-1]
+		page.Cursor = encodeCursor(&q, last.ID)
+		if q.Ends() {
+			page.Cursor = encodeCursor(&q, strconv.FormatInt(last.Expires, 10)+" "+last.ID)
+		}
 	}
 	return page, nil
 }
@@ -342,6 +358,10 @@ func (s *Store) where(q *store.Query, start string, args ...any) *conditions {
 	}
 	if q.Until > 0 {
 		b.and("r.written < ?", q.Until)
+	}
+	if q.ExpiresBefore > 0 {
+		b.and("r.expires > 0")
+		b.and("r.expires < ?", q.ExpiresBefore)
 	}
 	return b
 }

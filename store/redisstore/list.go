@@ -35,8 +35,11 @@ func (n *space) List(ctx context.Context, q store.Query) (store.Page, error) {
 	for _, s := range [...]*string{(*string)(&q.Kind), &q.Subject, &q.Client, &q.Grant, &q.Token, &q.Type} {
 		*s = strings.Clone(*s)
 	}
-	if q.Kind == store.KindEvent {
+	switch {
+	case q.Kind == store.KindEvent:
 		return n.listEvents(ctx, &q, place)
+	case q.Ends():
+		return n.listEnds(ctx, &q, place)
 	}
 	return n.listRecords(ctx, &q, place)
 }
@@ -62,26 +65,59 @@ func (n *space) listRecords(ctx context.Context, q *store.Query, place string) (
 			from = "+"
 		}
 		r, l, err := n.ask(ctx, scriptRecords, string(q.Kind), term, flag(q.Newest), from, q.Limit, q.Since, q.Until,
-			q.Subject, q.Client, q.Grant, q.Token, q.Type)
+			q.Subject, q.Client, q.Grant, q.Token, q.Type, q.ExpiresBefore)
 		if err != nil {
 			return store.Page{}, err
 		}
-		if len(r) < 1 || len(r)%2 != 1 {
-			return store.Page{}, errValue("the answer to List does not read")
-		}
-		var page store.Page
-		for i := 1; i < len(r); i += 2 {
-			rec, err := decodeRecord(q.Kind, str(r[i]), str(r[i+1]), l.id)
-			if err != nil {
-				return store.Page{}, err
-			}
-			page.Records = append(page.Records, rec)
+		page, err := readPage(q, r, 1, l.id)
+		if err != nil {
+			return store.Page{}, err
 		}
 		if place = str(r[0]); place == "" {
 			return page, nil
 		}
 		if len(page.Records) > 0 {
 			page.Cursor = cursorText(q, place)
+			return page, nil
+		}
+	}
+}
+
+// readPage reads what a script answered: what it is to go on behind, in so many values, and then each record's id and text.
+func readPage(q *store.Query, r []any, head int, history uint64) (page store.Page, err error) {
+	if len(r) < head || (len(r)-head)%2 != 0 {
+		return page, errValue("the answer to List does not read")
+	}
+	for i := head; i < len(r); i += 2 {
+		rec, err := decodeRecord(q.Kind, str(r[i]), str(r[i+1]), history)
+		if err != nil {
+			return store.Page{}, err
+		}
+		page.Records = append(page.Records, rec)
+	}
+	return page, nil
+}
+
+// listEnds pages through what expires. A place is a time of the expiry index and an id.
+func (n *space) listEnds(ctx context.Context, q *store.Query, place string) (store.Page, error) {
+	score, id, ok := strings.Cut(place, " ")
+	if place != "" && (!ok || !isCount(score)) {
+		return store.Page{}, fmt.Errorf("%w: the cursor does not read", store.ErrInvalid)
+	}
+	for {
+		r, l, err := n.ask(ctx, scriptEnds, string(q.Kind), q.ExpiresBefore, q.Limit, q.Since, q.Until, score, id)
+		if err != nil {
+			return store.Page{}, err
+		}
+		page, err := readPage(q, r, 2, l.id)
+		if err != nil {
+			return store.Page{}, err
+		}
+		if score, id = str(r[0]), str(r[1]); score == "" {
+			return page, nil
+		}
+		if len(page.Records) > 0 {
+			page.Cursor = cursorText(q, score+" "+id)
 			return page, nil
 		}
 	}

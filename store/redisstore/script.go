@@ -43,6 +43,9 @@ var luaFollow string
 //go:embed lua/records.lua
 var luaRecords string
 
+//go:embed lua/ends.lua
+var luaEnds string
+
 //go:embed lua/events.lua
 var luaEvents string
 
@@ -70,6 +73,7 @@ var (
 	scriptClock       = newScript(luaPrologue, luaKnown, luaClock)
 	scriptFollow      = newScript(luaPrologue, luaKnown, luaFollow)
 	scriptRecords     = newScript(luaPrologue, luaKnown, luaRecords)
+	scriptEnds        = newScript(luaPrologue, luaKnown, luaEnds)
 	scriptEvents      = newScript(luaPrologue, luaKnown, luaEvents)
 	scriptPurge       = newScript(luaPrologue, luaKnown, luaPurge)
 	scriptPurgeEvents = newScript(luaPrologue, luaKnown, luaPurgeEvents)

@@ -590,6 +590,20 @@ var mistakes = []mistake{
 			return m.List(ctx, q)
 		}}
 	}, nil},
+	{"takes ExpiresBefore as the last moment", "List what expires", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
+			if q.ExpiresBefore > 0 {
+				q.ExpiresBefore++
+			}
+			return m.List(ctx, q)
+		}}
+	}, nil},
+	{"does not know ExpiresBefore", "List what expires", func(m *memstore.Store) store.Store {
+		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
+			q.ExpiresBefore = 0
+			return m.List(ctx, q)
+		}}
+	}, nil},
 	{"needs one selector of several", "List by selectors", func(m *memstore.Store) store.Store {
 		return &broken{Store: m, list: func(ctx context.Context, q store.Query) (store.Page, error) {
 			if q.Subject != "" {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -16,6 +17,7 @@ var listCases = []testCase{
 	{"List", testList},
 	{"List by selectors", testSelectors},
 	{"List by time", testListTime},
+	{"List what expires", testListExpires},
 	{"List at most 1000", testListLimit},
 	{"List while others write", testListConcurrent},
 }
@@ -93,7 +95,8 @@ func selectors(i int) (r store.Record) {
 func selects(q *store.Query, r *store.Record) bool {
 	return (q.Subject == "" || q.Subject == r.Subject) && (q.Client == "" || q.Client == r.Client) &&
 		(q.Grant == "" || q.Grant == r.Grant) && (q.Token == "" || q.Token == r.Token) && (q.Type == "" || q.Type == r.Type) &&
-		(q.Since == 0 || r.Written >= q.Since) && (q.Until == 0 || r.Written < q.Until)
+		(q.Since == 0 || r.Written >= q.Since) && (q.Until == 0 || r.Written < q.Until) &&
+		(q.ExpiresBefore == 0 || 0 < r.Expires && r.Expires < q.ExpiresBefore)
 }
 
 // fillSelectors writes n grants, rules and events with the same selectors.
@@ -205,6 +208,98 @@ func testListTime(h *harness) {
 			q.Kind, q.Limit = kind, 5
 			h.lists(q, matching(q, all))
 		}
+	}
+}
+
+// testListExpires: what expires before a time, each at least once, whatever is written meanwhile elsewhere; beside selectors in the
+// order of other listings.
+func testListExpires(h *harness) {
+	const n = 40
+	base := time.Now().Add(24 * time.Hour).UnixMilli()
+	versions := map[string]store.Version{}
+	write := func(i int, expires int64) {
+		id := fmt.Sprintf("%02d", i)
+		r := selectors(i)
+		r.Kind, r.ID, r.Expires = grant, id, expires
+		versions[id] = h.must([]store.Put{{Record: r, Expect: versions[id]}})
+	}
+	for i := range n {
+		expires := base + int64(i*7%n/2) // of two each, in another order than the ids
+		if i%4 == 3 {
+			expires = 0
+		}
+		write(i, expires)
+	}
+	h.must([]store.Put{{Record: store.Record{Kind: another, ID: "of another kind", Expires: base}}}, event("1"))
+
+	// ends pages through q, with between after its first page.
+	ends := func(q store.Query, between func()) (got []string) {
+		h.t.Helper()
+		for page := 0; ; page++ {
+			p, err := h.st.List(h.ctx, q)
+			if err != nil {
+				h.t.Fatalf("List %+v: %v", q, err)
+			}
+			if len(p.Records) > q.Limit || page > 3*n {
+				h.t.Fatalf("List %+v: page %d has %d records", q, page, len(p.Records))
+			}
+			got = append(got, ids(p.Records)...)
+			if p.Cursor == "" {
+				slices.Sort(got)
+				return slices.Compact(got)
+			}
+			if q.Cursor = p.Cursor; page == 0 {
+				between()
+			}
+		}
+	}
+	check := func() {
+		h.t.Helper()
+		all, _ := h.all(store.Query{Kind: grant, Limit: 1000})
+		for _, before := range []int64{1, base, base + 1, base + n/8, base + n/4, base + n/2 + 1, 1 << 50} {
+			for _, limit := range []int{1, 5, 1000} {
+				for _, newest := range []bool{false, true} {
+					q := store.Query{Kind: grant, ExpiresBefore: before, Limit: limit, Newest: newest}
+					if got, want := ends(q, func() {}), matching(q, all); !slices.Equal(got, want) {
+						h.t.Fatalf("List %+v: %q, want %q in any order", q, got, want)
+					}
+				}
+			}
+			q := store.Query{Kind: grant, Subject: "s1", ExpiresBefore: before, Limit: 5}
+			h.lists(q, matching(q, all))
+			q = store.Query{Kind: grant, Since: 1 << 45, ExpiresBefore: before, Limit: 5}
+			if got := ends(q, func() {}); len(got) > 0 {
+				h.t.Fatalf("List %+v: %q, want none", q, got)
+			}
+		}
+	}
+	check()
+	write(0, base+n) // later, earlier, never, and at last
+	write(1, base-1)
+	write(2, 0)
+	write(3, base+1)
+	check()
+
+	q := store.Query{Kind: grant, ExpiresBefore: 1 << 50, Limit: 4}
+	all, _ := h.all(store.Query{Kind: grant, Limit: 1000})
+	want := slices.DeleteFunc(matching(q, all), func(id string) bool { return id < "08" })
+	got := ends(q, func() {
+		for i := range 8 {
+			write(i, base-int64(i))
+		}
+		for i := n; i < 2*n; i++ {
+			write(i, base+int64(i))
+		}
+	})
+	for _, id := range want {
+		if !slices.Contains(got, id) {
+			h.t.Fatalf("List %+v: %q is not in it, which nobody wrote meanwhile", q, id)
+		}
+	}
+
+	h.lists(store.Query{Kind: grant, ExpiresBefore: -1}, nil)
+	if _, err := h.st.List(h.ctx, store.Query{Kind: store.KindEvent, ExpiresBefore: 1}); !errors.Is(err, store.ErrInvalid) {
+		h.t.Fatalf("List of events with ExpiresBefore: %v, want ErrInvalid", err)
 	}
 }
 
