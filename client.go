@@ -348,29 +348,23 @@ func (cs *Clients) noSubject(ctx context.Context, id string) error {
 	taken := func(what string) error {
 		return fail(ErrInvalidRequest, "client ID %q is a subject's, who has %s: the tokens of one would pass for the other's", id, what)
 	}
-	for r, err := range cs.s.pages(ctx, store.Query{Kind: grant.Kind, Subject: id, Newest: true}, Page{}) {
-		if err != nil {
-			return err
-		}
-		if g, err := readGrant(r); err != nil || cs.s.alive(r.ID, g) == nil { // one that can't be read may be alive
-			return taken("a session")
-		}
-	}
-	for r, err := range cs.s.pages(ctx, store.Query{Kind: store.KindAPIKey, Subject: id, Newest: true}, Page{}) {
-		if err != nil {
-			return err
-		}
-		if rec, err := apikey.Read(r, cs.s.rules); err != nil || rec.Live(cs.s.now()) {
-			return taken("an API key")
-		}
-	}
-	for r, err := range cs.s.pages(ctx, store.Query{Kind: ticket.Kind, Subject: id, Newest: true}, Page{}) {
-		if err != nil {
-			return err
-		}
-		t, err := readTicket(r)
-		if err != nil || t.Spent == "" && cs.s.now().UnixMilli() < t.Expires && cs.s.rules.Hit(t.Got(r.Written)) == "" {
-			return taken("a ticket or an authorization code")
+	now := cs.s.now()
+	for _, x := range []struct {
+		kind  store.Kind
+		what  string
+		lives func(store.Record) bool // true for one that can't be read
+	}{
+		{grant.Kind, "a session", func(r store.Record) bool { g, err := readGrant(r); return err != nil || cs.s.alive(r.ID, g) == nil }},
+		{store.KindAPIKey, "an API key", func(r store.Record) bool { k, err := apikey.Read(r, cs.s.rules); return err != nil || k.Live(now) }},
+		{ticket.Kind, "a ticket or an authorization code", func(r store.Record) bool { return ticket.Open(r, cs.s.rules, now) }},
+	} {
+		for r, err := range cs.s.pages(ctx, store.Query{Kind: x.kind, Subject: id, Newest: true}, Page{}) {
+			if err != nil {
+				return err
+			}
+			if x.lives(r) {
+				return taken(x.what)
+			}
 		}
 	}
 	return cs.noToken(ctx, id, taken)

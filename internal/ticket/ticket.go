@@ -2,7 +2,7 @@
 // for whom, and what its first use got.
 //
 // It promises that the code itself is not in the record, and that what its first use got is seen by the rules that end it. It stands on
-// internal/record and internal/rules, asks no store and holds no lock. The root's Prepare, Redeem and RevokeLeaked call it. S is the
+// internal/record and internal/rules, asks no store and holds no lock. The root's Prepare, Redeem and RevokeLeaked call it, and its Clients ask which tickets are open. S is the
 // root's Scope.
 package ticket
 
@@ -62,6 +62,13 @@ func (t *Record[S]) Got(written int64) *rules.Subject {
 		Pos: rules.Positions{Birth: t.Birth, View: t.Birth}, Renews: true}
 	x.Descend()
 	return x
+}
+
+// Open reports whether the ticket that is stored in r may be redeemed for the first time, as one that cannot be read may.
+func Open(r store.Record, book *rules.Book, now time.Time) bool {
+	form := record.Form[Record[string]]{Kind: Kind, Check: Check[string]}
+	var t Record[string]
+	return form.Read(r, &t) != nil || t.Spent == "" && now.UnixMilli() < t.Expires && book.Hit(t.Got(r.Written)) == ""
 }
 
 // IsChallenge reports whether s is a code_challenge of the method S256 (RFC 7636 §4.2).

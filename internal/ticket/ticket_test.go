@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/ticket"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -54,4 +55,25 @@ func TestRulesSeeWhatATicketGot(t *testing.T) {
 	require.True(t, x.Renews)
 	require.NoError(t, ticket.Check(r))
 	require.Error(t, ticket.Check(&ticket.Record[string]{V: 2}))
+}
+
+// A ticket is open until it is redeemed, expires, or a rule ends it. One that cannot be read may be open.
+func TestOpen(t *testing.T) {
+	t.Parallel()
+	now := time.UnixMilli(1_000_000)
+	book := rules.NewBook(rules.LocalKeyer())
+	book.Hold(&rules.Held{Target: rules.BySubject("mallory")})
+	for name, x := range map[string]struct {
+		data string
+		open bool
+	}{
+		"prepared":               {`{"v":1,"sub":"alice","expires":1000001}`, true},
+		"of a later version":     {`{"v":2}`, true},
+		"expired":                {`{"v":1,"sub":"alice","expires":1000000}`, false},
+		"spent":                  {`{"v":1,"sub":"alice","expires":1000001,"spent":"g"}`, false},
+		"of a revoked subject's": {`{"v":1,"sub":"mallory","expires":1000001}`, false},
+	} {
+		r := store.Record{Kind: ticket.Kind, ID: "t", Data: []byte(x.data), Written: 999_999}
+		require.Equal(t, x.open, ticket.Open(r, book, now), name)
+	}
 }
