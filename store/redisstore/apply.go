@@ -32,11 +32,19 @@ func (n *space) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 			p.size += len(a)
 		}
 	}
-	if err := n.submit(p); err != nil {
-		return store.Commit{}, err
-	}
 	late := time.NewTimer(n.s.o.Timeout)
 	defer late.Stop()
+	places := n.group.places
+	if p.urgent {
+		places = n.group.urgentPlaces
+	}
+	if err := n.place(ctx, late.C, places); err != nil {
+		return store.Commit{}, err
+	}
+	if err := n.submit(p); err != nil {
+		<-places
+		return store.Commit{}, err
+	}
 	select {
 	case r := <-p.done:
 		return r.commit, r.err

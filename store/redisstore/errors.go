@@ -25,8 +25,6 @@ var (
 	// backup is put back; or until every process is stopped and the hash {prefix:namespace}m deleted, upon which it begins
 	// anew.
 	ErrEmptied = errors.New("redisstore: the namespace was emptied, and its revocations are lost: put a backup back, or stop every process and delete its key {prefix:namespace}m to begin anew")
-	// ErrBusy: more changes wait than may. Nothing was written.
-	ErrBusy = errors.New("redisstore: too many writes wait")
 	// ErrClosed: the Store was closed.
 	ErrClosed = errors.New("redisstore: closed")
 )

@@ -33,6 +33,8 @@ type foundRecord struct {
 
 // getGroup is the queue of a namespace.
 type getGroup struct {
+	places chan struct{} // one for each that waits
+
 	mu      sync.Mutex // guards what follows
 	waiting []*wantedRecord
 	flying  int
@@ -50,11 +52,15 @@ func (n *space) Get(ctx context.Context, kind store.Kind, id string) (store.Reco
 	w := &wantedRecord{
 		kind: store.Kind(strings.Clone(string(kind))), id: strings.Clone(id), begun: time.Now(), done: make(chan foundRecord, 1),
 	}
-	if err := n.want(w); err != nil {
-		return store.Record{}, err
-	}
 	late := time.NewTimer(n.s.o.Timeout)
 	defer late.Stop()
+	if err := n.place(ctx, late.C, n.gets.places); err != nil {
+		return store.Record{}, err
+	}
+	if err := n.want(w); err != nil {
+		<-n.gets.places
+		return store.Record{}, err
+	}
 	var f foundRecord
 	select {
 	case f = <-w.done:
@@ -76,9 +82,6 @@ func (n *space) want(w *wantedRecord) error {
 	g := &n.gets
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.waiting) >= maxWaiting {
-		return ErrBusy
-	}
 	if g.flying < getFlights {
 		if err := n.s.background(n.fetch); err != nil {
 			return err
@@ -130,6 +133,7 @@ func (g *getGroup) take(patience time.Duration) []*wantedRecord {
 		}
 		g.waiting[0] = nil
 		g.waiting = g.waiting[1:]
+		<-g.places
 	}
 	if batch == nil {
 		g.flying--

@@ -16,7 +16,7 @@ const (
 	flights    = 2         // scripts under way for a namespace
 	groupSize  = 64        // changes in one
 	groupBytes = 512 << 10 // of them together; also what keeps a script short, as nothing else runs beside it
-	maxWaiting = 8192      // changes that wait in a namespace
+	maxWaiting = 8192      // changes that wait in a namespace, and Gets; who comes next waits for a place, within their deadline
 )
 
 // pending is a change on its way.
@@ -42,6 +42,8 @@ type flight struct {
 
 // group is the queue of a namespace.
 type group struct {
+	places, urgentPlaces chan struct{} // one for each that waits
+
 	mu      sync.Mutex // guards what follows
 	urgent  []*pending
 	waiting []*pending
@@ -49,13 +51,24 @@ type group struct {
 	flying  int
 }
 
+// place waits for one in a queue. Whoever removes what stands there gives it back.
+func (n *space) place(ctx context.Context, late <-chan time.Time, places chan struct{}) error {
+	select {
+	case places <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-late:
+		return fmt.Errorf("redisstore: not begun within %s: %w", n.s.o.Timeout, context.DeadlineExceeded)
+	case <-n.s.ctx.Done():
+		return ErrClosed
+	}
+}
+
 func (n *space) submit(p *pending) error {
 	g := &n.group
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.waiting)+len(g.urgent) >= maxWaiting {
-		return ErrBusy
-	}
 	if g.flying < flights {
 		var f *flight
 		if k := len(g.idle); k > 0 {
@@ -97,8 +110,8 @@ func (n *space) take(f *flight) []*pending {
 	defer g.mu.Unlock()
 	var batch []*pending
 	size := 0
-	for _, queue := range [...]*[]*pending{&g.urgent, &g.waiting} {
-		q := *queue
+	for k, queue := range [...]*[]*pending{&g.urgent, &g.waiting} {
+		q, places := *queue, [...]chan struct{}{g.urgentPlaces, g.places}[k]
 		for len(q) > 0 && len(batch) < groupSize {
 			p := q[0]
 			if time.Since(p.begun) >= n.s.o.Timeout {
@@ -111,6 +124,7 @@ func (n *space) take(f *flight) []*pending {
 			}
 			q[0] = nil
 			q = q[1:]
+			<-places
 		}
 		*queue = q
 	}

@@ -333,6 +333,8 @@ func newSpace(s *Store, name string, err error) *space {
 	return &space{
 		s: s, name: name, err: err, meta: "{" + s.o.Prefix + ":" + name + "}m",
 		clock: newClock(), opening: make(chan struct{}, 1),
+		group: group{places: make(chan struct{}, maxWaiting), urgentPlaces: make(chan struct{}, maxWaiting)},
+		gets:  getGroup{places: make(chan struct{}, maxWaiting)},
 	}
 }
 

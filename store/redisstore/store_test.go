@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
@@ -92,3 +93,26 @@ func TestNamespaces(t *testing.T) {
 }
 
 func BenchmarkStore(b *testing.B) { storetest.Bench(b, open(b, nil)) }
+
+// TestMoreCallersThanPlaces: who finds the queue full waits for a place in it, as long as the store allows, and isn't refused.
+func TestMoreCallersThanPlaces(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	s := open(t, &redisstore.Options{Timeout: 5 * time.Minute})
+	const callers = 9_000
+	var wg sync.WaitGroup
+	for i := range callers {
+		wg.Go(func() {
+			id := fmt.Sprintf("%016d", i)
+			c := &store.Change{ID: store.Version([]byte(id)), Puts: []store.Put{{Record: store.Record{Kind: "grant", ID: id}}}}
+			if _, err := s.Apply(ctx, c); err != nil {
+				t.Error(err)
+				return
+			}
+			if r, err := s.Get(ctx, "grant", id); err != nil || r.Version != c.ID {
+				t.Error(r, err)
+			}
+		})
+	}
+	wg.Wait()
+}
