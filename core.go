@@ -16,6 +16,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/feedlog"
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/namespace"
 	"github.com/apitoken-go/apitoken/internal/once"
@@ -24,6 +25,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/retry"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/ticket"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -376,4 +378,24 @@ func (s *Service) Settings() Settings {
 		Lifetimes: c.Lifetimes, Limits: c.Limits, MaxStaleness: c.Validation.MaxStaleness,
 		KeyRotation: c.KeyRotation, KeepEvents: c.KeepEvents, SinkLags: lags,
 	}
+}
+
+// grantRecord is a session as it is stored.
+type grantRecord = grant.Record[Scope]
+
+var grantForm = record.Form[grantRecord]{Kind: grant.Kind, Check: grant.Check[Scope], Pack: grant.Pack[Scope]}
+
+func readGrant(r store.Record) (*grantRecord, error) {
+	g := new(grantRecord)
+	return g, read(&grantForm, r, g)
+}
+
+// ticketRecord is a ticket as it is stored.
+type ticketRecord = ticket.Record[Scope]
+
+var ticketForm = record.Form[ticketRecord]{Kind: ticket.Kind, Check: ticket.Check[Scope]}
+
+func readTicket(r store.Record) (*ticketRecord, error) {
+	t := new(ticketRecord)
+	return t, read(&ticketForm, r, t)
 }

@@ -15,7 +15,6 @@ import (
 	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/quota"
-	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
@@ -34,18 +33,8 @@ type Grant struct {
 	UsedScopes          Scopes // as Usage.Scopes; in what is listed only
 }
 
-// grantRecord is a session as it is stored.
-type grantRecord = grant.Record[Scope]
-
-var grantForm = record.Form[grantRecord]{Kind: grant.Kind, Check: grant.Check[Scope], Pack: grant.Pack[Scope]}
-
 func putGrant(c *change, id string, g *grantRecord, expect store.Version) error {
 	return put(c, &grantForm, store.Record{ID: id, Subject: g.Subject, Client: g.Client, Expires: g.Expires + int64(grantSlack/time.Millisecond)}, g, expect)
-}
-
-func readGrant(r store.Record) (*grantRecord, error) {
-	g := new(grantRecord)
-	return g, read(&grantForm, r, g)
 }
 
 func grantOf(g *grantRecord, id string) Grant {

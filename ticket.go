@@ -16,7 +16,6 @@ import (
 
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/opaque"
-	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/ticket"
 	"github.com/apitoken-go/apitoken/store"
@@ -61,16 +60,6 @@ const (
 	ticketSlack = 24 * time.Hour // a spent one is kept, to know a second use
 	redeemSlack = time.Minute    // for what is spent in the last moment
 )
-
-// ticketRecord is a ticket as it is stored.
-type ticketRecord = ticket.Record[Scope]
-
-var ticketForm = record.Form[ticketRecord]{Kind: ticket.Kind, Check: ticket.Check[Scope]}
-
-func readTicket(r store.Record) (*ticketRecord, error) {
-	t := new(ticketRecord)
-	return t, read(&ticketForm, r, t)
-}
 
 // Prepare checks r as Issue would, records it and returns the ticket that redeems it. With t.CodeSHA256 the code is
 // out already and the answer is the zero Secret.

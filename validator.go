@@ -102,26 +102,6 @@ type JWTValidator struct {
 	forget func() // ends what is kept of an issuer's answers about opaque tokens; nil: nothing is
 }
 
-// trace collects the steps of one validation for Explain; nil on the way of requests.
-type trace struct {
-	steps []Step
-	d     *tokenData
-}
-
-func (tr *trace) ok(name, detail string) {
-	if tr != nil {
-		tr.steps = append(tr.steps, Step{Name: name, OK: true, Detail: detail})
-	}
-}
-
-// no notes the step that failed and makes its error.
-func (tr *trace) no(name string, err *Error) error {
-	if tr != nil {
-		tr.steps = append(tr.steps, Step{Name: name, Detail: detailOf(err)})
-	}
-	return err
-}
-
 // quick answers for a token that was verified before, is not bound, and about which nothing is new: what remains then is to
 // look at the clock. It decides nothing else: whatever it does not answer goes the whole way.
 func (v *JWTValidator) quick(ctx context.Context, c *Credential) (Token, bool) {
@@ -640,20 +620,6 @@ func (v *JWTValidator) ended(t Token, now time.Time) error {
 	return nil
 }
 
-// Explanation is the course of one validation.
-type Explanation struct {
-	Token Token // as far as its issuer's signature vouches for it; zero if not at all
-	Err   error // the verdict
-	Steps []Step
-}
-
-// Step is one check of a validation.
-type Step struct {
-	Name   string // "signature", "claims", "revocation", …
-	OK     bool
-	Detail string
-}
-
 // Explain says how Validate and Check would decide and why: which checks ran, which rule decided, what would
 // have been needed. It counts nothing, and spends no DPoP proof. For operators, never for callers.
 func (v *JWTValidator) Explain(ctx context.Context, c Credential, r Requirement) Explanation {
@@ -790,3 +756,37 @@ func (v *JWTValidator) ProofAlgorithms() []string { return slices.Clone(v.cfg.al
 // ProofAlgorithms are the JWA names of the algorithms by which others may sign for s: DPoP proofs, clients' assertions. The
 // slice is the caller's own.
 func (s *Service) ProofAlgorithms() []string { return s.valid.ProofAlgorithms() }
+
+// trace collects the steps of one validation for Explain; nil on the way of requests.
+type trace struct {
+	steps []Step
+	d     *tokenData
+}
+
+func (tr *trace) ok(name, detail string) {
+	if tr != nil {
+		tr.steps = append(tr.steps, Step{Name: name, OK: true, Detail: detail})
+	}
+}
+
+// no notes the step that failed and makes its error.
+func (tr *trace) no(name string, err *Error) error {
+	if tr != nil {
+		tr.steps = append(tr.steps, Step{Name: name, Detail: detailOf(err)})
+	}
+	return err
+}
+
+// Explanation is the course of one validation.
+type Explanation struct {
+	Token Token // as far as its issuer's signature vouches for it; zero if not at all
+	Err   error // the verdict
+	Steps []Step
+}
+
+// Step is one check of a validation.
+type Step struct {
+	Name   string // "signature", "claims", "revocation", …
+	OK     bool
+	Detail string
+}
