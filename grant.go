@@ -20,19 +20,6 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// Grant is one authorization of a client for a subject: a session. It holds no secret.
-type Grant struct {
-	ID, Subject, Client string
-	Scopes              Scopes
-	Roles               []string
-	Created, Expires    time.Time
-	LastUsed            time.Time // to within a minute; of its tokens and its refreshes
-	LastAddress         string
-	Address, UserAgent  string // where it was opened from
-	Uses                uint64
-	UsedScopes          Scopes // as Usage.Scopes; in what is listed only
-}
-
 func putGrant(c *change, id string, g *grantRecord, expect store.Version) error {
 	return put(c, &grantForm, store.Record{ID: id, Subject: g.Subject, Client: g.Client, Expires: g.Expires + int64(grantSlack/time.Millisecond)}, g, expect)
 }

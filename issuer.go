@@ -22,18 +22,6 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// Issuer is what issues tokens. [Service] is the default: JWT access tokens, opaque refresh tokens.
-type Issuer interface {
-	// Issue opens a grant and returns its first tokens, after it is durable.
-	Issue(ctx context.Context, r Request) (*Issued, error)
-	// Refresh trades a refresh token for the next tokens of its grant. The immediately previous
-	// one, presented again inside the grace window, gets the same answer; an older one ends the
-	// grant: ErrInvalidGrant. So does a genuine one that another authenticated client presents: it has leaked.
-	Refresh(ctx context.Context, r RefreshRequest) (*Issued, error)
-	// Exchange trades a valid token for a narrower one (RFC 8693). Ending the first ends the second.
-	Exchange(ctx context.Context, r ExchangeRequest) (*Issued, error)
-}
-
 // Request asks for tokens. The host vouches for Subject; a request without Subject is a client's
 // own and must carry its credential in Auth.
 type Request struct {

@@ -22,15 +22,6 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// Revoker ends tokens.
-type Revoker interface {
-	// Revoke refuses what target names from now on: in this process when it returns, in every
-	// other one within its bound. A target that is unknown is not an error, unless it was narrowed
-	// by OwnedBy or HeldBy: then ErrNotFound. ErrUnavailable: in force here, and this process goes
-	// on trying to write it; others may not know it yet.
-	Revoke(ctx context.Context, target Target, reason string) error
-}
-
 // Revoke implements [Revoker].
 func (s *Service) Revoke(ctx context.Context, target Target, reason string) (failed error) {
 	defer tell(&failed)

@@ -1,4 +1,5 @@
-// Token, what a handler knows of its caller, also as golang-jwt/jwt/v5 has it; Secret, Credential, and the contexts that carry them.
+// What is issued, validated and revoked, and by whom: Issuer, Validator, Revoker; Token, also as golang-jwt/jwt/v5 has it, and Grant;
+// Secret, Credential, and the contexts that carry them.
 
 package apitoken
 
@@ -26,6 +27,35 @@ import (
 	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
+
+// Issuer is what issues tokens. [Service] is the default: JWT access tokens, opaque refresh tokens.
+type Issuer interface {
+	// Issue opens a grant and returns its first tokens, after it is durable.
+	Issue(ctx context.Context, r Request) (*Issued, error)
+	// Refresh trades a refresh token for the next tokens of its grant. The immediately previous
+	// one, presented again inside the grace window, gets the same answer; an older one ends the
+	// grant: ErrInvalidGrant. So does a genuine one that another authenticated client presents: it has leaked.
+	Refresh(ctx context.Context, r RefreshRequest) (*Issued, error)
+	// Exchange trades a valid token for a narrower one (RFC 8693). Ending the first ends the second.
+	Exchange(ctx context.Context, r ExchangeRequest) (*Issued, error)
+}
+
+// Validator says whether a credential is good. Everything that guards something takes one.
+type Validator interface {
+	// Validate returns what the token says, or an error: ErrInvalidToken (ErrExpired, ErrRevoked
+	// among them), ErrNoToken, ErrLimited, or ErrUnavailable when it cannot know. It does no I/O for
+	// access tokens and known API keys.
+	Validate(ctx context.Context, c Credential) (Token, error)
+}
+
+// Revoker ends tokens.
+type Revoker interface {
+	// Revoke refuses what target names from now on: in this process when it returns, in every
+	// other one within its bound. A target that is unknown is not an error, unless it was narrowed
+	// by OwnedBy or HeldBy: then ErrNotFound. ErrUnavailable: in force here, and this process goes
+	// on trying to write it; others may not know it yet.
+	Revoke(ctx context.Context, target Target, reason string) error
+}
 
 // Token is what a valid token says. It is a small immutable value, free to copy and to share; the
 // zero Token holds nothing: Allows is false, Check and Recheck refuse, and every other method but IsZero and
@@ -63,6 +93,19 @@ type TokenSpec struct {
 	ExpiresAt time.Time // zero only for API keys without expiry
 	Binding   string    // cnf thumbprint (RFC 8705, 9449), empty for bearer tokens
 	Claims    any       // the host's own claims: marshals to a JSON object; nil: none
+}
+
+// Grant is one authorization of a client for a subject: a session. It holds no secret.
+type Grant struct {
+	ID, Subject, Client string
+	Scopes              Scopes
+	Roles               []string
+	Created, Expires    time.Time
+	LastUsed            time.Time // to within a minute; of its tokens and its refreshes
+	LastAddress         string
+	Address, UserAgent  string // where it was opened from
+	Uses                uint64
+	UsedScopes          Scopes // as Usage.Scopes; in what is listed only
 }
 
 // NewToken makes a Token from s, which it copies. It fails with ErrInvalidRequest when Claims do not

@@ -25,14 +25,6 @@ import (
 	"github.com/apitoken-go/apitoken/internal/watch"
 )
 
-// Validator says whether a credential is good. Everything that guards something takes one.
-type Validator interface {
-	// Validate returns what the token says, or an error: ErrInvalidToken (ErrExpired, ErrRevoked
-	// among them), ErrNoToken, ErrLimited, or ErrUnavailable when it cannot know. It does no I/O for
-	// access tokens and known API keys.
-	Validate(ctx context.Context, c Credential) (Token, error)
-}
-
 // Authorize is the whole decision of an adapter: no credential (the zero Credential), a bad one, a
 // good one that lacks a scope, a good one. It returns a context that carries the Token. Every
 // adapter in this module, and every one outside it, calls this and maps the error to its protocol.
