@@ -13,6 +13,7 @@ import (
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -114,6 +115,38 @@ func (a *auditLog) record(ctx context.Context, e Event, data []byte) store.Recor
 }
 
 const maxEventBytes = 15 << 10
+
+// hasToken reports whether a subject has an access token that no session stands behind: the events of the time that the longest of them
+// lives tell of it.
+func (a *auditLog) hasToken(ctx context.Context, subject string) (bool, error) {
+	s := a.s
+	live := s.space.Life().Access + time.Minute // for clocks that differ
+	q := store.Query{Kind: store.KindEvent, Subject: subject, Since: max(s.now().Add(-live).UnixMilli(), 0), Newest: true}
+	for r, err := range s.pages(ctx, q, Page{}) {
+		if err != nil {
+			return false, err
+		}
+		e, err := readEvent(r)
+		if err != nil {
+			return false, err
+		}
+		if e.Type != event.Issued && e.Type != event.Exchanged || !e.OK || e.Issuer != "" || e.Subject != subject {
+			continue
+		}
+
+		if _, err := s.get(ctx, grant.Kind, e.Grant); err == nil {
+			continue // a token with a session is judged with its session
+		} else if !isNotFound(err) {
+			return false, err
+		}
+		at := store.Position{N: r.Written << 16} // about where it was issued
+		x := &rules.Subject{Subject: subject, Client: e.Client, ID: e.TokenID, Grant: e.Grant, Iat: e.Time, Pos: rules.Positions{Birth: at, View: at}}
+		if s.rules.Hit(x) == "" {
+			return true, nil
+		}
+	}
+	return false, nil
+}
 
 // refused counts a refusal. d is what a verified token says, nil when nothing is verified.
 func (a *auditLog) refused(ctx context.Context, t event.Type, reason string, d *tokenData) {

@@ -15,10 +15,8 @@ import (
 	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/clientauth"
 	"github.com/apitoken-go/apitoken/internal/clients"
-	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/granttype"
-	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/internal/ticket"
@@ -99,22 +97,6 @@ type Clients struct {
 // knownClient is a client as this process knows it.
 type knownClient = clients.Known[Client]
 
-func newClients(s *core, signing *SigningKeys) *Clients {
-	cs := &Clients{s: s}
-	cs.proofs = clientauth.New(clientauth.Config{
-		Namespace: func() string { return s.ns },
-		Seal:      func(k *opaque.Key) string { return signing.seal(k, opaque.ClientSecret) },
-		Read: func(ctx context.Context, text string) (*opaque.Key, bool, error) {
-			return signing.readMade(ctx, text, opaque.ClientSecret)
-		},
-		Ended: func(id string) bool { return s.rules.Ended(id) }, Once: s.claim,
-		Issuer: s.cfg.Issuer, Algs: s.cfg.Validation.algorithms(), Ahead: s.cfg.Validation.ahead(), FAPI: s.cfg.FAPI, Now: s.now,
-	})
-	cs.known = clients.New(clients.Config[Client]{Terms: cs.terms(), Public: clientFrom, Proofs: cs.proofs,
-		State: func() *follow.Follower { return s.state }, Now: s.now})
-	return cs
-}
-
 func (cs *Clients) terms() clients.Terms {
 	return clients.Terms{FirstParty: cs.s.cfg.FirstParty, FAPI: cs.s.cfg.FAPI}
 }
@@ -190,12 +172,12 @@ func (cs *Clients) readOrNew(ctx context.Context, id string) (*clients.Record, s
 	return rec, v, err
 }
 
-// reader finds the record that is changed.
-type reader func(ctx context.Context, id string) (*clients.Record, store.Version, error)
+// clientReader finds the record that is changed.
+type clientReader func(ctx context.Context, id string) (*clients.Record, store.Version, error)
 
 // revise replaces a client's record by what f makes of it, nil for nothing, and returns what is stored then. f says how it changes,
 // for the event, and is called again if another writer was first.
-func (cs *Clients) revise(ctx context.Context, id string, read reader, f func(*clients.Record) (*clients.Record, string, error)) (*clients.Record, error) {
+func (cs *Clients) revise(ctx context.Context, id string, read clientReader, f func(*clients.Record) (*clients.Record, string, error)) (*clients.Record, error) {
 	for range refreshTries {
 		rec, v, err := read(ctx, id)
 		if err != nil {
@@ -367,38 +349,11 @@ func (cs *Clients) noSubject(ctx context.Context, id string) error {
 			}
 		}
 	}
-	return cs.noToken(ctx, id, taken)
-}
-
-// noToken looks for access tokens of a subject in the events of the time that the longest of them lives.
-func (cs *Clients) noToken(ctx context.Context, id string, taken func(what string) error) error {
-	live := cs.s.space.Life().Access + time.Minute // for clocks that differ
-	q := store.Query{Kind: store.KindEvent, Subject: id, Since: max(cs.s.now().Add(-live).UnixMilli(), 0), Newest: true}
-	for r, err := range cs.s.pages(ctx, q, Page{}) {
-		if err != nil {
-			return err
-		}
-		e, err := readEvent(r)
-		if err != nil {
-			return err
-		}
-		if e.Type != event.Issued && e.Type != event.Exchanged || !e.OK || e.Issuer != "" || e.Subject != id {
-			continue
-		}
-
-		// A token with a session was judged with its session.
-		if _, err := cs.s.get(ctx, grant.Kind, e.Grant); err == nil {
-			continue
-		} else if !isNotFound(err) {
-			return err
-		}
-		at := store.Position{N: r.Written << 16} // about where it was issued
-		x := &rules.Subject{Subject: id, Client: e.Client, ID: e.TokenID, Grant: e.Grant, Iat: e.Time, Pos: rules.Positions{Birth: at, View: at}}
-		if cs.s.rules.Hit(x) == "" {
-			return taken("an access token")
-		}
+	has, err := cs.s.audit.hasToken(ctx, id)
+	if err == nil && has {
+		err = taken("an access token")
 	}
-	return nil
+	return err
 }
 
 // Get returns one client, ErrNotFound if there is none.
@@ -492,7 +447,7 @@ func (cs *Clients) Update(ctx context.Context, id string, f func(*Client) error)
 }
 
 // update reads, changes and writes a client. What the host changes bounds what the client may change itself.
-func (cs *Clients) update(ctx context.Context, id string, read reader, host bool, f func(*Client) error) (Client, error) {
+func (cs *Clients) update(ctx context.Context, id string, read clientReader, host bool, f func(*Client) error) (Client, error) {
 	rec, err := cs.revise(ctx, id, read, func(rec *clients.Record) (*clients.Record, string, error) {
 		c := clientFrom(id, rec)
 		if err := f(&c); err != nil {

@@ -7,10 +7,13 @@ import (
 	"errors"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/clientauth"
+	"github.com/apitoken-go/apitoken/internal/clients"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/issuers"
 	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/namespace"
+	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/retry"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -24,6 +27,22 @@ func newCore(c Config, injected bool) *core {
 	s.audiences = append([]string{c.Audience}, c.Audiences...)
 	s.audit = newAuditLog(s)
 	return s
+}
+
+func newClients(s *core, signing *SigningKeys) *Clients {
+	cs := &Clients{s: s}
+	cs.proofs = clientauth.New(clientauth.Config{
+		Namespace: func() string { return s.ns },
+		Seal:      func(k *opaque.Key) string { return signing.seal(k, opaque.ClientSecret) },
+		Read: func(ctx context.Context, text string) (*opaque.Key, bool, error) {
+			return signing.readMade(ctx, text, opaque.ClientSecret)
+		},
+		Ended: func(id string) bool { return s.rules.Ended(id) }, Once: s.claim,
+		Issuer: s.cfg.Issuer, Algs: s.cfg.Validation.algorithms(), Ahead: s.cfg.Validation.ahead(), FAPI: s.cfg.FAPI, Now: s.now,
+	})
+	cs.known = clients.New(clients.Config[Client]{Terms: cs.terms(), Public: clientFrom, Proofs: cs.proofs,
+		State: func() *follow.Follower { return s.state }, Now: s.now})
+	return cs
 }
 
 // New starts a service. It fails, naming the field in a [ConfigError], when c is contradictory or dangerous, and
