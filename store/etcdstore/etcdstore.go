@@ -239,7 +239,8 @@ type space struct {
 	err  error // every verb's answer where the namespace's name is not allowed
 	keys keys
 
-	ships func() bool // Options.Events names a store for it
+	ships  func() bool // Options.Events names a store for it
+	window int         // changes that the shipper, whose it is, has on their way at once
 
 	state, grants group
 
@@ -266,6 +267,7 @@ func newSpace(s *Store, name string, err error) *space {
 		s: s, name: name, err: err, keys: newKeys(s.prefix, name),
 		state: group{most: stateFlights}, grants: group{most: grantFlights},
 	}
+	n.window = 1
 	n.ships = sync.OnceValue(func() bool { return n.dest() != nil })
 	return n
 }

@@ -6,8 +6,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -24,7 +26,8 @@ const (
 	claimTTL               = 5 // s
 	shipEvery              = 250 * time.Millisecond
 	shipBytes              = 240 << 10 // of events in one change: the contract's 256 KiB, less the record
-	clearEvery             = 80        // entries removed from etcd in one transaction
+	clearEvery             = 80        // entries that are sent and then removed from etcd together
+	maxWindow              = 8         // changes on their way to the other store
 	longBackoff            = 5 * time.Second
 )
 
@@ -267,23 +270,21 @@ func (n *space) shipEpoch(ctx context.Context, dest store.Store, cur shipped, en
 		}
 		left = nil
 
+		batches := n.batches(part[i:], cur, current)
+		sent, err := n.sendAll(ctx, dest, &cur, batches)
 		var clear []*entry
-		for i < len(part) {
-			b := n.batch(part[i:], &cur, current)
-			version, err := n.send(ctx, dest, &cur, &b)
-			if err != nil {
-				before := <-cleared
-				if before == nil {
-					before = n.clear(ctx, clear)
-				}
-				return cur, errors.Join(err, before)
-			}
-			cur = b.next
-			cur.version = version
+		for _, b := range batches[:sent] {
 			for range b.complete {
 				clear = append(clear, &part[i])
 				i++
 			}
+		}
+		if err != nil {
+			before := <-cleared
+			if before == nil {
+				before = n.clear(ctx, clear)
+			}
+			return cur, errors.Join(err, before)
 		}
 		if err := <-cleared; err != nil {
 			return cur, err
@@ -352,6 +353,69 @@ func (n *space) batch(entries []entry, cur *shipped, current uint64) batch {
 	return b
 }
 
+// batches are all batches of entries, behind cur.
+func (n *space) batches(entries []entry, cur shipped, current uint64) (all []batch) {
+	for len(entries) > 0 {
+		b := n.batch(entries, &cur, current)
+		entries = entries[b.complete:]
+		all = append(all, b)
+		cur = b.next
+		cur.version = n.shipID(&b)
+	}
+	return all
+}
+
+// sendAll applies batches to the other store, in their order, and returns how many it has. Some are on their way at once, so that a store
+// whose writers share a commit has several to share it: each expects the version that the one before will write, and is refused if it
+// comes too early.
+func (n *space) sendAll(ctx context.Context, dest store.Store, cur *shipped, batches []batch) (sent int, err error) {
+	took := func(b *batch) {
+		*cur = b.next
+		cur.version = n.shipID(b)
+		sent++
+	}
+	for sent < len(batches) {
+		window := batches[sent:min(sent+n.window, len(batches))]
+		if len(window) <= 1 {
+			n.window = min(n.window+1, maxWindow)
+			if err := n.send(ctx, dest, cur, &window[0]); err != nil {
+				return sent, err
+			}
+			took(&window[0])
+			continue
+		}
+		errs := make([]error, len(window))
+		var wg sync.WaitGroup
+		version := cur.version
+		for i := range window {
+			c := n.shipment(&window[i], version)
+			version = c.ID
+			wg.Go(func() {
+				own, cancel := context.WithTimeout(ctx, n.s.timeout)
+				defer cancel()
+				_, errs[i] = dest.Apply(own, c)
+			})
+			runtime.Gosched() // so that they come in their order, mostly
+		}
+		wg.Wait()
+
+		// One that was done says the same of all before it, whatever their answers were.
+		last := len(window) - 1
+		for last >= 0 && errs[last] != nil {
+			last--
+		}
+		for i := range window[:last+1] {
+			took(&window[i])
+		}
+		if last == len(window)-1 {
+			n.window = min(n.window+1, maxWindow)
+			continue
+		}
+		n.window = 1 // the next one goes by itself, and is repeated as often as it takes
+	}
+	return sent, nil
+}
+
 // The id of a change that ships tells how far it goes, so that List can tell from an event in the other store where it
 // stood here: place(8) check(4) history(4), the last two hashed.
 
@@ -379,16 +443,20 @@ func (n *space) shippedTo(v store.Version) (int64, bool) {
 	return int64(binary.BigEndian.Uint64(v[:8]) &^ (1 << 63)), true
 }
 
-// send applies a batch to the other store, the identical change again while its outcome is unknown.
-func (n *space) send(ctx context.Context, dest store.Store, cur *shipped, b *batch) (store.Version, error) {
-	id := n.shipID(b)
+// shipment is the change that ships a batch behind the one that wrote version before.
+func (n *space) shipment(b *batch, before store.Version) *store.Change {
 	data := binary.BigEndian.AppendUint64(nil, b.next.history)
 	data = binary.BigEndian.AppendUint64(data, uint64(b.next.place))
-	c := &store.Change{
-		ID:     id,
-		Puts:   []store.Put{{Record: store.Record{Kind: kindOutbox, ID: n.outboxID(), Data: data}, Expect: cur.version}},
+	return &store.Change{
+		ID:     n.shipID(b),
+		Puts:   []store.Put{{Record: store.Record{Kind: kindOutbox, ID: n.outboxID(), Data: data}, Expect: before}},
 		Events: b.events,
 	}
+}
+
+// send applies a batch to the other store, the identical change again while its outcome is unknown.
+func (n *space) send(ctx context.Context, dest store.Store, cur *shipped, b *batch) error {
+	c := n.shipment(b, cur.version)
 	wait := firstWait
 	for tries := 0; ; tries++ {
 		own, cancel := context.WithTimeout(ctx, n.s.timeout)
@@ -396,12 +464,12 @@ func (n *space) send(ctx context.Context, dest store.Store, cur *shipped, b *bat
 		cancel()
 		switch {
 		case err == nil:
-			return id, nil
+			return nil
 		case errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrReadOnly), errors.Is(err, store.ErrTooLarge), tries == 3:
-			return id, fmt.Errorf("etcdstore: ship: %w", err)
+			return fmt.Errorf("etcdstore: ship: %w", err)
 		}
 		if !pause(ctx, n.s.ctx, &wait) {
-			return id, fmt.Errorf("etcdstore: ship: %w", err)
+			return fmt.Errorf("etcdstore: ship: %w", err)
 		}
 	}
 }
