@@ -239,7 +239,7 @@ func (k *APIKeys) change(ctx context.Context, id, how string, f func(*apikey.Rec
 // changeAs is change for an f that says how, and may add to the change.
 func (k *APIKeys) changeAs(ctx context.Context, id string, f func(*change, *apikey.Record) (Event, error)) (APIKey, error) {
 	ctx = k.acting(ctx)
-	return settle(ctx, k.s, k.s.begin(ctx), tryAgain("parallel changes of API key %s", id), func(moment) (none APIKey, _ error) {
+	return settle(ctx, k.s, k.s.begin(ctx), "parallel changes of API key "+id, func(moment) (none APIKey, _ error) {
 		if err := k.allowed(); err != nil {
 			return none, err
 		}

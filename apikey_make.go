@@ -92,7 +92,7 @@ func (k *APIKeys) Create(ctx context.Context, r APIKeyRequest) (_ APIKey, _ Secr
 		}
 		defer leave()
 	}
-	made, err := settle(ctx, k.s, m, tryAgain("other keys of this subject are made at the same time"), func(m moment) (madeKey, error) {
+	made, err := settle(ctx, k.s, m, "other keys of this subject are made at the same time", func(m moment) (madeKey, error) {
 		if err := k.allowed(); err != nil {
 			return madeKey{}, err
 		}
@@ -210,7 +210,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 	if err := k.s.audit.ready(); err != nil {
 		return APIKey{}, Secret{}, err
 	}
-	made, err := settle(ctx, k.s, k.s.begin(ctx), tryAgain("parallel changes of API key %s", id), func(m moment) (madeKey, error) {
+	made, err := settle(ctx, k.s, k.s.begin(ctx), "parallel changes of API key "+id, func(m moment) (madeKey, error) {
 		if err := k.allowed(); err != nil {
 			return madeKey{}, err
 		}

@@ -260,8 +260,8 @@ func (o *overtaking) Error() string { return o.why.Error() }
 
 // settle is the loop of everything that is made: it tries until no other writer and no change overtakes the try. Each try has a moment
 // of its own; who it is for was confirmed when it was. An *overtaking that comes back says that what it is made of has ended. busy is
-// the error of a caller whom other writers overtake each time.
-func settle[T any](ctx context.Context, s *core, m moment, busy *Error, try func(moment) (T, error)) (T, error) {
+// the detail of the error for a caller whom other writers overtake each time.
+func settle[T any](ctx context.Context, s *core, m moment, busy string, try func(moment) (T, error)) (T, error) {
 	for n := 1; ; n++ {
 		x, err := try(m)
 		late, _ := err.(*overtaking)
@@ -277,7 +277,7 @@ func settle[T any](ctx context.Context, s *core, m moment, busy *Error, try func
 		case late != nil:
 			return x, late.why
 		default:
-			return x, busy
+			return x, tryAgain("%s", busy)
 		}
 	}
 }

@@ -144,8 +144,11 @@ func (e *Error) LogValue() slog.Value {
 
 // public makes the error of a package behind this one our own. Every exported call that leads into one ends with it.
 func public(err error) error {
+	if err == nil { // before there is a variable that has to be allocated
+		return nil
+	}
 	var f *fault.Error
-	if err == nil || !errors.As(err, &f) {
+	if !errors.As(err, &f) {
 		return err
 	}
 	e := &Error{Code: f.Code, Detail: f.Detail, RetryAfter: f.RetryAfter, Nonce: f.Nonce, Cause: f.Cause}

@@ -213,7 +213,7 @@ func (s *minter) serve(ctx context.Context, op string, call func(known *refusal)
 func (s *minter) make(ctx context.Context, m moment, next func(moment) (*plan, error)) (*Issued, error) {
 	var p *plan
 	var done *stamp // of a token that is recorded already, and is only signed again
-	i, err := settle(ctx, s.core, m, tryAgain("parallel changes of what is spent for the token"), func(m moment) (_ *Issued, err error) {
+	i, err := settle(ctx, s.core, m, "parallel changes of what is spent for the token", func(m moment) (_ *Issued, err error) {
 		if p, err = next(m); err != nil {
 			return nil, err
 		}
