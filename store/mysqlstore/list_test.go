@@ -40,7 +40,7 @@ func TestPagesStayInMemory(t *testing.T) {
 		}
 		return count() - before
 	}
-	// Every read asks for the table's age, which makes some.
+	// Whatever every read makes, as it asks for the table's age too.
 	least := made(func() error { _, err := s.Get(ctx, "grant", "1"); return err })
 	for _, q := range []store.Query{
 		{Kind: "grant", Subject: "s", Limit: 3}, {Kind: "grant", Newest: true, Limit: 3},
