@@ -101,7 +101,7 @@ func readPage(q *store.Query, r []any, head int, history uint64) (page store.Pag
 // listEnds pages through what expires. A place is a time of the expiry index and an id.
 func (n *space) listEnds(ctx context.Context, q *store.Query, place string) (store.Page, error) {
 	score, id, ok := strings.Cut(place, " ")
-	if place != "" && (!ok || !isCount(score)) {
+	if place != "" && (!ok || !isTime(score)) {
 		return store.Page{}, fmt.Errorf("%w: the cursor does not read", store.ErrInvalid)
 	}
 	for {
@@ -177,6 +177,12 @@ func isHistory(s string) bool {
 func isCount(s string) bool {
 	n, err := strconv.ParseInt(s, 10, 54)
 	return err == nil && n >= 0
+}
+
+// isTime reports whether s is a time of the expiry index, as Redis writes it: one that has more than 17 digits has an exponent.
+func isTime(s string) bool {
+	f, err := strconv.ParseFloat(s, 64)
+	return err == nil && f >= 0
 }
 
 // Cursors name their query's kind and direction, so that one of another query is refused, not misread.
