@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -298,6 +299,19 @@ func TestExpiringListsWhatLivesAndEnds(t *testing.T) {
 	clk.Advance(6 * day)
 	require.NoError(t, svc.Sync(ctx))
 	require.Equal(t, map[string]string{"apikey soon": "alice"}, names(5*day, false), "what has ended is no longer listed")
+
+	for _, last := range []time.Time{time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC), time.Unix(1<<40, 0), time.Unix(1<<61, 0), time.Unix(1<<63-1-62135596800, 999_999_999)} {
+		var all []string
+		for x, err := range svc.Expiring(ctx, last, true) {
+			require.NoError(t, err)
+			all = append(all, x.Kind+" "+x.Name)
+		}
+		slices.Sort(all)
+		require.Equal(t, []string{"apikey late", "apikey soon", "grant "}, all, "before %d", last.Unix())
+	}
+	for range svc.Expiring(ctx, time.Time{}, true) {
+		require.Fail(t, "nothing ends before the first year")
+	}
 }
 
 // refusing is a store that never takes a change that holds text in a record's ID or subject.

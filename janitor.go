@@ -230,7 +230,11 @@ type Expiry struct {
 func (s *Service) Expiring(ctx context.Context, before time.Time, grants bool) iter.Seq2[Expiry, error] {
 	return func(yield func(Expiry, error) bool) {
 		ends := func(kind store.Kind, slack time.Duration) store.Query { // of a record, behind the end that it tells of
-			return store.Query{Kind: kind, ExpiresBefore: max(before.Add(slack).UnixMilli()+1, 1)}
+			last := before
+			if most := time.UnixMilli(1 << 62); last.After(most) { // later ones do not fit into milliseconds
+				last = most
+			}
+			return store.Query{Kind: kind, ExpiresBefore: max(last.Add(slack).UnixMilli()+1, 1)}
 		}
 		queries := []store.Query{ends(store.KindAPIKey, apikey.Slack), {Kind: store.KindClient}}
 		if grants {
