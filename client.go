@@ -113,6 +113,13 @@ func clientFrom(id string, r *clients.Record) Client {
 	return c
 }
 
+// own is c in memory of its own. What this process knows of a client is one for all who ask.
+func (c Client) own() Client {
+	c.GrantTypes, c.Scopes, c.Audiences = slices.Clone(c.GrantTypes), slices.Clone(c.Scopes), slices.Clone(c.Audiences)
+	c.RedirectURIs, c.Keys = slices.Clone(c.RedirectURIs), slices.Clone(c.Keys)
+	return c
+}
+
 // toRecord is old with what a host sees of it replaced by c. Secrets go where c has none.
 func (c *Client) toRecord(old *clients.Record) *clients.Record {
 	r := *old

@@ -30,7 +30,7 @@ func (a ClientAuth) isZero() bool {
 // have a chosen one, so that a stranger cannot lock the client out.
 func (cs *Clients) Authenticate(ctx context.Context, a ClientAuth) (Client, error) {
 	c, _, err := cs.confirm(ctx, a)
-	return c, err
+	return c.own(), err
 }
 
 // confirm is Authenticate, and says by what it was convinced.
@@ -79,6 +79,12 @@ func (cs *Clients) authenticate(ctx context.Context, a *ClientAuth) (Client, cli
 // Confirm is Authenticate for adapters that have more than one call to make: the ClientAuth that it returns carries the
 // outcome, so that an assertion, which is good once, is not used twice. Keep it no longer than the request.
 func (cs *Clients) Confirm(ctx context.Context, a ClientAuth) (Client, ClientAuth, error) {
+	c, auth, err := cs.prove(ctx, a)
+	return c.own(), auth, err
+}
+
+// prove is Confirm with a Client whose lists are shared.
+func (cs *Clients) prove(ctx context.Context, a ClientAuth) (Client, ClientAuth, error) {
 	c, proof, err := cs.confirm(ctx, a)
 	if err != nil {
 		return Client{}, ClientAuth{}, err
@@ -112,7 +118,7 @@ func (cs *Clients) caller(ctx context.Context, a ClientAuth) (caller, error) {
 	if a.isZero() {
 		return caller{}, nil
 	}
-	c, auth, err := cs.Confirm(ctx, a)
+	c, auth, err := cs.prove(ctx, a)
 	if err != nil {
 		return caller{}, err
 	}

@@ -293,6 +293,7 @@ func (s *core) mayContinue(ctx context.Context, g Grant) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, hookTime)
 	defer cancel()
+	g.Scopes, g.Roles = slices.Clone(g.Scopes), slices.Clone(g.Roles) // it says yes or no, and may be late
 	_, err := hook.Call(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, s.cfg.MayContinue(ctx, g) })
 	if stack := hook.Stack(err); stack != "" {
 		s.log.Error("apitoken: Config.MayContinue panicked", "error", err, "stack", stack)
