@@ -27,15 +27,20 @@ const (
 // errNoRoom: the map is nearly full.
 var errNoRoom = errors.New("boltstore: no room in the map")
 
+// mapped is how much of the file bbolt has mapped at least, where so many bytes of it are in use; 0 where that is not known. The
+// file itself may be larger than both: it grows in steps.
+func (s *Store) mapped(used int64) int64 {
+	if s.mapSize() == 0 {
+		return 0
+	}
+	return max(int64(s.mapSize()), (used+mapGranule-1)/mapGranule*mapGranule)
+}
+
 // room is how much the file may grow before bbolt maps it anew.
-func (s *Store) room() (int64, error) {
+func (s *Store) room(mapped int64) (int64, error) {
 	fi, err := s.file.Stat()
 	if err != nil {
 		return 0, err
-	}
-	mapped := max(int64(s.mapSize()), (fi.Size()+mapGranule-1)/mapGranule*mapGranule)
-	if s.mapSize() == 0 { // a small map, of which this does not know the size
-		mapped = fi.Size()
 	}
 	return mapped - fi.Size(), nil
 }
@@ -90,7 +95,8 @@ func (s *Store) pages(p *pacer) (origin, error) {
 			if a.id, a.meta, _, err = readFormat(tx); err != nil {
 				return err
 			}
-			switch room, err := s.room(); {
+			p.mapped = s.mapped(tx.Size())
+			switch room, err := s.room(p.mapped); {
 			case err != nil:
 				return err
 			case room < spareRoom:
@@ -121,6 +127,7 @@ type pacer struct {
 	f       *os.File
 	at      atomic.Int64 // how much has been written
 	started int64        // how much of it is on its way to the disk
+	mapped  int64        // see Store.mapped
 }
 
 func (p *pacer) Write(b []byte) (int, error) {
@@ -140,7 +147,7 @@ func (p *pacer) Write(b []byte) (int, error) {
 	if err := errors.Join(p.ctx.Err(), p.s.failure()); err != nil {
 		return n, err
 	}
-	switch room, err := p.s.room(); {
+	switch room, err := p.s.room(p.mapped); {
 	case err != nil:
 		return n, err
 	case room < leastRoom:
