@@ -279,7 +279,10 @@ func (s *Store) list(ctx context.Context, q store.Query) (store.Page, error) {
 
 func cursorHead(q *store.Query) string {
 	dir := "o"
-	if q.Newest {
+	switch {
+	case q.Ends(): // in an order of its own
+		dir = "e"
+	case q.Newest:
 		dir = "n"
 	}
 	return "1" + dir + string(q.Kind) + "\x00"

@@ -349,7 +349,10 @@ func (n *space) records(ctx context.Context, kind store.Kind, prefix string, kvs
 
 func cursorHead(q *store.Query) string {
 	dir := "o"
-	if q.Newest {
+	switch {
+	case q.Ends(): // in an order of its own
+		dir = "e"
+	case q.Newest:
 		dir = "n"
 	}
 	return "1" + dir + string(q.Kind) + "\x00"

@@ -379,7 +379,10 @@ func (b *conditions) and(text string, args ...any) {
 
 func cursorHead(q *store.Query) string {
 	dir := "o"
-	if q.Newest {
+	switch {
+	case q.Ends(): // in an order of its own
+		dir = "e"
+	case q.Newest:
 		dir = "n"
 	}
 	return "1" + dir + string(q.Kind) + "\x00"

@@ -297,6 +297,22 @@ func testListExpires(h *harness) {
 		}
 	}
 
+	// A cursor of a listing in another order is refused, if it does not say the same.
+	records, expiring := store.Query{Kind: grant, Limit: 4}, store.Query{Kind: grant, ExpiresBefore: 1 << 50, Limit: 4}
+	all, _ = h.all(store.Query{Kind: grant, Limit: 1000})
+	for _, qs := range [...][2]store.Query{{records, expiring}, {expiring, records}} {
+		p, err := h.st.List(h.ctx, qs[0])
+		if err != nil || p.Cursor == "" {
+			h.t.Fatalf("List %+v: cursor %q, %v", qs[0], p.Cursor, err)
+		}
+		q, last := qs[1], p.Records[len(p.Records)-1].ID
+		q.Cursor, q.Limit = p.Cursor, 1000
+		want := slices.DeleteFunc(matching(q, all), func(id string) bool { return id <= last })
+		if p, err = h.st.List(h.ctx, q); !errors.Is(err, store.ErrInvalid) && (err != nil || !slices.Equal(ids(p.Records), want)) {
+			h.t.Fatalf("List %+v with the cursor of %+v: %q, %v, want ErrInvalid or what is behind %q", q, qs[0], ids(p.Records), err, last)
+		}
+	}
+
 	h.lists(store.Query{Kind: grant, ExpiresBefore: -1}, nil)
 	if _, err := h.st.List(h.ctx, store.Query{Kind: store.KindEvent, ExpiresBefore: 1}); !errors.Is(err, store.ErrInvalid) {
 		h.t.Fatalf("List of events with ExpiresBefore: %v, want ErrInvalid", err)
