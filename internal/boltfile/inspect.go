@@ -148,14 +148,43 @@ func Inspect(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	c := checker{f: f, m: m, taken: make([]uint64, m.Pages/64+1), until: time.Now().Add(checkTime)}
-	if err := c.tree(m.Root, 0); err != nil {
+	c := newChecker(f, m)
+	until := time.Now().Add(checkTime)
+	c.enough = func() (bool, error) { return c.used > checkPages || time.Now().After(until), nil }
+	return c.all()
+}
+
+// Wipe inspects all pages, however many there are, and overwrites those that nothing refers to: what was removed still lies in
+// them. It asks goOn from time to time, and ends with its error.
+func Wipe(f *os.File, goOn func() error) error {
+	m, err := InspectMeta(f)
+	if err != nil {
 		return err
 	}
-	if m.Freelist == noFreelist {
-		return nil
+	c := newChecker(f, m)
+	c.enough = func() (bool, error) { return false, goOn() }
+	if err := c.all(); err != nil {
+		return err
 	}
-	return c.freelist()
+	zeros := make([]byte, 64*int(m.PageSize))
+	for id := uint64(2); id < m.Pages; {
+		n := uint64(0)
+		for n < 64 && id+n < m.Pages && !c.has(id+n) {
+			n++
+		}
+		if n == 0 {
+			id++
+			continue
+		}
+		if err := goOn(); err != nil {
+			return err
+		}
+		if _, err := f.WriteAt(zeros[:n*uint64(m.PageSize)], int64(id)*int64(m.PageSize)); err != nil {
+			return err
+		}
+		id += n
+	}
+	return nil
 }
 
 // checker follows each page from the root once: a page that is used twice, or used and free, would be overwritten.
@@ -165,18 +194,31 @@ type checker struct {
 	taken   []uint64 // a bit for each page
 	used    int      // how many are taken
 	buffers [maxDepth + 2][]byte
-	until   time.Time
+	enough  func() (bool, error) // asked every 64 pages, whether the rest need not be looked at
 }
+
+func newChecker(f *os.File, m Meta) *checker {
+	return &checker{f: f, m: m, taken: make([]uint64, m.Pages/64+1)}
+}
+
+// all checks the tree and the list of free pages.
+func (c *checker) all() error {
+	if err := c.tree(c.m.Root, 0); err != nil || c.m.Freelist == noFreelist {
+		return err
+	}
+	return c.freelist()
+}
+
+func (c *checker) has(id uint64) bool { return c.taken[id/64]&(1<<(id%64)) != 0 }
 
 const maxDepth = 64
 
 // take reports whether a page was free to be used.
 func (c *checker) take(id uint64) bool {
-	at, bit := id/64, uint64(1)<<(id%64)
-	if c.taken[at]&bit != 0 {
+	if c.has(id) {
 		return false
 	}
-	c.taken[at] |= bit
+	c.taken[id/64] |= 1 << (id % 64)
 	c.used++
 	return true
 }
@@ -215,8 +257,10 @@ func (c *checker) page(id uint64, depth int) (b []byte, flags, count uint16, err
 }
 
 func (c *checker) tree(id uint64, depth int) error {
-	if c.used > checkPages || c.used%64 == 0 && time.Now().After(c.until) {
-		return nil
+	if c.used%64 == 0 {
+		if enough, err := c.enough(); enough || err != nil {
+			return err
+		}
 	}
 	if depth > maxDepth {
 		return damaged("its tree has no end")
@@ -314,7 +358,7 @@ func (c *checker) freelist() error {
 		if id <= last || id >= c.m.Pages {
 			return damaged("the list of free pages is out of order")
 		}
-		if !c.take(id) {
+		if c.has(id) {
 			return damaged("page %d is both used and free", id)
 		}
 		last = id

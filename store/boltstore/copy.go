@@ -41,8 +41,8 @@ type copier struct {
 
 // Backup writes a consistent copy of the file, as it was at one moment during the call, to w. Writers go on meanwhile, and
 // the file grows by what they write. It needs room beside the file for the copy, which is made there first: however slow w is,
-// nothing waits for it. ErrDamaged: a page of the copy does not read; as at Open, the first GiB is looked at. Opened as a store,
-// the copy has a History of its own, and it must have mode 0600 like the original. ctx ends it between two pieces.
+// nothing waits for it. ErrDamaged: a page of the copy does not read. Nothing that was removed is in the copy. Opened as a
+// store, it has a History of its own, and it must have mode 0600 like the original. ctx ends it between two pieces.
 func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 	if s.readOnly {
 		return s.backupReadOnly(ctx, w)

@@ -45,7 +45,7 @@ func (s *Store) room(mapped int64) (int64, error) {
 	return mapped - fi.Size(), nil
 }
 
-// snapshot copies the file to f as it is at one moment, and marks the copy as a backup. errNoRoom: it would hold up writers.
+// snapshot copies the file to f as it is at one moment, without what lies in free pages, and marks the copy as a backup. errNoRoom: it would hold up writers.
 func (s *Store) snapshot(ctx context.Context, f *os.File) error {
 	opening := s.opening.Load()
 	p := &pacer{ctx: ctx, s: s, f: f}
@@ -54,7 +54,7 @@ func (s *Store) snapshot(ctx context.Context, f *os.File) error {
 		err = s.settled(ctx, opening, func(*inFlight) bool { return true })
 	}
 	if err == nil {
-		err = ownError(boltfile.Inspect(f))
+		err = ownError(boltfile.Wipe(f, p.goOn))
 	}
 	if err != nil {
 		return err
@@ -139,12 +139,7 @@ func (p *pacer) Write(b []byte) (int, error) {
 	if at-p.started < paceBytes {
 		return n, nil
 	}
-	select {
-	case <-p.s.closed:
-		return n, ErrClosed
-	default:
-	}
-	if err := errors.Join(p.ctx.Err(), p.s.failure()); err != nil {
+	if err := p.goOn(); err != nil {
 		return n, err
 	}
 	switch room, err := p.s.room(p.mapped); {
@@ -156,4 +151,14 @@ func (p *pacer) Write(b []byte) (int, error) {
 	writeOut(p.f, p.started, at-p.started)
 	p.started = at
 	return n, nil
+}
+
+// goOn is why the copy has to end.
+func (p *pacer) goOn() error {
+	select {
+	case <-p.s.closed:
+		return ErrClosed
+	default:
+	}
+	return errors.Join(p.ctx.Err(), p.s.failure())
 }
