@@ -118,7 +118,8 @@ func (k Kind) Possible(id string) bool {
 	return k != KindEvent && k.Check() == nil && id != "" && len(id) <= MaxID && isText(id)
 }
 
-// Check prepares q for an engine, in List. It sets Limit to what the contract says and Since to 0 where it is negative.
+// Check prepares q for an engine, in List. It sets Limit to what the contract says, Since to 0 where it is negative, and Newest to
+// false where it says nothing.
 // ErrInvalid: the Kind cannot be, or it is of events with ExpiresBefore. possible is false where no record can match, since a
 // selector cannot be stored or a bound is negative: List answers an empty Page then, without asking the engine.
 func (q *Query) Check() (possible bool, err error) {
@@ -132,6 +133,7 @@ func (q *Query) Check() (possible bool, err error) {
 		q.Limit = MaxLimit
 	}
 	q.Since = max(q.Since, 0)
+	q.Newest = q.Newest && !q.Ends()
 	if q.Until < 0 || q.ExpiresBefore < 0 {
 		return false, nil
 	}

@@ -3,14 +3,13 @@ package sqltables
 import (
 	"cmp"
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 
+	"github.com/apitoken-go/apitoken/internal/cursor"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -202,7 +201,7 @@ func (s *Store) list(ctx context.Context, q store.Query) (store.Page, error) {
 		where += " AND r.written < " + strconv.FormatInt(q.Until, 10)
 	}
 	order, than := " ASC", " > "
-	if q.Newest && !q.Ends() {
+	if q.Newest {
 		order, than = " DESC", " < "
 	}
 	if q.ExpiresBefore > 0 {
@@ -210,23 +209,22 @@ func (s *Store) list(ctx context.Context, q store.Query) (store.Page, error) {
 	}
 	var from int64
 	if q.Cursor != "" {
-		place, err := decodeCursor(&q)
+		place, err := cursor.PlaceText(&q)
 		if err != nil {
 			return store.Page{}, err
 		}
 		switch {
 		case q.Kind == store.KindEvent:
 			if from, err = strconv.ParseInt(place, 10, 64); err != nil {
-				return store.Page{}, fmt.Errorf("%w: the cursor does not read", store.ErrInvalid)
+				return store.Page{}, cursor.ErrUnreadable
 			}
 			where += " AND r.place" + than + strconv.FormatInt(from, 10)
 		case q.Ends():
-			expires, id, ok := strings.Cut(place, " ")
-			n, err := strconv.ParseInt(expires, 10, 64)
-			if err != nil || !ok {
-				return store.Page{}, fmt.Errorf("%w: the cursor does not read", store.ErrInvalid)
+			expires, id, err := cursor.ReadEnding(place)
+			if err != nil {
+				return store.Page{}, err
 			}
-			at := strconv.FormatInt(n, 10) // its first bound is one that the index can begin at
+			at := strconv.FormatInt(expires, 10) // its first bound is one that the index can begin at
 			where += " AND r.expires >= " + at + " AND (r.expires > " + at + " OR r.id > " + s.Text(id) + ")"
 		default:
 			where += " AND r.id" + than + s.Text(place)
@@ -256,7 +254,7 @@ func (s *Store) list(ctx context.Context, q store.Query) (store.Page, error) {
 	default:
 		slices.SortFunc(rows, func(a, b record) int { return strings.Compare(*a.id, *b.id) })
 	}
-	if q.Newest && !q.Ends() {
+	if q.Newest {
 		slices.Reverse(rows)
 	}
 	var page store.Page
@@ -267,32 +265,12 @@ func (s *Store) list(ctx context.Context, q store.Query) (store.Page, error) {
 		case q.Kind == store.KindEvent:
 			last = strconv.FormatInt(*rows[q.Limit-1].pos, 10)
 		case q.Ends():
-			last = strconv.FormatInt(*rows[q.Limit-1].expires, 10) + " " + last
+			last = cursor.Ending(*rows[q.Limit-1].expires, last)
 		}
-		page.Cursor = base64.RawURLEncoding.EncodeToString([]byte(cursorHead(&q) + last))
+		page.Cursor = cursor.Text(&q, last)
 	}
 	for i := range rows {
 		page.Records = append(page.Records, rows[i].out(sp.history))
 	}
 	return page, nil
-}
-
-func cursorHead(q *store.Query) string {
-	dir := "o"
-	switch {
-	case q.Ends(): // in an order of its own
-		dir = "e"
-	case q.Newest:
-		dir = "n"
-	}
-	return "1" + dir + string(q.Kind) + "\x00"
-}
-
-func decodeCursor(q *store.Query) (string, error) {
-	b, err := base64.RawURLEncoding.Strict().DecodeString(q.Cursor)
-	place, ok := strings.CutPrefix(string(b), cursorHead(q))
-	if err != nil || !ok || !utf8.ValidString(place) || strings.IndexByte(place, 0) >= 0 {
-		return "", fmt.Errorf("%w: the cursor is of another query", store.ErrInvalid)
-	}
-	return place, nil
 }

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/base64"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -14,6 +12,7 @@ import (
 
 	"go.etcd.io/bbolt"
 
+	"github.com/apitoken-go/apitoken/internal/cursor"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -70,7 +69,7 @@ type lister struct {
 	ctx      context.Context
 	q        *store.Query
 	sel      selection
-	cur      cursor
+	cur      place
 	history  uint64
 	examined int // chunks of the index, entries of the tail, records and events
 	recent   int // of these, what is in no segment yet
@@ -104,12 +103,12 @@ func (l *lister) full() bool {
 		return false
 	}
 	l.out = l.out[:l.q.Limit]
-	last := cursor{set: true, id: l.out[l.q.Limit-1].ID}
+	last := place{set: true, id: l.out[l.q.Limit-1].ID}
 	if l.places != nil {
 		last.id = l.places[l.q.Limit-1]
 	}
 	if l.keys != nil {
-		last = cursor{set: true, n: l.keys[l.q.Limit-1]}
+		last = place{set: true, n: l.keys[l.q.Limit-1]}
 	}
 	l.next = last.encode(l.q)
 	return true
@@ -489,48 +488,30 @@ func (l *lister) take(k, v []byte) (done bool, err error) {
 	return l.ended, nil
 }
 
-// cursor is where a page ended: a number for events, an id for records.
-type cursor struct {
+// place is where a page ended: a number for events, an id for records.
+type place struct {
 	set bool
 	n   int64
 	id  string
 }
 
-func cursorHead(q *store.Query) string {
-	dir := "o"
-	switch {
-	case q.Ends(): // in an order of its own
-		dir = "e"
-	case q.Newest:
-		dir = "n"
-	}
-	return "1" + dir + string(q.Kind) + "\x00"
-}
-
-func (c cursor) encode(q *store.Query) string {
-	b := []byte(cursorHead(q))
+func (p place) encode(q *store.Query) string {
 	if q.Kind == store.KindEvent {
-		b = binary.BigEndian.AppendUint64(b, uint64(c.n))
-	} else {
-		b = append(b, c.id...)
+		return cursor.Text(q, string(key64(p.n)))
 	}
-	return base64.RawURLEncoding.EncodeToString(b)
+	return cursor.Text(q, p.id)
 }
 
-func decodeCursor(q *store.Query) (cursor, error) {
-	if q.Cursor == "" {
-		return cursor{}, nil
-	}
-	b, err := base64.RawURLEncoding.Strict().DecodeString(q.Cursor)
-	rest, ok := strings.CutPrefix(string(b), cursorHead(q))
-	if err != nil || !ok {
-		return cursor{}, fmt.Errorf("%w: the cursor is of another query", store.ErrInvalid)
+func decodeCursor(q *store.Query) (place, error) {
+	rest, err := cursor.Place(q)
+	if err != nil || rest == "" {
+		return place{}, err
 	}
 	if q.Kind != store.KindEvent {
-		return cursor{set: true, id: rest}, nil
+		return place{set: true, id: rest}, nil
 	}
 	if len(rest) != 8 || rest[0] >= 0x80 {
-		return cursor{}, fmt.Errorf("%w: the cursor does not read", store.ErrInvalid)
+		return place{}, cursor.ErrUnreadable
 	}
-	return cursor{set: true, n: num64([]byte(rest))}, nil
+	return place{set: true, n: num64([]byte(rest))}, nil
 }

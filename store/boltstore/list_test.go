@@ -162,7 +162,7 @@ func TestCursorsAreChecked(t *testing.T) {
 	for _, q := range []store.Query{
 		{Kind: store.KindRule, Cursor: p.Cursor}, {Kind: store.KindEvent, Cursor: p.Cursor},
 		{Kind: "grant", Newest: true, Cursor: p.Cursor}, {Kind: "grant", Cursor: "!"}, {Kind: "grant", Cursor: "AAAA"},
-		{Kind: store.KindEvent, Cursor: cursor{n: -1}.encode(&store.Query{Kind: store.KindEvent})}, {},
+		{Kind: store.KindEvent, Cursor: place{n: -1}.encode(&store.Query{Kind: store.KindEvent})}, {},
 	} {
 		_, err := s.List(ctx, q)
 		require.Error(t, err, "%+v", q)

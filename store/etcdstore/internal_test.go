@@ -103,7 +103,6 @@ func FuzzDecode(f *testing.F) {
 		_, _ = parse64(b)
 		_, _ = parseHex64(string(b))
 		_, _ = decodeEventCursor(string(b))
-		_, _ = cursorBytes(&store.Query{Kind: "k", Cursor: string(b)})
 	})
 }
 

@@ -2,7 +2,6 @@ package etcdstore
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -11,6 +10,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/apitoken-go/apitoken/internal/cursor"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -32,7 +32,7 @@ func (n *space) List(ctx context.Context, q store.Query) (store.Page, error) {
 	if possible, err := q.Check(); !possible {
 		return store.Page{}, err
 	}
-	raw, err := cursorBytes(&q)
+	raw, err := cursor.Place(&q)
 	if err != nil {
 		return store.Page{}, err
 	}
@@ -68,9 +68,9 @@ func uncompacted(page func() (store.Page, error)) (p store.Page, err error) {
 
 // listRecords walks through the ids of the kind, or of the narrowest index, and fetches the records where those are
 // only ids.
-func (n *space) listRecords(ctx context.Context, q *store.Query, cursor string) (store.Page, error) {
+func (n *space) listRecords(ctx context.Context, q *store.Query, place string) (store.Page, error) {
 	if q.Ends() {
-		return n.listEnds(ctx, q, cursor)
+		return n.listEnds(ctx, q, place)
 	}
 	prefix, indexed := n.keys.narrowest(q)
 	if !indexed {
@@ -78,13 +78,13 @@ func (n *space) listRecords(ctx context.Context, q *store.Query, cursor string) 
 	}
 	from, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
 	if q.Newest {
-		if cursor != "" {
-			end = prefix + cursor
+		if place != "" {
+			end = prefix + place
 		}
 		return n.listBackwards(ctx, q, prefix, from, end)
 	}
-	if cursor != "" {
-		from = prefix + cursor + "\x00"
+	if place != "" {
+		from = prefix + place + "\x00"
 	}
 	var out []store.Record
 	l, rev := n.s.lineage.Load(), int64(0)
@@ -111,7 +111,7 @@ func (n *space) listRecords(ctx context.Context, q *store.Query, cursor string) 
 			}
 			if out = append(out, recs[i]); len(out) > q.Limit {
 				out = out[:q.Limit]
-				return store.Page{Records: out, Cursor: cursorText(q, out[len(out)-1].ID)}, nil
+				return store.Page{Records: out, Cursor: cursor.Text(q, out[len(out)-1].ID)}, nil
 			}
 		}
 		if !r.More {
@@ -123,11 +123,11 @@ func (n *space) listRecords(ctx context.Context, q *store.Query, cursor string) 
 
 // listEnds goes through the expiry index. A record that was written with several times of expiry stands there several times, of
 // which a page shows the first.
-func (n *space) listEnds(ctx context.Context, q *store.Query, cursor string) (store.Page, error) {
+func (n *space) listEnds(ctx context.Context, q *store.Query, place string) (store.Page, error) {
 	prefix := n.keys.dues(q.Kind)
 	from, end := prefix, prefix+hex64(q.ExpiresBefore)
-	if cursor != "" {
-		from = prefix + cursor + "\x00"
+	if place != "" {
+		from = prefix + place + "\x00"
 	}
 	var page store.Page
 	seen := map[string]bool{}
@@ -164,7 +164,7 @@ func (n *space) listEnds(ctx context.Context, q *store.Query, cursor string) (st
 				case !q.Matches(&rec):
 					continue
 				case len(page.Records) == q.Limit:
-					page.Cursor = cursorText(q, last)
+					page.Cursor = cursor.Text(q, last)
 					return page, nil
 				}
 				seen[id], last = true, string(kv.Key[len(prefix):])
@@ -221,7 +221,7 @@ func (n *space) listBackwards(ctx context.Context, q *store.Query, prefix, from,
 				}
 				if out = append(out, recs[i]); len(out) > q.Limit {
 					out = out[:q.Limit]
-					return store.Page{Records: out, Cursor: cursorText(q, out[len(out)-1].ID)}, nil
+					return store.Page{Records: out, Cursor: cursor.Text(q, out[len(out)-1].ID)}, nil
 				}
 			}
 		}
@@ -343,35 +343,6 @@ func (n *space) records(ctx context.Context, kind store.Kind, prefix string, kvs
 		}
 	}
 	return out, nil
-}
-
-// Cursors name their query's kind and direction, so that one of another query is refused, not misread.
-
-func cursorHead(q *store.Query) string {
-	dir := "o"
-	switch {
-	case q.Ends(): // in an order of its own
-		dir = "e"
-	case q.Newest:
-		dir = "n"
-	}
-	return "1" + dir + string(q.Kind) + "\x00"
-}
-
-func cursorText(q *store.Query, body string) string {
-	return base64.RawURLEncoding.EncodeToString([]byte(cursorHead(q) + body))
-}
-
-func cursorBytes(q *store.Query) (string, error) {
-	if q.Cursor == "" {
-		return "", nil
-	}
-	b, err := base64.RawURLEncoding.Strict().DecodeString(q.Cursor)
-	rest, ok := strings.CutPrefix(string(b), cursorHead(q))
-	if err != nil || !ok || rest == "" {
-		return "", fmt.Errorf("%w: the cursor is of another query", store.ErrInvalid)
-	}
-	return rest, nil
 }
 
 func (c *eventCursor) encode() string {

@@ -11,6 +11,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/apitoken-go/apitoken/internal/cursor"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -405,7 +406,7 @@ func (n *space) listKept(ctx context.Context, q *store.Query, cur eventCursor, s
 		}
 	}
 	if rest {
-		p.Cursor = cursorText(q, cur.encode())
+		p.Cursor = cursor.Text(q, cur.encode())
 	}
 	return p, nil
 }

@@ -14,6 +14,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/apitoken-go/apitoken/internal/cursor"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -507,17 +508,17 @@ func (n *space) clear(ctx context.Context, entries []*entry) error {
 }
 
 // listFeed is the other store's feed.
-func (n *space) listFeed(ctx context.Context, q *store.Query, dest store.Store, cursor string) (store.Page, error) {
+func (n *space) listFeed(ctx context.Context, q *store.Query, dest store.Store, place string) (store.Page, error) {
 	sub := *q
-	if sub.Cursor = cursor; cursor != "" {
-		if cursor[0] != 2 {
+	if sub.Cursor = place; place != "" {
+		if place[0] != 2 {
 			return store.Page{}, fmt.Errorf("%w: the cursor is of events kept in etcd", store.ErrTrimmed)
 		}
-		sub.Cursor = cursor[1:]
+		sub.Cursor = place[1:]
 	}
 	p, err := dest.List(ctx, sub)
 	if err == nil && p.Cursor != "" {
-		p.Cursor = cursorText(q, "\x02"+p.Cursor)
+		p.Cursor = cursor.Text(q, "\x02"+p.Cursor)
 	}
 	return p, err
 }
@@ -539,14 +540,14 @@ func (n *space) listNewest(ctx context.Context, q *store.Query, dest store.Store
 		case err != nil:
 			return store.Page{}, err
 		case rest:
-			p.Cursor = cursorText(q, cur.encode())
+			p.Cursor = cursor.Text(q, cur.encode())
 			return p, nil
 		}
 		cur.inOther = true
 	}
 	for {
 		if len(p.Records) == q.Limit {
-			p.Cursor = cursorText(q, cur.encode())
+			p.Cursor = cursor.Text(q, cur.encode())
 			return p, nil
 		}
 		sub := *q

@@ -2,11 +2,10 @@ package memstore
 
 import (
 	"context"
-	"encoding/base64"
 	"fmt"
 	"strconv"
-	"strings"
 
+	"github.com/apitoken-go/apitoken/internal/cursor"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -57,39 +56,27 @@ func skipBlocks(t *table, q *store.Query) func(*block) bool {
 	}
 }
 
-func cursorHead(q *store.Query) string {
-	dir := "o"
-	if q.Newest {
-		dir = "n"
-	}
-	return "1" + dir + string(q.Kind) + "\x00"
-}
-
 // encodeCursor names the last entry of a page.
 func encodeCursor(q *store.Query, last *entry) string {
 	place := last.id()
 	if q.Kind == store.KindEvent {
 		place = strconv.FormatInt(last.number, 10)
 	}
-	return base64.RawURLEncoding.EncodeToString([]byte(cursorHead(q) + place))
+	return cursor.Text(q, place)
 }
 
 // decodeCursor returns the entry behind which a page begins, nil for the first.
 func decodeCursor(q *store.Query) (*entry, error) {
-	if q.Cursor == "" {
-		return nil, nil
-	}
-	b, err := base64.RawURLEncoding.Strict().DecodeString(q.Cursor)
-	place, ok := strings.CutPrefix(string(b), cursorHead(q))
-	if err != nil || !ok {
-		return nil, fmt.Errorf("%w: the cursor is of another query", store.ErrInvalid)
+	place, err := cursor.Place(q)
+	if err != nil || place == "" {
+		return nil, err
 	}
 	if q.Kind != store.KindEvent {
 		return cursorEntry(place, 0), nil
 	}
 	n, err := strconv.ParseInt(place, 10, 64)
 	if err != nil || n < 0 {
-		return nil, fmt.Errorf("%w: the cursor does not read", store.ErrInvalid)
+		return nil, cursor.ErrUnreadable
 	}
 	return cursorEntry("", n), nil
 }

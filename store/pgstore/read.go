@@ -2,15 +2,14 @@ package pgstore
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/apitoken-go/apitoken/internal/cursor"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -207,27 +206,24 @@ func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
 	case q.Newest:
 		sorted, than = "r.id DESC", "<"
 	}
-	if q.Cursor != "" {
-		place, err := decodeCursor(&q)
+	place, err := cursor.PlaceText(&q)
+	switch {
+	case err != nil:
+		return store.Page{}, err
+	case place != "" && q.Ends():
+		expires, id, err := cursor.ReadEnding(place)
 		if err != nil {
 			return store.Page{}, err
 		}
-		if q.Ends() {
-			expires, id, ok := strings.Cut(place, " ")
-			n, err := strconv.ParseInt(expires, 10, 64)
-			if err != nil || !ok {
-				return store.Page{}, fmt.Errorf("%w: the cursor does not read", store.ErrInvalid)
-			}
-			b.and("(r.expires, r.id) > (?::bigint, ?)", n, id)
-		} else {
-			b.and("r.id "+than+" ?", place)
-		}
+		b.and("(r.expires, r.id) > (?::bigint, ?)", expires, id)
+	case place != "":
+		b.and("r.id "+than+" ?", place)
 	}
 	sql := s.o.names("SELECT @timeline(), n.history, "+recordColumns+" FROM @namespace n LEFT JOIN LATERAL (SELECT * FROM @record r WHERE r.ns = n.ns AND ") +
 		b.String() + " ORDER BY " + sorted + " LIMIT " + strconv.Itoa(q.Limit+1) + ") r ON true WHERE n.ns = $1 ORDER BY " + sorted
 	var page store.Page
 	found := false
-	err := s.query(ctx, sql, b.args, func() { page, found = store.Page{}, false }, func(rows pgx.Rows) error {
+	err = s.query(ctx, sql, b.args, func() { page, found = store.Page{}, false }, func(rows pgx.Rows) error {
 		var timeline string
 		var history int64
 		var r row
@@ -249,10 +245,11 @@ func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
 	if len(page.Records) > q.Limit {
 		page.Records = page.Records[:q.Limit]
 		last := &page.Records[q.Limit-1]
-		page.Cursor = encodeCursor(&q, last.ID)
+		at := last.ID
 		if q.Ends() {
-			page.Cursor = encodeCursor(&q, strconv.FormatInt(last.Expires, 10)+" "+last.ID)
+			at = cursor.Ending(last.Expires, last.ID)
 		}
+		page.Cursor = cursor.Text(&q, at)
 	}
 	return page, nil
 }
@@ -271,7 +268,7 @@ func (s *Store) listEvents(ctx context.Context, q store.Query) (store.Page, erro
 		b.and("(r.xid < pg_snapshot_xmin(pg_current_snapshot()) OR r.epoch < n.epoch)")
 	}
 	if q.Cursor != "" {
-		place, err := decodeCursor(&q)
+		place, err := cursor.PlaceText(&q)
 		if err != nil {
 			return store.Page{}, err
 		}
@@ -304,7 +301,7 @@ func (s *Store) listEvents(ctx context.Context, q store.Query) (store.Page, erro
 		switch {
 		case r.kind == nil:
 		case len(page.Records) == q.Limit:
-			page.Cursor = encodeCursor(&q, last)
+			page.Cursor = cursor.Text(&q, last)
 		default:
 			page.Records = append(page.Records, r.record(0))
 			last = fmt.Sprintf("%d.%s.%d", *epoch, *xid, *seq)
@@ -375,28 +372,4 @@ func (b *conditions) and(text string, args ...any) {
 		text = after
 	}
 	b.WriteString(text)
-}
-
-func cursorHead(q *store.Query) string {
-	dir := "o"
-	switch {
-	case q.Ends(): // in an order of its own
-		dir = "e"
-	case q.Newest:
-		dir = "n"
-	}
-	return "1" + dir + string(q.Kind) + "\x00"
-}
-
-func encodeCursor(q *store.Query, place string) string {
-	return base64.RawURLEncoding.EncodeToString([]byte(cursorHead(q) + place))
-}
-
-func decodeCursor(q *store.Query) (string, error) {
-	b, err := base64.RawURLEncoding.Strict().DecodeString(q.Cursor)
-	place, ok := strings.CutPrefix(string(b), cursorHead(q))
-	if err != nil || !ok || !utf8.ValidString(place) {
-		return "", fmt.Errorf("%w: the cursor is of another query", store.ErrInvalid)
-	}
-	return place, nil
 }

@@ -83,7 +83,6 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 		_, _ = decodeEvent(v)
-		_, _ = cursorPlace(&store.Query{Kind: "k", Cursor: v})
 		_ = infoField(v, "role")
 		_ = atLeast(v, 7, 2)
 	})

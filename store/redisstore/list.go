@@ -2,11 +2,11 @@ package redisstore
 
 import (
 	"context"
-	"encoding/base64"
 	"fmt"
 	"strconv"
 	"strings"
 
+	"github.com/apitoken-go/apitoken/internal/cursor"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -27,7 +27,7 @@ func (n *space) List(ctx context.Context, q store.Query) (store.Page, error) {
 	if possible, err := q.Check(); !possible {
 		return store.Page{}, err
 	}
-	place, err := cursorPlace(&q)
+	place, err := cursor.Place(&q)
 	if err != nil {
 		return store.Page{}, err
 	}
@@ -77,7 +77,7 @@ func (n *space) listRecords(ctx context.Context, q *store.Query, place string) (
 			return page, nil
 		}
 		if len(page.Records) > 0 {
-			page.Cursor = cursorText(q, place)
+			page.Cursor = cursor.Text(q, place)
 			return page, nil
 		}
 	}
@@ -102,7 +102,7 @@ func readPage(q *store.Query, r []any, head int, history uint64) (page store.Pag
 func (n *space) listEnds(ctx context.Context, q *store.Query, place string) (store.Page, error) {
 	score, id, ok := strings.Cut(place, " ")
 	if place != "" && (!ok || !isTime(score)) {
-		return store.Page{}, fmt.Errorf("%w: the cursor does not read", store.ErrInvalid)
+		return store.Page{}, cursor.ErrUnreadable
 	}
 	for {
 		r, l, err := n.ask(ctx, scriptEnds, string(q.Kind), q.ExpiresBefore, q.Limit, q.Since, q.Until, score, id)
@@ -117,7 +117,7 @@ func (n *space) listEnds(ctx context.Context, q *store.Query, place string) (sto
 			return page, nil
 		}
 		if len(page.Records) > 0 {
-			page.Cursor = cursorText(q, score+" "+id)
+			page.Cursor = cursor.Text(q, score+" "+id)
 			return page, nil
 		}
 	}
@@ -128,7 +128,7 @@ func (n *space) listEvents(ctx context.Context, q *store.Query, place string) (s
 	if place != "" {
 		part := strings.Split(place, " ")
 		if len(part) != 3 || !isHistory(part[0]) || !isCount(part[1]) || !isCount(part[2]) {
-			return store.Page{}, fmt.Errorf("%w: the cursor does not read", store.ErrInvalid)
+			return store.Page{}, cursor.ErrUnreadable
 		}
 		history, at, purges = part[0], part[1], part[2]
 	}
@@ -163,7 +163,7 @@ func (n *space) listEvents(ctx context.Context, q *store.Query, place string) (s
 		}
 		history, at, purges = l.text, last, str(r[1])
 		if len(page.Records) > 0 {
-			page.Cursor = cursorText(q, history+" "+at+" "+purges)
+			page.Cursor = cursor.Text(q, history+" "+at+" "+purges)
 			return page, nil
 		}
 	}
@@ -183,33 +183,4 @@ func isCount(s string) bool {
 func isTime(s string) bool {
 	f, err := strconv.ParseFloat(s, 64)
 	return err == nil && f >= 0
-}
-
-// Cursors name their query's kind and direction, so that one of another query is refused, not misread.
-
-func cursorHead(q *store.Query) string {
-	dir := "o"
-	switch {
-	case q.Ends(): // in an order of its own
-		dir = "e"
-	case q.Newest:
-		dir = "n"
-	}
-	return "1" + dir + string(q.Kind) + "\x00"
-}
-
-func cursorText(q *store.Query, place string) string {
-	return base64.RawURLEncoding.EncodeToString([]byte(cursorHead(q) + place))
-}
-
-func cursorPlace(q *store.Query) (string, error) {
-	if q.Cursor == "" {
-		return "", nil
-	}
-	b, err := base64.RawURLEncoding.Strict().DecodeString(q.Cursor)
-	place, ok := strings.CutPrefix(string(b), cursorHead(q))
-	if err != nil || !ok || place == "" {
-		return "", fmt.Errorf("%w: the cursor is of another query", store.ErrInvalid)
-	}
-	return place, nil
 }
