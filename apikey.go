@@ -285,8 +285,8 @@ func (k *APIKeys) Rename(ctx context.Context, id, name string) (_ APIKey, err er
 // Earlier uses count under a new MaxUses too, within the interval that UsesPer names; other processes may have reserved a
 // sixteenth of what remained under the old one, and use that up until they know of the change.
 //
-// A key that is disabled is refused, and works again once it is enabled. What was exchanged for it goes on until it expires: Revoke
-// ends that too.
+// A disabled key is refused until it is enabled again. Tokens that were exchanged for it stay valid until they expire; Revoke
+// ends them too.
 func (k *APIKeys) Edit(ctx context.Context, id string, f func(*APIKey) error) (_ APIKey, err error) {
 	defer k.done(ctx, &err)
 	return k.changeAs(ctx, id, func(c *change, rec *apikey.Record) (e Event, _ error) {

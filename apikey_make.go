@@ -285,7 +285,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 	return made.key, made.secret, err
 }
 
-// Import takes over API keys that another program made: whoever has one goes on with it, in every process with the store. The
+// Import takes over API keys that another program made: they work as before, in every process with the store. The
 // program's hash of a key is kept until the key is first presented, and then one of ours. keys that were imported before are passed
 // over, so that it may be called again after an error; imported counts the others. It stops at the first key that can't be taken,
 // with all before it written, mostly with some behind it.

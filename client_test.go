@@ -11,7 +11,7 @@ import (
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
-// What is behind this package makes errors of its own: each call about clients ends with one of ours, which has a detail.
+// Internal packages return errors of their own type. Each call about clients turns them into an *Error with a detail.
 func TestErrorsAboutClientsAreOurs(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()

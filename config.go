@@ -398,8 +398,8 @@ type Validation struct {
 	// MaxStaleness is how old the view of revocations may be before Validate answers
 	// ErrUnavailable. Zero: 10 s.
 	MaxStaleness time.Duration
-	// InsecureServeStale goes on past MaxStaleness, up to this age, for access tokens; Token.Freshness and the
-	// Observer say so. Zero: it does not.
+	// InsecureServeStale is how old the view may be for access tokens to be accepted past MaxStaleness; Token.Freshness and
+	// the Observer say so. Zero: they are refused.
 	InsecureServeStale time.Duration
 	// Skew is how far the clock of whoever signed a token, a DPoP proof or a client's assertion may be ahead of ours: nbf and
 	// iat that far in the future are accepted. Zero: 10 s; negative: none; at most 1 min. Where it is set, access tokens are
@@ -459,7 +459,7 @@ func (v *Validation) ahead() time.Duration {
 // late is how long after its exp an access token is still accepted, and how far its iat may be off where a rule names a time.
 func (v *Validation) late() time.Duration { return max(v.Skew, 0) }
 
-// Sealer encrypts what must not lie in the store in clear: the root secret, under which the service seals its signing
+// Sealer encrypts what must not be stored unencrypted: the root secret, under which the service seals its signing
 // keys. A KMS implements it; NewSealer and KeyFile are local. It is asked at start and when secrets rotate, never for a token.
 type Sealer interface {
 	// Seal encrypts plain. What it returns opens only with an equal context, which is not secret.

@@ -289,9 +289,8 @@ type begun struct {
 	moment
 }
 
-// Begin returns a context in which what is issued or prepared counts from now: call it when somebody begins to prove who he is.
-// Whatever is revoked meanwhile, while a directory is asked or a request's body comes in, then reaches what comes of it.
-// It is for one request.
+// Begin returns a context in which tokens and tickets count as made now. Call it when somebody starts to authenticate: what is
+// revoked while a directory is asked or a request's body comes in then applies to the tokens that result. It is for one request.
 func (s *Service) Begin(ctx context.Context) context.Context {
 	return context.WithValue(ctx, begunKey{}, begun{s.core, s.begin(ctx)})
 }
@@ -313,7 +312,7 @@ func (b birth) earlier(o birth) birth {
 }
 
 // Observer counts. It is called on the hot path, must not block and cannot fail; metrics, traces and misuse detectors are
-// Observers. One that panics is logged once, and the call that it observed goes on. One that blocks holds up Validate and
+// Observers. A panic in one is logged once and changes no answer. One that blocks holds up Validate and
 // Authorize; every other call, whose answer may be a grant that is stored already, waits a second for it at most.
 type Observer interface {
 	Observe(ctx context.Context, o Observation)

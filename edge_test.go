@@ -66,7 +66,7 @@ func (a *ailing) spoil(r store.Record) store.Record {
 	return r
 }
 
-// What is behind this package makes errors of its own. Each exported call ends with an error of this package, whatever it is given and
+// Internal packages return errors of their own type. Each exported call returns an error of this package, whatever it is given and
 // whatever the store does.
 func TestNoErrorOfAPackageBehind(t *testing.T) {
 	t.Parallel()

@@ -1,4 +1,4 @@
-// What an audit event says, in JSON too, and what it and a revocation may name: Target. audit.go makes and counts events.
+// Event, its JSON, and Target: what an event or a revocation is about. audit.go writes and counts events.
 
 package apitoken
 

@@ -12,7 +12,7 @@ import (
 	"github.com/apitoken-go/apitoken/keyhash"
 )
 
-// What may be a key of another program's in a text is tried up to where most keys end, and up to where every key ends.
+// A candidate for an imported key in a text is tried twice: to the end of most keys' alphabet, and to that of every key's.
 func TestImportedKeysInAText(t *testing.T) {
 	t.Parallel()
 	f := NewForms(map[string]keyhash.Form{"live": keyhash.SHA256("sk_live_"), "old": keyhash.SHA256("old-"), "any": keyhash.SHA256("")})

@@ -78,7 +78,8 @@ func (c *Checker) hashOf(t *testing.T, client, text string) []byte {
 	return h[:]
 }
 
-// What a host brings is kept as it can be checked fastest: hashed by the host, generated here or elsewhere, or chosen.
+// A secret that the host gives is stored in the form that is fastest to check and still safe: the host's hash, or ours by how
+// the secret was made.
 func TestSecretsThatAHostBrings(t *testing.T) {
 	t.Parallel()
 	c := checker(nil)

@@ -50,7 +50,9 @@ func main() {
 	if len(sides) == 0 && err == nil && !revoke && !service {
 		log.Fatalf("no group matches %q", *only)
 	}
-	print(os.Stdout, sides)
+	if len(sides) > 0 || revoke { // whose rows are of the same table
+		print(os.Stdout, sides)
+	}
 	failed := false
 	report := func(err error) {
 		if err != nil {
