@@ -11,12 +11,10 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/apitoken-go/apitoken"
-	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
 
@@ -188,91 +186,4 @@ func BenchmarkHold(b *testing.B) {
 		b.ReportMetric(float64(memory()-before)/float64(min(n, 130_000)), "B/known-key")
 		_ = svc.Close()
 	}
-}
-
-// BenchmarkPurge removes expired records while 16 callers rotate sessions, and tells what it does to their slowest: 20,000
-// records, or APITOKEN_BENCH_RECORDS.
-func BenchmarkPurge(b *testing.B) {
-	n := number("APITOKEN_BENCH_RECORDS", 20_000)
-	ctx := context.Background()
-	for _, engine := range []string{"bbolt", "postgres", "redis"} {
-		b.Run(fmt.Sprintf("%s/%d", engine, n), func(b *testing.B) {
-			st := startEngine(b, engine)()
-			past := time.Now().Add(-time.Hour).UnixMilli()
-			var wg sync.WaitGroup
-			for w := range 16 {
-				wg.Go(func() {
-					for k := w * 16; k < n; k += 16 * 16 {
-						c := &store.Change{}
-						copy(c.ID[:], fmt.Sprintf("x%015d", k))
-						for i := k; i < min(k+16, n); i++ {
-							c.Puts = append(c.Puts, store.Put{Record: store.Record{Kind: "grant", ID: fmt.Sprintf("%026d", i), Subject: "alice", Client: "web", Expires: past, Data: make([]byte, 500)}})
-						}
-						if _, err := st.Apply(ctx, c); err != nil {
-							b.Error(err)
-							return
-						}
-					}
-				})
-			}
-			wg.Wait()
-			svc := newService(b, "EdDSA", func(c *apitoken.Config) { c.Store = st })
-			quiet := rotations(b, svc, func() { time.Sleep(500 * time.Millisecond) })
-			for b.Loop() {
-				removed := 0
-				began := time.Now()
-				busy := rotations(b, svc, func() {
-					for {
-						k, err := st.Purge(ctx, "grant", time.Now().UnixMilli(), 500)
-						if err != nil {
-							b.Error(err)
-							return
-						}
-						removed += k
-						if k < 500 {
-							return
-						}
-						time.Sleep(5 * time.Millisecond) // as the service's own janitor does
-					}
-				})
-				b.ReportMetric(float64(removed)/time.Since(began).Seconds(), "removed/s")
-				b.ReportMetric(float64(at(busy, 99).Microseconds()), "µs-p99-purging")
-			}
-			b.ReportMetric(float64(at(quiet, 99).Microseconds()), "µs-p99-quiet")
-		})
-	}
-}
-
-// rotations refreshes sessions from 16 callers while meanwhile runs, and gives how long each took.
-func rotations(b *testing.B, svc *apitoken.Service, meanwhile func()) (took []time.Duration) {
-	b.Helper()
-	ctx := context.Background()
-	var mu sync.Mutex
-	var stop atomic.Bool
-	var wg sync.WaitGroup
-	for w := range 16 {
-		wg.Go(func() {
-			issued, err := svc.Issue(ctx, apitoken.Request{Subject: fmt.Sprint("w", w), Refresh: true})
-			for err == nil && !stop.Load() {
-				began := time.Now()
-				issued, err = svc.Refresh(ctx, apitoken.RefreshRequest{Token: issued.Refresh.Reveal()})
-				d := time.Since(began)
-				mu.Lock()
-				took = append(took, d)
-				mu.Unlock()
-			}
-			if err != nil {
-				b.Error(err)
-			}
-		})
-	}
-	meanwhile()
-	stop.Store(true)
-	wg.Wait()
-	slices.Sort(took)
-	return took
-}
-
-func at(sorted []time.Duration, percent int) time.Duration {
-	return sorted[min(len(sorted)-1, len(sorted)*percent/100)]
 }

@@ -5,12 +5,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/apitoken-go/apitoken"
 )
@@ -93,16 +91,7 @@ func BenchmarkService(b *testing.B) {
 				}},
 			} {
 				b.Run(x.name, func(b *testing.B) {
-					took := make([][]time.Duration, callersAtOnce)
-					callers(b, callersAtOnce, func(caller int) error {
-						began := time.Now()
-						err := x.call(caller)
-						took[caller] = append(took[caller], time.Since(began))
-						return err
-					})
-					all := slices.Concat(took...)
-					slices.Sort(all)
-					b.ReportMetric(float64(all[len(all)*99/100].Microseconds())/1000, "ms-p99")
+					timed(b, callersAtOnce, x.call)
 				})
 			}
 		})

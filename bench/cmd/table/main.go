@@ -14,11 +14,11 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -205,50 +205,75 @@ func revocations(w io.Writer, dir string) error {
 	return err
 }
 
-var perEngine = regexp.MustCompile(`^Benchmark(?:Service|Login)/(\S+?)/(\S+?)(?:-\d+)?\s+\d+\s.*?([\d.e+]+) calls/s`)
+var (
+	perEngine = regexp.MustCompile(`^Benchmark(Service|Login|Beside)/(\S+?)/(\S+?)(?:-\d+)?\s+\d+\s(.*)`)
+	metric    = regexp.MustCompile(`([\d.e+-]+) (\S+)`)
+)
 
-// engines prints what a service does a second on each engine, as 64 callers see it. Limits are the rate of logins at a limit of
-// sessions for one subject, as a part of the rate without, beside 20,000 sessions of others.
+// figures are what one engine reports: by benchmark and row, as in "Service/login", and then by unit.
+type figures map[string]map[string]float64
+
+// engines prints what a service does a second on each engine, as 64 callers see it, how long the slowest hundredth takes, and what is
+// left of the logins beside other work. Limits are the rate of logins at a limit of sessions for one subject, as a part of the rate
+// without, beside 20,000 sessions of others.
 func engines(w io.Writer, dir string, sessions int) error {
 	if err := os.Setenv("APITOKEN_BENCH_SESSIONS", strconv.Itoa(sessions)); err != nil {
 		return err
 	}
-	out, err := run(dir, "-run", "^$", "-bench", "^(BenchmarkService|BenchmarkLogin)$", "-benchtime", "3s", "-timeout", "2h", ".")
-	rates := map[string]map[string]float64{}
+	out, err := run(dir, "-run", "^$", "-bench", "^Benchmark(Service|Login|Beside)$", "-benchtime", "3s", "-timeout", "2h", ".")
+	of := map[string]figures{}
 	var names []string
 	for s := bufio.NewScanner(bytes.NewReader(out)); s.Scan(); {
 		m := perEngine.FindStringSubmatch(s.Text())
 		if m == nil {
 			continue
 		}
-		rate, bad := strconv.ParseFloat(m[3], 64)
-		if bad != nil {
-			return errors.Join(err, bad)
+		if of[m[2]] == nil {
+			of[m[2]] = figures{}
+			names = append(names, m[2])
 		}
-		if rates[m[1]] == nil {
-			rates[m[1]] = map[string]float64{}
-			names = append(names, m[1])
-		}
-		rates[m[1]][m[2]] = rate
-	}
-	columns := []string{"issue", "login", "refresh-hot", "refresh-random", "revoke", "list"}
-	fmt.Fprintf(w, "\nCalls a second, 64 callers, %d sessions:\n\n| engine | %s | limits |\n|---|%s\n", sessions, strings.Join(columns, " | "), strings.Repeat("---:|", len(columns)+1))
-	for _, name := range names {
-		rate := func(of string) string {
-			if r, ok := rates[name][of]; ok {
-				return fmt.Sprintf("%.0f", r)
+		row := map[string]float64{}
+		for _, x := range metric.FindAllStringSubmatch(m[4], -1) {
+			if v, bad := strconv.ParseFloat(x[1], 64); bad == nil {
+				row[x[2]] = v
 			}
-			return "failed"
 		}
-		fmt.Fprintf(w, "| %s ", name)
-		for _, c := range columns {
-			fmt.Fprintf(w, "| %s ", rate(c))
-		}
-		limits := "failed"
-		if limited, free := rates[name]["limited"], rates[name]["unlimited"]; limited > 0 && free > 0 {
-			limits = fmt.Sprintf("%.2f", limited/free)
-		}
-		fmt.Fprintf(w, "| %s |\n", limits)
+		of[m[2]][m[1]+"/"+m[3]] = row
 	}
+	each := func(title string, columns []string, cell func(f figures, column string) string) {
+		fmt.Fprintf(w, "\n%s\n\n| engine | %s |\n|---|%s\n", title, strings.Join(columns, " | "), strings.Repeat("---:|", len(columns)))
+		for _, name := range names {
+			fmt.Fprintf(w, "| %s |", name)
+			for _, c := range columns {
+				fmt.Fprintf(w, " %s |", cell(of[name], c))
+			}
+			fmt.Fprintln(w)
+		}
+	}
+	called := []string{"issue", "login", "refresh-hot", "refresh-random", "revoke", "list"}
+	each(fmt.Sprintf("Calls a second, 64 callers, %d sessions:", sessions), append(called, "limits"), func(f figures, c string) string {
+		if c == "limits" {
+			return shown("%.2f", f["Login/limited"]["calls/s"]/f["Login/unlimited"]["calls/s"])
+		}
+		return shown("%.0f", f["Service/"+c]["calls/s"])
+	})
+	each("The same calls, ms of the slowest hundredth:", called, func(f figures, c string) string {
+		return shown("%.1f", f["Service/"+c]["ms-p99"])
+	})
+	each("Logins beside other work, as a part of the rate alone, and the longest in ms:", []string{"alone", "list", "start", "backup", "purge"}, func(f figures, c string) string {
+		x, ok := f["Beside/"+c]
+		if !ok && c == "backup" {
+			return "–"
+		}
+		return shown("%.2f", x["of-alone"]) + ", " + shown("%.0f", x["ms-max"])
+	})
 	return err
+}
+
+// shown is a figure that was measured, or says that it was not.
+func shown(format string, v float64) string {
+	if math.IsNaN(v) || math.IsInf(v, 0) || v == 0 {
+		return "failed"
+	}
+	return fmt.Sprintf(format, v)
 }
