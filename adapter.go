@@ -14,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/dpop"
 	"github.com/apitoken-go/apitoken/internal/jws"
@@ -216,7 +215,7 @@ func (a *Adapter) Genuine(ctx context.Context, token string) error {
 		err = a.genuineTicket(ctx, token)
 	}
 	if errors.Is(err, ErrInvalidGrant) {
-		a.audit.refused(ctx, event.Refused, what, nil)
+		a.refused(ctx, what, nil)
 	}
 	return err
 }
@@ -351,6 +350,6 @@ func (a *Adapter) Refused(ctx context.Context, by ClientAuth, reason, why string
 		known.by(&who)
 	}
 	if known.Named() {
-		a.audit.denied(ctx, reason, known, fail(ErrDenied, "%s", why))
+		a.denied(ctx, reason, known, fail(ErrDenied, "%s", why))
 	}
 }

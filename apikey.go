@@ -58,7 +58,7 @@ func newAPIKeys(s *core, signing *SigningKeys, clients *Clients) *APIKeys {
 	k := &APIKeys{s: s, signing: signing, clients: clients, forms: apikey.NewForms(s.cfg.KeyHashes),
 		quota: s.newQuota(store.KindAPIKey, "apikey", s.cfg.Limits.APIKeysPerSubject, func(time.Time, int64) bool { return false })}
 	k.keys = apikey.NewCache(apikey.Config[keyToken]{Context: s.ctx, Writer: &s.writer, Now: s.now, Log: s.log, Namespace: func() string { return s.ns },
-		Uses: s.audit.uses, Forms: k.forms, Token: k.token, Outdated: k.outdated,
+		Uses: s.audit.Uses, Forms: k.forms, Token: k.token, Outdated: k.outdated,
 		Made: func(ctx context.Context, key *opaque.Key) (bool, error) { return signing.made(ctx, key, opaque.APIKey) },
 		Change: func(ctx context.Context, id, how string, f func(*apikey.Record) error) error {
 			_, err := k.change(ctx, id, how, f)
@@ -127,10 +127,10 @@ func (k *APIKeys) Get(ctx context.Context, id string) (_ APIKey, err error) {
 func (k *APIKeys) used(ctx context.Context, id string, rec *apikey.Record) APIKey {
 	x := shownKey(id, rec)
 	if x.MaxUses > 0 {
-		spent, err := k.s.audit.uses.Exhausted(ctx, rec.Limit(id))
+		spent, err := k.s.audit.Uses.Exhausted(ctx, rec.Limit(id))
 		x.spent = err == nil && spent
 	}
-	if u, err := k.s.audit.usage(ctx, usage.APIKey, x.ID); err == nil {
+	if u, err := k.s.usage(ctx, usage.APIKey, x.ID); err == nil {
 		x.Uses, x.LastUsed, x.UsedScopes = u.Count, u.Last, u.Scopes
 		if len(u.Addresses) > 0 {
 			x.LastAddress = u.Addresses[0]
@@ -545,7 +545,7 @@ func (s *Service) Consume(ctx context.Context, t Token) error {
 		if e := s.APIKeys.keys.Known(t.ID()); e != nil {
 			var known refusal
 			known.of(s.core, e.Token.d)
-			s.audit.denied(ctx, reasonOf(err), known, err)
+			s.denied(ctx, reasonOf(err), known, err)
 		}
 	}
 	return err

@@ -78,7 +78,7 @@ func (k *APIKeys) Create(ctx context.Context, r APIKeyRequest) (_ APIKey, _ Secr
 	if err != nil {
 		return APIKey{}, Secret{}, err
 	}
-	if err := k.s.audit.ready(); err != nil {
+	if err := k.s.ready(); err != nil {
 		return APIKey{}, Secret{}, err
 	}
 	rec.By = k.madeBy()
@@ -207,7 +207,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 	if err := k.allowed(); err != nil {
 		return APIKey{}, Secret{}, err
 	}
-	if err := k.s.audit.ready(); err != nil {
+	if err := k.s.ready(); err != nil {
 		return APIKey{}, Secret{}, err
 	}
 	made, err := settle(ctx, k.s, k.s.begin(ctx), "parallel changes of API key "+id, func(m moment) (madeKey, error) {
@@ -242,7 +242,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 		if rec.MaxUses > 0 {
 			// Both count together: while both work, neither adds to what one of them might do.
 			next.Counter = rec.CountedBy(id)
-			spent, err := k.s.audit.uses.Exhausted(ctx, rec.Limit(id))
+			spent, err := k.s.audit.Uses.Exhausted(ctx, rec.Limit(id))
 			if err != nil {
 				return madeKey{}, err
 			}
@@ -300,7 +300,7 @@ func (k *APIKeys) Import(ctx context.Context, keys iter.Seq[ImportedKey]) (impor
 	if k.view {
 		return 0, fail(ErrDenied, "only the host imports API keys")
 	}
-	if err := k.s.audit.ready(); err != nil {
+	if err := k.s.ready(); err != nil {
 		return 0, err
 	}
 	into := apikey.Importer{Writer: &k.s.writer, Namespace: k.s.ns, Quota: k.quota, Room: k.room, Write: k.writeImported}

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"slices"
 
-	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/quota"
@@ -158,10 +157,10 @@ func (k *APIKeys) denied(ctx context.Context, err error) {
 	var known refusal
 	known.of(k.s, d)
 	if errors.Is(err, ErrInvalidToken) { // the caller's own token has ended since
-		k.s.audit.refused(k.acting(ctx), event.Refused, reasonOf(err), d)
+		k.s.refused(k.acting(ctx), reasonOf(err), d)
 		return
 	}
-	k.s.audit.denied(ctx, "apikey", known, err)
+	k.s.denied(ctx, "apikey", known, err)
 }
 
 // ceiling is what a key may hold: for the host what it likes, for the caller of a view what it holds, and its client may hold.

@@ -1,26 +1,167 @@
-// The audit log: who did what, how refusals and uses are counted, which sinks get it. internal/commit writes an event with its change.
+// The audit log: what an event says, who did it, how refusals are counted, and what sinks get. internal/auditlog stores events.
 
 package apitoken
 
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"iter"
-	"strings"
-	"sync"
+	"log/slog"
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/auditlog"
 	"github.com/apitoken-go/apitoken/internal/deliver"
-	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/opaque"
-	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
+
+// Event is one audit fact. It holds no usable secret.
+type Event struct {
+	ID     string     `json:"id"` // time-ordered, stable across retries
+	Time   time.Time  `json:"time"`
+	Type   event.Type `json:"type"`
+	OK     bool       `json:"ok"`
+	Reason string     `json:"reason,omitempty"` // a class, such as "expired", or what Revoke was told
+	Actor  string     `json:"actor,omitempty"`  // who did it: WithActor's, or the subject or client of the Token in the context
+	// ActorIssuer is the trusted issuer that Actor's name comes from; empty for names of this service and of WithActor.
+	ActorIssuer string `json:"actor_issuer,omitempty"`
+	Subject     string `json:"subject,omitempty"`
+	// Issuer is the trusted issuer that Subject and TokenID come from; empty for this service's own. A principal is Issuer
+	// and Subject together: a partner's bob is never our bob.
+	Issuer  string `json:"issuer,omitempty"`
+	Client  string `json:"client,omitempty"`
+	TokenID string `json:"token_id,omitempty"`
+	Grant   string `json:"grant,omitempty"`
+	Target  Target `json:"target,omitzero"`
+	Scopes  Scopes `json:"scopes,omitempty"`
+	Count   int    `json:"count,omitempty"` // of refusals summed up in this event
+	Origin
+	// Extra says more: package event lists the members of each type.
+	Extra map[string]string `json:"extra,omitempty"`
+}
+
+// Target names tokens. The zero Target, and one made of an empty ID, names none: Revoke refuses it.
+type Target struct{ t rules.Target }
+
+// ByToken names an access token by its jti, or an API key by its ID.
+func ByToken(id string) Target { return Target{rules.ByToken(id)} }
+
+// ByGrant names a session: its tokens, its refresh token, and what was exchanged from it.
+func ByGrant(id string) Target { return Target{rules.ByGrant(id)} }
+
+// BySubject names all that a subject holds: sessions, tokens and API keys. What is issued afterwards is good.
+func BySubject(subject string) Target { return Target{rules.BySubject(subject)} }
+
+// BySessions names a subject's sessions and tokens and spares its API keys: log out everywhere.
+func BySessions(subject string) Target { return Target{rules.BySessions(subject)} }
+
+// ByClient names all that a client holds, for itself or for subjects, and what was exchanged from it by others.
+func ByClient(client string) Target { return Target{rules.ByClient(client)} }
+
+// ByRole names the tokens that carry a role. It asks for them to be minted again: a refresh is good.
+func ByRole(role string) Target { return Target{rules.ByRole(role)} }
+
+// BySigningKey names all that a key signed, by its kid. [SigningKeys.Compromise] also replaces the key.
+func BySigningKey(kid string) Target { return Target{rules.BySigningKey(kid)} }
+
+// Everything names every token and API key of the service.
+func Everything() Target { return Target{rules.Everything()} }
+
+// OfIssuer makes a subject, client or token one of another trusted issuer: a principal is issuer and subject together.
+func (t Target) OfIssuer(issuer string) Target { return Target{t.t.OfIssuer(issuer)} }
+
+// OwnedBy narrows a target to what is subject's: Revoke answers ErrNotFound for a grant or token
+// of someone else. For pages where users name IDs. An empty subject makes the target name none.
+func (t Target) OwnedBy(subject string) Target { return Target{t.t.OwnedBy(subject)} }
+
+// HeldBy narrows a target to what client holds: with BySubject, one application of one user. An
+// empty client makes the target name none.
+func (t Target) HeldBy(client string) Target { return Target{t.t.HeldBy(client)} }
+
+// IssuedBefore moves the cut-off from now to then, to the second: what was issued until then is refused, and what descends
+// from it, refreshed or exchanged since. A time in the future is taken as now.
+func (t Target) IssuedBefore(then time.Time) Target { return Target{t.t.IssuedBefore(then)} }
+
+// IsZero reports that t names nothing.
+func (t Target) IsZero() bool { return t.t.IsZero() }
+
+// String is the text form, such as "subject:alice" or "grant:01j9…;owner=alice".
+func (t Target) String() string { return t.t.String() }
+
+// MarshalText is String; the zero Target is the empty text.
+func (t Target) MarshalText() ([]byte, error) { return t.t.MarshalText() }
+
+// UnmarshalText reads what String makes. ErrInvalidRequest: anything else, so that one target has one text.
+func (t *Target) UnmarshalText(b []byte) error { return public(t.t.UnmarshalText(b)) }
+
+// Format writes the event's members that are set, with every verb.
+func (e Event) Format(f fmt.State, _ rune) { io.WriteString(f, e.LogValue().String()) }
+
+// LogValue is the event's members that are set.
+func (e Event) LogValue() slog.Value {
+	attrs := []slog.Attr{slog.String("id", e.ID), slog.Time("time", e.Time), slog.String("type", string(e.Type)), slog.Bool("ok", e.OK)}
+	for _, x := range [...][2]string{{"reason", e.Reason}, {"actor", e.Actor}, {"actor_issuer", e.ActorIssuer}, {"subject", e.Subject}, {"issuer", e.Issuer}, {"client", e.Client},
+		{"token_id", e.TokenID}, {"grant", e.Grant}, {"target", e.Target.String()}, {"scopes", e.Scopes.String()}, {"user_agent", e.UserAgent}, {"request_id", e.RequestID}} {
+		if x[1] != "" {
+			attrs = append(attrs, slog.String(x[0], x[1]))
+		}
+	}
+	if e.Address.IsValid() {
+		attrs = append(attrs, slog.String("address", e.Address.String()))
+	}
+	if e.Count != 0 {
+		attrs = append(attrs, slog.Int("count", e.Count))
+	}
+	if len(e.Extra) > 0 {
+		attrs = append(attrs, slog.Any("extra", e.Extra))
+	}
+	return slog.GroupValue(attrs...)
+}
+
+// EventQuery selects events; all fields that are set must match.
+type EventQuery struct {
+	Subject, Client, TokenID, Grant string
+	Issuer                          string // the trusted issuer that Subject or TokenID comes from; empty: this service's own
+	Type                            event.Type
+	From, To                        time.Time // by the store's clock, From included and To not
+	OldestFirst                     bool
+}
+
+// event adds e to c, as ctx tells who did it and from where.
+func (c *change) event(ctx context.Context, e Event) {
+	o := originOf(ctx)
+	if e.Actor == "" {
+		who := c.s.actorOf(ctx)
+		e.Actor, e.ActorIssuer = who.Subject, who.Issuer
+	}
+	x := auditlog.Event[Scope]{
+		Type: e.Type, OK: e.OK, Reason: e.Reason, Actor: e.Actor, ActorIssuer: e.ActorIssuer, Subject: e.Subject, Issuer: e.Issuer,
+		Client: e.Client, TokenID: e.TokenID, Grant: e.Grant, Target: e.Target.t, Scopes: e.Scopes, Count: e.Count,
+		Address: o.Address, UserAgent: o.UserAgent, RequestID: o.RequestID, Extra: e.Extra,
+	}
+	room := c.data[:0]
+	if len(c.Events) > 0 {
+		room = make([]byte, 0, auditlog.Room)
+	}
+	c.Events = append(c.Events, c.s.audit.Record(&x, room))
+}
+
+// readEvent reads a stored event.
+func readEvent(r store.Record) (Event, error) {
+	x, err := auditlog.Read[Scope](r)
+	return Event{
+		ID: x.ID, Time: x.Time, Type: x.Type, OK: x.OK, Reason: x.Reason, Actor: x.Actor, ActorIssuer: x.ActorIssuer, Subject: x.Subject, Issuer: x.Issuer,
+		Client: x.Client, TokenID: x.TokenID, Grant: x.Grant, Target: Target{x.Target}, Scopes: x.Scopes, Count: x.Count,
+		Origin: Origin{Address: x.Address, UserAgent: x.UserAgent, RequestID: x.RequestID}, Extra: x.Extra,
+	}, public(err)
+}
 
 // actorOf is who acts in ctx. Its issuer is empty for a name of WithActor and for principals of this service.
 func (s *core) actorOf(ctx context.Context) rules.Principal {
@@ -63,185 +204,31 @@ func (s *core) foreign(issuer string) string {
 	return issuer
 }
 
-// auditLog writes events, sums up what may be summed up, and feeds the sinks.
-type auditLog struct {
-	s     *core
-	tally usage.Tally
-	uses  *usage.Log
-	sinks []*deliver.Feed
-	fed   sync.Map // *deliver.Feed: those of Feed, while it runs
-	kick  chan struct{}
-	known func(client string) bool // whether one is registered
-}
+// Alert adds an alert to the audit log: e's Reason says of what, its ID, Time, Type and Origin (ctx's) are set here.
+// ErrUnavailable: it may not be in the log.
+func (s *Service) Alert(ctx context.Context, e Event) error { return s.alarm(ctx, e) }
 
-const flushEvery = 30 * time.Second // of refusals and uses
-
-// record completes e and makes its record, in the memory of data while that is enough.
-func (a *auditLog) record(ctx context.Context, e Event, data []byte) store.Record {
-	now := a.s.now()
-	e.ID, e.Time = newID(now), now
-	e.Origin = originOf(ctx)
-	if e.Subject == "" { // whom a target names, the event is about: lists by subject find it, and erasure does
-		e.Subject = e.Target.t.EventSubject()
-	}
-	if t := e.Target.t; e.Issuer == "" && (e.Subject != "" && e.Subject == t.EventSubject() || e.TokenID != "" && e.TokenID == t.EventID(rules.TargetToken)) {
-		e.Issuer = t.Issuer
-	}
-	if e.Actor == "" {
-		who := a.s.actorOf(ctx)
-		e.Actor, e.ActorIssuer = who.Subject, who.Issuer
-	}
-	e.Issuer, e.ActorIssuer = text.CleanText(a.s.foreign(e.Issuer)), text.CleanText(a.s.foreign(e.ActorIssuer))
-	// Names may come from another issuer's token or a request. One that a store refuses, for a NUL say, would keep this event,
-	// and whatever is written with it, out of the log for good.
-	for _, name := range [...]*string{&e.Subject, &e.Client, &e.Grant, &e.TokenID} {
-		*name = text.CleanText(*name)
-	}
-	r := store.Record{Kind: store.KindEvent, ID: e.ID, Type: string(e.Type), Subject: eventName(e.Issuer, e.Subject), Client: e.Client, Grant: e.Grant, Token: eventName(e.Issuer, e.TokenID)}
-	if keep := a.s.cfg.KeepEvents; keep > 0 {
-		r.Expires = now.Add(keep).UnixMilli()
-	}
-	r.Data = e.append(data)
-	if len(r.Data) > maxEventBytes {
-		kept := map[string]string{"cut": "this event was too large"}
-		if chain := e.Extra["chain"]; chain != "" { // short, and what a report follows
-			kept["chain"] = chain
-		}
-		e.Extra, e.Scopes = kept, nil
-		e.Reason, e.Target = text.CleanText(e.Reason), Target{}
-		r.Data = e.append(r.Data[:0])
-	}
-	return r
-}
-
-const maxEventBytes = 15 << 10
-
-// hasToken reports whether a subject has an access token that no session stands behind: the events of the time that the longest of them
-// lives tell of it.
-func (a *auditLog) hasToken(ctx context.Context, subject string) (bool, error) {
-	s := a.s
-	live := s.space.Life().Access + time.Minute // for clocks that differ
-	q := store.Query{Kind: store.KindEvent, Subject: subject, Since: max(s.now().Add(-live).UnixMilli(), 0), Newest: true}
-	for r, err := range s.pages(ctx, q, Page{}) {
-		if err != nil {
-			return false, err
-		}
-		e, err := readEvent(r)
-		if err != nil {
-			return false, err
-		}
-		if e.Type != event.Issued && e.Type != event.Exchanged || !e.OK || e.Issuer != "" || e.Subject != subject {
-			continue
-		}
-
-		if _, err := s.get(ctx, grant.Kind, e.Grant); err == nil {
-			continue // a token with a session is judged with its session
-		} else if !isNotFound(err) {
-			return false, err
-		}
-		at := store.Position{N: r.Written << 16} // about where it was issued
-		x := &rules.Subject{Subject: subject, Client: e.Client, ID: e.TokenID, Grant: e.Grant, Iat: e.Time, Pos: rules.Positions{Birth: at, View: at}}
-		if s.rules.Hit(x) == "" {
-			return true, nil
-		}
-	}
-	return false, nil
-}
-
-// refused counts a refusal. d is what a verified token says, nil when nothing is verified.
-func (a *auditLog) refused(ctx context.Context, t event.Type, reason string, d *tokenData) {
-	if reason == "unavailable" || reason == "none" {
-		return // no refusal of a token
-	}
-	var r refusal
-	r.Kind, r.Reason = string(t), reason
-	if d != nil {
-		r.of(a.s, d)
-	}
-	a.tally.Count(r.Refusal, "", originOf(ctx).Address)
-}
-
-// denied counts that a call was refused although a credential in it was authentic: known names whose it was, as far as the call
-// came to know. A refusal without a name counts only as a bad grant. What was validated as a token is counted there.
-func (a *auditLog) denied(ctx context.Context, what string, known refusal, err error) {
-	switch {
-	case err == nil, errors.Is(err, ErrUnavailable):
-		return
-	case errors.Is(err, ErrInvalidGrant):
-	case !known.Named(), errors.Is(err, ErrInvalidToken), errors.Is(err, ErrNoToken):
-		return
-	}
-	known.Kind, known.Reason = string(event.Refused), what
-	why := ""
-	if known.Named() {
-		why = whyOf(err)
-	}
-	a.tally.Count(known.Refusal, why, originOf(ctx).Address)
-}
-
-// whyOf is what said no, without the cause, which may be a host's text. An error of another type is its text.
-func whyOf(err error) string {
-	var e *Error
-	if !errors.As(public(err), &e) {
-		return text.CleanText(err.Error())
-	}
-	return text.CleanText(e.Detail)
-}
-
-// clientRefused counts a failed authentication of a client. claimed is the ID that was given.
-func (a *auditLog) clientRefused(ctx context.Context, reason, claimed string) {
-	r := usage.Refusal{Kind: string(event.ClientRefused), Reason: reason}
-	if a.known(claimed) {
-		r.Claimed = claimed // any other name is whatever a stranger likes to write into the log
-	}
-	a.tally.Count(r, "", originOf(ctx).Address)
-}
-
-// run flushes the counters and feeds the sinks.
-func (a *auditLog) run(ctx context.Context) {
-	for _, f := range a.sinks {
-		a.s.goRun("sink", f.Run)
-	}
-	for {
-		t := time.NewTimer(follow.Jitter(flushEvery))
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return
-		case <-a.kick:
-		case <-t.C:
-		}
-		t.Stop()
-		fctx, cancel := context.WithTimeout(ctx, flushEvery)
-		a.flush(fctx)
-		cancel()
-	}
-}
-
-// flush writes what was counted. What cannot be written is counted on.
-func (a *auditLog) flush(ctx context.Context) {
-	if err := a.tally.Flush(ctx, a.writeRefusals); err != nil && ctx.Err() == nil {
-		a.s.log.Warn("apitoken: refusals could not be recorded yet", "error", err)
-	}
-	if err := a.uses.Flush(ctx); err != nil && ctx.Err() == nil {
-		a.s.log.Warn("apitoken: uses could not be recorded yet", "error", err)
-	}
-}
-
-// writeRefusals writes the counted refusals as events.
-func (a *auditLog) writeRefusals(ctx context.Context, list []*usage.Refused) error {
-	c := a.s.newChange()
-	for _, x := range list {
-		c.event(context.Background(), refusedEvent(x))
-	}
-	_, err := a.s.commit(ctx, c)
+func (s *core) alarm(ctx context.Context, e Event) error {
+	e.Type = event.Alert
+	c := s.newChange()
+	c.event(ctx, e)
+	_, err := s.commit(ctx, c)
 	return err
+}
+
+// alert records what nobody should ever see. It never stops what it tells of.
+func (s *core) alert(ctx context.Context, what string, e Event) {
+	e.Reason = what
+	s.log.Error("apitoken: alert", "what", what, "grant", e.Grant)
+	if err := s.alarm(ctx, e); err != nil {
+		s.log.Error("apitoken: the alert could not be recorded", "what", what, "error", err)
+	}
 }
 
 // eventQuery is q as stores read it.
 func (s *core) eventQuery(q *EventQuery) store.Query {
 	issuer := text.CleanText(s.foreign(q.Issuer))
-	out := store.Query{Kind: store.KindEvent, Subject: eventName(issuer, q.Subject), Client: q.Client, Token: eventName(issuer, q.TokenID), Grant: q.Grant, Type: string(q.Type), Newest: !q.OldestFirst}
+	out := store.Query{Kind: store.KindEvent, Subject: auditlog.Name(issuer, q.Subject), Client: q.Client, Token: auditlog.Name(issuer, q.TokenID), Grant: q.Grant, Type: string(q.Type), Newest: !q.OldestFirst}
 	if !q.From.IsZero() {
 		out.Since = q.From.UnixMilli()
 	}
@@ -280,7 +267,7 @@ func (s *Service) EventPage(ctx context.Context, q EventQuery, cursor string, li
 		limit = 200
 	}
 	if cursor == "" && s.ctx.Err() == nil {
-		if err := s.audit.tally.Flush(ctx, s.audit.writeRefusals); err != nil {
+		if err := s.audit.FlushRefusals(ctx); err != nil {
 			s.log.Warn("apitoken: refusals could not be recorded yet", "error", err)
 		}
 	}
@@ -322,18 +309,6 @@ func (s *Service) EventPage(ctx context.Context, q EventQuery, cursor string, li
 	return list, page.Cursor, nil
 }
 
-// Alert adds an alert to the audit log: e's Reason says of what, its ID, Time, Type and Origin (ctx's) are set here.
-// ErrUnavailable: it may not be in the log.
-func (s *Service) Alert(ctx context.Context, e Event) error { return s.alarm(ctx, e) }
-
-func (s *core) alarm(ctx context.Context, e Event) error {
-	e.Type = event.Alert
-	c := s.newChange()
-	c.event(ctx, e)
-	_, err := s.commit(ctx, c)
-	return err
-}
-
 // Event returns the audit event with an ID, as [Event.ID] says it: for links from an alert, a log line or a SIEM. An ID tells
 // when its event was written, so that few others are read. ErrNotFound: there is none, or it was removed by Config.KeepEvents,
 // or the clock of whoever wrote it was over a minute away from the store's.
@@ -356,8 +331,36 @@ func (s *Service) Event(ctx context.Context, id string) (_ Event, failed error) 
 	return Event{}, fail(ErrNotFound, "no event %q", id)
 }
 
-// Refusals and uses happen at every request, and refusals at the will of whoever sends them. They are counted in memory
-// of a fixed size and written in batches: a crash loses at most half a minute of counts, and nobody can fill the disk.
+// hasToken reports whether a subject has an access token that no session stands behind: the events of the time that the longest of them
+// lives tell of it.
+func (s *core) hasToken(ctx context.Context, subject string) (bool, error) {
+	live := s.space.Life().Access + time.Minute // for clocks that differ
+	q := store.Query{Kind: store.KindEvent, Subject: subject, Since: max(s.now().Add(-live).UnixMilli(), 0), Newest: true}
+	for r, err := range s.pages(ctx, q, Page{}) {
+		if err != nil {
+			return false, err
+		}
+		e, err := readEvent(r)
+		if err != nil {
+			return false, err
+		}
+		if e.Type != event.Issued && e.Type != event.Exchanged || !e.OK || e.Issuer != "" || e.Subject != subject {
+			continue
+		}
+
+		if _, err := s.get(ctx, grant.Kind, e.Grant); err == nil {
+			continue // a token with a session is judged with its session
+		} else if !isNotFound(err) {
+			return false, err
+		}
+		at := store.Position{N: r.Written << 16} // about where it was issued
+		x := &rules.Subject{Subject: subject, Client: e.Client, ID: e.TokenID, Grant: e.Grant, Iat: e.Time, Pos: rules.Positions{Birth: at, View: at}}
+		if s.rules.Hit(x) == "" {
+			return true, nil
+		}
+	}
+	return false, nil
+}
 
 // refusal is what is known of somebody whom a call refuses.
 type refusal struct{ usage.Refusal }
@@ -367,40 +370,65 @@ func (r *refusal) of(s *core, d *tokenData) {
 	r.Issuer, r.Subject, r.Client, r.Token, r.Grant = s.foreignIssuer(d), d.Subject, d.Client, d.ID, d.Grant
 }
 
-// refusedEvent sums up what c counted.
-func refusedEvent(c *usage.Refused) Event {
-	e := Event{Type: event.Type(c.Kind), Reason: c.Reason, Subject: c.Subject, Issuer: c.Issuer, Client: c.Client, TokenID: c.Token, Grant: c.Grant, Count: c.N}
-	var list []string
-	for _, a := range c.Addresses {
-		list = append(list, a.String())
+// refused counts a refusal. d is what a verified token says, nil when nothing is verified.
+func (s *core) refused(ctx context.Context, reason string, d *tokenData) {
+	if reason == "unavailable" || reason == "none" {
+		return // no refusal of a token
 	}
-	for name, v := range map[string]string{"addresses": strings.Join(list, " "), "claimed": c.Claimed, "why": strings.Join(c.Whys, "; ")} {
-		if v == "" {
-			continue
-		}
-		if e.Extra == nil {
-			e.Extra = map[string]string{}
-		}
-		e.Extra[name] = v
+	var r refusal
+	r.Kind, r.Reason = string(event.Refused), reason
+	if d != nil {
+		r.of(s, d)
 	}
-	return e
+	s.audit.Tally.Count(r.Refusal, "", originOf(ctx).Address)
 }
 
-func (c *change) event(ctx context.Context, e Event) {
-	room := c.data[:0]
-	if len(c.Events) > 0 {
-		room = make([]byte, 0, eventRoom)
+// denied counts that a call was refused although a credential in it was authentic: known names whose it was, as far as the call
+// came to know. A refusal without a name counts only as a bad grant. What was validated as a token is counted there.
+func (s *core) denied(ctx context.Context, what string, known refusal, err error) {
+	switch {
+	case err == nil, errors.Is(err, ErrUnavailable):
+		return
+	case errors.Is(err, ErrInvalidGrant):
+	case !known.Named(), errors.Is(err, ErrInvalidToken), errors.Is(err, ErrNoToken):
+		return
 	}
-	c.Events = append(c.Events, c.s.audit.record(ctx, e, room))
+	known.Kind, known.Reason = string(event.Refused), what
+	why := ""
+	if known.Named() {
+		why = whyOf(err)
+	}
+	s.audit.Tally.Count(known.Refusal, why, originOf(ctx).Address)
 }
 
-// alert records what nobody should ever see. It never stops what it tells of.
-func (s *core) alert(ctx context.Context, what string, e Event) {
-	e.Reason = what
-	s.log.Error("apitoken: alert", "what", what, "grant", e.Grant)
-	if err := s.alarm(ctx, e); err != nil {
-		s.log.Error("apitoken: the alert could not be recorded", "what", what, "error", err)
+// whyOf is what said no, without the cause, which may be a host's text. An error of another type is its text.
+func whyOf(err error) string {
+	var e *Error
+	if !errors.As(public(err), &e) {
+		return text.CleanText(err.Error())
 	}
+	return text.CleanText(e.Detail)
+}
+
+// Auditor receives events after they are durable.
+type Auditor interface {
+	// Audit takes one event, in the final order of the log. After an error, and after a crash, it gets the same
+	// event again: Event.ID tells.
+	Audit(ctx context.Context, e Event) error
+}
+
+// Sink is an Auditor that follows the event feed from a cursor kept in the store under Name, so that it misses
+// nothing across restarts, and gets each event in the log's final order. Of several processes with the same sink, one feeds
+// it at a time. Revoking and validating never wait for a sink. With MaxLag set, a sink that is further behind makes
+// the calls that grant something (issue, refresh, exchange, new keys) answer ErrUnavailable.
+//
+// An Auditor that has a method AuditAll(context.Context, []Event) error, as those of package export have, gets up to 100 events at
+// once. After an error, and after a crash, all of them come again.
+type Sink struct {
+	Name    string
+	Auditor Auditor
+	Timeout time.Duration // of one call; zero: 2 s
+	MaxLag  time.Duration // zero: it may lag without limit; otherwise at least 5 s
 }
 
 // Feed delivers the event feed to x, as if it stood in Config.Sinks, until ctx or the service ends. It is for what is
@@ -410,18 +438,13 @@ func (s *Service) Feed(ctx context.Context, x Sink) error {
 	if x.MaxLag != 0 || x.Auditor == nil || x.Name == "" || x.Timeout < 0 {
 		return fail(ErrInvalidRequest, "the sink %q has no name or auditor, or a MaxLag", x.Name)
 	}
-	for _, f := range s.audit.sinks {
-		if f.Name() == x.Name {
-			return fail(ErrInvalidRequest, "a sink %q is in Config.Sinks", x.Name)
-		}
+	if s.audit.Attached(x.Name) {
+		return fail(ErrInvalidRequest, "a sink %q is in Config.Sinks", x.Name)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
-	f := s.newFeed(x)
-	s.audit.fed.Store(f, nil)
-	defer s.audit.fed.Delete(f)
-	f.Run(ctx)
+	s.audit.Feed(ctx, s.delivery(x))
 	if s.ctx.Err() != nil {
 		return fail(ErrUnavailable, "the service is closed")
 	}
@@ -430,8 +453,8 @@ func (s *Service) Feed(ctx context.Context, x Sink) error {
 
 const sinkBatch = 100 // events for one call of an Auditor that takes many
 
-// newFeed makes what feeds x. A sink that was never fed counts as up to date: it has MaxLag from the start on.
-func (s *core) newFeed(x Sink) *deliver.Feed {
+// delivery is what the log needs to know of x. A sink that was never fed counts as up to date: it has MaxLag from the start on.
+func (s *core) delivery(x Sink) deliver.Config {
 	all, ok := x.Auditor.(interface {
 		AuditAll(ctx context.Context, list []Event) error
 	})
@@ -439,16 +462,8 @@ func (s *core) newFeed(x Sink) *deliver.Feed {
 	if ok {
 		batch = sinkBatch
 	}
-	return deliver.New(deliver.Config{
-		Name: x.Name, Timeout: x.Timeout, MaxLag: x.MaxLag, Keep: s.cfg.KeepEvents,
-		Store: s.st, Now: s.now, Log: s.log,
-		Write: func(ctx context.Context, w record.Written, expect store.Version) (store.Version, error) {
-			c := s.newChange()
-			c.Put(w, expect)
-			_, err := s.commit(ctx, c)
-			return c.ID, err
-		},
-		Batch: batch,
+	return deliver.Config{
+		Name: x.Name, Timeout: x.Timeout, MaxLag: x.MaxLag, Batch: batch,
 		Deliver: func(ctx context.Context, records []store.Record) error {
 			list := make([]Event, len(records))
 			for i, r := range records {
@@ -465,62 +480,23 @@ func (s *core) newFeed(x Sink) *deliver.Feed {
 		Missed: func(ctx context.Context) {
 			s.alert(ctx, "audit sink missed events that were purged", Event{Extra: map[string]string{"sink": x.Name}})
 		},
+	}
+}
+
+func newAuditLog(s *core) *auditlog.Log[Scope] {
+	l := auditlog.New[Scope](auditlog.Config{
+		Writer: &s.writer, Now: s.now, Log: s.log, Issuer: s.cfg.Issuer, Keep: s.cfg.KeepEvents, Go: s.goRun,
+		GrantLife: func() time.Duration { return s.space.Life().Grant + grantSlack },
 	})
+	for _, x := range s.cfg.Sinks {
+		l.Attach(s.delivery(x))
+	}
+	return l
 }
 
 // ready is ErrUnavailable while a sink with MaxLag is further behind. Calls that grant something ask; revoking and
 // validating never wait for a sink.
-func (a *auditLog) ready() error {
-	for _, f := range a.sinks {
-		if err := f.Late(); err != nil {
-			return public(err)
-		}
-	}
-	return nil
-}
-
-// delivered is a purge time, at most before, that spares the events which some sink has not got yet.
-func (a *auditLog) delivered(before time.Time) time.Time {
-	for _, f := range a.sinks {
-		if t := f.Kept().Add(a.s.cfg.KeepEvents); t.Before(before) {
-			before = t
-		}
-	}
-	return before
-}
-
-func newAuditLog(s *core) *auditLog {
-	a := &auditLog{s: s, kick: make(chan struct{}, 1)}
-	a.tally.Log = s.log
-	a.uses = newUses(s)
-	for _, x := range s.cfg.Sinks {
-		a.sinks = append(a.sinks, s.newFeed(x))
-	}
-	return a
-}
-
-// useSlack is how long the uses of an API key are kept after the last one.
-const useSlack = 400 * 24 * time.Hour
-
-func newUses(s *core) *usage.Log {
-	return usage.New(usage.Config{
-		Now: s.now, Log: s.log, Get: s.get,
-		Life: func(kind string) time.Duration {
-			if kind == usage.Grant {
-				return s.space.Life().Grant + grantSlack
-			}
-			return useSlack
-		},
-		Write: func(ctx context.Context, puts ...usage.Put) (store.Version, error) {
-			c := s.newChange()
-			for _, p := range puts {
-				c.Put(p.Written, p.Expect)
-			}
-			_, err := s.commit(ctx, c)
-			return c.ID, err
-		},
-	})
-}
+func (s *core) ready() error { return public(s.audit.Ready()) }
 
 // Usage is how a grant or an API key was used: in processes with a store, where every validation counts, up to half a
 // minute ago in the others. A process that ends by a crash loses as much.
@@ -539,16 +515,16 @@ func (s *Service) Usage(ctx context.Context, target Target) (Usage, error) {
 	t := target.t
 	switch t {
 	case rules.ByGrant(t.ID):
-		return s.audit.usage(ctx, usage.Grant, t.ID)
+		return s.usage(ctx, usage.Grant, t.ID)
 	case rules.ByToken(t.ID):
-		return s.audit.usage(ctx, usage.APIKey, t.ID)
+		return s.usage(ctx, usage.APIKey, t.ID)
 	}
 	return Usage{}, fail(ErrInvalidRequest, "use is counted of one grant or one API key")
 }
 
 // usage is what is stored of a grant's or API key's use, and what this process has counted since.
-func (a *auditLog) usage(ctx context.Context, kind, id string) (Usage, error) {
-	u, err := a.uses.Read(ctx, kind, id)
+func (s *core) usage(ctx context.Context, kind, id string) (Usage, error) {
+	u, err := s.audit.Uses.Read(ctx, kind, id)
 	if err != nil {
 		return Usage{}, public(err)
 	}
@@ -574,20 +550,7 @@ type Backlog struct {
 
 // Backlog is the service's own now. It asks no store.
 func (s *Service) Backlog() Backlog {
-	a := s.audit
-	var b Backlog
-	b.Refusals = a.tally.Len()
-	b.Uses = a.uses.Waiting()
-	b.Revocations = s.retries.Len()
-	b.Unreadable = len(s.state.Asides())
-	b.Sinks = make(map[string]time.Duration, len(a.sinks))
-	for _, f := range a.sinks {
-		b.Sinks[f.Name()] = f.Lag()
+	return Backlog{
+		Refusals: s.audit.Tally.Len(), Uses: s.audit.Uses.Waiting(), Revocations: s.retries.Len(), Unreadable: len(s.state.Asides()), Sinks: s.audit.Lags(),
 	}
-	a.fed.Range(func(key, _ any) bool {
-		f := key.(*deliver.Feed)
-		b.Sinks[f.Name()] = f.Lag()
-		return true
-	})
-	return b
 }

@@ -255,7 +255,7 @@ func (s *Service) SetRole(ctx context.Context, role string, scopes Scopes) (fail
 		}
 		narrowed := !next.Scopes.Cover(old.Scopes)
 		if !narrowed {
-			if err := s.audit.ready(); err != nil {
+			if err := s.ready(); err != nil {
 				return err
 			}
 		}

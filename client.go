@@ -213,7 +213,7 @@ func (cs *Clients) write(ctx context.Context, id string, old, next *clients.Reco
 	e := Event{Type: event.ClientChanged, OK: true, Reason: how, Client: id, Scopes: scopesOf(next.Scopes)}
 	hold := cs.narrowed(id, old, next)
 	if hold == nil {
-		if err := s.audit.ready(); err != nil {
+		if err := s.ready(); err != nil {
 			return err
 		}
 		c.event(ctx, e)
@@ -356,7 +356,7 @@ func (cs *Clients) noSubject(ctx context.Context, id string) error {
 			}
 		}
 	}
-	has, err := cs.s.audit.hasToken(ctx, id)
+	has, err := cs.s.hasToken(ctx, id)
 	if err == nil && has {
 		err = taken("an access token")
 	}

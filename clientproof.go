@@ -52,16 +52,28 @@ func (cs *Clients) confirm(ctx context.Context, a ClientAuth) (Client, *confirma
 
 // refused counts an authentication that failed, or that served nothing as the client is disabled.
 func (cs *Clients) refused(ctx context.Context, id string, err error) {
+	if err == nil {
+		return
+	}
+	r := usage.Refusal{Kind: string(event.ClientRefused), Reason: reasonOf(err)}
+	known := cs.lookup(id)
+	why := ""
 	switch {
 	case errors.Is(err, ErrInvalidClient), errors.Is(err, ErrLimited):
-		cs.s.audit.clientRefused(ctx, reasonOf(err), id)
-	case errors.Is(err, ErrDenied): // its credential was right
-		r := usage.Refusal{Kind: string(event.ClientRefused), Reason: reasonOf(err), Client: id}
-		if k := cs.lookup(id); k == nil || k.Record.Public {
-			r.Client, r.Claimed = "", id
+		if known != nil { // any other name is whatever a stranger likes to write into the log
+			r.Claimed = id
 		}
-		cs.s.audit.tally.Count(r, whyOf(err), originOf(ctx).Address)
+	case errors.Is(err, ErrDenied): // its credential was right
+		why = whyOf(err)
+		if known == nil || known.Record.Public {
+			r.Claimed = id
+		} else {
+			r.Client = id
+		}
+	default:
+		return
 	}
+	cs.s.audit.Tally.Count(r, why, originOf(ctx).Address)
 }
 
 func (cs *Clients) authenticate(ctx context.Context, a *ClientAuth) (Client, clientauth.Proof, error) {

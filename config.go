@@ -371,27 +371,6 @@ func (c *Config) knows(s Scope) bool {
 	return ok || c.Scopes == nil
 }
 
-// Auditor receives events after they are durable.
-type Auditor interface {
-	// Audit takes one event, in the final order of the log. After an error, and after a crash, it gets the same
-	// event again: Event.ID tells.
-	Audit(ctx context.Context, e Event) error
-}
-
-// Sink is an Auditor that follows the event feed from a cursor kept in the store under Name, so that it misses
-// nothing across restarts, and gets each event in the log's final order. Of several processes with the same sink, one feeds
-// it at a time. Revoking and validating never wait for a sink. With MaxLag set, a sink that is further behind makes
-// the calls that grant something (issue, refresh, exchange, new keys) answer ErrUnavailable.
-//
-// An Auditor that has a method AuditAll(context.Context, []Event) error, as those of package export have, gets up to 100 events at
-// once. After an error, and after a crash, all of them come again.
-type Sink struct {
-	Name    string
-	Auditor Auditor
-	Timeout time.Duration // of one call; zero: 2 s
-	MaxLag  time.Duration // zero: it may lag without limit; otherwise at least 5 s
-}
-
 // Validation is how strictly tokens are checked. The zero value is the strict default.
 type Validation struct {
 	Audiences []string // accepted besides the configured one

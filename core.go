@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/auditlog"
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/feedlog"
 	"github.com/apitoken-go/apitoken/internal/follow"
@@ -64,7 +65,7 @@ type core struct {
 	lineage  lineage.Notes // of API keys
 	state    *follow.Follower
 	rules    *rules.Book
-	audit    *auditLog
+	audit    *auditlog.Log[Scope]
 	valid    *JWTValidator // ours; nil until it is made, and so the next
 	trust    *trust        // our own issuer, among valid's
 
@@ -113,13 +114,10 @@ func (s *core) sync(ctx context.Context) error {
 type change struct {
 	commit.Change
 	s    *core
-	data [eventRoom]byte // of the first event
+	data [auditlog.Room]byte // of the first event
 }
 
-const (
-	eventRoom    = 384 // bytes, what the JSON of most events takes
-	refreshTries = commit.Tries
-)
+const refreshTries = commit.Tries
 
 func (s *core) newChange() *change {
 	c := &change{s: s}

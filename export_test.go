@@ -6,14 +6,15 @@ import (
 	"strings"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/auditlog"
 	"github.com/apitoken-go/apitoken/store"
 )
 
 // FlushUses writes what was counted now, and not in half a minute.
-func FlushUses(s *Service) { s.audit.flush(context.Background()) }
+func FlushUses(s *Service) { s.audit.Flush(context.Background()) }
 
 // EventName is what the stores' index of events calls a name of another issuer.
-func EventName(issuer, name string) string { return eventName(issuer, name) }
+func EventName(issuer, name string) string { return auditlog.Name(issuer, name) }
 
 // Tidy is one round of the janitor, at a time of the test's.
 func Tidy(s *Service, before time.Time) { s.janitor().tidy(context.Background(), before) }
@@ -70,7 +71,7 @@ func SignAs(s *Service, audience, token string) (string, error) {
 }
 
 // UseCounters is how many use counters the log knows.
-func UseCounters(s *Service) int { return s.audit.uses.Len() }
+func UseCounters(s *Service) int { return s.audit.Uses.Len() }
 
 // IndexedRules is how many entries the index of rules has.
 func IndexedRules(s *Service) int { return s.rules.Index.Len() }

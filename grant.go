@@ -134,7 +134,7 @@ func (s *sessions) one(ctx context.Context, t rules.Target, yield func(Grant, er
 
 // used adds what the counters know of a grant's use.
 func (s *sessions) used(ctx context.Context, g Grant) Grant {
-	u, err := s.audit.usage(ctx, usage.Grant, g.ID)
+	u, err := s.usage(ctx, usage.Grant, g.ID)
 	if err != nil {
 		return g // how often it was used is no reason to hide it
 	}

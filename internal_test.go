@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 	"unsafe"
 
 	is "github.com/stretchr/testify/require"
@@ -71,15 +70,4 @@ func TestAContextHasTheTokenItWasMadeWith(t *testing.T) {
 	}
 	wg.Wait()
 	is.True(t, FromContext(parent).IsZero())
-}
-
-func TestTimesOfEvents(t *testing.T) {
-	t.Parallel()
-	for _, at := range []time.Time{
-		time.Unix(0, 0), time.Date(2026, 2, 28, 23, 59, 59, 999_999_999, time.FixedZone("", -3600)), time.Date(9999, 12, 31, 0, 0, 0, 7_000_000, time.UTC),
-		time.Date(12345, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(-1, 1, 1, 0, 0, 0, 0, time.UTC), {},
-	} {
-		e := Event{Time: at}
-		is.Contains(t, string(e.append(nil)), `"time":"`+at.UTC().Format("2006-01-02T15:04:05.000Z")+`"`)
-	}
 }

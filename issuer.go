@@ -198,7 +198,7 @@ func (s *minter) serve(ctx context.Context, op string, call func(known *refusal)
 	began := time.Now()
 	var known refusal
 	i, err := call(&known)
-	s.audit.denied(ctx, op, known, err)
+	s.denied(ctx, op, known, err)
 	if s.valid.observers.Any() {
 		o := Observation{Op: op, Err: err, Took: time.Since(began)}
 		if i != nil {
@@ -257,7 +257,7 @@ func (s *minter) overtaken(p *plan, rs *rules.Subject) error {
 // record signs p and writes what comes of it. Nothing is returned before it is durable, and nothing that a known rule hits. done is set
 // once a token that opens no session is written.
 func (s *minter) record(ctx context.Context, p *plan, done **stamp) (*Issued, error) {
-	if err := s.audit.ready(); err != nil {
+	if err := s.ready(); err != nil {
 		return nil, err
 	}
 	now := s.now()

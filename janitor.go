@@ -74,7 +74,7 @@ func (s *janitor) tidy(ctx context.Context, before time.Time) {
 	for _, kind := range []store.Kind{store.KindRule, grant.Kind, ticket.Kind, once.Kind, kindNote, store.KindAPIKey, store.KindKey, usage.Kind, usage.KindSpent, quota.Kind, lineage.Kind, store.KindClient, store.KindEvent} {
 		before := before
 		if kind == store.KindEvent {
-			before = s.audit.delivered(before)
+			before = s.audit.Delivered(before)
 		}
 		for {
 			n, err := s.st.Purge(ctx, kind, before.UnixMilli(), purgeStep)

@@ -259,7 +259,7 @@ func (s *Service) Exchange(ctx context.Context, r ExchangeRequest) (*Issued, err
 
 // exchange notes in known which client asks, and whose token it has.
 func (s *minter) exchange(ctx context.Context, r ExchangeRequest, known *refusal) (*Issued, error) {
-	if err := s.audit.ready(); err != nil { // before a use of an API key is spent
+	if err := s.ready(); err != nil { // before a use of an API key is spent
 		return nil, err
 	}
 	m := s.begin(ctx)

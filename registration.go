@@ -112,7 +112,7 @@ func (cs *Clients) registered(ctx context.Context, id string, g clientauth.Gener
 
 // unregistered counts what whoever presents a registration token may not do.
 func (cs *Clients) unregistered(ctx context.Context, known refusal, err error) {
-	cs.s.audit.denied(ctx, "registration", known, err)
+	cs.s.denied(ctx, "registration", known, err)
 }
 
 // cutTo cuts what a client asks for to what the host left it. A client of whose grant types nothing is

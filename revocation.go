@@ -65,7 +65,7 @@ func (s revoker) revoke(ctx context.Context, target rules.Target, reason string,
 				known.Grant, known.Token = target.EventID(rules.TargetGrant), target.EventID(rules.TargetToken)
 			}
 		}
-		s.audit.denied(ctx, "revoke", known, err)
+		s.denied(ctx, "revoke", known, err)
 	}
 	switch {
 	case err != nil:

@@ -1,4 +1,4 @@
-// How the rule of a revocation is written: in force here at once, then in the store with its event. event.go has Target.
+// How the rule of a revocation is written: in force here at once, then in the store with its event. audit.go has Target.
 
 package apitoken
 

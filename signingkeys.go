@@ -148,7 +148,7 @@ type ringHost struct{ *core }
 func (h ringHost) Now() time.Time                    { return h.now() }
 func (h ringHost) Refresh(ctx context.Context) error { return h.state.Refresh(ctx) }
 func (h ringHost) Position() int64                   { return h.state.Position().N }
-func (h ringHost) Ready() error                      { return h.audit.ready() }
+func (h ringHost) Ready() error                      { return h.audit.Ready() }
 func (h ringHost) Revoked(kid string) bool           { return h.rules.Signed(kid) }
 func (h ringHost) Longest() time.Duration            { return h.space.Life().Access + ruleSlack }
 func (h ringHost) NewChange() keyring.Change         { return ringChange{h.newChange()} }

@@ -57,7 +57,6 @@ func New(c Config) (*Service, error) {
 	s.SigningKeys = newSigningKeys(s.core)
 	s.Clients = newClients(s.core, s.SigningKeys)
 	s.APIKeys = newAPIKeys(s.core, s.SigningKeys, s.Clients)
-	s.audit.known = func(client string) bool { return s.Clients.lookup(client) != nil }
 	s.minter = newMinter(s.core, s.SigningKeys, s.Clients, s.APIKeys)
 	s.state = follow.New(s.ctx, follow.Config{Store: c.Store, Now: c.Now, Injected: injected, Log: c.Logger, Staleness: c.Validation.MaxStaleness, Answer: startTimeout,
 		First: snapshotKinds, Then: followedKinds}, follow.To{Apply: s.apply, Aside: s.setAside, Told: s.tellUnreadable, Forget: s.forget, Lost: s.lost, Round: s.round})
@@ -99,7 +98,7 @@ func (s *Service) start() error {
 	}
 	s.goRun("follow", s.state.Run)
 	s.goRun("keys", s.SigningKeys.ring.Run)
-	s.goRun("audit", s.audit.run)
+	s.goRun("audit", s.audit.Run)
 	s.goRun("janitor", s.janitor().run)
 	s.goRun("rules", s.retries.Run)
 	return nil
@@ -167,7 +166,7 @@ func (s *Service) Close() error {
 		s.valid.Close()
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
-		s.audit.flush(ctx)
+		s.audit.Flush(ctx)
 	})
 	return nil
 }
@@ -175,7 +174,7 @@ func (s *Service) Close() error {
 // newServiceValidator is the validator of a service: its own issuer is fed by its state and its ring.
 func newServiceValidator(s *Service) {
 	v := newValidator(s.cfg.Validation, s.cfg.Audience, s.now)
-	v.audit, v.observers.Log = s.audit, s.log
+	v.core, v.observers.Log = s.core, s.log
 	v.opaque, v.imported, v.forms = s.APIKeys.validate, s.APIKeys.validateImported, s.APIKeys.forms
 	v.consume = s.Consume
 	t := &trust{issuer: s.cfg.Issuer, own: true}

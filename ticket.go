@@ -69,7 +69,7 @@ func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (_ Secret, f
 	}
 	var known refusal
 	code, err := s.prepare(ctx, r, t, &known)
-	s.audit.denied(ctx, "prepare", known, err)
+	s.denied(ctx, "prepare", known, err)
 	return code, err
 }
 
@@ -87,7 +87,7 @@ func (s *minter) prepare(ctx context.Context, r Request, t Ticket, known *refusa
 	case len(t.RedirectURI) > 2048:
 		return Secret{}, fail(ErrInvalidRequest, "redirect URI over 2048 bytes")
 	}
-	if err := s.audit.ready(); err != nil {
+	if err := s.ready(); err != nil {
 		return Secret{}, err
 	}
 	m := s.begin(ctx)

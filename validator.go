@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/dpop"
 	"github.com/apitoken-go/apitoken/internal/follow"
@@ -85,7 +84,7 @@ type JWTValidator struct {
 	gen       atomic.Uint64 // rises when a key or an issuer goes: older entries of the cache are void
 	observers watch.List[Observation]
 	consume   func(context.Context, Token) error
-	audit     *auditLog // of the service; nil in a process without a store
+	core      *core // of the service; nil in a process without a store
 
 	ctx  context.Context // of its goroutines; ends at Close
 	stop context.CancelFunc
@@ -165,8 +164,8 @@ func (v *JWTValidator) full(ctx context.Context, c Credential) (Token, error) {
 
 // refused counts a refusal, once. Only what a verified token says is recorded as a fact: d is nil before.
 func (v *JWTValidator) refused(ctx context.Context, err error, d *tokenData) {
-	if v.audit != nil {
-		v.audit.refused(ctx, event.Refused, reasonOf(err), d)
+	if v.core != nil {
+		v.core.refused(ctx, reasonOf(err), d)
 	}
 }
 
@@ -484,8 +483,8 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, by *legacy
 	}
 	e.data = tokenOf(spec, p.PrivateClaims())
 	e.data.from, e.data.by = r, v
-	if v.audit != nil && iss.own && spec.Grant != "" {
-		e.use = v.audit.uses.Counter(usage.Grant, spec.Grant)
+	if v.core != nil && iss.own && spec.Grant != "" {
+		e.use = v.core.audit.Uses.Counter(usage.Grant, spec.Grant)
 		e.data.use = e.use
 	}
 	return e, nil

@@ -22,6 +22,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/opaque"
@@ -36,11 +37,9 @@ type Config struct {
 	MaxLag  time.Duration // over which Late answers an error; zero: never
 	Keep    time.Duration // how long events are kept; zero: for ever
 
-	Store store.Store
-	Now   func() time.Time
-	Log   *slog.Logger
-	// Write stores a cursor and returns its version. store.ErrConflict: another process was first.
-	Write func(ctx context.Context, w record.Written, expect store.Version) (store.Version, error)
+	Writer *commit.Writer
+	Now    func() time.Time
+	Log    *slog.Logger
 	// Deliver hands events to the sink, all or none of them, at most Batch (zero: 1) at once. It may block for ever and may panic.
 	Deliver func(ctx context.Context, list []store.Record) error
 	Batch   int
@@ -151,7 +150,7 @@ func (f *Feed) round(ctx context.Context) (n int, err error) {
 	}
 	for {
 		asked := f.c.Now()
-		page, err := f.c.Store.List(ctx, store.Query{Kind: store.KindEvent, Cursor: f.rec.Cursor, Limit: pageSize})
+		page, err := f.c.Writer.Store.List(ctx, store.Query{Kind: store.KindEvent, Cursor: f.rec.Cursor, Limit: pageSize})
 		if errors.Is(err, store.ErrTrimmed) {
 			f.restart(ctx, asked)
 			continue
@@ -243,7 +242,7 @@ func (f *Feed) lease(ctx context.Context) (bool, error) {
 		return true, nil
 	}
 
-	r, err := f.c.Store.Get(ctx, Kind, f.c.Name)
+	r, err := f.c.Writer.Store.Get(ctx, Kind, f.c.Name)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		f.rec, f.version = Cursor{V: 1}, store.Version{}
@@ -280,16 +279,16 @@ func (f *Feed) write(ctx context.Context) error {
 }
 
 func (f *Feed) put(ctx context.Context) error {
-	w, err := CursorForm.Write(store.Record{ID: f.c.Name}, &f.rec)
-	if err != nil {
+	c := new(commit.Change)
+	c.Init()
+	if err := commit.Put(c, &CursorForm, store.Record{ID: f.c.Name}, &f.rec, f.version); err != nil {
 		return err
 	}
-	v, err := f.c.Write(ctx, w, f.version)
-	if err != nil {
+	if _, err := f.c.Writer.Commit(ctx, c); err != nil {
 		f.rec.Owner = "" // whether it was written is unknown: the next round reads it again
 		return err
 	}
-	f.version = v
+	f.version = c.ID
 	f.kept.Store(f.rec.Done)
 	return nil
 }

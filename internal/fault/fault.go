@@ -5,6 +5,7 @@ package fault
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 )
 
@@ -50,6 +51,18 @@ type Error struct {
 func (e *Error) Error() string { return e.Code.Error() }
 
 func (e *Error) Unwrap() error { return e.Code }
+
+// LogValue shows operators all of it.
+func (e *Error) LogValue() slog.Value {
+	attrs := []slog.Attr{slog.String("error", e.Code.Error())}
+	if e.Detail != "" {
+		attrs = append(attrs, slog.String("detail", e.Detail))
+	}
+	if e.Cause != nil {
+		attrs = append(attrs, slog.String("cause", DetailOf(e.Cause)))
+	}
+	return slog.GroupValue(attrs...)
+}
 
 // Fail makes an Error.
 func Fail(code Code, format string, args ...any) *Error {

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
@@ -175,11 +176,13 @@ func (l *Log) Reserve(ctx context.Context, limit Limit) (Reserved, error) {
 			return Reserved{}, e
 		}
 		got := max((limit.Max-spent.N)/16, 1)
-		w, err := SpentForm.Write(store.Record{ID: limit.Counter, Expires: limit.Expires}, &Spent{V: 1, N: spent.N + got, From: spent.From, Ext: spent.Ext})
-		if err != nil {
-			return Reserved{}, &fault.Error{Code: fault.InvalidRequest, Detail: "a count of uses that cannot be stored", Cause: err}
+		c := new(commit.Change)
+		c.Init()
+		next := &Spent{V: 1, N: spent.N + got, From: spent.From, Ext: spent.Ext}
+		if err := commit.Put(c, &SpentForm, store.Record{ID: limit.Counter, Expires: limit.Expires}, next, v); err != nil {
+			return Reserved{}, err
 		}
-		_, err = l.c.Write(ctx, Put{w, v})
+		_, err = l.c.Writer.Commit(ctx, c)
 		if errors.Is(err, store.ErrConflict) {
 			continue
 		}
@@ -203,15 +206,12 @@ func (l *Log) Exhausted(ctx context.Context, limit Limit) (bool, error) {
 // Spent returns the count with this ID, the zero Spent if there is none. A count that can't be read is not a count of nothing:
 // fault.Unavailable.
 func (l *Log) Spent(ctx context.Context, id string) (x Spent, _ store.Version, _ error) {
-	r, err := l.c.Get(ctx, KindSpent, id)
+	r, err := l.c.Writer.Get(ctx, KindSpent, id)
 	switch {
 	case errors.Is(err, fault.NotFound):
 		return x, store.Version{}, nil
 	case err != nil:
 		return x, store.Version{}, err
 	}
-	if err := SpentForm.Read(r, &x); err != nil {
-		return x, r.Version, &fault.Error{Code: fault.Unavailable, Detail: "stored spent " + id + " cannot be read", Cause: err}
-	}
-	return x, r.Version, nil
+	return x, r.Version, commit.Read(&SpentForm, r, &x)
 }

@@ -23,6 +23,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
@@ -43,23 +44,15 @@ const (
 	maxAddresses  = 8
 	flushBatch    = 16 // counters, or refusals, in one change
 	writeTries    = 4
+	keyLife       = 400 * 24 * time.Hour // how long the count of an API key is kept after its last use
 )
 
 // Config is what a Log needs of the service around it.
 type Config struct {
-	Now  func() time.Time
-	Log  *slog.Logger
-	Life func(kind string) time.Duration // how long a count of Grant or APIKey is kept after its last use
-	// Get reads a record. fault.NotFound: there is none; fault.Unavailable.
-	Get func(ctx context.Context, kind store.Kind, id string) (store.Record, error)
-	// Write writes records, all or none, and returns their version. store.ErrConflict: another process was first.
-	Write func(ctx context.Context, puts ...Put) (store.Version, error)
-}
-
-// Put is a record and the version that it replaces.
-type Put struct {
-	record.Written
-	Expect store.Version
+	Writer    *commit.Writer
+	Now       func() time.Time
+	Log       *slog.Logger
+	GrantLife func() time.Duration // how long the count of a grant is kept after its last use
 }
 
 // Log knows the counters that have something to write, and those that were used since the flush before the last. Use New.
@@ -402,7 +395,8 @@ func (l *Log) giveBack(id Of, u *Record) {
 func (l *Log) write(ctx context.Context, batch map[Of]*Record) error {
 	for try := 0; try < writeTries; try++ {
 		next := make(map[Of]storedUse, len(batch))
-		puts := make([]Put, 0, len(batch))
+		c := new(commit.Change)
+		c.Init()
 		for id, u := range batch {
 			old, err := l.read(ctx, id, try > 0)
 			if err != nil {
@@ -412,14 +406,16 @@ func (l *Log) write(ctx context.Context, batch map[Of]*Record) error {
 			sum.V = 1
 			sum.Count += u.Count
 			sum.add(u.Last, u.From, u.Scopes)
-			w, err := UseForm.Write(store.Record{ID: id.String(), Expires: l.c.Now().Add(l.c.Life(id.Kind)).UnixMilli()}, &sum)
-			if err != nil {
-				return &fault.Error{Code: fault.InvalidRequest, Detail: "a count of uses that cannot be stored", Cause: err}
+			life := keyLife
+			if id.Kind == Grant {
+				life = l.c.GrantLife()
 			}
-			puts = append(puts, Put{w, old.version})
+			if err := commit.Put(c, &UseForm, store.Record{ID: id.String(), Expires: l.c.Now().Add(life).UnixMilli()}, &sum, old.version); err != nil {
+				return err
+			}
 			next[id] = storedUse{Record: sum}
 		}
-		version, err := l.c.Write(ctx, puts...)
+		_, err := l.c.Writer.Commit(ctx, c)
 		if errors.Is(err, store.ErrConflict) {
 			continue // another process counts the same ones
 		}
@@ -431,7 +427,7 @@ func (l *Log) write(ctx context.Context, batch map[Of]*Record) error {
 			clear(l.stored)
 		}
 		for id, u := range next {
-			u.version = version
+			u.version = c.ID
 			l.stored[id] = u
 		}
 		l.mu.Unlock()
@@ -450,7 +446,7 @@ func (l *Log) read(ctx context.Context, id Of, fresh bool) (storedUse, error) {
 			return u, nil
 		}
 	}
-	r, err := l.c.Get(ctx, Kind, id.String())
+	r, err := l.c.Writer.Get(ctx, Kind, id.String())
 	if errors.Is(err, fault.NotFound) {
 		return storedUse{}, nil
 	}
