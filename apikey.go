@@ -373,7 +373,7 @@ func (k *APIKeys) Revoke(ctx context.Context, id, reason string) (err error) {
 	if _, _, err := k.read(ctx, id); err != nil && (isNotFound(err) || k.view) {
 		return err
 	}
-	return k.s.end(ctx, rules.ByToken(id), reason)
+	return public(k.s.revoke.End(ctx, rules.ByToken(id), reason))
 }
 
 // identify is the ID of an API key of ours, ended or not.

@@ -17,6 +17,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/quota"
+	"github.com/apitoken-go/apitoken/internal/revoke"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -188,7 +189,7 @@ func (k *APIKeys) write(ctx context.Context, plan *apikey.Record, m moment, from
 		own := s.rules.Hit(rec.Rule(id)) != ""
 		if own || old != nil && s.rules.Hit(old) != "" || k.verified && s.rules.Hit(k.caller.d.from) != "" {
 			if !own { // nobody has its secret, and it would stand in lists; what cannot be written now is tried again
-				_ = s.writeRule(ctx, rules.ByToken(id), false, "a revocation came while it was made", event.Revoked, nil)
+				_ = s.revoke.Write(ctx, nil, revoke.Rule{Target: rules.ByToken(id), Reason: "a revocation came while it was made", Type: event.Revoked})
 			}
 			return madeKey{}, &overtaking{fail(ErrRevoked, "a revocation came while the key was made"), true}
 		}

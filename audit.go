@@ -136,9 +136,18 @@ type EventQuery struct {
 
 // event adds e to c, as ctx tells who did it and from where.
 func (c *change) event(ctx context.Context, e Event) {
+	room := c.data[:0]
+	if len(c.Events) > 0 {
+		room = make([]byte, 0, auditlog.Room)
+	}
+	c.Events = append(c.Events, c.s.record(ctx, &e, room))
+}
+
+// record makes the record of e, in the memory of room while that is enough.
+func (s *core) record(ctx context.Context, e *Event, room []byte) store.Record {
 	o := originOf(ctx)
 	if e.Actor == "" {
-		who := c.s.actorOf(ctx)
+		who := s.actorOf(ctx)
 		e.Actor, e.ActorIssuer = who.Subject, who.Issuer
 	}
 	x := auditlog.Event[Scope]{
@@ -146,11 +155,7 @@ func (c *change) event(ctx context.Context, e Event) {
 		Client: e.Client, TokenID: e.TokenID, Grant: e.Grant, Target: e.Target.t, Scopes: e.Scopes, Count: e.Count,
 		Address: o.Address, UserAgent: o.UserAgent, RequestID: o.RequestID, Extra: e.Extra,
 	}
-	room := c.data[:0]
-	if len(c.Events) > 0 {
-		room = make([]byte, 0, auditlog.Room)
-	}
-	c.Events = append(c.Events, c.s.audit.Record(&x, room))
+	return s.audit.Record(&x, room)
 }
 
 // readEvent reads a stored event.

@@ -11,6 +11,7 @@ import (
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/record"
+	"github.com/apitoken-go/apitoken/internal/revoke"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/store"
@@ -268,18 +269,15 @@ func (s *Service) SetRole(ctx context.Context, role string, scopes Scopes) (fail
 }
 
 func (s *roleBook) write(ctx context.Context, role string, rec roleRecord, v store.Version, narrowed bool) error {
-	e := Event{Type: event.RoleChanged, OK: true, Reason: role, Scopes: rec.Scopes}
-	if narrowed {
-		return s.writeRule(ctx, rules.ByRole(role), true, "role "+role+" lost scopes", event.Revoked, func(c *change) error {
-			c.event(ctx, e)
-			return put(c, &roleForm, store.Record{ID: role}, &rec, v)
-		})
-	}
 	c := s.newChange()
 	if err := put(c, &roleForm, store.Record{ID: role}, &rec, v); err != nil {
 		return err
 	}
-	c.event(ctx, e)
+	c.event(ctx, Event{Type: event.RoleChanged, OK: true, Reason: role, Scopes: rec.Scopes})
+	if narrowed {
+		r := revoke.Rule{Target: rules.ByRole(role), Mint: true, Reason: "role " + role + " lost scopes", Type: event.Revoked}
+		return public(s.revoke.Write(ctx, &c.Change, r))
+	}
 	_, err := s.commit(ctx, c)
 	return err
 }

@@ -15,8 +15,10 @@ import (
 	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/clientauth"
 	"github.com/apitoken-go/apitoken/internal/clients"
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/granttype"
+	"github.com/apitoken-go/apitoken/internal/revoke"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/internal/ticket"
@@ -162,12 +164,8 @@ func (cs *Clients) check(c *Client) error {
 
 // read is a client's record as the store has it now. ErrNotFound.
 func (cs *Clients) read(ctx context.Context, id string) (*clients.Record, store.Version, error) {
-	r, err := cs.s.get(ctx, store.KindClient, id)
-	if err != nil {
-		return nil, store.Version{}, err
-	}
-	rec := new(clients.Record)
-	return rec, r.Version, read(&clients.ClientForm, r, rec)
+	rec, v, err := cs.known.Read(ctx, id)
+	return rec, v, public(err)
 }
 
 // readOrNew is read; the record of a client that is not there has V 0.
@@ -185,21 +183,20 @@ type clientReader func(ctx context.Context, id string) (*clients.Record, store.V
 // revise replaces a client's record by what f makes of it, nil for nothing, and returns what is stored then. f says how it changes,
 // for the event, and is called again if another writer was first.
 func (cs *Clients) revise(ctx context.Context, id string, read clientReader, f func(*clients.Record) (*clients.Record, string, error)) (*clients.Record, error) {
-	for range refreshTries {
+	var next *clients.Record
+	err := commit.Retry("parallel updates of client "+id, func() error {
 		rec, v, err := read(ctx, id)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		next, how, err := f(rec)
-		if err != nil || next == nil {
-			return rec, err
+		var how string
+		if next, how, err = f(rec); err != nil || next == nil {
+			next = rec
+			return err
 		}
-		err = cs.write(ctx, id, rec, next, v, how)
-		if !errors.Is(err, store.ErrConflict) {
-			return next, err
-		}
-	}
-	return nil, tryAgain("parallel updates of client %s", id)
+		return cs.write(ctx, id, rec, next, v, how)
+	})
+	return next, public(err)
 }
 
 // write stores next in place of old, with its event. Where the client loses rights the rule that says so is written too, and is in
@@ -210,49 +207,34 @@ func (cs *Clients) write(ctx context.Context, id string, old, next *clients.Reco
 	if err := public(next.Put(&c.Change, id, v)); err != nil {
 		return err
 	}
-	e := Event{Type: event.ClientChanged, OK: true, Reason: how, Client: id, Scopes: scopesOf(next.Scopes)}
-	hold := cs.narrowed(id, old, next)
-	if hold == nil {
-		if err := s.ready(); err != nil {
-			return err
-		}
-		c.event(ctx, e)
-		_, err := s.commit(ctx, c)
+	lost, mint := cs.narrowed(id, old, next)
+	if lost && !mint {
+		how = "disabled"
+	}
+	c.event(ctx, Event{Type: event.ClientChanged, OK: true, Reason: how, Client: id, Scopes: scopesOf(next.Scopes)})
+	if lost {
+		return public(s.revoke.Write(ctx, &c.Change, revoke.Rule{Target: rules.ByClient(id), Mint: mint, Reason: "client " + how}))
+	}
+	if err := s.ready(); err != nil {
 		return err
 	}
-
-	if !hold.Mint {
-		e.Reason = "disabled"
-	}
-	s.rules.Hold(hold)
-	if err := s.addRule(ctx, c, hold.Target, hold.Mint, "client "+e.Reason); err != nil {
-		s.rules.Release(hold)
-		return err
-	}
-	c.event(ctx, e)
 	_, err := s.commit(ctx, c)
-	if err == nil || errors.Is(err, store.ErrConflict) || errors.Is(err, ErrInvalidRequest) {
-		s.rules.Release(hold)
-		return err
-	}
-	s.retryRule(hold, s.ruleWriter(c))
 	return err
 }
 
-// narrowed is the rule that goes with a change: a client that is disabled loses all it holds; one that lost scopes,
-// audiences or grant types has its tokens minted again. nil: it lost nothing.
-func (cs *Clients) narrowed(id string, old, next *clients.Record) *rules.Held {
+// narrowed reports whether a client loses something by a change: one that is disabled loses all it holds; one that lost scopes,
+// audiences or grant types has its tokens minted again.
+func (cs *Clients) narrowed(id string, old, next *clients.Record) (lost, mint bool) {
 	before, after := clientFrom(id, old), clientFrom(id, next)
 	switch {
 	case old.V == 0:
-		return nil
+		return false, false
 	case after.Disabled && !before.Disabled:
-		return &rules.Held{Target: rules.ByClient(id)}
-	case !after.Scopes.Cover(before.Scopes), !containsAll(after.GrantTypes, before.GrantTypes),
-		!containsAll(cs.s.audiencesOf(&after), cs.s.audiencesOf(&before)):
-		return &rules.Held{Target: rules.ByClient(id), Mint: true}
+		return true, false
 	}
-	return nil
+	lost = !after.Scopes.Cover(before.Scopes) || !containsAll(after.GrantTypes, before.GrantTypes) ||
+		!containsAll(cs.s.audiencesOf(&after), cs.s.audiencesOf(&before))
+	return lost, lost
 }
 
 // audiencesOf is what a client may ask for, its default first.

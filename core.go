@@ -25,6 +25,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/retry"
+	"github.com/apitoken-go/apitoken/internal/revoke"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/ticket"
 	"github.com/apitoken-go/apitoken/store"
@@ -73,6 +74,7 @@ type core struct {
 	hurry     chan struct{} // wakes the janitor: a store has lost rules that are known here
 
 	retries *retry.Queue // of revocations that are in force here and not in the store yet
+	revoke  *revoke.Writer
 
 	ctx  context.Context // ends at Close
 	stop context.CancelFunc
@@ -192,6 +194,10 @@ func (s *core) deeds() *once.Book {
 
 // ruleSlack is added to every purge time: for the skew of clocks, and so that nobody has to count milliseconds.
 const ruleSlack = rules.Slack
+
+// maxPrepared is the longest that a ticket, or the note of a pushed request or a waiting device, can stand for what was confirmed
+// before.
+const maxPrepared = rules.MaxPrepared
 
 // grantSlack keeps a grant's record for a while behind its end, so that what comes late is told from junk.
 const grantSlack = 24 * time.Hour

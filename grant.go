@@ -247,8 +247,8 @@ func (s *sessions) admit(ctx context.Context, subject string, first bool) (*quot
 	})
 	end := live[:len(live)-limit+1]
 	for len(end) > maxEvicted { // the limit was lowered
-		if err := s.end(ctx, rules.ByGrant(end[0].ID), overLimit); err != nil {
-			return nil, nil, err
+		if err := s.revoke.End(ctx, rules.ByGrant(end[0].ID), overLimit); err != nil {
+			return nil, nil, public(err)
 		}
 		t.Remove(end[0].ID)
 		end = end[1:]
@@ -264,8 +264,8 @@ const overLimit = "over the limit of grants for one subject"
 // evict ends a session in the change that opens another.
 func (s *sessions) evict(ctx context.Context, c *change, g Grant) error {
 	t := rules.ByGrant(g.ID)
-	if err := s.addRule(ctx, c, t, false, overLimit); err != nil {
-		return err
+	if err := s.revoke.Add(ctx, &c.Change, t, false, overLimit); err != nil {
+		return public(err)
 	}
 	c.event(ctx, Event{Type: event.Revoked, OK: true, Reason: overLimit, Target: Target{t}, Subject: g.Subject, Client: g.Client, Grant: g.ID})
 	return nil

@@ -329,8 +329,8 @@ func (s *minter) record(ctx context.Context, p *plan, done **stamp) (*Issued, er
 	}
 	if g != nil && !err.(*overtaking).ended {
 		// Nobody gets the tokens of this session: it would stand in lists and count.
-		if err := s.end(ctx, rules.ByGrant(t.grant), "planned again: its "+s.rules.Hit(rs)+" changed"); err != nil {
-			return nil, err
+		if err := s.revoke.End(ctx, rules.ByGrant(t.grant), "planned again: its "+s.rules.Hit(rs)+" changed"); err != nil {
+			return nil, public(err)
 		}
 	}
 	return nil, err

@@ -4,12 +4,10 @@ package apitoken
 
 import (
 	"context"
-	"errors"
 	"hash/maphash"
 	"iter"
 	"time"
 
-	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/clients"
 	"github.com/apitoken-go/apitoken/internal/feedlog"
@@ -50,7 +48,7 @@ func (s *janitor) run(ctx context.Context) {
 			return
 		case <-s.hurry:
 			t.Stop()
-			s.putBack(ctx)
+			s.revoke.PutBack(ctx)
 			if s.rules.Missing.Load() && !follow.Sleep(ctx, time.Second) { // the store is not there yet
 				return
 			}
@@ -65,12 +63,12 @@ func (s *janitor) run(ctx context.Context) {
 // that does not believe a jump; the store's own clock has the last word.
 func (s *janitor) tidy(ctx context.Context, before time.Time) {
 	if s.rules.Missing.Load() {
-		s.putBack(ctx)
+		s.revoke.PutBack(ctx)
 	}
 	if !s.space.Sure() {
 		return
 	}
-	s.finishRules(ctx, before)
+	s.revoke.Finish(ctx, before, s.endKeys)
 	for _, kind := range []store.Kind{store.KindRule, grant.Kind, ticket.Kind, once.Kind, kindNote, store.KindAPIKey, store.KindKey, usage.Kind, usage.KindSpent, quota.Kind, lineage.Kind, store.KindClient, store.KindEvent} {
 		before := before
 		if kind == store.KindEvent {
@@ -94,37 +92,8 @@ func (s *janitor) tidy(ctx context.Context, before time.Time) {
 	s.clients.known.Sweep(ctx, before)
 }
 
-// finishRules gives rules without a purge time one, once the API keys and client secrets that they hit have ended: those may
-// live for ever, so that the rule would have to as well.
-func (s *janitor) finishRules(ctx context.Context, now time.Time) {
-	for r, err := range s.pages(ctx, store.Query{Kind: store.KindRule, Until: now.Add(-ruleSlack).UnixMilli()}, Page{}) {
-		if err != nil || ctx.Err() != nil {
-			return
-		}
-		if r.Expires != 0 || r.Type == rules.TargetKey.String() {
-			continue
-		}
-		x, err := rules.ReadRule(r)
-		if err != nil {
-			continue
-		}
-		if !s.endKeys(ctx, x) {
-			continue
-		}
-		// From now, not from when it was made: the clock may have been behind then.
-		life := s.space.Life()
-		r.Expires = s.state.Latest(now).Add(max(life.Access+life.Grant, life.Foreign, maxPrepared) + ruleSlack).UnixMilli()
-		c := s.newChange()
-		if put(c, &rules.RuleForm, r, &x, r.Version) != nil { // with Q: rewriting must not move the rule behind what came since
-			continue
-		}
-		if _, err := s.commit(ctx, c); err != nil && !errors.Is(err, store.ErrConflict) {
-			return
-		}
-	}
-}
-
-// endKeys writes the end into the API keys and client secrets that a rule hits, and reports whether none is left.
+// endKeys writes the end into the API keys and client secrets that a rule hits, and reports whether none is left: then the rule needs not
+// be kept for them.
 func (s *janitor) endKeys(ctx context.Context, x rules.Record) bool {
 	t := x.Target
 	if t.Issuer != "" { // another's: it has none here
@@ -137,7 +106,7 @@ func (s *janitor) endKeys(ctx context.Context, x rules.Record) bool {
 	case rules.TargetToken:
 		_, err := s.apiKeys.change(ctx, t.ID, "revoked", s.endKey)
 		if isNotFound(err) {
-			err = s.clients.forget(ctx, t.ID)
+			err = s.clients.known.Forget(ctx, t.ID)
 		}
 		if err != nil {
 			return false
@@ -167,48 +136,6 @@ func (s *janitor) endKeys(ctx context.Context, x rules.Record) bool {
 func (s *janitor) endKey(rec *apikey.Record) error {
 	if rec.Revoked == 0 {
 		rec.Revoked = s.now().UnixMilli()
-	}
-	return nil
-}
-
-// putBack writes the rules that this process holds and a store that lost its latest writes does not.
-func (s *janitor) putBack(ctx context.Context) {
-	// Cleared first: what is lost while this goes on is noted again.
-	s.rules.Missing.Store(false)
-	if err := s.putBackAll(ctx); err != nil {
-		s.rules.Missing.Store(true)
-		if ctx.Err() == nil {
-			s.log.Warn("apitoken: revocations that the store lost are not all back in it", "error", err)
-		}
-	}
-}
-
-// putBackAll ends at the first error of the store. A rule that no store takes holds up none of the others.
-func (s *janitor) putBackAll(ctx context.Context) error {
-	for _, r := range s.rules.Kept() {
-		_, err := s.st.Get(ctx, store.KindRule, r.ID)
-		if err == nil {
-			continue
-		}
-		if !errors.Is(err, store.ErrNotFound) {
-			return err
-		}
-		x, err := rules.ReadRule(r)
-		if err != nil {
-			continue
-		}
-		c := s.newChange()
-		if put(c, &rules.RuleForm, r, &x, store.Version{}) != nil {
-			continue
-		}
-		c.event(ctx, Event{Type: event.Alert, Reason: "a lost revocation was put back", Target: Target{x.Target}, OK: true})
-		_, err = s.commit(ctx, c)
-		switch {
-		case errors.Is(err, ErrInvalidRequest):
-			s.log.Error("apitoken: a lost revocation cannot be put back; it is in force until this process ends, and in no other", "target", x.Target, "error", err)
-		case err != nil && !errors.Is(err, store.ErrConflict):
-			return err
-		}
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/ratchet"
+	"github.com/apitoken-go/apitoken/internal/revoke"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/store"
@@ -148,8 +149,8 @@ func (x *refreshing) endSession(ctx context.Context, g *grantRecord, why event.T
 	if err := x.alive(x.id, g); err != nil {
 		return err // it has ended already
 	}
-	if err := x.writeRule(ctx, rules.ByGrant(x.id), false, reason, why, nil); err != nil {
-		return err
+	if err := x.revoke.Write(ctx, nil, revoke.Rule{Target: rules.ByGrant(x.id), Reason: reason, Type: why}); err != nil {
+		return public(err)
 	}
 	return fail(ErrInvalidGrant, "%s: the grant is revoked", reason)
 }

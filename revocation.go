@@ -1,22 +1,20 @@
-// Revoke and RevokeLeaked: what is named or found, and whether it is whose it must be. rule.go writes it, internal/rules decides.
+// Revoke and RevokeLeaked: what is named or found, and whether it is whose it must be. internal/revoke writes it, internal/rules decides.
 
 package apitoken
 
 import (
 	"context"
-	"crypto/subtle"
-	"encoding/json"
 	"errors"
 	"strings"
 	"time"
 	"unicode/utf8"
 
 	"github.com/apitoken-go/apitoken/event"
-	"github.com/apitoken-go/apitoken/internal/clients"
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/revoke"
 	"github.com/apitoken-go/apitoken/internal/rules"
-	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/internal/ticket"
 	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
@@ -25,7 +23,7 @@ import (
 // Revoke implements [Revoker].
 func (s *Service) Revoke(ctx context.Context, target Target, reason string) (failed error) {
 	defer tell(&failed)
-	return s.revoker().revoke(ctx, target.t, reason, event.Revoked)
+	return s.revoker().endTarget(ctx, target.t, reason, event.Revoked)
 }
 
 // revoker ends tokens: it knows whose they are.
@@ -33,7 +31,7 @@ type revoker struct{ *minter }
 
 func (s *minter) revoker() revoker { return revoker{s} }
 
-func (s revoker) revoke(ctx context.Context, target rules.Target, reason string, why event.Type) error {
+func (s revoker) endTarget(ctx context.Context, target rules.Target, reason string, why event.Type) error {
 	if target.IsZero() {
 		return fail(ErrInvalidRequest, "the target names nothing")
 	}
@@ -44,7 +42,9 @@ func (s revoker) revoke(ctx context.Context, target rules.Target, reason string,
 		}
 	}
 	began := time.Now()
-	target = s.ownTarget(target)
+	if target.Issuer == s.cfg.Issuer { // so that one principal has one key
+		target.Issuer = ""
+	}
 	if target.Before.After(s.now()) {
 		target.Before = time.Time{} // what is not yet cannot be cut off: everything up to now is
 	}
@@ -67,15 +67,16 @@ func (s revoker) revoke(ctx context.Context, target rules.Target, reason string,
 		}
 		s.denied(ctx, "revoke", known, err)
 	}
+	r := revoke.Rule{Target: target, Reason: reason, Type: why}
 	switch {
 	case err != nil:
 	case target.Kind == rules.TargetKey && target.Before.IsZero():
 		// Of a key of our own ring more must go than what it signed: it would go on signing.
 		if err = public(s.signing.ring.Compromise(ctx, target.ID, reason, string(why))); errors.Is(err, ErrNotFound) {
-			err = s.writeRule(ctx, target, false, reason, why, nil)
+			err = public(s.revoke.Write(ctx, nil, r))
 		}
 	default:
-		err = s.writeRule(ctx, target, false, reason, why, nil)
+		err = public(s.revoke.Write(ctx, nil, r))
 	}
 	s.observe(ctx, Observation{Op: "revoke", Err: err, Took: time.Since(began)})
 	return err
@@ -151,60 +152,6 @@ func (s revoker) provenByEvents(ctx context.Context, t rules.Target, q store.Que
 	return t.Proved(page.Records[0].Subject, page.Records[0].Client)
 }
 
-// why tells of the newest rule that hits t, for Explain; empty if none is found.
-func (s revoker) why(ctx context.Context, t Token) string {
-	x := t.d.from
-	if t.Issuer() != s.cfg.Issuer && x != nil {
-		x = x.Abroad
-	}
-	if x == nil {
-		return ""
-	}
-	kind := s.rules.Hit(x)
-	q := store.Query{Kind: store.KindRule}
-	switch kind {
-	case "":
-		return ""
-	case rules.TargetToken.String():
-		q.Token = t.ID()
-	case rules.TargetGrant.String():
-		q.Grant = t.Grant()
-	case rules.TargetSubject.String():
-		q.Subject = t.Subject()
-	case rules.TargetClient.String():
-		q.Client = x.Client + x.AbroadClient // one of them is empty
-	default:
-		q.Type = kind
-	}
-	issuer := x.Issuer
-	var newest rules.Record
-	for r, err := range s.pages(ctx, q, Page{}) {
-		if err != nil {
-			break
-		}
-		x, err := rules.ReadRule(r)
-		other := x.Target.Issuer != issuer || x.Target.Holder != "" && x.Target.Holder != t.Client() || x.Target.Kind == rules.TargetSessions && t.IsAPIKey()
-		if err == nil && x.At > newest.At && !other {
-			newest = x
-		}
-	}
-	if newest.At == 0 {
-		return ""
-	}
-	why := "; " + newest.Target.String() + " was revoked at " + time.UnixMilli(newest.At).UTC().Format(time.RFC3339)
-	if newest.Actor != "" {
-		why += " by " + newest.Actor
-		var more ruleExt
-		if json.Unmarshal([]byte(newest.Ext.Ext), &more) == nil && more.ActorIssuer != "" {
-			why += " of " + text.CleanText(more.ActorIssuer)
-		}
-	}
-	if newest.Reason != "" {
-		why += ": " + text.CleanText(newest.Reason)
-	}
-	return why
-}
-
 // TargetOf tells what a token in clear stands for: its grant, or the API key. It takes expired and
 // revoked ones too, and ErrNotFound if it was not issued here. For revocation by presenting (RFC 7009).
 func (s *Service) TargetOf(ctx context.Context, token string) (Target, error) {
@@ -266,8 +213,18 @@ func (s *minter) identifyRefresh(ctx context.Context, text string) (string, erro
 // store has the rule and answers.
 func (s *Service) Explain(ctx context.Context, c Credential, r Requirement) Explanation {
 	x := s.valid.Explain(ctx, c, r)
-	if n := len(x.Steps); n > 0 && errors.Is(x.Err, ErrRevoked) && !x.Token.IsZero() {
-		x.Steps[n-1].Detail += s.revoker().why(ctx, x.Token)
+	n := len(x.Steps)
+	if n == 0 || !errors.Is(x.Err, ErrRevoked) || x.Token.IsZero() {
+		return x
+	}
+	seen := x.Token.d.from
+	if seen != nil && x.Token.Issuer() != s.cfg.Issuer {
+		seen = seen.Abroad
+	}
+	if seen != nil {
+		if why := s.revoke.Why(ctx, seen); why != "" {
+			x.Steps[n-1].Detail += "; " + why
+		}
 	}
 	return x
 }
@@ -278,6 +235,7 @@ func (s *Service) Explain(ctx context.Context, c Credential, r Requirement) Expl
 const (
 	maxLeakText    = 1 << 20
 	maxLeakMatches = 100
+	maxLeakLooks   = 1 << 12 // texts that are looked for in the store because they begin as an imported key does
 )
 
 // RevokeLeaked finds this service's credentials in text, verifies each, ends them and returns how many, each with an event
@@ -337,7 +295,7 @@ func (l *leakSearch) end(ctx context.Context, text string) bool {
 	found, ended, err := 0, 0, error(nil)
 	switch opaque.KindOf(text) {
 	case opaque.ClientSecret:
-		found, ended, err = l.clients.endLeaked(ctx, text, l.reason)
+		found, ended, err = l.clients.known.EndLeaked(ctx, text, l.reason)
 	case opaque.Ticket:
 		found, ended, err = l.endTicket(ctx, text)
 	default:
@@ -346,7 +304,7 @@ func (l *leakSearch) end(ctx context.Context, text string) bool {
 	l.found += found
 	l.ended += ended
 	if err != nil && l.err == nil {
-		l.err = err
+		l.err = public(err)
 	}
 	return l.found < maxLeakMatches
 }
@@ -361,26 +319,22 @@ func (l *leakSearch) endToken(ctx context.Context, text string) (found, ended in
 		return 0, 0, err
 	}
 	l.seen[t] = true
-	if err := l.revoke(ctx, t, l.reason, event.Leaked); err != nil {
+	if err := l.endTarget(ctx, t, l.reason, event.Leaked); err != nil {
 		return 1, 0, err
 	}
 	return 1, 1, nil
 }
 
-// The end of a secret or a ticket is a rule on its ID, as that of an API key is: in force here before the store is asked,
-// put back into a store that lost it, copied with the others. It is written together with what takes the thing out of its
-// record, which decides in other processes where their view would be too old.
-
 // endTicket ends the ticket that text is, and what it got.
-func (s *leakSearch) endTicket(ctx context.Context, text string) (found, ended int, err error) {
-	id, hash, err := s.findTicket(ctx, text)
+func (l *leakSearch) endTicket(ctx context.Context, text string) (found, ended int, err error) {
+	id, hash, err := l.findTicket(ctx, text)
 	switch {
 	case errors.Is(err, ErrInvalidGrant):
 		return 0, 0, nil
 	case err != nil:
 		return 0, 0, err
 	}
-	ok, err := s.endHeld(ctx, []rules.Target{rules.ByToken(id)}, func(ctx context.Context) (bool, error) { return s.spoilTicket(ctx, id, hash) })
+	ok, err := ticket.EndLeaked[Scope](ctx, l.revoke, id, hash, l.reason)
 	switch {
 	case err != nil:
 		return 1, 0, err
@@ -390,158 +344,22 @@ func (s *leakSearch) endTicket(ctx context.Context, text string) (found, ended i
 	return 1, 1, nil
 }
 
-// spoilTicket writes that a ticket has leaked, and reports whether there was anything to end. Against a use in parallel the
-// store decides: either that finds it spoilt, or what it got is revoked.
-func (s *leakSearch) spoilTicket(ctx context.Context, id string, hash [32]byte) (bool, error) {
-	reason := s.reason
-	for range refreshTries {
-		r, err := s.get(ctx, ticket.Kind, id)
-		switch {
-		case isNotFound(err): // purged, or not written after all
-			return false, nil
-		case err != nil:
-			return false, err
-		}
-		t, err := readTicket(r)
-		if err != nil {
-			return false, err
-		}
-		if t.Leaked || subtle.ConstantTimeCompare(hash[:], t.Hash[:]) != 1 {
-			return false, nil
-		}
-		if t.Spent != "" {
-			ended, err := s.endSpent(ctx, r, t, reason, event.Leaked)
-			if errors.Is(err, store.ErrConflict) {
-				continue
-			}
-			return ended, err
-		}
-		t.Leaked = true
-		c := s.newChange()
-		if err := put(c, &ticketForm, store.Record{ID: id, Subject: r.Subject, Client: r.Client, Expires: r.Expires}, t, r.Version); err != nil {
-			return false, err
-		}
-		if err := s.addRuleUntil(ctx, c, rules.ByToken(id), false, reason, r.Expires); err != nil {
-			return false, err
-		}
-		c.event(ctx, Event{Type: event.Leaked, OK: true, Reason: reason, Target: ByToken(id), TokenID: id, Subject: t.Subject, Client: t.Client, Scopes: t.Scopes,
-			Extra: map[string]string{"leaked": "ticket"}})
-		_, err = s.commit(ctx, c)
-		if !errors.Is(err, store.ErrConflict) {
-			return err == nil, err
-		}
-	}
-	return false, tryAgain("parallel uses of one ticket")
+// revokeHost is a service as those see it who write revocations.
+type revokeHost struct{ *core }
+
+func (h revokeHost) Actor(ctx context.Context) rules.Principal { return h.actorOf(ctx) }
+
+func (h revokeHost) Carry(ctx context.Context) func(context.Context) context.Context {
+	who, origin := h.actorOf(ctx), originOf(ctx)
+	return func(ctx context.Context) context.Context { return WithOrigin(withPrincipal(ctx, who), origin) }
 }
 
-// ownTokens are what a client got for itself, and what came of that.
-func ownTokens(client string) rules.Target { return rules.BySubject(client).HeldBy(client) }
-
-// endLeaked ends the client secret or registration token that text is, with whomever has it.
-func (cs *Clients) endLeaked(ctx context.Context, text, reason string) (found, ended int, err error) {
-	g, err := cs.proofs.Read(ctx, text)
-	if g.Key == nil || err != nil {
-		return 0, 0, public(err)
-	}
-	list := cs.known.Holders(g)
-	if len(list) == 0 && g.Ours {
-		// Another process may have made it a moment ago. Junk ends at the tag, without a look at the store.
-		if err := cs.s.state.Refresh(ctx); err != nil {
-			return 0, 0, unavailable(err, "look for the client of a leaked secret")
-		}
-		list = cs.known.Holders(g)
-	}
-	for _, x := range list {
-		targets := []rules.Target{rules.ByToken(x.ID)}
-		if !x.Registration {
-			targets = append(targets, ownTokens(x.Client))
-		}
-		ok, e := cs.s.endHeld(ctx, targets, func(ctx context.Context) (bool, error) { return cs.withdraw(ctx, x, reason) })
-		switch {
-		case e != nil:
-			found++
-			if err == nil {
-				err = e
-			}
-		case ok:
-			found++
-			ended++
-		}
-	}
-	return found, ended, err
+func (h revokeHost) Event(ctx context.Context, c *commit.Change, e revoke.Event) {
+	x := Event{Type: e.Type, OK: true, Reason: e.Reason, Target: Target{e.Target}, Subject: e.Subject, Client: e.Client, Grant: e.Grant, TokenID: e.Token,
+		Scopes: scopesOf(e.Scopes), Extra: e.Extra}
+	c.Events = append(c.Events, h.record(ctx, &x, nil))
 }
 
-// withdraw takes x out of its client's record, and reports whether it was there.
-func (cs *Clients) withdraw(ctx context.Context, x clients.Held, reason string) (bool, error) {
-	for range refreshTries {
-		rec, v, err := cs.read(ctx, x.Client)
-		switch {
-		case isNotFound(err):
-			return false, nil
-		case err != nil:
-			return false, err
-		}
-		if !rec.Withdraw(x.Hash, cs.s.now()) {
-			// Done before, perhaps by us, unheard: this process must know it too before it stops refusing on its own.
-			if err := cs.s.state.Refresh(ctx); err != nil {
-				return false, unavailable(err, "read back the client of a leaked secret")
-			}
-			return false, nil
-		}
-		c := cs.s.newChange()
-		if err := rec.Put(&c.Change, x.Client, v); err != nil {
-			return false, public(err)
-		}
-		// The rule on the secret stays until the janitor has seen to it that no record holds the secret.
-		if err := cs.s.addRuleUntil(ctx, c, rules.ByToken(x.ID), false, reason, 0); err != nil {
-			return false, err
-		}
-		what := "registration token"
-		if !x.Registration {
-			what = "client secret"
-			if err := cs.s.addRule(ctx, c, ownTokens(x.Client), false, reason); err != nil {
-				return false, err
-			}
-			c.event(ctx, Event{Type: event.Revoked, OK: true, Reason: reason, Target: Target{ownTokens(x.Client)}, Subject: x.Client, Client: x.Client})
-		}
-		c.event(ctx, Event{Type: event.Leaked, OK: true, Reason: reason, Target: ByToken(x.ID), TokenID: x.ID, Client: x.Client, Extra: map[string]string{"leaked": what}})
-		_, err = cs.s.commit(ctx, c)
-		if !errors.Is(err, store.ErrConflict) {
-			return err == nil, err
-		}
-	}
-	return false, tryAgain("parallel updates of client %s", x.Client)
+func (h revokeHost) Observe(ctx context.Context, err error, took time.Duration) {
+	h.observe(ctx, Observation{Op: "revoke", Err: public(err), Took: took})
 }
-
-// forget takes secrets that a rule has ended out of records that still have them, because the store once lost its latest
-// writes and got the rule back.
-func (cs *Clients) forget(ctx context.Context, id string) error {
-	key, err := opaque.ParseID(id)
-	if err != nil {
-		return nil
-	}
-	for _, client := range cs.known.With(key) {
-		rec, v, err := cs.read(ctx, client)
-		if isNotFound(err) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if !rec.Forget(key[:]) {
-			continue
-		}
-		c := cs.s.newChange()
-		if err := rec.Put(&c.Change, client, v); err != nil {
-			return public(err)
-		}
-		c.event(ctx, Event{Type: event.ClientChanged, OK: true, Reason: "leaked secret withdrawn", Client: client, Scopes: scopesOf(rec.Scopes)})
-		if _, err := cs.s.commit(ctx, c); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// maxLeakLooks bounds how many texts are looked for in the store because they begin as an imported key does.
-const maxLeakLooks = 1 << 12

@@ -194,7 +194,7 @@ func (x ringChange) Event(ctx context.Context, e keyring.Event) {
 }
 
 func (x ringChange) End(ctx context.Context, kid, reason string) error {
-	return x.c.s.addRule(ctx, x.c, rules.BySigningKey(kid), false, reason)
+	return x.c.s.revoke.Add(ctx, &x.c.Change, rules.BySigningKey(kid), false, reason)
 }
 
 func (x ringChange) Ended(ctx context.Context, kid, reason, why string) {

@@ -16,6 +16,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/retry"
+	"github.com/apitoken-go/apitoken/internal/revoke"
 	"github.com/apitoken-go/apitoken/internal/rules"
 )
 
@@ -26,6 +27,7 @@ func newCore(c Config, injected bool) *core {
 	s.rules.Undated = len(c.Trust) == 0 // our own tokens have positions
 	s.audiences = append([]string{c.Audience}, c.Audiences...)
 	s.audit = newAuditLog(s)
+	s.revoke = revoke.New(revoke.Config{Commit: &s.writer, Rules: s.rules, Retries: s.retries, Lineage: &s.lineage, Space: &s.space, Now: s.now, Log: s.log}, revokeHost{s})
 	return s
 }
 
@@ -40,7 +42,7 @@ func newClients(s *core, signing *SigningKeys) *Clients {
 		Ended: func(id string) bool { return s.rules.Ended(id) }, Once: s.claim,
 		Issuer: s.cfg.Issuer, Algs: s.cfg.Validation.algorithms(), Ahead: s.cfg.Validation.ahead(), FAPI: s.cfg.FAPI, Now: s.now,
 	})
-	cs.known = clients.New(clients.Config[Client]{Terms: cs.terms(), Public: clientFrom, Proofs: cs.proofs,
+	cs.known = clients.New(clients.Config[Client]{Terms: cs.terms(), Public: clientFrom, Proofs: cs.proofs, Revoke: s.revoke,
 		State: func() *follow.Follower { return s.state }, Now: s.now})
 	return cs
 }
@@ -132,8 +134,8 @@ func (s *Service) afterRestore(ctx context.Context) error {
 		case RefuseRestored:
 			return wrong("Restored", "the store was restored from a backup, or lost its latest writes: revocations since then may be missing. RevokeOnRestore ends all sessions and API keys; ReplayedRestored says that the host replays them")
 		case RevokeOnRestore:
-			if err := s.end(WithActor(ctx, "restore"), rules.Everything(), "the store was restored"); err != nil {
-				return err
+			if err := s.revoke.End(WithActor(ctx, "restore"), rules.Everything(), "the store was restored"); err != nil {
+				return public(err)
 			}
 		}
 		s.log.Warn("apitoken: a restored store was accepted", "choice", int(s.cfg.Restored))

@@ -16,7 +16,6 @@ import (
 
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/opaque"
-	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/ticket"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -58,7 +57,6 @@ func (r Redemption) MarshalText() ([]byte, error) { return []byte(redacted), nil
 
 const (
 	ticketSlack = 24 * time.Hour // a spent one is kept, to know a second use
-	redeemSlack = time.Minute    // for what is spent in the last moment
 )
 
 // Prepare checks r as Issue would, records it and returns the ticket that redeems it. With t.CodeSHA256 the code is
@@ -256,9 +254,9 @@ func (x *redeeming) plan(ctx context.Context, m moment) (*plan, error) {
 			return p, err
 		}
 		// Who holds a spent code may have copied it: what the first use got ends (RFC 6749 §4.1.2), once.
-		switch ended, err := x.endSpent(ctx, x.rec, t, "ticket used again", event.Reused); {
+		switch ended, err := t.EndSpent(ctx, x.revoke, x.rec, "ticket used again", event.Reused); {
 		case err != nil:
-			return nil, err
+			return nil, public(err)
 		case !ended:
 			return nil, fail(ErrInvalidGrant, "the ticket was used before, and what it got has ended")
 		}
@@ -275,33 +273,6 @@ func (x *redeeming) plan(ctx context.Context, m moment) (*plan, error) {
 		return nil, fail(ErrInvalidGrant, "the ticket is bound to another key")
 	}
 	return x.planFirst(ctx, m)
-}
-
-// endSpent ends what a spent ticket got, and reports whether there was anything to end. It writes the ticket in any case: the call that
-// spent it may have ended one session and be planning the next, which nobody knows yet, and its write fails then. store.ErrConflict:
-// read the ticket again.
-func (s *core) endSpent(ctx context.Context, r store.Record, t *ticketRecord, reason string, why event.Type) (bool, error) {
-	if t.Leaked {
-		return false, nil
-	}
-	write := func(c *change) error {
-		return put(c, &ticketForm, store.Record{ID: r.ID, Subject: r.Subject, Client: r.Client, Expires: r.Expires}, t, r.Version)
-	}
-	if s.rules.Hit(t.Got(r.Written)) == "" {
-		t.Leaked = true
-		err := s.writeRule(ctx, rules.ByGrant(t.Spent), false, reason, why, write)
-		return err == nil, err
-	}
-	if s.now().UnixMilli() > t.Expires+redeemSlack.Milliseconds() {
-		return false, nil // nobody is spending it any more
-	}
-	// What ended it may be on its way only, by a call that marks it and would find it marked: it is written as it is.
-	c := s.newChange()
-	if err := write(c); err != nil {
-		return false, err
-	}
-	_, err := s.commit(ctx, c)
-	return false, err
 }
 
 // planPrepared is what was prepared, for whoever prepared it, bound and narrowed as whoever redeems it asks.

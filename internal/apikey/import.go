@@ -91,23 +91,23 @@ func (m *Importer) one(ctx context.Context, x *Import) (fresh bool, err error) {
 		}
 		defer leave()
 	}
-	for range commit.Tries {
+	err = commit.Retry("parallel imports", func() error {
 		id, err := m.place(ctx, x)
 		if id == "" || err != nil {
-			return false, err
+			return err
 		}
 		count, err := m.Room(ctx, x.Subject)
 		if err != nil {
-			return false, err
+			return err
 		}
 		if count != nil {
 			count.Add(id, x.Kept())
 		}
-		if err := m.Write(ctx, []string{id}, []*Import{x}, count); !errors.Is(err, store.ErrConflict) {
-			return err == nil, err
-		}
-	}
-	return false, fault.Retry("parallel imports")
+		err = m.Write(ctx, []string{id}, []*Import{x}, count)
+		fresh = err == nil
+		return err
+	})
+	return fresh, err
 }
 
 // place is the first free ID for x; empty: it was imported before.

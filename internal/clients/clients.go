@@ -8,7 +8,8 @@
 //
 // Order: the follower of the store calls Apply, SetAside and Reset, and Sweep waits for its turn, so that one of them runs at a time;
 // readers take no lock. Whoever authenticates looks here first and asks the store only about a credential that is not right, once for
-// all who wait, and after too many failures not at all. Nothing here writes to the store: Record.Put adds to the caller's change.
+// all who wait, and after too many failures not at all. Records are written by the caller, to whose change Record.Put adds them, but for leaked secrets:
+// EndLeaked and Forget take them out, by internal/revoke.
 //
 // The root's Clients call it; C is the root's Client, made once from each record.
 package clients
@@ -25,6 +26,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/internal/revoke"
 	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/internal/throttle"
 	"github.com/apitoken-go/apitoken/store"
@@ -35,6 +37,7 @@ type Config[C any] struct {
 	Terms
 	Public func(id string, r *Record) C // shares nothing with r that changes
 	Proofs *clientauth.Checker
+	Revoke *revoke.Writer
 	State  func() *follow.Follower // set before anybody authenticates
 	Now    func() time.Time
 }
@@ -269,31 +272,6 @@ func (d *Directory[C]) With(id opaque.ID) []string {
 		return v.([]string)
 	}
 	return nil
-}
-
-// Held is a generated secret of a client's, or its registration token, as it is stored.
-type Held struct {
-	Client       string
-	ID           string // its own
-	Hash         [32]byte
-	Registration bool // gets no tokens
-}
-
-// Holders are those whose live secret, or registration token, g is: more than one where a host has declared it twice.
-func (d *Directory[C]) Holders(g clientauth.Generated) (list []Held) {
-	for _, client := range d.With(g.ID) {
-		k := d.Lookup(client)
-		if k == nil {
-			continue
-		}
-		if hash := d.c.Proofs.Verifier(client, g); clientauth.Match(k.Record.Live(d.c.Now()), hash) >= 0 {
-			list = append(list, Held{client, g.ID.String(), hash, false})
-		}
-		if hash := d.c.Proofs.Registration(client, g); k.Record.IsRegistration(hash) {
-			list = append(list, Held{client, g.ID.String(), hash, true})
-		}
-	}
-	return list
 }
 
 // reindex keeps the indexes. before is nil for a client that is new, now for one that has gone.

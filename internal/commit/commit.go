@@ -58,6 +58,13 @@ func (c *Change) Init() {
 	rand.Read(c.ID[:]) // of the system, at each change: two clones of a virtual machine must not take their writes for each other's
 }
 
+// NewChange makes a Change that holds nothing.
+func NewChange() *Change {
+	c := new(Change)
+	c.Init()
+	return c
+}
+
 // Put adds a record that replaces the version expect.
 func (c *Change) Put(w record.Written, expect store.Version) {
 	c.Puts = append(c.Puts, store.Put{Record: w.Record(), Expect: expect})
@@ -169,4 +176,15 @@ func (w *Writer) Pages(ctx context.Context, q store.Query, after string, limit i
 			}
 		}
 	}
+}
+
+// Retry calls try, which reads, changes and writes, until it does not lose against another writer, Tries times at most. busy says of
+// what there are too many writers: it is the detail of the error, fault.Unavailable.
+func Retry(busy string, try func() error) error {
+	for range Tries {
+		if err := try(); !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+	}
+	return fault.Retry("%s", busy)
 }

@@ -64,8 +64,7 @@ func (n *Notes) Note(ctx context.Context, subject string, by []string, until int
 		case err == nil && (old.Expires == 0 || until != 0 && until <= old.Expires):
 			continue
 		}
-		c := new(commit.Change)
-		c.Init()
+		c := commit.NewChange()
 		if err := commit.Bare(c, store.Record{Kind: Kind, ID: id, Expires: until}, old.Version); err != nil {
 			return err
 		}

@@ -53,8 +53,7 @@ func (b *Book) Claim(ctx context.Context, id string, until time.Time) error {
 		return fault.Fail(fault.InvalidRequest, "an empty ID")
 	}
 	h := opaque.Hash("once1", []byte(b.Namespace()), []byte(id))
-	c := new(commit.Change)
-	c.Init()
+	c := commit.NewChange()
 	if err := commit.Bare(c, store.Record{Kind: Kind, ID: hex.EncodeToString(h[:]), Expires: until.Add(b.Slack).UnixMilli()}, store.Version{}); err != nil {
 		return err
 	}
@@ -136,8 +135,7 @@ func (d *deed) do(ctx context.Context, f func(context.Context) error) error {
 }
 
 func (d *deed) write(ctx context.Context, rec Record) error {
-	c := new(commit.Change)
-	c.Init()
+	c := commit.NewChange()
 	end := max(d.until.UnixMilli(), d.b.Now().Add(lease).UnixMilli()) + int64(d.b.Slack/time.Millisecond)
 	if err := commit.Put(c, &Form, store.Record{ID: d.id, Expires: end}, &rec, d.version); err != nil {
 		return err

@@ -152,8 +152,7 @@ func (q *Quota) open(ctx context.Context, born bool) error {
 		if !born {
 			m.Since = q.Now().UnixMilli()
 		}
-		c := new(commit.Change)
-		c.Init()
+		c := commit.NewChange()
 		if err := commit.Put(c, &CountingForm, store.Record{ID: string(q.Kind)}, &m, r.Version); err != nil {
 			return err
 		}

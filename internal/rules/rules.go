@@ -315,6 +315,10 @@ type Principal struct{ Issuer, Subject string }
 // milliseconds.
 const Slack = time.Hour
 
+// MaxPrepared is the longest that a ticket, or the note of a pushed request or a waiting device, can stand for what was confirmed
+// before.
+const MaxPrepared = 24 * time.Hour
+
 // What marks a client and a signing key in a chain of exchanges: its other entries are IDs of ours, which hold no colon. A
 // chain names the keys because who stole one could have what he signed exchanged for what the next key signs.
 const (

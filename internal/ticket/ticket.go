@@ -2,8 +2,8 @@
 // for whom, and what its first use got.
 //
 // It promises that the code itself is not in the record, and that what its first use got is seen by the rules that end it. It stands on
-// internal/record and internal/rules, asks no store and holds no lock. The root's Prepare, Redeem and RevokeLeaked call it, and its Clients ask which tickets are open. S is the
-// root's Scope.
+// internal/revoke and holds no lock; only what ends a ticket asks the store. The root's Prepare, Redeem and RevokeLeaked call it, and its
+// Clients ask which tickets are open. S is the root's Scope.
 package ticket
 
 import (
@@ -56,6 +56,10 @@ type Record[S ~string] struct {
 // Check refuses a record of a newer version.
 func Check[S ~string](t *Record[S]) error { return commit.First(t.V) }
 
+func form[S ~string]() *record.Form[Record[S]] {
+	return &record.Form[Record[S]]{Kind: Kind, Check: Check[S]}
+}
+
 // Got is what rules see of a ticket, which was made or spent when its record was written, and of what it got.
 func (t *Record[S]) Got(written int64) *rules.Subject {
 	x := &rules.Subject{Subject: t.Subject, Client: t.Client, Grant: t.Spent, Iat: time.UnixMilli(written),
@@ -66,9 +70,8 @@ func (t *Record[S]) Got(written int64) *rules.Subject {
 
 // Open reports whether the ticket that is stored in r may be redeemed for the first time, as one that cannot be read may.
 func Open(r store.Record, book *rules.Book, now time.Time) bool {
-	form := record.Form[Record[string]]{Kind: Kind, Check: Check[string]}
 	var t Record[string]
-	return form.Read(r, &t) != nil || t.Spent == "" && now.UnixMilli() < t.Expires && book.Hit(t.Got(r.Written)) == ""
+	return form[string]().Read(r, &t) != nil || t.Spent == "" && now.UnixMilli() < t.Expires && book.Hit(t.Got(r.Written)) == ""
 }
 
 // IsChallenge reports whether s is a code_challenge of the method S256 (RFC 7636 §4.2).
