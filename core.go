@@ -40,7 +40,7 @@ type Service struct {
 
 	*core
 	*minter
-	feed feedlog.Log
+	feed *feedlog.Log
 
 	once sync.Once
 }

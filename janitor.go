@@ -36,7 +36,7 @@ type janitor struct {
 	feed    *feedlog.Log
 }
 
-func (s *Service) janitor() *janitor { return &janitor{s.core, s.Clients, s.APIKeys, &s.feed} }
+func (s *Service) janitor() *janitor { return &janitor{s.core, s.Clients, s.APIKeys, s.feed} }
 
 func (s *janitor) run(ctx context.Context) {
 	clock := follow.NewClock(s.now)

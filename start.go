@@ -9,6 +9,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/clientauth"
 	"github.com/apitoken-go/apitoken/internal/clients"
+	"github.com/apitoken-go/apitoken/internal/feedlog"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/issuers"
 	"github.com/apitoken-go/apitoken/internal/lineage"
@@ -63,6 +64,7 @@ func New(c Config) (*Service, error) {
 	s.state = follow.New(s.ctx, follow.Config{Store: c.Store, Now: c.Now, Injected: injected, Log: c.Logger, Staleness: c.Validation.MaxStaleness, Answer: startTimeout,
 		First: snapshotKinds, Then: followedKinds}, follow.To{Apply: s.apply, Aside: s.setAside, Told: s.tellUnreadable, Forget: s.forget, Lost: s.lost, Round: s.round})
 	s.writer.Store, s.writer.State = c.Store, s.state
+	s.feed = feedlog.New(feedlog.Config{Store: c.Store, State: s.state, Ring: s.SigningKeys.ring, Namespace: func() string { return s.ns }, Imports: len(c.KeyHashes) > 0})
 	s.lineage = lineage.Notes{Writer: &s.writer, Namespace: func() string { return s.ns }}
 	if err := s.start(); err != nil {
 		s.Close()

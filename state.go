@@ -4,7 +4,6 @@
 package apitoken
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -325,7 +324,7 @@ func (s *Service) Revocations(ctx context.Context, after store.Position, max int
 	if max <= 0 || max > feedlog.MaxPage {
 		max = feedlog.MaxPage
 	}
-	if err := s.loadFeed(ctx); err != nil {
+	if err := s.feed.Load(ctx); err != nil {
 		return feed.View{}, unavailable(err, "read the rules")
 	}
 	w := s.trust.Look()
@@ -337,37 +336,8 @@ func (s *Service) Revocations(ctx context.Context, after store.Position, max int
 	case after != (store.Position{}) && after.History != w.Pos.History:
 		return feed.View{}, store.ErrDiverged
 	}
-	v.Age, v.MaxLifetime, v.KeySet = age, s.space.Life().Access, s.SigningKeys.ring.Digest()
-	s.SigningKeys.ring.EachKid(s.now(), func(kid, state string) {
-		if state == "compromised" {
-			v.Compromised = append(v.Compromised, kid)
-		}
-	})
-	slices.Sort(v.Compromised)
-	v.Prefix = s.cfg.Prefix
-	s.SigningKeys.ring.EachMAC(keyring.APIKeyTag, func(kid [4]byte, key []byte) {
-		v.APIKeyTags = append(v.APIKeyTags, feed.Tag{KID: kid, Key: bytes.Clone(key)})
-	})
-	slices.SortFunc(v.APIKeyTags, func(a, b feed.Tag) int { return bytes.Compare(a.KID[:], b.KID[:]) })
+	v.Age, v.MaxLifetime, v.Prefix = age, s.space.Life().Access, s.cfg.Prefix
 	return v, nil
-}
-
-// loadFeed makes the log if it is not there, or was hashed under a key that is no longer current.
-func (s *Service) loadFeed(ctx context.Context) error {
-	root, _ := s.SigningKeys.ring.MAC(keyring.Feed)
-	if s.feed.Under(root) {
-		return nil
-	}
-	if err := s.state.Refresh(ctx); err != nil {
-		return err
-	}
-	release, err := s.state.Hold(ctx)
-	if err != nil {
-		return err
-	}
-	defer release()
-	root, key := s.SigningKeys.ring.MAC(keyring.Feed)
-	return s.feed.Load(ctx, s.st, s.state.Position(), s.ns, root, key, len(s.cfg.KeyHashes) > 0)
 }
 
 // Package store/move calls this, because only the root knows what the records say.

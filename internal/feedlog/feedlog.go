@@ -3,10 +3,12 @@
 //
 // It owns the rules in the order of their positions, hashed under the feed's key, and which API keys changed. It promises
 // what package feed does: complete, in order, newest form only. It is empty until Load; from then on whoever follows the state hands
-// it each record. Load wants the caller to hold the state's right to follow. The Log's mutex is a leaf; no store is asked under it.
+// it each record. Load holds the state's right to follow while it reads the store. The Log's mutex is a leaf; neither the store nor
+// the key ring is asked under it. The root's follower calls the Apply methods and Reset, its Revocations Load and Page.
 package feedlog
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"slices"
@@ -15,16 +17,27 @@ import (
 
 	"github.com/apitoken-go/apitoken/feed"
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// Log holds the rules in the order of their positions, hashed under the feed's key.
+// Config is what a Log needs of the service around it.
+type Config struct {
+	Store     store.Store
+	State     *follow.Follower // of the store
+	Ring      *keyring.Ring
+	Namespace func() string // part of the hashes
+	Imports   bool          // API keys of another program's may be in the store, and are looked for
+}
+
+// Log holds the rules in the order of their positions, hashed under the feed's key. Make one with New.
 type Log struct {
+	c Config
+
 	mu      sync.Mutex // guards all below
 	on      bool
-	ns      string  // the service's, part of the hashes
 	root    [4]byte // under whose key it was hashed
 	key     []byte
 	entries []entry
@@ -56,6 +69,9 @@ const (
 	importsPerRule = 8     // imported API keys in one answer, for each rule that may be in it
 )
 
+// New returns an empty Log.
+func New(c Config) *Log { return &Log{c: c} }
+
 // ApplyRule appends a rule that the store has.
 func (l *Log) ApplyRule(r store.Record) error {
 	l.mu.Lock()
@@ -76,7 +92,7 @@ func (l *Log) add(r store.Record) error {
 	if err != nil { // set aside
 		x = rules.Widest(r)
 	}
-	e := entry{pos: r.Pos.N, Entry: travels(x.Hashed(l.key, l.ns))}
+	e := entry{pos: r.Pos.N, Entry: travels(x.Hashed(l.key, l.c.Namespace()))}
 	e.Expires = r.Expires
 	if x.Q < e.pos {
 		l.finish(x.Q, &e)
@@ -109,9 +125,14 @@ func (l *Log) ApplyKey(r store.Record) {
 		l.since = l.keys[maxChangedKeys/2-1].pos
 		l.keys = append(l.keys[:0], l.keys[maxChangedKeys/2:]...)
 	}
-	h := rules.HashTarget(l.key, l.ns, rules.TargetToken, "", r.ID, "")
+	h := l.hash(r)
 	l.keys = append(l.keys, changedKey{r.Pos.N, h})
 	l.imports(r, h)
+}
+
+// hash is that of an API key.
+func (l *Log) hash(r store.Record) [16]byte {
+	return rules.HashTarget(l.key, l.c.Namespace(), rules.TargetToken, "", r.ID, "")
 }
 
 // imports notes a record that is an imported API key's, at the place where it was seen first.
@@ -134,23 +155,34 @@ func (l *Log) Reset() {
 	l.on, l.entries, l.keys, l.imported, l.known = false, nil, nil, nil, nil
 }
 
-// Load fills the log from st, up to the position at, with hashes under key of the service named ns. imports: API keys of another
-// program's may be among them, and are looked for. The caller has the state's turn, so that no record comes in meanwhile.
-func (l *Log) Load(ctx context.Context, st store.Store, at store.Position, ns string, root [4]byte, key []byte, imports bool) error {
-	l.mu.Lock()
-	if l.on && l.root == root {
-		l.mu.Unlock()
+// Load fills the log from the store, if it is empty or was hashed under a key that is no longer current.
+func (l *Log) Load(ctx context.Context) error {
+	root, _ := l.c.Ring.MAC(keyring.Feed)
+	if l.under(root) {
 		return nil
 	}
-	l.mu.Unlock()
-	fresh := Log{ns: ns, root: root, key: key, since: at.N}
+	if err := l.c.State.Refresh(ctx); err != nil {
+		return err
+	}
+	release, err := l.c.State.Hold(ctx) // no record comes in meanwhile
+	if err != nil {
+		return err
+	}
+	defer release()
+	root, key := l.c.Ring.MAC(keyring.Feed)
+	if l.under(root) { // who held it before loaded the log
+		return nil
+	}
+
+	at := l.c.State.Position()
+	fresh := Log{c: l.c, root: root, key: key, since: at.N}
 	kinds := []store.Kind{store.KindRule}
-	if imports {
+	if l.c.Imports {
 		kinds = append(kinds, store.KindAPIKey)
 	}
 	var from store.Position
 	for {
-		v, err := st.Follow(ctx, from, kinds, follow.Page)
+		v, err := l.c.Store.Follow(ctx, from, kinds, follow.Page)
 		if err != nil {
 			return err
 		}
@@ -159,7 +191,7 @@ func (l *Log) Load(ctx context.Context, st store.Store, at store.Position, ns st
 				continue // comes by the state's own following
 			}
 			if r.Kind == store.KindAPIKey {
-				fresh.imports(r, rules.HashTarget(key, ns, rules.TargetToken, "", r.ID, ""))
+				fresh.imports(r, fresh.hash(r))
 				continue
 			}
 			if err := fresh.add(r); err != nil {
@@ -172,7 +204,7 @@ func (l *Log) Load(ctx context.Context, st store.Store, at store.Position, ns st
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.on, l.ns, l.root, l.key, l.entries, l.keys, l.since = true, ns, root, key, fresh.entries, nil, at.N
+	l.on, l.root, l.key, l.entries, l.keys, l.since = true, root, key, fresh.entries, nil, at.N
 	l.imported, l.known = fresh.imported, fresh.known
 	return nil
 }
@@ -185,22 +217,38 @@ func (l *Log) Sweep(before time.Time) {
 	l.entries = slices.DeleteFunc(l.entries, func(e entry) bool { return e.Expires != 0 && e.Expires < ms })
 }
 
-// Under reports whether the log is loaded, and hashed under the key of root.
-func (l *Log) Under(root [4]byte) bool {
+// under reports whether the log is loaded, and hashed under the key of root.
+func (l *Log) under(root [4]byte) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.on && l.root == root
 }
 
-// Page is the part of an answer that the log knows: the rules behind after and not behind head, at most most of them, and the API
-// keys that changed. false: the log is empty.
+// Page is an answer but for what the service's configuration says: the rules behind after and not behind head, at most most of them,
+// the API keys that changed, and what the ring says of the signing keys and the tags of API keys. false: the log is empty.
 func (l *Log) Page(after, head store.Position, most int) (feed.View, bool) {
+	v, ok := l.page(after, head, most)
+	if !ok {
+		return v, false
+	}
+
+	// After the rules: a key that one of them ends is compromised by now.
+	v.KeySet, v.Compromised = l.c.Ring.Digest(), l.c.Ring.Compromised()
+	l.c.Ring.EachMAC(keyring.APIKeyTag, func(kid [4]byte, key []byte) {
+		v.APIKeyTags = append(v.APIKeyTags, feed.Tag{KID: kid, Key: bytes.Clone(key)})
+	})
+	slices.SortFunc(v.APIKeyTags, func(a, b feed.Tag) int { return bytes.Compare(a.KID[:], b.KID[:]) })
+	return v, true
+}
+
+// page is what the log itself knows of an answer.
+func (l *Log) page(after, head store.Position, most int) (feed.View, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.on {
 		return feed.View{}, false
 	}
-	v := feed.View{Key: slices.Clone(l.key), Namespace: l.ns, Next: head, DropOpaque: after.N < l.since}
+	v := feed.View{Key: slices.Clone(l.key), Namespace: l.c.Namespace(), Next: head, DropOpaque: after.N < l.since}
 	k, _ := slices.BinarySearchFunc(l.imported, after.N+1, func(e importedKey, n int64) int { return cmp.Compare(e.pos, n) })
 	for ; k < len(l.imported) && l.imported[k].pos <= head.N; k++ {
 		if len(v.Imported) == importsPerRule*most {

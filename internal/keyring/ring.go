@@ -438,7 +438,13 @@ func (l *lane) first() int {
 	return slices.IndexFunc(l.keys, func(x ringKey) bool { return x.rec.Compromised == 0 })
 }
 
-// EachKid walks the ring at now.
-func (k *Ring) EachKid(now time.Time, f func(kid, state string)) {
-	k.Each(now, func(x *ringKey, state string, _, _ int64) { f(x.kid, state) })
+// Compromised are the kids of the keys that a rule refuses, in order.
+func (k *Ring) Compromised() (kids []string) {
+	k.Each(k.host.Now(), func(x *ringKey, state string, _, _ int64) {
+		if state == "compromised" {
+			kids = append(kids, x.kid)
+		}
+	})
+	slices.Sort(kids)
+	return kids
 }
