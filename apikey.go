@@ -6,7 +6,6 @@ package apitoken
 import (
 	"cmp"
 	"context"
-	"crypto/subtle"
 	"errors"
 	"iter"
 	"slices"
@@ -16,7 +15,6 @@ import (
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/opaque"
-	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
@@ -55,11 +53,14 @@ type Rate struct {
 }
 
 func newAPIKeys(s *core, signing *SigningKeys, clients *Clients) *APIKeys {
-	k := &APIKeys{s: s, signing: signing, clients: clients, forms: apikey.NewForms(s.cfg.KeyHashes),
-		quota: s.newQuota(store.KindAPIKey, "apikey", s.cfg.Limits.APIKeysPerSubject, func(time.Time, int64) bool { return false })}
+	k := &APIKeys{s: s, signing: signing, clients: clients, forms: apikey.NewForms(s.cfg.KeyHashes)}
+	k.room = &apikey.Room{Rules: s.rules, Now: s.now,
+		Quota: s.newQuota(store.KindAPIKey, "apikey", s.cfg.Limits.APIKeysPerSubject, func(time.Time, int64) bool { return false })}
 	k.keys = apikey.NewCache(apikey.Config[keyToken]{Context: s.ctx, Writer: &s.writer, Now: s.now, Log: s.log, Namespace: func() string { return s.ns },
 		Uses: s.audit.Uses, Forms: k.forms, Token: k.token, Outdated: k.outdated,
-		Made: func(ctx context.Context, key *opaque.Key) (bool, error) { return signing.made(ctx, key, opaque.APIKey) },
+		Made: func(ctx context.Context, key *opaque.Key) (bool, error) {
+			return signing.ring.Made(ctx, key, opaque.APIKey)
+		},
 		Change: func(ctx context.Context, id, how string, f func(*apikey.Record) error) error {
 			_, err := k.change(ctx, id, how, f)
 			return public(err)
@@ -332,7 +333,7 @@ func (k *APIKeys) Edit(ctx context.Context, id string, f func(*APIKey) error) (_
 		default:
 			e.Reason, rec.Disabled = "enabled", 0
 		}
-		return e, k.recount(c, id, rec)
+		return e, k.room.Again(k.s.ctx, &c.Change, id, rec)
 	})
 }
 
@@ -348,21 +349,6 @@ func (k *APIKeys) editScopes(held, want Scopes) (Scopes, error) {
 	return most.take(want)
 }
 
-// recount notes when a key's record ends now, where its subject's keys are counted.
-func (k *APIKeys) recount(c *change, id string, rec *apikey.Record) error {
-	t, err := k.counted(k.s.ctx, rec.Subject)
-	if t == nil || err != nil || !rec.Counts(k.s.now()) {
-		return err
-	}
-	counted := slices.Contains(t.IDs, id)
-	t.Remove(id)
-	if !counted && t.Full() {
-		return fail(ErrNotFound, "the key ended meanwhile, and others have taken its place")
-	}
-	t.Add(id, rec.Kept())
-	return t.Put(&c.Change)
-}
-
 // Revoke ends a key at once. ErrNotFound: there is none, or it is not the caller's.
 func (k *APIKeys) Revoke(ctx context.Context, id, reason string) (err error) {
 	ctx = k.acting(ctx)
@@ -376,67 +362,22 @@ func (k *APIKeys) Revoke(ctx context.Context, id, reason string) (err error) {
 	return public(k.s.revoke.End(ctx, rules.ByToken(id), reason))
 }
 
-// identify is the ID of an API key of ours, ended or not.
+// identify is the ID of the API key that a text is, one of ours or an imported one, ended or not; empty: it is none.
 func (k *APIKeys) identify(ctx context.Context, text string) (string, error) {
-	key, ours, err := k.signing.readMade(ctx, text, opaque.APIKey)
+	var e *knownKey
+	var err error
+	if key, bad := opaque.DecodeKey(text, k.s.cfg.Prefix, opaque.APIKey); bad == nil {
+		e, _, err = k.keys.Find(ctx, key)
+	} else if k.forms.Recognize(text) {
+		e, err = k.keys.FindImported(ctx, text, false)
+	}
 	switch {
-	case err != nil:
-		return "", err
-	case !ours:
-		return "", fail(ErrNotFound, "not an API key that this service made")
-	}
-	rec, _, err := k.read(ctx, key.ID.String())
-	if err != nil {
-		return "", err
-	}
-	if h := apikey.Hash(k.s.ns, key); subtle.ConstantTimeCompare(h[:], rec.Hash[:]) != 1 {
-		return "", fail(ErrNotFound, "not an API key of this service")
-	}
-	return key.ID.String(), nil
-}
-
-// identifyImported is the ID of an imported key, ended or not; empty: it is none.
-func (k *APIKeys) identifyImported(ctx context.Context, text string) (string, error) {
-	if !k.forms.Recognize(text) {
+	case e != nil && err == nil:
+		return e.Rule.ID, nil
+	case err == nil, errors.Is(err, ErrInvalidToken):
 		return "", nil
 	}
-	e, err := k.keys.FindImported(ctx, text, false)
-	if e == nil || err != nil {
-		return "", public(err)
-	}
-	return e.Rule.ID, nil
-}
-
-// counted is what a subject has; nil: there is no limit.
-func (k *APIKeys) counted(ctx context.Context, subject string) (*quota.Count, error) {
-	if k.quota.Limit == 0 {
-		return nil, nil
-	}
-	return k.quota.Read(ctx, subject, false, func(r store.Record) (bool, error) {
-		rec, err := apikey.Read(r, k.s.rules)
-		return err == nil && rec.Counts(k.s.now()), err
-	})
-}
-
-// room counts a subject's keys and makes sure that there is room for one more.
-func (k *APIKeys) room(ctx context.Context, subject string) (*quota.Count, error) {
-	t, err := k.counted(ctx, subject)
-	if err != nil || t == nil || !t.Full() {
-		return t, err
-	}
-	for _, id := range slices.Clone(t.IDs) { // those that have ended since make room
-		rec, _, err := k.read(ctx, id)
-		switch {
-		case isNotFound(err), err == nil && !rec.Counts(k.s.now()):
-			t.Remove(id)
-		case err != nil:
-			return nil, err
-		}
-	}
-	if t.Full() {
-		return nil, fail(ErrLimited, "the subject has %d API keys, the limit", len(t.IDs))
-	}
-	return t, nil
+	return "", public(err)
 }
 
 // outdated reports that one of the key's clients has changed since it was read.

@@ -10,7 +10,6 @@ import (
 	"io"
 	"iter"
 	"log/slog"
-	"slices"
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
@@ -57,9 +56,6 @@ func (k ImportedKey) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("subject", k.Subject), slog.String("name", k.Name), slog.String("form", k.Form))
 }
 
-// maxKeyLineage bounds the names of what a key descends from, through all its rotations.
-const maxKeyLineage = 128
-
 // Create makes a key and returns its secret: shown now and never again. ErrLimited: the subject has
 // Limits.APIKeysPerSubject already.
 func (k *APIKeys) Create(ctx context.Context, r APIKeyRequest) (_ APIKey, _ Secret, err error) {
@@ -86,13 +82,11 @@ func (k *APIKeys) Create(ctx context.Context, r APIKeyRequest) (_ APIKey, _ Secr
 	if err := k.mayContinue(ctx, scopesOf(rec.Scopes)); err != nil {
 		return APIKey{}, Secret{}, err
 	}
-	if k.quota.Limit > 0 {
-		leave, err := k.quota.Turns.Enter(ctx, r.Subject)
-		if err != nil {
-			return APIKey{}, Secret{}, err
-		}
-		defer leave()
+	leave, err := k.room.Enter(ctx, r.Subject)
+	if err != nil {
+		return APIKey{}, Secret{}, err
 	}
+	defer leave()
 	made, err := settle(ctx, k.s, m, "other keys of this subject are made at the same time", func(m moment) (madeKey, error) {
 		if err := k.allowed(); err != nil {
 			return madeKey{}, err
@@ -100,7 +94,7 @@ func (k *APIKeys) Create(ctx context.Context, r APIKeyRequest) (_ APIKey, _ Secr
 		if err := k.note(ctx, rec); err != nil {
 			return madeKey{}, err
 		}
-		count, err := k.room(ctx, r.Subject)
+		count, err := k.room.More(ctx, r.Subject)
 		if err != nil {
 			return madeKey{}, err
 		}
@@ -160,7 +154,7 @@ func (k *APIKeys) write(ctx context.Context, plan *apikey.Record, m moment, from
 	now := s.now()
 	key := opaque.Key{ID: opaque.NewID(now)}
 	rand.Read(key.Secret[:])
-	text := k.signing.seal(&key, opaque.APIKey)
+	text := k.signing.ring.Encode(&key, opaque.APIKey)
 	rec.Issue(s.ns, text, &key, now)
 	rec.Birth = from.at
 	id := key.ID.String()
@@ -236,13 +230,7 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 				return madeKey{}, err
 			}
 		}
-		next := rec
-		next.Prev = id
-		most.meet("the key", scopes)
-		next.Scopes = most.all().texts()
 		if rec.MaxUses > 0 {
-			// Both count together: while both work, neither adds to what one of them might do.
-			next.Counter = rec.CountedBy(id)
 			spent, err := k.s.audit.Uses.Exhausted(ctx, rec.Limit(id))
 			if err != nil {
 				return madeKey{}, err
@@ -251,29 +239,30 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 				return madeKey{}, fail(ErrLimited, "the key has no uses left")
 			}
 		}
-		rec.Replace(now.Add(overlap))
+		next, err := rec.Rotate(id, k.madeBy(), now.Add(overlap))
+		if err != nil {
+			return madeKey{}, err
+		}
+		most.meet("the key", scopes)
+		next.Scopes = most.all().texts()
 		// The successor descends from the key and from whoever rotates it: a rule that matches either matches it, whenever it came.
 		from := birth{rec.Birth}
 		if k.verified {
 			if !k.vouched {
 				from = from.earlier(k.birth)
 			}
-			next.By = slices.Compact(slices.Sorted(slices.Values(slices.Concat(rec.By, k.madeBy()))))
-			if len(next.By) > maxKeyLineage {
-				return madeKey{}, fail(ErrInvalidRequest, "the key was rotated by too many different tokens: make a new one")
-			}
-			if err := k.note(ctx, &next); err != nil {
+			if err := k.note(ctx, next); err != nil {
 				return madeKey{}, err
 			}
 		}
-		t, err := k.counted(ctx, rec.Subject)
+		t, err := k.room.Count(ctx, rec.Subject)
 		if err != nil {
 			return madeKey{}, err
 		}
 		if t != nil { // its successor takes its place
 			t.Remove(id)
 		}
-		return k.write(ctx, &next, m, from, t, func(c *change) error {
+		return k.write(ctx, next, m, from, t, func(c *change) error {
 			rec.Next = c.Puts[0].ID
 			return rec.Put(&c.Change, id, r.Version)
 		}, rec.Rule(id), "rotated from "+id)
@@ -304,7 +293,7 @@ func (k *APIKeys) Import(ctx context.Context, keys iter.Seq[ImportedKey]) (impor
 	if err := k.s.ready(); err != nil {
 		return 0, err
 	}
-	into := apikey.Importer{Writer: &k.s.writer, Namespace: k.s.ns, Quota: k.quota, Room: k.room, Write: k.writeImported}
+	into := apikey.Importer{Namespace: k.s.ns, Room: k.room, Write: k.writeImported}
 	next, stop := iter.Pull(keys)
 	defer stop()
 	for at := 0; ; {

@@ -11,7 +11,6 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/lineage"
-	"github.com/apitoken-go/apitoken/internal/quota"
 )
 
 // APIKeys are a service's keys, or those of one caller: see For.
@@ -23,7 +22,7 @@ type APIKeys struct {
 	valid   *JWTValidator // ours, likewise
 	keys    *apikey.Cache[keyToken]
 	forms   *apikey.Forms // nil: no keys of another program are known
-	quota   *quota.Quota  // Limits.APIKeysPerSubject
+	room    *apikey.Room  // Limits.APIKeysPerSubject
 	// Set in a caller's own view.
 	view     bool
 	caller   Token
@@ -72,7 +71,7 @@ func (k *APIKeys) ForOwner(t Token, owner string) *APIKeys {
 }
 
 func (k *APIKeys) viewOf(t Token, subject string, vouched bool) *APIKeys {
-	v := &APIKeys{s: k.s, signing: k.signing, clients: k.clients, trust: k.trust, valid: k.valid, keys: k.keys, forms: k.forms, quota: k.quota,
+	v := &APIKeys{s: k.s, signing: k.signing, clients: k.clients, trust: k.trust, valid: k.valid, keys: k.keys, forms: k.forms, room: k.room,
 		view: true, caller: t, subject: subject, vouched: vouched}
 	switch {
 	case t.IsZero():

@@ -161,12 +161,6 @@ func (s *Service) TargetOf(ctx context.Context, token string) (Target, error) {
 
 func (s revoker) targetOf(ctx context.Context, token string) (rules.Target, error) {
 	switch opaque.KindOf(token) {
-	case opaque.APIKey:
-		id, err := s.apiKeys.identify(ctx, token)
-		if err != nil {
-			return rules.Target{}, err
-		}
-		return rules.ByToken(id), nil
 	case opaque.Refresh:
 		id, err := s.identifyRefresh(ctx, token)
 		if err != nil {
@@ -176,10 +170,13 @@ func (s revoker) targetOf(ctx context.Context, token string) (rules.Target, erro
 	case opaque.Ticket, opaque.ClientSecret:
 		return rules.Target{}, fail(ErrNotFound, "neither a token nor an API key")
 	}
-	if id, err := s.apiKeys.identifyImported(ctx, token); err != nil {
+	switch id, err := s.apiKeys.identify(ctx, token); {
+	case err != nil:
 		return rules.Target{}, err
-	} else if id != "" {
+	case id != "":
 		return rules.ByToken(id), nil
+	case opaque.KindOf(token) == opaque.APIKey:
+		return rules.Target{}, fail(ErrNotFound, "not an API key of this service")
 	}
 	d, issuer, err := s.valid.signedHere(ctx, token)
 	if err != nil {

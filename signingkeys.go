@@ -5,7 +5,6 @@ package apitoken
 import (
 	"context"
 	"crypto"
-	"crypto/subtle"
 	"errors"
 	"slices"
 	"time"
@@ -14,7 +13,6 @@ import (
 	"github.com/apitoken-go/apitoken/internal/dpop"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/keyring"
-	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/seal"
@@ -48,7 +46,7 @@ type SigningKeys struct {
 
 func newSigningKeys(s *core) *SigningKeys {
 	return &SigningKeys{s, keyring.New(keyring.Config{Algorithm: s.cfg.Algorithm, Audiences: s.cfg.AudienceAlgorithms, Rotation: s.cfg.KeyRotation, Seal: s.cfg.Seal,
-		Clear: s.cfg.InsecureKeysInStore, Namespace: func() string { return s.ns }, Log: s.log}, ringHost{s})}
+		Clear: s.cfg.InsecureKeysInStore, Prefix: s.cfg.Prefix, Namespace: func() string { return s.ns }, Log: s.log}, ringHost{s})}
 }
 
 // List returns the ring, the newest key first; behind the common keys those of each audience that has its own.
@@ -130,12 +128,6 @@ func (k *SigningKeys) Rewrap(ctx context.Context) (_ int, failed error) {
 	return n, public(err)
 }
 
-// presented is the secret of the root kid for what somebody brings; nil: there is none.
-func (k *SigningKeys) presented(ctx context.Context, kid [4]byte, purpose string) ([]byte, error) {
-	key, err := k.ring.Presented(ctx, kid, purpose)
-	return key, public(err)
-}
-
 // active is the key that signs now what is stamped with view and is for these audiences.
 func (k *SigningKeys) active(view store.Position, now time.Time, audiences []string) (keyring.Signing, error) {
 	x, err := k.ring.Active(view, now, audiences)
@@ -207,48 +199,6 @@ func (x ringChange) Ended(ctx context.Context, kid, reason, why string) {
 func (x ringChange) Commit(ctx context.Context) error {
 	_, err := x.c.s.commit(ctx, x.c)
 	return err
-}
-
-// Every call that takes an opaque credential reads it here: Validate, Authenticate, Registered, Redeem and RevokeLeaked.
-// (Refresh tokens have a payload of their own: see readRefresh.) The checksum is public, so it stops typing errors and
-// nobody else. The tag covers the ID and the secret under the root that the kid names, so a text whose tag is good has
-// no changed byte, and one credential has exactly one text.
-
-// madeKeys says how the tag of each kind is made.
-var madeKeys = [...]struct{ purpose, label string }{
-	opaque.APIKey:       {keyring.APIKeyTag, opaque.APIKeyLabel},
-	opaque.Ticket:       {keyring.TicketTag, "tk1"},
-	opaque.ClientSecret: {keyring.SecretTag, "cs1"},
-}
-
-// seal sets the kid and the tag of a fresh key, and returns its text.
-func (k *SigningKeys) seal(key *opaque.Key, kind opaque.Kind) string {
-	how := madeKeys[kind]
-	kid, mac := k.ring.MAC(how.purpose)
-	key.KID, key.Tag = kid, opaque.Tag(mac, how.label, []byte(k.s.ns), key.ID[:], key.Secret[:])
-	return opaque.EncodeKey(k.s.cfg.Prefix, kind, key)
-}
-
-// made reports whether this service made key, which was decoded as kind. It reads no record of the key.
-// ErrUnavailable: the root of its tag is not open here, so nobody can say.
-func (k *SigningKeys) made(ctx context.Context, key *opaque.Key, kind opaque.Kind) (bool, error) {
-	how := madeKeys[kind]
-	mac, err := k.presented(ctx, key.KID, how.purpose)
-	if err != nil {
-		return false, err
-	}
-	tag := opaque.Tag(mac, how.label, []byte(k.s.ns), key.ID[:], key.Secret[:])
-	return mac != nil && subtle.ConstantTimeCompare(tag[:], key.Tag[:]) == 1, nil
-}
-
-// readMade decodes text as kind and reports whether this service made it. nil: it is no text of this kind.
-func (k *SigningKeys) readMade(ctx context.Context, text string, kind opaque.Kind) (key *opaque.Key, ours bool, err error) {
-	key, derr := opaque.DecodeKey(text, k.s.cfg.Prefix, kind)
-	if derr != nil {
-		return nil, false, nil
-	}
-	ours, err = k.made(ctx, key, kind)
-	return key, ours, err
 }
 
 // NewSealer seals by AES-256-GCM under the first key and opens under any: put a new one in front to rotate, run

@@ -36,9 +36,9 @@ func newClients(s *core, signing *SigningKeys) *Clients {
 	cs := &Clients{s: s}
 	cs.proofs = clientauth.New(clientauth.Config{
 		Namespace: func() string { return s.ns },
-		Seal:      func(k *opaque.Key) string { return signing.seal(k, opaque.ClientSecret) },
+		Seal:      func(k *opaque.Key) string { return signing.ring.Encode(k, opaque.ClientSecret) },
 		Read: func(ctx context.Context, text string) (*opaque.Key, bool, error) {
-			return signing.readMade(ctx, text, opaque.ClientSecret)
+			return signing.ring.Decode(ctx, text, opaque.ClientSecret)
 		},
 		Ended: func(id string) bool { return s.rules.Ended(id) }, Once: s.claim,
 		Issuer: s.cfg.Issuer, Algs: s.cfg.Validation.algorithms(), Ahead: s.cfg.Validation.ahead(), FAPI: s.cfg.FAPI, Now: s.now,
@@ -95,7 +95,7 @@ func (s *Service) start() error {
 	if err := s.afterRestore(ctx); err != nil {
 		return startError(ctx, err)
 	}
-	for _, q := range []*quota.Quota{s.sessions.quota, s.APIKeys.quota} {
+	for _, q := range []*quota.Quota{s.sessions.quota, s.APIKeys.room.Quota} {
 		if err := q.Start(ctx, s.space.Born); err != nil {
 			return startError(ctx, public(err))
 		}

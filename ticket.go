@@ -122,7 +122,7 @@ func (s *minter) prepare(ctx context.Context, r Request, t Ticket, known *refusa
 	} else {
 		k := opaque.Key{ID: opaque.NewID(now)}
 		rand.Read(k.Secret[:])
-		code = NewSecret(s.signing.seal(&k, opaque.Ticket))
+		code = NewSecret(s.signing.ring.Encode(&k, opaque.Ticket))
 		rec.Hash = opaque.Hash("tk1h", []byte(s.ns), k.ID[:], k.Secret[:])
 		id = k.ID.String()
 	}
@@ -150,10 +150,10 @@ func (s *minter) findTicket(ctx context.Context, code string) (id string, want [
 		sum := sha256.Sum256([]byte(code))
 		return hex.EncodeToString(sum[:16]), opaque.Hash("tk1c", []byte(s.ns), sum[:]), nil
 	}
-	k, ours, err := s.signing.readMade(ctx, code, opaque.Ticket)
+	k, ours, err := s.signing.ring.Decode(ctx, code, opaque.Ticket)
 	switch {
 	case err != nil:
-		return "", want, err
+		return "", want, public(err)
 	case !ours:
 		return "", want, fail(ErrInvalidGrant, "not a ticket that this service made")
 	}

@@ -1,7 +1,7 @@
 // Package apikey keeps API keys: what a store holds of them, what a process knows of those that were presented to it, and how those
 // of another program are recognised and taken over.
 //
-// It owns the records of keys, the limits of what stands in one, and the hashes by which keys are known. It promises that a
+// It owns the records of keys, the limits of what stands in one, how many a subject may have, and the hashes by which keys are known. It promises that a
 // known key is found without I/O, and that what this service did not make ends without a read of the store; that a key whose record
 // changed is known by the new one before the follower reads on, with the counts of its uses; that many who present an unknown
 // key cause one read; and that another program's hash of a key is needed until the first use of the key, and never after.

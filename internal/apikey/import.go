@@ -23,11 +23,8 @@ const (
 
 // Importer writes imported keys into the store.
 type Importer struct {
-	Writer    *commit.Writer
 	Namespace string
-	Quota     *quota.Quota
-	// Room counts a subject's keys and makes sure that there is room for one more; nil: there is no limit.
-	Room func(ctx context.Context, subject string) (*quota.Count, error)
+	Room      *Room
 	// Write writes new records under their IDs, with their count if there is one. store.ErrConflict: one of them is there.
 	Write func(ctx context.Context, ids []string, keys []*Import, count *quota.Count) error
 }
@@ -39,7 +36,7 @@ func (m *Importer) Import(ctx context.Context, keys []*Import) (imported int, er
 	seen := map[opaque.ID]bool{}
 	for _, x := range keys {
 		id := x.id(m.Namespace, 0)
-		if seen[id] || m.Quota.Limit > 0 {
+		if seen[id] || m.Room.Quota.Limit > 0 {
 			alone = append(alone, x)
 			continue
 		}
@@ -84,19 +81,17 @@ func (m *Importer) Import(ctx context.Context, keys []*Import) (imported int, er
 
 // one writes one key where no other is. fresh is false where it was imported before.
 func (m *Importer) one(ctx context.Context, x *Import) (fresh bool, err error) {
-	if m.Quota.Limit > 0 {
-		leave, err := m.Quota.Turns.Enter(ctx, x.Subject)
-		if err != nil {
-			return false, err
-		}
-		defer leave()
+	leave, err := m.Room.Enter(ctx, x.Subject)
+	if err != nil {
+		return false, err
 	}
+	defer leave()
 	err = commit.Retry("parallel imports", func() error {
 		id, err := m.place(ctx, x)
 		if id == "" || err != nil {
 			return err
 		}
-		count, err := m.Room(ctx, x.Subject)
+		count, err := m.Room.More(ctx, x.Subject)
 		if err != nil {
 			return err
 		}
@@ -114,7 +109,7 @@ func (m *Importer) one(ctx context.Context, x *Import) (fresh bool, err error) {
 func (m *Importer) place(ctx context.Context, x *Import) (string, error) {
 	for n := range maxSame {
 		id := x.id(m.Namespace, n).String()
-		r, err := m.Writer.Get(ctx, store.KindAPIKey, id)
+		r, err := m.Room.Quota.Writer.Get(ctx, store.KindAPIKey, id)
 		if errors.Is(err, fault.NotFound) {
 			return id, nil
 		}

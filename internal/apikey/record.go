@@ -65,6 +65,7 @@ const (
 	Slack = 30 * 24 * time.Hour // an ended key stays in lists, and its record in the store, for so long
 
 	maxName     = 100
+	maxBy       = 128     // of what a key descends from, through all its rotations
 	maxMetadata = 2 << 10 // bytes of JSON
 	shownLast   = 4       // characters of the checksum
 	labelKey    = "ak1h"
@@ -233,6 +234,24 @@ func (rec *Record) SetExpires(at, now time.Time, life time.Duration) error {
 		rec.Replaced = min(rec.Replaced, rec.Expires)
 	}
 	return nil
+}
+
+// Rotate makes the record of the key's successor, which descends from the key with this ID and from by. The key itself stops working at
+// until. fault.InvalidRequest: it descends from too many.
+func (rec *Record) Rotate(id string, by []string, until time.Time) (*Record, error) {
+	next := *rec
+	next.Prev = id
+	if rec.MaxUses > 0 { // both count together: while both work, neither adds to what one of them might do
+		next.Counter = rec.CountedBy(id)
+	}
+	if len(by) > 0 {
+		next.By = slices.Compact(slices.Sorted(slices.Values(slices.Concat(rec.By, by))))
+	}
+	if len(next.By) > maxBy {
+		return nil, fault.Fail(fault.InvalidRequest, "the key was rotated by too many different tokens: make a new one")
+	}
+	rec.Replace(until)
+	return &next, nil
 }
 
 // Replace makes the key stop working at a time, or when it expires, since its successor takes its place.

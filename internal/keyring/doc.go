@@ -26,6 +26,7 @@ type Config struct {
 	Rotation  time.Duration     // negative: only by call
 	Seal      Sealer            // nil: root secrets lie in clear
 	Clear     bool              // takes those that lie in clear
+	Prefix    string            // of credentials
 	Namespace func() string
 	Log       *slog.Logger
 }
