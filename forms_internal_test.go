@@ -22,6 +22,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/mover"
 	"github.com/apitoken-go/apitoken/internal/namespace"
+	"github.com/apitoken-go/apitoken/internal/note"
 	"github.com/apitoken-go/apitoken/internal/once"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/ratchet"
@@ -151,7 +152,7 @@ func TestStoredForms(t *testing.T) {
 	goldenForm(t, "rule", &rules.RuleForm, "r")
 	goldenForm(t, "grant", &grantForm, "g")
 	goldenForm(t, "ticket", &ticketForm, "t")
-	goldenForm(t, "note", &noteForm, "n")
+	goldenForm(t, "note", &note.Form, "n")
 	goldenForm(t, "client", &clients.ClientForm, "c")
 	goldenForm(t, "apikey", &apikey.Form, "k")
 	goldenForm(t, "role", &roleForm, "admin")
@@ -163,14 +164,14 @@ func TestStoredForms(t *testing.T) {
 	goldenForm(t, "spent", &usage.SpentForm, "s")
 	goldenForm(t, "cursor", &deliver.CursorForm, "sink")
 	goldenForm(t, "copy", &mover.CopyForm, "copy")
-	goldenForm(t, "moved", &mover.MovedForm, "moved")
+	goldenForm(t, "moved", &namespace.MovedForm, "moved")
 }
 
 // Each form has a golden file: the name of its variable says which, or that of its package.
 func TestEveryStoredFormHasAGoldenFile(t *testing.T) {
 	t.Parallel()
 	var forms, files []string
-	for _, dir := range []string{".", "internal/apikey", "internal/clients", "internal/rules", "internal/keyring", "internal/deliver", "internal/mover", "internal/usage", "internal/quota", "internal/once", "internal/namespace"} {
+	for _, dir := range []string{".", "internal/apikey", "internal/clients", "internal/rules", "internal/keyring", "internal/deliver", "internal/mover", "internal/usage", "internal/quota", "internal/once", "internal/namespace", "internal/note"} {
 		sources, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		is.NoError(t, err)
 		for _, name := range sources {
@@ -241,7 +242,7 @@ func TestUnreadableRecordsAreSetAside(t *testing.T) {
 // Nothing is stamped with a place that is later than what was looked at: the position is taken in one file. The others compare it.
 func TestThePositionIsTakenInOnePlace(t *testing.T) {
 	t.Parallel()
-	may := map[string]string{"core.go": "takes it", "adapter.go": "compares", "signingkeys.go": "for the ring, which compares", "start.go": "asks for the history", "trust.go": "compares"}
+	may := map[string]string{"core.go": "takes it", "adapter.go": "compares", "signingkeys.go": "for the ring, which compares", "start.go": "asks for the history"}
 	files, err := filepath.Glob("*.go")
 	is.NoError(t, err)
 	for _, name := range files {

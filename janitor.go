@@ -14,6 +14,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/lineage"
+	"github.com/apitoken-go/apitoken/internal/note"
 	"github.com/apitoken-go/apitoken/internal/once"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -69,7 +70,7 @@ func (s *janitor) tidy(ctx context.Context, before time.Time) {
 		return
 	}
 	s.revoke.Finish(ctx, before, s.endKeys)
-	for _, kind := range []store.Kind{store.KindRule, grant.Kind, ticket.Kind, once.Kind, kindNote, store.KindAPIKey, store.KindKey, usage.Kind, usage.KindSpent, quota.Kind, lineage.Kind, store.KindClient, store.KindEvent} {
+	for _, kind := range []store.Kind{store.KindRule, grant.Kind, ticket.Kind, once.Kind, note.Kind, store.KindAPIKey, store.KindKey, usage.Kind, usage.KindSpent, quota.Kind, lineage.Kind, store.KindClient, store.KindEvent} {
 		before := before
 		if kind == store.KindEvent {
 			before = s.audit.Delivered(before)

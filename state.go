@@ -16,17 +16,14 @@ import (
 	"github.com/apitoken-go/apitoken/feed"
 	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/clients"
-	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/feedlog"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/keyring"
-	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/mover"
 	"github.com/apitoken-go/apitoken/internal/namespace"
 	"github.com/apitoken-go/apitoken/internal/once"
-	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/ticket"
 	"github.com/apitoken-go/apitoken/internal/usage"
@@ -65,7 +62,7 @@ func (s *Service) apply(r store.Record) error {
 		return s.roles.applyRecord(r)
 	case store.KindMeta:
 		switch r.ID {
-		case mover.MovedID:
+		case namespace.MovedID:
 			s.state.Leave()
 		case namespace.ID:
 			if err := s.space.Changed(r); err != nil {
@@ -136,7 +133,7 @@ type UnreadableRecord struct {
 
 // formKinds are the kinds of records that have a form, in the order in which Unreadable lists them.
 var formKinds = []store.Kind{store.KindMeta, store.KindKey, store.KindRole, store.KindClient, store.KindRule, store.KindAPIKey,
-	grant.Kind, ticket.Kind, once.Kind, usage.Kind, usage.KindSpent, deliver.Kind, mover.KindMark}
+	grant.Kind, ticket.Kind, once.Kind, usage.Kind, usage.KindSpent, deliver.Kind, namespace.CopyKind}
 
 // readable reports why a record cannot be read; nil: it can.
 func readable(r store.Record) error {
@@ -145,8 +142,8 @@ func readable(r store.Record) error {
 		switch r.ID {
 		case namespace.ID:
 			return read(&namespace.MetaForm, r, new(namespace.Record))
-		case mover.MovedID:
-			return read(&mover.MovedForm, r, new(mover.Tombstone))
+		case namespace.MovedID:
+			return read(&namespace.MovedForm, r, new(namespace.Tombstone))
 		}
 	case store.KindKey:
 		return public(keyring.Readable(r))
@@ -173,7 +170,7 @@ func readable(r store.Record) error {
 		return read(&usage.SpentForm, r, new(usage.Spent))
 	case deliver.Kind:
 		return read(&deliver.CursorForm, r, new(deliver.Cursor))
-	case mover.KindMark:
+	case namespace.CopyKind:
 		return read(&mover.CopyForm, r, new(mover.Mark))
 	}
 	return nil
@@ -340,61 +337,11 @@ func (s *Service) Revocations(ctx context.Context, after store.Position, max int
 	return v, nil
 }
 
-// Package store/move calls this, because only the root knows what the records say.
-func init() { mover.Service = moveService }
-
-func moveService(ctx context.Context, from, to Store) (_ mover.Moved, failed error) {
-	defer tell(&failed)
-	source, ok := from.(mover.Freezer)
-	if !ok {
-		return mover.Moved{}, fail(ErrInvalidRequest, "the source, %T, has no SetReadOnly: writes could be lost", from)
+// Package store/move calls this. Its errors are the root's to make.
+func init() {
+	mover.Service = func(ctx context.Context, from, to Store) (_ mover.Moved, failed error) {
+		defer tell(&failed)
+		done, err := mover.Move(ctx, from, to)
+		return done, public(err)
 	}
-	done, err := mover.Move(ctx, mover.Config{From: from, To: to, Freeze: source, Meta: namespace.ID, Kinds: copiedKinds,
-		Namespace: func(meta store.Record) (string, error) {
-			var m namespace.Record
-			err := read(&namespace.MetaForm, meta, &m)
-			return m.Namespace, err
-		},
-		Carry: carried,
-		Open: func(meta store.Record, history uint64, from, until time.Time) (record.Written, error) {
-			var m namespace.Record
-			if err := read(&namespace.MetaForm, meta, &m); err != nil {
-				return record.Written{}, err
-			}
-			m.History, m.Copied = history, [2]int64{from.UnixMilli(), until.UnixMilli()}
-			return commit.Write(&namespace.MetaForm, store.Record{ID: namespace.ID}, &m)
-		}})
-	return done, public(err)
-}
-
-// copiedKinds are all kinds but the namespace's own record, the cursors of sinks and the events.
-var copiedKinds = []store.Kind{store.KindKey, store.KindRole, store.KindClient, store.KindRule, store.KindAPIKey,
-	grant.Kind, ticket.Kind, once.Kind, kindNote, usage.Kind, usage.KindSpent, lineage.Kind}
-
-// carried is a record as it goes into another store. A rule keeps its place in the order of changes, and a session the time
-// of its last refresh, so that no grace window opens again. placed is false for a rule that cannot be read: it gets a place after
-// all others and matches more.
-func carried(r store.Record) (_ store.Record, placed bool) {
-	switch r.Kind {
-	case store.KindRule:
-		x, err := rules.ReadRule(r)
-		if err != nil {
-			return r, false
-		}
-		w, err := rules.RuleForm.Write(r, &x)
-		if err != nil {
-			return r, false
-		}
-		r.Data = w.Record().Data
-	case grant.Kind:
-		g, err := readGrant(r)
-		if err != nil {
-			return r, true
-		}
-		g.Rotated = g.Written(r)
-		if w, err := grantForm.Write(r, g); err == nil {
-			r.Data = w.Record().Data
-		}
-	}
-	return r, true
 }

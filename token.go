@@ -19,7 +19,6 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 
-	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -134,49 +133,10 @@ func tokenOf(s TokenSpec, claims []byte) tokenData {
 	return tokenData{TokenSpec: s, held: prepareScopes(s.Scopes), claim: claims}
 }
 
-// maxClaimBytes bounds the host's own claims: a token travels with each request.
-const maxClaimBytes = 4 << 10
-
 // marshalClaims makes the JSON object of the host's own claims; nil for none.
 func marshalClaims(v any) ([]byte, error) {
-	if v == nil {
-		return nil, nil
-	}
-	b, err := marshalHosts(v)
-	switch {
-	case errors.Is(err, hook.ErrPanicked):
-		return nil, unavailable(err, "marshal the claims")
-	case err != nil:
-		return nil, &Error{Code: ErrInvalidRequest, Detail: "claims do not marshal", Cause: err}
-	}
-	var reserved jws.ReservedError
-	err = jws.CheckPrivateClaims(b)
-	if errors.As(err, &reserved) { // a struct for claims has members that we set ourselves: they may be there if they are empty
-		if b, err = jws.HostClaims(b); err == nil {
-			err = jws.CheckPrivateClaims(b)
-		}
-	}
-	switch {
-	case string(b) == "null" || string(b) == "{}":
-		return nil, nil
-	case len(b) > maxClaimBytes:
-		return nil, fail(ErrInvalidRequest, "claims take %d bytes, at most %d are allowed", len(b), maxClaimBytes)
-	case errors.As(err, &reserved):
-		return nil, fail(ErrInvalidRequest, "claims: the name %s is reserved, this package sets it from the other fields of the request: leave it empty", string(reserved))
-	case err != nil:
-		return nil, &Error{Code: ErrInvalidRequest, Detail: "claims", Cause: err}
-	}
-	return b, nil
-}
-
-// marshalHosts marshals a value of the host, whose MarshalJSON may panic.
-func marshalHosts(v any) (b []byte, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = hook.Panicked(p)
-		}
-	}()
-	return json.Marshal(v)
+	doc, err := jws.HostClaims(v)
+	return doc, public(err)
 }
 
 // spec is what t says. It is where a handler ends that lost its guard.
@@ -267,7 +227,7 @@ func (t Token) Claims(v any) error {
 	if c, ok := v.(jwt.Claims); ok {
 		doc, err := t.allClaims()
 		if err == nil {
-			_, err = decodeClaims(doc, c)
+			_, err = jws.DecodeV5(doc, c)
 		}
 		return err
 	}
@@ -546,11 +506,7 @@ func (t Token) RegisteredClaims() jwt.RegisteredClaims {
 
 // allClaims is the JSON object of the registered claims and the host's own, whose names differ.
 func (t Token) allClaims() ([]byte, error) {
-	doc, err := json.Marshal(t.RegisteredClaims())
-	if err != nil || len(t.d.claim) == 0 {
-		return doc, err
-	}
-	return append(append(doc[:len(doc)-1], ','), t.d.claim[1:]...), nil
+	return jws.RegisteredJSON(t.RegisteredClaims(), t.d.claim)
 }
 
 // ParseWithClaims takes the place of jwt.ParseWithClaims: v decides whether the credential is good, by everything that
@@ -573,74 +529,28 @@ func ParseWithClaims(ctx context.Context, v Validator, c Credential, claims jwt.
 		err = fail(ErrInvalidToken, "the validator returned no token")
 	}
 	if err != nil {
-		return nil, &jwtError{err, jwtClass(err)}
+		return nil, jws.V5Error(err, nil)
 	}
 
 	out := &jwt.Token{Raw: c.Token, Header: map[string]any{}, Valid: true}
 	var doc []byte
 	if t.d.by != nil && t.d.by.isJWT(t) {
-		doc, err = splitJWT(c.Token, out)
+		doc, err = jws.SplitV5(c.Token, out)
 	} else {
 		doc, err = t.allClaims()
 	}
 	if err == nil {
-		out.Claims, err = decodeClaims(doc, claims)
+		out.Claims, err = jws.DecodeV5(doc, claims)
 	}
 	if err != nil {
-		return nil, &jwtError{&Error{Code: ErrInvalidToken, Detail: "its claims do not fit the type that they are to fill", Cause: err}, jwt.ErrTokenMalformed}
+		err = &Error{Code: ErrInvalidToken, Detail: "its claims do not fit the type that they are to fill", Cause: err}
+		return nil, jws.V5Error(err, jwt.ErrTokenMalformed)
 	}
 	if own, ok := out.Claims.(jwt.ClaimsValidator); ok {
 		if err := own.Validate(); err != nil {
-			return nil, &jwtError{&Error{Code: ErrInvalidToken, Detail: "the host's own Validate of the claims", Cause: err}, errors.Join(jwt.ErrTokenInvalidClaims, err)}
+			refused := &Error{Code: ErrInvalidToken, Detail: "the host's own Validate of the claims", Cause: err}
+			return nil, jws.V5Error(refused, errors.Join(jwt.ErrTokenInvalidClaims, err))
 		}
 	}
 	return out, nil
 }
-
-// splitJWT fills t from a token that was verified, and returns its payload.
-func splitJWT(token string, t *jwt.Token) ([]byte, error) {
-	var parts [3][]byte
-	for i, text := range strings.SplitN(token, ".", 3) {
-		var err error
-		if parts[i], err = base64.RawURLEncoding.DecodeString(text); err != nil {
-			return nil, err
-		}
-	}
-	if err := json.Unmarshal(parts[0], &t.Header); err != nil {
-		return nil, err
-	}
-	alg, _ := t.Header["alg"].(string)
-	if alg == "Ed25519" { // RFC 9864's name of what jwt/v5 calls EdDSA
-		alg = "EdDSA"
-	}
-	t.Method, t.Signature = jwt.GetSigningMethod(alg), parts[2]
-	return parts[1], nil
-}
-
-// decodeClaims decodes doc into claims, and returns what is filled: a map that was nil is another one then.
-func decodeClaims(doc []byte, claims jwt.Claims) (jwt.Claims, error) {
-	if m, ok := claims.(jwt.MapClaims); ok {
-		err := json.Unmarshal(doc, &m)
-		return m, err
-	}
-	return claims, json.Unmarshal(doc, claims)
-}
-
-// jwtClass is what jwt/v5 would have answered where this package answers err.
-func jwtClass(err error) error {
-	switch {
-	case errors.Is(err, ErrExpired):
-		return errors.Join(jwt.ErrTokenInvalidClaims, jwt.ErrTokenExpired)
-	case errors.Is(err, ErrRevoked):
-		return jwt.ErrTokenInvalidClaims
-	}
-	return jwt.ErrTokenUnverifiable
-}
-
-// jwtError is an error of ours that is also one of jwt's to errors.Is. It shows what ours shows.
-type jwtError struct{ err, class error }
-
-func (e *jwtError) Error() string                 { return e.err.Error() }
-func (e *jwtError) Unwrap() []error               { return []error{e.err, e.class} }
-func (e *jwtError) LogValue() slog.Value          { return slog.AnyValue(e.err).Resolve() }
-func (e *jwtError) Format(f fmt.State, verb rune) { fmt.Fprintf(f, fmt.FormatString(f, verb), e.err) }

@@ -15,11 +15,10 @@ import (
 	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/dpop"
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/issuers"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/legacy"
 	"github.com/apitoken-go/apitoken/internal/opaque"
-	"github.com/apitoken-go/apitoken/internal/rules"
-	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/internal/watch"
 )
@@ -91,6 +90,47 @@ type JWTValidator struct {
 	wg   sync.WaitGroup
 
 	forget func() // ends what is kept of an issuer's answers about opaque tokens; nil: nothing is
+}
+
+// trust is an issuer as a validator takes its tokens.
+type trust struct {
+	Trusted
+	issuers.Issuer
+	issuer string
+	own    bool           // positions, roles, scopes and clients are taken
+	reader *legacy.Reader // reads its tokens, where they are not RFC 9068's
+	scopes Scopes
+}
+
+// takes reports whether a token for aud may be used here.
+func (t *trust) takes(own, aud []string) bool {
+	if len(t.Audiences) > 0 {
+		return overlaps(t.Audiences, aud)
+	}
+	return overlaps(own, aud)
+}
+
+// freshness is the age of w at now, by whichever clock shows more.
+func (t *trust) freshness(w *follow.View, now time.Time) Freshness {
+	return Freshness(t.Freshness(w, now))
+}
+
+// untimely refuses a token by its times. The detail names a clock that may be to blame.
+func (t *trust) untimely(code error, detail string) *Error {
+	if far := t.Clocks(); far != "" {
+		detail += "; " + far
+	}
+	return fail(code, "%s", detail)
+}
+
+// overlaps reports whether a token for has may be used where one of want is asked for.
+func overlaps(want, has []string) bool {
+	for _, a := range has {
+		if slices.Contains(want, a) {
+			return true
+		}
+	}
+	return false
 }
 
 // quick answers for a token that was verified before, is not bound, and about which nothing is new: what remains then is to
@@ -220,10 +260,10 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 			return Token{}, nil, false, tr.no("structure", &Error{Code: ErrInvalidToken, Detail: "malformed", Cause: perr})
 		}
 		tr.ok("structure", "strict JWS and JSON")
-		if !jws.IsType(p.Header.Typ, accessType) {
+		if !jws.IsType(p.Header.Typ, jws.AccessType) {
 			return Token{}, nil, false, tr.no("type", fail(ErrInvalidToken, "typ is not at+jwt (RFC 9068 §4)"))
 		}
-		tr.ok("type", accessType)
+		tr.ok("type", jws.AccessType)
 		iss = v.trusts[p.Claims.Issuer]
 		if iss == nil || iss.reader != nil { // those with a profile take what recognize finds, and nothing else
 			return Token{}, nil, false, tr.no("issuer", fail(ErrInvalidToken, "issuer is not trusted"))
@@ -396,7 +436,7 @@ func (v *JWTValidator) tooStale(iss *trust, f Freshness) *Error {
 // it, nil for RFC 9068. takes: its audience was found good.
 func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, by *legacy.Token, takes bool) (*entry, *Error) {
 	cl := &p.Claims
-	var lax legacy.Laxity
+	var lax jws.Laxity
 	var roles []string
 	born := cl.IssuedAt
 	if by != nil {
@@ -406,19 +446,10 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, by *legacy
 			born = v.now().Unix() // it will not live longer than from now
 		}
 	}
+	if why := cl.CheckAccess(lax, iss.own, roles); why != "" { // as Issue refuses them
+		return nil, fail(ErrInvalidToken, "%s", why)
+	}
 	switch {
-	case cl.Subject == "" || len(cl.Subject) > 255:
-		return nil, fail(ErrInvalidToken, "sub is missing or too long")
-	case cl.Expires == 0:
-		return nil, fail(ErrInvalidToken, "exp is missing")
-	case cl.IssuedAt == 0 && !lax.NoIssuedAt:
-		return nil, fail(ErrInvalidToken, "iat is missing")
-	case cl.ID == "" || len(cl.ID) > 255:
-		return nil, fail(ErrInvalidToken, "jti is missing or too long")
-	case cl.ClientID == "" && !lax.NoClient || len(cl.ClientID) > 255:
-		return nil, fail(ErrInvalidToken, "client_id is missing or too long")
-	case !plainNames(cl, iss.own, roles): // as Issue refuses them
-		return nil, fail(ErrInvalidToken, "a name in sub, jti, client_id, sid, roles or act has a control character")
 	case cl.Expires <= born:
 		return nil, fail(ErrInvalidToken, "exp is not after iat")
 	case time.Duration(cl.Expires-born) > time.Duration(iss.Life.Load())/time.Second && (by == nil || !by.Endless):
@@ -428,15 +459,13 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, by *legacy
 	}
 	spec := TokenSpec{
 		ID: cl.ID, Issuer: iss.issuer, Subject: cl.Subject, Audiences: cl.Audience,
-		IssuedAt: time.Unix(cl.IssuedAt, 0), ExpiresAt: time.Unix(cl.Expires, 0), Binding: cl.Binding,
+		ExpiresAt: time.Unix(cl.Expires, 0), Binding: cl.Binding,
 	}
-	if cl.IssuedAt == 0 {
-		spec.IssuedAt = time.Time{} // rules know: it may be as old as can be
+	if cl.IssuedAt != 0 {
+		spec.IssuedAt = time.Unix(cl.IssuedAt, 0)
 	}
 	e := newEntry(token)
 	e.iss, e.bound, e.exp, e.from = iss, cl.Binding != "", cl.Expires, max(cl.NotBefore, cl.IssuedAt)
-	r := &e.rule
-	r.Subject, r.ID, r.Kid, r.Iat, r.Skew = cl.Subject, cl.ID, p.Header.KID, spec.IssuedAt, v.cfg.late()
 	scope := cl.Scope
 	if !iss.own {
 		scope = knownScopes(scope)
@@ -445,42 +474,26 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, by *legacy
 	if err != nil {
 		return nil, fail(ErrInvalidToken, "scope claim")
 	}
-	if iss.own {
-		pos, ok := rules.ParsePositions(cl.Position)
-		if !ok {
-			return nil, fail(ErrInvalidToken, "pos is missing or malformed")
-		}
-		r.Pos, e.needs = pos, pos.View.N
+	switch {
+	case iss.own:
 		spec.Client, spec.Grant, spec.Roles, spec.Scopes = cl.ClientID, cl.SessionID, cl.Roles, scopes
-	} else if by != nil {
+	case by != nil:
+		cl.Roles = roles
 		spec.Roles, spec.Scopes = roles, intersectScopes(scopes, iss.scopes)
 		if iss.reader.SameUsers() {
 			spec.Client = cl.ClientID
 		}
-		cl.Roles = roles
-		r.Wall, r.Skew = true, v.cfg.ahead()
-	} else {
-		// A foreign issuer's tokens bring no roles, none of our client names, and of the scopes what was declared. Its own
-		// rules know them by those names all the same; of its positions we believe nothing: times are compared.
+	default: // a foreign issuer's tokens bring no roles, none of our client names, and of the scopes what was declared
 		spec.Scopes = intersectScopes(scopes, iss.scopes)
-		// Its iat may be ahead of the revocation by as much as we accept.
-		r.Wall, r.Skew = true, v.cfg.ahead()
 	}
-	r.Client, r.Grant, r.Roles, r.Chain = cl.ClientID, cl.SessionID, cl.Roles, cl.Chain
 	for _, a := range cl.Actors {
 		spec.Actors = append(spec.Actors, a.Subject)
-		actor := rules.Principal{Issuer: a.Issuer, Subject: a.Subject}
-		if actor.Issuer == iss.issuer {
-			actor.Issuer = "" // as its own principals stand in its own rules
-		}
-		r.Actors = append(r.Actors, actor)
 	}
-	if iss.own {
-		r.Descend()
+	r := &e.rule
+	if !iss.See(r, cl, p.Header.KID, spec.IssuedAt, v.cfg.late(), v.cfg.ahead()) {
+		return nil, fail(ErrInvalidToken, "pos is missing or malformed")
 	}
-	if iss.HasHome() {
-		r.Abroad = iss.Abroad(r)
-	}
+	e.needs = r.Pos.View.N
 	e.data = tokenOf(spec, p.PrivateClaims())
 	e.data.from, e.data.by = r, v
 	if v.core != nil && iss.own && spec.Grant != "" {
@@ -488,26 +501,6 @@ func (v *JWTValidator) claims(iss *trust, token string, p *jws.Token, by *legacy
 		e.data.use = e.use
 	}
 	return e, nil
-}
-
-// plainNames reports whether each name that the claims bring can be shown and logged as it is. Sessions and roles are names
-// here only if they are own.
-func plainNames(cl *jws.Claims, own bool, roles []string) bool {
-	if !text.PlainText(cl.Subject) || !text.PlainText(cl.ID) || !text.PlainText(cl.ClientID) {
-		return false
-	}
-	if slices.ContainsFunc(roles, func(role string) bool { return !text.PlainText(role) }) {
-		return false
-	}
-	if own && (!text.PlainText(cl.SessionID) || slices.ContainsFunc(cl.Roles, func(role string) bool { return !text.PlainText(role) })) {
-		return false
-	}
-	for _, a := range cl.Actors {
-		if !text.PlainText(a.Subject) || !text.PlainText(a.Issuer) {
-			return false
-		}
-	}
-	return true
 }
 
 // signedHere verifies that our own issuer signed token, or one with a profile, expired and revoked or not, and returns what it says,
@@ -540,7 +533,7 @@ func (v *JWTValidator) signedByUs(token string) (*tokenData, error) {
 		return nil, err
 	}
 	iss := v.trusts[p.Claims.Issuer]
-	if iss == nil || !iss.own || !jws.IsType(p.Header.Typ, accessType) {
+	if iss == nil || !iss.own || !jws.IsType(p.Header.Typ, jws.AccessType) {
 		return nil, fail(ErrInvalidToken, "of another issuer or kind")
 	}
 	key := (*iss.Issuer.Keys.Load())[p.Header.KID].For(p.Header.Alg)

@@ -92,7 +92,7 @@ func (l *Log) add(r store.Record) error {
 	if err != nil { // set aside
 		x = rules.Widest(r)
 	}
-	e := entry{pos: r.Pos.N, Entry: travels(x.Hashed(l.key, l.c.Namespace()))}
+	e := entry{pos: r.Pos.N, Entry: x.Hashed(l.key, l.c.Namespace())}
 	e.Expires = r.Expires
 	if x.Q < e.pos {
 		l.finish(x.Q, &e)
@@ -272,9 +272,4 @@ func (l *Log) page(after, head store.Position, most int) (feed.View, bool) {
 		}
 	}
 	return v, true
-}
-
-// travels is a rule in its public form.
-func travels(x rules.HashedRule) feed.Entry {
-	return feed.Entry{Class: uint8(x.Class), Kind: x.Kind, Hash: x.Hash, Value: x.Value, At: x.At, Expires: x.Expires}
 }

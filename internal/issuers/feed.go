@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/apitoken-go/apitoken/feed"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -25,7 +26,7 @@ func (t *Issuer) followRules(ctx context.Context) {
 		t.feedOut.end(ctx, t.c.Now(), err)
 		t.checkClock(ctx)
 		pause := max(t.c.MaxStaleness/4, 10*time.Millisecond)
-		if t.c.Waits != nil && t.c.Waits() {
+		if w, ok := t.c.Feed.(interface{ Waits() bool }); ok && w.Waits() {
 			pause = 2 * time.Millisecond
 		}
 		switch {
@@ -65,7 +66,9 @@ func (t *Issuer) readRules(ctx context.Context) error {
 		t.feedOut.begin(sent)
 		tctx, cancel := context.WithTimeout(ctx, rulesTimeout)
 		after := from // of this call: it may outlast its time
-		answer, err := hook.Call(tctx, func(ctx context.Context) (View, error) { return t.c.Feed(ctx, after, follow.Page) })
+		answer, err := hook.Call(tctx, func(ctx context.Context) (feed.View, error) {
+			return t.c.Feed.Revocations(ctx, after, follow.Page)
+		})
 		cancel()
 		switch another := errors.Is(err, store.ErrDiverged) || err == nil && (answer.Next.History != from.History || !t.hashed(&answer)); {
 		case err == nil && answer.Next.History == from.History && answer.Next.N < from.N:
@@ -97,7 +100,7 @@ func (t *Issuer) readRules(ctx context.Context) error {
 }
 
 // hashed reports whether an answer's hashes are under the key of the current book.
-func (t *Issuer) hashed(a *View) bool {
+func (t *Issuer) hashed(a *feed.View) bool {
 	return t.book != nil && t.book.Feed == string(a.Key)+a.Namespace
 }
 
@@ -113,7 +116,7 @@ func (t *Issuer) sweep() {
 }
 
 // enter merges an answer into the book of its key.
-func (t *Issuer) enter(a *View) {
+func (t *Issuer) enter(a *feed.View) {
 	if !t.hashed(a) {
 		t.turn(a)
 	}
@@ -147,17 +150,17 @@ func (t *Issuer) enter(a *View) {
 // turn makes the book of a's key the current one. Under another key the source starts from zero, and rules that were known
 // under earlier keys still count: the new book refers to theirs. Its version continues from theirs, so that a verdict
 // kept under an earlier book is checked again.
-func (t *Issuer) turn(a *View) {
-	feed := string(a.Key) + a.Namespace
+func (t *Issuer) turn(a *feed.View) {
+	by := string(a.Key) + a.Namespace
 	head := t.Rules.Load()
 	for b := head; b != nil; b = b.Older {
-		if b.Feed == feed {
+		if b.Feed == by {
 			t.book = b
 			return
 		}
 	}
 	b := rules.NewBook(rules.FeedKeyer(a.Key, a.Namespace))
-	b.Feed = feed
+	b.Feed = by
 	if head != nil {
 		b.Older = head
 		b.Version.Store(head.Version.Load() + 1)

@@ -22,12 +22,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/feed"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/rules"
-	"github.com/apitoken-go/apitoken/store"
 )
 
 // Config is what an Issuer is followed by.
@@ -36,52 +36,21 @@ type Config struct {
 	Own       bool             // positions, roles, scopes and clients are as its tokens say
 	SameUsers bool             // its users are ours
 	State     *follow.Follower // of the service whose own issuer this is; nil: the feed is followed
-	Keys      interface {
-		JWKS(ctx context.Context, missing string) ([]byte, error)
-	}
-	Feed         func(ctx context.Context, after store.Position, max int) (View, error) // nil: its tokens count until they expire
-	Waits        func() bool                                                            // whether Feed waits for news; nil: no
-	KeysFor      time.Duration                                                          // how long the last good keys serve
-	MaxLife      time.Duration                                                          // of its access tokens
-	MaxStaleness time.Duration                                                          // of the view of its rules
-	Slack        time.Duration                                                          // how long rules are kept after their end
-	Ahead        time.Duration                                                          // how far its clock may be ahead of ours
-	Clocks       []Clock                                                                // sources that know its clock
-	Now          func() time.Time
-	Log          *slog.Logger // nil: silent
+	Keys      feed.KeySource
+	Feed      feed.Source // nil: its tokens count until they expire
 
-	Void    func()      // what was verified with a key that is gone is void
-	Told    func(*View) // an answer of the feed, once its rules are in force; nil: nobody asks
+	KeysFor      time.Duration // how long the last good keys serve
+	MaxLife      time.Duration // of its access tokens
+	MaxStaleness time.Duration // of the view of its rules
+	Slack        time.Duration // how long rules are kept after their end
+	Ahead        time.Duration // how far its clock may be ahead of ours
+
+	Now func() time.Time
+	Log *slog.Logger // nil: silent
+
+	Void    func()           // what was verified with a key that is gone is void
+	Told    func(*feed.View) // an answer of the feed, once its rules are in force; nil: nobody asks
 	Observe func(ctx context.Context, op string, err error, took time.Duration)
-}
-
-// Clock is a source that knows what an issuer's clock shows.
-type Clock interface {
-	IssuerTime() (now time.Time, known bool)
-}
-
-// View is one answer of a feed.
-type View struct {
-	Rules       []rules.HashedRule
-	Key         []byte // of the hashes, with Namespace
-	Namespace   string
-	Compromised []string // kids
-	Changed     [][16]byte
-	DropOpaque  bool
-	Prefix      string
-	APIKeyTags  []Tag
-	Imported    [][8]byte
-	KeySet      string // digest of the published keys
-	Next        store.Position
-	More        bool
-	Age         time.Duration
-	MaxLifetime time.Duration
-}
-
-// Tag is the key of the tags of API keys that name KID; nil where the source cannot open it now.
-type Tag struct {
-	KID [4]byte
-	Key []byte
 }
 
 // Issuer is what is known of an issuer. Use Init, once, before anything else.

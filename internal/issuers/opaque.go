@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/apitoken-go/apitoken/feed"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 )
 
@@ -40,7 +41,7 @@ type KeyFilter struct {
 }
 
 // With is f and what a says; f itself where that is nothing new.
-func (f *KeyFilter) With(a *View) *KeyFilter {
+func (f *KeyFilter) With(a *feed.View) *KeyFilter {
 	if a.Prefix == "" || len(a.APIKeyTags) == 0 {
 		return f
 	}

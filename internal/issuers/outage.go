@@ -135,7 +135,13 @@ const clockFar = 2 * time.Second
 
 // clockOff is how far this process's clock is ahead of the issuer's (negative: behind), 0 where that is unknown or tolerated.
 func (t *Issuer) clockOff() time.Duration {
-	for _, c := range t.c.Clocks {
+	for _, source := range [...]any{t.c.Keys, t.c.Feed} {
+		c, ok := source.(interface {
+			IssuerTime() (now time.Time, known bool)
+		})
+		if !ok {
+			continue
+		}
 		at, known := c.IssuerTime()
 		if !known {
 			continue

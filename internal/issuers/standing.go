@@ -16,9 +16,6 @@ import (
 // SetHome makes home's rules count for this issuer's tokens too: they may name foreign principals. It is called before Run.
 func (t *Issuer) SetHome(home *Issuer) { t.home = home }
 
-// HasHome reports whether it was told of one. Otherwise nobody's rules but its own count.
-func (t *Issuer) HasHome() bool { return t.home != nil }
-
 // Local reports whether this is the issuer of the service in this process, which follows its store.
 func (t *Issuer) Local() bool { return t.c.State != nil }
 
@@ -50,9 +47,41 @@ func (t *Issuer) Hit(x *rules.Subject) string {
 	return ""
 }
 
-// Abroad is what the home's rules see of a token of this issuer: who is named by issuer and subject together, and none of the names
+// See fills x, which is empty, with what rules see of a token with the claims c, which the key named kid signed. iat is c.IssuedAt, zero
+// where the token has none: it may be as old as can be. late and ahead are how far behind and ahead of ours a clock may be. False: pos is
+// missing or malformed.
+//
+// Of a foreign issuer's tokens its own rules know the names that they bring. Its positions are not believed: times are compared, and iat may
+// be ahead of the revocation by as much as is accepted.
+func (t *Issuer) See(x *rules.Subject, c *jws.Claims, kid string, iat time.Time, late, ahead time.Duration) bool {
+	x.Subject, x.ID, x.Kid, x.Iat = c.Subject, c.ID, kid, iat
+	x.Client, x.Grant, x.Roles, x.Chain = c.ClientID, c.SessionID, c.Roles, c.Chain
+	for _, a := range c.Actors {
+		actor := rules.Principal{Issuer: a.Issuer, Subject: a.Subject}
+		if actor.Issuer == t.c.Name {
+			actor.Issuer = "" // as its own principals stand in its own rules
+		}
+		x.Actors = append(x.Actors, actor)
+	}
+	if t.c.Own {
+		pos, ok := rules.ParsePositions(c.Position)
+		if !ok {
+			return false
+		}
+		x.Pos, x.Skew = pos, late
+		x.Descend()
+	} else {
+		x.Wall, x.Skew = true, ahead
+	}
+	if t.home != nil {
+		x.Abroad = t.abroad(x)
+	}
+	return true
+}
+
+// abroad is what the home's rules see of a token of this issuer: who is named by issuer and subject together, and none of the names
 // that are its issuer's business, unless they are the home's too. It has no position in the home's order: times are compared.
-func (t *Issuer) Abroad(x *rules.Subject) *rules.Subject {
+func (t *Issuer) abroad(x *rules.Subject) *rules.Subject {
 	y := &rules.Subject{Issuer: t.c.Name, Subject: x.Subject, ID: x.ID, Kid: x.Kid, Iat: x.Iat, Skew: x.Skew, Wall: true}
 	switch {
 	case t.c.Own:

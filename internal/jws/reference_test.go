@@ -265,7 +265,7 @@ func sameClaims(t *testing.T, tok *Token, members map[string]any) {
 	}
 	require.NoError(t, err)
 	require.Equal(t, any(own), back, "the host's own claims")
-	if err := CheckPrivateClaims(private); err != nil {
+	if err := checkPrivate(private); err != nil {
 		t.Fatalf("%q cannot be issued again: %v", private, err)
 	}
 }

@@ -76,22 +76,23 @@ func NewSigner(kid, alg string, key any, remote bool) (*Signer, error) {
 		h = append(h, `,"typ":"`+typ+`"}`...)
 		return base64.RawURLEncoding.EncodeToString(h) + "."
 	}
-	s.access, s.answer = prefix(typAccess), prefix(typAnswer)
+	s.access, s.answer = prefix(AccessType), prefix(AnswerType)
 	return s, nil
 }
 
+// What a Signer makes.
 const (
-	typAccess = "at+jwt"
-	typAnswer = "token-introspection+jwt"
+	AccessType = "at+jwt"                  // access tokens (RFC 9068 §2.1)
+	AnswerType = "token-introspection+jwt" // answers to introspection (RFC 9701 §5)
 )
 
 // Sign makes a token of the given typ from a JSON payload.
 func (s *Signer) Sign(ctx context.Context, typ string, payload []byte) (string, error) {
 	var prefix string
 	switch typ {
-	case typAccess:
+	case AccessType:
 		prefix = s.access
-	case typAnswer:
+	case AnswerType:
 		prefix = s.answer
 	default:
 		return "", errors.New("jws: a typ that this signer does not make")

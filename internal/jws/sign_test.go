@@ -165,11 +165,11 @@ func TestReservedNames(t *testing.T) {
 	t.Parallel()
 	for _, name := range claimNames {
 		for _, n := range []string{name, strings.ToUpper(name), strings.ToUpper(name[:1]) + name[1:]} {
-			require.Error(t, CheckPrivateClaims([]byte(`{"`+n+`":1}`)), n)
+			require.Error(t, checkPrivate([]byte(`{"`+n+`":1}`)), n)
 		}
 	}
-	require.NoError(t, CheckPrivateClaims([]byte(`{"tenant":"a","x":{"sub":"b"}}`)))
+	require.NoError(t, checkPrivate([]byte(`{"tenant":"a","x":{"sub":"b"}}`)))
 	for _, doc := range []string{``, `null`, `[]`, `{"a":1}{}`, `{"a":1,"A":1}`, "{\"a\":\"\xff\"}"} {
-		require.Error(t, CheckPrivateClaims([]byte(doc)), doc)
+		require.Error(t, checkPrivate([]byte(doc)), doc)
 	}
 }

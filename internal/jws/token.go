@@ -4,7 +4,6 @@ package jws
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"maps"
 	"slices"
@@ -604,50 +603,6 @@ func (p *scanner) confirmation(c *Claims) error {
 		c.Binding = "?"
 	}
 	return err
-}
-
-// HostClaims is the JSON object doc without the reserved members that are empty (null, "", 0, [] or {}), as a struct for claims
-// has them. What is left still needs CheckPrivateClaims.
-func HostClaims(doc []byte) ([]byte, error) {
-	if err := CheckJSON(doc); err != nil { // a member that comes twice must not be merged here
-		return nil, err
-	}
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(doc, &members); err != nil {
-		return nil, err
-	}
-	maps.DeleteFunc(members, func(name string, v json.RawMessage) bool {
-		switch string(v) {
-		case "null", `""`, "0", "[]", "{}":
-			return registered(name)
-		}
-		return false
-	})
-	return json.Marshal(members)
-}
-
-// ReservedError is the name that a host's own claims may not have.
-type ReservedError string
-
-func (e ReservedError) Error() string { return "jws: the name " + string(e) + " is reserved" }
-
-// CheckPrivateClaims reports why the JSON object doc cannot be a host's own claims: a [ReservedError] among other reasons.
-func CheckPrivateClaims(doc []byte) error {
-	p := scanner{s: string(doc)}
-	n := 0
-	err := p.object(func(name string) error {
-		if registered(name) {
-			return ReservedError(name)
-		}
-		if n++; n > maxPrivate {
-			return errors.New("jws: too many members")
-		}
-		return p.skip(1)
-	})
-	if err != nil {
-		return err
-	}
-	return p.end()
 }
 
 // decodedSize is how many bytes n characters of base64url hold.

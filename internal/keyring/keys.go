@@ -135,7 +135,7 @@ type Signing struct {
 // Sign makes an access token of the claims.
 func (x *Signing) Sign(ctx context.Context, c *jws.Claims, private []byte) (string, error) {
 	var buf [1024]byte
-	return x.SignText(ctx, "at+jwt", jws.AppendClaims(buf[:0], c, private))
+	return x.SignText(ctx, jws.AccessType, jws.AppendClaims(buf[:0], c, private))
 }
 
 func (x *Signing) SignText(ctx context.Context, typ string, payload []byte) (string, error) {
@@ -226,7 +226,7 @@ func (k *Ring) ImportFor(ctx context.Context, audience string, s crypto.Signer, 
 		return Shown{}, &fault.Error{Code: fault.InvalidRequest, Detail: "signer", Cause: err}
 	}
 	tctx, cancel := context.WithTimeout(ctx, signTimeout)
-	_, err = signer.Sign(tctx, "at+jwt", []byte(`{}`)) // verified: it does sign, with this key
+	_, err = signer.Sign(tctx, jws.AccessType, []byte(`{}`)) // verified: it does sign, with this key
 	cancel()
 	if err != nil {
 		return Shown{}, fault.NoAnswer(err, "the signer does not sign")

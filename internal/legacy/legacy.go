@@ -106,12 +106,9 @@ func (r *Reader) SameUsers() bool { return r.p.SameUsers }
 // Until is the profile's.
 func (r *Reader) Until() time.Time { return r.p.Until }
 
-// Laxity is what a profile takes without.
-type Laxity struct{ NoClient, NoAudience, NoIssuedAt bool }
-
-// Laxity is the profile's.
-func (r *Reader) Laxity() Laxity {
-	return Laxity{r.p.NoClient, r.p.InsecureNoAudience, r.p.InsecureNoIssuedAt}
+// Laxity is what the profile takes without.
+func (r *Reader) Laxity() jws.Laxity {
+	return jws.Laxity{NoClient: r.p.NoClient, NoAudience: r.p.InsecureNoAudience, NoIssuedAt: r.p.InsecureNoIssuedAt}
 }
 
 // Takes reports whether tokens with this iss and typ are the issuer's.

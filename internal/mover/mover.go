@@ -1,5 +1,5 @@
 // Package mover moves a service with everything it keeps from one store to another while it works. It owns the mark that
-// says how far the events were copied, and the tombstone that tells every service on the source that it has moved.
+// says how far the events were copied; the tombstone that it leaves in the source is internal/namespace's.
 //
 // It promises that the target opens as a service only after all records of both sides were compared and found equal,
 // with the source refusing writes; that revocations keep their order, and every position of the target lies after all of
@@ -9,7 +9,7 @@
 // Order: first pass, freeze, second pass, compare, tombstone, third pass, compare, cursors of sinks, the namespace's own
 // record last. It takes no lock; several goroutines write batches of one kind, and nothing else runs meanwhile.
 //
-// Package store/move begins it by [Service], where the root adds what only the root knows about the records.
+// Package store/move begins it by [Service], where the root makes the errors its own. It stands on the packages that own the records.
 package mover
 
 import (
@@ -22,34 +22,24 @@ import (
 	"sync"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/deliver"
 	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/grant"
+	"github.com/apitoken-go/apitoken/internal/lineage"
+	"github.com/apitoken-go/apitoken/internal/namespace"
+	"github.com/apitoken-go/apitoken/internal/note"
+	"github.com/apitoken-go/apitoken/internal/once"
 	"github.com/apitoken-go/apitoken/internal/record"
+	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/internal/ticket"
+	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// Config is what a move needs to know of the service.
-type Config struct {
-	From, To store.Store // To holds nothing, or what an interrupted move of the same service left
-	Freeze   Freezer     // of From
-
-	Meta  string       // the ID of the namespace's own record, of kind meta
-	Kinds []store.Kind // of all other records but events and cursors
-
-	// Namespace reads the namespace's own record and returns the namespace's random name.
-	Namespace func(meta store.Record) (string, error)
-	// Carry returns r as it is written into another store. What depends on the position and the time that the old store gave
-	// r must become part of its data. Carry must return equal records for equal ones. placed is false where the position could
-	// not: r gets one after all of the old store's.
-	Carry func(r store.Record) (_ store.Record, placed bool)
-	// Open returns the namespace's own record for the new store: of another history, with its events written between
-	// from and until.
-	Open func(meta store.Record, history uint64, from, until time.Time) (record.Written, error)
-}
-
-// Freezer makes a store refuse writes.
-type Freezer interface {
+// freezer makes a store refuse writes.
+type freezer interface {
 	SetReadOnly(ctx context.Context, on bool) error
 }
 
@@ -60,13 +50,6 @@ type Moved struct {
 	Digest  [32]byte      // over all records, equal on both sides
 	Refused time.Duration // how long the source refused writes until all was verified
 }
-
-// IDs and kinds of a move's own records.
-const (
-	MovedID  = "moved"            // of kind meta, in a namespace whose service has moved
-	MarkID   = "copy"             // of KindMark, in the target
-	KindMark = store.Kind("copy") // how far the events are copied
-)
 
 const (
 	pageSize    = 160 // events; the IDs of a page fit a Mark
@@ -89,33 +72,34 @@ type Mark struct {
 	record.Ext
 }
 
-// How the records are stored.
-var (
-	CopyForm  = record.Form[Mark]{Kind: KindMark}
-	MovedForm = record.Form[Tombstone]{Kind: store.KindMeta}
-)
+// CopyForm is the form of Mark.
+var CopyForm = record.Form[Mark]{Kind: namespace.CopyKind}
 
-// Tombstone is the record with MovedID. Every service on the source follows it.
-type Tombstone struct {
-	V  int   `json:"v"`
-	At int64 `json:"at"` // Unix ms
-	record.Ext
-}
+// kinds are all kinds of records that are copied as they are, but for the place in the order and the time that the source gave them.
+var kinds = []store.Kind{store.KindKey, store.KindRole, store.KindClient, store.KindRule, store.KindAPIKey,
+	grant.Kind, ticket.Kind, once.Kind, note.Kind, usage.Kind, usage.KindSpent, lineage.Kind}
 
 type mover struct {
-	Config
+	from, to store.Store
+	freezer  freezer // from
+
 	frozen, moved bool // the source refuses writes; it holds the tombstone
 	mark          Mark
 	markVersion   store.Version
 	unplaced      sync.Map // follow.Name of records that need a position after all of the source's
 }
 
-// Service moves the service in from's namespace to to's. The root sets it. The errors that it returns are the root's.
+// Service is Move with errors of the root, which sets it.
 var Service func(ctx context.Context, from, to store.Store) (Moved, error)
 
-// Move moves a service. The errors that it returns are of type *fault.Error.
-func Move(ctx context.Context, c Config) (Moved, error) {
-	m := &mover{Config: c}
+// Move moves the service in from's namespace to to's, which holds nothing, or what an interrupted move of the same service left. The errors
+// that it returns are of type *fault.Error.
+func Move(ctx context.Context, from, to store.Store) (Moved, error) {
+	source, ok := from.(freezer)
+	if !ok {
+		return Moved{}, fault.Fail(fault.InvalidRequest, "the source, %T, has no SetReadOnly: writes could be lost", from)
+	}
+	m := &mover{from: from, to: to, freezer: source}
 	done, err := m.move(ctx)
 	if err == nil || m.moved || !m.frozen {
 		return done, err
@@ -124,7 +108,7 @@ func Move(ctx context.Context, c Config) (Moved, error) {
 	// Not with the caller's context, which may be what ended the move.
 	back, cancel := context.WithTimeout(context.WithoutCancel(ctx), thawTimeout)
 	defer cancel()
-	if thaw := c.Freeze.SetReadOnly(back, false); thaw != nil {
+	if thaw := source.SetReadOnly(back, false); thaw != nil {
 		err = at(err, "the source still refuses writes ("+thaw.Error()+")")
 	}
 	return done, err
@@ -155,7 +139,7 @@ func (m *mover) move(ctx context.Context) (done Moved, err error) {
 	}
 
 	// Wait here, where no service is held up, for whatever holds back the target's order of events.
-	if err := m.settled(ctx, m.To); err != nil {
+	if err := m.settled(ctx, m.to); err != nil {
 		return done, err
 	}
 
@@ -198,7 +182,7 @@ func (m *mover) move(ctx context.Context) (done Moved, err error) {
 
 func (m *mover) freeze(ctx context.Context, on bool) error {
 	m.frozen = true // also when the answer is lost
-	if err := m.Freeze.SetReadOnly(ctx, on); err != nil {
+	if err := m.freezer.SetReadOnly(ctx, on); err != nil {
 		return fault.NoAnswer(err, "make the source refuse writes")
 	}
 	m.frozen = on
@@ -207,44 +191,44 @@ func (m *mover) freeze(ctx context.Context, on bool) error {
 
 // open checks that the source holds a service and the target nothing else than a part of its copy.
 func (m *mover) open(ctx context.Context) error {
-	r, err := m.From.Get(ctx, store.KindMeta, m.Meta)
+	r, err := m.from.Get(ctx, store.KindMeta, namespace.ID)
 	if errors.Is(err, store.ErrNotFound) {
 		return fault.Fail(fault.NotFound, "the source holds no service")
 	}
 	if err != nil {
 		return fault.NoAnswer(err, "read the source")
 	}
-	namespace, err := m.Namespace(r)
-	if err != nil {
+	var rec namespace.Record
+	if err := commit.Read(&namespace.MetaForm, r, &rec); err != nil {
 		return err
 	}
-	if _, err := m.From.Get(ctx, store.KindMeta, MovedID); err == nil {
+	if _, err := m.from.Get(ctx, store.KindMeta, namespace.MovedID); err == nil {
 		m.moved = true
 	} else if !errors.Is(err, store.ErrNotFound) {
 		return fault.NoAnswer(err, "read the source")
 	}
-	switch _, err := m.To.Get(ctx, store.KindMeta, m.Meta); {
+	switch _, err := m.to.Get(ctx, store.KindMeta, namespace.ID); {
 	case err == nil:
 		return fault.Fail(fault.InvalidRequest, "the target holds a service already")
 	case !errors.Is(err, store.ErrNotFound):
 		return fault.NoAnswer(err, "read the target")
 	}
-	r, err = m.To.Get(ctx, KindMark, MarkID)
+	r, err = m.to.Get(ctx, namespace.CopyKind, namespace.CopyID)
 	switch {
 	case err == nil:
 		if err := CopyForm.Read(r, &m.mark); err != nil {
 			return fault.NoAnswer(err, "the mark in the target cannot be read")
 		}
 		m.markVersion = r.Version
-		if m.mark.Namespace != namespace {
+		if m.mark.Namespace != rec.Namespace {
 			return fault.Fail(fault.InvalidRequest, "the target holds a part of another service's copy")
 		}
 		return nil
 	case !errors.Is(err, store.ErrNotFound):
 		return fault.NoAnswer(err, "read the target")
 	}
-	for _, kind := range append([]store.Kind{store.KindEvent}, m.Kinds...) {
-		p, err := m.To.List(ctx, store.Query{Kind: kind, Newest: kind == store.KindEvent, Limit: 1})
+	for _, kind := range append([]store.Kind{store.KindEvent}, kinds...) {
+		p, err := m.to.List(ctx, store.Query{Kind: kind, Newest: kind == store.KindEvent, Limit: 1})
 		if err != nil {
 			return fault.NoAnswer(err, "read the target")
 		}
@@ -252,13 +236,13 @@ func (m *mover) open(ctx context.Context) error {
 			return fault.Fail(fault.InvalidRequest, "the target is not empty: it holds a %s", kind)
 		}
 	}
-	m.mark = Mark{V: 1, Namespace: namespace}
+	m.mark = Mark{V: 1, Namespace: rec.Namespace}
 	return m.keep(ctx, nil)
 }
 
 // clock is the source's time, Unix ms.
 func (m *mover) clock(ctx context.Context) (int64, error) {
-	v, err := m.From.Follow(ctx, store.Position{}, []store.Kind{store.KindMeta}, 1)
+	v, err := m.from.Follow(ctx, store.Position{}, []store.Kind{store.KindMeta}, 1)
 	if err != nil {
 		return 0, fault.NoAnswer(err, "read the source")
 	}
@@ -270,7 +254,7 @@ func (m *mover) clock(ctx context.Context) (int64, error) {
 
 // pass copies the records that were written since, Unix ms, and the events that are not yet in the target.
 func (m *mover) pass(ctx context.Context, since int64) error {
-	for _, kind := range m.Kinds {
+	for _, kind := range kinds {
 		if err := m.records(ctx, kind, since); err != nil {
 			return at(err, "copy records of kind "+string(kind))
 		}
@@ -304,7 +288,7 @@ func (m *mover) records(ctx context.Context, kind store.Kind, since int64) error
 	defer cancel(nil)
 	var wg sync.WaitGroup
 	turns := make(chan struct{}, workers)
-	err := list(ctx, m.From, store.Query{Kind: kind, Since: since}, func(page []store.Record) error {
+	err := list(ctx, m.from, store.Query{Kind: kind, Since: since}, func(page []store.Record) error {
 		for batch := range slices.Chunk(page, batchSize) {
 			puts := make([]store.Record, len(batch))
 			for i, r := range batch {
@@ -333,12 +317,41 @@ func (m *mover) records(ctx context.Context, kind store.Kind, since int64) error
 
 // carried is r as it goes into the target, without what the source added to it.
 func (m *mover) carried(r store.Record) store.Record {
-	r, placed := m.Carry(r)
+	r, placed := carry(r)
 	if !placed {
 		m.unplaced.Store(follow.Name{Kind: r.Kind, ID: r.ID}, nil)
 	}
 	r.Version, r.Pos, r.Written = store.Version{}, store.Position{}, 0
 	return r
+}
+
+// carry returns r with what depends on the position and the time that the old store gave it as a part of its data: a rule keeps its place in
+// the order of changes, and a session the time of its last refresh, so that no grace window opens again. It returns equal records for equal
+// ones. placed is false for a rule that cannot be read: it gets a place after all others and matches more.
+func carry(r store.Record) (_ store.Record, placed bool) {
+	switch r.Kind {
+	case store.KindRule:
+		x, err := rules.ReadRule(r)
+		if err != nil {
+			return r, false
+		}
+		w, err := rules.RuleForm.Write(r, &x)
+		if err != nil {
+			return r, false
+		}
+		r.Data = w.Record().Data
+	case grant.Kind:
+		form := record.Form[grant.Record[string]]{Kind: grant.Kind, Check: grant.Check[string], Pack: grant.Pack[string]}
+		var g grant.Record[string]
+		if form.Read(r, &g) != nil {
+			return r, true
+		}
+		g.Rotated = g.Written(r)
+		if w, err := form.Write(r, &g); err == nil {
+			r.Data = w.Record().Data
+		}
+	}
+	return r, true
 }
 
 // write puts records into the target, over what an earlier pass put there.
@@ -348,7 +361,7 @@ func (m *mover) write(ctx context.Context, list []store.Record) error {
 		c.Puts = append(c.Puts, store.Put{Record: r})
 	}
 	if changeSize(c) <= maxChange {
-		err := apply(ctx, m.To, c)
+		err := apply(ctx, m.to, c)
 		if !errors.Is(err, store.ErrConflict) {
 			return err
 		}
@@ -377,7 +390,7 @@ func changeSize(c *store.Change) (n int) {
 // over puts one record into the target, whatever is there.
 func (m *mover) over(ctx context.Context, r store.Record) error {
 	for range 10 {
-		old, err := m.To.Get(ctx, r.Kind, r.ID)
+		old, err := m.to.Get(ctx, r.Kind, r.ID)
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return fault.NoAnswer(err, "read the target")
 		}
@@ -386,7 +399,7 @@ func (m *mover) over(ctx context.Context, r store.Record) error {
 		}
 		c := freshChange()
 		c.Puts = []store.Put{{Record: r, Expect: old.Version}}
-		if err := apply(ctx, m.To, c); !errors.Is(err, store.ErrConflict) {
+		if err := apply(ctx, m.to, c); !errors.Is(err, store.ErrConflict) {
 			return err
 		}
 	}
@@ -396,7 +409,7 @@ func (m *mover) over(ctx context.Context, r store.Record) error {
 // again writes what is in the target once more, for a new position.
 func (m *mover) again(ctx context.Context, n follow.Name) error {
 	for range 10 {
-		r, err := m.To.Get(ctx, n.Kind, n.ID)
+		r, err := m.to.Get(ctx, n.Kind, n.ID)
 		if errors.Is(err, store.ErrNotFound) {
 			return nil // it had expired
 		}
@@ -407,7 +420,7 @@ func (m *mover) again(ctx context.Context, n follow.Name) error {
 		r.Version, r.Pos, r.Written = store.Version{}, store.Position{}, 0
 		c := freshChange()
 		c.Puts = []store.Put{{Record: r, Expect: old}}
-		if err := apply(ctx, m.To, c); !errors.Is(err, store.ErrConflict) {
+		if err := apply(ctx, m.to, c); !errors.Is(err, store.ErrConflict) {
 			return err
 		}
 	}
@@ -441,14 +454,14 @@ func apply(ctx context.Context, st store.Store, c *store.Change) error {
 
 // keep writes events into the target, with the mark in the same change.
 func (m *mover) keep(ctx context.Context, events []store.Record) error {
-	w, err := CopyForm.Write(store.Record{ID: MarkID}, &m.mark)
+	w, err := CopyForm.Write(store.Record{ID: namespace.CopyID}, &m.mark)
 	if err != nil {
 		return fault.NoAnswer(err, "the mark cannot be stored")
 	}
 	c := freshChange()
 	c.Puts = []store.Put{{Record: w.Record(), Expect: m.markVersion}}
 	c.Events = events
-	err = apply(ctx, m.To, c)
+	err = apply(ctx, m.to, c)
 	if errors.Is(err, store.ErrConflict) {
 		return fault.Fail(fault.Unavailable, "another Copy writes into the target")
 	}
@@ -460,12 +473,12 @@ func (m *mover) keep(ctx context.Context, events []store.Record) error {
 // order of the newest ones may become final a little later.
 func (m *mover) events(ctx context.Context) error {
 	began := time.Now()
-	newest, err := m.From.List(ctx, store.Query{Kind: store.KindEvent, Newest: true, Limit: 1})
+	newest, err := m.from.List(ctx, store.Query{Kind: store.KindEvent, Newest: true, Limit: 1})
 	if err != nil {
 		return fault.NoAnswer(err, "list events")
 	}
 	for {
-		p, err := m.From.List(ctx, store.Query{Kind: store.KindEvent, Cursor: m.mark.Cursor, Limit: pageSize})
+		p, err := m.from.List(ctx, store.Query{Kind: store.KindEvent, Cursor: m.mark.Cursor, Limit: pageSize})
 		if errors.Is(err, store.ErrTrimmed) {
 			return fault.Fail(fault.InvalidRequest, "events were purged while they were copied: begin again with an empty target")
 		}
@@ -558,7 +571,7 @@ func (m *mover) settled(ctx context.Context, st store.Store) error {
 
 // has reports whether an event is among the newest of the target.
 func (m *mover) has(ctx context.Context, id string) (bool, error) {
-	p, err := m.To.List(ctx, store.Query{Kind: store.KindEvent, Newest: true, Limit: 1000})
+	p, err := m.to.List(ctx, store.Query{Kind: store.KindEvent, Newest: true, Limit: 1000})
 	if err != nil {
 		return false, fault.NoAnswer(err, "list events")
 	}
@@ -584,17 +597,17 @@ func (m *mover) verify(ctx context.Context) (done Moved, err error) {
 	if err != nil {
 		return done, err
 	}
-	for _, st := range []store.Store{m.From, m.To} {
+	for _, st := range []store.Store{m.from, m.to} {
 		if err := m.settled(ctx, st); err != nil {
 			return done, err
 		}
 	}
 	done.Records = map[store.Kind]int{}
 	all := sha256.New()
-	for _, kind := range append(slices.Clone(m.Kinds), store.KindEvent) {
+	for _, kind := range append(slices.Clone(kinds), store.KindEvent) {
 		var sums [2][32]byte // sums of leaves: the order of records is each store's own
 		var counts [2]int
-		for side, st := range []store.Store{m.From, m.To} {
+		for side, st := range []store.Store{m.from, m.to} {
 			chain := sha256.New()
 			err := list(ctx, st, store.Query{Kind: kind}, func(page []store.Record) error {
 				for _, r := range page {
@@ -649,7 +662,7 @@ func (m *mover) tellMoved(ctx context.Context) error {
 	if m.moved {
 		return nil
 	}
-	w, err := MovedForm.Write(store.Record{ID: MovedID}, &Tombstone{V: 1, At: time.Now().UnixMilli()})
+	w, err := namespace.MovedForm.Write(store.Record{ID: namespace.MovedID}, &namespace.Tombstone{V: 1, At: time.Now().UnixMilli()})
 	if err != nil {
 		return fault.NoAnswer(err, "the mark that the service has moved cannot be stored")
 	}
@@ -658,10 +671,10 @@ func (m *mover) tellMoved(ctx context.Context) error {
 	}
 	c := freshChange()
 	c.Puts = []store.Put{{Record: w.Record()}}
-	err = apply(ctx, m.From, c)
+	err = apply(ctx, m.from, c)
 	if err != nil {
 		// It may have been written all the same. Then the source has moved, and a repeated move continues from here.
-		if _, gerr := m.From.Get(ctx, store.KindMeta, MovedID); gerr != nil {
+		if _, gerr := m.from.Get(ctx, store.KindMeta, namespace.MovedID); gerr != nil {
 			return fault.NoAnswer(err, "write the mark that the service has moved")
 		}
 	}
@@ -671,7 +684,7 @@ func (m *mover) tellMoved(ctx context.Context) error {
 
 // cursors gives each sink its place among the target's events: as many are left to deliver as in the source.
 func (m *mover) cursors(ctx context.Context) error {
-	return list(ctx, m.From, store.Query{Kind: deliver.Kind}, func(page []store.Record) error {
+	return list(ctx, m.from, store.Query{Kind: deliver.Kind}, func(page []store.Record) error {
 		for _, r := range page {
 			var rec deliver.Cursor
 			if deliver.CursorForm.Read(r, &rec) != nil {
@@ -700,7 +713,7 @@ func (m *mover) cursors(ctx context.Context) error {
 // place translates a sink's cursor from the source's events to the target's.
 func (m *mover) place(ctx context.Context, rec *deliver.Cursor) (next deliver.Cursor, err error) {
 	left := 0
-	err = list(ctx, m.From, store.Query{Kind: store.KindEvent, Cursor: rec.Cursor}, func(page []store.Record) error {
+	err = list(ctx, m.from, store.Query{Kind: store.KindEvent, Cursor: rec.Cursor}, func(page []store.Record) error {
 		for _, e := range page {
 			if !slices.Contains(rec.Seen, e.ID) {
 				left++
@@ -714,7 +727,7 @@ func (m *mover) place(ctx context.Context, rec *deliver.Cursor) (next deliver.Cu
 
 	next = deliver.Cursor{V: 1, Done: rec.Done, Ext: rec.Ext}
 	for behind := m.mark.Events - left; behind > 0; {
-		p, err := m.To.List(ctx, store.Query{Kind: store.KindEvent, Cursor: next.Cursor, Limit: min(behind, pageSize)})
+		p, err := m.to.List(ctx, store.Query{Kind: store.KindEvent, Cursor: next.Cursor, Limit: min(behind, pageSize)})
 		if err != nil {
 			return next, fault.NoAnswer(err, "list events")
 		}
@@ -733,17 +746,17 @@ func (m *mover) place(ctx context.Context, rec *deliver.Cursor) (next deliver.Cu
 // finish makes the target a service. Its positions must lie after all of the source's, or new rules would not reach old
 // tokens.
 func (m *mover) finish(ctx context.Context, began time.Time) error {
-	last, err := newest(ctx, m.From)
+	last, err := newest(ctx, m.from)
 	if err != nil {
 		return err
 	}
 	var head store.Position
 	for deadline := time.Now().Add(patience); ; {
 		// A state record that serves for its position alone.
-		if err := m.over(ctx, store.Record{Kind: store.KindMeta, ID: MarkID, Data: []byte(time.Now().Format(time.RFC3339Nano))}); err != nil {
+		if err := m.over(ctx, store.Record{Kind: store.KindMeta, ID: namespace.CopyID, Data: []byte(time.Now().Format(time.RFC3339Nano))}); err != nil {
 			return err
 		}
-		if head, err = newest(ctx, m.To); err != nil {
+		if head, err = newest(ctx, m.to); err != nil {
 			return err
 		}
 		if head.N > last.N {
@@ -765,11 +778,17 @@ func (m *mover) finish(ctx context.Context, began time.Time) error {
 	}
 
 	// Read again: while the first pass ran, a service with longer lifetimes may have been started.
-	r, err := m.From.Get(ctx, store.KindMeta, m.Meta)
+	r, err := m.from.Get(ctx, store.KindMeta, namespace.ID)
 	if err != nil {
 		return fault.NoAnswer(err, "read the source")
 	}
-	w, err := m.Open(r, head.History, began.Add(-overlap), time.Now().Add(overlap))
+	var rec namespace.Record
+	if err := commit.Read(&namespace.MetaForm, r, &rec); err != nil {
+		return err
+	}
+	rec.History = head.History
+	rec.Copied = [2]int64{began.Add(-overlap).UnixMilli(), time.Now().Add(overlap).UnixMilli()}
+	w, err := commit.Write(&namespace.MetaForm, store.Record{ID: namespace.ID}, &rec)
 	if err != nil {
 		return err
 	}

@@ -1,5 +1,6 @@
 // Package namespace is what the services on one namespace of a store agree on. It owns the record of this: whose namespace it is, the
-// random name that is part of every MAC and hash, the longest lifetimes ever configured, and the store's history that was accepted.
+// random name that is part of every MAC and hash, the longest lifetimes ever configured, and the store's history that was accepted; and the
+// tombstone of a service that has moved.
 //
 // It promises that one issuer owns a namespace, and that no service makes one of its own beside records whose namespace record is gone.
 // The figures of Life only grow while a process runs. Where the record cannot be read, Sure is false: nothing may be purged, since
@@ -19,13 +20,21 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/fault"
-	"github.com/apitoken-go/apitoken/internal/mover"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// ID is of the namespace's record, of kind store.KindMeta.
-const ID = "service"
+// IDs of records of kind store.KindMeta.
+const (
+	ID      = "service" // of a namespace
+	MovedID = "moved"   // of one whose service has moved to another store
+)
+
+// CopyKind and CopyID are of the mark in a namespace into which a service is being copied: package mover's.
+const (
+	CopyKind = store.Kind("copy")
+	CopyID   = "copy"
+)
 
 // Record is the namespace as it is stored.
 type Record struct {
@@ -44,8 +53,18 @@ type Record struct {
 	record.Ext
 }
 
-// MetaForm is the form of Record.
-var MetaForm = record.Form[Record]{Kind: store.KindMeta}
+// Tombstone is the record with MovedID. Every service on the namespace follows it.
+type Tombstone struct {
+	V  int   `json:"v"`
+	At int64 `json:"at"` // Unix ms
+	record.Ext
+}
+
+// The forms of Record and Tombstone.
+var (
+	MetaForm  = record.Form[Record]{Kind: store.KindMeta}
+	MovedForm = record.Form[Tombstone]{Kind: store.KindMeta}
+)
 
 // Life is the longest that tokens of the namespace's services may ever live.
 type Life struct {
@@ -105,7 +124,7 @@ func (s *Space) open(ctx context.Context) error {
 		if err := commit.Read(&MetaForm, r, &m); err != nil {
 			return err
 		}
-		if _, err := st.Get(ctx, store.KindMeta, mover.MovedID); err == nil {
+		if _, err := st.Get(ctx, store.KindMeta, MovedID); err == nil {
 			return fault.Wrong("Store", "the service has moved to another store")
 		}
 	}
@@ -136,7 +155,7 @@ func (s *Space) refuseStrange(ctx context.Context) error {
 	if err != nil {
 		return fault.NoAnswer(err, "read the store")
 	}
-	if _, err := st.Get(ctx, mover.KindMark, mover.MarkID); err == nil {
+	if _, err := st.Get(ctx, CopyKind, CopyID); err == nil {
 		return fault.Wrong("Store", "a Copy into it has not succeeded yet: repeat it")
 	}
 	if len(v.Records) == 0 || v.Records[0].Kind == store.KindMeta {

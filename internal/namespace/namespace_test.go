@@ -12,7 +12,6 @@ import (
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/internal/follow"
-	"github.com/apitoken-go/apitoken/internal/mover"
 	"github.com/apitoken-go/apitoken/internal/namespace"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/apitoken-go/apitoken/store/memstore"
@@ -125,10 +124,10 @@ func TestNoNamespaceIsMadeBesideStrangeRecords(t *testing.T) {
 		why   string
 	}{
 		"records without a namespace": {[]store.Record{{Kind: store.KindRole, ID: "admin", Data: []byte(`{}`)}}, "no namespace"},
-		"a copy that has not ended":   {[]store.Record{{Kind: mover.KindMark, ID: mover.MarkID, Data: []byte(`{}`)}}, "Copy"},
+		"a copy that has not ended":   {[]store.Record{{Kind: namespace.CopyKind, ID: namespace.CopyID, Data: []byte(`{}`)}}, "Copy"},
 		"a service that has moved": {[]store.Record{
 			{Kind: store.KindMeta, ID: namespace.ID, Data: []byte(`{"v":1,"issuer":"` + issuer + `","ns":"00112233445566778899aabbccddeeff","history":0,"access":0,"grant":0}`)},
-			{Kind: store.KindMeta, ID: mover.MovedID, Data: []byte(`{}`)},
+			{Kind: store.KindMeta, ID: namespace.MovedID, Data: []byte(`{}`)},
 		}, "moved"},
 		"a newer version": {[]store.Record{
 			{Kind: store.KindMeta, ID: namespace.ID, Data: []byte(`{"v":2,"issuer":"` + issuer + `","ns":"00112233445566778899aabbccddeeff","history":0,"access":0,"grant":0}`)},

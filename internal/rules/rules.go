@@ -23,6 +23,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/feed"
 	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
@@ -546,14 +547,14 @@ func (b *Book) Ended(id string) bool {
 }
 
 // EnterHashed enters a rule as it travels.
-func (b *Book) EnterHashed(r HashedRule) {
+func (b *Book) EnterHashed(r feed.Entry) {
 	var k targetKind
 	for i := TargetToken; i < targetKinds; i++ {
 		if targetNames[i] == r.Kind {
 			k = i
 		}
 	}
-	c := r.Class
+	c := Class(r.Class)
 	if k == TargetNone || c > classBefore {
 		// A newer source says something that this program does not know: nothing may pass by it.
 		b.raise(classAlways, Target{Kind: TargetAll}, 1, 0)
@@ -597,28 +598,20 @@ func HashTarget(key []byte, namespace string, k targetKind, issuer, id, holder s
 	return [16]byte(m.Sum(nil)[:16])
 }
 
-// HashedRule is a rule as it travels, without reason and actor.
-type HashedRule struct {
-	Class              Class
-	Kind               string
-	Hash               [16]byte
-	Value, At, Expires int64
-}
-
 // Hashed is x as it travels.
-func (x *Record) Hashed(key []byte, ns string) HashedRule {
+func (x *Record) Hashed(key []byte, ns string) feed.Entry {
 	t := x.Target
 	kind, id, holder := t.Indexed()
-	e := HashedRule{Kind: kind.String(), At: x.At / 1000}
+	e := feed.Entry{Kind: kind.String(), At: x.At / 1000}
 	switch {
 	case !t.Before.IsZero():
-		e.Class, e.Value = classBefore, t.Before.Unix()
+		e.Class, e.Value = uint8(classBefore), t.Before.Unix()
 	case kind == TargetToken || kind == TargetKey:
-		e.Class, e.Value = classAlways, 1
+		e.Class, e.Value = uint8(classAlways), 1
 	case x.Mint || kind == TargetRole:
-		e.Class, e.Value = classView, x.Q
+		e.Class, e.Value = uint8(classView), x.Q
 	default:
-		e.Class, e.Value = classBirth, x.Q
+		e.Class, e.Value = uint8(classBirth), x.Q
 	}
 	if kind != TargetAll {
 		e.Hash = HashTarget(key, ns, kind, t.Issuer, id, holder)
