@@ -6,15 +6,14 @@ import (
 	"context"
 	"log/slog"
 	"maps"
-	"net/url"
 	"reflect"
 	"regexp"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/deliver"
+	"github.com/apitoken-go/apitoken/internal/issuers"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/keyhash"
@@ -145,35 +144,9 @@ var (
 	nameShape   = regexp.MustCompile(`^[\x21\x23-\x5B\x5D-\x7E]{1,255}$`) // NQCHAR of RFC 6749 appendix A
 )
 
-// checkIssuer refuses issuers that RFC 8414 §2 does not allow; http only on loopback.
-func checkIssuer(iss string) string {
-	u, err := url.Parse(iss)
-	switch {
-	case iss == "":
-		return "is required"
-	case err != nil || u.Host == "" || u.User != nil:
-		return "must be a URL such as https://auth.example.com"
-	case u.RawQuery != "" || u.Fragment != "" || strings.ContainsAny(iss, "?#"):
-		return "must have no query and no fragment (RFC 8414 §2)"
-	case len(iss) > 512:
-		return "is over 512 bytes"
-	case u.Scheme == "https":
-		return ""
-	case u.Scheme == "http" && loopback(u.Hostname()):
-		return ""
-	case u.Scheme == "http":
-		return "must be https: http is for loopback only"
-	}
-	return "must be an https URL"
-}
-
-func loopback(host string) bool {
-	return host == "localhost" || strings.HasSuffix(host, ".localhost") || host == "127.0.0.1" || host == "::1"
-}
-
 // check fills defaults and refuses what is dangerous or contradictory.
 func (c *Config) check() error {
-	if why := checkIssuer(c.Issuer); why != "" {
+	if why := issuers.CheckName(c.Issuer); why != "" {
 		return wrong("Issuer", "%s", why)
 	}
 	if c.Audience == "" {

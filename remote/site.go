@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -18,6 +17,7 @@ import (
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/feed"
 	"github.com/apitoken-go/apitoken/internal/fetch"
+	"github.com/apitoken-go/apitoken/internal/issuers"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -89,15 +89,10 @@ func (m *metadata) revocations(c *apitoken.ClientAuth) string {
 }
 
 func newSite(issuer string, c *http.Client) (*site, error) {
-	u, err := url.Parse(issuer)
-	switch {
-	case issuer == "":
-		return nil, refuse("Issuer", "is required")
-	case err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.ContainsAny(issuer, "?#"):
-		return nil, refuse("Issuer", "must be a URL such as https://auth.example.com, without query and fragment")
-	case !secure(u):
-		return nil, refuse("Issuer", "must be https: http is for loopback only")
+	if why := issuers.CheckName(issuer); why != "" {
+		return nil, refuse("Issuer", why)
 	}
+	u, _ := url.Parse(issuer) // which CheckName could
 	s := &site{issuer: u, name: issuer, first: make(chan struct{}, 1)}
 	s.http, s.own = careful(c)
 	s.ctx, s.stop = context.WithCancel(context.Background())
@@ -114,14 +109,6 @@ func (s *site) close() {
 	if s.own != nil {
 		s.own.CloseIdleConnections()
 	}
-}
-
-func secure(u *url.URL) bool { return u.Scheme == "https" || u.Scheme == "http" && loopback(u) }
-
-func loopback(u *url.URL) bool {
-	host := u.Hostname()
-	ip := net.ParseIP(host)
-	return host == "localhost" || strings.HasSuffix(host, ".localhost") || ip != nil && ip.IsLoopback()
 }
 
 // careful is c, or a default, without redirects: what answers for an issuer is the issuer.
@@ -341,7 +328,7 @@ func (s *site) check(raw string, own bool) error {
 	switch {
 	case err != nil || u.Host == "" || u.User != nil:
 		return errors.New("is no URL")
-	case !secure(u) || u.Scheme == "http" && !loopback(s.issuer):
+	case !issuers.Secure(u) || u.Scheme == "http" && !issuers.Loopback(s.issuer):
 		return errors.New("is not https")
 	case own && (u.Scheme != s.issuer.Scheme || !strings.EqualFold(u.Host, s.issuer.Host)):
 		return errors.New("is of another origin than the issuer")
@@ -378,7 +365,7 @@ type keyAnswer struct {
 // answer is bounded in size and time; redirects are not followed. c is as Config.HTTP. With another URL every reading fails.
 func Keys(from string, c *http.Client) feed.KeySource {
 	u, err := url.Parse(from)
-	if err != nil || u.Host == "" || u.User != nil || !secure(u) {
+	if err != nil || u.Host == "" || u.User != nil || !issuers.Secure(u) {
 		return brokenKeys{errors.New("remote: a key set has an https URL, or http on loopback")}
 	}
 	client, _ := careful(c)

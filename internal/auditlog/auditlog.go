@@ -161,8 +161,7 @@ func (l *Log[S]) Flush(ctx context.Context) {
 // FlushRefusals writes the refusals that were counted, so that a listing has them.
 func (l *Log[S]) FlushRefusals(ctx context.Context) error {
 	return l.Tally.Flush(ctx, func(ctx context.Context, list []*usage.Refused) error {
-		c := new(commit.Change)
-		c.Init()
+		c := commit.NewChange()
 		for _, x := range list {
 			e := summed[S](x)
 			c.Events = append(c.Events, l.Record(&e, make([]byte, 0, Room)))

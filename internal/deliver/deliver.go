@@ -279,8 +279,7 @@ func (f *Feed) write(ctx context.Context) error {
 }
 
 func (f *Feed) put(ctx context.Context) error {
-	c := new(commit.Change)
-	c.Init()
+	c := commit.NewChange()
 	if err := commit.Put(c, &CursorForm, store.Record{ID: f.c.Name}, &f.rec, f.version); err != nil {
 		return err
 	}

@@ -176,8 +176,7 @@ func (l *Log) Reserve(ctx context.Context, limit Limit) (Reserved, error) {
 			return Reserved{}, e
 		}
 		got := max((limit.Max-spent.N)/16, 1)
-		c := new(commit.Change)
-		c.Init()
+		c := commit.NewChange()
 		next := &Spent{V: 1, N: spent.N + got, From: spent.From, Ext: spent.Ext}
 		if err := commit.Put(c, &SpentForm, store.Record{ID: limit.Counter, Expires: limit.Expires}, next, v); err != nil {
 			return Reserved{}, err

@@ -395,8 +395,7 @@ func (l *Log) giveBack(id Of, u *Record) {
 func (l *Log) write(ctx context.Context, batch map[Of]*Record) error {
 	for try := 0; try < writeTries; try++ {
 		next := make(map[Of]storedUse, len(batch))
-		c := new(commit.Change)
-		c.Init()
+		c := commit.NewChange()
 		for id, u := range batch {
 			old, err := l.read(ctx, id, try > 0)
 			if err != nil {
