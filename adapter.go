@@ -133,7 +133,7 @@ func (a *Adapter) Genuine(ctx context.Context, token string) error {
 // without those that Config.Scopes does not name. It is for endpoints that leave out what is too much rather than refuse it
 // (RFC 6749 §3.3).
 func (a *Adapter) Narrow(asked, most Scopes) Scopes {
-	x := ceiling{cfg: &a.cfg}
+	x := scopeLimit{known: a.cfg.Scopes}
 	x.meet("the holder", most)
 	x.meet("the request", asked)
 	return x.all()
@@ -202,10 +202,7 @@ func (a *Adapter) Check(ctx context.Context, r Request) error {
 	if r.Grant != "" {
 		return fail(ErrInvalidRequest, "a request under a grant is not checked ahead")
 	}
-	who, err := a.Clients.caller(ctx, r.Auth)
-	if err == nil {
-		err = a.Clients.await(ctx, r.Client)
-	}
+	who, err := a.Clients.caller(ctx, r.Auth, r.Client, new(refusal))
 	if err != nil {
 		return err
 	}
@@ -251,12 +248,8 @@ func (a *Adapter) Refused(ctx context.Context, by ClientAuth, reason, why string
 		if a.Clients.lookup(by.ID) != nil {
 			known.Claimed = by.ID
 		}
-	} else {
-		who, err := a.Clients.caller(ctx, by)
-		if err != nil {
-			return
-		}
-		known.by(&who)
+	} else if _, err := a.Clients.caller(ctx, by, "", &known); err != nil {
+		return
 	}
 	if known.Named() {
 		a.denied(ctx, reason, known, fail(ErrDenied, "%s", why))

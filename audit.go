@@ -491,7 +491,7 @@ func (s *core) delivery(x Sink) deliver.Config {
 func newAuditLog(s *core) *auditlog.Log[Scope] {
 	l := auditlog.New[Scope](auditlog.Config{
 		Writer: &s.writer, Now: s.now, Log: s.log, Issuer: s.cfg.Issuer, Keep: s.cfg.KeepEvents, Go: s.goRun,
-		GrantLife: func() time.Duration { return s.space.Life().Grant + grantSlack },
+		GrantLife: func() time.Duration { return s.space.Life().Grant + grant.Slack },
 	})
 	for _, x := range s.cfg.Sinks {
 		l.Attach(s.delivery(x))

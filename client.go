@@ -1,11 +1,10 @@
-// Clients as their host registers them: made, read, changed, given secrets. clientproof.go finds out which one calls, registration.go
-// holds what clients may do to themselves; internal/clients knows how they are stored and which ones there are.
+// Clients as their host registers them: made, read, changed, given secrets. caller.go has what a client does itself; internal/clients
+// knows how they are stored and which ones there are.
 
 package apitoken
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"iter"
 	"slices"
@@ -61,32 +60,6 @@ type Client struct {
 	// BindDPoP and BindCertificate refuse this client tokens that are not bound to a DPoP key (RFC 9449 §5.2), or to its
 	// TLS certificate (RFC 8705 §3.4), at the token endpoint.
 	BindDPoP, BindCertificate bool
-}
-
-// ClientAuth is a client's credential: ID and one of the others, or ID alone for a public client.
-type ClientAuth struct {
-	ID     string
-	Secret Secret
-	// Assertion is a JWT that the client signed (RFC 7523 §2.2), good once; ID may then be empty. Its aud must be this issuer and
-	// nothing else (draft-ietf-oauth-rfc7523bis §4), or one of Endpoints.
-	Assertion Secret
-	// Endpoints are URLs that an assertion may be for as well, such as the token endpoint's: for clients that cannot name the
-	// issuer. A server that a client is led to believe is this one could then use what the client signs for it. Empty: none; with
-	// Config.FAPI they are not looked at.
-	Endpoints []string
-	// Certificate is what the client's TLS connection showed (RFC 8705 §2). CertificateVerified says that its chain was
-	// verified up to a CA that names clients.
-	Certificate         *x509.Certificate
-	CertificateVerified bool
-
-	confirmed *confirmation
-}
-
-// confirmation is the outcome of an authentication, carried on to the calls that follow it in one request.
-type confirmation struct {
-	of    *Clients
-	id    string
-	proof clientauth.Proof
 }
 
 // Clients are the registered clients of a service. They are state: every process knows them all.
@@ -146,10 +119,7 @@ func (cs *Clients) check(c *Client) error {
 	if err := c.toRecord(&clients.Record{}).Check(c.ID, cs.terms()); err != nil {
 		return public(err)
 	}
-	if err := c.Scopes.check(); err != nil {
-		return err
-	}
-	if err := cs.s.cfg.known(c.Scopes); err != nil {
+	if err := registry(cs.s.cfg.Scopes).check(c.Scopes); err != nil {
 		return err
 	}
 	if len(c.Audiences) > maxAudiences {

@@ -317,31 +317,16 @@ func (c *Config) checkRole(role string, scopes Scopes) error {
 	if !nameShape.MatchString(role) {
 		return fail(ErrInvalidRequest, "role %q is not 1 to 255 printable ASCII characters without space, quote and backslash", role)
 	}
-	if err := scopes.check(); err != nil {
+	if err := registry(c.Scopes).check(scopes); err != nil {
 		return fail(ErrInvalidScope, "role %q: %s", role, detailOf(err))
 	}
-	return c.known(scopes)
+	return nil
 }
 
 // isNil reports whether v is nil or holds a nil pointer, such as what a constructor returned beside an error that nobody read.
 func isNil(v any) bool {
 	p := reflect.ValueOf(v)
 	return v == nil || p.Kind() == reflect.Pointer && p.IsNil()
-}
-
-// known refuses scopes that are not in the registry, so that a typo is an error where it is made.
-func (c *Config) known(scopes Scopes) error {
-	for _, s := range scopes {
-		if !c.knows(s) {
-			return fail(ErrInvalidScope, "scope %q is not in Config.Scopes", s)
-		}
-	}
-	return nil
-}
-
-func (c *Config) knows(s Scope) bool {
-	_, ok := c.Scopes[s]
-	return ok || c.Scopes == nil
 }
 
 // Validation is how strictly tokens are checked. The zero value is the strict default.

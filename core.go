@@ -4,7 +4,6 @@ package apitoken
 
 import (
 	"context"
-	"errors"
 	"iter"
 	"log/slog"
 	"maps"
@@ -26,6 +25,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/retry"
 	"github.com/apitoken-go/apitoken/internal/revoke"
+	"github.com/apitoken-go/apitoken/internal/roles"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/ticket"
 	"github.com/apitoken-go/apitoken/store"
@@ -199,9 +199,6 @@ const ruleSlack = rules.Slack
 // before.
 const maxPrepared = rules.MaxPrepared
 
-// grantSlack keeps a grant's record for a while behind its end, so that what comes late is told from junk.
-const grantSlack = 24 * time.Hour
-
 // Two places in the order of changes decide whether a rule refuses something: where its identity was confirmed, and what was
 // known when it was made. Both are taken here and nowhere else, so that nothing is stamped with a place that is later than what
 // was looked at: a test sees to it that no other file asks for the position.
@@ -251,39 +248,6 @@ func (m moment) stamp(b birth) rules.Positions { return rules.Positions{Birth: b
 // passed reports whether a rule came since the moment, or is on its way.
 func (m moment) passed(rules *rules.Book) bool {
 	return rules.Version.Load() != m.rules || rules.Pending.Load() != nil
-}
-
-// overtaking is what came while something was made: a rule that ended what it is made of, or else a change after which it is planned
-// again.
-type overtaking struct {
-	why   *Error
-	ended bool
-}
-
-func (o *overtaking) Error() string { return o.why.Error() }
-
-// settle is the loop of everything that is made: it tries until no other writer and no change overtakes the try. Each try has a moment
-// of its own; who it is for was confirmed when it was. An *overtaking that comes back says that what it is made of has ended. busy is
-// the detail of the error for a caller whom other writers overtake each time.
-func settle[T any](ctx context.Context, s *core, m moment, busy string, try func(moment) (T, error)) (T, error) {
-	for n := 1; ; n++ {
-		x, err := try(m)
-		late, _ := err.(*overtaking)
-		switch {
-		case late != nil && late.ended, late == nil && !errors.Is(err, store.ErrConflict):
-			return x, err
-		case n < commit.Tries:
-			// A change that is on its way to the store has no place in the order yet: what is made now would fall to it too.
-			if late != nil && s.rules.Pending.Load() != nil && !follow.Sleep(ctx, follow.Jitter(time.Millisecond<<n)) {
-				return x, late.why
-			}
-			m.view = s.begin(ctx).view
-		case late != nil:
-			return x, late.why
-		default:
-			return x, tryAgain("%s", busy)
-		}
-	}
 }
 
 type begunKey struct{}
@@ -392,6 +356,11 @@ func readGrant(r store.Record) (*grantRecord, error) {
 	g := new(grantRecord)
 	return g, read(&grantForm, r, g)
 }
+
+// roleRecord is a role as it is stored.
+type roleRecord = roles.Record[Scope]
+
+var roleForm = record.Form[roleRecord]{Kind: store.KindRole, Check: roles.Check[Scope]}
 
 // ticketRecord is a ticket as it is stored.
 type ticketRecord = ticket.Record[Scope]

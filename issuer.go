@@ -3,6 +3,7 @@
 package apitoken
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,8 @@ import (
 
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/commit"
+	"github.com/apitoken-go/apitoken/internal/follow"
+	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/granttype"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/ratchet"
@@ -151,7 +154,7 @@ type minter struct {
 }
 
 func newMinter(s *core, signing *SigningKeys, clients *Clients, keys *APIKeys) *minter {
-	return &minter{core: s, clients: clients, signing: signing, apiKeys: keys, roles: newRoleBook(s), sessions: newSessions(s),
+	return &minter{core: s, clients: clients, signing: signing, apiKeys: keys, roles: new(roleBook), sessions: newSessions(s),
 		ratchet: ratchet.Ratchet{Keys: signing.ring, Namespace: func() string { return s.ns }, Prefix: s.cfg.Prefix}}
 }
 
@@ -236,6 +239,39 @@ func (s *minter) make(ctx context.Context, m moment, next func(moment) (*plan, e
 	return nil, tryAgain("a revocation came while the token was made: ask again, if who it is for still stands")
 }
 
+// overtaking is what came while something was made: a rule that ended what it is made of, or else a change after which it is planned
+// again.
+type overtaking struct {
+	why   *Error
+	ended bool
+}
+
+func (o *overtaking) Error() string { return o.why.Error() }
+
+// settle is the loop of everything that is made: it tries until no other writer and no change overtakes the try. Each try has a moment
+// of its own; who it is for was confirmed when it was. An *overtaking that comes back says that what it is made of has ended. busy is
+// the detail of the error for a caller whom other writers overtake each time.
+func settle[T any](ctx context.Context, s *core, m moment, busy string, try func(moment) (T, error)) (T, error) {
+	for n := 1; ; n++ {
+		x, err := try(m)
+		late, _ := err.(*overtaking)
+		switch {
+		case late != nil && late.ended, late == nil && !errors.Is(err, store.ErrConflict):
+			return x, err
+		case n < commit.Tries:
+			// A change that is on its way to the store has no place in the order yet: what is made now would fall to it too.
+			if late != nil && s.rules.Pending.Load() != nil && !follow.Sleep(ctx, follow.Jitter(time.Millisecond<<n)) {
+				return x, late.why
+			}
+			m.view = s.begin(ctx).view
+		case late != nil:
+			return x, late.why
+		default:
+			return x, tryAgain("%s", busy)
+		}
+	}
+}
+
 // overtaken asks the rules about what was made: nil, or an *overtaking. A login is asked about only where a rule came since it was
 // planned: one that was there before ends what was issued until then, to the second, and says nothing of who logs in.
 func (s *minter) overtaken(p *plan, rs *rules.Subject) error {
@@ -286,32 +322,14 @@ func (s *minter) record(ctx context.Context, p *plan, done **stamp) (*Issued, er
 		p.note(g, t)
 	}
 	var v store.Version
-	write := func(more func(*change) error) error {
-		c := s.newChange()
-		if g != nil {
-			if err := putGrant(c, t.grant, g, store.Version{}); err != nil {
-				return err
-			}
-		}
-		if p.writes != nil {
-			if err := p.writes(c, t); err != nil {
-				return err
-			}
-		}
-		c.event(ctx, p.eventOf(t))
-		if more != nil {
-			if err := more(c); err != nil {
-				return err
-			}
-		}
-		_, err := s.commit(ctx, c)
-		v = c.ID
+	write := func(room grant.Room[Scope]) (err error) {
+		v, err = s.write(ctx, p, t, g, room)
 		return err
 	}
 	if g != nil {
-		err = s.sessions.open(ctx, g, t.grant, write)
+		err = public(s.sessions.Open(ctx, p.subject, write))
 	} else {
-		err = write(nil)
+		err = write(grant.Room[Scope]{})
 		t.of = p
 		*done = &t
 	}
@@ -324,7 +342,7 @@ func (s *minter) record(ctx context.Context, p *plan, done **stamp) (*Issued, er
 	}
 
 	err = s.overtaken(p, rs)
-	if err == nil || g != nil && s.sessions.crowdedOut(rs) {
+	if err == nil || g != nil && s.sessions.CrowdedOut(rs) {
 		return p.handOut(i)
 	}
 	if g != nil && !err.(*overtaking).ended {
@@ -334,6 +352,30 @@ func (s *minter) record(ctx context.Context, p *plan, done **stamp) (*Issued, er
 		}
 	}
 	return nil, err
+}
+
+// write writes in one change what p spends, the event, and the session g that opens, if one does, within the room that there is.
+func (s *minter) write(ctx context.Context, p *plan, t stamp, g *grantRecord, room grant.Room[Scope]) (store.Version, error) {
+	began := time.Now()
+	c := s.newChange()
+	if p.writes != nil {
+		if err := p.writes(c, t); err != nil {
+			return c.ID, err
+		}
+	}
+	c.event(ctx, p.eventOf(t))
+	if g != nil {
+		if err := s.sessions.enter(ctx, c, room, t.grant, g); err != nil {
+			return c.ID, err
+		}
+	}
+	if _, err := s.commit(ctx, c); err != nil {
+		return c.ID, err
+	}
+	for range room.End {
+		s.observe(ctx, Observation{Op: "revoke", Took: time.Since(began)})
+	}
+	return c.ID, nil
 }
 
 // own reports whether the token is the client's own. No subject goes by a client's ID.
@@ -481,18 +523,11 @@ func (s *Service) Issue(ctx context.Context, r Request) (*Issued, error) {
 
 // issue notes in known which client asks, and of which grant.
 func (s *minter) issue(ctx context.Context, r Request, known *refusal) (*Issued, error) {
-	if r.Client != "" && r.Auth.ID != "" && r.Auth.ID != r.Client {
-		return nil, fail(ErrInvalidRequest, "Client and Auth name different clients")
-	}
 	m := s.begin(ctx)
-	who, err := s.clients.caller(ctx, r.Auth)
-	if err == nil {
-		err = s.clients.await(ctx, r.Client)
-	}
+	who, err := s.clients.caller(ctx, r.Auth, r.Client, known)
 	if err != nil {
 		return nil, err
 	}
-	known.by(&who)
 	return s.make(ctx, m, func(m moment) (*plan, error) {
 		if r.Grant != "" {
 			return s.planMore(ctx, m, &r, &who, known)
@@ -504,103 +539,66 @@ func (s *minter) issue(ctx context.Context, r Request, known *refusal) (*Issued,
 // planLogin is what r asks for, of a subject for whom the host vouches or of a client for itself. It opens a session where r asks for
 // a refresh token.
 func (s *minter) planLogin(m moment, r *Request, who *caller) (*plan, error) {
-	id := r.Client
-	if id == "" {
-		id = who.id()
+	if r.Subject != "" {
+		if err := checkSubject(r.Subject); err != nil {
+			return nil, err
+		}
+		if r.Subject == s.cfg.FirstParty || s.clients.lookup(r.Subject) != nil {
+			return nil, fail(ErrInvalidRequest, "the subject is a client's ID: its tokens would pass for the client's own")
+		}
 	}
-	if !who.none() && who.id() != id {
-		return nil, fail(ErrInvalidRequest, "Client and Auth name different clients")
-	}
-	p := &plan{subject: r.Subject, binding: r.Binding, moment: m, from: m.login(), login: true, opens: r.Refresh, event: event.Issued}
-	if err := s.planClient(p, r, id, who); err != nil {
+	c, err := s.asker(r, who)
+	if err != nil {
 		return nil, err
 	}
-	if err := checkSubject(p.subject); err != nil {
-		return nil, err
+	p := &plan{client: c, subject: cmp.Or(r.Subject, c.ID), roles: slices.Clone(r.Roles), moment: m, from: m.login(), login: true,
+		opens: r.Refresh, event: event.Issued}
+
+	most := s.ceiling(&c)
+	if len(r.Roles) > 0 {
+		given, err := s.roles.Expand(r.Roles)
+		if err != nil {
+			return nil, public(err)
+		}
+		most.meet("the roles", given)
+		most.whole, most.cuts = true, true
 	}
-	if r.Refresh && id != "" && !slices.Contains(p.client.GrantTypes, granttype.RefreshToken) {
-		return nil, fail(ErrDenied, "client %q has no grant type refresh_token", id)
-	}
-	if err := checkBinding(r.Binding); err != nil {
-		return nil, err
-	}
-	most := s.ceiling(&p.client)
-	var err error
-	if p.scopes, err = s.roles.scopesFor(&most, r.Scopes, r.Roles); err != nil {
-		return nil, err
-	}
-	p.roles = slices.Clone(r.Roles)
-	if p.audiences, err = most.targets(r.Audiences); err != nil {
-		return nil, err
-	}
-	if p.life, err = most.lifetime(r.Lifetime); err != nil {
-		return nil, err
-	}
-	if err := p.narrowTo(r.narrow); err != nil {
-		return nil, err
-	}
-	p.claims, err = marshalClaims(r.Claims)
-	return p, err
+	return p, p.below(&most, r)
 }
 
-// narrowTo makes this token be for some of the audiences only.
-func (p *plan) narrowTo(audiences []string) error {
-	list, bad := among(p.audiences, audiences)
-	if bad != "" {
-		return fail(ErrInvalidTarget, "audience %q was not granted, or is named twice", bad)
+// asker is the client that asks for a login: the host itself, one that proved who it is, or one that the host names with a subject.
+func (s *minter) asker(r *Request, who *caller) (c Client, err error) {
+	switch {
+	case !who.none():
+		c, err = who.now(s.clients)
+	case r.Subject == "" && r.Client == "":
+		err = fail(ErrInvalidRequest, "neither a Subject nor a Client")
+	case r.Subject == "":
+		err = fail(ErrInvalidClient, "a client's own tokens are for whoever proves to be it")
+	case r.Client == "":
+		return Client{ID: s.cfg.FirstParty, Public: true}, nil
+	default:
+		c, err = s.clients.enabled(r.Client)
 	}
-	if len(list) > 0 {
-		p.narrow = list
+	switch has := func(grantType string) bool { return slices.Contains(c.GrantTypes, grantType) }; {
+	case err != nil:
+	case r.Subject != "" && r.Refresh && !has(granttype.RefreshToken):
+		err = fail(ErrDenied, "client %q has no grant type refresh_token", c.ID)
+	case r.Subject != "":
+	case c.Public:
+		err = fail(ErrDenied, "a public client has no credential and no tokens of its own")
+	case !has(granttype.ClientCredentials):
+		err = fail(ErrDenied, "client %q has no grant type client_credentials", c.ID)
+	case r.Refresh:
+		err = fail(ErrInvalidRequest, "a client's own tokens have no refresh token (RFC 6749 §4.4.3)")
 	}
-	return nil
-}
-
-// planClient decides who asks: the host itself, a client for a subject that the host vouches for, or a client for
-// itself, which must prove it.
-func (s *minter) planClient(p *plan, r *Request, id string, who *caller) error {
-	if id == "" {
-		if r.Subject == "" {
-			return fail(ErrInvalidRequest, "neither a Subject nor a Client")
-		}
-		p.client = Client{ID: s.cfg.FirstParty, Public: true}
-	} else if !who.none() {
-		c, err := who.now(s.clients)
-		if err != nil {
-			return err
-		}
-		p.client = c
-	} else if r.Subject == "" {
-		return fail(ErrInvalidClient, "a client's own tokens are for whoever proves to be it")
-	} else {
-		c, err := s.clients.enabled(id)
-		if err != nil {
-			return err
-		}
-		p.client = c
-	}
-	if r.Subject == "" {
-		if p.client.Public {
-			return fail(ErrDenied, "a public client has no credential and no tokens of its own")
-		}
-		if !slices.Contains(p.client.GrantTypes, granttype.ClientCredentials) {
-			return fail(ErrDenied, "client %q has no grant type client_credentials", id)
-		}
-		if r.Refresh {
-			return fail(ErrInvalidRequest, "a client's own tokens have no refresh token (RFC 6749 §4.4.3)")
-		}
-		p.subject = p.client.ID
-		return nil
-	}
-	if r.Subject == s.cfg.FirstParty || s.clients.lookup(r.Subject) != nil {
-		return fail(ErrInvalidRequest, "the subject is a client's ID: its tokens would pass for the client's own")
-	}
-	return nil
+	return c, err
 }
 
 // planMore is what r asks for under a session that lives: at most what that holds, for no longer.
 func (s *minter) planMore(ctx context.Context, m moment, r *Request, who *caller, known *refusal) (*plan, error) {
 	g, _, err := s.sessions.read(ctx, r.Grant)
-	if errors.Is(err, ErrNotFound) {
+	if isNotFound(err) {
 		return nil, fail(ErrInvalidGrant, "no grant %q: only those with a refresh token can be issued under", r.Grant)
 	}
 	if err != nil {
@@ -617,69 +615,69 @@ func (s *minter) planMore(ctx context.Context, m moment, r *Request, who *caller
 	case r.Binding != "" && g.Binding != "" && r.Binding != g.Binding:
 		return nil, fail(ErrInvalidRequest, "the grant is bound to another key")
 	}
-	p, most, err := s.planUnder(ctx, m, r.Grant, g, r.Scopes, r.Audiences, r.Binding)
+	return s.planUnder(ctx, m, r.Grant, g, *r, event.Issued)
+}
+
+// planUnder is what a session still allows of what r asks for: its client must be there, and hold what the session holds. Who names no
+// scopes and audiences gets all of the session's.
+func (s *minter) planUnder(ctx context.Context, m moment, id string, g *grantRecord, r Request, why event.Type) (*plan, error) {
+	m, err := s.reach(ctx, m, birth{g.Birth})
 	if err != nil {
 		return nil, err
 	}
-	p.event = event.Issued
-	if p.life, err = most.lifetime(r.Lifetime); err != nil {
+	c, err := s.clientOf(g.Client)
+	if err != nil {
 		return nil, err
+	}
+	if err := s.alive(id, g); err != nil {
+		return nil, err
+	}
+	p := &plan{client: c, subject: g.Subject, binding: g.Binding, claims: g.Claims, roles: g.Roles,
+		moment: m, from: birth{g.Birth}, grant: id, until: time.UnixMilli(g.Expires), event: why}
+
+	// Each may have lost something since the session was opened; what one gained since was not granted (RFC 6749 §6).
+	most := s.ceiling(&c)
+	most.meet("the grant", g.Scopes)
+	if len(g.Roles) > 0 {
+		given, err := s.roles.Give(g.Roles)
+		if err != nil {
+			return nil, public(err)
+		}
+		most.meet("the grant's roles", given)
+	}
+	most.whole = true
+	r.Audiences, r.narrow = text.Resources(g.Audiences, most.audiences), r.Audiences
+	if len(r.Audiences) == 0 {
+		return nil, fail(ErrInvalidGrant, "none of its audiences may be asked for any more")
+	}
+	if err := p.below(&most, &r); err != nil {
+		return nil, err
+	}
+	return p, s.mayContinue(ctx, grantOf(g, id))
+}
+
+// below gives p what r asks for, all of which lies below x. A binding and claims that r does not name stay those of p.
+func (p *plan) below(x *ceiling, r *Request) (err error) {
+	if p.scopes, err = x.take(r.Scopes); err != nil {
+		return err
+	}
+	if p.life, err = x.lifetime(r.Lifetime); err != nil {
+		return err
+	}
+	if p.audiences, p.narrow, err = x.targets(r.Audiences, r.narrow); err != nil {
+		return err
+	}
+
+	if r.Binding != "" {
+		if err := checkBinding(r.Binding); err != nil {
+			return err
+		}
+		p.binding = r.Binding
 	}
 	if r.Claims != nil {
 		p.claims, err = marshalClaims(r.Claims)
 	}
-	return p, err
-}
-
-// planUnder is what a session still allows: its client must be there, and hold what the session holds. Of that, scopes and audiences
-// name what is asked for, all where they are empty; binding is the token's own, empty: the session's.
-func (s *minter) planUnder(ctx context.Context, m moment, id string, g *grantRecord, scopes Scopes, audiences []string, binding string) (*plan, *ceiling, error) {
-	m, err := s.reach(ctx, m, birth{g.Birth})
-	if err != nil {
-		return nil, nil, err
-	}
-	c, err := s.clientOf(g.Client)
-	if err != nil {
-		return nil, nil, err
-	}
-	if err := s.alive(id, g); err != nil {
-		return nil, nil, err
-	}
-	p := &plan{client: c, subject: g.Subject, binding: g.Binding, claims: g.Claims, roles: g.Roles,
-		moment: m, from: birth{g.Birth}, grant: id, until: time.UnixMilli(g.Expires)}
-
-	// Each may have lost something since the session was opened; what one gained since was not granted (RFC 6749 §6).
-	most := s.ceiling(&c)
-	if p.audiences = text.Resources(g.Audiences, most.audiences); len(p.audiences) == 0 {
-		return nil, nil, fail(ErrInvalidGrant, "none of its audiences may be asked for any more")
-	}
-	most.meet("the grant", g.Scopes)
-	if len(g.Roles) > 0 {
-		given, err := s.roles.give(g.Roles)
-		if err != nil {
-			return nil, nil, err
-		}
-		most.meet("the grant's roles", given)
-	}
-	if p.scopes = most.all(); len(scopes) > 0 {
-		if p.scopes, err = most.take(scopes); err != nil {
-			return nil, nil, err
-		}
-	}
-	p.life = most.life.Access
-	if g.Life > 0 {
-		p.life = min(time.Duration(g.Life)*time.Second, most.life.MaxAccess)
-	}
-	if err := p.narrowTo(audiences); err != nil {
-		return nil, nil, err
-	}
-	if binding != "" {
-		if err := checkBinding(binding); err != nil {
-			return nil, nil, err
-		}
-		p.binding = binding
-	}
-	return p, &most, s.mayContinue(ctx, grantOf(g, id))
+	return err
 }
 
 // clientOf is the client that a session or a ticket is held by, if it may still act.

@@ -166,7 +166,7 @@ func (s *Service) Expiring(ctx context.Context, before time.Time, grants bool) i
 		}
 		queries := []store.Query{ends(store.KindAPIKey, apikey.Slack), {Kind: store.KindClient}}
 		if grants {
-			queries = append(queries, ends(grant.Kind, grantSlack))
+			queries = append(queries, ends(grant.Kind, grant.Slack))
 		}
 		seed := maphash.MakeSeed()
 		for _, q := range queries {

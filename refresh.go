@@ -3,6 +3,7 @@
 package apitoken
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -47,11 +48,10 @@ func (s *minter) refresh(ctx context.Context, r RefreshRequest, known *refusal) 
 	if err != nil {
 		return nil, public(err)
 	}
-	who, err := s.clients.caller(ctx, r.Auth) // a stranger's failed authentication never reaches the session
+	who, err := s.clients.caller(ctx, r.Auth, "", known) // a stranger's failed authentication never reaches the session
 	if err != nil {
 		return nil, err
 	}
-	known.by(&who)
 	x := &refreshing{minter: s, r: r, who: &who, known: known, t: t, id: opaque.ID(t.Grant).String()}
 	known.Grant = x.id // the tag is ours
 	i, err := s.make(ctx, s.begin(ctx), func(m moment) (*plan, error) { return x.plan(ctx, m) })
@@ -157,13 +157,17 @@ func (x *refreshing) endSession(ctx context.Context, g *grantRecord, why event.T
 
 // planNext is the next token of the session, as narrow as is asked.
 func (x *refreshing) planNext(ctx context.Context, m moment, g *grantRecord) (*plan, error) {
-	p, _, err := x.planUnder(ctx, m, x.id, g, x.r.Scopes, x.r.Audiences, x.r.Binding)
+	p, err := x.planUnder(ctx, m, x.id, g, Request{Scopes: x.r.Scopes, Audiences: x.r.Audiences, Binding: x.r.Binding, Lifetime: lifeOf(g)},
+		event.Refreshed)
 	if err != nil {
 		return nil, err
 	}
-	p.event, p.refresh = event.Refreshed, x.r.Token
+	p.refresh = x.r.Token
 	return p, nil
 }
+
+// lifeOf is what was asked for, of the session's access tokens.
+func lifeOf(g *grantRecord) time.Duration { return time.Duration(g.Life) * time.Second }
 
 // planRotation spends the record's own token with one compare-and-swap, for its successor where tokens of this client rotate. A
 // failure before that burns nothing.
@@ -186,7 +190,7 @@ func (x *refreshing) planRotation(ctx context.Context, m moment, owner *Client, 
 	}
 	p.writes = func(c *change, t stamp) error {
 		p.note(&next, t)
-		return putGrant(c, x.id, &next, v)
+		return x.sessions.put(c, x.id, &next, v)
 	}
 	token := p.refresh
 	p.wrote = func(v store.Version) { x.wrote, x.version, x.r.Token = &next, v, token }
@@ -213,14 +217,11 @@ func (x *refreshing) planRepeat(ctx context.Context, m moment, owner *Client, g 
 		return nil, nil
 	}
 
-	p, _, err := x.planUnder(ctx, m, x.id, g, nil, nil, x.r.Binding)
+	p, err := x.planUnder(ctx, m, x.id, g, Request{Binding: cmp.Or(x.r.Binding, g.Bound), Lifetime: lifeOf(g)}, event.Refreshed)
 	if err != nil {
 		return nil, err
 	}
-	if x.r.Binding == "" && g.Bound != "" {
-		p.binding = g.Bound
-	}
-	p.event, p.refresh = event.Refreshed, next
+	p.refresh = next
 	p.scopes = intersectScopes(g.Narrow, p.scopes)
 	if len(g.For) > 0 {
 		if p.narrow = text.Resources(g.For, p.audiences); len(p.narrow) == 0 {
@@ -243,7 +244,7 @@ func (x *refreshing) answered(ctx context.Context, g *grantRecord, v store.Versi
 	next.Owed = false
 	// The store's time of the rotation changes with this write, and nobody asks for it any more.
 	c := x.newChange()
-	if err := putGrant(c, x.id, &next, v); err != nil {
+	if err := x.sessions.put(c, x.id, &next, v); err != nil {
 		return err
 	}
 	_, err := x.commit(ctx, c)
@@ -264,14 +265,13 @@ func (s *minter) exchange(ctx context.Context, r ExchangeRequest, known *refusal
 		return nil, err
 	}
 	m := s.begin(ctx)
-	who, err := s.clients.caller(ctx, r.Auth)
+	who, err := s.clients.caller(ctx, r.Auth, "", known)
 	if err != nil {
 		return nil, err
 	}
 	if who.none() {
 		return nil, fail(ErrInvalidClient, "a client that exchanges tokens has to prove who it is")
 	}
-	known.by(&who)
 	c, err := who.now(s.clients)
 	if err != nil {
 		return nil, err
@@ -374,26 +374,14 @@ func (s *minter) planExchange(ctx context.Context, m moment, from birth, r *Exch
 
 	most := s.ceiling(&c)
 	most.meet("the token", token.Scopes)
-	if p.scopes = most.all(); len(r.Scopes) > 0 {
-		if p.scopes, err = most.take(r.Scopes); err != nil {
-			return nil, err
+	most.whole = true
+	asked := Request{Scopes: r.Scopes, Audiences: r.Audiences, Lifetime: r.Lifetime, Binding: r.Binding}
+	if len(r.Audiences) == 0 {
+		if asked.Audiences = text.Resources(token.Audiences, most.audiences); len(asked.Audiences) == 0 {
+			return nil, fail(ErrInvalidTarget, "client %q may ask for none of the token's audiences: it must name one of its own", c.ID)
 		}
 	}
-	if len(r.Audiences) > 0 {
-		p.audiences, err = most.targets(r.Audiences)
-	} else if p.audiences = text.Resources(token.Audiences, most.audiences); len(p.audiences) == 0 {
-		err = fail(ErrInvalidTarget, "client %q may ask for none of the token's audiences: it must name one of its own", c.ID)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if r.Binding != "" {
-		if err := checkBinding(r.Binding); err != nil {
-			return nil, err
-		}
-		p.binding = r.Binding
-	}
-	if p.life, err = most.lifetime(r.Lifetime); err != nil {
+	if err := p.below(&most, &asked); err != nil {
 		return nil, err
 	}
 

@@ -1,4 +1,4 @@
-// Scopes and requirements: how they are read, what covers what. ceiling.go says what a caller may have of them.
+// Scopes and requirements: how they are read, what covers what, and what somebody gets who asks for some.
 
 package apitoken
 
@@ -14,7 +14,6 @@ type Scope string
 
 const (
 	maxScopes     = 256
-	maxRoles      = 32
 	maxAudiences  = 16
 	maxScopeBytes = 255
 )
@@ -88,14 +87,26 @@ func knownScopes(s string) string {
 	return strings.Join(parts, " ")
 }
 
-// check refuses a list that a program made: each element must be one scope. Its text form would hide a space in one.
-func (s Scopes) check() error {
+// registry is Config.Scopes; nil: any well-formed scope is known.
+type registry map[Scope]string
+
+func (r registry) has(s Scope) bool {
+	_, ok := r[s]
+	return ok || r == nil
+}
+
+// check refuses a list that a program made: each element must be one scope, as its text form would hide a space in one, and known, so
+// that a typo is an error where it is made.
+func (r registry) check(s Scopes) error {
 	if len(s) > maxScopes {
 		return fail(ErrInvalidScope, "%d scopes, at most %d", len(s), maxScopes)
 	}
 	for _, x := range s {
 		if !x.wellFormed() {
 			return fail(ErrInvalidScope, "%.40q is no scope (RFC 6749 §3.3)", string(x))
+		}
+		if !r.has(x) {
+			return fail(ErrInvalidScope, "scope %q is not in Config.Scopes", x)
 		}
 	}
 	if twice := firstDouble(s); twice != "" {
@@ -191,6 +202,48 @@ func intersectScopes(a, b Scopes) Scopes {
 func intersectTexts(a, b []string) []string {
 	return slices.DeleteFunc(slices.Clone(a), func(x string) bool { return !slices.Contains(b, x) })
 }
+
+// scopeLimit is the most scopes that somebody may get: what is known, and of that what each list holds which it has met. One that met
+// none is the host's own, which gives what it likes.
+type scopeLimit struct {
+	known  registry
+	scopes Scopes // of the lists together
+	by     string // who has the last list, for errors; empty: there is none
+	whole  bool   // who names no scopes gets all of these; else none
+	cuts   bool   // what is named beyond these is left out; else it is refused
+}
+
+// meet limits x to what by holds too.
+func (x *scopeLimit) meet(by string, held Scopes) {
+	if x.by != "" {
+		held = intersectScopes(held, x.scopes)
+	}
+	x.scopes, x.by = held, by
+}
+
+// take is what somebody gets who asks for these scopes, in order. ErrInvalidScope: malformed, unknown, or more than x allows.
+func (x *scopeLimit) take(asked Scopes) (Scopes, error) {
+	if err := x.known.check(asked); err != nil {
+		return nil, err
+	}
+	switch {
+	case len(asked) == 0 && x.whole:
+		return x.all(), nil
+	case x.cuts:
+		x.meet("the request", asked)
+		return x.all(), nil
+	case !x.covers(asked):
+		return nil, fail(ErrInvalidScope, "%s may not have all of %q", x.by, asked.String())
+	}
+	return sortedScopes(asked), nil
+}
+
+// all is the whole list in order, without scopes that are not known any more.
+func (x *scopeLimit) all() Scopes {
+	return slices.DeleteFunc(sortedScopes(x.scopes), func(s Scope) bool { return !x.known.has(s) })
+}
+
+func (x *scopeLimit) covers(asked Scopes) bool { return x.by == "" || x.scopes.Cover(asked) }
 
 // Requirement is what a token must hold. The zero Requirement is met by no token.
 type Requirement struct {

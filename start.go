@@ -89,13 +89,13 @@ func (s *Service) start() error {
 		return startError(ctx, err)
 	}
 	newServiceValidator(s)
-	if err := s.roles.define(ctx); err != nil {
+	if err := s.defineRoles(ctx); err != nil {
 		return startError(ctx, err)
 	}
 	if err := s.afterRestore(ctx); err != nil {
 		return startError(ctx, err)
 	}
-	for _, q := range []*quota.Quota{s.sessions.quota, s.APIKeys.room.Quota} {
+	for _, q := range []*quota.Quota{s.sessions.Quota, s.APIKeys.room.Quota} {
 		if err := q.Start(ctx, s.space.Born); err != nil {
 			return startError(ctx, public(err))
 		}

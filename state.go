@@ -59,7 +59,7 @@ func (s *Service) apply(r store.Record) error {
 	case store.KindClient:
 		return public(s.Clients.known.Apply(r))
 	case store.KindRole:
-		return s.roles.applyRecord(r)
+		return public(s.roles.Apply(r))
 	case store.KindMeta:
 		switch r.ID {
 		case namespace.MovedID:
@@ -91,7 +91,7 @@ func (s *Service) setAside(r store.Record, why error) error {
 	case store.KindClient:
 		s.Clients.known.SetAside(r, why)
 	case store.KindRole:
-		s.roles.setAside(r, why)
+		s.roles.SetAside(r, why)
 	case store.KindAPIKey:
 		s.APIKeys.keys.SetAside(r)
 	case store.KindMeta:
@@ -106,7 +106,7 @@ func (s *Service) forget() {
 	s.Clients.known.Reset()
 	s.APIKeys.keys.Reset()
 	s.SigningKeys.ring.Reset()
-	s.roles.reset()
+	s.roles.Reset()
 	s.feed.Reset()
 }
 

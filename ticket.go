@@ -6,8 +6,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/subtle"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -55,10 +53,6 @@ func (r Redemption) LogValue() slog.Value { return slog.StringValue(redacted) }
 // MarshalText makes JSON and other encodings hold "[redacted]".
 func (r Redemption) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-const (
-	ticketSlack = 24 * time.Hour // a spent one is kept, to know a second use
-)
-
 // Prepare checks r as Issue would, records it and returns the ticket that redeems it. With t.CodeSHA256 the code is
 // out already and the answer is the zero Secret.
 func (s *Service) Prepare(ctx context.Context, r Request, t Ticket) (_ Secret, failed error) {
@@ -89,14 +83,10 @@ func (s *minter) prepare(ctx context.Context, r Request, t Ticket, known *refusa
 		return Secret{}, err
 	}
 	m := s.begin(ctx)
-	who, err := s.clients.caller(ctx, r.Auth)
-	if err == nil {
-		err = s.clients.await(ctx, r.Client)
-	}
+	who, err := s.clients.caller(ctx, r.Auth, r.Client, known)
 	if err != nil {
 		return Secret{}, err
 	}
-	known.by(&who)
 	p, err := s.planLogin(m, &r, &who)
 	if err != nil {
 		return Secret{}, err
@@ -117,19 +107,16 @@ func (s *minter) prepare(ctx context.Context, r Request, t Ticket, known *refusa
 	var code Secret
 	var id string
 	if t.CodeSHA256 != ([32]byte{}) {
-		rec.Hash = opaque.Hash("tk1c", []byte(s.ns), t.CodeSHA256[:])
-		id = hex.EncodeToString(t.CodeSHA256[:16])
+		id, rec.Hash = ticket.OfDigest(s.ns, t.CodeSHA256)
 	} else {
 		k := opaque.Key{ID: opaque.NewID(now)}
 		rand.Read(k.Secret[:])
 		code = NewSecret(s.signing.ring.Encode(&k, opaque.Ticket))
-		rec.Hash = opaque.Hash("tk1h", []byte(s.ns), k.ID[:], k.Secret[:])
-		id = k.ID.String()
+		id, rec.Hash = ticket.OfKey(s.ns, &k)
 	}
 	c := s.newChange()
-	put := put(c, &ticketForm, store.Record{ID: id, Subject: r.Subject, Client: t.Client, Expires: rec.Expires + int64(ticketSlack/time.Millisecond)}, &rec, store.Version{})
-	if put != nil {
-		return Secret{}, put
+	if err := rec.Put(&c.Change, id, store.Version{}); err != nil {
+		return Secret{}, public(err)
 	}
 	c.event(ctx, Event{Type: event.Prepared, OK: true, Subject: r.Subject, Client: t.Client, Scopes: p.scopes})
 	if _, err := s.commit(ctx, c); err != nil {
@@ -147,8 +134,8 @@ func (s *minter) findTicket(ctx context.Context, code string) (id string, want [
 		if code == "" || len(code) > 512 {
 			return "", want, fail(ErrInvalidGrant, "no such ticket")
 		}
-		sum := sha256.Sum256([]byte(code))
-		return hex.EncodeToString(sum[:16]), opaque.Hash("tk1c", []byte(s.ns), sum[:]), nil
+		id, want = ticket.OfDigest(s.ns, sha256.Sum256([]byte(code)))
+		return id, want, nil
 	}
 	k, ours, err := s.signing.ring.Decode(ctx, code, opaque.Ticket)
 	switch {
@@ -157,7 +144,8 @@ func (s *minter) findTicket(ctx context.Context, code string) (id string, want [
 	case !ours:
 		return "", want, fail(ErrInvalidGrant, "not a ticket that this service made")
 	}
-	return k.ID.String(), opaque.Hash("tk1h", []byte(s.ns), k.ID[:], k.Secret[:]), nil
+	id, want = ticket.OfKey(s.ns, k)
+	return id, want, nil
 }
 
 func (s *minter) genuineTicket(ctx context.Context, token string) error {
@@ -179,7 +167,7 @@ func (s *minter) readTicket(ctx context.Context, id string, hash [32]byte) (*tic
 		return nil, r, err
 	}
 	t, err := readTicket(r)
-	if err == nil && subtle.ConstantTimeCompare(hash[:], t.Hash[:]) != 1 {
+	if err == nil && !t.Is(hash) {
 		err = fail(ErrInvalidGrant, "no such ticket")
 	}
 	return t, r, err
@@ -210,11 +198,10 @@ func (s *minter) redeem(ctx context.Context, r Redemption, known *refusal) (*Iss
 	if err != nil {
 		return nil, err
 	}
-	who, err := s.clients.caller(ctx, r.Auth)
+	who, err := s.clients.caller(ctx, r.Auth, "", known)
 	if err != nil {
 		return nil, err
 	}
-	known.by(&who)
 	leave, err := s.redeems.Enter(ctx, id)
 	if err != nil {
 		return nil, public(err)
@@ -233,7 +220,7 @@ func (x *redeeming) plan(ctx context.Context, m moment) (*plan, error) {
 	if x.t, x.rec, err = x.readTicket(ctx, x.id, x.hash); err != nil {
 		return nil, err
 	}
-	t, r, who := x.t, &x.r, x.who
+	t, who := x.t, x.who
 	if m, err = x.reach(ctx, m, birth{t.Birth}); err != nil { // before its client is looked for
 		return nil, err
 	}
@@ -263,16 +250,15 @@ func (x *redeeming) plan(ctx context.Context, m moment) (*plan, error) {
 		return nil, fail(ErrInvalidGrant, "the ticket was used before: what it got is revoked")
 	case t.Leaked || x.rules.Ended(x.id):
 		return nil, fail(ErrInvalidGrant, "the ticket was found in a leak")
-	case x.now().UnixMilli() >= t.Expires:
-		return nil, fail(ErrInvalidGrant, "the ticket has expired")
-	case t.Redirect != r.RedirectURI:
-		return nil, fail(ErrInvalidGrant, "another redirect URI")
-	case !ticket.Verifies(t.Challenge, r.Verifier):
-		return nil, fail(ErrInvalidGrant, "the code verifier does not fit (RFC 7636 §4.6)")
-	case t.Binding != "" && r.Binding != t.Binding:
-		return nil, fail(ErrInvalidGrant, "the ticket is bound to another key")
+	}
+	if err := t.Admits(x.brought(), x.now()); err != nil {
+		return nil, public(err)
 	}
 	return x.planFirst(ctx, m)
+}
+
+func (x *redeeming) brought() *ticket.Brought {
+	return &ticket.Brought{Redirect: x.r.RedirectURI, Verifier: x.r.Verifier, Binding: x.r.Binding}
 }
 
 // planPrepared is what was prepared, for whoever prepared it, bound and narrowed as whoever redeems it asks.
@@ -311,7 +297,7 @@ func (x *redeeming) planFirst(ctx context.Context, m moment) (*plan, error) {
 		if t.Again > 0 {
 			t.JTI, t.IAT, t.EXP, t.Bound, t.Only = st.jti, st.iat.UnixMilli(), st.exp.UnixMilli(), x.r.Binding, x.r.Audiences
 		}
-		return put(c, &ticketForm, store.Record{ID: x.id, Subject: x.rec.Subject, Client: x.rec.Client, Expires: x.rec.Expires}, t, x.rec.Version)
+		return public(t.Put(&c.Change, x.id, x.rec.Version))
 	}
 	p.wrote = func(v store.Version) { x.rec.Version, x.ours = v, true }
 	return p, nil
@@ -320,11 +306,8 @@ func (x *redeeming) planFirst(ctx context.Context, m moment) (*plan, error) {
 // planRepeat answers the repetition of a first use with what that got. There is nothing new, so nothing is written. nil: it is none,
 // but a second use.
 func (x *redeeming) planRepeat(ctx context.Context, m moment) (*plan, error) {
-	t, r := x.t, &x.r
-	if t.Again == 0 || x.cfg.Refresh.Grace == 0 || t.Leaked || x.rules.Ended(x.id) {
-		return nil, nil
-	}
-	if t.Redirect != r.RedirectURI || !ticket.Verifies(t.Challenge, r.Verifier) || t.Bound != r.Binding {
+	t := x.t
+	if x.cfg.Refresh.Grace == 0 || x.rules.Ended(x.id) || !t.Repeats(x.brought()) {
 		return nil, nil
 	}
 	// Asked now, for what others have revoked, and for the store's clock, which says how long ago it was.
@@ -347,7 +330,7 @@ func (x *redeeming) planRepeat(ctx context.Context, m moment) (*plan, error) {
 		if err := x.alive(t.Spent, g); err != nil {
 			return nil, err
 		}
-		if refresh, err = x.ratchet.FirstAgain(&g.State, t.Spent, r.Ticket); err != nil {
+		if refresh, err = x.ratchet.FirstAgain(&g.State, t.Spent, x.r.Ticket); err != nil {
 			return nil, public(err)
 		}
 	}

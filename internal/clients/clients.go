@@ -198,8 +198,15 @@ func (d *Directory[C]) usable(k *Known[C]) error {
 }
 
 // Authenticate confirms a client, in constant time. fault.InvalidClient, never saying whether the ID or the credential was wrong;
-// fault.Denied: the credential is right and the client disabled; fault.Limited, fault.Unavailable.
+// fault.Denied: the credential is right and the client disabled; fault.InvalidRequest: a secret and an assertion, of which only one may
+// be there (RFC 6749 §2.3); fault.Limited, fault.Unavailable. It sets a.Client where only the assertion says which client it is of.
 func (d *Directory[C]) Authenticate(ctx context.Context, a *clientauth.Attempt) (*Known[C], clientauth.Proof, error) {
+	if a.Client == "" && a.Assertion != "" {
+		a.Client = clientauth.Claimant(a.Assertion)
+	}
+	if a.Secret != "" && a.Assertion != "" {
+		return nil, clientauth.Proof{}, fault.Fail(fault.InvalidRequest, "a secret and an assertion: one of them")
+	}
 	k := d.Lookup(a.Client)
 	proof, ok, err := d.prove(ctx, k, a)
 	if err == nil && !ok && text.IsName(a.Client) && !d.c.Proofs.Failed(a) {

@@ -1,9 +1,12 @@
-// Package grant owns the stored record of a session: its JSON, the compact form that every refresh reads and writes, when it counts as
-// written, and what rules see of it.
+// Package grant owns the sessions of a service: the stored record of one, in JSON and in the compact form that every refresh reads and
+// writes, what rules see of it and when it has ended; which ones there are, and how many one subject may have.
 //
 // It promises that a record comes back as it was written, in either form, and that one which lacks what a session cannot be without is
-// refused. Golden files of the root hold the bytes. It stands on internal/record and internal/ratchet, asks no store and holds no lock.
-// The root's sessions, its refreshes and its copies call it. S is the root's Scope.
+// refused; golden files of the root hold the bytes. A subject's sessions are never more than its limit, whichever process opens them:
+// the oldest in use end in the change that opens another.
+//
+// Order: a session is alive by its times first, then by the rules. Open takes the subject's turn (internal/quota), and holds no other
+// lock while it asks the store. The root's logins, refreshes, listings and copies call it. S is the root's Scope.
 package grant
 
 import (
@@ -11,6 +14,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/commit"
+	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/internal/ratchet"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -19,6 +23,9 @@ import (
 
 // Kind is of the records of this package: one for each session, however often it refreshes.
 const Kind store.Kind = "grant"
+
+// Slack is how long the record of a session is kept behind its end, so that what comes late is told from junk.
+const Slack = 24 * time.Hour
 
 // Record is a session as it is stored. Of its refresh token it holds a hash: whoever reads the store cannot make one.
 type Record[S ~string] struct {
@@ -109,10 +116,27 @@ func (g *Record[S]) Written(r store.Record) int64 {
 	return r.Written
 }
 
+// kept is when the record may be purged, Unix ms.
+func (g *Record[S]) kept() int64 { return g.Expires + Slack.Milliseconds() }
+
 // Seen is what rules see of the session with the ID id, and of what is made under it.
 func (g *Record[S]) Seen(id string) *rules.Subject {
 	x := &rules.Subject{Subject: g.Subject, Client: g.Client, Grant: id, Iat: time.UnixMilli(g.Created),
 		Pos: rules.Positions{Birth: g.Birth, View: g.Birth}, Renews: true}
 	x.Descend()
 	return x
+}
+
+// Alive says by what the session with the ID id has ended: its time, idleness, or a rule of book. fault.InvalidGrant.
+func (g *Record[S]) Alive(id string, book *rules.Book, now time.Time) error {
+	switch ms := now.UnixMilli(); {
+	case ms/1000 >= g.Expires/1000: // exp is in whole seconds: a token of its last part would outlive it
+		return fault.Fail(fault.InvalidGrant, "the grant has expired")
+	case g.Idle > 0 && ms >= g.Refreshed+g.Idle:
+		return fault.Fail(fault.InvalidGrant, "the grant was idle for too long")
+	}
+	if rule := book.Hit(g.Seen(id)); rule != "" {
+		return fault.Fail(fault.InvalidGrant, "a rule on its %s", rule)
+	}
+	return nil
 }

@@ -2,7 +2,6 @@ package ticket
 
 import (
 	"context"
-	"crypto/subtle"
 	"errors"
 	"time"
 
@@ -16,11 +15,6 @@ import (
 
 const spending = time.Minute // for what is spent in the last moment
 
-// put adds t to c, in place of r.
-func (t *Record[S]) put(c *commit.Change, r store.Record) error {
-	return commit.Put(c, form[S](), store.Record{ID: r.ID, Subject: r.Subject, Client: r.Client, Expires: r.Expires}, t, r.Version)
-}
-
 // EndSpent ends what t, which is spent and stored in r, got, and reports whether there was anything to end. It writes the ticket in any
 // case: the call that spent it may have ended one session and be planning the next, which nobody knows yet, and its write fails then.
 // store.ErrConflict: read the ticket again.
@@ -31,7 +25,7 @@ func (t *Record[S]) EndSpent(ctx context.Context, w *revoke.Writer, r store.Reco
 	c := commit.NewChange()
 	if w.Rules.Hit(t.Got(r.Written)) == "" {
 		t.Leaked = true
-		if err := t.put(c, r); err != nil {
+		if err := t.Put(c, r.ID, r.Version); err != nil {
 			return false, err
 		}
 		err := w.Write(ctx, c, revoke.Rule{Target: rules.ByGrant(t.Spent), Reason: reason, Type: why})
@@ -41,7 +35,7 @@ func (t *Record[S]) EndSpent(ctx context.Context, w *revoke.Writer, r store.Reco
 		return false, nil // nobody is spending it any more
 	}
 	// What ended it may be on its way only, by a call that marks it and would find it marked: it is written as it is.
-	if err := t.put(c, r); err != nil {
+	if err := t.Put(c, r.ID, r.Version); err != nil {
 		return false, err
 	}
 	_, err := w.Commit.Commit(ctx, c)
@@ -74,7 +68,7 @@ func spoil[S ~string](ctx context.Context, w *revoke.Writer, id string, hash [32
 	if err := commit.Read(form[S](), r, t); err != nil {
 		return false, err
 	}
-	if t.Leaked || subtle.ConstantTimeCompare(hash[:], t.Hash[:]) != 1 {
+	if t.Leaked || !t.Is(hash) {
 		return false, nil
 	}
 	if t.Spent != "" {
@@ -83,7 +77,7 @@ func spoil[S ~string](ctx context.Context, w *revoke.Writer, id string, hash [32
 
 	t.Leaked = true
 	c := commit.NewChange()
-	if err := t.put(c, r); err != nil {
+	if err := t.Put(c, r.ID, r.Version); err != nil {
 		return false, err
 	}
 	if err := w.AddUntil(ctx, c, rules.ByToken(id), false, reason, r.Expires); err != nil {

@@ -1,5 +1,5 @@
 // Package ticket owns the stored record of a ticket, which is an authorization code, a device code or a magic link: what was prepared,
-// for whom, and what its first use got.
+// for whom, what whoever redeems it must bring, and what its first use got.
 //
 // It promises that the code itself is not in the record, and that what its first use got is seen by the rules that end it. It stands on
 // internal/revoke and holds no lock; only what ends a ticket asks the store. The root's Prepare, Redeem and RevokeLeaked call it, and its
@@ -10,10 +10,13 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/commit"
+	"github.com/apitoken-go/apitoken/internal/fault"
+	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
@@ -21,6 +24,19 @@ import (
 
 // Kind is of the records of this package.
 const Kind store.Kind = "ticket"
+
+// slack is how long the record of a ticket is kept behind its end, to know a second use.
+const slack = 24 * time.Hour
+
+// OfKey names the ticket of a code that this service made: the ID of its record, and the hash in it.
+func OfKey(namespace string, k *opaque.Key) (id string, hash [32]byte) {
+	return k.ID.String(), opaque.Hash("tk1h", []byte(namespace), k.ID[:], k.Secret[:])
+}
+
+// OfDigest is OfKey for a code of somebody else's making, of which only the SHA-256 is known.
+func OfDigest(namespace string, sum [32]byte) (id string, hash [32]byte) {
+	return hex.EncodeToString(sum[:16]), opaque.Hash("tk1c", []byte(namespace), sum[:])
+}
 
 // Record is a ticket as it is stored.
 type Record[S ~string] struct {
@@ -58,6 +74,40 @@ func Check[S ~string](t *Record[S]) error { return commit.First(t.V) }
 
 func form[S ~string]() *record.Form[Record[S]] {
 	return &record.Form[Record[S]]{Kind: Kind, Check: Check[S]}
+}
+
+// Put adds the ticket to c, in place of the version expect.
+func (t *Record[S]) Put(c *commit.Change, id string, expect store.Version) error {
+	r := store.Record{ID: id, Subject: t.Subject, Client: t.Client, Expires: t.Expires + slack.Milliseconds()}
+	return commit.Put(c, form[S](), r, t, expect)
+}
+
+// Is reports whether t is the ticket with this hash.
+func (t *Record[S]) Is(hash [32]byte) bool {
+	return subtle.ConstantTimeCompare(hash[:], t.Hash[:]) == 1
+}
+
+// Brought is what comes back with a code.
+type Brought struct{ Redirect, Verifier, Binding string }
+
+// Admits says why whoever brings x may not redeem the ticket now, if it was not redeemed before. fault.InvalidGrant.
+func (t *Record[S]) Admits(x *Brought, now time.Time) error {
+	switch {
+	case now.UnixMilli() >= t.Expires:
+		return fault.Fail(fault.InvalidGrant, "the ticket has expired")
+	case t.Redirect != x.Redirect:
+		return fault.Fail(fault.InvalidGrant, "another redirect URI")
+	case !Verifies(t.Challenge, x.Verifier):
+		return fault.Fail(fault.InvalidGrant, "the code verifier does not fit (RFC 7636 §4.6)")
+	case t.Binding != "" && x.Binding != t.Binding:
+		return fault.Fail(fault.InvalidGrant, "the ticket is bound to another key")
+	}
+	return nil
+}
+
+// Repeats reports whether x is what was brought at the first use, which may be repeated.
+func (t *Record[S]) Repeats(x *Brought) bool {
+	return t.Again > 0 && !t.Leaked && t.Redirect == x.Redirect && Verifies(t.Challenge, x.Verifier) && t.Bound == x.Binding
 }
 
 // Got is what rules see of a ticket, which was made or spent when its record was written, and of what it got.

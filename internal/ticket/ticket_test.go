@@ -1,12 +1,16 @@
 package ticket_test
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/apitoken-go/apitoken/internal/fault"
+	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/ticket"
 	"github.com/apitoken-go/apitoken/store"
@@ -76,4 +80,50 @@ func TestOpen(t *testing.T) {
 		r := store.Record{Kind: ticket.Kind, ID: "t", Data: []byte(x.data), Written: 999_999}
 		require.Equal(t, x.open, ticket.Open(r, book, now), name)
 	}
+}
+
+// Whoever redeems a ticket brings what was set when it was prepared, in time; whoever repeats it, what the first one brought.
+func TestWhatATicketAsksFor(t *testing.T) {
+	t.Parallel()
+	now := time.UnixMilli(1_000_000)
+	r := &ticket.Record[string]{V: 1, Expires: now.UnixMilli() + 1, Redirect: "https://app.example/cb", Challenge: challenge, Binding: "jkt:a",
+		Again: 1000, Bound: "jkt:a"}
+	good := ticket.Brought{Redirect: r.Redirect, Verifier: verifier, Binding: "jkt:a"}
+	require.NoError(t, r.Admits(&good, now))
+	require.True(t, r.Repeats(&good))
+	require.ErrorIs(t, r.Admits(&good, now.Add(time.Millisecond)), fault.InvalidGrant, "expired")
+	for name, change := range map[string]func(*ticket.Brought){
+		"another redirect URI": func(x *ticket.Brought) { x.Redirect += "/" },
+		"another verifier":     func(x *ticket.Brought) { x.Verifier = strings.Repeat("a", 43) },
+		"another key":          func(x *ticket.Brought) { x.Binding = "jkt:b" },
+		"no key":               func(x *ticket.Brought) { x.Binding = "" },
+	} {
+		x := good
+		change(&x)
+		require.ErrorIs(t, r.Admits(&x, now), fault.InvalidGrant, name)
+		require.False(t, r.Repeats(&x), name)
+	}
+
+	leaked, once := *r, *r
+	leaked.Leaked, once.Again = true, 0
+	require.False(t, leaked.Repeats(&good), "found in a leak")
+	require.False(t, once.Repeats(&good), "good once")
+}
+
+// A record does not hold the code, and is found by it: whether this service made the code or only knows its digest.
+func TestATicketIsNamedByItsCode(t *testing.T) {
+	t.Parallel()
+	k := opaque.Key{ID: opaque.NewID(time.UnixMilli(1_000_000)), Secret: [32]byte{1}}
+	id, hash := ticket.OfKey("ns", &k)
+	require.Equal(t, k.ID.String(), id)
+	r := &ticket.Record[string]{Hash: hash}
+	require.True(t, r.Is(hash))
+	k.Secret[0]++
+	_, other := ticket.OfKey("ns", &k)
+	require.False(t, r.Is(other))
+	sum := sha256.Sum256([]byte("a device code"))
+	id, hash = ticket.OfDigest("ns", sum)
+	require.Equal(t, hex.EncodeToString(sum[:16]), id)
+	_, elsewhere := ticket.OfDigest("another", sum)
+	require.NotEqual(t, hash, elsewhere)
 }

@@ -1,17 +1,202 @@
-// What clients may do to themselves: manage their registration by its token (RFC 7592), or describe themselves in a document.
+// What a client does itself: it proves which one calls, once in front of each call (Clients.caller); it manages its registration by its
+// token (RFC 7592), or describes itself in a document. internal/clients and internal/clientauth decide whether it is who it says.
 
 package apitoken
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"time"
 
+	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/clientauth"
 	"github.com/apitoken-go/apitoken/internal/clients"
+	"github.com/apitoken-go/apitoken/internal/source"
 	"github.com/apitoken-go/apitoken/internal/usage"
 	"github.com/apitoken-go/apitoken/store"
 )
+
+// ClientAuth is a client's credential: ID and one of the others, or ID alone for a public client.
+type ClientAuth struct {
+	ID     string
+	Secret Secret
+	// Assertion is a JWT that the client signed (RFC 7523 §2.2), good once; ID may then be empty. Its aud must be this issuer and
+	// nothing else (draft-ietf-oauth-rfc7523bis §4), or one of Endpoints.
+	Assertion Secret
+	// Endpoints are URLs that an assertion may be for as well, such as the token endpoint's: for clients that cannot name the
+	// issuer. A server that a client is led to believe is this one could then use what the client signs for it. Empty: none; with
+	// Config.FAPI they are not looked at.
+	Endpoints []string
+	// Certificate is what the client's TLS connection showed (RFC 8705 §2). CertificateVerified says that its chain was
+	// verified up to a CA that names clients.
+	Certificate         *x509.Certificate
+	CertificateVerified bool
+
+	confirmed *confirmation
+}
+
+// confirmation is the outcome of an authentication, carried on to the calls that follow it in one request.
+type confirmation struct {
+	of    *Clients
+	id    string
+	proof clientauth.Proof
+}
+
+// caller is the client that asks for something. It is found out once in a request, before anything is planned; each try looks
+// whether it still holds.
+type caller struct {
+	auth   ClientAuth // its ID, and what was proved; zero: no client came, the host itself asks
+	public bool       // anybody can call himself that
+}
+
+// caller confirms who asks, and names it in known. A zero a is nobody: the host itself asks. named is the client that the host names
+// beside it, if it names one: another process may have made that a moment ago, so this one looks. ErrInvalidRequest: it is another one.
+func (cs *Clients) caller(ctx context.Context, a ClientAuth, named string, known *refusal) (who caller, err error) {
+	another := func(id string) bool { return named != "" && id != "" && id != named }
+	if another(a.ID) { // before a proof is spent
+		return who, fail(ErrInvalidRequest, "Client and Auth name different clients")
+	}
+	if !a.isZero() {
+		c, auth, err := cs.prove(ctx, a)
+		if err != nil {
+			return who, err
+		}
+		who = caller{auth, c.Public}
+		known.by(&who)
+	}
+	if another(who.id()) {
+		return who, fail(ErrInvalidRequest, "Client and Auth name different clients")
+	}
+	return who, cs.await(ctx, named)
+}
+
+func (x *caller) none() bool { return x.auth.isZero() }
+
+func (x *caller) id() string { return x.auth.ID }
+
+// now is the client as it is known at this try: it may have been disabled since, and its secret may have ended.
+func (x *caller) now(cs *Clients) (Client, error) { return cs.still(&x.auth) }
+
+// by names the client that asks: as a fact if it proved who it is, or else as claimed.
+func (r *refusal) by(who *caller) {
+	switch {
+	case who.none():
+	case who.public:
+		r.Claimed = who.id()
+	default:
+		r.Client = who.id()
+	}
+}
+
+// confirmed is by for a client that was confirmed earlier in the request: it is known before anything else of the call is read.
+func (r *refusal) confirmed(cs *Clients, a *ClientAuth) {
+	if a.confirmed == nil {
+		return
+	}
+	if c, err := cs.still(a); err == nil {
+		r.by(&caller{*a, c.Public})
+	}
+}
+
+// namesOnly reports whether a is an ID alone, which anybody may say.
+func (a *ClientAuth) namesOnly() bool {
+	return a.ID != "" && a.Secret.IsZero() && a.Assertion.IsZero() && a.Certificate == nil && a.confirmed == nil
+}
+
+// isZero reports whether a holds nothing that came from a client: the host speaks for itself.
+func (a ClientAuth) isZero() bool {
+	return a.ID == "" && a.Secret.IsZero() && a.Assertion.IsZero() && a.Certificate == nil
+}
+
+// Authenticate confirms a client, in constant time: ErrInvalidClient, never saying whether the ID or the secret was
+// wrong; ErrLimited when too many failures came from one source for one client, or when too many secrets that hosts chose
+// wait to be checked. A correct secret of our making always passes, and names that no client has wait behind those that
+// have a chosen one, so that a stranger cannot lock the client out.
+func (cs *Clients) Authenticate(ctx context.Context, a ClientAuth) (Client, error) {
+	c, _, err := cs.confirm(ctx, a)
+	return c.own(), err
+}
+
+// confirm is Authenticate, and says by what it was convinced.
+func (cs *Clients) confirm(ctx context.Context, a ClientAuth) (Client, *confirmation, error) {
+	if a.confirmed != nil { // earlier in the same request
+		c, err := cs.still(&a)
+		cs.refused(ctx, a.ID, err)
+		return c, a.confirmed, err
+	}
+	began := time.Now()
+	c, proof, err := cs.authenticate(ctx, &a)
+	cs.refused(ctx, a.ID, err)
+	cs.s.observe(ctx, Observation{Op: "authenticate", Client: a.ID, Err: err, Took: time.Since(began)})
+	return c, &confirmation{cs, a.ID, proof}, err
+}
+
+// refused counts an authentication that failed, or that served nothing as the client is disabled.
+func (cs *Clients) refused(ctx context.Context, id string, err error) {
+	if err == nil {
+		return
+	}
+	r := usage.Refusal{Kind: string(event.ClientRefused), Reason: reasonOf(err)}
+	known := cs.lookup(id)
+	why := ""
+	switch {
+	case errors.Is(err, ErrInvalidClient), errors.Is(err, ErrLimited):
+		if known != nil { // any other name is whatever a stranger likes to write into the log
+			r.Claimed = id
+		}
+	case errors.Is(err, ErrDenied): // its credential was right
+		why = whyOf(err)
+		if known == nil || known.Record.Public {
+			r.Claimed = id
+		} else {
+			r.Client = id
+		}
+	default:
+		return
+	}
+	cs.s.audit.Tally.Count(r, why, originOf(ctx).Address)
+}
+
+func (cs *Clients) authenticate(ctx context.Context, a *ClientAuth) (Client, clientauth.Proof, error) {
+	x := &clientauth.Attempt{Client: a.ID, Source: source.Of(originOf(ctx).Address), Secret: a.Secret.Reveal(),
+		Assertion: a.Assertion.Reveal(), Endpoints: a.Endpoints, Certificate: a.Certificate, Verified: a.CertificateVerified}
+	k, proof, err := cs.known.Authenticate(ctx, x)
+	if a.ID = x.Client; err != nil { // as the assertion names it, where a does not
+		return Client{}, proof, public(err)
+	}
+	return k.Client, proof, nil
+}
+
+// Confirm is Authenticate for adapters that have more than one call to make: the ClientAuth that it returns carries the
+// outcome, so that an assertion, which is good once, is not used twice. Keep it no longer than the request.
+func (cs *Clients) Confirm(ctx context.Context, a ClientAuth) (Client, ClientAuth, error) {
+	c, auth, err := cs.prove(ctx, a)
+	return c.own(), auth, err
+}
+
+// prove is Confirm with a Client whose lists are shared.
+func (cs *Clients) prove(ctx context.Context, a ClientAuth) (Client, ClientAuth, error) {
+	c, proof, err := cs.confirm(ctx, a)
+	if err != nil {
+		return Client{}, ClientAuth{}, err
+	}
+	return c, ClientAuth{ID: c.ID, confirmed: proof}, nil
+}
+
+// still is what a confirmation is worth now: the client may have been disabled since, and the secret that convinced us may
+// have ended, so that nothing more comes of it once this process has heard.
+func (cs *Clients) still(a *ClientAuth) (Client, error) {
+	p := a.confirmed
+	if p.of != cs || p.id != a.ID {
+		return Client{}, fail(ErrInvalidClient, "confirmed by another service, or for another client")
+	}
+	k, err := cs.known.Still(p.id, p.proof)
+	if err != nil {
+		return Client{}, public(err)
+	}
+	return k.Client, nil
+}
 
 // Register is Create for a client that asked for its own registration (RFC 7591) and is to manage it:
 // it returns its registration token too, as RegistrationToken does. Within what the host allows
