@@ -5,7 +5,6 @@ package apitoken
 import (
 	"context"
 	"crypto/subtle"
-	"errors"
 	"slices"
 	"strings"
 	"sync"
@@ -286,8 +285,8 @@ func (v *JWTValidator) validate(ctx context.Context, c *Credential, tr *trace) (
 	}
 	tr.ok("key", p.Header.KID)
 	serr := key.Verify(p.SigningInput, p.Signature)
-	if foreign != nil {
-		serr = verifyAny(key, p)
+	if serr != nil && foreign != nil {
+		serr = key.VerifyAny(p)
 	}
 	if serr != nil {
 		return Token{}, nil, false, tr.no("signature", &Error{Code: ErrInvalidToken, Detail: "signature", Cause: serr})
@@ -338,21 +337,6 @@ func (v *JWTValidator) recognize(token string) (*trust, *legacy.Token) {
 		}
 	}
 	return nil, nil
-}
-
-// verifyAny verifies p by any of the keys of key's name whose algorithm it has: a host's own service may have had several secrets
-// without a name.
-func verifyAny(key *jws.PublicKey, p *jws.Token) (err error) {
-	for _, k := range key.All() {
-		err = errors.New("alg is not the key's own")
-		if !k.Allows(p.Header.Alg) {
-			continue
-		}
-		if err = k.Verify(p.SigningInput, p.Signature); err == nil {
-			return nil
-		}
-	}
-	return err
 }
 
 // read fills p's claims by the issuer's profile. The issuer's signature vouches for them.
@@ -511,7 +495,7 @@ func (v *JWTValidator) signedHere(ctx context.Context, token string) (d *tokenDa
 		if err != nil {
 			return nil, "", public(err)
 		}
-		if err := verifyAny(key, &p.Token); err != nil {
+		if err := key.VerifyAny(&p.Token); err != nil {
 			return nil, "", err
 		}
 		if err := iss.reader.Read(p); err != nil {
