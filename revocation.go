@@ -72,7 +72,7 @@ func (s revoker) endTarget(ctx context.Context, target rules.Target, reason stri
 	case err != nil:
 	case target.Kind == rules.TargetKey && target.Before.IsZero():
 		// Of a key of our own ring more must go than what it signed: it would go on signing.
-		if err = public(s.signing.ring.Compromise(ctx, target.ID, reason, string(why))); errors.Is(err, ErrNotFound) {
+		if err = public(s.signing.ring.Compromise(ctx, target.ID, reason, why)); errors.Is(err, ErrNotFound) {
 			err = public(s.revoke.Write(ctx, nil, r))
 		}
 	default:
@@ -346,14 +346,9 @@ type revokeHost struct{ *core }
 
 func (h revokeHost) Actor(ctx context.Context) rules.Principal { return h.actorOf(ctx) }
 
-func (h revokeHost) Carry(ctx context.Context) func(context.Context) context.Context {
-	who, origin := h.actorOf(ctx), originOf(ctx)
-	return func(ctx context.Context) context.Context { return WithOrigin(withPrincipal(ctx, who), origin) }
-}
-
 func (h revokeHost) Event(ctx context.Context, c *commit.Change, e revoke.Event) {
 	x := Event{Type: e.Type, OK: true, Reason: e.Reason, Target: Target{e.Target}, Subject: e.Subject, Client: e.Client, Grant: e.Grant, TokenID: e.Token,
-		Scopes: scopesOf(e.Scopes), Extra: e.Extra}
+		Scopes: scopesOf(e.Scopes), Count: e.Count, Extra: e.Extra}
 	c.Events = append(c.Events, h.record(ctx, &x, nil))
 }
 

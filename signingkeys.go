@@ -13,8 +13,6 @@ import (
 	"github.com/apitoken-go/apitoken/internal/dpop"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/keyring"
-	"github.com/apitoken-go/apitoken/internal/record"
-	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/seal"
 	"github.com/apitoken-go/apitoken/store"
 	"github.com/golang-jwt/jwt/v5"
@@ -46,7 +44,16 @@ type SigningKeys struct {
 
 func newSigningKeys(s *core) *SigningKeys {
 	return &SigningKeys{s, keyring.New(keyring.Config{Algorithm: s.cfg.Algorithm, Audiences: s.cfg.AudienceAlgorithms, Rotation: s.cfg.KeyRotation, Seal: s.cfg.Seal,
-		Clear: s.cfg.InsecureKeysInStore, Prefix: s.cfg.Prefix, Namespace: func() string { return s.ns }, Log: s.log}, ringHost{s})}
+		Clear: s.cfg.InsecureKeysInStore, Prefix: s.cfg.Prefix, Namespace: func() string { return s.ns }, Log: s.log,
+		Revoke: s.revoke, Ready: s.ready,
+		Publish: func(keys []*jws.PublicKey) {
+			if s.trust != nil { // none before there is a validator
+				s.trust.SetKeys(keys)
+			}
+		},
+		Rotated: func(ctx context.Context, err error, took time.Duration) {
+			s.observe(ctx, Observation{Op: "keys", Err: public(err), Took: took})
+		}})}
 }
 
 // List returns the ring, the newest key first; behind the common keys those of each audience that has its own.
@@ -103,7 +110,7 @@ func (k *SigningKeys) ImportFor(ctx context.Context, audience string, s crypto.S
 // refused here, and this process goes on trying; others may not know it yet. It is safe to repeat.
 func (k *SigningKeys) Compromise(ctx context.Context, id, reason string) (failed error) {
 	defer tell(&failed)
-	return public(k.ring.Compromise(ctx, id, reason, string(event.Revoked)))
+	return public(k.ring.Compromise(ctx, id, reason, event.Revoked))
 }
 
 // RotateSecrets makes a new root secret, from which the tags of refresh tokens and API keys, the ratchet and the seals of new
@@ -132,73 +139,6 @@ func (k *SigningKeys) Rewrap(ctx context.Context) (_ int, failed error) {
 func (k *SigningKeys) active(view store.Position, now time.Time, audiences []string) (keyring.Signing, error) {
 	x, err := k.ring.Active(view, now, audiences)
 	return x, public(err)
-}
-
-// ringHost is a service as its ring sees it.
-type ringHost struct{ *core }
-
-func (h ringHost) Now() time.Time                    { return h.now() }
-func (h ringHost) Refresh(ctx context.Context) error { return h.state.Refresh(ctx) }
-func (h ringHost) Position() int64                   { return h.state.Position().N }
-func (h ringHost) Ready() error                      { return h.audit.Ready() }
-func (h ringHost) Revoked(kid string) bool           { return h.rules.Signed(kid) }
-func (h ringHost) Longest() time.Duration            { return h.space.Life().Access + ruleSlack }
-func (h ringHost) NewChange() keyring.Change         { return ringChange{h.newChange()} }
-func (h ringHost) Get(ctx context.Context, id string) (store.Record, error) {
-	return h.get(ctx, store.KindKey, id)
-}
-
-func (h ringHost) Publish(keys []*jws.PublicKey) {
-	if h.trust != nil { // none before there is a validator
-		h.trust.SetKeys(keys)
-	}
-}
-
-func (h ringHost) Hold(kid string) (release func()) {
-	p := &rules.Held{Target: rules.BySigningKey(kid)}
-	h.rules.Hold(p)
-	return func() { h.rules.Release(p) }
-}
-
-func (h ringHost) Retry(kid string, write func(context.Context) error, release func()) {
-	h.retries.Add(rules.BySigningKey(kid), write, release)
-}
-
-func (h ringHost) Rotated(ctx context.Context, err error, took time.Duration) {
-	h.observe(ctx, Observation{Op: "keys", Err: err, Took: took})
-}
-
-// ringChange is a change as the ring fills it.
-type ringChange struct{ c *change }
-
-func (x ringChange) Put(w record.Written, expect store.Version) { x.c.Put(w, expect) }
-func (x ringChange) Puts() []store.Put                          { return x.c.Puts }
-
-func (x ringChange) Event(ctx context.Context, e keyring.Event) {
-	y := Event{Type: event.KeyChanged, OK: true, Reason: e.Reason, Count: e.Count}
-	switch {
-	case e.Kid != "":
-		y.Extra = map[string]string{"kid": e.Kid, "alg": e.Alg}
-	case e.Root != "":
-		y.Extra = map[string]string{"root": e.Root}
-	}
-	x.c.event(ctx, y)
-}
-
-func (x ringChange) End(ctx context.Context, kid, reason string) error {
-	return x.c.s.revoke.Add(ctx, &x.c.Change, rules.BySigningKey(kid), false, reason)
-}
-
-func (x ringChange) Ended(ctx context.Context, kid, reason, why string) {
-	if why == "" {
-		why = string(event.Revoked)
-	}
-	x.c.event(ctx, Event{Type: event.Type(why), OK: true, Reason: reason, Target: BySigningKey(kid)})
-}
-
-func (x ringChange) Commit(ctx context.Context) error {
-	_, err := x.c.s.commit(ctx, x.c)
-	return err
 }
 
 // NewSealer seals by AES-256-GCM under the first key and opens under any: put a new one in front to rotate, run

@@ -48,7 +48,7 @@ func (d *Directory[C]) EndLeaked(ctx context.Context, text, reason string) (foun
 		if !x.registration {
 			targets = append(targets, ownTokens(x.client))
 		}
-		ok, e := d.c.Revoke.Ahead(ctx, targets, func(ctx context.Context) (bool, error) { return d.withdraw(ctx, x, reason) })
+		ok, e := d.c.Revoke.EndBy(ctx, targets, func(ctx context.Context) (bool, error) { return d.withdraw(ctx, x, reason) })
 		switch {
 		case e != nil:
 			found++

@@ -22,7 +22,7 @@ import (
 )
 
 // Kind is of the records of this package: one for each session, however often it refreshes.
-const Kind store.Kind = "grant"
+const Kind = rules.KindGrant
 
 // Slack is how long the record of a session is kept behind its end, so that what comes late is told from junk.
 const Slack = 24 * time.Hour

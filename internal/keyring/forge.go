@@ -3,6 +3,7 @@ package keyring
 import (
 	"encoding/json"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -13,14 +14,14 @@ func (k *Ring) Forge(plain store.Record) (store.Record, error) {
 		return store.Record{}, err
 	}
 	var rec rootRecord
-	if err := read(&rootForm, plain, &rec); err != nil {
+	if err := commit.Read(&rootForm, plain, &rec); err != nil {
 		return store.Record{}, err
 	}
 	root, err := deriveRoot(k.c.Namespace(), kid, rec.Created, rec.Plain)
 	if err != nil {
 		return store.Record{}, err
 	}
-	name, key, err := k.make(root, &lane{alg: k.c.Algorithm}, k.host.Now().UnixMilli())
+	name, key, err := k.make(root, &lane{alg: k.c.Algorithm}, k.now().UnixMilli())
 	if err != nil {
 		return store.Record{}, err
 	}

@@ -3,6 +3,7 @@ package keyring
 import (
 	"testing"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -11,10 +12,10 @@ func FuzzStoredKey(f *testing.F) {
 	for _, s := range []string{`{"v":1}`, `{"v":2}`, `{}`, `null`, ``} {
 		f.Add([]byte(s), "kid")
 	}
-	k := New(Config{Algorithm: "ES256", Namespace: func() string { return "ns" }}, nil)
+	k := New(Config{Algorithm: "ES256", Namespace: func() string { return "ns" }})
 	f.Fuzz(func(t *testing.T, data []byte, id string) {
 		var rec keyRecord
-		if read(&keyForm, store.Record{Kind: store.KindKey, ID: id, Data: data}, &rec) == nil {
+		if commit.Read(&keyForm, store.Record{Kind: store.KindKey, ID: id, Data: data}, &rec) == nil {
 			root, err := deriveRoot("ns", [4]byte{}, 0, make([]byte, 32))
 			if err != nil {
 				t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/record"
@@ -25,8 +26,7 @@ type Shown struct {
 
 // Ring is the common ring, and those of the audiences that have one of their own.
 type Ring struct {
-	c    Config
-	host Host
+	c Config
 
 	mu      sync.Mutex // guards the maps, and the making of rings from them
 	records map[string]knownSigner
@@ -101,7 +101,7 @@ type lockRecord struct {
 }
 
 var (
-	keyForm  = record.Form[keyRecord]{Kind: store.KindKey, Check: func(rec *keyRecord) error { return first(rec.V) }}
+	keyForm  = record.Form[keyRecord]{Kind: store.KindKey, Check: func(rec *keyRecord) error { return commit.First(rec.V) }}
 	lockForm = record.Form[lockRecord]{Kind: store.KindKey}
 )
 
@@ -118,8 +118,8 @@ const (
 )
 
 // New makes an empty Ring. Records come by Apply; Ensure makes it usable.
-func New(c Config, host Host) *Ring {
-	k := &Ring{c: c, host: host, kick: make(chan struct{}, 1), roots: map[[4]byte]*rootSecret{}, outside: map[string]*jws.Signer{}}
+func New(c Config) *Ring {
+	k := &Ring{c: c, kick: make(chan struct{}, 1), roots: map[[4]byte]*rootSecret{}, outside: map[string]*jws.Signer{}}
 	k.records, k.shut = map[string]knownSigner{}, map[[4]byte]store.Record{}
 	k.ring.Store(&ring{lanes: k.lanes(nil)})
 	return k
@@ -154,11 +154,11 @@ func (x *Signing) SignText(ctx context.Context, typ string, payload []byte) (str
 
 // List returns the ring, the newest key first; behind the common keys those of each audience that has its own.
 func (k *Ring) List(ctx context.Context) ([]Shown, error) {
-	if err := k.host.Refresh(ctx); err != nil {
+	if err := k.refresh(ctx); err != nil {
 		return nil, err
 	}
 	var out []Shown
-	k.Each(k.host.Now(), func(x *ringKey, state string, since, until int64) { out = append(out, x.shown(state, since, until)) })
+	k.Each(k.now(), func(x *ringKey, state string, since, until int64) { out = append(out, x.shown(state, since, until)) })
 	return out, nil
 }
 
@@ -177,7 +177,7 @@ func (x *ringKey) shown(state string, since, until int64) Shown {
 // SigningKeys a feed.KeySource; missing is not looked at.
 func (k *Ring) JWKS() []byte {
 	var list []string
-	k.Each(k.host.Now(), func(x *ringKey, state string, _, _ int64) {
+	k.Each(k.now(), func(x *ringKey, state string, _, _ int64) {
 		if state != "compromised" && x.rec.JWK != "" {
 			list = append(list, x.kid+"\x00"+x.rec.JWK)
 		}
@@ -197,14 +197,14 @@ func (k *Ring) JWKS() []byte {
 // Rotate brings a new key forward as soon as every validator can know it: after half of Config.KeyRotation, 15 minutes at
 // most. Tokens of the old one stay good until they expire. Audiences with keys of their own get new ones too.
 func (k *Ring) Rotate(ctx context.Context) error {
-	if err := k.host.Ready(); err != nil {
+	if err := k.c.Ready(); err != nil {
 		return err
 	}
 	for _, l := range k.ring.Load().lanes {
 		if l.alg == "" {
 			continue
 		}
-		err := k.change(ctx, func(c Change, r *ring) error { return k.forward(ctx, c, r, r.lane(l.audience)) })
+		err := k.change(ctx, func(c *commit.Change, r *ring) error { return k.forward(ctx, c, r, r.lane(l.audience)) })
 		if err != nil {
 			return err
 		}
@@ -233,8 +233,8 @@ func (k *Ring) ImportFor(ctx context.Context, audience string, s crypto.Signer, 
 	}
 	kid := signer.Public.KID
 	signer.Public.Audience = audience
-	err = k.change(ctx, func(c Change, r *ring) error {
-		now, lead := k.host.Now().UnixMilli(), k.lead().Milliseconds()
+	err = k.change(ctx, func(c *commit.Change, r *ring) error {
+		now, lead := k.now().UnixMilli(), k.lead().Milliseconds()
 		l := r.lane(audience)
 		newest := l.newest()
 		for i := range r.keys {
@@ -256,7 +256,7 @@ func (k *Ring) ImportFor(ctx context.Context, audience string, s crypto.Signer, 
 			}
 			return nil
 		}
-		if err := k.host.Ready(); err != nil {
+		if err := k.c.Ready(); err != nil {
 			return err
 		}
 		rec := &keyRecord{V: 1, Alg: signer.Public.Alg, Outside: true, Created: now, Activates: now + lead}
@@ -284,7 +284,7 @@ func (k *Ring) ImportFor(ctx context.Context, audience string, s crypto.Signer, 
 	k.rebuild()
 	k.mu.Unlock()
 	var out Shown
-	k.Each(k.host.Now(), func(x *ringKey, state string, since, until int64) {
+	k.Each(k.now(), func(x *ringKey, state string, since, until int64) {
 		if x.kid == kid {
 			out = x.shown(state, since, until)
 		}

@@ -13,8 +13,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/internal/jws"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/seal"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -45,7 +47,7 @@ func (k *Ring) Apply(r store.Record) error {
 	case r.ID == keyLock:
 		k.lock = r.Version
 		var rec lockRecord
-		if err := read(&lockForm, r, &rec); err != nil {
+		if err := commit.Read(&lockForm, r, &rec); err != nil {
 			return err // whoever changes the ring needs the version alone
 		}
 		k.noteSealed(rec.Sealed)
@@ -75,14 +77,14 @@ func (k *Ring) Apply(r store.Record) error {
 func Readable(r store.Record) error {
 	switch {
 	case r.ID == keyLock:
-		return read(&lockForm, r, new(lockRecord))
+		return commit.Read(&lockForm, r, new(lockRecord))
 	case strings.HasPrefix(r.ID, rootPrefix):
 		if _, err := parseRootID(r.ID); err != nil {
 			return err
 		}
-		return read(&rootForm, r, new(rootRecord))
+		return commit.Read(&rootForm, r, new(rootRecord))
 	case strings.HasPrefix(r.ID, keyPrefix):
-		return read(&keyForm, r, new(keyRecord))
+		return commit.Read(&keyForm, r, new(keyRecord))
 	}
 	return nil
 }
@@ -91,7 +93,7 @@ func Readable(r store.Record) error {
 func (k *Ring) take(r store.Record) error {
 	kid := strings.TrimPrefix(r.ID, keyPrefix)
 	var rec keyRecord
-	if err := read(&keyForm, r, &rec); err != nil {
+	if err := commit.Read(&keyForm, r, &rec); err != nil {
 		return err
 	}
 	old, known := k.records[kid]
@@ -206,7 +208,7 @@ func (k *Ring) Presented(ctx context.Context, kid [4]byte, purpose string) ([]by
 		if looked || last != nil && now.Sub(*last) < lookEvery || !k.looked.CompareAndSwap(last, &now) {
 			return nil, nil
 		}
-		if err := k.host.Refresh(ctx); err != nil {
+		if err := k.refresh(ctx); err != nil {
 			return nil, fault.NoAnswer(err, "look for a root secret")
 		}
 	}
@@ -235,7 +237,7 @@ func (k *Ring) rebuild() {
 		return cmp.Or(cmp.Compare(a.rec.Activates, b.rec.Activates), cmp.Compare(a.rec.Took, b.rec.Took), cmp.Compare(a.rec.Created, b.rec.Created), cmp.Compare(a.kid, b.kid))
 	})
 	r.lanes = k.lanes(r.keys)
-	if old, at := k.ring.Load(), k.host.Position(); r.pos > at {
+	if old, at := k.ring.Load(), k.c.Revoke.Commit.State.Position().N; r.pos > at {
 		if r.before = old.before; old.pos <= at {
 			settled := *old
 			settled.before = nil
@@ -283,7 +285,7 @@ func (x *knownSigner) audience() string {
 
 // tell hands the validator what verifies now.
 func (k *Ring) tell() {
-	k.host.Publish(k.PublicKeys())
+	k.c.Publish(k.PublicKeys())
 }
 
 func (k *Ring) Wake() {
@@ -303,7 +305,7 @@ func (k *Ring) Each(now time.Time, f func(x *ringKey, state string, since, until
 }
 
 func (k *Ring) eachOf(l *lane, ms int64, f func(x *ringKey, state string, since, until int64)) {
-	keep := k.host.Longest().Milliseconds()
+	keep := (k.c.Revoke.Space.Life().Access + rules.Slack).Milliseconds()
 	successor := int64(0) // when the key behind this one began to sign; 0: it did not
 	waiting := int64(0)   // when the key behind this one will sign; 0: there is none
 	first := l.first()
@@ -341,7 +343,7 @@ func (rec *keyRecord) signs() int64 { return max(rec.Activates, rec.Took) }
 // PublicKeys is what verifies tokens now: never a compromised or a gone key.
 func (k *Ring) PublicKeys() []*jws.PublicKey {
 	var out []*jws.PublicKey
-	k.Each(k.host.Now(), func(x *ringKey, state string, _, _ int64) {
+	k.Each(k.now(), func(x *ringKey, state string, _, _ int64) {
 		if state != "compromised" {
 			out = append(out, x.public)
 		}
@@ -396,7 +398,7 @@ func (k *Ring) activeOf(l *lane, ms int64) *ringKey {
 // Digest changes with the published set.
 func (k *Ring) Digest() string {
 	var kids []string
-	k.Each(k.host.Now(), func(x *ringKey, state string, _, _ int64) {
+	k.Each(k.now(), func(x *ringKey, state string, _, _ int64) {
 		if state != "compromised" && x.rec.JWK != "" {
 			kids = append(kids, x.kid)
 		}
@@ -440,7 +442,7 @@ func (l *lane) first() int {
 
 // Compromised are the kids of the keys that a rule refuses, in order.
 func (k *Ring) Compromised() (kids []string) {
-	k.Each(k.host.Now(), func(x *ringKey, state string, _, _ int64) {
+	k.Each(k.now(), func(x *ringKey, state string, _, _ int64) {
 		if state == "compromised" {
 			kids = append(kids, x.kid)
 		}

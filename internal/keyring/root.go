@@ -17,9 +17,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/record"
+	"github.com/apitoken-go/apitoken/internal/revoke"
 	"github.com/apitoken-go/apitoken/internal/seal"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -50,7 +53,7 @@ type rootRecord struct {
 	Spent bool `json:"spent,omitempty"`
 }
 
-var rootForm = record.Form[rootRecord]{Kind: store.KindKey, Check: func(rec *rootRecord) error { return first(rec.V) }}
+var rootForm = record.Form[rootRecord]{Kind: store.KindKey, Check: func(rec *rootRecord) error { return commit.First(rec.V) }}
 
 const (
 	rootPrefix        = "root."
@@ -142,7 +145,7 @@ func rootContext(ns string, kid [4]byte, rec *rootRecord) []byte {
 
 // newRoot makes a root secret and its record: the newest of r, whatever the clock says.
 func (k *Ring) newRoot(ctx context.Context, r *ring) (*rootSecret, record.Written, error) {
-	created := k.host.Now().UnixMilli()
+	created := k.now().UnixMilli()
 	if n := len(r.roots); n > 0 {
 		created = max(created, r.roots[n-1].created+1)
 	}
@@ -194,7 +197,7 @@ func (k *Ring) rootRecord(ctx context.Context, root *rootSecret) (record.Written
 // store could put one there.
 func (k *Ring) openRoot(ctx context.Context, kid [4]byte, r store.Record) (*rootSecret, error) {
 	var rec rootRecord
-	if err := read(&rootForm, r, &rec); err != nil {
+	if err := commit.Read(&rootForm, r, &rec); err != nil {
 		return nil, err
 	}
 	secret, bare := rec.Plain, len(rec.Sealed) == 0
@@ -230,13 +233,13 @@ func (k *Ring) openRoot(ctx context.Context, kid [4]byte, r store.Record) (*root
 func (k *Ring) differs(kid [4]byte, r store.Record) bool {
 	known := k.roots[kid]
 	var rec rootRecord
-	if err := read(&rootForm, r, &rec); err != nil {
+	if err := commit.Read(&rootForm, r, &rec); err != nil {
 		return known == nil // opening it says what is wrong
 	}
 	bare := len(rec.Sealed) == 0
 	if k.c.Seal == nil {
 		if !bare {
-			k.noteSealed(k.host.Now().UnixMilli())
+			k.noteSealed(k.now().UnixMilli())
 		}
 		return known == nil
 	}
@@ -265,11 +268,11 @@ func (k *Ring) sealedSince() int64 {
 }
 
 // sealsAll reports whether no root lies in clear once c is written.
-func (k *Ring) sealsAll(c Change) bool {
+func (k *Ring) sealsAll(c *commit.Change) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for kid, root := range k.roots {
-		if root.plain && !slices.ContainsFunc(c.Puts(), func(p store.Put) bool { return p.ID == rootID(kid) }) {
+		if root.plain && !slices.ContainsFunc(c.Puts, func(p store.Put) bool { return p.ID == rootID(kid) }) {
 			return false
 		}
 	}
@@ -368,7 +371,7 @@ func (k *Ring) MAC(purpose string) (kid [4]byte, key []byte) {
 
 // current is the root under which new things are made: the newest that every process had time to open.
 func (k *Ring) current(r *ring) *rootSecret {
-	known := k.host.Now().Add(-k.lead()).UnixMilli()
+	known := k.now().Add(-k.lead()).UnixMilli()
 	var oldest *rootSecret // that may prove a key; if none had time, whoever took that power from the others knew it
 	for i := len(r.roots) - 1; i >= 0; i-- {
 		root := r.roots[i]
@@ -420,21 +423,21 @@ func (k *Ring) MACFor(kid [4]byte, purpose string) ([]byte, bool) {
 //
 // ErrInvalidRequest: the store is on its way from InsecureKeysInStore to Seal, and processes may run that could not open it.
 func (k *Ring) RotateSecrets(ctx context.Context) error {
-	if err := k.host.Ready(); err != nil {
+	if err := k.c.Ready(); err != nil {
 		return err
 	}
 	if k.c.Seal != nil && k.c.Clear {
 		return fault.Fail(fault.InvalidRequest, "InsecureKeysInStore still stands beside Seal: processes without Seal could not open a new secret")
 	}
 	var made *rootSecret
-	err := k.change(ctx, func(c Change, r *ring) error {
+	err := k.change(ctx, func(c *commit.Change, r *ring) error {
 		root, rec, err := k.newRoot(ctx, r)
 		if err != nil {
 			return err
 		}
 		made = root
 		c.Put(rec, store.Version{})
-		c.Event(ctx, Event{Reason: "root secret created", Root: hex.EncodeToString(root.kid[:])})
+		k.changed(ctx, c, "root secret created", map[string]string{"root": hex.EncodeToString(root.kid[:])})
 		return nil
 	})
 	if err != nil {
@@ -464,7 +467,7 @@ func (k *Ring) reseal(ctx context.Context, how string, chosen func(*rootSecret) 
 	for {
 		left := false
 		var batch [][4]byte
-		err := k.change(ctx, func(c Change, r *ring) error {
+		err := k.change(ctx, func(c *commit.Change, r *ring) error {
 			left, batch = false, nil
 			for _, root := range r.roots {
 				if done[root.kid] || !chosen(root) {
@@ -479,7 +482,7 @@ func (k *Ring) reseal(ctx context.Context, how string, chosen func(*rootSecret) 
 				batch = append(batch, root.kid)
 			}
 			if len(batch) > 0 {
-				c.Event(ctx, Event{Reason: how, Count: len(batch)})
+				k.c.Revoke.Event(ctx, c, revoke.Event{Type: event.KeyChanged, Reason: how, Count: len(batch)})
 			}
 			return nil
 		})
@@ -496,8 +499,8 @@ func (k *Ring) reseal(ctx context.Context, how string, chosen func(*rootSecret) 
 }
 
 // putRoot replaces the record of a root.
-func (k *Ring) putRoot(ctx context.Context, c Change, root *rootSecret) error {
-	old, err := k.host.Get(ctx, rootID(root.kid))
+func (k *Ring) putRoot(ctx context.Context, c *commit.Change, root *rootSecret) error {
+	old, err := k.c.Revoke.Commit.Get(ctx, store.KindKey, rootID(root.kid))
 	if err != nil {
 		return err
 	}
@@ -516,7 +519,7 @@ const rewrapBatch = 8
 // made under it. First the keys go under that one, in as many changes as they need.
 func (k *Ring) spend(ctx context.Context) error {
 	for left := k.spendable(k.ring.Load()); left; {
-		err := k.change(ctx, func(c Change, r *ring) error {
+		err := k.change(ctx, func(c *commit.Change, r *ring) error {
 			if left = k.spendable(r); !left {
 				return nil
 			}
@@ -534,16 +537,16 @@ func (k *Ring) spend(ctx context.Context) error {
 				if err := k.put(c, x.kid, &rec, x.expires, x.version); err != nil {
 					return err
 				}
-				if len(c.Puts()) == rewrapBatch {
+				if len(c.Puts) == rewrapBatch {
 					break
 				}
 			}
-			if n := len(c.Puts()); n > 0 {
-				c.Event(ctx, Event{Reason: "signing keys sealed again", Count: n})
+			if n := len(c.Puts); n > 0 {
+				k.c.Revoke.Event(ctx, c, revoke.Event{Type: event.KeyChanged, Reason: "signing keys sealed again", Count: n})
 				return nil // and the roots when no key is left
 			}
 			for _, root := range r.roots {
-				if root.spent || root.compare(to) >= 0 || len(c.Puts()) == rewrapBatch {
+				if root.spent || root.compare(to) >= 0 || len(c.Puts) == rewrapBatch {
 					continue
 				}
 				spent := *root
@@ -552,7 +555,7 @@ func (k *Ring) spend(ctx context.Context) error {
 					return err
 				}
 			}
-			c.Event(ctx, Event{Reason: "older root secrets prove no signing key any more", Count: len(c.Puts())})
+			k.c.Revoke.Event(ctx, c, revoke.Event{Type: event.KeyChanged, Reason: "older root secrets prove no signing key any more", Count: len(c.Puts)})
 			return nil
 		})
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/internal/follow"
 	"github.com/apitoken-go/apitoken/internal/jws"
@@ -26,11 +27,11 @@ func (k *Ring) make(root *rootSecret, l *lane, activates int64) (string, *keyRec
 	if err != nil {
 		return "", nil, err
 	}
-	rec := &keyRecord{V: 1, Alg: l.alg, Created: k.host.Now().UnixMilli(), Activates: activates}
+	rec := &keyRecord{V: 1, Alg: l.alg, Created: k.now().UnixMilli(), Activates: activates}
 	var kid string
 	var plain []byte
 	if secret, ok := private.([]byte); ok {
-		kid, plain = opaque.NewID(k.host.Now()).String(), secret
+		kid, plain = opaque.NewID(k.now()).String(), secret
 	} else {
 		signer, err := jws.NewSigner("", rec.Alg, private, false)
 		if err != nil {
@@ -90,8 +91,8 @@ func newPrivateKey(alg string) (any, error) {
 // any MaxAccess that a configuration may hold.
 func goneAfter(activates int64) int64 { return activates + (48 * time.Hour).Milliseconds() }
 
-func (k *Ring) put(c Change, kid string, rec *keyRecord, expires int64, expect store.Version) error {
-	return put(c, &keyForm, store.Record{ID: keyPrefix + kid, Expires: expires}, rec, expect)
+func (k *Ring) put(c *commit.Change, kid string, rec *keyRecord, expires int64, expect store.Version) error {
+	return commit.Put(c, &keyForm, store.Record{ID: keyPrefix + kid, Expires: expires}, rec, expect)
 }
 
 // locked is the version of the ring's lock: it is read before the ring that a change is made from.
@@ -102,20 +103,20 @@ func (k *Ring) locked() store.Version {
 }
 
 // putLock takes the ring for this change alone.
-func (k *Ring) putLock(c Change, lock store.Version) error {
-	now := k.host.Now().UnixMilli()
+func (k *Ring) putLock(c *commit.Change, lock store.Version) error {
+	now := k.now().UnixMilli()
 	rec := lockRecord{V: 1, N: now, Sealed: k.sealedSince()}
 	if rec.Sealed == 0 && k.c.Seal != nil && k.sealsAll(c) {
 		rec.Sealed = now
 	}
-	return put(c, &lockForm, store.Record{ID: keyLock}, &rec, lock)
+	return commit.Put(c, &lockForm, store.Record{ID: keyLock}, &rec, lock)
 }
 
 // change alters the ring: f fills the change from the ring as it stands, and is asked again after another process was
 // first. A change that stays empty is not written.
-func (k *Ring) change(ctx context.Context, f func(c Change, r *ring) error) error {
+func (k *Ring) change(ctx context.Context, f func(c *commit.Change, r *ring) error) error {
 	for try := 0; try < keyTries; try++ {
-		if err := k.host.Refresh(ctx); err != nil {
+		if err := k.refresh(ctx); err != nil {
 			return fault.NoAnswer(err, "follow the store")
 		}
 		lock := k.locked()
@@ -124,17 +125,17 @@ func (k *Ring) change(ctx context.Context, f func(c Change, r *ring) error) erro
 		if err := k.openRoots(ctx); err != nil {
 			return err
 		}
-		c := k.host.NewChange()
+		c := commit.NewChange()
 		if err := f(c, k.ring.Load()); err != nil {
 			return err
 		}
-		if len(c.Puts()) == 0 {
+		if len(c.Puts) == 0 {
 			return nil
 		}
 		if err := k.putLock(c, lock); err != nil {
 			return err
 		}
-		err := c.Commit(ctx)
+		err := k.commit(ctx, c)
 		if !errors.Is(err, store.ErrConflict) {
 			return err
 		}
@@ -143,7 +144,7 @@ func (k *Ring) change(ctx context.Context, f func(c Change, r *ring) error) erro
 }
 
 // add puts a new key of a lane into c, and gives the one before it a purge time.
-func (k *Ring) add(ctx context.Context, c Change, l *lane, kid string, rec *keyRecord, how string) error {
+func (k *Ring) add(ctx context.Context, c *commit.Change, l *lane, kid string, rec *keyRecord, how string) error {
 	if n := len(l.keys); n > 0 && l.keys[n-1].rec.Compromised == 0 { // else it stays for ever; those before have one already
 		old := &l.keys[n-1]
 		if err := k.put(c, old.kid, &old.rec, goneAfter(rec.Activates), old.version); err != nil {
@@ -153,11 +154,9 @@ func (k *Ring) add(ctx context.Context, c Change, l *lane, kid string, rec *keyR
 	if err := k.put(c, kid, rec, 0, store.Version{}); err != nil {
 		return err
 	}
-	c.Event(ctx, keyEvent(kid, rec.Alg, how))
+	k.keyChanged(ctx, c, kid, rec.Alg, how)
 	return nil
 }
-
-func keyEvent(kid, alg, how string) Event { return Event{Reason: how, Kid: kid, Alg: alg} }
 
 // Ensure opens the roots and makes the ring usable: called by New, before anything is signed.
 func (k *Ring) Ensure(ctx context.Context) error {
@@ -167,7 +166,7 @@ func (k *Ring) Ensure(ctx context.Context) error {
 	if err := k.sealClear(ctx); err != nil {
 		return err
 	}
-	err := k.change(ctx, func(c Change, r *ring) error {
+	err := k.change(ctx, func(c *commit.Change, r *ring) error {
 		if len(r.roots) == 0 {
 			root, rec, err := k.newRoot(ctx, r)
 			if err != nil {
@@ -180,7 +179,7 @@ func (k *Ring) Ensure(ctx context.Context) error {
 	})
 	for _, l := range k.ring.Load().lanes[1:] {
 		if err == nil && l.alg != "" {
-			err = k.change(ctx, func(c Change, r *ring) error { return k.begin(ctx, c, r, r.lane(l.audience)) })
+			err = k.change(ctx, func(c *commit.Change, r *ring) error { return k.begin(ctx, c, r, r.lane(l.audience)) })
 		}
 	}
 	if err != nil {
@@ -198,12 +197,12 @@ func (k *Ring) Ensure(ctx context.Context) error {
 }
 
 // begin makes the first key of a lane, and another when the configured algorithm is another.
-func (k *Ring) begin(ctx context.Context, c Change, r *ring, l *lane) error {
+func (k *Ring) begin(ctx context.Context, c *commit.Change, r *ring, l *lane) error {
 	newest := l.live()
 	if newest != nil && (newest.rec.Outside || newest.rec.Alg == l.alg) {
 		return nil
 	}
-	activates := k.host.Now().UnixMilli()
+	activates := k.now().UnixMilli()
 	if newest != nil || l.audience != "" && !k.young(r) { // validators must know the key first
 		activates += k.lead().Milliseconds()
 	}
@@ -216,7 +215,7 @@ func (k *Ring) begin(ctx context.Context, c Change, r *ring, l *lane) error {
 
 // young reports whether no validator can have read an older set of keys than this.
 func (k *Ring) young(r *ring) bool {
-	return len(r.keys) == 0 || k.host.Now().UnixMilli()-r.keys[0].rec.Created < k.lead().Milliseconds()
+	return len(r.keys) == 0 || k.now().UnixMilli()-r.keys[0].rec.Created < k.lead().Milliseconds()
 }
 
 // Run rotates by schedule, opens roots that other processes made, and withdraws keys whose time is over.
@@ -257,7 +256,7 @@ func (k *Ring) due(r *ring, l *lane) (bool, int64) {
 		return false, 0
 	}
 	newest := l.live()
-	now, lead := k.host.Now().UnixMilli(), k.lead().Milliseconds()
+	now, lead := k.now().UnixMilli(), k.lead().Milliseconds()
 	switch {
 	case newest == nil && (l.audience == "" || k.young(r)):
 		return true, now // all were compromised
@@ -279,7 +278,7 @@ func (k *Ring) due(r *ring, l *lane) (bool, int64) {
 func (k *Ring) outdated(r *ring, x *ringKey) bool {
 	root := k.current(r)
 	known := root.created + k.lead().Milliseconds()
-	return k.c.Seal != nil && !x.rec.Outside && root != r.roots[0] && x.rec.Created < known && known <= k.host.Now().UnixMilli()
+	return k.c.Seal != nil && !x.rec.Outside && root != r.roots[0] && x.rec.Created < known && known <= k.now().UnixMilli()
 }
 
 // abandoned reports whether the newest key of a lane has passed its time, or an older root secret has, and no process has made
@@ -289,7 +288,7 @@ func (k *Ring) abandoned(r *ring, l *lane) bool {
 	if l.alg != "" || newest == nil || newest.rec.Outside {
 		return false
 	}
-	now, lead := k.host.Now().UnixMilli(), k.lead().Milliseconds()
+	now, lead := k.now().UnixMilli(), k.lead().Milliseconds()
 	if k.outdated(r, newest) {
 		return now >= k.current(r).created+2*lead // a process that has the lane makes another after one
 	}
@@ -308,21 +307,21 @@ func (k *Ring) rotateIfDue(ctx context.Context) error {
 		}
 		began := time.Now()
 		audience := r.lanes[i].audience
-		err := k.change(ctx, func(c Change, r *ring) error { return k.rotateLane(ctx, c, r, r.lane(audience)) })
-		k.host.Rotated(ctx, err, time.Since(began))
+		err := k.change(ctx, func(c *commit.Change, r *ring) error { return k.rotateLane(ctx, c, r, r.lane(audience)) })
+		k.c.Rotated(ctx, err, time.Since(began))
 		failed = errors.Join(failed, err)
 	}
 	return failed
 }
 
 // rotateLane does what the clock asks for in a lane.
-func (k *Ring) rotateLane(ctx context.Context, c Change, r *ring, l *lane) error {
+func (k *Ring) rotateLane(ctx context.Context, c *commit.Change, r *ring, l *lane) error {
 	if k.abandoned(r, l) {
 		x := l.live()
 		rec := x.rec
-		rec.Ends = k.host.Now().UnixMilli()
+		rec.Ends = k.now().UnixMilli()
 		k.prove(r.by[rec.Root], x.kid, &rec)
-		c.Event(ctx, keyEvent(x.kid, rec.Alg, "retired: no process makes keys for its audience"))
+		k.keyChanged(ctx, c, x.kid, rec.Alg, "retired: no process makes keys for its audience")
 		return k.put(c, x.kid, &rec, goneAfter(rec.Ends), x.version)
 	}
 	ok, at := k.due(r, l)
@@ -337,8 +336,8 @@ func (k *Ring) rotateLane(ctx context.Context, c Change, r *ring, l *lane) error
 }
 
 // forward brings a new key of a lane on its way.
-func (k *Ring) forward(ctx context.Context, c Change, r *ring, l *lane) error {
-	now := k.host.Now().UnixMilli()
+func (k *Ring) forward(ctx context.Context, c *commit.Change, r *ring, l *lane) error {
+	now := k.now().UnixMilli()
 	if x := l.live(); x != nil && x.rec.Activates > now {
 		soon := max(x.rec.Created+k.lead().Milliseconds(), now)
 		if soon >= x.rec.Activates {
@@ -356,11 +355,11 @@ func (k *Ring) forward(ctx context.Context, c Change, r *ring, l *lane) error {
 }
 
 // rewrite puts a key's record anew, under the root that sealed it.
-func (k *Ring) rewrite(ctx context.Context, c Change, r *ring, x *ringKey, rec keyRecord, how string) error {
+func (k *Ring) rewrite(ctx context.Context, c *commit.Change, r *ring, x *ringKey, rec keyRecord, how string) error {
 	k.prove(r.by[rec.Root], x.kid, &rec)
 	if err := k.put(c, x.kid, &rec, 0, x.version); err != nil {
 		return err
 	}
-	c.Event(ctx, keyEvent(x.kid, rec.Alg, how))
+	k.keyChanged(ctx, c, x.kid, rec.Alg, how)
 	return nil
 }

@@ -6,32 +6,23 @@ import (
 	"context"
 	"errors"
 
+	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/fault"
+	"github.com/apitoken-go/apitoken/internal/revoke"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// Compromise withdraws a key at once and ends all that it signed. why is handed to Change.Ended.
-func (k *Ring) Compromise(ctx context.Context, id, reason, why string) error {
-	release := k.host.Hold(id) // before the store is asked for anything
-	err := k.withdraw(ctx, id, reason, why)
-	if errors.Is(err, fault.Unavailable) {
-		ctx := context.WithoutCancel(ctx) // the actor and the origin stay the caller's
-		k.host.Retry(id, func(until context.Context) error {
-			ctx, cancel := context.WithCancel(ctx)
-			defer cancel()
-			defer context.AfterFunc(until, cancel)()
-			return k.withdraw(ctx, id, reason, why)
-		}, release)
-		return err
-	}
-	release()
-	return err
+// Compromise withdraws a key at once and ends all that it signed. why is the type of the event that tells of what it signed.
+func (k *Ring) Compromise(ctx context.Context, id, reason string, why event.Type) error {
+	return k.c.Revoke.Ahead(ctx, []rules.Target{rules.BySigningKey(id)}, func(ctx context.Context) error { return k.withdraw(ctx, id, reason, why) })
 }
 
 // withdraw writes the rule on what a key signed, and the ring without it, in one change.
-func (k *Ring) withdraw(ctx context.Context, id, reason, why string) error {
+func (k *Ring) withdraw(ctx context.Context, id, reason string, why event.Type) error {
 	for try := 0; try < keyTries; try++ {
-		if err := k.host.Refresh(ctx); err != nil {
+		if err := k.refresh(ctx); err != nil {
 			return fault.NoAnswer(err, "follow the store")
 		}
 		lock := k.locked()
@@ -47,15 +38,16 @@ func (k *Ring) withdraw(ctx context.Context, id, reason, why string) error {
 		if bad.rec.Compromised != 0 {
 			return nil
 		}
-		c := k.host.NewChange()
-		if err := c.End(ctx, id, reason); err != nil {
+		c := commit.NewChange()
+		signed := rules.BySigningKey(id)
+		if err := k.c.Revoke.Add(ctx, c, signed, false, reason); err != nil {
 			return err
 		}
 		if err := k.replace(ctx, c, r, l, bad, lock); err != nil {
 			return err
 		}
-		c.Ended(ctx, id, reason, why)
-		err := c.Commit(ctx)
+		k.c.Revoke.Event(ctx, c, revoke.Event{Type: why, Reason: reason, Target: signed})
+		err := k.commit(ctx, c)
 		if !errors.Is(err, store.ErrConflict) {
 			k.Wake()
 			return err
@@ -80,18 +72,18 @@ func (r *ring) find(id string) (*lane, *ringKey) {
 // replace marks bad, destroys its private half, and sees that another key is active. What takes its place takes its time as
 // well: by a clock that is behind, the new key would else not have begun, and one before bad would sign, which may be gone.
 // For an audience that this process makes no keys for, the common key signs.
-func (k *Ring) replace(ctx context.Context, c Change, r *ring, l *lane, bad *ringKey, lock store.Version) error {
+func (k *Ring) replace(ctx context.Context, c *commit.Change, r *ring, l *lane, bad *ringKey, lock store.Version) error {
 	if err := k.putLock(c, lock); err != nil {
 		return err
 	}
-	now := k.host.Now().UnixMilli()
+	now := k.now().UnixMilli()
 	rec := bad.rec
 	rec.Compromised, rec.Sealed = now, nil
 	k.prove(r.by[rec.Root], bad.kid, &rec)
 	if err := k.put(c, bad.kid, &rec, 0, bad.version); err != nil {
 		return err
 	}
-	c.Event(ctx, keyEvent(bad.kid, rec.Alg, "compromised"))
+	k.keyChanged(ctx, c, bad.kid, rec.Alg, "compromised")
 	var next *ringKey
 	first := l.first()
 	for i := len(l.keys) - 1; i >= 0; i-- {
@@ -129,7 +121,7 @@ func (k *Ring) replace(ctx context.Context, c Change, r *ring, l *lane, bad *rin
 	if err := k.put(c, kid, fresh, 0, store.Version{}); err != nil {
 		return err
 	}
-	c.Event(ctx, keyEvent(kid, fresh.Alg, how))
+	k.keyChanged(ctx, c, kid, fresh.Alg, how)
 	return nil
 }
 
@@ -140,11 +132,11 @@ func (k *Ring) heal(ctx context.Context) {
 		if x.rec.Compromised != 0 || !k.revoked(x.kid) {
 			continue
 		}
-		if err := k.withdraw(ctx, x.kid, "it was revoked before", ""); err != nil && ctx.Err() == nil {
+		if err := k.withdraw(ctx, x.kid, "it was revoked before", event.Revoked); err != nil && ctx.Err() == nil {
 			k.c.Log.Warn("apitoken: a signing key that a rule refuses could not be withdrawn yet", "kid", x.kid, "error", err)
 		}
 	}
 }
 
 // revoked reports whether a rule refuses all that a key signed.
-func (k *Ring) revoked(kid string) bool { return k.host.Revoked(kid) }
+func (k *Ring) revoked(kid string) bool { return k.c.Revoke.Rules.Signed(kid) }

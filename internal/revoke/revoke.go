@@ -6,8 +6,8 @@
 // internal/retry. A rule is kept until everything that it matches has ended.
 //
 // Order: the rule is held first, then what its lifetime depends on is read (internal/lineage), then it is written. No lock is
-// held while the store is asked. The root calls Write, End and Add; internal/clients and internal/ticket call Add and Ahead for what has
-// leaked; the janitor calls Finish and PutBack.
+// held while the store is asked. The root calls Write, End and Add; internal/clients and internal/ticket call Add and EndBy for what has
+// leaked, and internal/keyring for a signing key; the janitor calls Finish and PutBack.
 package revoke
 
 import (
@@ -21,7 +21,6 @@ import (
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/fault"
-	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/namespace"
 	"github.com/apitoken-go/apitoken/internal/opaque"
@@ -50,9 +49,7 @@ type Config struct {
 
 // Host is the service around a Writer.
 type Host interface {
-	Actor(ctx context.Context) rules.Principal // who acts
-	// Carry returns what gives another context all that events say of ctx.
-	Carry(ctx context.Context) func(context.Context) context.Context
+	Actor(ctx context.Context) rules.Principal            // who acts
 	Event(ctx context.Context, c *commit.Change, e Event) // adds an event to c
 	Observe(ctx context.Context, err error, took time.Duration)
 }
@@ -64,6 +61,7 @@ type Event struct {
 	Target                        rules.Target
 	Subject, Client, Grant, Token string
 	Scopes                        []string
+	Count                         int
 	Extra                         map[string]string
 }
 
@@ -121,10 +119,25 @@ func (w *Writer) End(ctx context.Context, t rules.Target, reason string) error {
 	return err
 }
 
-// Ahead puts rules on targets into force here, then has the store told by write, which does nothing where it was told already. As long
-// as the outcome is unknown they stay in force, and write is tried again. ended is what write says.
-func (w *Writer) Ahead(ctx context.Context, targets []rules.Target, write func(context.Context) (ended bool, err error)) (ended bool, err error) {
+// EndBy is End for what write ends: it writes the rules on targets in a change of its own, and does nothing where that was done
+// already. ended is what it says.
+func (w *Writer) EndBy(ctx context.Context, targets []rules.Target, write func(context.Context) (ended bool, err error)) (ended bool, err error) {
 	began := time.Now()
+	done := false
+	err = w.Ahead(ctx, targets, func(ctx context.Context) error {
+		ok, err := write(ctx)
+		if !done { // else tried again, after the caller has its answer
+			ended, done = ok, true
+		}
+		return err
+	})
+	w.host.Observe(ctx, err, time.Since(began))
+	return ended, err
+}
+
+// Ahead puts rules on targets into force here, then has write write them. As long as the outcome is unknown they stay in force, and
+// write is tried again.
+func (w *Writer) Ahead(ctx context.Context, targets []rules.Target, write func(context.Context) error) error {
 	holds := make([]*rules.Held, len(targets))
 	for i, t := range targets {
 		holds[i] = &rules.Held{Target: t}
@@ -135,18 +148,19 @@ func (w *Writer) Ahead(ctx context.Context, targets []rules.Target, write func(c
 			w.Rules.Release(h)
 		}
 	}
-	ended, err = write(ctx)
-	w.host.Observe(ctx, err, time.Since(began))
+	err := write(ctx)
 	if !errors.Is(err, fault.Unavailable) {
 		release()
-		return ended, err
-	}
-	carry := w.host.Carry(ctx)
-	w.Retries.Add(targets[0], func(ctx context.Context) error {
-		_, err := write(carry(ctx))
 		return err
+	}
+	ctx = context.WithoutCancel(ctx) // the actor and the origin stay the caller's
+	w.Retries.Add(targets[0], func(until context.Context) error {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(until, cancel)()
+		return write(ctx)
 	}, release)
-	return false, err
+	return err
 }
 
 // Event adds to c what tells of something that was revoked in it.
@@ -172,7 +186,7 @@ func (w *Writer) nameOwner(ctx context.Context, e *Event) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, ownerWait)
 	defer cancel()
-	kind, id := grant.Kind, e.Grant
+	kind, id := rules.KindGrant, e.Grant
 	if e.Token != "" {
 		kind, id = store.KindAPIKey, e.Token
 	}

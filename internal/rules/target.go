@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/apitoken-go/apitoken/internal/fault"
+	"github.com/apitoken-go/apitoken/store"
 )
 
 // Target names tokens. The zero Target, and one made of an empty ID, names none: Revoke refuses it.
@@ -41,6 +42,9 @@ const (
 )
 
 var targetNames = [targetKinds]string{"", "token", "grant", "subject", "sessions", "client", "role", "signingkey", "everything", "held"}
+
+// KindGrant is of the records of sessions, which TargetGrant names.
+const KindGrant store.Kind = "grant"
 
 // String is the name that events and text forms use.
 func (k targetKind) String() string { return targetNames[k] }

@@ -45,7 +45,7 @@ func (t *Record[S]) EndSpent(ctx context.Context, w *revoke.Writer, r store.Reco
 // EndLeaked ends the ticket with this ID and hash, and what it got. The rule on its ID is in force here before the store is asked; what
 // takes the ticket out of use is written together with it, and decides in other processes where their view would be too old.
 func EndLeaked[S ~string](ctx context.Context, w *revoke.Writer, id string, hash [32]byte, reason string) (ended bool, err error) {
-	return w.Ahead(ctx, []rules.Target{rules.ByToken(id)}, func(ctx context.Context) (ended bool, err error) {
+	return w.EndBy(ctx, []rules.Target{rules.ByToken(id)}, func(ctx context.Context) (ended bool, err error) {
 		err = commit.Retry("parallel uses of one ticket", func() error {
 			ended, err = spoil[S](ctx, w, id, hash, reason)
 			return err
