@@ -366,9 +366,12 @@ func (k *APIKeys) Revoke(ctx context.Context, id, reason string) (err error) {
 func (k *APIKeys) identify(ctx context.Context, text string) (string, error) {
 	var e *knownKey
 	var err error
-	if key, bad := opaque.DecodeKey(text, k.s.cfg.Prefix, opaque.APIKey); bad == nil {
-		e, _, err = k.keys.Find(ctx, key)
-	} else if k.forms.Recognize(text) {
+	switch kind := opaque.KindOf(text); {
+	case kind == opaque.APIKey: // never an imported one, even if it is another service's: Validate looks no further either
+		if key, bad := opaque.DecodeKey(text, k.s.cfg.Prefix, kind); bad == nil {
+			e, _, err = k.keys.Find(ctx, key)
+		}
+	case k.forms.Recognize(text):
 		e, err = k.keys.FindImported(ctx, text, false)
 	}
 	switch {

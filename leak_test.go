@@ -20,6 +20,7 @@ import (
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/opaque"
+	"github.com/apitoken-go/apitoken/keyhash"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -216,6 +217,31 @@ func TestOnlyTheCredentialItselfEndsIt(t *testing.T) {
 	require.ErrorIs(t, err, apitoken.ErrInvalidGrant)
 	_, err = svc.APIKeys.Get(ctx, x.ID)
 	require.NoError(t, err)
+}
+
+// What has the shape of our API keys and the prefix of another service is no imported key, whatever forms those have: neither Validate
+// nor a search for leaks asks the host or the store about it.
+func TestKeysOfAnotherServiceAreNoImportedOnes(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	var asked atomic.Int64
+	st := &countedStore{Store: tempStore(t)}
+	svc := serviceOn(t, st, func(c *apitoken.Config) {
+		c.KeyHashes = map[string]keyhash.Form{"any": {
+			Lookup: func(key string) string { asked.Add(1); return key },
+			Verify: func(string, string) bool { return true },
+		}}
+	})
+	var k opaque.Key
+	rand.Read(k.Secret[:])
+	foreign := opaque.EncodeKey("zz", opaque.APIKey, &k)
+	gets := st.gets.Load()
+	require.ErrorIs(t, validate(svc, apitoken.NewSecret(foreign)), apitoken.ErrInvalidToken)
+	require.Zero(t, leak(t, svc, apitoken.NewSecret(foreign)))
+	_, err := svc.TargetOf(ctx, foreign)
+	require.ErrorIs(t, err, apitoken.ErrNotFound)
+	require.Zero(t, asked.Load())
+	require.Equal(t, gets, st.gets.Load())
 }
 
 // Tokens are found where people leave them: in URLs, escaped or not, in file names, behind a look-alike.

@@ -66,10 +66,13 @@ func (b *Book) id(name string) string {
 // Get returns the note of that name. NotFound: there is none, or it has ended.
 func (b *Book) Get(ctx context.Context, name string) (Note, error) {
 	n, err := b.read(ctx, name)
-	if err == nil && n.Expires.IsZero() {
+	switch {
+	case err != nil:
+		return Note{}, err
+	case n.Expires.IsZero():
 		return Note{}, fault.Fail(fault.NotFound, "no such note")
 	}
-	return n.Note, err
+	return n.Note, nil
 }
 
 // read returns a note without Expires where there is none that lives.
