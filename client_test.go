@@ -1,6 +1,8 @@
 package apitoken_test
 
 import (
+	"context"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -77,4 +79,33 @@ func TestErrorsAboutClientsAreOurs(t *testing.T) {
 		require.ErrorAs(t, err, &ours, call)
 		require.NotEmpty(t, ours.Detail, call)
 	}
+}
+
+// What the host's function says ends an update at once, even if it is store.ErrConflict of a store of the host's own: it isn't called
+// again, as it is when another writer of this service was first.
+func TestAnErrorOfTheHostEndsAnUpdate(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := service(t, nil)
+	_, _, err := svc.Clients.Create(ctx, apitoken.Client{ID: "web"})
+	require.NoError(t, err)
+	for _, refused := range []error{errEngine, fmt.Errorf("the host's own store: %w", store.ErrConflict)} {
+		calls := 0
+		_, err = svc.Clients.Update(ctx, "web", func(*apitoken.Client) error { calls++; return refused })
+		require.Equal(t, refused, err)
+		require.Equal(t, 1, calls)
+	}
+
+	calls := 0
+	_, err = svc.Clients.Update(ctx, "web", func(c *apitoken.Client) error {
+		if calls++; calls == 1 {
+			_, err := svc.Clients.Update(ctx, "web", func(c *apitoken.Client) error { c.Name = "between"; return nil })
+			require.NoError(t, err)
+			return nil
+		}
+		require.Equal(t, "between", c.Name)
+		return nil
+	})
+	require.NoError(t, err)
+	require.Equal(t, 2, calls)
 }

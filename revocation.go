@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/auditlog"
 	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/jws"
 	"github.com/apitoken-go/apitoken/internal/opaque"
@@ -349,7 +350,7 @@ func (h revokeHost) Actor(ctx context.Context) rules.Principal { return h.actorO
 func (h revokeHost) Event(ctx context.Context, c *commit.Change, e revoke.Event) {
 	x := Event{Type: e.Type, OK: true, Reason: e.Reason, Target: Target{e.Target}, Subject: e.Subject, Client: e.Client, Grant: e.Grant, TokenID: e.Token,
 		Scopes: scopesOf(e.Scopes), Count: e.Count, Extra: e.Extra}
-	c.Events = append(c.Events, h.record(ctx, &x, nil))
+	c.Events = append(c.Events, h.record(ctx, &x, make([]byte, 0, auditlog.Room)))
 }
 
 func (h revokeHost) Observe(ctx context.Context, err error, took time.Duration) {

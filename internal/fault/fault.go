@@ -58,6 +58,9 @@ func (e *Error) LogValue() slog.Value {
 	if e.Detail != "" {
 		attrs = append(attrs, slog.String("detail", e.Detail))
 	}
+	if e.RetryAfter > 0 {
+		attrs = append(attrs, slog.Duration("retry_after", e.RetryAfter))
+	}
 	if e.Cause != nil {
 		attrs = append(attrs, slog.String("cause", DetailOf(e.Cause)))
 	}

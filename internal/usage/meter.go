@@ -212,5 +212,6 @@ func (l *Log) Spent(ctx context.Context, id string) (x Spent, _ store.Version, _
 	case err != nil:
 		return x, store.Version{}, err
 	}
-	return x, r.Version, commit.Read(&SpentForm, r, &x)
+	err = commit.Read(&SpentForm, r, &x) // before x is returned: Go doesn't say which operand of a return is read first
+	return x, r.Version, err
 }
