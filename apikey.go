@@ -1,18 +1,16 @@
-// API keys: what is shown of one, and how they are listed, changed, ended and validated. apikey_make.go makes them, apikey_view.go says
-// who may; internal/apikey holds their records and what a process knows of them.
+// API keys: what is shown of one, who may see which (APIKeys.For a token, ForOwner an organization), how they are listed and validated.
+// apikey_change.go makes and changes them; internal/apikey holds their records and what a process knows of them.
 
 package apitoken
 
 import (
-	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"iter"
-	"slices"
 	"strings"
 	"time"
 
-	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -52,20 +50,129 @@ type Rate struct {
 	Per   time.Duration // for one more
 }
 
-func newAPIKeys(s *core, signing *SigningKeys, clients *Clients) *APIKeys {
-	k := &APIKeys{s: s, signing: signing, clients: clients, forms: apikey.NewForms(s.cfg.KeyHashes)}
-	k.room = &apikey.Room{Rules: s.rules, Now: s.now,
-		Quota: s.newQuota(store.KindAPIKey, "apikey", s.cfg.Limits.APIKeysPerSubject, func(time.Time, int64) bool { return false })}
-	k.keys = apikey.NewCache(apikey.Config[keyToken]{Context: s.ctx, Writer: &s.writer, Now: s.now, Log: s.log, Namespace: func() string { return s.ns },
-		Uses: s.audit.Uses, Forms: k.forms, Token: k.token, Outdated: k.outdated,
-		Made: func(ctx context.Context, key *opaque.Key) (bool, error) {
-			return signing.ring.Made(ctx, key, opaque.APIKey)
-		},
-		Change: func(ctx context.Context, id, how string, f func(*apikey.Record) error) error {
-			_, err := k.change(ctx, id, how, f)
-			return public(err)
-		}})
-	return k
+// APIKeys are a service's keys, or those of one caller: see For.
+type APIKeys struct {
+	s       *core
+	signing *SigningKeys
+	clients *Clients
+	trust   *trust        // our own issuer; set once the validator is made
+	valid   *JWTValidator // ours, likewise
+	keys    *apikey.Cache[keyToken]
+	forms   *apikey.Forms // nil: no keys of another program are known
+	room    *apikey.Room  // Limits.APIKeysPerSubject
+	// Set in a caller's own view.
+	view     bool
+	caller   Token
+	verified bool   // by us: it is not what NewToken made, for which the host vouches
+	birth    birth  // the caller's
+	subject  string // whose keys they are
+	vouched  bool   // the host says that the caller may manage subject's keys: they are not its own
+	held     heldScopes
+	claims   map[string]json.RawMessage
+	refuse   string
+}
+
+// keyToken is what validators give out for a key that this process knows.
+type keyToken struct {
+	d      *tokenData
+	makers []maker
+}
+
+type knownKey = apikey.Key[keyToken]
+
+// maker is a registered client by whose token a key was made or rotated, as it was when the key was read: the key holds no more
+// than its client may.
+type maker struct {
+	id     string
+	client *knownClient
+}
+
+// For returns the keys as the caller t may see and change them: its subject's own, others are
+// ErrNotFound; none made with more scopes than t holds or with claims that t has not; nothing by way of an API key.
+// A key that is made or rotated by a registered client's token ends when that token's session or client is revoked, and holds no
+// more than the client may; one by a token of Config.FirstParty outlives its session.
+func (k *APIKeys) For(t Token) *APIKeys { return k.viewOf(t, "", false) }
+
+// ForOwner is For with the keys of owner in place of those of t's subject: of an organization, a team, a service account, for which
+// the subject of t may act. The host has looked that up before. owner is the Subject of these keys wherever a key's subject counts,
+// in Token.Subject, lists, limits and rules; the audit log has t's subject as Event.Actor. Let no user's ID be an owner's, as "org:42".
+//
+// The keys are owner's. They stay when whoever made them logs out or leaves, and end with owner, and with the client and the signing
+// key of the token by which they were made.
+func (k *APIKeys) ForOwner(t Token, owner string) *APIKeys {
+	v := k.viewOf(t, owner, true)
+	if checkSubject(owner) != nil {
+		v.refuse = "no owner"
+	}
+	return v
+}
+
+func (k *APIKeys) viewOf(t Token, subject string, vouched bool) *APIKeys {
+	v := &APIKeys{s: k.s, signing: k.signing, clients: k.clients, trust: k.trust, valid: k.valid, keys: k.keys, forms: k.forms, room: k.room,
+		view: true, caller: t, subject: subject, vouched: vouched}
+	switch {
+	case t.IsZero():
+		v.refuse = "no caller"
+	case t.IsAPIKey():
+		v.refuse = "an API key may not manage API keys"
+	case t.Issuer() != k.s.cfg.Issuer:
+		v.refuse = "the caller's issuer is another"
+	case t.IsClient():
+		v.refuse = "a client's own token has no API keys"
+	default:
+		if !vouched {
+			v.subject = t.Subject()
+		}
+		v.held = t.d.held
+		v.birth, v.verified = t.birth(k.s)
+		if err := t.Claims(&v.claims); err != nil {
+			v.refuse = "the caller's claims cannot be read"
+		}
+	}
+	return v
+}
+
+// acting makes the caller of a view the one who acts, in events, where the context names nobody.
+func (k *APIKeys) acting(ctx context.Context) context.Context {
+	if k.view && !k.caller.IsZero() && FromContext(ctx).IsZero() {
+		return NewContext(ctx, k.caller)
+	}
+	return ctx
+}
+
+// allowed asks again whether the caller of a view is good: the request may be older than a rule on its token.
+func (k *APIKeys) allowed() error {
+	switch {
+	case k.refuse != "":
+		return fail(ErrDenied, "%s", k.refuse)
+	case k.view:
+		return k.caller.recheck()
+	}
+	return nil
+}
+
+// done ends an exported call. What the caller of a view may not do is counted, and the caller learns the class of the error alone.
+func (k *APIKeys) done(ctx context.Context, err *error) {
+	*err = public(*err)
+	k.denied(ctx, *err)
+	if !k.view {
+		tell(err)
+	}
+}
+
+// denied counts what the caller of a view may not do, with the caller's name.
+func (k *APIKeys) denied(ctx context.Context, err error) {
+	if err == nil || !k.view || k.caller.IsZero() {
+		return
+	}
+	d := k.caller.d
+	var known refusal
+	known.of(k.s, d)
+	if errors.Is(err, ErrInvalidToken) { // the caller's own token has ended since
+		k.s.refused(k.acting(ctx), reasonOf(err), d)
+		return
+	}
+	k.s.denied(ctx, "apikey", known, err)
 }
 
 // shownKey is what a record says of a key, without its use.
@@ -230,136 +337,6 @@ func (k *APIKeys) Find(ctx context.Context, q APIKeyQuery) (found []APIKey, next
 		return nil, "", err
 	}
 	return found, page.Cursor, nil
-}
-
-// change rewrites a key in one compare-and-swap.
-func (k *APIKeys) change(ctx context.Context, id, how string, f func(*apikey.Record) error) (APIKey, error) {
-	return k.changeAs(ctx, id, func(_ *change, rec *apikey.Record) (Event, error) { return Event{Reason: how}, f(rec) })
-}
-
-// changeAs is change for an f that says how, and may add to the change.
-func (k *APIKeys) changeAs(ctx context.Context, id string, f func(*change, *apikey.Record) (Event, error)) (APIKey, error) {
-	ctx = k.acting(ctx)
-	return settle(ctx, k.s, k.s.begin(ctx), "parallel changes of API key "+id, func(moment) (none APIKey, _ error) {
-		if err := k.allowed(); err != nil {
-			return none, err
-		}
-		rec, r, err := k.read(ctx, id)
-		if err != nil {
-			return none, err
-		}
-		ended, c := rec.End(), k.s.newChange()
-		e, err := f(c, &rec)
-		if err != nil {
-			return none, err
-		}
-		if end := rec.End(); ended != 0 && (end == 0 || end > ended) { // a rule on what it descends from must be kept for longer
-			if err := k.note(ctx, &rec); err != nil {
-				return none, err
-			}
-		}
-		if err := rec.Put(&c.Change, id, r.Version); err != nil {
-			return none, err
-		}
-		e.Type, e.OK, e.Subject, e.TokenID = event.APIKeyChanged, true, rec.Subject, id
-		k.by(&e)
-		c.event(ctx, e)
-		if _, err := k.s.commit(ctx, c); err != nil {
-			return none, err
-		}
-		return k.used(ctx, id, &rec), nil
-	})
-}
-
-// Rename gives a key another name.
-func (k *APIKeys) Rename(ctx context.Context, id, name string) (_ APIKey, err error) {
-	defer k.done(ctx, &err)
-	return k.change(ctx, id, "renamed", func(rec *apikey.Record) error { return rec.SetName(name) })
-}
-
-// Edit changes a key. f is given it and changes Name, Scopes, Expires, Metadata, Disabled, MaxUses, UsesPer and Rate; what else it
-// changes counts for nothing. It may run more than once, and must not call this service.
-//
-// The host may do all of that. A caller, in a view made by For, names the key, gives it fewer scopes, an earlier end and other
-// metadata: ErrDenied and ErrInvalidScope, otherwise. ErrNotFound: there is no such key, it is not the caller's, or it has ended.
-//
-// Earlier uses count under a new MaxUses too, within the interval that UsesPer names; other processes may have reserved a
-// sixteenth of what remained under the old one, and use that up until they know of the change.
-//
-// A disabled key is refused until it is enabled again. Tokens that were exchanged for it stay valid until they expire; Revoke
-// ends them too.
-func (k *APIKeys) Edit(ctx context.Context, id string, f func(*APIKey) error) (_ APIKey, err error) {
-	defer k.done(ctx, &err)
-	return k.changeAs(ctx, id, func(c *change, rec *apikey.Record) (e Event, _ error) {
-		now := k.s.now()
-		if !rec.Live(now) {
-			return e, fail(ErrNotFound, "the key has ended")
-		}
-		was, x := shownKey(id, rec), shownKey(id, rec)
-		if err := f(&x); err != nil {
-			return e, err
-		}
-		scopes, err := k.editScopes(was.Scopes, x.Scopes)
-		if err != nil {
-			return e, err
-		}
-		rec.Scopes = scopes.texts()
-		if err := cmp.Or(rec.SetName(x.Name), rec.SetMetadata(x.Metadata)); err != nil {
-			return e, err
-		}
-		if !x.Expires.Equal(was.Expires) {
-			if k.view && !was.Expires.IsZero() && (x.Expires.IsZero() || x.Expires.After(was.Expires)) {
-				return e, fail(ErrDenied, "only the host lets an API key live longer")
-			}
-			if err := rec.SetExpires(x.Expires, now, k.s.cfg.Lifetimes.APIKey); err != nil {
-				return e, err
-			}
-		}
-		if x.MaxUses != was.MaxUses || x.UsesPer != was.UsesPer || x.Rate != was.Rate {
-			if k.view {
-				return e, fail(ErrDenied, "only the host changes how often an API key may be used")
-			}
-			if err := rec.SetLimits(x.MaxUses, x.UsesPer, apikey.Rate(x.Rate)); err != nil {
-				return e, err
-			}
-		}
-		e = Event{Reason: "changed", Scopes: scopes}
-		switch {
-		case x.Disabled == was.Disabled:
-		case k.view:
-			return e, fail(ErrDenied, "only the host disables and enables API keys")
-		case x.Disabled:
-			e.Reason, rec.Disabled = "disabled", max(now.UnixMilli(), 1)
-		default:
-			e.Reason, rec.Disabled = "enabled", 0
-		}
-		return e, k.room.Again(k.s.ctx, &c.Change, id, rec)
-	})
-}
-
-// editScopes is what a key may hold after an edit: for the host what it likes, for a caller no more than before.
-func (k *APIKeys) editScopes(held, want Scopes) (Scopes, error) {
-	if slices.Equal(sortedScopes(want), sortedScopes(held)) {
-		return held, nil
-	}
-	most := k.ceiling()
-	if k.view {
-		most.meet("the key", held)
-	}
-	return most.take(want)
-}
-
-// Revoke ends a key at once. ErrNotFound: there is none, or it is not the caller's.
-func (k *APIKeys) Revoke(ctx context.Context, id, reason string) (err error) {
-	ctx = k.acting(ctx)
-	defer k.done(ctx, &err)
-	if err := k.allowed(); err != nil {
-		return err
-	}
-	if _, _, err := k.read(ctx, id); err != nil && (isNotFound(err) || k.view) {
-		return err
-	}
-	return public(k.s.revoke.End(ctx, rules.ByToken(id), reason))
 }
 
 // identify is the ID of the API key that a text is, one of ours or an imported one, ended or not; empty: it is none.

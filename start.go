@@ -7,6 +7,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/apitoken-go/apitoken/internal/apikey"
 	"github.com/apitoken-go/apitoken/internal/clientauth"
 	"github.com/apitoken-go/apitoken/internal/clients"
 	"github.com/apitoken-go/apitoken/internal/feedlog"
@@ -19,6 +20,7 @@ import (
 	"github.com/apitoken-go/apitoken/internal/retry"
 	"github.com/apitoken-go/apitoken/internal/revoke"
 	"github.com/apitoken-go/apitoken/internal/rules"
+	"github.com/apitoken-go/apitoken/store"
 )
 
 func newCore(c Config, injected bool) *core {
@@ -46,6 +48,22 @@ func newClients(s *core, signing *SigningKeys) *Clients {
 	cs.known = clients.New(clients.Config[Client]{Terms: cs.terms(), Public: clientFrom, Proofs: cs.proofs, Revoke: s.revoke,
 		State: func() *follow.Follower { return s.state }, Now: s.now})
 	return cs
+}
+
+func newAPIKeys(s *core, signing *SigningKeys, clients *Clients) *APIKeys {
+	k := &APIKeys{s: s, signing: signing, clients: clients, forms: apikey.NewForms(s.cfg.KeyHashes)}
+	k.room = &apikey.Room{Rules: s.rules, Now: s.now,
+		Quota: s.newQuota(store.KindAPIKey, "apikey", s.cfg.Limits.APIKeysPerSubject, func(time.Time, int64) bool { return false })}
+	k.keys = apikey.NewCache(apikey.Config[keyToken]{Context: s.ctx, Writer: &s.writer, Now: s.now, Log: s.log, Namespace: func() string { return s.ns },
+		Uses: s.audit.Uses, Forms: k.forms, Token: k.token, Outdated: k.outdated,
+		Made: func(ctx context.Context, key *opaque.Key) (bool, error) {
+			return signing.ring.Made(ctx, key, opaque.APIKey)
+		},
+		Change: func(ctx context.Context, id, how string, f func(*apikey.Record) error) error {
+			_, err := k.change(ctx, id, how, f)
+			return public(err)
+		}})
+	return k
 }
 
 // New starts a service. It fails, naming the field in a [ConfigError], when c is contradictory or dangerous, and

@@ -1,19 +1,24 @@
-// API keys as they come to be: created, rotated, and taken over from another program. apikey_view.go says who may.
+// API keys as they come to be and change: created, rotated, edited, ended, taken over from another program. apikey.go says who may see one.
 
 package apitoken
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/apikey"
+	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/revoke"
@@ -109,12 +114,6 @@ func (k *APIKeys) Create(ctx context.Context, r APIKeyRequest) (_ APIKey, _ Secr
 	return made.key, made.secret, err
 }
 
-// madeKey is a key and its secret, shown once.
-type madeKey struct {
-	key    APIKey
-	secret Secret
-}
-
 // plan checks a request.
 func (k *APIKeys) plan(r APIKeyRequest) (*apikey.Record, error) {
 	now := k.s.now()
@@ -145,6 +144,12 @@ func (k *APIKeys) plan(r APIKeyRequest) (*apikey.Record, error) {
 	rec := &apikey.Record{V: 1, Subject: r.Subject, Scopes: scopes.texts(), Claims: claims}
 	return rec, cmp.Or(rec.SetName(r.Name), rec.SetLimits(r.MaxUses, r.UsesPer, apikey.Rate(r.Rate)), rec.SetExpires(r.Expires, now, life),
 		rec.SetMetadata(r.Metadata))
+}
+
+// madeKey is a key and its secret, shown once.
+type madeKey struct {
+	key    APIKey
+	secret Secret
 }
 
 // write makes the secret and stores the key, counted in t if that is not nil, with another put where it replaces one, which is old to
@@ -275,6 +280,136 @@ func (k *APIKeys) Rotate(ctx context.Context, id string, overlap time.Duration) 
 	return made.key, made.secret, err
 }
 
+// change rewrites a key in one compare-and-swap.
+func (k *APIKeys) change(ctx context.Context, id, how string, f func(*apikey.Record) error) (APIKey, error) {
+	return k.changeAs(ctx, id, func(_ *change, rec *apikey.Record) (Event, error) { return Event{Reason: how}, f(rec) })
+}
+
+// changeAs is change for an f that says how, and may add to the change.
+func (k *APIKeys) changeAs(ctx context.Context, id string, f func(*change, *apikey.Record) (Event, error)) (APIKey, error) {
+	ctx = k.acting(ctx)
+	return settle(ctx, k.s, k.s.begin(ctx), "parallel changes of API key "+id, func(moment) (none APIKey, _ error) {
+		if err := k.allowed(); err != nil {
+			return none, err
+		}
+		rec, r, err := k.read(ctx, id)
+		if err != nil {
+			return none, err
+		}
+		ended, c := rec.End(), k.s.newChange()
+		e, err := f(c, &rec)
+		if err != nil {
+			return none, err
+		}
+		if end := rec.End(); ended != 0 && (end == 0 || end > ended) { // a rule on what it descends from must be kept for longer
+			if err := k.note(ctx, &rec); err != nil {
+				return none, err
+			}
+		}
+		if err := rec.Put(&c.Change, id, r.Version); err != nil {
+			return none, err
+		}
+		e.Type, e.OK, e.Subject, e.TokenID = event.APIKeyChanged, true, rec.Subject, id
+		k.by(&e)
+		c.event(ctx, e)
+		if _, err := k.s.commit(ctx, c); err != nil {
+			return none, err
+		}
+		return k.used(ctx, id, &rec), nil
+	})
+}
+
+// Rename gives a key another name.
+func (k *APIKeys) Rename(ctx context.Context, id, name string) (_ APIKey, err error) {
+	defer k.done(ctx, &err)
+	return k.change(ctx, id, "renamed", func(rec *apikey.Record) error { return rec.SetName(name) })
+}
+
+// Edit changes a key. f is given it and changes Name, Scopes, Expires, Metadata, Disabled, MaxUses, UsesPer and Rate; what else it
+// changes counts for nothing. It may run more than once, and must not call this service.
+//
+// The host may do all of that. A caller, in a view made by For, names the key, gives it fewer scopes, an earlier end and other
+// metadata: ErrDenied and ErrInvalidScope, otherwise. ErrNotFound: there is no such key, it is not the caller's, or it has ended.
+//
+// Earlier uses count under a new MaxUses too, within the interval that UsesPer names; other processes may have reserved a
+// sixteenth of what remained under the old one, and use that up until they know of the change.
+//
+// A disabled key is refused until it is enabled again. Tokens that were exchanged for it stay valid until they expire; Revoke
+// ends them too.
+func (k *APIKeys) Edit(ctx context.Context, id string, f func(*APIKey) error) (_ APIKey, err error) {
+	defer k.done(ctx, &err)
+	return k.changeAs(ctx, id, func(c *change, rec *apikey.Record) (e Event, _ error) {
+		now := k.s.now()
+		if !rec.Live(now) {
+			return e, fail(ErrNotFound, "the key has ended")
+		}
+		was, x := shownKey(id, rec), shownKey(id, rec)
+		if err := f(&x); err != nil {
+			return e, err
+		}
+		scopes, err := k.editScopes(was.Scopes, x.Scopes)
+		if err != nil {
+			return e, err
+		}
+		rec.Scopes = scopes.texts()
+		if err := cmp.Or(rec.SetName(x.Name), rec.SetMetadata(x.Metadata)); err != nil {
+			return e, err
+		}
+		if !x.Expires.Equal(was.Expires) {
+			if k.view && !was.Expires.IsZero() && (x.Expires.IsZero() || x.Expires.After(was.Expires)) {
+				return e, fail(ErrDenied, "only the host lets an API key live longer")
+			}
+			if err := rec.SetExpires(x.Expires, now, k.s.cfg.Lifetimes.APIKey); err != nil {
+				return e, err
+			}
+		}
+		if x.MaxUses != was.MaxUses || x.UsesPer != was.UsesPer || x.Rate != was.Rate {
+			if k.view {
+				return e, fail(ErrDenied, "only the host changes how often an API key may be used")
+			}
+			if err := rec.SetLimits(x.MaxUses, x.UsesPer, apikey.Rate(x.Rate)); err != nil {
+				return e, err
+			}
+		}
+		e = Event{Reason: "changed", Scopes: scopes}
+		switch {
+		case x.Disabled == was.Disabled:
+		case k.view:
+			return e, fail(ErrDenied, "only the host disables and enables API keys")
+		case x.Disabled:
+			e.Reason, rec.Disabled = "disabled", max(now.UnixMilli(), 1)
+		default:
+			e.Reason, rec.Disabled = "enabled", 0
+		}
+		return e, k.room.Again(k.s.ctx, &c.Change, id, rec)
+	})
+}
+
+// editScopes is what a key may hold after an edit: for the host what it likes, for a caller no more than before.
+func (k *APIKeys) editScopes(held, want Scopes) (Scopes, error) {
+	if slices.Equal(sortedScopes(want), sortedScopes(held)) {
+		return held, nil
+	}
+	most := k.ceiling()
+	if k.view {
+		most.meet("the key", held)
+	}
+	return most.take(want)
+}
+
+// Revoke ends a key at once. ErrNotFound: there is none, or it is not the caller's.
+func (k *APIKeys) Revoke(ctx context.Context, id, reason string) (err error) {
+	ctx = k.acting(ctx)
+	defer k.done(ctx, &err)
+	if err := k.allowed(); err != nil {
+		return err
+	}
+	if _, _, err := k.read(ctx, id); err != nil && (isNotFound(err) || k.view) {
+		return err
+	}
+	return public(k.s.revoke.End(ctx, rules.ByToken(id), reason))
+}
+
 // Import takes over API keys that another program made: they work as before, in every process with the store. The
 // program's hash of a key is kept until the key is first presented, and then one of ours. keys that were imported before are passed
 // over, so that it may be called again after an error; imported counts the others. It stops at the first key that can't be taken,
@@ -350,4 +485,85 @@ func (k *APIKeys) writeImported(ctx context.Context, ids []string, keys []*apike
 	}
 	_, err := k.s.commit(ctx, c)
 	return err
+}
+
+// from is the birth of what the caller of a view makes, or the host in this moment, which vouches for an owner too.
+func (k *APIKeys) from(m moment) birth {
+	if k.verified && !k.vouched {
+		return k.birth
+	}
+	return m.login()
+}
+
+// madeBy is what ends a key besides its subject: the client that held the token by which it was made, and the key that signed
+// that. Of a registered client's token also all that it descends from, its session first: an application that a user tried once
+// keeps nothing. Who logs out of the host itself keeps their keys, and an owner keeps its own whoever logs out.
+func (k *APIKeys) madeBy() []string {
+	if !k.verified {
+		return nil
+	}
+	x := k.caller.d.from
+	by := x.Lineage()
+	if x.Client == "" || x.Client == k.s.cfg.FirstParty || k.vouched {
+		by = slices.DeleteFunc(by, lineage.IsThing)
+	}
+	slices.Sort(by)
+	return slices.Compact(by)
+}
+
+// by says in an event of a key's by whose token the caller of a view acts.
+func (k *APIKeys) by(e *Event) {
+	if k.view {
+		e.Client, e.Grant, e.Extra = k.caller.Client(), k.caller.Grant(), map[string]string{"chain": k.caller.ID()}
+	}
+}
+
+// ceiling is what a key may hold: for the host what it likes, for the caller of a view what it holds, and its client may hold.
+func (k *APIKeys) ceiling() ceiling {
+	var client Client
+	if k.view {
+		if known := k.clients.lookup(k.caller.Client()); known != nil {
+			client = known.Client
+		}
+	}
+	most := k.s.ceiling(&client)
+	if k.view {
+		most.meet("the caller", k.held.sorted)
+	}
+	return most
+}
+
+// mayContinue asks the host about the caller of a view, who gets a key for its token.
+func (k *APIKeys) mayContinue(ctx context.Context, scopes Scopes) error {
+	if !k.view {
+		return nil
+	}
+	err := k.s.mayContinue(ctx, Grant{Subject: k.caller.Subject(), Client: k.caller.Client(), Scopes: scopes, Roles: k.caller.Roles()})
+	var no *Error
+	if errors.As(err, &no) && no.Code == ErrInvalidGrant {
+		return &Error{Code: ErrDenied, Detail: no.Detail, Cause: no.Cause}
+	}
+	return err
+}
+
+// holdsClaims refuses claims that the caller of a view does not hold: they may be a right as much as a scope is.
+func (k *APIKeys) holdsClaims(claims []byte) error {
+	if len(claims) == 0 {
+		return nil
+	}
+	var want map[string]json.RawMessage
+	if err := json.Unmarshal(claims, &want); err != nil {
+		return &Error{Code: ErrInvalidRequest, Detail: "claims", Cause: err}
+	}
+	for name, v := range want {
+		if !bytes.Equal(v, k.claims[name]) {
+			return fail(ErrDenied, "the caller does not hold this claim %q", name)
+		}
+	}
+	return nil
+}
+
+// note writes down what a key that is about to be written descends from.
+func (k *APIKeys) note(ctx context.Context, rec *apikey.Record) error {
+	return k.s.lineage.Note(ctx, rec.Subject, rec.By, rec.Kept())
 }
