@@ -2,8 +2,8 @@
 // only: what they write is in force in this process meanwhile, and was never acknowledged.
 //
 // It promises that each is tried until it is written, or until the process ends, and that one which cannot be written holds up none of
-// the others. Its one mutex is a leaf: it holds no lock while it writes. The root adds revocations to it, as does internal/keyring
-// through the root; Run is called once for a service.
+// the others. Its one mutex is a leaf: it holds no lock while it writes. internal/revoke adds revocations to it; Run is
+// called once for a service.
 package retry
 
 import (
