@@ -89,6 +89,14 @@ func (r *refusal) by(who *caller) {
 	}
 }
 
+// whose names whose session or ticket is presented, and who presents it, if that is another client.
+func (r *refusal) whose(who *caller, subject, client, grant string) {
+	r.Subject, r.Client, r.Grant, r.Claimed = subject, client, grant, ""
+	if !who.none() && who.id() != client {
+		r.Claimed = who.id()
+	}
+}
+
 // confirmed is by for a client that was confirmed earlier in the request: it is known before anything else of the call is read.
 func (r *refusal) confirmed(cs *Clients, a *ClientAuth) {
 	if a.confirmed == nil {

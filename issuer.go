@@ -133,7 +133,8 @@ const (
 //
 //	caller  Clients.caller finds out which client calls: once, before anything is planned.
 //	begin   core.begin notes what is known, before anything is looked at that the outcome stands on.
-//	plan    The call's own: who gets what, from which identity it descends, and what is written with it. A ceiling bounds it.
+//	plan    The call's own: who gets it, from which identity it descends, what bounds it (a ceiling) and what is written with it. What
+//	        it holds is filled in by plan.below, from a Request, whichever call asks.
 //	sign    minter.sign makes the access token.
 //	record  minter.record writes in one change: the event, the session that opens, the record that is spent. Before and after it the
 //	        rules are asked about what was made.
@@ -615,12 +616,12 @@ func (s *minter) planMore(ctx context.Context, m moment, r *Request, who *caller
 	case r.Binding != "" && g.Binding != "" && r.Binding != g.Binding:
 		return nil, fail(ErrInvalidRequest, "the grant is bound to another key")
 	}
-	return s.planUnder(ctx, m, r.Grant, g, *r, event.Issued)
+	return s.planUnder(ctx, m, g, *r, event.Issued)
 }
 
-// planUnder is what a session still allows of what r asks for: its client must be there, and hold what the session holds. Who names no
-// scopes and audiences gets all of the session's.
-func (s *minter) planUnder(ctx context.Context, m moment, id string, g *grantRecord, r Request, why event.Type) (*plan, error) {
+// planUnder is what the session r.Grant still allows of what r asks for: its client must be there, and hold what the session holds. Who
+// names no scopes and audiences gets all of the session's.
+func (s *minter) planUnder(ctx context.Context, m moment, g *grantRecord, r Request, why event.Type) (*plan, error) {
 	m, err := s.reach(ctx, m, birth{g.Birth})
 	if err != nil {
 		return nil, err
@@ -629,11 +630,11 @@ func (s *minter) planUnder(ctx context.Context, m moment, id string, g *grantRec
 	if err != nil {
 		return nil, err
 	}
-	if err := s.alive(id, g); err != nil {
+	if err := s.alive(r.Grant, g); err != nil {
 		return nil, err
 	}
 	p := &plan{client: c, subject: g.Subject, binding: g.Binding, claims: g.Claims, roles: g.Roles,
-		moment: m, from: birth{g.Birth}, grant: id, until: time.UnixMilli(g.Expires), event: why}
+		moment: m, from: birth{g.Birth}, grant: r.Grant, until: time.UnixMilli(g.Expires), event: why}
 
 	// Each may have lost something since the session was opened; what one gained since was not granted (RFC 6749 §6).
 	most := s.ceiling(&c)
@@ -653,7 +654,7 @@ func (s *minter) planUnder(ctx context.Context, m moment, id string, g *grantRec
 	if err := p.below(&most, &r); err != nil {
 		return nil, err
 	}
-	return p, s.mayContinue(ctx, grantOf(g, id))
+	return p, s.mayContinue(ctx, grantOf(g, r.Grant))
 }
 
 // below gives p what r asks for, all of which lies below x. A binding and claims that r does not name stay those of p.

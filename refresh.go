@@ -78,10 +78,7 @@ func (x *refreshing) plan(ctx context.Context, m moment) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	x.known.Subject, x.known.Client, x.known.Claimed = g.Subject, g.Client, ""
-	if !x.who.none() && x.who.id() != g.Client {
-		x.known.Claimed = x.who.id()
-	}
+	x.known.whose(x.who, g.Subject, g.Client, x.id)
 	if m, err = x.reach(ctx, m, birth{g.Birth}); err != nil { // before its client is looked for
 		return nil, err
 	}
@@ -157,8 +154,8 @@ func (x *refreshing) endSession(ctx context.Context, g *grantRecord, why event.T
 
 // planNext is the next token of the session, as narrow as is asked.
 func (x *refreshing) planNext(ctx context.Context, m moment, g *grantRecord) (*plan, error) {
-	p, err := x.planUnder(ctx, m, x.id, g, Request{Scopes: x.r.Scopes, Audiences: x.r.Audiences, Binding: x.r.Binding, Lifetime: lifeOf(g)},
-		event.Refreshed)
+	asked := Request{Grant: x.id, Scopes: x.r.Scopes, Audiences: x.r.Audiences, Binding: x.r.Binding, Lifetime: lifeOf(g)}
+	p, err := x.planUnder(ctx, m, g, asked, event.Refreshed)
 	if err != nil {
 		return nil, err
 	}
@@ -217,7 +214,8 @@ func (x *refreshing) planRepeat(ctx context.Context, m moment, owner *Client, g 
 		return nil, nil
 	}
 
-	p, err := x.planUnder(ctx, m, x.id, g, Request{Binding: cmp.Or(x.r.Binding, g.Bound), Lifetime: lifeOf(g)}, event.Refreshed)
+	asked := Request{Grant: x.id, Binding: cmp.Or(x.r.Binding, g.Bound), Lifetime: lifeOf(g)}
+	p, err := x.planUnder(ctx, m, g, asked, event.Refreshed)
 	if err != nil {
 		return nil, err
 	}

@@ -339,16 +339,8 @@ func (h heldScopes) allows(want Scope) bool {
 }
 
 func (h heldScopes) has(s Scope) bool {
-	i, j := 0, len(h.sorted)
-	for i < j {
-		m := int(uint(i+j) >> 1)
-		if h.sorted[m] < s {
-			i = m + 1
-		} else {
-			j = m
-		}
-	}
-	return i < len(h.sorted) && h.sorted[i] == s
+	_, ok := slices.BinarySearch(h.sorted, s)
+	return ok
 }
 
 // hasBelow looks for dir + "*", where dir ends with a colon.

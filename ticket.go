@@ -224,10 +224,7 @@ func (x *redeeming) plan(ctx context.Context, m moment) (*plan, error) {
 	if m, err = x.reach(ctx, m, birth{t.Birth}); err != nil { // before its client is looked for
 		return nil, err
 	}
-	x.known.Subject, x.known.Client, x.known.Grant, x.known.Claimed = t.Subject, t.Client, t.Spent, ""
-	if !who.none() && who.id() != t.Client {
-		x.known.Claimed = who.id()
-	}
+	x.known.whose(who, t.Subject, t.Client, t.Spent)
 	c, err := x.clientOf(t.Client)
 	switch {
 	case err != nil:

@@ -6,8 +6,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/record"
+	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
@@ -68,4 +70,32 @@ func TestRulesSeeASession(t *testing.T) {
 	require.Equal(t, g.Birth, x.Pos.Birth)
 	require.Equal(t, time.UnixMilli(g.Created), x.Iat)
 	require.True(t, x.Renews)
+}
+
+// A session ends at its time to the second, when it was idle for too long, and by a rule on whom it is for.
+func TestWhatEndsASession(t *testing.T) {
+	t.Parallel()
+	book := rules.NewBook(rules.LocalKeyer())
+	now := time.UnixMilli(1_800_000_000_000)
+	fresh := func() *grant.Record[string] {
+		g := session()
+		g.Expires, g.Refreshed, g.Idle = now.UnixMilli()+1500, now.UnixMilli(), 1000
+		return g
+	}
+	require.NoError(t, fresh().Alive("g", book, now))
+	require.NoError(t, fresh().Alive("g", book, now.Add(999*time.Millisecond)))
+	require.ErrorIs(t, fresh().Alive("g", book, now.Add(time.Second)), fault.InvalidGrant, "idle")
+
+	busy := fresh()
+	busy.Idle = 0
+	require.ErrorIs(t, busy.Alive("g", book, now.Add(time.Second)), fault.InvalidGrant, "in its last second")
+
+	for _, target := range []rules.Target{rules.ByGrant("g"), rules.BySubject("alice"), rules.ByClient("app")} {
+		held := &rules.Held{Target: target}
+		book.Hold(held)
+		require.ErrorIs(t, fresh().Alive("g", book, now), fault.InvalidGrant, "a rule on %s", target)
+		book.Release(held)
+	}
+	book.Hold(&rules.Held{Target: rules.ByGrant("another")})
+	require.NoError(t, fresh().Alive("g", book, now))
 }
