@@ -119,8 +119,6 @@ type change struct {
 	data [auditlog.Room]byte // of the first event
 }
 
-const refreshTries = commit.Tries
-
 func (s *core) newChange() *change {
 	c := &change{s: s}
 	c.Init()
@@ -130,11 +128,6 @@ func (s *core) newChange() *change {
 // put adds v to c in its form. ErrInvalidRequest: nobody could read it back.
 func put[T any](c *change, f *record.Form[T], r store.Record, v *T, expect store.Version) error {
 	return public(commit.Put(&c.Change, f, r, v, expect))
-}
-
-// bare adds a record that has no form.
-func bare(c *change, r store.Record, expect store.Version) error {
-	return public(commit.Bare(&c.Change, r, expect))
 }
 
 // read takes v out of its form. ErrUnavailable: it is damaged, or of a newer version.
