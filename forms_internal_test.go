@@ -243,7 +243,7 @@ func TestUnreadableRecordsAreSetAside(t *testing.T) {
 func TestThePositionIsTakenInOnePlace(t *testing.T) {
 	t.Parallel()
 	may := map[string]string{
-		"core.go": "takes it", "adapter.go": "compares", "start.go": "asks for the history", "internal/keyring/ring.go": "compares",
+		"core.go": "takes it", "adapter.go": "compares", "service.go": "asks for the history", "internal/keyring/ring.go": "compares",
 		"internal/issuers/standing.go": "compares", "internal/feedlog/feedlog.go": "reads the store as far as that",
 	}
 	files, err := filepath.Glob("*.go")
