@@ -3,6 +3,7 @@ package apitoken_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/apitoken-go/apitoken"
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/store"
 )
 
 func edit(k *apitoken.APIKeys, id string, f func(*apitoken.APIKey)) (apitoken.APIKey, error) {
@@ -178,4 +180,20 @@ func TestAKeyThatEndsDuringAnEdit(t *testing.T) {
 		}
 	}
 	require.Equal(t, 1, live)
+}
+
+// What the host's function says ends an edit at once, even if it is store.ErrConflict of a store of the host's own.
+func TestAnErrorOfTheHostEndsAnEdit(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	svc := service(t, nil)
+	x, _, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice", Name: "ci"})
+	require.NoError(t, err)
+	for _, refused := range []error{errEngine, fmt.Errorf("the host's own store: %w", store.ErrConflict)} {
+		calls := 0
+		got, err := svc.APIKeys.Edit(ctx, x.ID, func(*apitoken.APIKey) error { calls++; return refused })
+		require.Equal(t, refused, err)
+		require.Empty(t, got)
+		require.Equal(t, 1, calls)
+	}
 }
