@@ -1,4 +1,5 @@
-// Service.Adapter, the methods that only adapters call, such as notes between two requests of a protocol.
+// What protocol endpoints, pages and validators elsewhere ask of a service and hosts do not (Service.Adapter): notes kept between two
+// requests, deeds done once, proofs of a key, introspection.
 
 package apitoken
 

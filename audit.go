@@ -1,4 +1,5 @@
-// The audit log: what an event says, who did it, how refusals are counted, and what sinks get. internal/auditlog stores events.
+// The audit log: events, and the targets (BySubject, …) that they and revocations name; who did it; which refusals are counted; which
+// sinks there are. internal/auditlog stores events and feeds the sinks.
 
 package apitoken
 

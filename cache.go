@@ -1,4 +1,4 @@
-// The memory of verified tokens, which makes validating one again cheap. validator.go asks it in quick.
+// The memory of verified tokens, which makes validating one again cheap. validator.go asks it first.
 
 package apitoken
 

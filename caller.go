@@ -1,5 +1,5 @@
-// What a client does itself: it proves which one calls, once in front of each call (Clients.caller); it manages its registration by its
-// token (RFC 7592), or describes itself in a document. internal/clients and internal/clientauth decide whether it is who it says.
+// Client authentication: which client calls, proved once before each call. Also what a client does to its own record: by its
+// registration token (RFC 7592), or by a document. internal/clientauth checks secrets, assertions and certificates.
 
 package apitoken
 

@@ -1,4 +1,5 @@
-// What may be had at most, whichever call gives it, and the roles that widen and narrow it.
+// The most scopes, audiences and lifetime that a caller may get, and what roles give (Roles, SetRole). internal/roles keeps the roles;
+// an API key's own limit is in apikey_change.go.
 
 package apitoken
 

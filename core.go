@@ -1,4 +1,4 @@
-// Service, and the core that its parts share: store and view, changes to write, the moment from which what is made counts.
+// Service, and what all its parts share: how the store is read and written, and which revocations were known when something was made.
 
 package apitoken
 

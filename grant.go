@@ -1,4 +1,5 @@
-// Sessions as a host sees them, what ends one for another, and what the host says of one. internal/grant keeps them.
+// Sessions for hosts: listed (Grants), written, given up where a subject has too many, asked about (Config.MayContinue).
+// internal/grant keeps and counts them.
 
 package apitoken
 

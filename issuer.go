@@ -1,4 +1,5 @@
-// Issue, and the way in which every token is made: minter.make. The plans of Refresh and Exchange are in refresh.go, of Redeem in ticket.go.
+// Issue, and how every access token is made: planned, signed, written with its event. What Refresh and Exchange give is planned in
+// refresh.go, what Redeem gives in ticket.go.
 
 package apitoken
 

@@ -1,4 +1,4 @@
-// What runs in the background: what has ended is taken out of the store, and what the store lost is put back.
+// What runs in the background: it removes what has ended, and writes rules back that the store lost. Expiring lists what ends soon.
 
 package apitoken
 

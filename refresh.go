@@ -1,4 +1,5 @@
-// Refresh and Exchange: what is given for a token that a client has. Their plans only; issuer.go makes the tokens.
+// Refresh and Exchange: a token that a client has is judged, and what it gets for it is planned. A refresh token that was used twice
+// ends its session here. issuer.go signs and writes.
 
 package apitoken
 

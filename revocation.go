@@ -1,4 +1,5 @@
-// Revoke and RevokeLeaked: what is named or found, and whether it is whose it must be. internal/revoke writes it, internal/rules decides.
+// Revoke, RevokeLeaked, and Explain: what is named, or found in a leaked text, and whether the caller may end it. internal/revoke writes
+// the rule that ends it, internal/rules decides by it.
 
 package apitoken
 

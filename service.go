@@ -1,4 +1,5 @@
-// A service is put together, started and ended; what it reads of its store goes to its owner, and from there into the feed.
+// New and Close: a service is put together, started and ended. What it reads of its store goes to the part that owns it, and rules to
+// the feed for validators in other processes (Revocations). Records that can't be read: Unreadable, Repair, Remove; internal/aside.
 
 package apitoken
 

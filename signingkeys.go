@@ -1,4 +1,5 @@
-// Signing keys for operators: listed, imported, rotated. internal/keyring does the work; compromised ones end by Revoke.
+// Signing keys for operators: listed, imported, rotated, and withdrawn after a leak (Compromise). NewSealer and KeyFile make what
+// encrypts the root secrets. internal/keyring does the work.
 
 package apitoken
 

@@ -1,5 +1,5 @@
-// What is issued, validated and revoked, and by whom: Issuer, Validator, Revoker; Token, also as golang-jwt/jwt/v5 has it, and Grant;
-// Secret, Credential, and the contexts that carry them.
+// The public types and interfaces: Issuer, Validator, Revoker; Token, also as golang-jwt/jwt/v5 has it; Grant, Secret, Credential; and
+// the contexts that carry them.
 
 package apitoken
 

@@ -1,5 +1,5 @@
-// Whose tokens are taken: the trusted issuers, which a validator follows; validators in processes without a store, and what those ask an
-// issuer about opaque tokens.
+// Other issuers whose tokens are accepted (Trusted), and NewValidator: validation in a process without a store, which follows its
+// issuers and may ask one of them about opaque tokens.
 
 package apitoken
 

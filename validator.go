@@ -1,4 +1,5 @@
-// Validate and Authorize: from the text in a request to a Token, or a refusal. quick for what is known, validate for the rest.
+// Validate and Authorize: from the text in a request to a Token, or a refusal. A token that cache.go knows takes the short way (quick),
+// every other one the whole way (validate).
 
 package apitoken
 

@@ -1,3 +1,5 @@
+// How API keys of another program are written to the store (APIKeys.Import).
+
 package apikey
 
 import (

@@ -1,3 +1,5 @@
+// How a key of another program is recognized, and verified by the form of hash that the host names (Config.KeyHashes).
+
 package apikey
 
 import (

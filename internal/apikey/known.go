@@ -1,3 +1,5 @@
+// The cache of known API keys: found by a presented text, dropped when their record changes.
+
 package apikey
 
 import (

@@ -1,3 +1,5 @@
+// The stored record of an API key.
+
 package apikey
 
 import (

@@ -1,3 +1,5 @@
+// The limit of API keys for one subject.
+
 package apikey
 
 import (

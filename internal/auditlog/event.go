@@ -1,3 +1,5 @@
+// The stored form of an event: its members, its JSON, and how it is read.
+
 package auditlog
 
 import (

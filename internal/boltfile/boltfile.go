@@ -1,3 +1,5 @@
+// Open, and what keeps a damaged page from ending the process.
+
 package boltfile
 
 import (

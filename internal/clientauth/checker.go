@@ -1,3 +1,5 @@
+// Checker: it decides whether a client is who it says, whichever way it proves that, and makes generated secrets.
+
 package clientauth
 
 import (
@@ -7,7 +9,6 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/x509"
-	"errors"
 	"slices"
 	"time"
 
@@ -134,22 +135,6 @@ func (c *Checker) certificate(x *Credentials, a *Attempt) bool {
 		return slices.Contains(x.Certs, sha256.Sum256(a.Certificate.Raw))
 	}
 	return false
-}
-
-// assertion checks a JWT of RFC 7523 §3, and takes its jti once in all processes on the store.
-func (c *Checker) assertion(ctx context.Context, x *Credentials, a *Attempt) (bool, error) {
-	if x == nil || x.Method != methodAssertion {
-		return false, nil
-	}
-	id, until, ok := c.verify(x, a)
-	if !ok {
-		return false, nil
-	}
-	err := c.cfg.Once(ctx, "assertion\x00"+x.Client+"\x00"+id, until)
-	if errors.Is(err, fault.InvalidRequest) {
-		return false, nil // used before
-	}
-	return err == nil, err
 }
 
 // Generated is a text that has the form of a generated secret. Where it is not Ours another service may have made it, whose secret a

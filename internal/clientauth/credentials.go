@@ -1,3 +1,5 @@
+// Credentials: what a client's record says of how it proves itself, and what it may not say.
+
 package clientauth
 
 import (

@@ -1,3 +1,5 @@
+// The queue in front of slow hashes: strangers who guess leave room for clients that are known.
+
 package clientauth
 
 import (

@@ -1,3 +1,5 @@
+// Client secrets: generated ones with a fast hash, chosen ones with a slow one.
+
 package clientauth
 
 import (

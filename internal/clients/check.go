@@ -1,3 +1,5 @@
+// What a client's record may hold.
+
 package clients
 
 import (

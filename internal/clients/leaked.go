@@ -1,3 +1,5 @@
+// Client secrets and registration tokens that were found in a leak: whose they are, and how they end.
+
 package clients
 
 import (

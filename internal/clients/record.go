@@ -1,3 +1,5 @@
+// The stored record of a client.
+
 package clients
 
 import (

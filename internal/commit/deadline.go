@@ -1,3 +1,5 @@
+// A context with a deadline, whose timer is made when somebody waits for it.
+
 package commit
 
 import (

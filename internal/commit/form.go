@@ -1,3 +1,5 @@
+// Stored forms on their way into a change and out of a record, with our errors.
+
 package commit
 
 import (

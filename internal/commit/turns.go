@@ -1,3 +1,5 @@
+// Turns: callers in this process who change the same thing, one after the other.
+
 package commit
 
 import (

@@ -1,3 +1,5 @@
+// A clock that goes on evenly where the machine's is set back or forward.
+
 package follow
 
 import "time"

@@ -1,3 +1,5 @@
+// Sessions: read, listed, opened below the limit of one subject.
+
 package grant
 
 import (

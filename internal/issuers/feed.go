@@ -1,3 +1,5 @@
+// An issuer's feed as it is followed: its rules and what has ended.
+
 package issuers
 
 import (

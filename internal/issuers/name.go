@@ -1,3 +1,5 @@
+// What may be an issuer's name.
+
 package issuers
 
 import (

@@ -1,3 +1,5 @@
+// Which opaque tokens are worth a question to their issuer, and how many questions there may be at once.
+
 package issuers
 
 import (

@@ -1,3 +1,5 @@
+// How long an issuer has not answered, and what its clock is off by.
+
 package issuers
 
 import (

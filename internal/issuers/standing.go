@@ -1,3 +1,5 @@
+// What a validator asks of an issuer: its keys, the rule that hits a token, how old the view is.
+
 package issuers
 
 import (

@@ -1,3 +1,5 @@
+// What an access token must say (RFC 9068 §2.2).
+
 package jws
 
 import (

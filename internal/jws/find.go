@@ -1,3 +1,5 @@
+// JWTs in a text.
+
 package jws
 
 import "iter"

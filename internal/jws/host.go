@@ -1,3 +1,5 @@
+// The claims that a host adds to a token, and the names that it may not use.
+
 package jws
 
 import (

@@ -1,3 +1,5 @@
+// Public keys: which are accepted, and how they verify. Key sets (RFC 7517).
+
 package jws
 
 import (

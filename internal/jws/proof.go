@@ -1,3 +1,5 @@
+// Signing DPoP proofs.
+
 package jws
 
 import (

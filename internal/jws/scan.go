@@ -1,3 +1,5 @@
+// A strict scanner of JSON: no name twice, none in another case, no surprise of depth or size.
+
 package jws
 
 import (

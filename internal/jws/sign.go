@@ -1,3 +1,5 @@
+// Signing, with keys here or elsewhere.
+
 package jws
 
 import (

@@ -1,3 +1,5 @@
+// Claims and errors as golang-jwt/jwt/v5 has them.
+
 package jws
 
 import (

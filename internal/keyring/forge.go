@@ -1,3 +1,5 @@
+// A record of a signing key for tests of damaged stores.
+
 package keyring
 
 import (

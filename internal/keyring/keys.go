@@ -1,3 +1,5 @@
+// Ring: its parts, the signing key in use, the keys as they are listed, and those of a host that are imported.
+
 package keyring
 
 import (
@@ -192,24 +194,6 @@ func (k *Ring) JWKS() []byte {
 		doc = append(doc, jwk...)
 	}
 	return append(doc, `]}`...)
-}
-
-// Rotate brings a new key forward as soon as every validator can know it: after half of Config.KeyRotation, 15 minutes at
-// most. Tokens of the old one stay good until they expire. Audiences with keys of their own get new ones too.
-func (k *Ring) Rotate(ctx context.Context) error {
-	if err := k.c.Ready(); err != nil {
-		return err
-	}
-	for _, l := range k.ring.Load().lanes {
-		if l.alg == "" {
-			continue
-		}
-		err := k.change(ctx, func(c *commit.Change, r *ring) error { return k.forward(ctx, c, r, r.lane(l.audience)) })
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // ImportFor is Import of a key that signs for one audience of Config.AudienceAlgorithms alone. ErrInvalidRequest also where the

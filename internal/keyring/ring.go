@@ -1,3 +1,5 @@
+// The ring as it is read from the store, the key sets made of it, and which key signs when.
+
 package keyring
 
 import (

@@ -1,3 +1,5 @@
+// Root secrets: made, sealed, opened, replaced. All keys but the signing keys derive from them.
+
 package keyring
 
 import (

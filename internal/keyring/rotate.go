@@ -1,3 +1,5 @@
+// Rotation of signing keys, by schedule and by call, and how a key's record is written.
+
 package keyring
 
 import (
@@ -155,6 +157,24 @@ func (k *Ring) add(ctx context.Context, c *commit.Change, l *lane, kid string, r
 		return err
 	}
 	k.keyChanged(ctx, c, kid, rec.Alg, how)
+	return nil
+}
+
+// Rotate brings a new key forward as soon as every validator can know it: after half of Config.KeyRotation, 15 minutes at
+// most. Tokens of the old one stay good until they expire. Audiences with keys of their own get new ones too.
+func (k *Ring) Rotate(ctx context.Context) error {
+	if err := k.c.Ready(); err != nil {
+		return err
+	}
+	for _, l := range k.ring.Load().lanes {
+		if l.alg == "" {
+			continue
+		}
+		err := k.change(ctx, func(c *commit.Change, r *ring) error { return k.forward(ctx, c, r, r.lane(l.audience)) })
+		if err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

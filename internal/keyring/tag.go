@@ -1,3 +1,5 @@
+// The texts of API keys, tickets and client secrets, tagged by the root secret so that junk costs no read of the store.
+
 package keyring
 
 import (

@@ -1,3 +1,5 @@
+// Withdrawal of a signing key that has leaked.
+
 package keyring
 
 // A signing key that is in someone's hands: what withdraws it, what takes its place, and what keeps it out.

@@ -1,3 +1,5 @@
+// The IDs of API keys that come from another program.
+
 package opaque
 
 import "bytes"

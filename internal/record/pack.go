@@ -1,3 +1,5 @@
+// Pack: a compact form, for records that are written at each refresh.
+
 package record
 
 import (

@@ -1,3 +1,5 @@
+// Rules that are in the store: ended when nothing is left that they hit, put back where the store lost them, explained.
+
 package revoke
 
 import (

@@ -1,3 +1,5 @@
+// The positions that a token carries.
+
 package rules
 
 import (

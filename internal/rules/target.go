@@ -1,3 +1,5 @@
+// Targets: what a rule names, and its text.
+
 package rules
 
 import (

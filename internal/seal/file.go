@@ -1,3 +1,5 @@
+// The key file.
+
 package seal
 
 import (

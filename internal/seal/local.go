@@ -1,3 +1,5 @@
+// Sealing by keys in memory.
+
 package seal
 
 import (

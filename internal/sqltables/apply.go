@@ -1,3 +1,5 @@
+// Apply, Purge and SetReadOnly: changes in groups, each decided by itself.
+
 package sqltables
 
 import (

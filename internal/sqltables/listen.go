@@ -1,3 +1,5 @@
+// Wait: who waits for a change is woken by another process's write.
+
 package sqltables
 
 import (

@@ -1,3 +1,5 @@
+// A namespace as it is opened: its history, and whether the store has lost writes.
+
 package sqltables
 
 import (

@@ -1,3 +1,5 @@
+// The queue of changes, of which several are written at once.
+
 package sqltables
 
 import (

@@ -1,3 +1,5 @@
+// Get, Follow and List.
+
 package sqltables
 
 import (

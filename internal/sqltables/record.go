@@ -1,3 +1,5 @@
+// Rows as records.
+
 package sqltables
 
 import (

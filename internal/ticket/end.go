@@ -1,3 +1,5 @@
+// How a ticket ends: spent, or found in a leak.
+
 package ticket
 
 import (

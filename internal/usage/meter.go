@@ -1,3 +1,5 @@
+// Limits of an API key: a rate in memory, and numbers of uses in the store.
+
 package usage
 
 import (

@@ -1,3 +1,5 @@
+// Refusals, counted in memory of a fixed size until they are written.
+
 package usage
 
 import (
