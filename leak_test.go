@@ -352,6 +352,56 @@ func TestALeakWhileTheStoreIsAway(t *testing.T) {
 	}
 }
 
+// reused is the context of one request after the other, as web frameworks have it that keep their contexts in a pool.
+type reused struct {
+	context.Context
+	request atomic.Pointer[context.Context]
+}
+
+func (r *reused) Value(key any) any { return (*r.request.Load()).Value(key) }
+
+// What ends something in the background, since the store was away, says who asked for it and from where. The context of the call may be
+// another request's by then.
+func TestWhatIsEndedLaterNamesWhoAsked(t *testing.T) {
+	t.Parallel()
+	background := context.Background()
+	st := &faulty{Store: tempStore(t)}
+	svc := serviceOn(t, st, nil)
+	web := machine(t, svc, "web")
+	code, err := svc.Prepare(background, aliceSession, apitoken.Ticket{Lifetime: time.Minute})
+	require.NoError(t, err)
+	keys, err := svc.SigningKeys.List(background)
+	require.NoError(t, err)
+	var down atomic.Bool
+	st.onApply(func(_ context.Context, c *store.Change) (error, error) {
+		if down.Load() && len(c.Puts) > 0 {
+			return errEngine, nil
+		}
+		return nil, nil
+	})
+
+	ctx := &reused{Context: background}
+	serve := func(actor, request string) {
+		now := apitoken.WithOrigin(apitoken.WithActor(background, actor), apitoken.Origin{RequestID: request})
+		ctx.request.Store(&now)
+	}
+	serve("admin", "1")
+	down.Store(true)
+	_, err = svc.RevokeLeaked(ctx, leakText(web.Secret, code), "found")
+	require.ErrorIs(t, err, apitoken.ErrUnavailable)
+	require.ErrorIs(t, svc.SigningKeys.Compromise(ctx, keys[0].ID, "stolen"), apitoken.ErrUnavailable)
+	serve("somebody else", "2")
+	down.Store(false)
+
+	require.Eventually(t, func() bool { return svc.Backlog().Revocations == 0 }, time.Minute, 5*time.Millisecond)
+	list := append(leaks(t, svc), events(t, svc, apitoken.EventQuery{Type: event.Revoked})...)
+	require.Len(t, list, 4, "two leaks, what the client got for itself, and what the key signed")
+	for _, e := range list {
+		require.Equal(t, "admin", e.Actor, "%s", e)
+		require.Equal(t, "1", e.RequestID, "%s", e)
+	}
+}
+
 // lines is a log that a test reads while it is written.
 type lines struct {
 	mu sync.Mutex

@@ -348,6 +348,11 @@ type revokeHost struct{ *core }
 
 func (h revokeHost) Actor(ctx context.Context) rules.Principal { return h.actorOf(ctx) }
 
+func (h revokeHost) Carry(ctx context.Context) func(context.Context) context.Context {
+	who, origin := h.actorOf(ctx), originOf(ctx)
+	return func(ctx context.Context) context.Context { return WithOrigin(withPrincipal(ctx, who), origin) }
+}
+
 func (h revokeHost) Event(ctx context.Context, c *commit.Change, e revoke.Event) {
 	x := Event{Type: e.Type, OK: true, Reason: e.Reason, Target: Target{e.Target}, Subject: e.Subject, Client: e.Client, Grant: e.Grant, TokenID: e.Token,
 		Scopes: scopesOf(e.Scopes), Count: e.Count, Extra: e.Extra}

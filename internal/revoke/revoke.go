@@ -49,7 +49,10 @@ type Config struct {
 
 // Host is the service around a Writer.
 type Host interface {
-	Actor(ctx context.Context) rules.Principal            // who acts
+	Actor(ctx context.Context) rules.Principal // who acts
+	// Carry returns what gives another context all that events say of ctx, which is asked now: when its call has returned, it may be
+	// another request's.
+	Carry(ctx context.Context) func(context.Context) context.Context
 	Event(ctx context.Context, c *commit.Change, e Event) // adds an event to c
 	Observe(ctx context.Context, err error, took time.Duration)
 }
@@ -153,13 +156,8 @@ func (w *Writer) Ahead(ctx context.Context, targets []rules.Target, write func(c
 		release()
 		return err
 	}
-	ctx = context.WithoutCancel(ctx) // the actor and the origin stay the caller's
-	w.Retries.Add(targets[0], func(until context.Context) error {
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		defer context.AfterFunc(until, cancel)()
-		return write(ctx)
-	}, release)
+	carry := w.host.Carry(ctx) // the actor and the origin stay the caller's
+	w.Retries.Add(targets[0], func(ctx context.Context) error { return write(carry(ctx)) }, release)
 	return err
 }
 
