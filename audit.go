@@ -234,7 +234,10 @@ func (s *core) alert(ctx context.Context, what string, e Event) {
 // eventQuery is q as stores read it.
 func (s *core) eventQuery(q *EventQuery) store.Query {
 	issuer := text.CleanText(s.foreign(q.Issuer))
-	out := store.Query{Kind: store.KindEvent, Subject: auditlog.Name(issuer, q.Subject), Client: q.Client, Token: auditlog.Name(issuer, q.TokenID), Grant: q.Grant, Type: string(q.Type), Newest: !q.OldestFirst}
+	out := store.Query{
+		Kind: store.KindEvent, Subject: auditlog.Name(issuer, q.Subject), Client: q.Client, Token: auditlog.Name(issuer, q.TokenID), Grant: q.Grant,
+		Type: string(q.Type), Newest: !q.OldestFirst,
+	}
 	if !q.From.IsZero() {
 		out.Since = q.From.UnixMilli()
 	}

@@ -31,10 +31,11 @@ func TestWhatNoStoreKeepsIsNotTriedAgain(t *testing.T) {
 			})
 			require.ErrorIs(t, svc.Revoke(ctx, apitoken.BySubject("alice"), "left"), apitoken.ErrInvalidRequest)
 			require.EqualValues(t, 1, calls.Load(), "a Change that is refused was tried again")
+			require.Zero(t, svc.Backlog().Revocations, "and will not be")
 
 			serviceOn(t, from, nil)
 			to := &faulty{Store: memstore.New()}
-			var copies atomic.Int64 // the service retries its revocation meanwhile
+			var copies atomic.Int64
 			to.onApply(func(context.Context, *store.Change) (error, error) {
 				copies.Add(1)
 				return fmt.Errorf("engine: %w", refusal), nil

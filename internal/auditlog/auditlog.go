@@ -68,7 +68,10 @@ func (l *Log[S]) Record(e *Event[S], room []byte) store.Record {
 		}
 	}
 	e.clean()
-	r := store.Record{Kind: store.KindEvent, ID: e.ID, Type: string(e.Type), Subject: Name(e.Issuer, e.Subject), Client: e.Client, Grant: e.Grant, Token: Name(e.Issuer, e.TokenID)}
+	r := store.Record{
+		Kind: store.KindEvent, ID: e.ID, Type: string(e.Type), Subject: Name(e.Issuer, e.Subject), Client: e.Client, Grant: e.Grant,
+		Token: Name(e.Issuer, e.TokenID),
+	}
 	if l.c.Keep > 0 {
 		r.Expires = now.Add(l.c.Keep).UnixMilli()
 	}

@@ -65,8 +65,10 @@ func Read[S ~string](r store.Record) (Event[S], error) {
 	var e Event[S]
 	if err := json.Unmarshal(r.Data, &e); err != nil {
 		// One that cannot be read whole keeps nobody from reading those behind it: it is given as its record tells of it.
-		e = Event[S]{ID: r.ID, Time: time.UnixMilli(r.Written), Type: event.Type(r.Type), Subject: r.Subject, Client: r.Client, Grant: r.Grant, TokenID: r.Token,
-			Extra: map[string]string{"unreadable": text.CleanText(err.Error())}}
+		e = Event[S]{
+			ID: r.ID, Time: time.UnixMilli(r.Written), Type: event.Type(r.Type), Subject: r.Subject, Client: r.Client, Grant: r.Grant, TokenID: r.Token,
+			Extra: map[string]string{"unreadable": text.CleanText(err.Error())},
+		}
 	}
 	if e.ID != r.ID {
 		return e, fault.Fail(fault.Unavailable, "stored event %q is damaged", r.ID)

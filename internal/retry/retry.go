@@ -58,6 +58,11 @@ func (q *Queue) Add(target fmt.Stringer, write func(context.Context) error, done
 	}
 }
 
+// Refused tells operators of a write that no store takes: trying again is of no use.
+func (q *Queue) Refused(target fmt.Stringer, err error) {
+	q.log.Error("apitoken: a revocation cannot be stored; it is in force until this process ends, and in no other", "target", target, "error", err)
+}
+
 // Len is how many writes wait.
 func (q *Queue) Len() int {
 	q.mu.Lock()
@@ -87,7 +92,7 @@ func (q *Queue) Run(ctx context.Context) {
 		switch {
 		case errors.Is(err, fault.InvalidRequest): // whoever asked was told that it is in force here, so that it stays so
 			q.drop()
-			q.log.Error("apitoken: a revocation cannot be stored; it is in force until this process ends, and in no other", "target", x.target, "error", err)
+			q.Refused(x.target, err)
 			continue
 		case err == nil, errors.Is(err, store.ErrConflict), errors.Is(err, fault.NotFound):
 			q.drop()

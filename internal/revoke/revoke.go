@@ -88,7 +88,8 @@ type Rule struct {
 }
 
 // Write puts r into force here, then into the store, together with its event and what c holds already; a nil c holds nothing. While
-// the outcome is unknown the rule stays in force here and is tried again until the store has it. store.ErrConflict: what c holds was
+// the outcome is unknown the rule stays in force here and is tried again until the store has it; one that no store takes stays in
+// force until the process ends. store.ErrConflict: what c holds was
 // changed by another writer, and r is not in force.
 func (w *Writer) Write(ctx context.Context, c *commit.Change, r Rule) error {
 	if c == nil {
@@ -108,6 +109,9 @@ func (w *Writer) Write(ctx context.Context, c *commit.Change, r Rule) error {
 	switch {
 	case err == nil, errors.Is(err, store.ErrConflict), r.Type == "" && errors.Is(err, fault.InvalidRequest):
 		release()
+		return err
+	case errors.Is(err, fault.InvalidRequest):
+		w.Retries.Refused(r.Target, err)
 		return err
 	}
 	w.Retries.Add(r.Target, w.again(c), release)
