@@ -152,6 +152,9 @@ func public(err error) error {
 		return err
 	}
 	e := &Error{Code: f.Code, Detail: f.Detail, RetryAfter: f.RetryAfter, Nonce: f.Nonce, Cause: f.Cause}
+	if cause, ok := f.Cause.(*fault.Error); ok { // which shows its class alone
+		e.Cause = public(cause)
+	}
 	if f.Field != "" {
 		e.Detail = "Config." + f.Field + ": " + f.Detail
 		return &ConfigError{Field: f.Field, Err: e}

@@ -76,7 +76,12 @@ func TestAnOperatorMendsUnreadableRecords(t *testing.T) {
 	require.ElementsMatch(t, five, list(false))
 	require.ElementsMatch(t, append(five, "apikey "+key.ID), list(true))
 
-	require.ErrorIs(t, svc.Repair(ctx, store.KindClient, "one", []byte(`{"v":1}x`)), apitoken.ErrInvalidRequest)
+	bad := svc.Repair(ctx, store.KindClient, "one", []byte(`{"v":1}x`))
+	require.ErrorIs(t, bad, apitoken.ErrInvalidRequest)
+	require.ErrorContains(t, bad, "stored client one cannot be read: ", "the operator is told why")
+	var ours *apitoken.Error
+	require.ErrorAs(t, bad, &ours)
+	require.IsType(t, ours, ours.Cause)
 	require.ErrorIs(t, svc.Repair(ctx, store.KindClient, "nobody", good.Data), apitoken.ErrNotFound)
 	require.ErrorIs(t, svc.Repair(ctx, "event", "x", good.Data), apitoken.ErrInvalidRequest)
 	require.NoError(t, svc.Repair(ctx, store.KindClient, "one", good.Data))

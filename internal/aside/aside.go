@@ -3,7 +3,7 @@
 //
 // It promises that nothing that was refused becomes good: what is written in place of a record is at least as strict as the record
 // may have been. It knows the forms of all kinds, and owns none of them. It holds no lock: List looks first at what the follower has
-// set aside, then at the store. The root's Unreadable, Repair and Remove call it. S is the root's Scope.
+// set aside, then at the store. The root's Unreadable, Repair and Remove call it.
 package aside
 
 import (
