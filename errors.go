@@ -151,15 +151,20 @@ func public(err error) error {
 	if !errors.As(err, &f) {
 		return err
 	}
-	e := &Error{Code: f.Code, Detail: f.Detail, RetryAfter: f.RetryAfter, Nonce: f.Nonce, Cause: f.Cause}
-	if cause, ok := f.Cause.(*fault.Error); ok { // which shows its class alone
-		e.Cause = public(cause)
-	}
+	e := &Error{Code: f.Code, Detail: f.Detail, RetryAfter: f.RetryAfter, Nonce: f.Nonce, Cause: causeOf(f.Cause)}
 	if f.Field != "" {
 		e.Detail = "Config." + f.Field + ": " + f.Detail
 		return &ConfigError{Field: f.Field, Err: e}
 	}
 	return e
+}
+
+// causeOf is err as a Cause: an error of a package behind this one would show its class alone.
+func causeOf(err error) error {
+	if f, ok := err.(*fault.Error); ok {
+		return public(f)
+	}
+	return err
 }
 
 // fail makes an *Error. The detail is for operators: it may name what was wrong, never a credential.
@@ -175,7 +180,7 @@ const retryHint = fault.RetryHint
 
 // unavailable wraps the error of a store or another process.
 func unavailable(cause error, detail string) *Error {
-	return &Error{Code: ErrUnavailable, Detail: detail, Cause: cause, RetryAfter: retryHint}
+	return &Error{Code: ErrUnavailable, Detail: detail, Cause: causeOf(cause), RetryAfter: retryHint}
 }
 
 // tryAgain is ErrUnavailable for what another try may get.

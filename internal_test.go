@@ -3,6 +3,8 @@ package apitoken
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"sync"
@@ -10,6 +12,8 @@ import (
 	"unsafe"
 
 	is "github.com/stretchr/testify/require"
+
+	"github.com/apitoken-go/apitoken/internal/fault"
 )
 
 // A token is found by its whole text, wherever the cache keeps that, and by nobody's memory but its own.
@@ -70,4 +74,25 @@ func TestAContextHasTheTokenItWasMadeWith(t *testing.T) {
 	}
 	wg.Wait()
 	is.True(t, FromContext(parent).IsZero())
+}
+
+// Operators see the whole chain, whichever package an error began in.
+func TestACauseSaysWhatItKnows(t *testing.T) {
+	t.Parallel()
+	root := fault.NoAnswer(errors.New("engine: connection lost"), "read")
+	for name, err := range map[string]error{
+		"made here":   unavailable(root, "follow the store"),
+		"made behind": public(&fault.Error{Code: fault.InvalidRequest, Detail: "the new content", Cause: root}),
+		"deeper":      public(fault.NoAnswer(fault.NoAnswer(root, "one"), "two")),
+	} {
+		is.Contains(t, fmt.Sprint(err), "read: engine: connection lost", name)
+		for err != nil {
+			ours, ok := err.(*Error)
+			if !ok {
+				is.EqualError(t, err, "engine: connection lost", name)
+				break
+			}
+			err = ours.Cause
+		}
+	}
 }
