@@ -597,6 +597,10 @@ func TestExplainTellsWhoRevokedAndWhy(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, svc.APIKeys.Revoke(ctx, k.ID, "rotated"))
 	require.Contains(t, last(secret.Reveal()), "by operator: rotated")
+
+	_, _, made := appKey(t, svc) // descends from a session, so that a rule on sessions ends it
+	require.NoError(t, svc.Revoke(ctx, apitoken.BySessions("alice"), "logged out"))
+	require.Regexp(t, "sessions:alice was revoked at .* by operator: logged out$", last(made.Reveal()))
 }
 
 func TestSecretsRedactThemselves(t *testing.T) {

@@ -37,7 +37,8 @@ func newCore(c Config, injected bool) *core {
 	s.rules.Undated = len(c.Trust) == 0 // our own tokens have positions
 	s.audiences = append([]string{c.Audience}, c.Audiences...)
 	s.audit = newAuditLog(s)
-	s.revoke = revoke.New(revoke.Config{Commit: &s.writer, Rules: s.rules, Retries: s.retries, Lineage: &s.lineage, Space: &s.space, Now: s.now, Log: s.log}, revokeHost{s})
+	s.revoke = revoke.New(revoke.Config{Commit: &s.writer, Rules: s.rules, Retries: s.retries, Lineage: &s.lineage, Space: &s.space,
+		Now: s.now, Log: s.log}, revokeHost{s})
 	return s
 }
 

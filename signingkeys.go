@@ -35,9 +35,9 @@ type SigningKey struct {
 	JWK     []byte // public; nil for HS256
 }
 
-// SigningKeys is the ring, and those of the audiences that have one of their own. It rotates by itself, as Config.KeyRotation says. A key's state is no record but a function of the
-// ring and the clock: each key is made with the time from which it signs, far enough ahead that every validator
-// knows it by then, and it retires when its successor begins. So all processes agree without a word.
+// SigningKeys is the ring, and those of the audiences that have one of their own. It rotates by itself, as Config.KeyRotation says.
+// A key's state is no record but a function of the ring and the clock: each key is made with the time from which it signs, far
+// enough ahead that every validator knows it by then, and it retires when its successor begins. So all processes agree without a word.
 type SigningKeys struct {
 	s    *core
 	ring *keyring.Ring
