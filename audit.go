@@ -560,6 +560,6 @@ type Backlog struct {
 // Backlog is the service's own now. It asks no store.
 func (s *Service) Backlog() Backlog {
 	return Backlog{
-		Refusals: s.audit.Tally.Len(), Uses: s.audit.Uses.Waiting(), Revocations: s.retries.Len(), Unreadable: len(s.state.Asides()), Sinks: s.audit.Lags(),
+		Refusals: s.audit.Tally.Len(), Uses: s.audit.Uses.Waiting(), Revocations: s.revoke.Waiting(), Unreadable: len(s.state.Asides()), Sinks: s.audit.Lags(),
 	}
 }

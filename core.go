@@ -23,7 +23,6 @@ import (
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/quota"
 	"github.com/apitoken-go/apitoken/internal/record"
-	"github.com/apitoken-go/apitoken/internal/retry"
 	"github.com/apitoken-go/apitoken/internal/revoke"
 	"github.com/apitoken-go/apitoken/internal/roles"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -73,8 +72,7 @@ type core struct {
 	audiences []string      // all of cfg's, the first one first
 	hurry     chan struct{} // wakes the janitor: a store has lost rules that are known here
 
-	retries *retry.Queue // of revocations that are in force here and not in the store yet
-	revoke  *revoke.Writer
+	revoke *revoke.Writer
 
 	ctx  context.Context // ends at Close
 	stop context.CancelFunc

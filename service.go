@@ -24,20 +24,19 @@ import (
 	"github.com/apitoken-go/apitoken/internal/namespace"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/quota"
-	"github.com/apitoken-go/apitoken/internal/retry"
 	"github.com/apitoken-go/apitoken/internal/revoke"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
 
 func newCore(c Config, injected bool) *core {
-	s := &core{cfg: c, injected: injected, st: c.Store, now: c.Now, log: c.Logger, retries: retry.New(c.Logger), hurry: make(chan struct{}, 1)}
+	s := &core{cfg: c, injected: injected, st: c.Store, now: c.Now, log: c.Logger, hurry: make(chan struct{}, 1)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.rules = rules.NewBook(rules.LocalKeyer())
 	s.rules.Undated = len(c.Trust) == 0 // our own tokens have positions
 	s.audiences = append([]string{c.Audience}, c.Audiences...)
 	s.audit = newAuditLog(s)
-	s.revoke = revoke.New(revoke.Config{Commit: &s.writer, Rules: s.rules, Retries: s.retries, Lineage: &s.lineage, Space: &s.space,
+	s.revoke = revoke.New(revoke.Config{Commit: &s.writer, Rules: s.rules, Lineage: &s.lineage, Space: &s.space,
 		Now: s.now, Log: s.log}, revokeHost{s})
 	return s
 }
@@ -130,7 +129,7 @@ func (s *Service) start() error {
 	s.goRun("keys", s.SigningKeys.ring.Run)
 	s.goRun("audit", s.audit.Run)
 	s.goRun("janitor", s.janitor().run)
-	s.goRun("rules", s.retries.Run)
+	s.goRun("rules", s.revoke.Run)
 	return nil
 }
 

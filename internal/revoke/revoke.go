@@ -1,13 +1,14 @@
-// Package revoke writes revocations: it takes a rule from the call that asks for it into the store, and puts it back into a store that
-// lost it. What a rule matches is in internal/rules.
+// Package revoke writes revocations: it takes a rule from the call that asks for it into the store, and puts it back into a store
+// that lost it. What a rule matches is in internal/rules.
 //
-// It owns how the record of a rule is made, for how long it is kept, and what is said of it afterwards. It promises that a rule is in force in
-// this process before the store is asked, and stays so until the store has it: a write whose outcome is unknown is tried again, by
-// internal/retry. A rule is kept until everything that it matches has ended.
+// It owns how the record of a rule is made, for how long it is kept, and what is said of it afterwards. It promises that a rule is
+// in force in this process before the store is asked, and stays so until the store has it: a write whose outcome is unknown is
+// tried again, by Run. A rule is kept until everything that it matches has ended.
 //
-// Order: the rule is held first, then what its lifetime depends on is read (internal/lineage), then it is written. No lock is
-// held while the store is asked. The root calls Write, End and Add; internal/clients and internal/ticket call Add and EndBy for what has
-// leaked, and internal/keyring for a signing key; the janitor calls Finish and PutBack.
+// Order: the rule is held first, then what its lifetime depends on is read (internal/lineage), then it is written. The queue's
+// mutex is a leaf, and no lock is held while the store is asked. The root calls Write, End and Add; internal/clients and
+// internal/ticket call Add and EndBy for what has leaked, and internal/keyring for a signing key; the janitor calls Finish and
+// PutBack.
 package revoke
 
 import (
@@ -25,7 +26,6 @@ import (
 	"github.com/apitoken-go/apitoken/internal/namespace"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/record"
-	"github.com/apitoken-go/apitoken/internal/retry"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/text"
 	"github.com/apitoken-go/apitoken/store"
@@ -40,7 +40,6 @@ const (
 type Config struct {
 	Commit  *commit.Writer
 	Rules   *rules.Book
-	Retries *retry.Queue
 	Lineage *lineage.Notes
 	Space   *namespace.Space
 	Now     func() time.Time
@@ -71,11 +70,18 @@ type Event struct {
 // Writer writes revocations. Use New.
 type Writer struct {
 	Config
-	host Host
+	host  Host
+	queue *queue
 }
 
 // New makes a Writer.
-func New(c Config, h Host) *Writer { return &Writer{c, h} }
+func New(c Config, h Host) *Writer { return &Writer{c, h, newQueue(c.Log)} }
+
+// Run tries again what is not in the store yet, until ctx ends. It is called once.
+func (w *Writer) Run(ctx context.Context) { w.queue.run(ctx) }
+
+// Waiting is how many revocations are in force here and not in the store yet.
+func (w *Writer) Waiting() int { return w.queue.waiting() }
 
 // Rule is what is to be revoked.
 type Rule struct {
@@ -111,10 +117,10 @@ func (w *Writer) Write(ctx context.Context, c *commit.Change, r Rule) error {
 		release()
 		return err
 	case errors.Is(err, fault.InvalidRequest):
-		w.Retries.Refused(r.Target, err)
+		w.queue.refused(r.Target, err)
 		return err
 	}
-	w.Retries.Add(r.Target, w.again(c), release)
+	w.queue.add(r.Target, w.again(c), release)
 	return err
 }
 
@@ -161,7 +167,7 @@ func (w *Writer) Ahead(ctx context.Context, targets []rules.Target, write func(c
 		return err
 	}
 	carry := w.host.Carry(ctx) // the actor and the origin stay the caller's
-	w.Retries.Add(targets[0], func(ctx context.Context) error { return write(carry(ctx)) }, release)
+	w.queue.add(targets[0], func(ctx context.Context) error { return write(carry(ctx)) }, release)
 	return err
 }
 

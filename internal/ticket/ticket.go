@@ -1,9 +1,9 @@
-// Package ticket owns the stored record of a ticket, which is an authorization code, a device code or a magic link: what was prepared,
-// for whom, what whoever redeems it must bring, and what its first use got.
+// Package ticket owns the stored record of a ticket, which is an authorization code, a device code or a magic link: what was
+// prepared, for whom, what whoever redeems it must bring, and what its first use got.
 //
-// It promises that the code itself is not in the record, and that what its first use got is seen by the rules that end it. It stands on
-// internal/revoke and holds no lock; only what ends a ticket asks the store. The root's Prepare, Redeem and RevokeLeaked call it, and its
-// Clients ask which tickets are open. S is the root's Scope.
+// It promises that the code itself is not in the record, and that what its first use got is seen by the rules that end it. It
+// stands on internal/revoke and holds no lock; only what ends a ticket asks the store. The root's Prepare, Redeem and RevokeLeaked
+// call it, and its Clients ask which tickets are open. S is the root's Scope.
 package ticket
 
 import (

@@ -1,10 +1,4 @@
-// Package retry repeats writes whose outcome is unknown, until the store has them. It owns the list of these writes, which is in memory
-// only: what they write is in force in this process meanwhile, and was never acknowledged.
-//
-// It promises that each is tried until it is written, or until the process ends, and that one which cannot be written holds up none of
-// the others. Its one mutex is a leaf: it holds no lock while it writes. internal/revoke adds revocations to it; Run is
-// called once for a service.
-package retry
+package revoke
 
 import (
 	"context"
@@ -25,8 +19,9 @@ const (
 	longestWait = 5 * time.Second
 )
 
-// Queue is the writes that are tried again. Make one with New.
-type Queue struct {
+// queue is the writes whose outcome is unknown, which are tried again until the store has them. It is in memory only: what they write is
+// in force in this process meanwhile, and was never acknowledged. One that cannot be written holds up none of the others.
+type queue struct {
 	log  *slog.Logger
 	kick chan struct{}
 
@@ -41,11 +36,10 @@ type item struct {
 	done   func()
 }
 
-// New makes an empty queue.
-func New(log *slog.Logger) *Queue { return &Queue{log: log, kick: make(chan struct{}, 1)} }
+func newQueue(log *slog.Logger) *queue { return &queue{log: log, kick: make(chan struct{}, 1)} }
 
-// Add has write repeated, which ends target, and done called when the store has it. After Run has ended it does nothing.
-func (q *Queue) Add(target fmt.Stringer, write func(context.Context) error, done func()) {
+// add has write repeated, which ends target, and done called when the store has it. After run has ended it does nothing.
+func (q *queue) add(target fmt.Stringer, write func(context.Context) error, done func()) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
@@ -58,20 +52,20 @@ func (q *Queue) Add(target fmt.Stringer, write func(context.Context) error, done
 	}
 }
 
-// Refused tells operators of a write that no store takes: trying again is of no use.
-func (q *Queue) Refused(target fmt.Stringer, err error) {
+// refused tells operators of a write that no store takes: trying again is of no use.
+func (q *queue) refused(target fmt.Stringer, err error) {
 	q.log.Error("apitoken: a revocation cannot be stored; it is in force until this process ends, and in no other", "target", target, "error", err)
 }
 
-// Len is how many writes wait.
-func (q *Queue) Len() int {
+// waiting is how many writes there are.
+func (q *queue) waiting() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return len(q.list)
 }
 
-// Run repeats what is added, until ctx ends.
-func (q *Queue) Run(ctx context.Context) {
+// run repeats what is added, until ctx ends.
+func (q *queue) run(ctx context.Context) {
 	defer q.close()
 	wait := firstWait
 	for {
@@ -92,7 +86,7 @@ func (q *Queue) Run(ctx context.Context) {
 		switch {
 		case errors.Is(err, fault.InvalidRequest): // whoever asked was told that it is in force here, so that it stays so
 			q.drop()
-			q.Refused(x.target, err)
+			q.refused(x.target, err)
 			continue
 		case err == nil, errors.Is(err, store.ErrConflict), errors.Is(err, fault.NotFound):
 			q.drop()
@@ -108,13 +102,13 @@ func (q *Queue) Run(ctx context.Context) {
 	}
 }
 
-func (q *Queue) close() {
+func (q *queue) close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.closed = true
 }
 
-func (q *Queue) first() (item, bool) {
+func (q *queue) first() (item, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if len(q.list) == 0 {
@@ -123,14 +117,14 @@ func (q *Queue) first() (item, bool) {
 	return q.list[0], true
 }
 
-func (q *Queue) drop() {
+func (q *queue) drop() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.list = q.list[1:]
 }
 
 // last puts x behind the others: their order does not matter.
-func (q *Queue) last(x item) {
+func (q *queue) last(x item) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.list = append(q.list[1:], x)

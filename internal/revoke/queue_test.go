@@ -1,4 +1,4 @@
-package retry
+package revoke
 
 import (
 	"context"
@@ -23,10 +23,10 @@ func TestWritesEndWhenTheStoreHasThem(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
-		q := New(slog.New(slog.DiscardHandler))
+		q := newQueue(slog.New(slog.DiscardHandler))
 		var order []string
 		add := func(n name, results ...error) {
-			q.Add(n, func(context.Context) error {
+			q.add(n, func(context.Context) error {
 				order = append(order, string(n))
 				err := results[0]
 				results = results[1:]
@@ -37,10 +37,10 @@ func TestWritesEndWhenTheStoreHasThem(t *testing.T) {
 		add("taken", store.ErrConflict)
 		add("gone", fault.Fail(fault.NotFound, "gone"))
 		add("never", fault.Fail(fault.InvalidRequest, "too large"))
-		require.Equal(t, 4, q.Len())
+		require.Equal(t, 4, q.waiting())
 		ended := make(chan struct{})
-		go func() { defer close(ended); q.Run(ctx) }()
-		for q.Len() > 0 {
+		go func() { defer close(ended); q.run(ctx) }()
+		for q.waiting() > 0 {
 			synctest.Wait()
 			time.Sleep(firstWait)
 		}
@@ -48,6 +48,6 @@ func TestWritesEndWhenTheStoreHasThem(t *testing.T) {
 		stop()
 		<-ended
 		add("late", nil)
-		require.Zero(t, q.Len(), "nobody would write it")
+		require.Zero(t, q.waiting(), "nobody would write it")
 	})
 }
