@@ -47,7 +47,7 @@ type confirmation struct {
 // whether it still holds.
 type caller struct {
 	auth   ClientAuth // its ID, and what was proved; zero: no client came, the host itself asks
-	public bool       // anybody can call himself that
+	public bool       // anybody can claim to be that client
 }
 
 // caller confirms who asks, and names it in known. A zero a is nobody: the host itself asks. named is the client that the host names

@@ -582,11 +582,15 @@ func (s *minter) asker(r *Request, who *caller) (c Client, err error) {
 	default:
 		c, err = s.clients.enabled(r.Client)
 	}
-	switch has := func(grantType string) bool { return slices.Contains(c.GrantTypes, grantType) }; {
-	case err != nil:
+	if err != nil {
+		return c, err
+	}
+
+	has := func(grantType string) bool { return slices.Contains(c.GrantTypes, grantType) }
+	switch {
 	case r.Subject != "" && r.Refresh && !has(granttype.RefreshToken):
 		err = fail(ErrDenied, "client %q has no grant type refresh_token", c.ID)
-	case r.Subject != "":
+	case r.Subject != "": // the host vouches for it
 	case c.Public:
 		err = fail(ErrDenied, "a public client has no credential and no tokens of its own")
 	case !has(granttype.ClientCredentials):
