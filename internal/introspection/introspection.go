@@ -205,7 +205,7 @@ func (s *Answers[T]) learn(v *feed.View) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.imported == nil || s.ns != v.Namespace || !bytes.Equal(s.key, v.Key) {
-		s.key, s.ns, s.imported = v.Key, v.Namespace, map[[8]byte]struct{}{}
+		s.key, s.ns, s.imported = bytes.Clone(v.Key), v.Namespace, map[[8]byte]struct{}{}
 	}
 	s.filter.Store(s.filter.Load().With(v))
 	if s.c.Forms == nil {

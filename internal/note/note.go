@@ -128,7 +128,7 @@ func (b *Book) Change(ctx context.Context, name string, now store.Position, f fu
 		case len(n.Data) > maxBytes:
 			return fault.Fail(fault.InvalidRequest, "a note of %d bytes, at most %d", len(n.Data), maxBytes)
 		case n.Expires.IsZero() || n.Expires.Sub(b.Now()) > b.Longest:
-			return fault.Fail(fault.InvalidRequest, "a note must expire, within %s", b.Longest)
+			return fault.Fail(fault.InvalidRequest, "a note must expire, within %.0f hours", b.Longest.Hours())
 		}
 
 		var c commit.Change
