@@ -95,8 +95,7 @@ type Rule struct {
 
 // Write puts r into force here, then into the store, together with its event and what c holds already; a nil c holds nothing. While
 // the outcome is unknown the rule stays in force here and is tried again until the store has it; one that no store takes stays in
-// force until the process ends. store.ErrConflict: what c holds was
-// changed by another writer, and r is not in force.
+// force until the process ends. store.ErrConflict: what c holds was changed by another writer, and r is not in force.
 func (w *Writer) Write(ctx context.Context, c *commit.Change, r Rule) error {
 	if c == nil {
 		c = commit.NewChange()
