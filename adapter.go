@@ -1,5 +1,5 @@
-// What protocol endpoints, pages and validators elsewhere ask of a service and hosts do not (Service.Adapter): notes kept between two
-// requests, deeds done once, proofs of a key, introspection.
+// Service.Adapter: the calls for those who write protocol endpoints, pages, or validators in other processes. They keep notes between
+// two requests, do things once, check proofs of a key, and introspect tokens.
 
 package apitoken
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/apitoken-go/apitoken/event"
 	"github.com/apitoken-go/apitoken/internal/apikey"
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/lineage"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/quota"
@@ -325,8 +326,6 @@ func (k *APIKeys) Rename(ctx context.Context, id, name string) (_ APIKey, err er
 	return k.change(ctx, id, "renamed", func(rec *apikey.Record) error { return rec.SetName(name) })
 }
 
-var errRefused = errors.New("refused by the host")
-
 // Edit changes a key. f is given it and changes Name, Scopes, Expires, Metadata, Disabled, MaxUses, UsesPer and Rate; what else it
 // changes counts for nothing. It may run more than once, and must not call this service.
 //
@@ -340,15 +339,14 @@ var errRefused = errors.New("refused by the host")
 // ends them too.
 func (k *APIKeys) Edit(ctx context.Context, id string, f func(*APIKey) error) (_ APIKey, err error) {
 	defer k.done(ctx, &err)
-	var refused error // by f: whatever the host says, even store.ErrConflict, is the answer
-	edited, err := k.changeAs(ctx, id, func(c *change, rec *apikey.Record) (e Event, _ error) {
+	return k.changeAs(ctx, id, func(c *change, rec *apikey.Record) (e Event, _ error) {
 		now := k.s.now()
 		if !rec.Live(now) {
 			return e, fail(ErrNotFound, "the key has ended")
 		}
 		was, x := shownKey(id, rec), shownKey(id, rec)
-		if refused = f(&x); refused != nil {
-			return e, errRefused
+		if err := f(&x); err != nil {
+			return e, commit.Final(err)
 		}
 		scopes, err := k.editScopes(was.Scopes, x.Scopes)
 		if err != nil {
@@ -386,10 +384,6 @@ func (k *APIKeys) Edit(ctx context.Context, id string, f func(*APIKey) error) (_
 		}
 		return e, k.room.Again(k.s.ctx, &c.Change, id, rec)
 	})
-	if refused != nil {
-		return APIKey{}, refused
-	}
-	return edited, err
 }
 
 // editScopes is what a key may hold after an edit: for the host what it likes, for a caller no more than before.

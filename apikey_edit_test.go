@@ -182,7 +182,7 @@ func TestAKeyThatEndsDuringAnEdit(t *testing.T) {
 	require.Equal(t, 1, live)
 }
 
-// What the host's function says ends an edit at once, even if it is store.ErrConflict of a store of the host's own.
+// An error of the host's function ends an edit at once, even a store.ErrConflict from a store of the host's.
 func TestAnErrorOfTheHostEndsAnEdit(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()

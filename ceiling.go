@@ -112,7 +112,7 @@ func (s *Service) SetRole(ctx context.Context, role string, scopes Scopes) (fail
 		case err != nil:
 			return err
 		default:
-			if err := read(&roleForm, r, &old); err != nil {
+			if err := read(roleForm, r, &old); err != nil {
 				return err
 			}
 		}
@@ -132,7 +132,7 @@ func (s *Service) SetRole(ctx context.Context, role string, scopes Scopes) (fail
 
 func (s *minter) writeRole(ctx context.Context, role string, rec roleRecord, v store.Version, narrowed bool) error {
 	c := s.newChange()
-	if err := put(c, &roleForm, store.Record{ID: role}, &rec, v); err != nil {
+	if err := put(c, roleForm, store.Record{ID: role}, &rec, v); err != nil {
 		return err
 	}
 	c.event(ctx, Event{Type: event.RoleChanged, OK: true, Reason: role, Scopes: rec.Scopes})

@@ -154,22 +154,18 @@ type clientReader func(ctx context.Context, id string) (*clients.Record, store.V
 // for the event, and is called again if another writer was first.
 func (cs *Clients) revise(ctx context.Context, id string, read clientReader, f func(*clients.Record) (*clients.Record, string, error)) (*clients.Record, error) {
 	var next *clients.Record
-	var refused error // by f, which calls the host: whatever it says, even store.ErrConflict, is the answer
 	err := commit.Retry("parallel updates of client "+id, func() error {
 		rec, v, err := read(ctx, id)
 		if err != nil {
 			return err
 		}
 		var how string
-		if next, how, refused = f(rec); refused != nil || next == nil {
+		if next, how, err = f(rec); err != nil || next == nil {
 			next = rec
-			return nil
+			return commit.Final(err) // f may call the host
 		}
 		return cs.write(ctx, id, rec, next, v, how)
 	})
-	if err == nil {
-		err = refused
-	}
 	return next, public(err)
 }
 

@@ -81,8 +81,8 @@ func TestErrorsAboutClientsAreOurs(t *testing.T) {
 	}
 }
 
-// What the host's function says ends an update at once, even if it is store.ErrConflict of a store of the host's own: it isn't called
-// again, as it is when another writer of this service was first.
+// An error of the host's function ends an update at once, even a store.ErrConflict from a store of the host's. The function is called
+// again only when another writer of this service was first.
 func TestAnErrorOfTheHostEndsAnUpdate(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()

@@ -239,7 +239,7 @@ func TestCopyThatFails(t *testing.T) {
 		if _, err = old.Issue(ctx, apitoken.Request{Subject: "meanwhile"}); err != nil {
 			// Unless the mark came in after the copy gave up waiting for it: then the copy is repeated.
 			_, unmarked := from.Get(ctx, store.KindMeta, "moved")
-			require.NoError(t, unmarked, "the source goes on, and answered %v", err)
+			require.NoError(t, unmarked, "the source has no mark, but refused a login: %v", err)
 		}
 	}
 	svc := serviceOn(t, inner, nil)

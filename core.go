@@ -341,24 +341,24 @@ func (s *Service) Settings() Settings {
 // grantRecord is a session as it is stored.
 type grantRecord = grant.Record[Scope]
 
-var grantForm = record.Form[grantRecord]{Kind: grant.Kind, Check: grant.Check[Scope], Pack: grant.Pack[Scope]}
+var grantForm = grant.Form[Scope]()
 
 func readGrant(r store.Record) (*grantRecord, error) {
 	g := new(grantRecord)
-	return g, read(&grantForm, r, g)
+	return g, read(grantForm, r, g)
 }
 
 // roleRecord is a role as it is stored.
 type roleRecord = roles.Record[Scope]
 
-var roleForm = record.Form[roleRecord]{Kind: store.KindRole, Check: roles.Check[Scope]}
+var roleForm = roles.RoleForm[Scope]()
 
 // ticketRecord is a ticket as it is stored.
 type ticketRecord = ticket.Record[Scope]
 
-var ticketForm = record.Form[ticketRecord]{Kind: ticket.Kind, Check: ticket.Check[Scope]}
+var ticketForm = ticket.Form[Scope]()
 
 func readTicket(r store.Record) (*ticketRecord, error) {
 	t := new(ticketRecord)
-	return t, read(&ticketForm, r, t)
+	return t, read(ticketForm, r, t)
 }

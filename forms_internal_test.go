@@ -150,12 +150,12 @@ func goldenForm[T any](t *testing.T, name string, f *record.Form[T], id string) 
 
 func TestStoredForms(t *testing.T) {
 	goldenForm(t, "rule", &rules.RuleForm, "r")
-	goldenForm(t, "grant", &grantForm, "g")
-	goldenForm(t, "ticket", &ticketForm, "t")
+	goldenForm(t, "grant", grantForm, "g")
+	goldenForm(t, "ticket", ticketForm, "t")
 	goldenForm(t, "note", &note.Form, "n")
 	goldenForm(t, "client", &clients.ClientForm, "c")
 	goldenForm(t, "apikey", &apikey.Form, "k")
-	goldenForm(t, "role", &roleForm, "admin")
+	goldenForm(t, "role", roleForm, "admin")
 	goldenForm(t, "meta", &namespace.MetaForm, "service")
 	goldenForm(t, "once", &once.Form, "d")
 	goldenForm(t, "use", &usage.UseForm, "u")
@@ -167,35 +167,57 @@ func TestStoredForms(t *testing.T) {
 	goldenForm(t, "moved", &namespace.MovedForm, "moved")
 }
 
-// Each form has a golden file: the name of its variable says which, or that of its package.
+// Each form has a golden file. The name of its variable says which, or that of the package whose Form it is. It is made in one place:
+// nowhere but in such a variable or function.
 func TestEveryStoredFormHasAGoldenFile(t *testing.T) {
 	t.Parallel()
-	var forms, files []string
-	for _, dir := range []string{".", "internal/apikey", "internal/clients", "internal/rules", "internal/keyring", "internal/deliver", "internal/mover", "internal/usage", "internal/quota", "internal/once", "internal/namespace", "internal/note"} {
-		sources, err := filepath.Glob(filepath.Join(dir, "*.go"))
-		is.NoError(t, err)
-		for _, name := range sources {
-			if strings.HasSuffix(name, "_test.go") {
-				continue
-			}
-			f, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
-			is.NoError(t, err)
-			ast.Inspect(f, func(n ast.Node) bool {
-				v, ok := n.(*ast.ValueSpec)
-				if !ok || len(v.Values) != 1 {
-					return true
-				}
-				if l, ok := v.Values[0].(*ast.CompositeLit); ok {
-					if x, ok := l.Type.(*ast.IndexExpr); ok {
-						if s, ok := x.X.(*ast.SelectorExpr); ok && s.Sel.Name == "Form" {
-							name := strings.ToLower(strings.TrimSuffix(v.Names[0].Name, "Form"))
-							forms = append(forms, cmp.Or(name, filepath.Base(dir)))
-						}
+	sources, err := filepath.Glob("*.go")
+	is.NoError(t, err)
+	behind, err := filepath.Glob("internal/*/*.go")
+	is.NoError(t, err)
+	made := func(n ast.Node) (found int) {
+		ast.Inspect(n, func(n ast.Node) bool {
+			if l, ok := n.(*ast.CompositeLit); ok {
+				if x, ok := l.Type.(*ast.IndexExpr); ok {
+					if s, ok := x.X.(*ast.SelectorExpr); ok && s.Sel.Name == "Form" {
+						found++
 					}
 				}
-				return true
-			})
+			}
+			return true
+		})
+		return found
+	}
+	var forms, files []string
+	for _, name := range append(sources, behind...) {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
 		}
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+		is.NoError(t, err)
+		named := 0
+		for _, d := range f.Decls {
+			var all []string
+			switch d := d.(type) {
+			case *ast.FuncDecl:
+				if made(d) == 1 && d.Recv == nil {
+					all = append(all, d.Name.Name)
+				}
+			case *ast.GenDecl:
+				for _, spec := range d.Specs {
+					if v, ok := spec.(*ast.ValueSpec); ok && len(v.Names) == 1 && made(v) == 1 {
+						all = append(all, v.Names[0].Name)
+					}
+				}
+			}
+			for _, form := range all {
+				if stem, ok := strings.CutSuffix(form, "Form"); ok {
+					named++
+					forms = append(forms, cmp.Or(strings.ToLower(stem), filepath.Base(filepath.Dir(name))))
+				}
+			}
+		}
+		is.Equal(t, made(f), named, "%s makes a form that has no name of its own", name)
 	}
 	golden, err := filepath.Glob("testdata/forms/*.json")
 	is.NoError(t, err)

@@ -115,7 +115,7 @@ func FuzzStoredRecord(f *testing.F) {
 				}
 			case ticket.Kind:
 				var x ticketRecord
-				_ = read(&ticketForm, r, &x)
+				_ = read(ticketForm, r, &x)
 			case store.KindEvent:
 				_, _ = readEvent(r)
 			}

@@ -33,7 +33,7 @@ func newSessions(s *core) *sessions {
 	q := s.newQuota(grant.Kind, "grant", s.cfg.Limits.GrantsPerSubject, func(now time.Time, since int64) bool {
 		return now.After(time.UnixMilli(since).Add(s.space.Life().Grant + grant.Slack))
 	})
-	return &sessions{s, grant.Sessions[Scope]{Form: &grantForm, Writer: &s.writer, Rules: s.rules, Uses: s.audit.Uses, Quota: q, Now: s.now,
+	return &sessions{s, grant.Sessions[Scope]{Form: grantForm, Writer: &s.writer, Rules: s.rules, Uses: s.audit.Uses, Quota: q, Now: s.now,
 		Evict: func(ctx context.Context, id string) error { return s.revoke.End(ctx, rules.ByGrant(id), overLimit) }}}
 }
 

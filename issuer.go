@@ -6,7 +6,6 @@ package apitoken
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -257,9 +256,10 @@ func settle[T any](ctx context.Context, s *core, m moment, busy string, try func
 	for n := 1; ; n++ {
 		x, err := try(m)
 		late, _ := err.(*overtaking)
+		answer, lost := commit.Lost(err)
 		switch {
-		case late != nil && late.ended, late == nil && !errors.Is(err, store.ErrConflict):
-			return x, err
+		case late != nil && late.ended, late == nil && !lost:
+			return x, answer
 		case n < commit.Tries:
 			// A change that is on its way to the store has no place in the order yet: what is made now would fall to it too.
 			if late != nil && s.rules.Pending.Load() != nil && !follow.Sleep(ctx, follow.Jitter(time.Millisecond<<n)) {

@@ -178,7 +178,7 @@ func startError(ctx context.Context, err error) error {
 	if ctx.Err() != nil || errors.Is(err, follow.ErrLate) {
 		return &ConfigError{Field: "Store", Err: fail(ErrUnavailable, "Config.Store did not answer within %s: %s", startTimeout, detailOf(err))}
 	}
-	return &ConfigError{Field: "Store", Err: &Error{Code: ErrUnavailable, Detail: "start: " + detailOf(err), Cause: nil}}
+	return &ConfigError{Field: "Store", Err: &Error{Code: ErrUnavailable, Detail: "start: " + detailOf(err)}}
 }
 
 // Close ends the service's goroutines and writes what is buffered. It does not close the store. What would change something

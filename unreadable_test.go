@@ -56,6 +56,8 @@ func TestAnOperatorMendsUnreadableRecords(t *testing.T) {
 	damage(t, st, store.Record{Kind: store.KindAPIKey, ID: key.ID, Data: later})
 	damage(t, st, store.Record{Kind: store.KindRule, ID: rule, Type: "subject", Subject: "alice", Data: later})
 	damage(t, st, store.Record{Kind: store.KindKey, ID: "sign.nobody", Data: later})
+	damage(t, st, store.Record{Kind: "note", ID: "pushed", Client: "one", Data: later})
+	damage(t, st, store.Record{Kind: "note", ID: "plain", Data: later})
 	for range 3 {
 		require.NoError(t, svc.Sync(ctx))
 	}
@@ -74,7 +76,7 @@ func TestAnOperatorMendsUnreadableRecords(t *testing.T) {
 	}
 	five := []string{"client one", "client two", "role admin", "rule " + rule, "key sign.nobody"}
 	require.ElementsMatch(t, five, list(false))
-	require.ElementsMatch(t, append(five, "apikey "+key.ID), list(true))
+	require.ElementsMatch(t, append(five, "apikey "+key.ID, "note pushed"), list(true), "a note that is no client's has no form")
 
 	bad := svc.Repair(ctx, store.KindClient, "one", []byte(`{"v":1}x`))
 	require.ErrorIs(t, bad, apitoken.ErrInvalidRequest)
@@ -88,7 +90,7 @@ func TestAnOperatorMendsUnreadableRecords(t *testing.T) {
 	require.ErrorIs(t, svc.Repair(ctx, store.KindClient, "one", good.Data), apitoken.ErrInvalidRequest, "it can be read")
 	require.ErrorIs(t, svc.Remove(ctx, store.KindClient, "one"), apitoken.ErrInvalidRequest)
 	require.ErrorIs(t, svc.Remove(ctx, store.KindMeta, "service"), apitoken.ErrInvalidRequest)
-	for _, name := range [][2]string{{"client", "two"}, {"role", "admin"}, {"apikey", key.ID}, {"rule", rule}, {"key", "sign.nobody"}} {
+	for _, name := range [][2]string{{"client", "two"}, {"role", "admin"}, {"apikey", key.ID}, {"rule", rule}, {"key", "sign.nobody"}, {"note", "pushed"}} {
 		require.NoError(t, svc.Remove(ctx, store.Kind(name[0]), name[1]), name)
 	}
 	require.NoError(t, svc.Sync(ctx))
@@ -118,7 +120,7 @@ func TestAnOperatorMendsUnreadableRecords(t *testing.T) {
 		require.NotEmpty(t, e.Extra["record"])
 		how[e.Reason]++
 	}
-	require.Equal(t, map[string]int{"repaired": 1, "removed": 5}, how)
+	require.Equal(t, map[string]int{"repaired": 1, "removed": 6}, how)
 }
 
 // A revocation whose record does not even say what it is about refuses all that is older, and lets the service go on.

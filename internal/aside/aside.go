@@ -26,8 +26,8 @@ import (
 	"github.com/apitoken-go/apitoken/internal/keyring"
 	"github.com/apitoken-go/apitoken/internal/mover"
 	"github.com/apitoken-go/apitoken/internal/namespace"
+	"github.com/apitoken-go/apitoken/internal/note"
 	"github.com/apitoken-go/apitoken/internal/once"
-	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/roles"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/ticket"
@@ -51,15 +51,16 @@ type Record struct {
 	Err  error // why
 }
 
-// kinds are those of records that have a form, in the order in which List has them.
+// kinds are those of records that have a form, in the order in which List has them. Counts are not among them: internal/quota makes one
+// that it cannot read anew.
 var kinds = []store.Kind{store.KindMeta, store.KindKey, store.KindRole, store.KindClient, store.KindRule, store.KindAPIKey,
-	grant.Kind, ticket.Kind, once.Kind, usage.Kind, usage.KindSpent, deliver.Kind, namespace.CopyKind}
+	grant.Kind, ticket.Kind, once.Kind, usage.Kind, usage.KindSpent, deliver.Kind, note.Kind, namespace.CopyKind}
 
 // The forms of what holds scopes, which are texts here.
 var (
-	role     = record.Form[roles.Record[string]]{Kind: store.KindRole, Check: roles.Check[string]}
-	session  = record.Form[grant.Record[string]]{Kind: grant.Kind, Check: grant.Check[string], Pack: grant.Pack[string]}
-	prepared = record.Form[ticket.Record[string]]{Kind: ticket.Kind, Check: ticket.Check[string]}
+	role     = roles.RoleForm[string]()
+	session  = grant.Form[string]()
+	prepared = ticket.Form[string]()
 )
 
 // readable reports why a record cannot be read; nil: it can.
@@ -75,7 +76,7 @@ func readable(r store.Record) error {
 	case store.KindKey:
 		return keyring.Readable(r)
 	case store.KindRole:
-		return commit.Read(&role, r, new(roles.Record[string]))
+		return commit.Read(role, r, new(roles.Record[string]))
 	case store.KindClient:
 		return commit.Read(&clients.ClientForm, r, new(clients.Record))
 	case store.KindRule:
@@ -84,9 +85,9 @@ func readable(r store.Record) error {
 	case store.KindAPIKey:
 		return commit.Read(&apikey.Form, r, new(apikey.Record))
 	case grant.Kind:
-		return commit.Read(&session, r, new(grant.Record[string]))
+		return commit.Read(session, r, new(grant.Record[string]))
 	case ticket.Kind:
-		return commit.Read(&prepared, r, new(ticket.Record[string]))
+		return commit.Read(prepared, r, new(ticket.Record[string]))
 	case once.Kind:
 		if len(r.Data) > 0 { // without content it says that something was used
 			return commit.Read(&once.Form, r, new(once.Record))
@@ -97,6 +98,10 @@ func readable(r store.Record) error {
 		return commit.Read(&usage.SpentForm, r, new(usage.Spent))
 	case deliver.Kind:
 		return commit.Read(&deliver.CursorForm, r, new(deliver.Cursor))
+	case note.Kind:
+		if r.Client != "" { // others have no form
+			return commit.Read(&note.Form, r, new(note.Record))
+		}
 	case namespace.CopyKind:
 		return commit.Read(&mover.CopyForm, r, new(mover.Mark))
 	}
@@ -188,7 +193,7 @@ func (x *Records) Remove(ctx context.Context, kind store.Kind, id string) error 
 		case store.KindClient:
 			return commit.Put(c, &clients.ClientForm, r, &clients.Record{V: 1, Disabled: true, Created: now}, r.Version)
 		case store.KindRole:
-			return commit.Put(c, &role, r, &roles.Record[string]{V: 1}, r.Version)
+			return commit.Put(c, role, r, &roles.Record[string]{V: 1}, r.Version)
 		case store.KindAPIKey:
 			return commit.Put(c, &apikey.Form, r, &apikey.Record{V: 1, Subject: r.Subject, Created: now, Revoked: now}, r.Version)
 		}

@@ -76,7 +76,7 @@ func TestAnEventThatIsTooLargeIsCut(t *testing.T) {
 	is.LessOrEqual(t, len(back.Reason), 256)
 }
 
-// What cannot be read whole is given as its record tells of it; what is another event's is given to nobody.
+// An event whose JSON cannot be read is made from its record's fields. A record that holds another event is an error.
 func TestADamagedEvent(t *testing.T) {
 	t.Parallel()
 	r := store.Record{Kind: store.KindEvent, ID: "e1", Type: "token.issued", Subject: "alice", Client: "web", Written: 1_800_000_000_000, Data: []byte(`{"id":"e1","target":"a:b:c"}`)}

@@ -1,4 +1,4 @@
-// What a client's record may hold.
+// The checks of a client's record.
 
 package clients
 

@@ -179,12 +179,33 @@ func (w *Writer) Pages(ctx context.Context, q store.Query, after string, limit i
 }
 
 // Retry calls try, which reads, changes and writes, until it does not lose against another writer, Tries times at most. busy says of
-// what there are too many writers: it is the detail of the error, fault.Unavailable.
+// what there are too many writers: it is the detail of the error, fault.Unavailable. A try that calls a function of the host returns
+// the error of that as Final.
 func Retry(busy string, try func() error) error {
 	for range Tries {
-		if err := try(); !errors.Is(err, store.ErrConflict) {
+		if err, lost := Lost(try()); !lost {
 			return err
 		}
 	}
 	return fault.Retry("%s", busy)
 }
+
+// Lost reports whether the error of a try says that another writer was first, so that it is to be repeated. Otherwise answer is its
+// outcome.
+func Lost(err error) (answer error, lost bool) {
+	if f, ok := err.(*final); ok {
+		return f.error, false
+	}
+	return err, errors.Is(err, store.ErrConflict)
+}
+
+// Final is err for Lost, which makes it the answer whatever it is: a host's function may fail by the store.ErrConflict of a store of its
+// own. nil stays nil.
+func Final(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &final{err}
+}
+
+type final struct{ error }

@@ -2,6 +2,7 @@ package commit
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -26,6 +27,12 @@ func TestRetryRepeatsWhatLostAgainstAnotherWriter(t *testing.T) {
 		require.Equal(t, want, err)
 		require.Equal(t, 3, tries)
 	}
+	own := fmt.Errorf("the host: %w", store.ErrConflict) // of a store of the host's own
+	calls := 0
+	require.Equal(t, own, Retry("parallel changes", func() error { calls++; return Final(own) }))
+	require.Equal(t, 1, calls)
+	require.NoError(t, Final(nil))
+
 	tries := 0
 	err := Retry("parallel changes of 100% of it", func() error { tries++; return store.ErrConflict })
 	require.Equal(t, Tries, tries)

@@ -32,7 +32,7 @@ func Text(q *store.Query, place string) string {
 	return base64.RawURLEncoding.EncodeToString([]byte(order(q) + place))
 }
 
-// Place is where q goes on: "" at the beginning. ErrInvalid: its Cursor is none, or one of another order.
+// Place is the position in q.Cursor, "" for the first page. ErrInvalid: the cursor is malformed, or of a listing in another order.
 func Place(q *store.Query) (string, error) {
 	if q.Cursor == "" {
 		return "", nil

@@ -62,7 +62,7 @@ func TestPlaceText(t *testing.T) {
 	}
 }
 
-// What is read is what was written: no cursor has two texts.
+// Only the text that Text writes for a position is read back: a position has exactly one text.
 func FuzzPlace(f *testing.F) {
 	for _, q := range []store.Query{{Kind: "k"}, {Kind: "k", Newest: true}, {Kind: "k", ExpiresBefore: 1}} {
 		f.Add(Text(&q, "a place"), q.Newest, q.ExpiresBefore)

@@ -1,4 +1,4 @@
-// A clock that goes on evenly where the machine's is set back or forward.
+// Clock, which runs on evenly when the machine's clock is set back or jumps forward.
 
 package follow
 

@@ -62,16 +62,21 @@ type Record[S ~string] struct {
 	record.Ext
 }
 
-// Check refuses a record of a newer version, and one without what every session has.
-func Check[S ~string](g *Record[S]) error {
+// Form is the form of a session.
+func Form[S ~string]() *record.Form[Record[S]] {
+	return &record.Form[Record[S]]{Kind: Kind, Check: check[S], Pack: pack[S]}
+}
+
+// check refuses a record of a newer version, and one without what every session has.
+func check[S ~string](g *Record[S]) error {
 	if g.V != 1 || g.Subject == "" || g.Client == "" || len(g.Audiences) == 0 || g.Expires <= 0 {
 		return commit.ErrVersion
 	}
 	return nil
 }
 
-// Pack is the compact form. Every refresh reads one and writes one.
-func Pack[S ~string](p *record.Pack, g *Record[S]) {
+// pack is the compact form. Every refresh reads one and writes one.
+func pack[S ~string](p *record.Pack, g *Record[S]) {
 	v, history := int64(g.V), int64(g.Birth.History)
 	p.Int(&v)
 	p.Text(&g.Subject)

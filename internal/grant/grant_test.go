@@ -8,7 +8,6 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/fault"
 	"github.com/apitoken-go/apitoken/internal/grant"
-	"github.com/apitoken-go/apitoken/internal/record"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
@@ -21,7 +20,7 @@ func session() *grant.Record[string] {
 // A session is refused without what every session has, and when a newer version wrote it.
 func TestASessionHasAnOwnerAClientAnAudienceAndAnEnd(t *testing.T) {
 	t.Parallel()
-	require.NoError(t, grant.Check(session()))
+	require.NoError(t, grant.Form[string]().Check(session()))
 	for name, spoil := range map[string]func(*grant.Record[string]){
 		"another version": func(g *grant.Record[string]) { g.V = 2 },
 		"no subject":      func(g *grant.Record[string]) { g.Subject = "" },
@@ -31,14 +30,14 @@ func TestASessionHasAnOwnerAClientAnAudienceAndAnEnd(t *testing.T) {
 	} {
 		g := session()
 		spoil(g)
-		require.Error(t, grant.Check(g), name)
+		require.Error(t, grant.Form[string]().Check(g), name)
 	}
 }
 
 // The compact form comes back as it was written, and so does the JSON of earlier versions.
 func TestBothFormsComeBack(t *testing.T) {
 	t.Parallel()
-	form := record.Form[grant.Record[string]]{Kind: grant.Kind, Check: grant.Check[string], Pack: grant.Pack[string]}
+	form := grant.Form[string]()
 	w, err := form.Write(store.Record{ID: "g"}, session())
 	require.NoError(t, err)
 	back := new(grant.Record[string])

@@ -120,7 +120,7 @@ func TestATokenIsAskedAboutOnce(t *testing.T) {
 	})
 }
 
-// What is no key of the issuer's is known as junk without a question.
+// A text that cannot be a key of the issuer's is refused as junk, and the issuer is not asked.
 func TestJunkIsNotAskedAbout(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -1,4 +1,4 @@
-// What may be an issuer's name.
+// The check of an issuer's name.
 
 package issuers
 

@@ -1,4 +1,5 @@
-// What a validator asks of an issuer: its keys, the rule that hits a token, how old the view is.
+// What a validator asks of an issuer at each token: its keys, the rule that matches it, how old the view is. None of it waits for
+// the network.
 
 package issuers
 
@@ -12,8 +13,6 @@ import (
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/store"
 )
-
-// What a validator asks of an issuer at each token. None of it waits for the network.
 
 // SetHome makes home's rules count for this issuer's tokens too: they may name foreign principals. It is called before Run.
 func (t *Issuer) SetHome(home *Issuer) { t.home = home }

@@ -1,4 +1,4 @@
-// What an access token must say (RFC 9068 §2.2).
+// The claims that an access token must have (RFC 9068 §2.2).
 
 package jws
 

@@ -11,8 +11,6 @@ import (
 	"github.com/apitoken-go/apitoken/internal/hook"
 )
 
-// A host's own claims: members of a token's payload beside those that are reserved.
-
 // maxHostBytes bounds them: a token travels with each request.
 const maxHostBytes = 4 << 10
 

@@ -1,4 +1,4 @@
-// Claims and errors as golang-jwt/jwt/v5 has them.
+// The types of github.com/golang-jwt/jwt/v5, filled from tokens that were verified here, for programs that use it already.
 
 package jws
 
@@ -14,8 +14,6 @@ import (
 
 	"github.com/apitoken-go/apitoken/internal/fault"
 )
-
-// For programs that use github.com/golang-jwt/jwt/v5 already: its types, filled from tokens that were verified here.
 
 // RegisteredJSON is the JSON object of c and of private, an object of claims under other names or nil.
 func RegisteredJSON(c jwt.RegisteredClaims, private []byte) ([]byte, error) {

@@ -1,4 +1,4 @@
-// The ring as it is read from the store, the key sets made of it, and which key signs when.
+// What this process knows of the ring: the keys by their records, in the order in which they sign, for whom, and as key sets.
 
 package keyring
 
@@ -22,8 +22,6 @@ import (
 	"github.com/apitoken-go/apitoken/internal/seal"
 	"github.com/apitoken-go/apitoken/store"
 )
-
-// What this process knows of the ring: the keys by their records, in the order in which they sign, and for whom.
 
 // lead is how long a key is known before it signs.
 func (k *Ring) lead() time.Duration {

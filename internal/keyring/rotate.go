@@ -1,4 +1,4 @@
-// Rotation of signing keys, by schedule and by call, and how a key's record is written.
+// How signing keys come and go: made, rewritten, rotated when they are due or by call, each under the ring's lock.
 
 package keyring
 
@@ -20,8 +20,6 @@ import (
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/store"
 )
-
-// How keys come and go: made, rewritten, rotated when they are due, each under the ring's lock.
 
 // make creates a key of a lane that signs from activates on.
 func (k *Ring) make(root *rootSecret, l *lane, activates int64) (string, *keyRecord, error) {

@@ -341,7 +341,7 @@ func carry(r store.Record) (_ store.Record, placed bool) {
 		}
 		r.Data = w.Record().Data
 	case grant.Kind:
-		form := record.Form[grant.Record[string]]{Kind: grant.Kind, Check: grant.Check[string], Pack: grant.Pack[string]}
+		form := grant.Form[string]()
 		var g grant.Record[string]
 		if form.Read(r, &g) != nil {
 			return r, true

@@ -172,12 +172,11 @@ func (s *Space) refuseStrange(ctx context.Context) error {
 }
 
 func (s *Space) write(ctx context.Context, m *Record, v store.Version) error {
-	var c commit.Change
-	c.Init()
-	if err := commit.Put(&c, &MetaForm, store.Record{ID: ID}, m, v); err != nil {
+	c := commit.NewChange()
+	if err := commit.Put(c, &MetaForm, store.Record{ID: ID}, m, v); err != nil {
 		return err
 	}
-	_, err := s.c.Writer.Apply(ctx, &c)
+	_, err := s.c.Writer.Apply(ctx, c)
 	return err
 }
 

@@ -110,7 +110,7 @@ func (b *Book) Change(ctx context.Context, name string, now store.Position, f fu
 	if name == "" {
 		return fault.Fail(fault.InvalidRequest, "a note without a name")
 	}
-	for range commit.Tries {
+	return commit.Retry("parallel changes of one note", func() error {
 		n, err := b.read(ctx, name)
 		if err != nil {
 			return err
@@ -120,7 +120,7 @@ func (b *Book) Change(ctx context.Context, name string, now store.Position, f fu
 		}
 		client := n.Client
 		if err := f(&n.Note); err != nil {
-			return err
+			return commit.Final(err)
 		}
 		switch {
 		case n.version != (store.Version{}) && n.Client != client:
@@ -131,16 +131,13 @@ func (b *Book) Change(ctx context.Context, name string, now store.Position, f fu
 			return fault.Fail(fault.InvalidRequest, "a note must expire, within %.0f hours", b.Longest.Hours())
 		}
 
-		var c commit.Change
-		c.Init()
-		if err := n.put(&c, b.id(name)); err != nil {
+		c := commit.NewChange()
+		if err := n.put(c, b.id(name)); err != nil {
 			return err
 		}
-		if _, err := b.Writer.Commit(ctx, &c); !errors.Is(err, store.ErrConflict) {
-			return err
-		}
-	}
-	return fault.Retry("parallel changes of one note")
+		_, err = b.Writer.Commit(ctx, c)
+		return err
+	})
 }
 
 func (n *stored) put(c *commit.Change, id string) error {

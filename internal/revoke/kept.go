@@ -16,9 +16,6 @@ import (
 	"github.com/apitoken-go/apitoken/store"
 )
 
-// What becomes of a rule that the store has: it gets a time at which it may be purged, is put back where the store lost it, and is told
-// of.
-
 // Finish gives rules without a purge time one, once ended says that the API keys and client secrets which they match have ended: those
 // may live for ever, so that the rule would have to as well.
 func (w *Writer) Finish(ctx context.Context, now time.Time, ended func(context.Context, rules.Record) bool) {

@@ -1,9 +1,10 @@
 // Package revoke writes revocations: it takes a rule from the call that asks for it into the store, and puts it back into a store
 // that lost it. What a rule matches is in internal/rules.
 //
-// It owns how the record of a rule is made, for how long it is kept, and what is said of it afterwards. It promises that a rule is
-// in force in this process before the store is asked, and stays so until the store has it: a write whose outcome is unknown is
-// tried again, by Run. A rule is kept until everything that it matches has ended.
+// It owns how the record of a rule is made, for how long it is kept, and what is said of it afterwards. It promises of
+// Write, End, EndBy and Ahead that a rule is in force in this process before the store is asked, and stays so until the store has it: a
+// write whose outcome is unknown is tried again, by Run. Add only adds the rule to a change; whoever writes that calls Ahead, or needs no
+// such promise. A rule is kept until everything that it matches has ended.
 //
 // Order: the rule is held first, then what its lifetime depends on is read (internal/lineage), then it is written. The queue's
 // mutex is a leaf, and no lock is held while the store is asked. The root calls Write, End and Add; internal/clients and

@@ -28,8 +28,10 @@ type Record[S ~string] struct {
 	record.Ext
 }
 
-// Check refuses a record of a newer version.
-func Check[S ~string](r *Record[S]) error { return commit.First(r.V) }
+// RoleForm is the form of a role.
+func RoleForm[S ~string]() *record.Form[Record[S]] {
+	return &record.Form[Record[S]]{Kind: store.KindRole, Check: func(r *Record[S]) error { return commit.First(r.V) }}
+}
 
 // Book is what this process knows of the roles. The zero Book is empty.
 type Book[S ~string] struct {
@@ -40,9 +42,8 @@ type Book[S ~string] struct {
 
 // Apply enters a role that the store has. An error: it cannot be read.
 func (b *Book[S]) Apply(r store.Record) error {
-	form := record.Form[Record[S]]{Kind: store.KindRole, Check: Check[S]}
 	var rec Record[S]
-	if err := commit.Read(&form, r, &rec); err != nil {
+	if err := commit.Read(RoleForm[S](), r, &rec); err != nil {
 		return err
 	}
 	b.mu.Lock()

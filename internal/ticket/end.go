@@ -67,7 +67,7 @@ func spoil[S ~string](ctx context.Context, w *revoke.Writer, id string, hash [32
 		return false, err
 	}
 	t := new(Record[S])
-	if err := commit.Read(form[S](), r, t); err != nil {
+	if err := commit.Read(Form[S](), r, t); err != nil {
 		return false, err
 	}
 	if t.Leaked || !t.Is(hash) {

@@ -69,17 +69,15 @@ type Record[S ~string] struct {
 	record.Ext
 }
 
-// Check refuses a record of a newer version.
-func Check[S ~string](t *Record[S]) error { return commit.First(t.V) }
-
-func form[S ~string]() *record.Form[Record[S]] {
-	return &record.Form[Record[S]]{Kind: Kind, Check: Check[S]}
+// Form is the form of a ticket.
+func Form[S ~string]() *record.Form[Record[S]] {
+	return &record.Form[Record[S]]{Kind: Kind, Check: func(t *Record[S]) error { return commit.First(t.V) }}
 }
 
 // Put adds the ticket to c, in place of the version expect.
 func (t *Record[S]) Put(c *commit.Change, id string, expect store.Version) error {
 	r := store.Record{ID: id, Subject: t.Subject, Client: t.Client, Expires: t.Expires + slack.Milliseconds()}
-	return commit.Put(c, form[S](), r, t, expect)
+	return commit.Put(c, Form[S](), r, t, expect)
 }
 
 // Is reports whether t is the ticket with this hash.
@@ -121,7 +119,7 @@ func (t *Record[S]) Got(written int64) *rules.Subject {
 // Open reports whether the ticket that is stored in r may be redeemed for the first time, as one that cannot be read may.
 func Open(r store.Record, book *rules.Book, now time.Time) bool {
 	var t Record[string]
-	return form[string]().Read(r, &t) != nil || t.Spent == "" && now.UnixMilli() < t.Expires && book.Hit(t.Got(r.Written)) == ""
+	return Form[string]().Read(r, &t) != nil || t.Spent == "" && now.UnixMilli() < t.Expires && book.Hit(t.Got(r.Written)) == ""
 }
 
 // IsChallenge reports whether s is a code_challenge of the method S256 (RFC 7636 §4.2).

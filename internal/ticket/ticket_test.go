@@ -57,8 +57,8 @@ func TestRulesSeeWhatATicketGot(t *testing.T) {
 	require.Equal(t, at, x.Pos.View)
 	require.Equal(t, time.UnixMilli(1_800_000_000_000), x.Iat)
 	require.True(t, x.Renews)
-	require.NoError(t, ticket.Check(r))
-	require.Error(t, ticket.Check(&ticket.Record[string]{V: 2}))
+	require.NoError(t, ticket.Form[string]().Check(r))
+	require.Error(t, ticket.Form[string]().Check(&ticket.Record[string]{V: 2}))
 }
 
 // A ticket is open until it is redeemed, expires, or a rule ends it. One that cannot be read may be open.
