@@ -44,7 +44,7 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 		<-turns
 		s.writes.Done()
 	}
-	if s.groupable(in) {
+	if !s.o.Pooler {
 		g := &s.group
 		if state {
 			g = &s.state

@@ -22,8 +22,8 @@ import (
 // Changes of state have a queue of their own in each namespace, so that a revocation waits for no session and for no other
 // namespace. Each takes the namespace's counter, which orders them, and keeps it until its transaction commits, so many
 // transactions would queue there and commit one change at a time. Two do: the next group is at the server, waiting for the
-// counter, while one commits; and where the connection of one has fallen silent, revocations continue on the other. A group of state has
-// a statement for each change, which is told its own place, and at most one put in each, so that all lock in one order.
+// counter, while one commits; and where the connection of one has fallen silent, revocations continue on the other. All of a group are
+// told the place of its last.
 const (
 	groupSize  = 16
 	groupLanes = 4 // transactions under way at once
@@ -70,11 +70,6 @@ type grouper struct {
 	mu      sync.Mutex // guards all below
 	waiting []*intent
 	running int
-}
-
-// groupable reports whether a change may share a transaction.
-func (e *engine) groupable(in *intent) bool {
-	return !e.o.Pooler && (!in.state || len(in.c.Puts) <= 1)
 }
 
 // submit hands in to a lane of g; the answer comes by in.tell.
@@ -184,12 +179,12 @@ func undone(err error) bool {
 	return errors.As(err, &pg) && !broken(err) && pg.Code != "40003" && !strings.HasPrefix(pg.Code, "08")
 }
 
-// send writes a batch that is in order, in one statement for each namespace, or for each change of state.
+// send writes a batch that is in order, in one statement for each namespace.
 func (e *engine) send(ctx context.Context, live []*intent) ([]store.Commit, error) {
 	var b pgx.Batch
 	answers := make([]store.Commit, len(live))
 	for from, to := 0, 0; from < len(live); from = to {
-		for to++; to < len(live) && live[to].s == live[from].s && !live[from].state; to++ {
+		for to++; to < len(live) && live[to].s == live[from].s; to++ {
 		}
 		told := answers[from:to]
 		b.Queue(e.sql.apply, live[from].s.applyArgs(live[from:to])...).QueryRow(func(row pgx.Row) error {

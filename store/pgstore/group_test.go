@@ -50,7 +50,15 @@ func heldBack(t *testing.T, s *pgstore.Store, p string, changes []*store.Change)
 	return done, errs
 }
 
-// Revocations that come together share a transaction, each with its own place in the order.
+// crowded is a login that ends another session: its changes of state come with others.
+func crowded(id, subject string) *store.Change {
+	c := login(id, subject, store.Version{})
+	c.Puts = append(c.Puts, rule("r"+id).Puts...)
+	return c
+}
+
+// Revocations that come together share a transaction, and so do logins that each end a session. All have places of their own in the order,
+// and none is told of one before its own.
 func TestStateSharesTransactions(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -59,7 +67,11 @@ func TestStateSharesTransactions(t *testing.T) {
 	s := open(t, pool, pgstore.Options{Prefix: p})
 	var all []*store.Change
 	for i := range 42 {
-		all = append(all, rule(fmt.Sprint("r", i)))
+		if i%3 == 0 {
+			all = append(all, crowded(fmt.Sprint("g", i), fmt.Sprint("s", 42-i)))
+		} else {
+			all = append(all, rule(fmt.Sprint("r", i)))
+		}
 	}
 	done, errs := heldBack(t, s, p, all)
 	for _, err := range errs {
@@ -74,8 +86,11 @@ func TestStateSharesTransactions(t *testing.T) {
 		at[r.ID] = r.Pos
 		require.True(t, i == 0 || v.Records[i-1].Pos.N < r.Pos.N)
 	}
+	last := v.Records[len(v.Records)-1].Pos
 	for i, c := range all {
-		require.Equal(t, at[c.Puts[0].ID], done[i].Head, "each is told its own place")
+		own := at[c.Puts[len(c.Puts)-1].ID]
+		require.Equal(t, last.History, done[i].Head.History)
+		require.True(t, own.N <= done[i].Head.N && done[i].Head.N <= last.N, "%s is at %d and told %d", c.Puts[0].ID, own.N, done[i].Head.N)
 	}
 	feed(t, s, store.Query{}, len(all))
 	var transactions int
@@ -183,6 +198,9 @@ func TestNobodyWaitsInACircle(t *testing.T) {
 							t.Error(err)
 						}
 						c.Puts = append(c.Puts, store.Put{Record: store.Record{Kind: "quota", ID: of}, Expect: r.Version})
+					}
+					if i%2 == 0 { // of state, so that it goes another way
+						c.Puts = append(c.Puts, store.Put{Record: store.Record{Kind: store.KindRule, ID: id}})
 					}
 					switch _, err := s.Apply(ctx, c); {
 					case err == nil:
