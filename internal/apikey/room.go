@@ -49,17 +49,18 @@ func (m *Room) More(ctx context.Context, subject string) (*quota.Count, error) {
 	if err != nil || t == nil || !t.Full() {
 		return t, err
 	}
-	for _, id := range slices.Clone(t.IDs) { // those that have ended since make room
+	for _, a := range commit.All(t.IDs, func(id string) (bool, error) {
 		r, err := m.Quota.Writer.Get(ctx, store.KindAPIKey, id)
-		counts := false
-		if err == nil {
-			counts, err = m.counts(r)
+		if err != nil {
+			return false, err
 		}
+		return m.counts(r)
+	}) {
 		switch {
-		case errors.Is(err, fault.NotFound), err == nil && !counts:
-			t.Remove(id)
-		case err != nil:
-			return nil, err
+		case errors.Is(a.Err, fault.NotFound), a.Err == nil && !a.Got: // it has ended since
+			t.Remove(a.Of)
+		case a.Err != nil:
+			return nil, a.Err
 		}
 	}
 	if t.Full() {

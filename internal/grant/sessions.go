@@ -180,15 +180,17 @@ func (s *Sessions[S]) admit(ctx context.Context, subject string, first bool) (*q
 
 	// Those that have ended since make room.
 	var live []Session[S]
-	for _, id := range slices.Clone(t.IDs) {
+	for _, a := range commit.All(t.IDs, func(id string) (*Record[S], error) {
 		g, _, err := s.Read(ctx, id)
+		return g, err
+	}) {
 		switch {
-		case errors.Is(err, fault.NotFound), err == nil && s.Alive(id, g) != nil:
-			t.Remove(id)
-		case err != nil:
-			return nil, nil, err
+		case errors.Is(a.Err, fault.NotFound), a.Err == nil && s.Alive(a.Of, a.Got) != nil:
+			t.Remove(a.Of)
+		case a.Err != nil:
+			return nil, nil, a.Err
 		default:
-			live = append(live, Session[S]{id, g})
+			live = append(live, Session[S]{a.Of, a.Got})
 		}
 	}
 	if !t.Full() {
@@ -196,14 +198,12 @@ func (s *Sessions[S]) admit(ctx context.Context, subject string, first bool) (*q
 	}
 
 	used := map[string]int64{}
-	for _, g := range live {
-		used[g.ID] = g.Refreshed
-		if u, err := s.Uses.Read(ctx, usage.Grant, g.ID); err == nil { // or its refreshes have to do
-			used[g.ID] = max(u.Last, g.Refreshed)
-		}
+	for _, a := range commit.All(t.IDs, func(id string) (usage.Record, error) { return s.Uses.Read(ctx, usage.Grant, id) }) {
+		used[a.Of] = a.Got.Last // zero if it cannot be read: its refreshes have to do
 	}
+	last := func(g Session[S]) int64 { return max(used[g.ID], g.Refreshed) }
 	slices.SortFunc(live, func(a, b Session[S]) int {
-		return cmp.Or(cmp.Compare(used[a.ID], used[b.ID]), cmp.Compare(a.ID, b.ID))
+		return cmp.Or(cmp.Compare(last(a), last(b)), cmp.Compare(a.ID, b.ID))
 	})
 	end := live[:len(live)-s.Quota.Limit+1]
 	for len(end) > maxEvicted { // the limit was lowered
