@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/internal/apikey"
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/opaque"
 	"github.com/apitoken-go/apitoken/internal/rules"
 	"github.com/apitoken-go/apitoken/internal/usage"
@@ -272,23 +273,33 @@ func (k *APIKeys) list(ctx context.Context, subject string, p Page) iter.Seq2[AP
 			yield(APIKey{}, err)
 			return
 		}
-		for r, err := range k.s.pages(ctx, store.Query{Kind: store.KindAPIKey, Subject: subject, Newest: true}, p) {
+		for x, err := range commit.Each(k.stored(ctx, subject, p), func(x storedKey) APIKey { return k.used(ctx, x.id, &x.Record) }) {
 			if err := k.allowed(); err != nil {
 				k.denied(ctx, err)
 				yield(APIKey{}, err)
 				return
 			}
-			var rec apikey.Record
+			if !yield(x, public(err)) {
+				return
+			}
+		}
+	}
+}
+
+type storedKey struct {
+	id string
+	apikey.Record
+}
+
+// stored lists records, with an error in the place of each that cannot be read.
+func (k *APIKeys) stored(ctx context.Context, subject string, p Page) iter.Seq2[storedKey, error] {
+	return func(yield func(storedKey, error) bool) {
+		for r, err := range k.s.pages(ctx, store.Query{Kind: store.KindAPIKey, Subject: subject, Newest: true}, p) {
+			x := storedKey{id: r.ID}
 			if err == nil {
-				rec, err = apikey.Read(r, k.s.rules)
+				x.Record, err = apikey.Read(r, k.s.rules)
 			}
-			if err != nil {
-				if !yield(APIKey{}, public(err)) {
-					return
-				}
-				continue
-			}
-			if !yield(k.used(ctx, r.ID, &rec), nil) {
+			if !yield(x, err) {
 				return
 			}
 		}
@@ -307,7 +318,7 @@ type APIKeyQuery struct {
 // when all were looked at.
 //
 // A call costs what the keys cost that it looks at, whether they are found or not: one page of the store, about 15 ms for 1,000 keys on
-// bbolt, and one read for the use of each key found, two where it has MaxUses. Metadata change, so that no index knows them: name a
+// bbolt, and one read for the use of each key found, two where it has MaxUses, several at once. Metadata change, so that no index knows them: name a
 // Subject where there is one. A key whose record cannot be read is left out: Service.Unreadable tells of it.
 func (k *APIKeys) Find(ctx context.Context, q APIKeyQuery) (found []APIKey, next string, err error) {
 	defer k.done(ctx, &err)
@@ -327,11 +338,15 @@ func (k *APIKeys) Find(ctx context.Context, q APIKeyQuery) (found []APIKey, next
 	case err != nil:
 		return nil, "", unavailable(err, "list API keys")
 	}
+	var has []storedKey
 	for _, r := range page.Records {
 		// Service.Unreadable tells of one that cannot be read.
 		if rec, err := apikey.Read(r, k.s.rules); err == nil && rec.Has(q.Metadata) {
-			found = append(found, k.used(ctx, r.ID, &rec))
+			has = append(has, storedKey{r.ID, rec})
 		}
+	}
+	for _, x := range commit.All(has, func(x storedKey) (APIKey, error) { return k.used(ctx, x.id, &x.Record), nil }) {
+		found = append(found, x.Got)
 	}
 	if err := k.allowed(); err != nil {
 		return nil, "", err

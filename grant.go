@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
+	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -49,14 +50,12 @@ func (s *sessions) put(c *change, id string, g *grantRecord, expect store.Versio
 }
 
 // Grants lists live grants that target names: by grant, subject, sessions or client, or everything; newest first. A
-// grant without a refresh token has no record and is not listed. Of each it tells how it was used, which costs a read.
+// grant without a refresh token has no record and is not listed. Of each it tells how it was used, which costs a read;
+// these are done together for several grants.
 func (s *Service) Grants(ctx context.Context, target Target, p Page) iter.Seq2[Grant, error] {
 	return func(yield func(Grant, error) bool) {
-		for x, err := range s.sessions.List(ctx, target.t, p.After, p.Limit) {
-			var g Grant
-			if err == nil {
-				g = s.used(ctx, grantOf(x.Record, x.ID))
-			}
+		list := s.sessions.List(ctx, target.t, p.After, p.Limit)
+		for g, err := range commit.Each(list, func(x grant.Session[Scope]) Grant { return s.used(ctx, grantOf(x.Record, x.ID)) }) {
 			if !yield(g, public(err)) {
 				return
 			}

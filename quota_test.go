@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -394,4 +395,78 @@ func (a *asked) Get(ctx context.Context, k store.Kind, id string) (store.Record,
 		a.counts.Add(1)
 	}
 	return a.Store.Get(ctx, k, id)
+}
+
+// distant answers each question after a round trip.
+type distant struct {
+	store.Store
+	trip atomic.Int64 // ns
+}
+
+func (d *distant) Get(ctx context.Context, kind store.Kind, id string) (store.Record, error) {
+	time.Sleep(time.Duration(d.trip.Load()))
+	return d.Store.Get(ctx, kind, id)
+}
+
+func (d *distant) List(ctx context.Context, q store.Query) (store.Page, error) {
+	time.Sleep(time.Duration(d.trip.Load()))
+	return d.Store.List(ctx, q)
+}
+
+func (d *distant) Apply(ctx context.Context, c *store.Change) (store.Commit, error) {
+	time.Sleep(time.Duration(d.trip.Load()))
+	return d.Store.Apply(ctx, c)
+}
+
+// What is asked of each session or API key of a subject is asked of sixteen at once: at a limit of sixteen a login takes five round trips,
+// not thirty-five, and a list of sixteen two, not seventeen.
+func TestWhatIsAskedOfEachIsAskedTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit, trip = 16, 100 * time.Millisecond
+		ctx := t.Context()
+		st := &distant{Store: memstore.New()}
+		svc, err := apitoken.New(apitoken.Config{Issuer: "https://auth.example.com", Audience: "https://api.example.com", Store: st, InsecureKeysInStore: true,
+			Limits: apitoken.Limits{GrantsPerSubject: limit, APIKeysPerSubject: limit}})
+		require.NoError(t, err)
+		defer svc.Close()
+		var sessions, keys []string
+		for range limit {
+			time.Sleep(time.Second)
+			sessions = append(sessions, issue(t, svc, session("alice")).Token.Grant())
+			k, _, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice", MaxUses: 100, Metadata: map[string]string{"team": "red"}})
+			require.NoError(t, err)
+			keys = append(keys, k.ID)
+		}
+		slices.Reverse(keys)
+		trips := func(f func()) int {
+			st.trip.Store(int64(trip))
+			defer st.trip.Store(0)
+			began := time.Now()
+			f()
+			return int(time.Since(began) / trip)
+		}
+
+		require.Equal(t, 2, trips(func() { require.Equal(t, sessions, living(t, svc, "alice")) }))
+		require.Equal(t, 3, trips(func() {
+			var got []string
+			for k, err := range svc.APIKeys.Of(ctx, "alice", apitoken.Page{}) {
+				require.NoError(t, err)
+				got = append(got, k.ID)
+			}
+			require.Equal(t, keys, got)
+		}), "with what is left of their uses")
+		require.Equal(t, 3, trips(func() {
+			found, _, err := svc.APIKeys.Find(ctx, apitoken.APIKeyQuery{Metadata: map[string]string{"team": "red"}})
+			require.NoError(t, err)
+			require.Len(t, found, limit)
+			for i, k := range found {
+				require.Equal(t, keys[i], k.ID)
+			}
+		}))
+		require.Equal(t, 2, trips(func() {
+			_, _, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice"})
+			require.ErrorIs(t, err, apitoken.ErrLimited)
+		}), "the count, and the keys")
+		require.Equal(t, 5, trips(func() { issue(t, svc, session("alice")) }), "the count, the sessions, their uses, what descends from one, and the write")
+	})
 }

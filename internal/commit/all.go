@@ -3,6 +3,7 @@
 package commit
 
 import (
+	"iter"
 	"sync"
 	"sync/atomic"
 )
@@ -10,20 +11,20 @@ import (
 // atOnce is how many reads of one call are under way.
 const atOnce = 16
 
-// Answer is what was read, or why not.
-type Answer[T any] struct {
-	Of  string
+// Answer is what was read, or why not. After an error Got is zero.
+type Answer[Q, T any] struct {
+	Of  Q
 	Got T
 	Err error
 }
 
-// All calls read with each of ids, several at once, and returns the answers in the order of ids. A panic of read is the caller's.
-func All[T any](ids []string, read func(id string) (T, error)) []Answer[T] {
-	list := make([]Answer[T], len(ids))
+// All calls read with each of list, several at once, and returns the answers in the same order. A panic of read is the caller's.
+func All[Q, T any](list []Q, read func(Q) (T, error)) []Answer[Q, T] {
+	answers := make([]Answer[Q, T], len(list))
 	var wg sync.WaitGroup
 	var panicked atomic.Pointer[any]
 	room := make(chan struct{}, atOnce)
-	for i, id := range ids {
+	for i, of := range list {
 		room <- struct{}{}
 		wg.Go(func() {
 			defer func() {
@@ -32,13 +33,51 @@ func All[T any](ids []string, read func(id string) (T, error)) []Answer[T] {
 				}
 				<-room
 			}()
-			list[i].Of = id
-			list[i].Got, list[i].Err = read(id)
+			a := &answers[i]
+			a.Of = of
+			if got, err := read(of); err != nil {
+				a.Err = err
+			} else {
+				a.Got = got
+			}
 		})
 	}
 	wg.Wait()
 	if p := panicked.Load(); p != nil {
 		panic(*p)
 	}
-	return list
+	return answers
+}
+
+// Each gives what read makes of each that list gives, in the same order. It reads ahead, for several at once; errors of list stand in
+// their places.
+func Each[Q, T any](list iter.Seq2[Q, error], read func(Q) T) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		var ahead []Q
+		give := func() bool {
+			answers := All(ahead, func(q Q) (T, error) { return read(q), nil })
+			ahead = ahead[:0]
+			for _, a := range answers {
+				if !yield(a.Got, nil) {
+					return false
+				}
+			}
+			return true
+		}
+		for q, err := range list {
+			if err == nil {
+				ahead = append(ahead, q)
+			}
+			if (err != nil || len(ahead) == atOnce) && !give() {
+				return
+			}
+			if err != nil {
+				var none T
+				if !yield(none, err) {
+					return
+				}
+			}
+		}
+		give()
+	}
 }

@@ -60,3 +60,46 @@ func TestAllPanicsInItsCaller(t *testing.T) {
 		})
 	})
 }
+
+// What a list gives comes in its order, its errors in their places; reading ahead ends with its caller.
+func TestEachReadsAheadInOrder(t *testing.T) {
+	t.Parallel()
+	damaged := errors.New("damaged")
+	asked := 0
+	list := func(yield func(int, error) bool) {
+		for i := range 40 {
+			asked = i + 1
+			var err error
+			if i%9 == 5 {
+				err = damaged
+			}
+			if !yield(i, err) {
+				return
+			}
+		}
+	}
+	i := 0
+	for text, err := range Each(list, strconv.Itoa) {
+		if i%9 == 5 {
+			assert.ErrorIs(t, err, damaged)
+			assert.Empty(t, text)
+		} else {
+			assert.NoError(t, err)
+			assert.Equal(t, strconv.Itoa(i), text)
+		}
+		i++
+	}
+	assert.Equal(t, 40, i)
+
+	for stop := range 40 {
+		n := 0
+		for range Each(list, strconv.Itoa) {
+			if n == stop {
+				break
+			}
+			n++
+		}
+		assert.Equal(t, stop, n)
+		assert.LessOrEqual(t, asked, stop+atOnce)
+	}
+}
