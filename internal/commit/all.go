@@ -21,10 +21,23 @@ type Answer[Q, T any] struct {
 // All calls read with each of list, several at once, and returns the answers in the same order. A panic of read is the caller's.
 func All[Q, T any](list []Q, read func(Q) (T, error)) []Answer[Q, T] {
 	answers := make([]Answer[Q, T], len(list))
+	ask := func(i int) {
+		a := &answers[i]
+		a.Of = list[i]
+		if got, err := read(a.Of); err != nil {
+			a.Err = err
+		} else {
+			a.Got = got
+		}
+	}
+	if len(list) == 1 {
+		ask(0)
+		return answers
+	}
 	var wg sync.WaitGroup
 	var panicked atomic.Pointer[any]
-	room := make(chan struct{}, atOnce)
-	for i, of := range list {
+	room := make(chan struct{}, min(len(list), atOnce))
+	for i := range list {
 		room <- struct{}{}
 		wg.Go(func() {
 			defer func() {
@@ -33,13 +46,7 @@ func All[Q, T any](list []Q, read func(Q) (T, error)) []Answer[Q, T] {
 				}
 				<-room
 			}()
-			a := &answers[i]
-			a.Of = of
-			if got, err := read(of); err != nil {
-				a.Err = err
-			} else {
-				a.Got = got
-			}
+			ask(i)
 		})
 	}
 	wg.Wait()
