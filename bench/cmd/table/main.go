@@ -214,8 +214,8 @@ var (
 type figures map[string]map[string]float64
 
 // engines prints what a service does a second on each engine, as 64 callers see it, how long the slowest hundredth takes, and what is
-// left of the logins beside other work. Limits are the rate of logins at a limit of sessions for one subject, as a part of the rate
-// without, beside 20,000 sessions of others.
+// left of the logins beside other work. Limits are the rates of logins under a limit of sessions for one subject, as parts of the rate
+// without, beside 20,000 sessions of others: of subjects below it, and of those at it, where each login ends another session.
 func engines(w io.Writer, dir string, sessions int) error {
 	if err := os.Setenv("APITOKEN_BENCH_SESSIONS", strconv.Itoa(sessions)); err != nil {
 		return err
@@ -251,9 +251,9 @@ func engines(w io.Writer, dir string, sessions int) error {
 		}
 	}
 	called := []string{"issue", "login", "refresh-hot", "refresh-random", "revoke", "list"}
-	each(fmt.Sprintf("Calls a second, 64 callers, %d sessions:", sessions), append(called, "limits"), func(f figures, c string) string {
-		if c == "limits" {
-			return shown("%.2f", f["Login/limited"]["calls/s"]/f["Login/unlimited"]["calls/s"])
+	each(fmt.Sprintf("Calls a second, 64 callers, %d sessions:", sessions), append(called, "below a limit", "at it"), func(f figures, c string) string {
+		if row, ok := map[string]string{"below a limit": "limited", "at it": "full"}[c]; ok {
+			return shown("%.2f", f["Login/"+row]["calls/s"]/f["Login/unlimited"]["calls/s"])
 		}
 		return shown("%.0f", f["Service/"+c]["calls/s"])
 	})
