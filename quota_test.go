@@ -430,9 +430,11 @@ func TestWhatIsAskedOfEachIsAskedTogether(t *testing.T) {
 		require.NoError(t, err)
 		defer svc.Close()
 		var sessions, keys []string
+		var tokens []apitoken.Secret
 		for range limit {
 			time.Sleep(time.Second)
-			sessions = append(sessions, issue(t, svc, session("alice")).Token.Grant())
+			i := issue(t, svc, session("alice"))
+			sessions, tokens = append(sessions, i.Token.Grant()), append(tokens, i.Access)
 			k, _, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice", MaxUses: 100, Metadata: map[string]string{"team": "red"}})
 			require.NoError(t, err)
 			keys = append(keys, k.ID)
@@ -468,5 +470,11 @@ func TestWhatIsAskedOfEachIsAskedTogether(t *testing.T) {
 			require.ErrorIs(t, err, apitoken.ErrLimited)
 		}), "the count, and the keys")
 		require.Equal(t, 5, trips(func() { issue(t, svc, session("alice")) }), "the count, the sessions, their uses, what descends from one, and the write")
+
+		for _, secret := range tokens[1:] {
+			_, err := svc.Validate(ctx, apitoken.Bearer(secret.Reveal()))
+			require.NoError(t, err)
+		}
+		require.Equal(t, 2, trips(func() { require.NoError(t, svc.Close()) }), "what is stored of the uses, and the write")
 	})
 }

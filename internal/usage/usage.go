@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -396,11 +397,11 @@ func (l *Log) write(ctx context.Context, batch map[Of]*Record) error {
 	for try := 0; try < writeTries; try++ {
 		next := make(map[Of]storedUse, len(batch))
 		c := commit.NewChange()
-		for id, u := range batch {
-			old, err := l.read(ctx, id, try > 0)
-			if err != nil {
-				return err
+		for _, a := range commit.All(slices.Collect(maps.Keys(batch)), func(id Of) (storedUse, error) { return l.read(ctx, id, try > 0) }) {
+			if a.Err != nil {
+				return a.Err
 			}
+			id, old, u := a.Of, a.Got, batch[a.Of]
 			sum := old.Record
 			sum.V = 1
 			sum.Count += u.Count
