@@ -46,7 +46,10 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	}
 	if !s.o.Pooler {
 		g := &s.group
-		if state {
+		switch {
+		case state && slices.ContainsFunc(c.Puts, func(p store.Put) bool { return !p.Kind.State() }):
+			g = &s.mixed
+		case state:
 			g = &s.state
 		}
 		s.submit(g, in)

@@ -1,10 +1,13 @@
 package pgstore
 
 // Waiting is how many changes of state wait for a transaction to share.
-func (s *Store) Waiting() int {
-	s.state.mu.Lock()
-	defer s.state.mu.Unlock()
-	return len(s.state.waiting)
+func (s *Store) Waiting() (n int) {
+	for _, g := range []*grouper{&s.state, &s.mixed} {
+		g.mu.Lock()
+		n += len(g.waiting)
+		g.mu.Unlock()
+	}
+	return n
 }
 
 // UnderWay is how many changes without state are under way, those that wait for a transaction included.

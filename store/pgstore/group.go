@@ -22,8 +22,9 @@ import (
 // Changes of state have a queue of their own in each namespace, so that a revocation waits for no session and for no other
 // namespace. Each takes the namespace's counter, which orders them, and keeps it until its transaction commits, so many
 // transactions would queue there and commit one change at a time. Two do: the next group is at the server, waiting for the
-// counter, while one commits; and where the connection of one has fallen silent, revocations continue on the other. All of a group are
-// told the place of its last.
+// counter, while one commits; and where the connection of one has fallen silent, revocations continue on the other. Changes of state that
+// come with other records, as those of a login that ends another session, have two lanes of their own: a revocation does not wait for
+// theirs either. All of a group are told the place of its last.
 const (
 	groupSize  = 16
 	groupLanes = 4 // transactions under way at once

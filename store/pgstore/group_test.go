@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -61,41 +62,45 @@ func crowded(id, subject string) *store.Change {
 // and none is told of one before its own.
 func TestStateSharesTransactions(t *testing.T) {
 	t.Parallel()
-	ctx := context.Background()
-	p := prefix()
-	pool := newPool(t, server(t), 8)
-	s := open(t, pool, pgstore.Options{Prefix: p})
-	var all []*store.Change
-	for i := range 42 {
-		if i%3 == 0 {
-			all = append(all, crowded(fmt.Sprint("g", i), fmt.Sprint("s", 42-i)))
-		} else {
-			all = append(all, rule(fmt.Sprint("r", i)))
-		}
-	}
-	done, errs := heldBack(t, s, p, all)
-	for _, err := range errs {
-		require.NoError(t, err)
-	}
+	for name, change := range map[string]func(i int) *store.Change{
+		"revocations": func(i int) *store.Change { return rule(fmt.Sprint("r", i)) },
+		"logins":      func(i int) *store.Change { return crowded(fmt.Sprint("g", i), fmt.Sprint("s", 42-i)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx := context.Background()
+			p := prefix()
+			pool := newPool(t, server(t), 8)
+			s := open(t, pool, pgstore.Options{Prefix: p})
+			var all []*store.Change
+			for i := range 42 {
+				all = append(all, change(i))
+			}
+			done, errs := heldBack(t, s, p, all)
+			for _, err := range errs {
+				require.NoError(t, err)
+			}
 
-	v, err := s.Follow(ctx, store.Position{}, nil, 100)
-	require.NoError(t, err)
-	require.Len(t, v.Records, len(all))
-	at := map[string]store.Position{}
-	for i, r := range v.Records {
-		at[r.ID] = r.Pos
-		require.True(t, i == 0 || v.Records[i-1].Pos.N < r.Pos.N)
+			v, err := s.Follow(ctx, store.Position{}, nil, 100)
+			require.NoError(t, err)
+			require.Len(t, v.Records, len(all))
+			at := map[string]store.Position{}
+			for i, r := range v.Records {
+				at[r.ID] = r.Pos
+				require.True(t, i == 0 || v.Records[i-1].Pos.N < r.Pos.N)
+			}
+			last := v.Records[len(v.Records)-1].Pos
+			for i, c := range all {
+				own := at[c.Puts[len(c.Puts)-1].ID]
+				require.Equal(t, last.History, done[i].Head.History)
+				require.True(t, own.N <= done[i].Head.N && done[i].Head.N <= last.N, "%s is at %d and told %d", c.Puts[0].ID, own.N, done[i].Head.N)
+			}
+			feed(t, s, store.Query{}, len(all))
+			var transactions int
+			require.NoError(t, pool.QueryRow(ctx, "SELECT count(DISTINCT xmin::text) FROM "+p+"record").Scan(&transactions))
+			require.LessOrEqual(t, transactions, 4)
+		})
 	}
-	last := v.Records[len(v.Records)-1].Pos
-	for i, c := range all {
-		own := at[c.Puts[len(c.Puts)-1].ID]
-		require.Equal(t, last.History, done[i].Head.History)
-		require.True(t, own.N <= done[i].Head.N && done[i].Head.N <= last.N, "%s is at %d and told %d", c.Puts[0].ID, own.N, done[i].Head.N)
-	}
-	feed(t, s, store.Query{}, len(all))
-	var transactions int
-	require.NoError(t, pool.QueryRow(ctx, "SELECT count(DISTINCT xmin::text) FROM "+p+"record").Scan(&transactions))
-	require.LessOrEqual(t, transactions, 4)
 }
 
 // One that is refused keeps none of the others from being done, and none is done twice.
@@ -272,3 +277,54 @@ func TestRevokeBesideASilentConnection(t *testing.T) {
 	resume()
 	require.NoError(t, <-done)
 }
+
+// Nor does a revocation wait for logins that end other sessions, on connections that have fallen silent.
+func TestRevokeBesideSilentLogins(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	pool := newPool(t, pgtest.Private(t, pgtest.Quick...), 8)
+	s := open(t, pool, pgstore.Options{Timeout: time.Minute})
+	var resumed []func()
+	var held []*pgxpool.Conn
+	for range stateConnections {
+		c, err := pool.Acquire(ctx)
+		require.NoError(t, err)
+		held = append(held, c)
+	}
+	for _, c := range held {
+		pid := int(c.Conn().PgConn().PID())
+		var once sync.Once
+		resume := func() { once.Do(func() { _ = syscall.Kill(pid, syscall.SIGCONT) }) }
+		t.Cleanup(resume)
+		resumed = append(resumed, resume)
+		require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
+	}
+	for _, c := range held {
+		c.Release() // the pool gives out first what came back last
+	}
+	done := make(chan error, len(held))
+	for i := range held {
+		go func() {
+			_, err := s.Apply(ctx, crowded(fmt.Sprint("g", i), fmt.Sprint("s", i)))
+			done <- err
+		}()
+		require.Eventually(t, func() bool { return len(done) > 0 || int(pool.Stat().AcquiredConns()) > i }, stallLimit, time.Millisecond)
+	}
+	revoked := make(chan error, 1)
+	go func() { _, err := s.Apply(ctx, rule("r")); revoked <- err }()
+	select {
+	case err := <-revoked:
+		require.NoError(t, err)
+	case <-time.After(stallLimit):
+		t.Error("a revocation waits for logins")
+	}
+	for _, resume := range resumed {
+		resume()
+	}
+	for range held {
+		require.NoError(t, <-done)
+	}
+}
+
+// stateConnections are as many as the lanes of one sort of changes.
+const stateConnections = 2

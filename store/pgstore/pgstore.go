@@ -77,7 +77,8 @@ type Store struct {
 	*engine
 	ns      string
 	fence   int64   // the advisory lock of its writes
-	state   grouper // of its changes of state
+	state   grouper // of its changes of state alone
+	mixed   grouper // of those that come with other records
 	gets    gather.Gets
 	opening chan struct{} // holds a token while it is opened
 	isOpen  atomic.Bool
@@ -214,7 +215,7 @@ func (e *engine) namespace(name string) *Store {
 	if s == nil {
 		s = &Store{
 			engine: e, ns: name, fence: lockKey(e.o.qualified(), "fence", name), opening: make(chan struct{}, 1),
-			state: grouper{size: stateSize, lanes: stateLanes},
+			state: grouper{size: stateSize, lanes: stateLanes}, mixed: grouper{size: stateSize, lanes: stateLanes},
 		}
 		s.gets.Lanes, s.gets.Most, s.gets.Timeout, s.gets.Ask = getLanes, getSize, e.o.Timeout, s.getAll
 		e.spaces[name] = s
