@@ -273,33 +273,23 @@ func (k *APIKeys) list(ctx context.Context, subject string, p Page) iter.Seq2[AP
 			yield(APIKey{}, err)
 			return
 		}
-		for x, err := range commit.Each(k.stored(ctx, subject, p), func(x storedKey) APIKey { return k.used(ctx, x.id, &x.Record) }) {
+		for r, err := range k.s.pages(ctx, store.Query{Kind: store.KindAPIKey, Subject: subject, Newest: true}, p) {
 			if err := k.allowed(); err != nil {
 				k.denied(ctx, err)
 				yield(APIKey{}, err)
 				return
 			}
-			if !yield(x, public(err)) {
-				return
-			}
-		}
-	}
-}
-
-type storedKey struct {
-	id string
-	apikey.Record
-}
-
-// stored lists records, with an error in the place of each that cannot be read.
-func (k *APIKeys) stored(ctx context.Context, subject string, p Page) iter.Seq2[storedKey, error] {
-	return func(yield func(storedKey, error) bool) {
-		for r, err := range k.s.pages(ctx, store.Query{Kind: store.KindAPIKey, Subject: subject, Newest: true}, p) {
-			x := storedKey{id: r.ID}
+			var rec apikey.Record
 			if err == nil {
-				x.Record, err = apikey.Read(r, k.s.rules)
+				rec, err = apikey.Read(r, k.s.rules)
 			}
-			if !yield(x, err) {
+			if err != nil {
+				if !yield(APIKey{}, public(err)) {
+					return
+				}
+				continue
+			}
+			if !yield(k.used(ctx, r.ID, &rec), nil) {
 				return
 			}
 		}
@@ -318,8 +308,8 @@ type APIKeyQuery struct {
 // when all were looked at.
 //
 // A call costs what the keys cost that it looks at, whether they are found or not: one page of the store, about 15 ms for 1,000 keys on
-// bbolt, and one read for the use of each key found, two where it has MaxUses, several at once. Metadata change, so that no index knows them: name a
-// Subject where there is one. A key whose record cannot be read is left out: Service.Unreadable tells of it.
+// bbolt, and one read for the use of each key found, two where it has MaxUses, several at once. Metadata change, so that no index knows
+// them: name a Subject where there is one. A key whose record cannot be read is left out: Service.Unreadable tells of it.
 func (k *APIKeys) Find(ctx context.Context, q APIKeyQuery) (found []APIKey, next string, err error) {
 	defer k.done(ctx, &err)
 	if err := k.allowed(); err != nil {
@@ -338,14 +328,18 @@ func (k *APIKeys) Find(ctx context.Context, q APIKeyQuery) (found []APIKey, next
 	case err != nil:
 		return nil, "", unavailable(err, "list API keys")
 	}
-	var has []storedKey
+	type stored struct {
+		id string
+		apikey.Record
+	}
+	var has []stored
 	for _, r := range page.Records {
 		// Service.Unreadable tells of one that cannot be read.
 		if rec, err := apikey.Read(r, k.s.rules); err == nil && rec.Has(q.Metadata) {
-			has = append(has, storedKey{r.ID, rec})
+			has = append(has, stored{r.ID, rec})
 		}
 	}
-	for _, x := range commit.All(has, func(x storedKey) (APIKey, error) { return k.used(ctx, x.id, &x.Record), nil }) {
+	for _, x := range commit.All(has, func(x stored) (APIKey, error) { return k.used(ctx, x.id, &x.Record), nil }) {
 		found = append(found, x.Got)
 	}
 	if err := k.allowed(); err != nil {

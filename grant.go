@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/apitoken-go/apitoken/event"
-	"github.com/apitoken-go/apitoken/internal/commit"
 	"github.com/apitoken-go/apitoken/internal/grant"
 	"github.com/apitoken-go/apitoken/internal/hook"
 	"github.com/apitoken-go/apitoken/internal/rules"
@@ -50,12 +49,14 @@ func (s *sessions) put(c *change, id string, g *grantRecord, expect store.Versio
 }
 
 // Grants lists live grants that target names: by grant, subject, sessions or client, or everything; newest first. A
-// grant without a refresh token has no record and is not listed. Of each it tells how it was used, which costs a read;
-// these are done together for several grants.
+// grant without a refresh token has no record and is not listed. Of each it tells how it was used, which costs a read.
 func (s *Service) Grants(ctx context.Context, target Target, p Page) iter.Seq2[Grant, error] {
 	return func(yield func(Grant, error) bool) {
-		list := s.sessions.List(ctx, target.t, p.After, p.Limit)
-		for g, err := range commit.Each(list, func(x grant.Session[Scope]) Grant { return s.used(ctx, grantOf(x.Record, x.ID)) }) {
+		for x, err := range s.sessions.List(ctx, target.t, p.After, p.Limit) {
+			var g Grant
+			if err == nil {
+				g = s.used(ctx, grantOf(x.Record, x.ID))
+			}
 			if !yield(g, public(err)) {
 				return
 			}

@@ -419,7 +419,7 @@ func (d *distant) Apply(ctx context.Context, c *store.Change) (store.Commit, err
 }
 
 // What is asked of each session or API key of a subject is asked of sixteen at once: at a limit of sixteen a login takes five round trips,
-// not thirty-five, and a list of sixteen two, not seventeen.
+// not thirty-five, and to find sixteen keys takes three.
 func TestWhatIsAskedOfEachIsAskedTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit, trip = 16, 100 * time.Millisecond
@@ -429,12 +429,11 @@ func TestWhatIsAskedOfEachIsAskedTogether(t *testing.T) {
 			Limits: apitoken.Limits{GrantsPerSubject: limit, APIKeysPerSubject: limit}})
 		require.NoError(t, err)
 		defer svc.Close()
-		var sessions, keys []string
+		var keys []string
 		var tokens []apitoken.Secret
 		for range limit {
 			time.Sleep(time.Second)
-			i := issue(t, svc, session("alice"))
-			sessions, tokens = append(sessions, i.Token.Grant()), append(tokens, i.Access)
+			tokens = append(tokens, issue(t, svc, session("alice")).Access)
 			k, _, err := svc.APIKeys.Create(ctx, apitoken.APIKeyRequest{Subject: "alice", MaxUses: 100, Metadata: map[string]string{"team": "red"}})
 			require.NoError(t, err)
 			keys = append(keys, k.ID)
@@ -448,15 +447,6 @@ func TestWhatIsAskedOfEachIsAskedTogether(t *testing.T) {
 			return int(time.Since(began) / trip)
 		}
 
-		require.Equal(t, 2, trips(func() { require.Equal(t, sessions, living(t, svc, "alice")) }))
-		require.Equal(t, 3, trips(func() {
-			var got []string
-			for k, err := range svc.APIKeys.Of(ctx, "alice", apitoken.Page{}) {
-				require.NoError(t, err)
-				got = append(got, k.ID)
-			}
-			require.Equal(t, keys, got)
-		}), "with what is left of their uses")
 		require.Equal(t, 3, trips(func() {
 			found, _, err := svc.APIKeys.Find(ctx, apitoken.APIKeyQuery{Metadata: map[string]string{"team": "red"}})
 			require.NoError(t, err)

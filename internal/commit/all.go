@@ -3,13 +3,18 @@
 package commit
 
 import (
-	"iter"
+	"errors"
 	"sync"
 	"sync/atomic"
+
+	"github.com/apitoken-go/apitoken/internal/fault"
 )
 
 // atOnce is how many reads of one call are under way.
 const atOnce = 16
+
+// errExited is of a read that ended its goroutine, as a test's store does that fails the test.
+var errExited = errors.New("a read did not come back")
 
 // Answer is what was read, or why not. After an error Got is zero.
 type Answer[Q, T any] struct {
@@ -18,16 +23,24 @@ type Answer[Q, T any] struct {
 	Err error
 }
 
-// All calls read with each of list, several at once, and returns the answers in the same order. A panic of read is the caller's.
+// All calls read with each of list, several at once, and returns the answers in the same order. After an error that is not
+// fault.NotFound it begins no more, and what is left has that error: a store that is silent is waited for once. A panic of read is the
+// caller's.
 func All[Q, T any](list []Q, read func(Q) (T, error)) []Answer[Q, T] {
 	answers := make([]Answer[Q, T], len(list))
+	var failed atomic.Pointer[error]
 	ask := func(i int) {
 		a := &answers[i]
-		a.Of = list[i]
-		if got, err := read(a.Of); err != nil {
-			a.Err = err
-		} else {
+		a.Of, a.Err = list[i], errExited
+		if err := failed.Load(); err != nil {
+			a.Err = *err
+			return
+		}
+		got, err := read(a.Of)
+		if a.Err = err; err == nil {
 			a.Got = got
+		} else if !errors.Is(err, fault.NotFound) {
+			failed.Store(&err)
 		}
 	}
 	if len(list) == 1 {
@@ -54,37 +67,4 @@ func All[Q, T any](list []Q, read func(Q) (T, error)) []Answer[Q, T] {
 		panic(*p)
 	}
 	return answers
-}
-
-// Each gives what read makes of each that list gives, in the same order. It reads ahead, for several at once; errors of list stand in
-// their places.
-func Each[Q, T any](list iter.Seq2[Q, error], read func(Q) T) iter.Seq2[T, error] {
-	return func(yield func(T, error) bool) {
-		var ahead []Q
-		give := func() bool {
-			answers := All(ahead, func(q Q) (T, error) { return read(q), nil })
-			ahead = ahead[:0]
-			for _, a := range answers {
-				if !yield(a.Got, nil) {
-					return false
-				}
-			}
-			return true
-		}
-		for q, err := range list {
-			if err == nil {
-				ahead = append(ahead, q)
-			}
-			if (err != nil || len(ahead) == atOnce) && !give() {
-				return
-			}
-			if err != nil {
-				var none T
-				if !yield(none, err) {
-					return
-				}
-			}
-		}
-		give()
-	}
 }

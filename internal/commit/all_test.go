@@ -3,6 +3,7 @@ package commit
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/assert"
+
+	"github.com/apitoken-go/apitoken/internal/fault"
 )
 
 // The answers are in the order of the IDs, each with its own error, and no more reads are under way than there is room for.
@@ -19,7 +22,7 @@ func TestAllAnswersInOrder(t *testing.T) {
 		for i := range 3*atOnce + 1 {
 			ids = append(ids, strconv.Itoa(i))
 		}
-		odd := errors.New("odd")
+		odd := fault.Fail(fault.NotFound, "odd")
 		var now, most atomic.Int64
 		began := time.Now()
 		got := All(ids, func(id string) (string, error) {
@@ -61,45 +64,24 @@ func TestAllPanicsInItsCaller(t *testing.T) {
 	})
 }
 
-// What a list gives comes in its order, its errors in their places; reading ahead ends with its caller.
-func TestEachReadsAheadInOrder(t *testing.T) {
-	t.Parallel()
-	damaged := errors.New("damaged")
-	asked := 0
-	list := func(yield func(int, error) bool) {
-		for i := range 40 {
-			asked = i + 1
-			var err error
-			if i%9 == 5 {
-				err = damaged
-			}
-			if !yield(i, err) {
-				return
-			}
+// Of a store that has fallen silent no more is asked than what is under way. A read that ends its goroutine is no answer either.
+func TestAllBeginsNoMoreAfterAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		silent := errors.New("no answer")
+		asked := atomic.Int64{}
+		list := make([]int, 200)
+		began := time.Now()
+		for _, a := range All(list, func(int) (string, error) {
+			asked.Add(1)
+			time.Sleep(10 * time.Second)
+			return "", silent
+		}) {
+			assert.ErrorIs(t, a.Err, silent)
 		}
-	}
-	i := 0
-	for text, err := range Each(list, strconv.Itoa) {
-		if i%9 == 5 {
-			assert.ErrorIs(t, err, damaged)
-			assert.Empty(t, text)
-		} else {
-			assert.NoError(t, err)
-			assert.Equal(t, strconv.Itoa(i), text)
-		}
-		i++
-	}
-	assert.Equal(t, 40, i)
-
-	for stop := range 40 {
-		n := 0
-		for range Each(list, strconv.Itoa) {
-			if n == stop {
-				break
-			}
-			n++
-		}
-		assert.Equal(t, stop, n)
-		assert.LessOrEqual(t, asked, stop+atOnce)
+		assert.EqualValues(t, atOnce, asked.Load())
+		assert.Equal(t, 10*time.Second, time.Since(began))
+	})
+	for _, a := range All(make([]int, 2), func(int) (string, error) { runtime.Goexit(); return "", nil }) {
+		assert.ErrorIs(t, a.Err, errExited)
 	}
 }

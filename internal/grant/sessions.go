@@ -198,8 +198,14 @@ func (s *Sessions[S]) admit(ctx context.Context, subject string, first bool) (*q
 	}
 
 	used := map[string]int64{}
-	for _, a := range commit.All(t.IDs, func(id string) (usage.Record, error) { return s.Uses.Read(ctx, usage.Grant, id) }) {
-		used[a.Of] = a.Got.Last // zero if it cannot be read: its refreshes have to do
+	for _, a := range commit.All(t.IDs, func(id string) (int64, error) {
+		u, err := s.Uses.Read(ctx, usage.Grant, id)
+		if err != nil {
+			return 0, nil // its refreshes have to do
+		}
+		return u.Last, nil
+	}) {
+		used[a.Of] = a.Got
 	}
 	last := func(g Session[S]) int64 { return max(used[g.ID], g.Refreshed) }
 	slices.SortFunc(live, func(a, b Session[S]) int {
