@@ -24,8 +24,10 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	}
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	turns, state := s.turns, slices.ContainsFunc(c.Puts, func(p store.Put) bool { return p.Kind.State() })
-	if state {
+	state := slices.ContainsFunc(c.Puts, func(p store.Put) bool { return p.Kind.State() })
+	mixed := state && slices.ContainsFunc(c.Puts, func(p store.Put) bool { return !p.Kind.State() })
+	turns := s.turns
+	if state && !mixed {
 		turns = s.urgent
 	}
 	select {
@@ -47,7 +49,7 @@ func (s *Store) Apply(ctx context.Context, c *store.Change) (store.Commit, error
 	if !s.o.Pooler {
 		g := &s.group
 		switch {
-		case state && slices.ContainsFunc(c.Puts, func(p store.Put) bool { return !p.Kind.State() }):
+		case mixed:
 			g = &s.mixed
 		case state:
 			g = &s.state

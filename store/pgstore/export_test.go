@@ -10,5 +10,5 @@ func (s *Store) Waiting() (n int) {
 	return n
 }
 
-// UnderWay is how many changes without state are under way, those that wait for a transaction included.
+// UnderWay is how many changes are under way, those of state alone aside, those that wait for a transaction included.
 func (s *Store) UnderWay() int { return len(s.turns) }

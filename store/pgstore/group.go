@@ -24,7 +24,7 @@ import (
 // transactions would queue there and commit one change at a time. Two do: the next group is at the server, waiting for the
 // counter, while one commits; and where the connection of one has fallen silent, revocations continue on the other. Changes of state that
 // come with other records, as those of a login that ends another session, have two lanes of their own: a revocation does not wait for
-// theirs either. All of a group are told the place of its last.
+// theirs either, though all take turns at the counter. All of a group are told the place of its last.
 const (
 	groupSize  = 16
 	groupLanes = 4 // transactions under way at once

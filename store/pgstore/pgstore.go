@@ -92,8 +92,8 @@ type engine struct {
 	hear *listener
 
 	group  grouper       // of changes without state, of all namespaces
-	turns  chan struct{} // one for each write under way, those of state aside
-	urgent chan struct{} // the same for state: a revocation waits for no session
+	turns  chan struct{} // one for each write under way, those of state alone aside
+	urgent chan struct{} // the same for state alone: no session takes a revocation's
 
 	mu     sync.Mutex // guards spaces, closed
 	spaces map[string]*Store
