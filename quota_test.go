@@ -418,9 +418,8 @@ func (d *distant) Apply(ctx context.Context, c *store.Change) (store.Commit, err
 	return d.Store.Apply(ctx, c)
 }
 
-// What is asked of each session or API key of a subject is asked of sixteen at once: at a limit of sixteen a login takes five round trips,
-// not thirty-five, and to find sixteen keys takes three.
-func TestWhatIsAskedOfEachIsAskedTogether(t *testing.T) {
+// A subject's sessions and API keys are read sixteen at a time: a login at a limit of sixteen takes five round trips, not thirty-five.
+func TestRecordsAreReadSixteenAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit, trip = 16, 100 * time.Millisecond
 		ctx := t.Context()

@@ -4,7 +4,6 @@ package apikey
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"time"
 
@@ -49,19 +48,8 @@ func (m *Room) More(ctx context.Context, subject string) (*quota.Count, error) {
 	if err != nil || t == nil || !t.Full() {
 		return t, err
 	}
-	for _, a := range commit.All(t.IDs, func(id string) (bool, error) {
-		r, err := m.Quota.Writer.Get(ctx, store.KindAPIKey, id)
-		if err != nil {
-			return false, err
-		}
-		return m.counts(r)
-	}) {
-		switch {
-		case errors.Is(a.Err, fault.NotFound), a.Err == nil && !a.Got: // it has ended since
-			t.Remove(a.Of)
-		case a.Err != nil:
-			return nil, a.Err
-		}
+	if _, err := t.Prune(ctx, m.counts); err != nil {
+		return nil, err
 	}
 	if t.Full() {
 		return nil, fault.Fail(fault.Limited, "the subject has %d API keys, the limit", len(t.IDs))

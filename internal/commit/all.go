@@ -1,4 +1,4 @@
-// Several records at once: a caller that needs many waits about as long as for one.
+// Many records, read sixteen at a time.
 
 package commit
 
@@ -23,9 +23,9 @@ type Answer[Q, T any] struct {
 	Err error
 }
 
-// All calls read with each of list, several at once, and returns the answers in the same order. After an error that is not
-// fault.NotFound it begins no more, and what is left has that error: a store that is silent is waited for once. A panic of read is the
-// caller's.
+// All calls read with each of list, sixteen at a time, and returns the answers in the same order. Once read has returned an error other
+// than fault.NotFound, All begins no more, and what is left gets that error, so that a silent store is waited for once. A panic of read
+// becomes one of the caller.
 func All[Q, T any](list []Q, read func(Q) (T, error)) []Answer[Q, T] {
 	answers := make([]Answer[Q, T], len(list))
 	var failed atomic.Pointer[error]

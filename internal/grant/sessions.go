@@ -169,48 +169,40 @@ const maxEvicted = 8
 // admit counts the sessions of a subject that is to get one more. It returns the count and the sessions that must end with the write of
 // the new one: those that have been idle longest.
 func (s *Sessions[S]) admit(ctx context.Context, subject string, first bool) (*quota.Count, []Session[S], error) {
-	t, err := s.Quota.Read(ctx, subject, first, func(r store.Record) (bool, error) {
+	alive := func(r store.Record) (bool, error) {
 		g := new(Record[S])
 		err := commit.Read(s.Form, r, g)
 		return err == nil && s.Alive(r.ID, g) == nil, err
-	})
+	}
+	t, err := s.Quota.Read(ctx, subject, first, alive)
+	if err != nil || !t.Full() {
+		return t, nil, err
+	}
+	records, err := t.Prune(ctx, alive)
 	if err != nil || !t.Full() {
 		return t, nil, err
 	}
 
-	// Those that have ended since make room.
-	var live []Session[S]
-	for _, a := range commit.All(t.IDs, func(id string) (*Record[S], error) {
-		g, _, err := s.Read(ctx, id)
-		return g, err
-	}) {
-		switch {
-		case errors.Is(a.Err, fault.NotFound), a.Err == nil && s.Alive(a.Of, a.Got) != nil:
-			t.Remove(a.Of)
-		case a.Err != nil:
-			return nil, nil, a.Err
-		default:
-			live = append(live, Session[S]{a.Of, a.Got})
+	live := make([]Session[S], len(records))
+	for i, r := range records {
+		live[i] = Session[S]{r.ID, new(Record[S])}
+		if err := commit.Read(s.Form, r, live[i].Record); err != nil {
+			return nil, nil, err
 		}
 	}
-	if !t.Full() {
-		return t, nil, nil
-	}
-
-	used := map[string]int64{}
-	for _, a := range commit.All(t.IDs, func(id string) (int64, error) {
-		u, err := s.Uses.Read(ctx, usage.Grant, id)
+	used := commit.All(live, func(g Session[S]) (int64, error) { // when, last
+		u, err := s.Uses.Read(ctx, usage.Grant, g.ID)
 		if err != nil {
-			return 0, nil // its refreshes have to do
+			return g.Refreshed, nil // its refreshes have to do
 		}
-		return u.Last, nil
-	}) {
-		used[a.Of] = a.Got
-	}
-	last := func(g Session[S]) int64 { return max(used[g.ID], g.Refreshed) }
-	slices.SortFunc(live, func(a, b Session[S]) int {
-		return cmp.Or(cmp.Compare(last(a), last(b)), cmp.Compare(a.ID, b.ID))
+		return max(u.Last, g.Refreshed), nil
 	})
+	slices.SortFunc(used, func(a, b commit.Answer[Session[S], int64]) int {
+		return cmp.Or(cmp.Compare(a.Got, b.Got), cmp.Compare(a.Of.ID, b.Of.ID))
+	})
+	for i, u := range used {
+		live[i] = u.Of
+	}
 	end := live[:len(live)-s.Quota.Limit+1]
 	for len(end) > maxEvicted { // the limit was lowered
 		if err := s.Evict(ctx, end[0].ID); err != nil {

@@ -288,6 +288,31 @@ func (t *Count) Add(id string, expires int64) {
 	t.IDs = append(t.IDs, id)
 }
 
+// Prune takes out what has ended, and returns the records of the rest. alive says of a record whether it counts.
+func (t *Count) Prune(ctx context.Context, alive func(store.Record) (bool, error)) ([]store.Record, error) {
+	type found struct {
+		r  store.Record
+		ok bool
+	}
+	var list []store.Record
+	for _, a := range commit.All(t.IDs, func(id string) (x found, err error) {
+		if x.r, err = t.q.Writer.Get(ctx, t.q.Kind, id); err == nil {
+			x.ok, err = alive(x.r)
+		}
+		return x, err
+	}) {
+		switch {
+		case errors.Is(a.Err, fault.NotFound), a.Err == nil && !a.Got.ok:
+			t.Remove(a.Of)
+		case a.Err != nil:
+			return nil, a.Err
+		default:
+			list = append(list, a.Got.r)
+		}
+	}
+	return list, nil
+}
+
 // Remove takes out what has ended.
 func (t *Count) Remove(id string) {
 	t.IDs = slices.DeleteFunc(t.IDs, func(x string) bool { return x == id })

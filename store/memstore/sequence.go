@@ -156,8 +156,8 @@ func (b *block) index() *termIndex {
 // termIndex lists, for a block, what its entries can be selected by: hashes, sorted, each with the entry's place in its
 // lowest bits. A hash may be shared by chance, so whoever finds an entry here compares it.
 //
-// Most blocks have nothing of what a query selects. A Bloom filter says so by one word of memory, where the search in the list takes
-// eleven: two of the word's bits for each term, which 3 in 100 others have too, of a block with three terms an entry.
+// Most blocks have nothing of what a query selects. A Bloom filter shows that with one word of memory, where a search in the list reads
+// eleven. Each term sets two bits of one word. With three terms an entry, about 3 of 100 terms that a block does not have find theirs set.
 type termIndex struct {
 	terms  []uint64
 	filter [256]uint64

@@ -1,5 +1,10 @@
 package pgstore
 
+const (
+	StateLanes = stateLanes
+	MaxWrites  = maxWrites
+)
+
 // Waiting is how many changes of state wait for a transaction to share.
 func (s *Store) Waiting() (n int) {
 	for _, g := range []*grouper{&s.state, &s.mixed} {
@@ -10,5 +15,5 @@ func (s *Store) Waiting() (n int) {
 	return n
 }
 
-// UnderWay is how many changes are under way, those of state alone aside, those that wait for a transaction included.
+// UnderWay is how many changes have a turn, without those of state alone: they write or wait for a transaction.
 func (s *Store) UnderWay() int { return len(s.turns) }

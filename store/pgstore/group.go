@@ -19,12 +19,12 @@ import (
 // for those of a namespace. Only changes that can't stand in each other's way share one: each of other records. If one of them is refused the
 // whole is undone, and each goes by itself.
 //
-// Changes of state have a queue of their own in each namespace, so that a revocation waits for no session and for no other
-// namespace. Each takes the namespace's counter, which orders them, and keeps it until its transaction commits, so many
-// transactions would queue there and commit one change at a time. Two do: the next group is at the server, waiting for the
-// counter, while one commits; and where the connection of one has fallen silent, revocations continue on the other. Changes of state that
-// come with other records, as those of a login that ends another session, have two lanes of their own: a revocation does not wait for
-// theirs either, though all take turns at the counter. All of a group are told the place of its last.
+// Changes of state have queues of their own in each namespace, so that a revocation waits for no other namespace. Each takes the
+// namespace's counter, which orders them, and keeps it until its transaction commits, so many transactions would queue there and commit one
+// change at a time. Two of each queue do: the next group is at the server, waiting for the counter, while one commits; and where the
+// connection of one has fallen silent, the other goes on. There are two queues. A revocation is in that of changes of state alone. A login
+// that ends another session is in that of changes that have other records too. So a revocation does not wait for the connections of
+// logins, but it does wait for its turn at the counter. Every change of a group is answered with the position of the group's last.
 const (
 	groupSize  = 16
 	groupLanes = 4 // transactions under way at once

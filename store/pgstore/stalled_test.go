@@ -86,6 +86,11 @@ func stopped(t *testing.T, pool *pgxpool.Pool) (stop, resume func()) {
 	t.Helper()
 	var pid int
 	require.NoError(t, pool.QueryRow(context.Background(), "SELECT pg_backend_pid()").Scan(&pid))
+	return stoppable(t, pid)
+}
+
+// stoppable gives what stops a backend, and lets it continue.
+func stoppable(t *testing.T, pid int) (stop, resume func()) {
 	var once sync.Once
 	resume = func() { once.Do(func() { _ = syscall.Kill(pid, syscall.SIGCONT) }) }
 	t.Cleanup(resume)
