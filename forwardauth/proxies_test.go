@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken/apitokentest"
+	"github.com/apitoken-go/apitoken/internal/freeport"
 )
 
 // nginxConf is docs/proxies.md's configuration of nginx, on a port and in a directory of the test's.
@@ -137,10 +138,8 @@ func tryProxy(t *testing.T, name, debian string, files map[string]string, down i
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%q", r.Header["X-Auth-Subject"]) }))
 	t.Cleanup(api.Close)
 
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := freeport.New()
 	require.NoError(t, err)
-	port := ln.Addr().(*net.TCPAddr).Port
-	require.NoError(t, ln.Close())
 	dir := t.TempDir()
 	fill := strings.NewReplacer("DIR", dir, "PORT", fmt.Sprint(port), "API", strings.TrimPrefix(api.URL, "http://"), "AUTH", check.URL)
 	for file, text := range files {

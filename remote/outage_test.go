@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/freeport"
 	"github.com/apitoken-go/apitoken/remote"
 	"github.com/apitoken-go/apitoken/store/memstore"
 )
@@ -185,10 +186,9 @@ func TestWhyTheIssuerCannotBeFollowed(t *testing.T) {
 			s.answers(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
 		}, remote.ErrUnreachable, "status 503"},
 		{"nobody there", loopback, func(t *testing.T, s *guarded, c *remote.Config) {
-			l, err := net.Listen("tcp", "127.0.0.1:0")
+			port, err := freeport.New()
 			require.NoError(t, err)
-			c.Issuer = "https://" + l.Addr().String()
-			require.NoError(t, l.Close())
+			c.Issuer = fmt.Sprintf("https://127.0.0.1:%d", port)
 		}, remote.ErrUnreachable, "refused"},
 		{"a transport that shows its requests", loopback, func(_ *testing.T, s *guarded, c *remote.Config) {
 			inner := s.dial(nil).Transport

@@ -2,9 +2,9 @@ package main
 
 import (
 	"bufio"
-	"net"
 	"net/http"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/apitoken-go/apitoken"
+	"github.com/apitoken-go/apitoken/internal/freeport"
 )
 
 // TestTheConformanceSuite: the authorization server's scenarios of @modelcontextprotocol/conformance pass without a warning. Its
@@ -23,14 +24,11 @@ func TestTheConformanceSuite(t *testing.T) {
 	c, _, err := svc.Clients.Create(t.Context(), apitoken.Client{Public: true, GrantTypes: []string{"authorization_code", "refresh_token"},
 		RedirectURIs: []string{"http://127.0.0.1/callback"}, Scopes: apitoken.Scopes{read, write}})
 	require.NoError(t, err)
-	free, err := net.Listen("tcp", "127.0.0.1:0") // the suite listens there for the answer
+	port, err := freeport.New() // the suite listens there for the answer
 	require.NoError(t, err)
-	_, port, err := net.SplitHostPort(free.Addr().String())
-	require.NoError(t, err)
-	require.NoError(t, free.Close())
 
 	run := exec.CommandContext(t.Context(), "node", "--import", "./node20.mjs", "node_modules/@modelcontextprotocol/conformance/dist/index.js",
-		"authorization", "--url", base, "--client-id", c.ID, "--resource", base+"/mcp", "--port", port)
+		"authorization", "--url", base, "--client-id", c.ID, "--resource", base+"/mcp", "--port", strconv.Itoa(port))
 	run.Dir, run.WaitDelay = dir, time.Second
 	out, err := run.StdoutPipe()
 	require.NoError(t, err)
@@ -50,9 +48,9 @@ func TestTheConformanceSuite(t *testing.T) {
 			continue
 		}
 		to, err := visit(page)
-		require.NoError(t, err)
+		require.NoError(t, err, said.String())
 		r, err := http.Get(to.String())
-		require.NoError(t, err)
+		require.NoError(t, err, said.String())
 		r.Body.Close()
 		page = ""
 	}

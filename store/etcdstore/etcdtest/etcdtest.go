@@ -7,8 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -21,6 +19,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+
+	"github.com/apitoken-go/apitoken/internal/freeport"
 )
 
 // RequireVariable names the environment variable which, set to 1, turns the skip of a cluster that cannot be started
@@ -72,13 +72,16 @@ func New(dir string, n int, changes ...func(*embed.Config)) (*Cluster, error) {
 
 func start(dir string, n int, changes []func(*embed.Config)) (*Cluster, error) {
 	c := &Cluster{dir: dir}
-	ports, err := freePorts(2 * n)
-	if err != nil {
-		return nil, err
-	}
 	var initial []string
 	for i := range n {
-		peer, client := loopback(ports[2*i]), loopback(ports[2*i+1])
+		peer, err := loopback()
+		if err != nil {
+			return nil, err
+		}
+		client, err := loopback()
+		if err != nil {
+			return nil, err
+		}
 		cfg := embed.NewConfig()
 		cfg.Name = fmt.Sprintf("member%d", i)
 		cfg.Dir = filepath.Join(dir, cfg.Name)
@@ -105,26 +108,9 @@ func start(dir string, n int, changes []func(*embed.Config)) (*Cluster, error) {
 	return c, nil
 }
 
-func loopback(port int) url.URL {
-	return url.URL{Scheme: "http", Host: fmt.Sprintf("127.0.0.1:%d", port)}
-}
-
-// freePorts finds ports that nobody listens on; all are held until all are found. They lie below those that the system gives
-// to outgoing connections, so that none of those takes a member's port while it is down.
-func freePorts(n int) (ports []int, err error) {
-	for try := 0; len(ports) < n; try++ {
-		port := 10_000 + rand.IntN(20_000)
-		l, lerr := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if lerr != nil {
-			if try > 100 {
-				return nil, lerr
-			}
-			continue
-		}
-		defer l.Close()
-		ports = append(ports, port)
-	}
-	return ports, nil
+func loopback() (url.URL, error) {
+	port, err := freeport.New()
+	return url.URL{Scheme: "http", Host: fmt.Sprintf("127.0.0.1:%d", port)}, err
 }
 
 // each runs f for all members at once: none is ready before a majority is.

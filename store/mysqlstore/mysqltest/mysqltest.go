@@ -7,7 +7,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -19,6 +18,8 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
+
+	"github.com/apitoken-go/apitoken/internal/freeport"
 )
 
 // Server is a throwaway server on loopback, with an empty database.
@@ -138,12 +139,7 @@ func (s *Server) command(path string, args ...string) *exec.Cmd {
 // first starts the server on a free port. Somebody else may take that before the server does.
 func (s *Server) first() (err error) {
 	for range 5 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return err
-		}
-		s.port = l.Addr().(*net.TCPAddr).Port
-		if err := l.Close(); err != nil {
+		if s.port, err = freeport.New(); err != nil {
 			return err
 		}
 		s.DSN = fmt.Sprintf("root@tcp(127.0.0.1:%d)/apitoken", s.port)

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -18,6 +17,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/apitoken-go/apitoken/internal/freeport"
 )
 
 // Server is a throwaway server on loopback.
@@ -163,12 +164,7 @@ func (s *Server) command(name string, args ...string) *exec.Cmd {
 // first starts the server on a free port. Somebody else may take that before the server does.
 func (s *Server) first() (err error) {
 	for range 5 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return err
-		}
-		s.port = l.Addr().(*net.TCPAddr).Port
-		if err := l.Close(); err != nil {
+		if s.port, err = freeport.New(); err != nil {
 			return err
 		}
 		s.URL = fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", s.port)

@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/apitoken-go/apitoken/internal/freeport"
 )
 
 // What Start looks at in the environment.
@@ -95,7 +97,7 @@ func New(dir string, args ...string) (*Server, error) {
 	s := &Server{bin: bin, dir: dir, args: args}
 	// Somebody else may take the port before the server does.
 	for range 5 {
-		port, err := freePort()
+		port, err := freeport.New()
 		if err != nil {
 			return nil, err
 		}
@@ -108,24 +110,6 @@ func New(dir string, args ...string) (*Server, error) {
 		}
 	}
 	return nil, errors.New("redistest: no free port")
-}
-
-// freePort leaves room for the cluster's bus, 10,000 above.
-func freePort() (int, error) {
-	for range 100 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return 0, err
-		}
-		port := l.Addr().(*net.TCPAddr).Port
-		if err := l.Close(); err != nil {
-			return 0, err
-		}
-		if port < 55000 {
-			return port, nil
-		}
-	}
-	return 0, errors.New("redistest: no free port below 55000")
 }
 
 // Run starts a server that was killed, with what it had written, and waits until it answers.
