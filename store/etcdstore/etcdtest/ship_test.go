@@ -296,7 +296,7 @@ func TestOutboxFull(t *testing.T) {
 	f := &faulty{Store: bolt}
 	f.down.Store(true)
 	prefix := fmt.Sprintf("full-%x/", newVersion())
-	s := open(t, &etcdstore.Options{Prefix: prefix, Events: namespaced(f, bolt), OutboxBytes: 42 << 10})
+	s := open(t, &etcdstore.Options{Prefix: prefix, Events: namespaced(f, bolt), OutboxBytes: 42 << 10, Timeout: 10 * time.Second})
 	ctx := context.Background()
 	written := 0
 	for ; written < 100; written++ {
