@@ -128,6 +128,12 @@ func (h *expiryHeap) push(at int64, e *entry) {
 	*h = s
 }
 
+// before calls yield for what stands under a time before the limit, from place i down, in no order, until yield answers false.
+func (h expiryHeap) before(i int, limit int64, yield func(*entry) bool) bool {
+	return i >= len(h) || h[i].at >= limit ||
+		yield(h[i].entry) && h.before(2*i+1, limit, yield) && h.before(2*i+2, limit, yield)
+}
+
 // popBefore takes out the first entry if it stands under a positive time before the limit; nil if there is none. An
 // entry that was pushed again under an earlier time comes up twice: the later one finds it gone, or moved.
 func (h *expiryHeap) popBefore(limit int64) *entry {

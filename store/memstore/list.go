@@ -3,7 +3,10 @@ package memstore
 import (
 	"context"
 	"fmt"
+	"math"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/apitoken-go/apitoken/internal/cursor"
 	"github.com/apitoken-go/apitoken/store"
@@ -32,7 +35,7 @@ func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
 	}
 	var page store.Page
 	var last *entry
-	t.order.walk(from, &q, skipBlocks(t, &q), func(e *entry) bool {
+	take := func(e *entry) bool {
 		if !e.matches(&q) {
 			return true
 		}
@@ -42,8 +45,35 @@ func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
 		}
 		page.Records, last = append(page.Records, e.record(t.kind, s.all.history)), e
 		return true
-	})
+	}
+	if q.Ends() {
+		if few, ok := t.ending(&q); ok {
+			for _, e := range few {
+				if (from == nil || t.order.less(from, e)) && !take(e) {
+					break
+				}
+			}
+			return page, nil
+		}
+	}
+	t.order.walk(from, &q, skipBlocks(t, &q), take)
 	return page, nil
+}
+
+// ending are the entries that may expire before q.ExpiresBefore, in the order of IDs; false where they are so many that it costs
+// less to walk through all: to find and sort one takes as long as to pass by 25.
+func (t *table) ending(q *store.Query) (list []*entry, ok bool) {
+	most := int(math.Sqrt(float64(len(t.byID)) * float64(q.Limit) / 25))
+	if !t.due.before(0, q.ExpiresBefore, func(e *entry) bool {
+		if !e.gone {
+			list = append(list, e)
+		}
+		return len(list) <= most
+	}) {
+		return nil, false
+	}
+	slices.SortFunc(list, func(a, b *entry) int { return strings.Compare(a.id(), b.id()) })
+	return slices.Compact(list), true // one that was pushed again under an earlier time stands in the heap twice
 }
 
 // skipBlocks passes over blocks of events that are too old or too new: Written never falls along their order.

@@ -54,10 +54,15 @@ func TestAgainstModel(t *testing.T) {
 	model := map[string]store.Record{}
 	compare := func() {
 		t.Helper()
-		for _, q := range []store.Query{{}, {Subject: "s3"}, {Client: "c1"}, {Subject: "s3", Client: "c1"}, {Type: "none"}, {Token: "t77"}} {
+		soon := clock.UnixMilli()
+		for _, q := range []store.Query{
+			{}, {Subject: "s3"}, {Client: "c1"}, {Subject: "s3", Client: "c1"}, {Type: "none"}, {Token: "t77"},
+			{ExpiresBefore: soon + 200}, {ExpiresBefore: soon + 15_000}, {ExpiresBefore: soon + 15_000, Subject: "s3"},
+		} {
 			var want []string
 			for id, r := range model {
-				if (q.Subject == "" || q.Subject == r.Subject) && (q.Client == "" || q.Client == r.Client) && q.Type == "" && (q.Token == "" || q.Token == r.Token) {
+				if (q.Subject == "" || q.Subject == r.Subject) && (q.Client == "" || q.Client == r.Client) && q.Type == "" && (q.Token == "" || q.Token == r.Token) &&
+					(q.ExpiresBefore == 0 || r.Expires > 0 && r.Expires < q.ExpiresBefore) {
 					want = append(want, id)
 				}
 			}
@@ -68,7 +73,9 @@ func TestAgainstModel(t *testing.T) {
 				require.Equal(t, want, all(t, s, q), "%+v", q)
 				q.Newest = true
 				got := all(t, s, q)
-				slices.Reverse(got)
+				if !q.Ends() {
+					slices.Reverse(got)
+				}
 				require.Equal(t, want, got, "%+v", q)
 			}
 		}
@@ -118,6 +125,26 @@ func TestAgainstModel(t *testing.T) {
 		compare()
 	}
 	require.Less(t, len(s.state.places), 2*len(model)+65, "stale places are bounded")
+}
+
+// TestWhatEndsIsReadAlone: of many records those that expire are read without the others, unless they are nearly all.
+func TestWhatEndsIsReadAlone(t *testing.T) {
+	t.Parallel()
+	s := New()
+	const n = 20_000
+	for i := range n {
+		r := store.Record{Kind: store.KindAPIKey, ID: fmt.Sprintf("%05d", i), Expires: int64(1000 + i)}
+		must(t, s, []store.Put{{Record: r}})
+	}
+	tb := s.tables[store.KindAPIKey]
+	few, ok := tb.ending(&store.Query{ExpiresBefore: 1010, Limit: 100})
+	require.True(t, ok)
+	require.Len(t, few, 10)
+	looked := 0
+	tb.due.before(0, 1010, func(*entry) bool { looked++; return true })
+	require.Equal(t, 10, looked)
+	_, ok = tb.ending(&store.Query{ExpiresBefore: 1000 + n, Limit: 100})
+	require.False(t, ok)
 }
 
 // TestPurgeLeavesNothing: what was purged is in no structure any more.
