@@ -127,6 +127,29 @@ func TestAgainstModel(t *testing.T) {
 	require.Less(t, len(s.state.places), 2*len(model)+65, "stale places are bounded")
 }
 
+// TestOfTwoSelectorsTheRarerIsLookedUp: in each block, whichever it is, and no entry of a block that lacks one of them is looked at.
+func TestOfTwoSelectorsTheRarerIsLookedUp(t *testing.T) {
+	t.Parallel()
+	s := New()
+	for i := range blockSize {
+		e := store.Record{Kind: store.KindEvent, ID: fmt.Sprint(i), Client: "busy", Type: "issued"}
+		if i == blockSize-1 {
+			e.Client, e.Type = "idle", "alert"
+		}
+		must(t, s, nil, e)
+	}
+	b := s.tables[store.KindEvent].order.blocks[0]
+	ix := newTermIndex(b.entries)
+	for _, x := range []struct {
+		client, typ string
+		looked      int
+	}{{"busy", "issued", blockSize - 1}, {"busy", "alert", 1}, {"idle", "issued", 1}, {"idle", "alert", 1}, {"busy", "nothing like it", 0}} {
+		looked := 0
+		require.True(t, ix.each(b.entries, termsOf(&store.Query{Client: x.client, Type: x.typ}), false, func(*entry) bool { looked++; return true }))
+		require.Equal(t, x.looked, looked, "%s, %s", x.client, x.typ)
+	}
+}
+
 // TestWhatEndsIsReadAlone: of many records those that expire are read without the others, unless they are nearly all.
 func TestWhatEndsIsReadAlone(t *testing.T) {
 	t.Parallel()

@@ -96,7 +96,7 @@ func (q *sequence) remove(e *entry) {
 // walk calls yield for the entries behind from (nil: all), or before it if backwards, that may match q, until yield
 // answers false. skip tells which blocks cannot hold any.
 func (q *sequence) walk(from *entry, query *store.Query, skip func(*block) bool, yield func(*entry) bool) {
-	term, selected := rarest(query)
+	terms := termsOf(query)
 	lo, hi := 0, len(q.blocks) // the blocks to go through
 	if from != nil {
 		at := q.blockOf(from)
@@ -121,9 +121,9 @@ func (q *sequence) walk(from *entry, query *store.Query, skip func(*block) bool,
 			}
 			return yield(e)
 		}
-		if selected {
+		if len(terms) > 0 {
 			if ix := b.index(); ix != nil {
-				if !ix.each(b.entries, term, query.Newest, visit) {
+				if !ix.each(b.entries, terms, query.Newest, visit) {
 					return
 				}
 				continue
@@ -194,39 +194,44 @@ func hashTerm(field int, s string) uint64 {
 	return (maphash.String(termSeed, s) + uint64(field)*0x9e3779b97f4a7c15) >> placeBits << placeBits
 }
 
-// each calls yield for the entries that have the term, in their order or backwards; false when yield answered so.
-func (x *termIndex) each(entries []*entry, term uint64, backwards bool, yield func(*entry) bool) bool {
-	if word, bits := filtered(term); x.filter[word]&bits != bits {
-		return true
-	}
-	lo, _ := slices.BinarySearch(x.terms, term)
-	hi := lo
-	for hi < len(x.terms) && x.terms[hi]>>placeBits == term>>placeBits {
-		hi++
-	}
-	for i := range hi - lo {
-		at := lo + i
-		if backwards {
-			at = hi - 1 - i
+// each calls yield for the entries that have the term of which there are fewest, in their order or backwards; false when yield answered
+// so. For none if the block lacks one of terms.
+func (x *termIndex) each(entries []*entry, terms []uint64, backwards bool, yield func(*entry) bool) bool {
+	for _, t := range terms {
+		if word, bits := filtered(t); x.filter[word]&bits != bits {
+			return true
 		}
-		if !yield(entries[x.terms[at]&(blockSize-1)]) {
+	}
+	few := x.terms
+	for _, t := range terms {
+		lo, _ := slices.BinarySearch(x.terms, t)
+		n, last := slices.BinarySearch(x.terms[lo:], t|(blockSize-1))
+		if last {
+			n++
+		}
+		if n < len(few) {
+			few = x.terms[lo : lo+n]
+		}
+	}
+	for i := range few {
+		if backwards {
+			i = len(few) - 1 - i
+		}
+		if !yield(entries[few[i]&(blockSize-1)]) {
 			return false
 		}
 	}
 	return true
 }
 
-// rarest is the term of a query that most likely selects least; false if it selects by none.
-func rarest(q *store.Query) (uint64, bool) {
-	for _, f := range [...]struct {
-		field int
-		s     string
-	}{{3, q.Token}, {2, q.Grant}, {0, q.Subject}, {1, q.Client}, {4, q.Type}} {
-		if f.s != "" {
-			return hashTerm(f.field, f.s), true
+// termsOf are the terms of a query; none if it selects by none.
+func termsOf(q *store.Query) (terms []uint64) {
+	for field, s := range [...]string{q.Subject, q.Client, q.Grant, q.Token, q.Type} {
+		if s != "" {
+			terms = append(terms, hashTerm(field, s))
 		}
 	}
-	return 0, false
+	return terms
 }
 
 // cursorEntry is a place in the sequence, for comparing only.
