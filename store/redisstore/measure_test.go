@@ -71,6 +71,7 @@ func BenchmarkMany(b *testing.B) {
 		"latest page of all":   {Kind: store.KindEvent, Newest: true, Limit: 100},
 		"events of an unknown": {Kind: store.KindEvent, Grant: "nobody's"},
 		"events of nobody":     {Kind: store.KindEvent, Subject: "nobody"},
+		"events of no pair":    {Kind: store.KindEvent, Client: "client-7", Type: "no such"},
 	} {
 		b.Run(name, func(b *testing.B) {
 			for range b.N {

@@ -191,13 +191,19 @@ func hashTerm(field int, s string) []byte {
 	return append48(nil, (h>>48^h)|1<<47) // never zero
 }
 
-// rarest tells which selector of a query most likely selects least; false if it has none.
-func rarest(q *store.Query) (field int, s string, ok bool) {
+// selector is one that a query has: its place among a value's texts, and its text.
+type selector struct {
+	field int
+	s     string
+}
+
+// rarest returns the selectors of a query, that which most likely selects least first.
+func rarest(q *store.Query) (out []selector) {
 	values := [...]string{q.Subject, q.Client, q.Grant, q.Token, q.Type}
 	for _, f := range [...]int{3, 2, 0, 1, 4} {
 		if values[f] != "" {
-			return f, values[f], true
+			out = append(out, selector{f, values[f]})
 		}
 	}
-	return 0, "", false
+	return out
 }

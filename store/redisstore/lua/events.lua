@@ -1,7 +1,8 @@
 -- A page of events in their order. ARGV[4] history of the cursor or '', ARGV[5] its event, ARGV[6] '1' from the newest down,
--- ARGV[7] limit, ARGV[8] since, ARGV[9] until, ARGV[10] to ARGV[14] selectors, ARGV[15] hash to look for or '',
--- ARGV[16] its column in the index, ARGV[17] purges that there had been when the cursor was made
--- Answers: writes, event to go on behind or '', purges so far, then events; {'T'}: the cursor is older than what is kept
+-- ARGV[7] limit, ARGV[8] since, ARGV[9] until, ARGV[10] to ARGV[14] selectors, ARGV[15] purges that there had been when the
+-- cursor was made; then for each selector that is set, the rarest first: its hash, its column in the index
+-- Answers: writes, event to go on behind or '', purges so far, then events; {'T'}: the cursor is older than what is kept;
+-- {'C', key}: a column of the index is missing
 local newest, limit = ARGV[6] == '1', tonumber(ARGV[7])
 local since, till = tonumber(ARGV[8]), tonumber(ARGV[9])
 local blocks = base .. 'b'
@@ -20,9 +21,9 @@ if ARGV[4] ~= '' then
   if newest then
     to = math.min(to, cursor - 1)
   else
-    if cursor < trimmed and purges > tonumber(ARGV[17]) then
-      local later = call('ZRANGEBYSCORE', base .. 'p', tonumber(ARGV[17]) + 1, '+inf')
-      if #later < purges - tonumber(ARGV[17]) then
+    if cursor < trimmed and purges > tonumber(ARGV[15]) then
+      local later = call('ZRANGEBYSCORE', base .. 'p', tonumber(ARGV[15]) + 1, '+inf')
+      if #later < purges - tonumber(ARGV[15]) then
         return {'T'} -- too many to tell
       end
       for _, purge in ipairs(later) do
@@ -103,7 +104,7 @@ end
 if from > to then
   return out
 end
-if ARGV[15] == '' then
+if #ARGV == 15 then
   while from <= to do
     local entries
     if newest then
@@ -130,8 +131,55 @@ if ARGV[15] == '' then
   return out
 end
 
-local term, column = ARGV[15], ':' .. ARGV[16]
-local looked = 0
+local terms, columns = {}, {}
+for i = 16, #ARGV, 2 do
+  terms[#terms + 1] = ARGV[i]
+  columns[#columns + 1] = ':' .. ARGV[i + 1]
+end
+local gone = string.rep('\255', 6)
+local looked, steps = 0, 0
+-- walk calls visit for the events of a block, from one to another, whose hashes are all those that are looked for, until it
+-- answers true. The columns take turns: each moves on to its first match at or behind the place that the others have
+-- reached. So the rarest hash rules how many steps there are, and no event is read that another column rules out. Answers
+-- true when visit did, and the name of a column that is missing.
+local function walk(b, low, high, visit)
+  local key, rows, expiries = base .. 't:' .. int(b), {}, nil
+  local at, stop = (low - b * 4096 - 1) * 6 + 1, (high - b * 4096 - 1) * 6 + 1
+  local s, agree = 0, 0
+  while true do
+    s = s % #terms + 1
+    if not rows[s] then
+      rows[s] = call('GET', key .. columns[s])
+      if not rows[s] then
+        return true, key .. columns[s]
+      end
+    end
+    local a = at - 1
+    repeat
+      a = find(rows[s], terms[s], a + 1, true)
+    until not a or (a - 1) % 6 == 0
+    if not a or a > stop then
+      return false
+    end
+    steps = steps + 1
+    if a > at then
+      at, agree = a, 0
+    end
+    agree = agree + 1
+    if agree == #terms then
+      expiries = expiries or call('GET', key .. ':0') or ''
+      if sub(expiries, at, at + 5) ~= gone and visit(b * 4096 + (at - 1) / 6 + 1) then
+        return true
+      end
+      at, agree = at + 6, 0
+    end
+  end
+end
+-- read takes an event, unless it was purged; true: the page ends before it.
+local function read(e)
+  local entry = call('XRANGE', base .. 'e', int(e) .. '-0', int(e) .. '-0')[1]
+  return entry and take(e, entry[2][2])
+end
 while true do
   local list
   if newest then
@@ -147,32 +195,24 @@ while true do
   if low_ > high then
     return out
   end
-  looked = looked + 1
-  if looked > 32 then
+  if looked >= 32 or steps >= 8192 then
     out[3] = int(last)
     return out
   end
-  local rows = call('GET', base .. 't:' .. int(b) .. column) or ''
-  local hits, pos = {}, 1
-  while true do
-    local a = find(rows, term, pos, true)
-    if not a then
-      break
+  looked = looked + 1
+  local hits, full, missing = {}
+  if newest then
+    full, missing = walk(b, low_, high, function(e) hits[#hits + 1] = e end)
+    for h = #hits, 1, -1 do
+      full = full or read(hits[h])
     end
-    if (a - 1) % 6 == 0 then
-      local e = b * 4096 + (a - 1) / 6 + 1
-      if e >= low_ and e <= high then
-        hits[#hits + 1] = e
-      end
-    end
-    pos = a + 1
+  else
+    full, missing = walk(b, low_, high, read)
   end
-  for h = 1, #hits do
-    local e = newest and hits[#hits + 1 - h] or hits[h]
-    local entry = call('XRANGE', base .. 'e', int(e) .. '-0', int(e) .. '-0')[1]
-    if entry and take(e, entry[2][2]) then
-      return out
-    end
+  if missing then
+    return {'C', missing}
+  elseif full then
+    return out
   end
   if newest then
     to, last = b * 4096, b * 4096 + 1
