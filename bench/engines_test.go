@@ -41,17 +41,24 @@ var prefixes atomic.Int64
 // benchmark is skipped.
 func startEngine(b testing.TB, engine string) (open func() store.Store) {
 	b.Helper()
+	open, _ = startSized(b, engine)
+	return open
+}
+
+// startSized is startEngine, and size: the bytes that the engine uses for everything in it.
+func startSized(b testing.TB, engine string) (open func() store.Store, size func() (int64, error)) {
+	b.Helper()
 	ctx := context.Background()
 	prefix := fmt.Sprintf("b%d_%d_", time.Now().UnixNano()%1e9, prefixes.Add(1))
 	closing := func(c interface{ Close() error }) { b.Cleanup(func() { _ = c.Close() }) }
 	switch engine {
 	case "memory":
 		st := memstore.New()
-		return func() store.Store { return st }
+		return func() store.Store { return st }, func() (int64, error) { return memory(), nil }
 	case "bbolt":
 		st := must(boltstore.Open(filepath.Join(b.TempDir(), "tokens.db"), nil))
 		closing(st)
-		return func() store.Store { return st }
+		return func() store.Store { return st }, func() (int64, error) { return boltBytes(ctx, b.TempDir(), st) }
 	case "postgres":
 		srv := pgtest.Start(b)
 		return func() store.Store {
@@ -62,18 +69,19 @@ func startEngine(b testing.TB, engine string) (open func() store.Store) {
 			st := must(pgstore.New(ctx, pool, &pgstore.Options{Prefix: prefix}))
 			closing(st)
 			return st
-		}
+		}, func() (int64, error) { return postgresBytes(ctx, srv.URL, prefix) }
 	case "sqlite":
-		st := must(sqlitestore.Open(filepath.Join(b.TempDir(), "tokens.db"), nil))
+		path := filepath.Join(b.TempDir(), "tokens.db")
+		st := must(sqlitestore.Open(path, nil))
 		closing(st)
-		return func() store.Store { return st }
+		return func() store.Store { return st }, func() (int64, error) { return sqliteBytes(ctx, path) }
 	case "mysql":
 		srv := mysqltest.Start(b)
 		return func() store.Store {
 			st := must(mysqlstore.Open(ctx, must(mysql.ParseDSN(srv.DSN)), &mysqlstore.Options{Prefix: prefix}))
 			closing(st)
 			return st
-		}
+		}, func() (int64, error) { return mysqlBytes(ctx, srv.DSN, prefix) }
 	case "redis":
 		srv := redistest.Private(b)
 		return func() store.Store {
@@ -82,17 +90,17 @@ func startEngine(b testing.TB, engine string) (open func() store.Store) {
 			st := must(redisstore.New(ctx, c, nil))
 			closing(st)
 			return st
-		}
+		}, func() (int64, error) { return redisBytes(ctx, srv.Client(b)) }
 	case "etcd":
 		u := must(url.Parse(etcdtest.Start(b, 1).Endpoints()[0]))
 		return func() store.Store {
 			st := must(etcdstore.New(ctx, etcdtest.Connect(b, u.String()), nil))
 			closing(st)
 			return st
-		}
+		}, func() (int64, error) { return etcdBytes(ctx, etcdtest.Connect(b, u.String())) }
 	}
 	b.Fatalf("no engine %q", engine)
-	return nil
+	return nil, nil
 }
 
 // BenchmarkApply is the store alone: a session's rotation with its event.
