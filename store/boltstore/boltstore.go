@@ -534,6 +534,10 @@ func (s *Store) adopt(o *Options, fresh, marked bool) error {
 		g.id, g.seq = id, s.meta.seq
 	}
 	if changed {
+		// Nothing was written so far. After a power failure the file could be half written and have the time that it had.
+		if err := s.mark.unclose(); err != nil {
+			return err
+		}
 		err := s.db.Update(func(tx *bbolt.Tx) error {
 			if s.meta.format == formatPlain {
 				if err := look.addDigests(tx, &s.meta); err != nil {

@@ -137,6 +137,15 @@ func (m *mark) saveDurably() error {
 	return m.f.Sync()
 }
 
+// unclose takes back, durably, that the file is as Close left it. It comes before the first write.
+func (m *mark) unclose() error {
+	if m.closed == (fileState{}) {
+		return nil
+	}
+	m.closed = fileState{}
+	return m.saveDurably()
+}
+
 func (m *mark) close() error {
 	if m.f == nil {
 		return nil
