@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"strings"
+	"unsafe"
 
 	"go.etcd.io/bbolt"
 
@@ -148,11 +149,43 @@ func (v *survey) namespace(ns *bbolt.Bucket) (d digest, err error) {
 	return d, err
 }
 
+// places checks that a search reaches what a walk comes by. Where a branch page is an older one, or a bit of a key in it has
+// flipped, the walk may still reach all there is, and a search goes to another leaf and finds nothing. A leaf that is reached
+// for its first key and for its last is reached for those between, so only keys next to a change of the page are searched for.
+type places struct {
+	b    *bbolt.Bucket
+	page uintptr
+	last []byte
+}
+
+func (p *places) check(key []byte) error {
+	// bbolt's keys lie in its map of the file, whose beginning is that of a page.
+	page := uintptr(unsafe.Pointer(unsafe.SliceData(key))) / placesPage
+	last := p.last
+	p.last = key
+	if page == p.page {
+		return nil
+	}
+	p.page = page
+	for _, k := range [][]byte{last, key} {
+		if k != nil && p.b.Get(k) == nil {
+			return errValue(fmt.Sprintf("key %q is not found where it belongs", k))
+		}
+	}
+	return nil
+}
+
+// placesPage is the least size of a page of bbolt's, which takes the machine's. Where pages are larger, more is searched for.
+const placesPage = 4096
+
 func (v *survey) records(b *bbolt.Bucket, kind store.Kind, t *tally) error {
-	c := b.Cursor()
+	c, p := b.Cursor(), places{b: b}
 	for id, value := c.First(); id != nil; id, value = c.Next() {
 		h, err := openRecord(value, kind, string(id))
 		if err != nil {
+			return err
+		}
+		if err := p.check(id); err != nil {
 			return err
 		}
 		t.add(recordHash(kind, id, &h))
@@ -164,10 +197,13 @@ func (v *survey) records(b *bbolt.Bucket, kind store.Kind, t *tally) error {
 }
 
 func (v *survey) order(b *bbolt.Bucket, t *tally) error {
-	c := b.Cursor()
+	c, p := b.Cursor(), places{b: b}
 	for k, entry := c.First(); k != nil; k, entry = c.Next() {
 		if len(k) != 8 || bytes.IndexByte(entry, 0) < 0 {
 			return errValue("an entry of the order of state does not read")
+		}
+		if err := p.check(k); err != nil {
+			return err
 		}
 		t.add(orderHash(num64(k), entry))
 		if err := v.step(); err != nil {
@@ -178,9 +214,12 @@ func (v *survey) order(b *bbolt.Bucket, t *tally) error {
 }
 
 func (v *survey) events(b *bbolt.Bucket, t *tally) error {
-	c := b.Cursor()
+	c, p := b.Cursor(), places{b: b}
 	for k, value := c.First(); k != nil; k, value = c.Next() {
 		if _, _, err := openEvent(value, k); err != nil {
+			return err
+		}
+		if err := p.check(k); err != nil {
 			return err
 		}
 		t.add(eventHash(num64(k), value))

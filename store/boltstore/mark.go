@@ -37,7 +37,7 @@ type markContent struct {
 	nonce nonce // the label of the file; zero: the file system takes none
 	next  nonce // the label that it is about to get; zero: none
 
-	// The file as Close left it; zero from Open to Close. If it is still so, only what changes at each start is checked.
+	// The file as Close left it; zero from Open to Close. If it is still so, Open checks the state alone.
 	closed fileState
 }
 

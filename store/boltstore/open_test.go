@@ -271,7 +271,8 @@ func TestClose(t *testing.T) {
 }
 
 // TestDamage cuts, flips and overwrites a file, opens it and reads and writes all of it: errors, never a panic, never
-// a fresh store, never a record other than the one that was written.
+// a fresh store, never a record other than the one that was written. So too where the mark says that Close left the file as it
+// is, and Open looks at less of it.
 func TestDamage(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -281,6 +282,7 @@ func TestDamage(t *testing.T) {
 		must(t, s, []store.Put{put(store.KindRule, strconv.Itoa(i), store.Version{}), put("grant", strconv.Itoa(i), store.Version{})}, event("e"))
 	}
 	require.NoError(t, s.Close())
+	mark := readMark(t, path)
 	good, err := os.ReadFile(path)
 	require.NoError(t, err)
 	var meta boltMeta
@@ -321,10 +323,17 @@ func TestDamage(t *testing.T) {
 	for name, harm := range cases {
 		n++
 		p := filepath.Join(dir, "d"+strconv.Itoa(n)+".db")
-		require.NoError(t, os.WriteFile(p, harm(bytes.Clone(good)), 0o600))
-		useDamaged(t, name, p)
-		for _, suffix := range []string{"", ".mark", ".reserve"} {
-			_ = os.Remove(p + suffix)
+		harmed := harm(bytes.Clone(good))
+		for _, closed := range []bool{false, true} {
+			require.NoError(t, os.WriteFile(p, harmed, 0o600))
+			if closed {
+				name += ", closed"
+				sayClosed(t, p, mark)
+			}
+			useDamaged(t, name, p)
+			for _, suffix := range []string{"", ".mark", ".reserve"} {
+				_ = os.Remove(p + suffix)
+			}
 		}
 	}
 }

@@ -1,5 +1,3 @@
-//go:build linux
-
 package boltstore
 
 import (
@@ -26,7 +24,12 @@ func readMark(t testing.TB, path string) markContent {
 // sayClosed makes the mark say that Close left the file as it is, whatever was done to it since.
 func sayClosed(t testing.TB, path string, m markContent) {
 	t.Helper()
-	m.closed = stateOf(path)
+	fi, err := os.Stat(path)
+	require.NoError(t, err)
+	m.inode, m.born, m.nonce, m.next = inode(fi), bornAt(path), nonce{}, nonce{}
+	if m.closed = stateOf(path); m.closed == (fileState{}) {
+		t.Skip("no close is known to be clean on this system")
+	}
 	require.NoError(t, os.WriteFile(path+".mark", m.encode(), 0o600))
 }
 
