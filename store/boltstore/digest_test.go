@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -27,7 +28,9 @@ func TestPagesThatWereNotWritten(t *testing.T) {
 	versions := map[int][][]byte{} // of each page, oldest first
 	keep := func() {
 		b, err := os.ReadFile(path)
-		require.NoError(t, err)
+		if err != nil {
+			t.Error(err)
+		}
 		for n := range len(b) / ps {
 			page := b[n*ps : (n+1)*ps]
 			if old := versions[n]; len(old) == 0 || !bytes.Equal(old[len(old)-1], page) {
@@ -38,13 +41,16 @@ func TestPagesThatWereNotWritten(t *testing.T) {
 	grants, rules := map[int]store.Version{}, map[int]store.Version{}
 	other := s.Namespace("other")
 	for i := range 120 {
-		g, r := i%40, i%25
+		g, r := i%60, i%25
 		p, rule := put("grant", fmt.Sprint("grant ", g), grants[g]), put(store.KindRule, fmt.Sprint("rule ", r), rules[r])
+		p.Subject, rule.Subject = fmt.Sprint("s", g%3), "s1"
 		p.Expires = 1 << 45
 		if g%8 == 0 {
 			p.Expires = 1 // purged below
 		}
-		v := must(t, s, []store.Put{p, rule}, event(fmt.Sprint("event ", i)))
+		e := event(fmt.Sprint("event ", i))
+		e.Subject = p.Subject
+		v := must(t, s, []store.Put{p, rule}, e)
 		grants[g], rules[r] = v, v
 		if i%10 == 0 {
 			must(t, other, []store.Put{put(store.KindAPIKey, fmt.Sprint("key ", i), store.Version{})})
@@ -52,11 +58,18 @@ func TestPagesThatWereNotWritten(t *testing.T) {
 		if i%30 == 29 {
 			_, err := s.Purge(ctx, "grant", 2, 100)
 			require.NoError(t, err)
-			for g := 0; g < 40; g += 8 {
+			for g := 0; g < 60; g += 8 {
 				delete(grants, g)
 			}
 		}
-		keep()
+		// In the writer, for the index may be merging.
+		require.NoError(t, s.alone(ctx, func() error { keep(); return nil }))
+	}
+	for _, kind := range []store.Kind{"grant", ""} {
+		if dir := settle(t, s, kind); os.Getenv(envSmall) != "" {
+			require.NotEmpty(t, dir)
+			require.Greater(t, dir[0].size, groupMembers, "segments were merged")
+		}
 	}
 	want, err := everything(s)
 	require.NoError(t, err)
@@ -68,7 +81,7 @@ func TestPagesThatWereNotWritten(t *testing.T) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	require.NoError(t, err)
 	defer f.Close()
-	refused, right := 0, 0
+	refused, right, short := 0, 0, 0
 	for n, old := range versions {
 		for i, page := range old[:len(old)-1] {
 			what := fmt.Sprintf("page %d, version %d of %d", n, i, len(old))
@@ -87,9 +100,15 @@ func TestPagesThatWereNotWritten(t *testing.T) {
 					break
 				}
 				for name := range want {
-					if !strings.Contains(name, "Subject:s1") {
-						require.True(t, bytes.Equal(got[name], want[name]), "%s: %s is not what was written", what, name)
+					// Pages of the index are in no digest. Of an older one a listing by subject may be short, never wrong.
+					if strings.Contains(name, "Subject:s1") {
+						requirePart(t, got[name], want[name], what, name)
+						if len(got[name]) < len(want[name]) {
+							short++
+						}
+						continue
 					}
+					require.True(t, bytes.Equal(got[name], want[name]), "%s: %s is not what was written", what, name)
 				}
 				right++
 			}
@@ -101,12 +120,24 @@ func TestPagesThatWereNotWritten(t *testing.T) {
 		require.NoError(t, err)
 	}
 	require.Positive(t, refused)
-	t.Logf("%d refused, %d right all the same", refused, right)
+	t.Logf("%d refused, %d right all the same, with %d listings by subject that are short", refused, right, short)
 
 	s = openT(t, path, nil)
 	got, err := everything(s)
 	require.NoError(t, err)
 	require.Equal(t, want, got)
+}
+
+// TestPagesOfSegmentsThatWereNotWritten runs it again in a process of its own, with segments small enough that the changes fill
+// some, and merge them.
+func TestPagesOfSegmentsThatWereNotWritten(t *testing.T) {
+	t.Parallel()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestPagesThatWereNotWritten$", "-test.v")
+	cmd.Env = append(os.Environ(), envSmall+"=1")
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Contains(t, string(out), "--- PASS: TestPagesThatWereNotWritten")
+	t.Logf("%s", out)
 }
 
 // TestDigestIsKept compares the digests that commits, purges, compaction and backups maintain with the file.

@@ -23,12 +23,18 @@ import (
 const (
 	envRole = "BOLTSTORE_TEST_ROLE"
 	envFile = "BOLTSTORE_TEST_FILE"
+
+	// Not empty: segments are as small as in crashChild, for tests that want merges after few changes.
+	envSmall = "BOLTSTORE_TEST_SMALL"
 )
 
 // roles are what a second process may do, with the file at path, by the name in envRole. Files for one system add their own.
 var roles = map[string]func(path string){"hold": holdChild, "crash": crashChild}
 
 func TestMain(m *testing.M) {
+	if os.Getenv(envSmall) != "" {
+		groupMembers, mergeWidth = 16, 3
+	}
 	role := os.Getenv(envRole)
 	if role == "" {
 		os.Exit(m.Run())
