@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"flag"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -271,3 +272,61 @@ func BenchmarkBackup(b *testing.B) {
 type counter int64
 
 func (c *counter) Write(b []byte) (int, error) { *c += counter(len(b)); return len(b), nil }
+
+var openOf = flag.Int("open", 50_000, "sessions in the file that BenchmarkOpen opens")
+
+// BenchmarkOpen opens a file that Close left, and one that a crash left, which is inspected. A hundredth as many revocations
+// as sessions are in it.
+func BenchmarkOpen(b *testing.B) {
+	path := filepath.Join(b.TempDir(), "tokens.db")
+	s, err := Open(path, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	bulk(b, s, *openOf, func(i int) *store.Change {
+		g := benchGrant(int64(i))
+		c := &store.Change{ID: benchID(), Puts: []store.Put{{Record: g}}, Events: []store.Record{benchEvent(&g, int64(i))}}
+		if i%100 == 0 {
+			c.Puts = append(c.Puts, store.Put{Record: store.Record{Kind: store.KindRule, ID: fmt.Sprint(i), Subject: g.Subject, Data: make([]byte, 60)}})
+		}
+		return c
+	})
+	settle(b, s, "grant")
+	settle(b, s, "")
+	if err := s.Close(); err != nil {
+		b.Fatal(err)
+	}
+	for _, crashed := range []bool{false, true} {
+		name := "closed"
+		if crashed {
+			name = "crashed"
+		}
+		b.Run(name, func(b *testing.B) {
+			var took time.Duration
+			n := 0
+			for b.Loop() {
+				if crashed {
+					m := readMark(b, path)
+					m.closed = fileState{}
+					if err := os.WriteFile(path+".mark", m.encode(), 0o600); err != nil {
+						b.Fatal(err)
+					}
+				}
+				began := time.Now()
+				s, err := Open(path, nil)
+				took += time.Since(began)
+				n++
+				if err != nil {
+					b.Fatal(err)
+				}
+				if stateOf(path) != (fileState{}) && s.clean == crashed {
+					b.Fatal("the opening is not what it is to be")
+				}
+				if err := s.Close(); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(took.Microseconds())/1000/float64(n), "ms/open")
+		})
+	}
+}
