@@ -119,7 +119,7 @@ type Options struct {
 	Anchor Anchor
 	// Progress is called while Open reads the whole file, as it does after a crash: with the number of records and events
 	// that were checked, and that of all there are, 0 where an old file does not say. nil: not called. A file that was
-	// closed by Close is not read through.
+	// closed by Close is not read through on Linux, macOS and BSD; elsewhere it is not known whether it is as Close left it.
 	Progress func(checked, of uint64)
 	// MaxSkew is how far the clock may be behind the last write in the file, for example after the machine's clock was
 	// set back; beyond it Open fails with ErrClockBehind. Zero: one minute. Negative: any distance is accepted, which

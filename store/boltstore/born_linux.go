@@ -45,12 +45,3 @@ func labels(path string) ([]string, error) {
 
 func setLabel(path, name string) error    { return unix.Setxattr(path, name, nil, 0) }
 func removeLabel(path, name string) error { return unix.Removexattr(path, name) }
-
-// stateOf is zero where it is not known.
-func stateOf(path string) fileState {
-	var st unix.Stat_t
-	if unix.Stat(path, &st) != nil {
-		return fileState{}
-	}
-	return fileState{size: st.Size, modified: st.Mtim.Nano(), changed: st.Ctim.Nano()}
-}
