@@ -238,34 +238,63 @@ func BenchmarkBackup(b *testing.B) {
 	}
 	b.Run("idle", backup)
 	b.Run("busy", func(b *testing.B) {
-		var stop atomic.Bool
-		var longest atomic.Int64
-		var wg sync.WaitGroup
-		for w := range 16 {
-			wg.Go(func() {
-				g := benchGrant(int64(1_000_000_000 + w))
-				var v store.Version
-				for !stop.Load() {
-					c := &store.Change{ID: benchID(), Puts: []store.Put{{Record: g, Expect: v}}}
-					began := time.Now()
-					if _, err := s.Apply(ctx, c); err != nil {
-						b.Error(err)
-						return
-					}
-					v = c.ID
-					for took := int64(time.Since(began)); ; {
-						if old := longest.Load(); took <= old || longest.CompareAndSwap(old, took) {
-							break
-						}
+		longest := rewrite(b, s)
+		backup(b)
+		b.ReportMetric(float64(longest().Microseconds())/1e3, "ms-longest-write")
+	})
+}
+
+// rewrite lets 16 callers rewrite sessions of their own until longest is called, which says how long the longest write took.
+func rewrite(b *testing.B, s *Store) (longest func() time.Duration) {
+	var stop atomic.Bool
+	var most atomic.Int64
+	var wg sync.WaitGroup
+	for w := range 16 {
+		wg.Go(func() {
+			g := benchGrant(int64(1_000_000_000 + w))
+			var v store.Version
+			for !stop.Load() {
+				c := &store.Change{ID: benchID(), Puts: []store.Put{{Record: g, Expect: v}}}
+				began := time.Now()
+				if _, err := s.Apply(context.Background(), c); err != nil {
+					b.Error(err)
+					return
+				}
+				v = c.ID
+				for took := int64(time.Since(began)); ; {
+					if old := most.Load(); took <= old || most.CompareAndSwap(old, took) {
+						break
 					}
 				}
-			})
-		}
-		backup(b)
+			}
+		})
+	}
+	return func() time.Duration {
 		stop.Store(true)
 		wg.Wait()
-		b.ReportMetric(float64(longest.Load())/1e6, "ms-longest-write")
-	})
+		return time.Duration(most.Load())
+	}
+}
+
+// BenchmarkMerge tells the longest of the writes that 16 callers make while segments of 8,192 sessions and as many events are
+// merged.
+func BenchmarkMerge(b *testing.B) {
+	var most time.Duration
+	for b.Loop() {
+		s := newT(b)
+		bulk(b, s, groupMembers*mergeWidth, func(i int) *store.Change {
+			g := benchGrant(int64(i))
+			return &store.Change{ID: benchID(), Puts: []store.Put{{Record: g}}, Events: []store.Record{benchEvent(&g, int64(i))}}
+		})
+		longest := rewrite(b, s)
+		settle(b, s, "grant")
+		settle(b, s, "")
+		most = max(most, longest())
+		if err := s.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(most.Microseconds())/1e3, "ms-longest-write")
 }
 
 // counter counts what is written to it.
