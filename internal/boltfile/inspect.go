@@ -203,7 +203,7 @@ func newChecker(f *os.File, m Meta) *checker {
 
 // all checks the tree and the list of free pages.
 func (c *checker) all() error {
-	if err := c.tree(c.m.Root, 0); err != nil || c.m.Freelist == noFreelist {
+	if err := c.tree(c.m.Root, 0, nil, nil); err != nil || c.m.Freelist == noFreelist {
 		return err
 	}
 	return c.freelist()
@@ -256,7 +256,8 @@ func (c *checker) page(id uint64, depth int) (b []byte, flags, count uint16, err
 	return b, flags, count, nil
 }
 
-func (c *checker) tree(id uint64, depth int) error {
+// tree checks a page and those below it, whose keys a search from the root must find: they are at least low and less than high; nil: no bound.
+func (c *checker) tree(id uint64, depth int, low, high []byte) error {
 	if c.used%64 == 0 {
 		if enough, err := c.enough(); enough || err != nil {
 			return err
@@ -274,29 +275,34 @@ func (c *checker) tree(id uint64, depth int) error {
 		if count == 0 || pageHeader+int(count)*branchElem > len(b) {
 			return damaged("branch page %d has %d entries", id, count)
 		}
-		var last []byte
+		keys := make([][]byte, count, int(count)+1)
 		end := uint64(pageHeader + int(count)*branchElem)
-		for i := range int(count) {
+		for i := range keys {
 			at := pageHeader + i*branchElem
 			start, ksize := uint64(at)+uint64(order.Uint32(b[at:])), uint64(order.Uint32(b[at+4:]))
 			// An empty first key is one that bbolt has not filled in.
-			if start != end || start+ksize > uint64(len(b)) || i > 0 && bytes.Compare(last, b[start:start+ksize]) >= 0 {
+			if start != end || start+ksize > uint64(len(b)) || i > 0 && bytes.Compare(keys[i-1], b[start:start+ksize]) >= 0 {
 				return damaged("branch page %d: entry %d is out of place", id, i)
 			}
-			last, end = b[start:start+ksize], start+ksize
-			if err := c.tree(order.Uint64(b[at+8:]), depth+1); err != nil {
+			keys[i], end = b[start:start+ksize], start+ksize
+		}
+		// A search for what is below the first key goes to the first child too.
+		keys[0] = low
+		keys = append(keys, high)
+		for i := range int(count) {
+			if err := c.tree(order.Uint64(b[pageHeader+i*branchElem+8:]), depth+1, keys[i], keys[i+1]); err != nil {
 				return err
 			}
 		}
 		return nil
 	case flagLeaf:
-		return c.leaf(b, count, id, depth)
+		return c.leaf(b, count, id, depth, low, high)
 	}
 	return damaged("page %d has flags %#x", id, flags)
 }
 
 // leaf checks a leaf page, or a bucket that lies inside one.
-func (c *checker) leaf(b []byte, count uint16, page uint64, depth int) error {
+func (c *checker) leaf(b []byte, count uint16, page uint64, depth int, low, high []byte) error {
 	if pageHeader+int(count)*leafElem > len(b) {
 		return damaged("page %d has %d entries", page, count)
 	}
@@ -313,6 +319,9 @@ func (c *checker) leaf(b []byte, count uint16, page uint64, depth int) error {
 			return damaged("page %d: entry %d is out of place", page, i)
 		}
 		last, end = b[start:start+ksize], start+ksize+vsize
+		if bytes.Compare(last, low) < 0 || high != nil && bytes.Compare(last, high) >= 0 {
+			return damaged("page %d: no search finds entry %d", page, i)
+		}
 		if flags&leafBucket == 0 {
 			continue
 		}
@@ -321,7 +330,7 @@ func (c *checker) leaf(b []byte, count uint16, page uint64, depth int) error {
 			return damaged("page %d: bucket %d is cut short", page, i)
 		}
 		if root := order.Uint64(v); root != 0 {
-			if err := c.tree(root, depth+1); err != nil {
+			if err := c.tree(root, depth+1, nil, nil); err != nil {
 				return err
 			}
 			continue
@@ -330,7 +339,7 @@ func (c *checker) leaf(b []byte, count uint16, page uint64, depth int) error {
 		if len(inline) < pageHeader || order.Uint16(inline[8:]) != flagLeaf || depth > maxDepth {
 			return damaged("page %d: inline bucket %d does not read", page, i)
 		}
-		if err := c.leaf(inline, order.Uint16(inline[10:]), page, depth+1); err != nil {
+		if err := c.leaf(inline, order.Uint16(inline[10:]), page, depth+1, nil, nil); err != nil {
 			return err
 		}
 	}

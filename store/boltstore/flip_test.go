@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -160,9 +159,7 @@ func TestDamageIsNotBelieved(t *testing.T) {
 		at := keys[rnd.IntN(len(keys))]
 		b := bytes.Clone(good)
 		b[at] ^= 1 << rnd.IntN(8)
-		try(fmt.Sprintf("key at byte %d of branch page %d flipped", at%ps, at/ps), b, func(name string) bool {
-			return !strings.Contains(name, "Subject:s1") // the index is in no digest: a listing may be short
-		})
+		try(fmt.Sprintf("key at byte %d of branch page %d flipped", at%ps, at/ps), b, everyName)
 	}
 	require.Positive(t, refused)
 	t.Logf("%d refused, %d right all the same", refused, right)
