@@ -13,7 +13,7 @@
 // limit that runs beside others, against the rule of Limits, is made up for after recountAfter.
 //
 // An older version writes records of API keys without content, and none of sessions: what it made is
-// found in the same way.
+// found in the same way. One that reads no compact records, and runs beside this one, counts anew what it can't read.
 //
 // It owns the records of counts and of since when they are kept. It promises that no count is below what is alive, whichever
 // process made it. It stands on internal/commit and holds no lock but that of Turns, which a caller enters before it reads
@@ -89,6 +89,14 @@ var (
 			return commit.ErrVersion
 		}
 		return commit.First(rec.V)
+	}, Pack: func(p *record.Pack, rec *Record) {
+		v := int64(rec.V)
+		p.Int(&v)
+		p.Bytes(&rec.Epoch)
+		p.Int(&rec.Counted)
+		p.Bytes(&rec.IDs)
+		p.Ext(&rec.Ext)
+		rec.V = int(v)
 	}}
 	CountingForm = record.Form[Counting]{Kind: Kind, Check: func(rec *Counting) error { return commit.First(rec.V) }}
 )

@@ -1,4 +1,4 @@
-// Pack: a compact form, for records that are written at each refresh.
+// Pack: a compact form, for records that are written at each login or refresh.
 
 package record
 
@@ -88,6 +88,17 @@ func (p *Pack) Text(v *string) {
 	n := p.count()
 	*v = p.text[p.at : p.at+n]
 	p.at += n
+}
+
+// Bytes is a text that is none. An empty one reads back as nil.
+func (p *Pack) Bytes(v *[]byte) {
+	t := string(*v)
+	if p.Text(&t); !p.writes {
+		*v = nil
+		if t != "" {
+			*v = []byte(t)
+		}
+	}
 }
 
 // Texts is a list of texts. An empty one reads back as nil.

@@ -169,7 +169,9 @@ func (st *spaceTxn) write(p *intentPut, old *recordHeader) error {
 	}
 	stampRecord(p.value, p.kind, string(p.id), st.t.now, pos, due, born)
 	t := st.head.digest.of(p.kind)
-	if !isNew {
+	if isNew {
+		u.scatter(p.id)
+	} else {
 		t.remove(recordHash(p.kind, p.id, old))
 	}
 	t.add(recordHash(p.kind, p.id, &recordHeader{version: version(p.value), pos: pos}))

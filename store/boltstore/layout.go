@@ -1,6 +1,7 @@
 package boltstore
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"strings"
@@ -72,7 +73,8 @@ const (
 	classBlocks class = 'b'
 )
 
-// Pages of append-only buckets are split nearly full; a record that is rewritten in place may grow a little.
+// Pages of append-only buckets are split nearly full; a record that is rewritten in place may grow a little. See scatter for the
+// others.
 func (c class) fill() float64 {
 	if c == classRecords {
 		return 0.9
@@ -224,6 +226,20 @@ type subKey struct {
 type sub struct {
 	b    *bbolt.Bucket
 	path touched // with an empty key
+	last []byte  // how its last key began when it was opened; nil: not looked at
+}
+
+// scatter notes that a record comes under a new key. Most IDs begin with a time, so that new ones stand at the end. Others are hashes
+// and come anywhere: pages of theirs that were split nearly full would be half empty for good, and a commit would write as
+// many more of them.
+func (u *sub) scatter(key []byte) {
+	if u.last == nil {
+		last, _ := u.b.Cursor().Last()
+		u.last = append([]byte{}, last[:min(2, len(last))]...)
+	}
+	if !bytes.HasPrefix(key, u.last) {
+		u.b.FillPercent = 0.5
+	}
 }
 
 // touched names one key that was written.
