@@ -10,7 +10,7 @@ import (
 	"sync"
 )
 
-// The ports lie below those that a system gives to who asks for any, 32,768 and up on Linux: no test that listens on port 0 and no
+// The ports lie below those that a system gives to whoever asks for port 0, 32,768 and up on Linux: no test that listens on port 0 and no
 // outgoing connection takes one before its server has it, nor while the server is down between two runs. A member of a Redis
 // cluster listens 10,000 above its port as well, which must be neither of these.
 const first, end = 10_000, 20_000

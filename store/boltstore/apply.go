@@ -170,7 +170,7 @@ func (st *spaceTxn) write(p *intentPut, old *recordHeader) error {
 	stampRecord(p.value, p.kind, string(p.id), st.t.now, pos, due, born)
 	t := st.head.digest.of(p.kind)
 	if isNew {
-		u.scatter(p.id)
+		st.scatter(u, p.kind, p.id)
 	} else {
 		t.remove(recordHash(p.kind, p.id, old))
 	}

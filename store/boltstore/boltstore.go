@@ -534,7 +534,7 @@ func (s *Store) adopt(o *Options, fresh, marked bool) error {
 		g.id, g.seq = id, s.meta.seq
 	}
 	if changed {
-		// Nothing was written so far. After a power failure the file could be half written and have the time that it had.
+		// Nothing was written so far. After a power failure the file could be half written and still bear the old time.
 		if err := s.mark.unclose(); err != nil {
 			return err
 		}
@@ -646,7 +646,7 @@ func validNamespace(name string) bool {
 }
 
 func (s *Store) newSpace(name string, err error) *space {
-	return &space{s: s, bucket: []byte(namespacePrefix + name), err: err, tails: map[store.Kind]int{}}
+	return &space{s: s, bucket: []byte(namespacePrefix + name), err: err, tails: map[store.Kind]int{}, newest: map[store.Kind]string{}}
 }
 
 // view runs f in a read transaction. A page that does not read is an error, not a panic.

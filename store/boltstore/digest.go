@@ -151,7 +151,7 @@ func (v *survey) namespace(ns *bbolt.Bucket) (d digest, err error) {
 
 // places checks that a search reaches what a walk comes by. Where a branch page is an older one, or a bit of a key in it has
 // flipped, the walk may still reach all there is, and a search goes to another leaf and finds nothing. A leaf that is reached
-// for its first key and for its last is reached for those between, so only keys next to a change of the page are searched for.
+// for its first key and for its last is reached for those between, so only the last key of a page and the first of the next are searched for.
 type places struct {
 	b    *bbolt.Bucket
 	page uintptr

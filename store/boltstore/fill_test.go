@@ -22,6 +22,13 @@ func TestPagesAreFull(t *testing.T) {
 		used float64 // of the pages, at least
 	}{
 		"rising": {func(i int) string { return fmt.Sprintf("06ylqbuxen%016d", i) }, 0.8},
+		"rising, those of a millisecond in no order": {func(i int) string { return fmt.Sprintf("06ylqbuxen%08d%08x", i/8, i*7919%8) }, 0.8},
+		"rising, below one that the host chose": {func(i int) string {
+			if i == 1 {
+				return "web-app"
+			}
+			return fmt.Sprintf("06ylqbuxen%016d", i)
+		}, 0.8},
 		"hashes": {func(i int) string { h := sha256.Sum256(fmt.Append(nil, i)); return hex.EncodeToString(h[:]) }, 0.6}, // ln 2 at best
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,7 +1,6 @@
 package boltstore
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"strings"
@@ -229,17 +228,19 @@ type sub struct {
 	last []byte  // how its last key began when it was opened; nil: not looked at
 }
 
-// scatter notes that a record comes under a new key. Most IDs begin with a time, so that new ones stand at the end. Others are hashes
-// and come anywhere: pages of theirs that were split nearly full would be half empty for good, and a commit would write as
-// many more of them.
-func (u *sub) scatter(key []byte) {
+// scatter notes that a record comes under a new key. Most IDs begin with a time, so that new ones stand at the end. Others are
+// hashes and come anywhere: pages of theirs that were split nearly full would be half empty for good. A key is taken for one of
+// those that begins neither like the last of its bucket nor like the one that was new before it.
+func (st *spaceTxn) scatter(u *sub, kind store.Kind, key []byte) {
 	if u.last == nil {
 		last, _ := u.b.Cursor().Last()
 		u.last = append([]byte{}, last[:min(2, len(last))]...)
 	}
-	if !bytes.HasPrefix(key, u.last) {
+	begins := string(key[:min(2, len(key))])
+	if begins != st.sp.newest[kind] && begins != string(u.last) && len(u.last) > 0 {
 		u.b.FillPercent = 0.5
 	}
+	st.sp.newest[kind] = begins
 }
 
 // touched names one key that was written.

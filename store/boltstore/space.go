@@ -22,8 +22,9 @@ type space struct {
 	changed chan struct{} // closed at the next state change; nil while nobody waits
 
 	// The writer's alone.
-	floor int64              // the highest number ever given out by this process, a failed commit's included
-	tails map[store.Kind]int // records since the last run
+	floor  int64                 // the highest number ever given out by this process, a failed commit's included
+	tails  map[store.Kind]int    // records since the last run
+	newest map[store.Kind]string // how the key of the last new record began
 }
 
 var (

@@ -61,14 +61,16 @@ func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
 }
 
 // ending are the entries that may expire before q.ExpiresBefore, in the order of IDs; false where they are so many that it costs
-// less to walk through all: to find and sort one takes as long as to pass by 25.
+// less to walk through all: finding and sorting one costs as much as passing 25.
 func (t *table) ending(q *store.Query) (list []*entry, ok bool) {
 	most := int(math.Sqrt(float64(len(t.byID)) * float64(q.Limit) / 25))
+	looked := 0
 	if !t.due.before(0, q.ExpiresBefore, func(e *entry) bool {
 		if !e.gone {
 			list = append(list, e)
 		}
-		return len(list) <= most
+		looked++
+		return looked <= most
 	}) {
 		return nil, false
 	}

@@ -194,8 +194,8 @@ func hashTerm(field int, s string) uint64 {
 	return (maphash.String(termSeed, s) + uint64(field)*0x9e3779b97f4a7c15) >> placeBits << placeBits
 }
 
-// each calls yield for the entries that have the term of which there are fewest, in their order or backwards; false when yield answered
-// so. For none if the block lacks one of terms.
+// each calls yield for the entries that have the term of which there are fewest, in their order or backwards; false when yield
+// answered so. Where the block lacks one of terms it calls it for none.
 func (x *termIndex) each(entries []*entry, terms []uint64, backwards bool, yield func(*entry) bool) bool {
 	for _, t := range terms {
 		if word, bits := filtered(t); x.filter[word]&bits != bits {

@@ -17,7 +17,7 @@ import (
 // Events lie in blocks of 4096, each with an index of hashes, one for each selector. A query goes through the hashes of all
 // its selectors and reads an event only if every one matches. A selector that no event has costs a millisecond of the server
 // for each 70,000 events, a second one that many have as much again; two that many events have, but never the same event,
-// a millisecond for each 4,000. The server is busy with the index for some four milliseconds at a time. Since and Until
+// a millisecond for each 4,000. By two selectors the server is busy with the index for some four milliseconds at a time. Since and Until
 // leave out blocks. Events are never late, and a cursor of them outlives a loss of history: behind events that were lost it
 // continues with those that came in their place.
 func (n *space) List(ctx context.Context, q store.Query) (store.Page, error) {

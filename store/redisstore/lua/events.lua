@@ -137,26 +137,35 @@ for i = 16, #ARGV, 2 do
   columns[#columns + 1] = ':' .. ARGV[i + 1]
 end
 local gone = string.rep('\255', 6)
-local looked, steps = 0, 0
+local fetched, steps = 0, 0
+-- column gives one of a block's columns, which it keeps in rows, or nil and the name of one that is missing.
+local function column(key, rows, name)
+  if not rows[name] then
+    rows[name] = call('GET', key .. name)
+    if not rows[name] then
+      return nil, key .. name
+    end
+    fetched = fetched + 1
+  end
+  return rows[name]
+end
 -- walk calls visit for the events of a block, from one to another, whose hashes are all those that are looked for, until it
 -- answers true. The columns take turns: each moves on to its first match at or behind the place that the others have
 -- reached. So the rarest hash rules how many steps there are, and no event is read that another column rules out. Answers
 -- true when visit did, and the name of a column that is missing.
-local function walk(b, low, high, visit)
-  local key, rows, expiries = base .. 't:' .. int(b), {}, nil
+local function walk(b, rows, low, high, visit)
+  local key = base .. 't:' .. int(b)
   local at, stop = (low - b * 4096 - 1) * 6 + 1, (high - b * 4096 - 1) * 6 + 1
   local s, agree = 0, 0
   while true do
     s = s % #terms + 1
-    if not rows[s] then
-      rows[s] = call('GET', key .. columns[s])
-      if not rows[s] then
-        return true, key .. columns[s]
-      end
+    local row, missing = column(key, rows, columns[s])
+    if not row then
+      return true, missing
     end
     local a = at - 1
     repeat
-      a = find(rows[s], terms[s], a + 1, true)
+      a = find(row, terms[s], a + 1, true)
     until not a or (a - 1) % 6 == 0
     if not a or a > stop then
       return false
@@ -167,7 +176,10 @@ local function walk(b, low, high, visit)
     end
     agree = agree + 1
     if agree == #terms then
-      expiries = expiries or call('GET', key .. ':0') or ''
+      local expiries, missing = column(key, rows, ':0')
+      if not expiries then
+        return true, missing
+      end
       if sub(expiries, at, at + 5) ~= gone and visit(b * 4096 + (at - 1) / 6 + 1) then
         return true
       end
@@ -195,19 +207,24 @@ while true do
   if low_ > high then
     return out
   end
-  if looked >= 32 or steps >= 8192 then
+  if fetched >= 32 or steps >= 8192 then
     out[3] = int(last)
     return out
   end
-  looked = looked + 1
-  local hits, full, missing = {}
+  local rows, full, missing = {}
   if newest then
-    full, missing = walk(b, low_, high, function(e) hits[#hits + 1] = e end)
-    for h = #hits, 1, -1 do
-      full = full or read(hits[h])
+    -- A walk goes forwards: from the end in growing pieces, since the page may be full soon.
+    local top, piece = high, 64
+    while not full and top >= low_ do
+      local bottom, hits = math.max(low_, top - piece + 1), {}
+      full, missing = walk(b, rows, bottom, top, function(e) hits[#hits + 1] = e end)
+      for h = #hits, 1, -1 do
+        full = full or read(hits[h])
+      end
+      top, piece = bottom - 1, piece * 4
     end
   else
-    full, missing = walk(b, low_, high, read)
+    full, missing = walk(b, rows, low_, high, read)
   end
   if missing then
     return {'C', missing}
