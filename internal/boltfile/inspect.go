@@ -256,7 +256,8 @@ func (c *checker) page(id uint64, depth int) (b []byte, flags, count uint16, err
 	return b, flags, count, nil
 }
 
-// tree checks a page and those below it, whose keys a search from the root must find: they are at least low and less than high; nil: no bound.
+// tree checks a page and those below it. A search from the root must find their keys: they are at least low and less than high;
+// nil: no bound.
 func (c *checker) tree(id uint64, depth int, low, high []byte) error {
 	if c.used%64 == 0 {
 		if enough, err := c.enough(); enough || err != nil {

@@ -150,8 +150,9 @@ func (v *survey) namespace(ns *bbolt.Bucket) (d digest, err error) {
 }
 
 // places checks that a search reaches what a walk comes by. Where a branch page is an older one, or a bit of a key in it has
-// flipped, the walk may still reach all there is, and a search goes to another leaf and finds nothing. A leaf that is reached
-// for its first key and for its last is reached for those between, so only the last key of a page and the first of the next are searched for.
+// flipped, the walk may still reach all there is, and a search goes to another leaf and finds nothing. The inspection of pages
+// finds that too, in the part of the file that it has the time for. A leaf that is reached for its first key and for its last is
+// reached for those between, so only the last key of a page and the first of the next are searched for.
 type places struct {
 	b    *bbolt.Bucket
 	page uintptr
