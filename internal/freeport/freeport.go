@@ -20,24 +20,29 @@ var (
 	given = map[int]bool{}
 )
 
-// New gives a port of 127.0.0.1 on which nobody listens, and each port once. Another process may still take it: a server that says
-// so is started again on the next one.
+// New gives a port of 127.0.0.1 that nobody answers on, and each port once. Another process may still take it: a server that says so
+// is started again on the next one.
+//
+// It calls the port and does not listen there to try it. A child process that another test is starting holds a copy of every open
+// socket until it runs its program: a listener that is closed here would live on there for a moment, keep the port from the server,
+// and answer in its place whoever waits for the server.
 func New() (int, error) {
 	mu.Lock()
 	defer mu.Unlock()
-	var last error
 	for range 100 {
 		port := first + rand.IntN(end-first)
 		if given[port] {
 			continue
 		}
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			last = err
+		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			if err := c.Close(); err != nil {
+				return 0, err
+			}
 			continue
 		}
 		given[port] = true
-		return port, l.Close()
+		return port, nil
 	}
-	return 0, errors.Join(errors.New("freeport: none of 100 ports is free"), last)
+	return 0, errors.New("freeport: none of 100 ports is free")
 }
