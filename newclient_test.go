@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	gojwt "github.com/golang-jwt/jwt/v5"
@@ -23,43 +24,45 @@ type silent struct{ store.Store }
 // gave, a client that a host names for its subject.
 func TestAClientOfAnotherProcessIsKnownAtOnce(t *testing.T) {
 	t.Parallel()
-	ctx := context.Background()
-	st := silent{memstore.New()}
-	slow := func(c *apitoken.Config) { c.Validation.MaxStaleness = time.Hour } // no poll comes to help
-	a, b := serviceOn(t, st, slow), serviceOn(t, st, slow)
-	for range 5 {
-		c, secret, err := a.Clients.Create(ctx, apitoken.Client{GrantTypes: []string{"client_credentials", "refresh_token"}, Scopes: apitoken.Scopes{"orders:read"}})
-		require.NoError(t, err)
-		auth := apitoken.ClientAuth{ID: c.ID, Secret: secret}
-		_, err = b.Clients.Authenticate(ctx, auth)
-		require.NoError(t, err, "made a moment ago")
-		_, err = b.Issue(ctx, apitoken.Request{Auth: auth, Scopes: apitoken.Scopes{"orders:read"}})
-		require.NoError(t, err)
+	synctest.Test(t, func(t *testing.T) { // where a look at the store ends in time
+		ctx := context.Background()
+		st := silent{memstore.New()}
+		slow := func(c *apitoken.Config) { c.Validation.MaxStaleness = time.Hour } // no poll comes to help
+		a, b := serviceOn(t, st, slow), serviceOn(t, st, slow)
+		for range 5 {
+			c, secret, err := a.Clients.Create(ctx, apitoken.Client{GrantTypes: []string{"client_credentials", "refresh_token"}, Scopes: apitoken.Scopes{"orders:read"}})
+			require.NoError(t, err)
+			auth := apitoken.ClientAuth{ID: c.ID, Secret: secret}
+			_, err = b.Clients.Authenticate(ctx, auth)
+			require.NoError(t, err, "made a moment ago")
+			_, err = b.Issue(ctx, apitoken.Request{Auth: auth, Scopes: apitoken.Scopes{"orders:read"}})
+			require.NoError(t, err)
 
-		next, err := a.Clients.RotateSecret(ctx, c.ID, time.Minute)
-		require.NoError(t, err)
-		_, err = b.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: c.ID, Secret: next})
-		require.NoError(t, err, "its secret was given a moment ago")
-		_, err = b.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: c.ID, Secret: apitoken.NewSecret("wrong")})
+			next, err := a.Clients.RotateSecret(ctx, c.ID, time.Minute)
+			require.NoError(t, err)
+			_, err = b.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: c.ID, Secret: next})
+			require.NoError(t, err, "its secret was given a moment ago")
+			_, err = b.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: c.ID, Secret: apitoken.NewSecret("wrong")})
+			require.ErrorIs(t, err, apitoken.ErrInvalidClient)
+
+			spa, _, err := a.Clients.Create(ctx, apitoken.Client{Public: true, GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders:read"}})
+			require.NoError(t, err)
+			r := apitoken.Request{Subject: "alice", Client: spa.ID, Scopes: apitoken.Scopes{"orders:read"}}
+			require.NoError(t, b.Adapter().Check(ctx, r))
+			spa, _, err = a.Clients.Create(ctx, apitoken.Client{Public: true, GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders:read"}})
+			require.NoError(t, err)
+			r.Client = spa.ID
+			issue(t, b, r)
+			spa, _, err = a.Clients.Create(ctx, apitoken.Client{Public: true})
+			require.NoError(t, err)
+			_, err = b.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: spa.ID})
+			require.NoError(t, err, "a public client too")
+		}
+		_, err := b.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: "nobody", Secret: apitoken.NewSecret("x")})
 		require.ErrorIs(t, err, apitoken.ErrInvalidClient)
-
-		spa, _, err := a.Clients.Create(ctx, apitoken.Client{Public: true, GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders:read"}})
-		require.NoError(t, err)
-		r := apitoken.Request{Subject: "alice", Client: spa.ID, Scopes: apitoken.Scopes{"orders:read"}}
-		require.NoError(t, b.Adapter().Check(ctx, r))
-		spa, _, err = a.Clients.Create(ctx, apitoken.Client{Public: true, GrantTypes: []string{"refresh_token"}, Scopes: apitoken.Scopes{"orders:read"}})
-		require.NoError(t, err)
-		r.Client = spa.ID
-		issue(t, b, r)
-		spa, _, err = a.Clients.Create(ctx, apitoken.Client{Public: true})
-		require.NoError(t, err)
-		_, err = b.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: spa.ID})
-		require.NoError(t, err, "a public client too")
-	}
-	_, err := b.Clients.Authenticate(ctx, apitoken.ClientAuth{ID: "nobody", Secret: apitoken.NewSecret("x")})
-	require.ErrorIs(t, err, apitoken.ErrInvalidClient)
-	_, err = b.Issue(ctx, apitoken.Request{Subject: "alice", Client: "nobody"})
-	require.ErrorIs(t, err, apitoken.ErrInvalidClient)
+		_, err = b.Issue(ctx, apitoken.Request{Subject: "alice", Client: "nobody"})
+		require.ErrorIs(t, err, apitoken.ErrInvalidClient)
+	})
 }
 
 // An htu has one port; a default one behind another is not dropped.

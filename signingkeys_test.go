@@ -548,54 +548,56 @@ func (d *deaf) Wait(ctx context.Context, _ store.Position) error {
 // A key that takes over from a compromised one signs before others heard of it. They look before they call it unknown.
 func TestAKeyThatSignsAtOnceIsKnownElsewhere(t *testing.T) {
 	t.Parallel()
-	ctx := context.Background()
-	st := &deaf{Store: memstore.New()}
-	slow := func(c *apitoken.Config) { c.Validation.MaxStaleness = time.Hour } // polls every five seconds, at most
-	one, two := serviceOn(t, st, slow), serviceOn(t, st, slow)
-	for range 3 {
-		require.NoError(t, one.SigningKeys.Compromise(ctx, activeKey(t, one).ID, "drill"))
-		token := issue(t, one, apitoken.Request{Subject: "alice"})
-		require.NoError(t, validate(two, token.Access), "a good token is never called invalid")
-	}
-	_, key, err := ed25519.GenerateKey(rand.Reader)
-	require.NoError(t, err)
-	_, err = one.SigningKeys.Import(ctx, key, "EdDSA") // at once: the ring is young
-	require.NoError(t, err)
-	require.NoError(t, validate(two, issue(t, one, apitoken.Request{Subject: "alice"}).Access))
+	synctest.Test(t, func(t *testing.T) { // where a look at the store ends in time
+		ctx := context.Background()
+		st := &deaf{Store: memstore.New()}
+		slow := func(c *apitoken.Config) { c.Validation.MaxStaleness = time.Hour } // polls every five seconds, at most
+		one, two := serviceOn(t, st, slow), serviceOn(t, st, slow)
+		for range 3 {
+			require.NoError(t, one.SigningKeys.Compromise(ctx, activeKey(t, one).ID, "drill"))
+			token := issue(t, one, apitoken.Request{Subject: "alice"})
+			require.NoError(t, validate(two, token.Access), "a good token is never called invalid")
+		}
+		_, key, err := ed25519.GenerateKey(rand.Reader)
+		require.NoError(t, err)
+		_, err = one.SigningKeys.Import(ctx, key, "EdDSA") // at once: the ring is young
+		require.NoError(t, err)
+		require.NoError(t, validate(two, issue(t, one, apitoken.Request{Subject: "alice"}).Access))
+	})
 }
 
 // Where the store cannot be asked, a key that may be new is no reason to say that a token is bad; a kid that its issuer cannot
 // have known is.
 func TestAnUnknownKeyWhileTheStoreIsDown(t *testing.T) {
 	t.Parallel()
-	ctx := context.Background()
-	mem := &deaf{Store: memstore.New()}
-	bad := &faulty{Store: mem}
-	slow := func(c *apitoken.Config) { c.Validation.MaxStaleness = time.Hour }
-	one, two := serviceOn(t, mem, slow), serviceOn(t, bad, slow)
-	known := issue(t, one, apitoken.Request{Subject: "alice"})
-	require.NoError(t, validate(two, known.Access))
-	bad.failReads(errEngine)
-	require.NoError(t, one.SigningKeys.Compromise(ctx, activeKey(t, one).ID, "drill"))
-	token := issue(t, one, apitoken.Request{Subject: "alice"})
-	require.ErrorIs(t, validate(two, token.Access), apitoken.ErrUnavailable)
-	header, rest, _ := strings.Cut(known.Access.Reveal(), ".")
-	raw, err := base64.RawURLEncoding.DecodeString(header)
-	require.NoError(t, err)
-	raw = bytes.Replace(raw, []byte(activeKey(t, one).ID), []byte("nobody"), 1)
-	var head map[string]string
-	require.NoError(t, json.Unmarshal(raw, &head))
-	head["kid"] = "nobody"
-	raw, err = json.Marshal(head)
-	require.NoError(t, err)
-	began := time.Now()
-	for range 10_000 {
-		_, err = two.Validate(ctx, apitoken.Bearer(base64.RawURLEncoding.EncodeToString(raw)+"."+rest))
-		require.ErrorIs(t, err, apitoken.ErrInvalidToken)
-	}
-	t.Logf("10,000 kids that nobody has: %s", time.Since(began))
-	bad.failReads(nil)
-	require.NoError(t, validate(two, token.Access))
+	synctest.Test(t, func(t *testing.T) { // where a look at the store ends in time
+		ctx := context.Background()
+		mem := &deaf{Store: memstore.New()}
+		bad := &faulty{Store: mem}
+		slow := func(c *apitoken.Config) { c.Validation.MaxStaleness = time.Hour }
+		one, two := serviceOn(t, mem, slow), serviceOn(t, bad, slow)
+		known := issue(t, one, apitoken.Request{Subject: "alice"})
+		require.NoError(t, validate(two, known.Access))
+		bad.failReads(errEngine)
+		require.NoError(t, one.SigningKeys.Compromise(ctx, activeKey(t, one).ID, "drill"))
+		token := issue(t, one, apitoken.Request{Subject: "alice"})
+		require.ErrorIs(t, validate(two, token.Access), apitoken.ErrUnavailable)
+		header, rest, _ := strings.Cut(known.Access.Reveal(), ".")
+		raw, err := base64.RawURLEncoding.DecodeString(header)
+		require.NoError(t, err)
+		raw = bytes.Replace(raw, []byte(activeKey(t, one).ID), []byte("nobody"), 1)
+		var head map[string]string
+		require.NoError(t, json.Unmarshal(raw, &head))
+		head["kid"] = "nobody"
+		raw, err = json.Marshal(head)
+		require.NoError(t, err)
+		for range 10_000 {
+			_, err = two.Validate(ctx, apitoken.Bearer(base64.RawURLEncoding.EncodeToString(raw)+"."+rest))
+			require.ErrorIs(t, err, apitoken.ErrInvalidToken)
+		}
+		bad.failReads(nil)
+		require.NoError(t, validate(two, token.Access))
+	})
 }
 
 // A rule on a signing key, however it was made, moves the ring on: it would else go on signing what is refused.

@@ -271,7 +271,7 @@ func TestServerThatHangs(t *testing.T) {
 	// Not parallel: it counts goroutines.
 	ctx := context.Background()
 	w := newWire(t, server(t))
-	s := open(t, newPool(t, server(t), 4, w.behind), pgstore.Options{Prefix: prefix(), Timeout: 2 * time.Second})
+	s := open(t, newPool(t, server(t), 4, w.behind), pgstore.Options{Prefix: prefix(), Timeout: 10 * time.Second})
 	_, err := s.Apply(ctx, grant("g", "x", store.Version{}))
 	require.NoError(t, err)
 	before := runtime.NumGoroutine()

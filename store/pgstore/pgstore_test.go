@@ -213,7 +213,7 @@ func TestServerThatCrashes(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	srv := pgtest.Private(t, pgtest.Quick...)
-	s := open(t, newPool(t, srv, 8), pgstore.Options{Prefix: prefix(), Timeout: time.Second})
+	s := open(t, newPool(t, srv, 8), pgstore.Options{Prefix: prefix(), Timeout: 10 * time.Second})
 	_, err := s.Apply(ctx, rule("before"))
 	require.NoError(t, err)
 	v, err := s.Follow(ctx, store.Position{}, nil, 10)

@@ -270,7 +270,7 @@ func TestWaitReplicas(t *testing.T) {
 	// Neither disk is needed then.
 	primary, replica := pair(t, "--appendonly", "no")
 	door := newProxy(t, primary.Addr)
-	o := &redisstore.Options{WaitReplicas: 1, Timeout: 2 * time.Second}
+	o := &redisstore.Options{WaitReplicas: 1, Timeout: 5 * time.Second}
 	inStep(t, primary)
 	s := openAt(t, door.client(t, nil), o)
 	v := must(t, s, []store.Put{put(store.KindRule, "kept", store.Version{})})
@@ -332,15 +332,16 @@ func TestSentinel(t *testing.T) {
 
 	client := redis.NewFailoverClient(&redis.FailoverOptions{MasterName: "tokens", SentinelAddrs: []string{watch.Addr}})
 	defer client.Close()
-	s := openAt(t, client, &redisstore.Options{Timeout: 2 * time.Second})
+	s := openAt(t, client, &redisstore.Options{Timeout: 10 * time.Second})
 	must(t, s, []store.Put{put(store.KindRule, "a", store.Version{})})
 	_, at := snapshotOf(t, s)
 	inStep(t, primary)
 	primary.Kill()
-	eventually(t, func() bool {
+	// A sentinel that was held up for two seconds fails nothing over for the next thirty.
+	require.Eventually(t, func() bool {
 		_, err := s.Follow(ctx, at, nil, 10)
 		return errors.Is(err, store.ErrDiverged)
-	}, "the client finds the new primary, and the store what that means")
+	}, 90*time.Second, 2*time.Millisecond, "the client finds the new primary, and the store what that means")
 	_, port = splitAddr(t, replica.Addr)
 	where, err := c.GetMasterAddrByName(ctx, "tokens").Result()
 	require.NoError(t, err)

@@ -133,7 +133,7 @@ func TestOutages(t *testing.T) {
 
 					p.wire.Up()
 					require.Eventually(t, func() bool { return check(good) == nil }, 60*time.Second, 10*time.Millisecond, "it comes back by itself")
-					require.ErrorIs(t, check(bad), apitoken.ErrRevoked)
+					require.ErrorIs(t, verdict(ctx, p, bad), apitoken.ErrRevoked)
 					require.Eventually(t, func() bool {
 						_, err := p.Issue(ctx, apitoken.Request{Subject: "alice"})
 						return err == nil
