@@ -16,12 +16,12 @@ import (
 const first, end = 10_000, 20_000
 
 var (
-	mu    sync.Mutex // guards given
-	given = map[int]bool{}
+	mu    sync.Mutex               // guards order
+	order = rand.Perm(end - first) // the first is the next one
 )
 
-// New gives a port of 127.0.0.1 that nobody answers on, and each port once. Another process may still take it: a server that says so
-// is started again on the next one.
+// New gives a port of 127.0.0.1 that nobody answers on, and none again before all others. Another process may still take it: a server
+// that says so is started again on the next one.
 //
 // It calls the port and does not listen there to try it. A child process that another test is starting holds a copy of every open
 // socket until it runs its program: a listener that is closed here would live on there for a moment, keep the port from the server,
@@ -30,19 +30,15 @@ func New() (int, error) {
 	mu.Lock()
 	defer mu.Unlock()
 	for range 100 {
-		port := first + rand.IntN(end-first)
-		if given[port] {
-			continue
+		next := order[0]
+		order = append(order[1:], next)
+		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", first+next))
+		if err != nil {
+			return first + next, nil
 		}
-		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err == nil {
-			if err := c.Close(); err != nil {
-				return 0, err
-			}
-			continue
+		if err := c.Close(); err != nil {
+			return 0, err
 		}
-		given[port] = true
-		return port, nil
 	}
 	return 0, errors.New("freeport: none of 100 ports is free")
 }

@@ -19,7 +19,7 @@ func TestPortsAreFreeAndGivenOnce(t *testing.T) {
 	for range 100 {
 		port, err := freeport.New()
 		require.NoError(t, err)
-		require.False(t, seen[port], "port %d was given twice", port)
+		require.False(t, seen[port], "port %d was given again", port)
 		seen[port] = true
 		require.Less(t, port+10_000, 32_768, "the bus of a Redis cluster's member lies among the ports of outgoing connections")
 	}
