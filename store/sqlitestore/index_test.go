@@ -3,6 +3,7 @@ package sqlitestore_test
 import (
 	"context"
 	"database/sql"
+	"fmt"
 	"path/filepath"
 	"testing"
 
@@ -43,4 +44,73 @@ func TestListingsGoByTheirIndex(t *testing.T) {
 			require.ErrorContains(t, err, "no such index")
 		})
 	}
+}
+
+// Of several selectors a listing goes by the one that finds the fewest records, so that it does not read all that another finds. One
+// index is emptied behind the store's back here: a listing that goes by it finds nothing.
+func TestListingsGoByTheRarestSelector(t *testing.T) {
+	t.Parallel()
+	for name, x := range map[string]struct {
+		query   store.Query
+		emptied string // and then found is what the query finds
+		found   int
+	}{
+		"a type behind a client":    {store.Query{Kind: store.KindEvent, Client: "web", Type: "rare"}, "event_type", 0},
+		"with both indexes":         {store.Query{Kind: store.KindEvent, Client: "web", Type: "rare"}, "", 1},
+		"a client behind a subject": {store.Query{Kind: store.KindEvent, Subject: "alice", Client: "rare"}, "event_client", 0},
+		"the newest, and a page":    {store.Query{Kind: store.KindEvent, Client: "web", Type: "rare", Newest: true, Limit: 1}, "event_type", 0},
+		"a record's client":         {store.Query{Kind: store.KindRule, Subject: "alice", Client: "rare"}, "record_client", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx := context.Background()
+			path := filepath.Join(t.TempDir(), "tokens.db")
+			s := open(t, path, &sqlitestore.Options{})
+			defer s.Close()
+			for i := range 8 {
+				c := &store.Change{ID: store.Version{byte(i + 1)}}
+				client, kind := "web", "token.issued"
+				if i == 5 {
+					kind = "rare"
+				}
+				if i == 6 {
+					client = "rare"
+				}
+				c.Puts = []store.Put{{Record: store.Record{Kind: store.KindRule, ID: fmt.Sprint("r", i), Subject: "alice", Client: client, Data: []byte("{}")}}}
+				c.Events = []store.Record{{Kind: store.KindEvent, ID: fmt.Sprint("e", i), Subject: "alice", Client: client, Type: kind}}
+				_, err := s.Apply(ctx, c)
+				require.NoError(t, err)
+			}
+			if x.emptied != "" {
+				empty(t, path, "apitoken_"+x.emptied)
+			}
+			if x.query.Limit == 0 {
+				x.query.Limit = 10
+			}
+			p, err := s.List(ctx, x.query)
+			require.NoError(t, err)
+			require.Len(t, p.Records, x.found)
+		})
+	}
+}
+
+// empty makes an index hold nothing while the file says that it holds everything.
+func empty(t *testing.T, path, index string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", path)
+	require.NoError(t, err)
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	var text string
+	require.NoError(t, db.QueryRow("SELECT sql FROM sqlite_schema WHERE name = ?", index).Scan(&text))
+	for _, step := range []string{"DROP INDEX " + index, text + " AND written < 0", "PRAGMA writable_schema = ON"} {
+		_, err = db.Exec(step)
+		require.NoError(t, err, step)
+	}
+	_, err = db.Exec("UPDATE sqlite_schema SET sql = ? WHERE name = ?", text, index)
+	require.NoError(t, err)
+	var version int
+	require.NoError(t, db.QueryRow("PRAGMA schema_version").Scan(&version))
+	_, err = db.Exec(fmt.Sprint("PRAGMA schema_version = ", version+1)) // other connections read it again
+	require.NoError(t, err)
 }
