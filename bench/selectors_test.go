@@ -48,11 +48,16 @@ func BenchmarkTwoSelectors(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				for b.Loop() {
+				page := func() {
 					p, err := st.List(ctx, store.Query{Kind: store.KindEvent, Client: "web", Type: "token.revoked", Limit: 100, Newest: true})
 					if err != nil || len(p.Records) > 0 {
 						b.Fatal(len(p.Records), err)
 					}
+				}
+				page() // the first two build an index in memory
+				page()
+				for b.Loop() {
+					page()
 				}
 			})
 		}

@@ -288,8 +288,12 @@ func (s *show) revoke(by *member, subject string, watch ...*member) error {
 		for {
 			asked := time.Now()
 			status := m.call("/check", i, nil)
-			if status == 0 && asked.Sub(acked) < 20*time.Second {
-				continue // it has not said anything: the machine is busy
+			if status == 0 { // it said nothing: the machine is busy
+				if late := asked.Sub(acked); late > 20*time.Second {
+					return fmt.Errorf("%s did not answer for %s", m.name, late)
+				}
+				pause(10 * time.Millisecond)
+				continue
 			}
 			if status == http.StatusOK {
 				if late := asked.Sub(acked); late > maxStaleness+time.Second {

@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"sync"
+	"syscall"
+	"time"
 )
 
 // The ports lie below those that a system gives to whoever asks for port 0, 32,768 and up on Linux: no test that listens on port 0 and no
@@ -29,16 +32,22 @@ var (
 func New() (int, error) {
 	mu.Lock()
 	defer mu.Unlock()
+	var last error
+	refused := syscall.ECONNREFUSED
+	if runtime.GOOS == "windows" {
+		refused = 10061 // WSAECONNREFUSED, which package syscall does not name
+	}
 	for range 100 {
 		next := order[0]
 		order = append(order[1:], next)
-		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", first+next))
-		if err != nil {
+		c, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", first+next), time.Second)
+		switch {
+		case err == nil:
+			err = c.Close()
+		case errors.Is(err, refused):
 			return first + next, nil
 		}
-		if err := c.Close(); err != nil {
-			return 0, err
-		}
+		last = err
 	}
-	return 0, errors.New("freeport: none of 100 ports is free")
+	return 0, errors.Join(errors.New("freeport: none of 100 ports is free"), last)
 }

@@ -1,4 +1,4 @@
-package freeport_test
+package freeport
 
 import (
 	"fmt"
@@ -9,15 +9,37 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-
-	"github.com/apitoken-go/apitoken/internal/freeport"
 )
 
-func TestPortsAreFreeAndGivenOnce(t *testing.T) {
+// A port that somebody has is left out, and none is given again before all others.
+func TestWhichPortIsNext(t *testing.T) {
+	taken, err := New()
+	require.NoError(t, err)
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", taken))
+	require.NoError(t, err)
+	defer l.Close()
+	one, err := New()
+	require.NoError(t, err)
+	two, err := New()
+	require.NoError(t, err)
+	all := order
+	defer func() { order = all }()
+	order = []int{one - first, taken - first, two - first}
+	for _, want := range []int{one, two, one, two} {
+		port, err := New()
+		require.NoError(t, err)
+		require.Equal(t, want, port)
+	}
+	order = []int{taken - first}
+	_, err = New()
+	require.ErrorContains(t, err, "none of 100 ports is free")
+}
+
+func TestEachPortOnce(t *testing.T) {
 	t.Parallel()
 	seen := map[int]bool{}
 	for range 100 {
-		port, err := freeport.New()
+		port, err := New()
 		require.NoError(t, err)
 		require.False(t, seen[port], "port %d was given again", port)
 		seen[port] = true
@@ -47,7 +69,7 @@ func TestNobodyAnswers(t *testing.T) {
 	defer starting.Wait()
 	defer close(ended)
 	for range 300 {
-		port, err := freeport.New()
+		port, err := New()
 		require.NoError(t, err)
 		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {

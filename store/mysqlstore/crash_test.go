@@ -205,6 +205,7 @@ func TestFleetIsKilled(t *testing.T) {
 						}
 					}
 				}
+				_ = cmd.Process.Kill() // also where a line was too long
 				_ = cmd.Wait()
 			})
 		}
