@@ -3,7 +3,6 @@ package bench
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"sync/atomic"
 	"testing"
 
@@ -39,9 +38,7 @@ func BenchmarkTwoSelectors(b *testing.B) {
 						event(j, &r)
 						c.Events = append(c.Events, r)
 					}
-					for k := range c.ID {
-						c.ID[k] = byte(rand.IntN(256))
-					}
+					copy(c.ID[:], fmt.Sprintf("%016d", i))
 					_, err := st.Apply(ctx, &c)
 					return err
 				})

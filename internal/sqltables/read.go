@@ -182,7 +182,7 @@ func (s *Store) List(ctx context.Context, q store.Query) (store.Page, error) {
 // indexed is an index that a listing can go by.
 type indexed struct{ hint, where string }
 
-// rareRows is how many rows of each index are counted before a listing by several selectors, which takes SQLite a fifth of a millisecond each.
+// rareRows is how many rows of each index are counted, at most, before a listing by several selectors.
 const rareRows = 1000
 
 // rarest is the hint for the index that finds the fewest rows, or for the first where each finds many. A listing that went by another

@@ -21,10 +21,12 @@ import (
 //
 // Changes of state have queues of their own in each namespace, so that a revocation waits for no other namespace. Each takes the
 // namespace's counter, which orders them, and keeps it until its transaction commits, so many transactions would queue there and commit one
-// change at a time. Two of each queue do: the next group is at the server, waiting for the counter, while one commits; and where the
-// connection of one has fallen silent, the other goes on. One queue is for changes of state alone, such as a revocation. The other is for
-// changes that write other records too, such as a login that ends an older session. So a revocation never waits for a connection that
-// logins hold, though it waits for its turn at the counter. Every change of a group is answered with the position of the group's last.
+// change at a time. Two transactions for each queue are enough: one commits while the next is at the server and waits for the counter. If
+// the connection of one stops answering, the other goes on.
+//
+// Changes of state alone, such as a revocation, have one queue. Changes that write other records too, such as a login that ends an older
+// session, have another. So a revocation never waits for a connection that logins hold, though it waits for its turn at the counter. Every
+// change of a group is answered with the position of the group's last.
 const (
 	groupSize  = 16
 	groupLanes = 4 // transactions under way at once

@@ -55,7 +55,7 @@ func flag(b bool) string {
 
 func (n *space) listRecords(ctx context.Context, q *store.Query, place string) (store.Page, error) {
 	term := ""
-	if xs := rarest(q); len(xs) > 0 {
+	if xs := selectors(q); len(xs) > 0 {
 		term = letters[xs[0].field:xs[0].field+1] + xs[0].s
 	}
 	for {
@@ -135,7 +135,7 @@ func (n *space) listEvents(ctx context.Context, q *store.Query, place string) (s
 		history, at, purges = part[0], part[1], part[2]
 	}
 	var terms []any
-	for _, x := range rarest(q) {
+	for _, x := range selectors(q) {
 		terms = append(terms, hashTerm(x.field, x.s), x.field+1)
 	}
 	for {

@@ -197,8 +197,8 @@ type selector struct {
 	s     string
 }
 
-// rarest returns the selectors of a query, that which most likely selects least first.
-func rarest(q *store.Query) (out []selector) {
+// selectors are those of a query, the one that usually selects the fewest first.
+func selectors(q *store.Query) (out []selector) {
 	values := [...]string{q.Subject, q.Client, q.Grant, q.Token, q.Type}
 	for _, f := range [...]int{3, 2, 0, 1, 4} {
 		if values[f] != "" {
