@@ -25,6 +25,7 @@ const watch = `(() => {
 	document.addEventListener('focusin', ev => {
 		const ring = x => { const s = getComputedStyle(x); return s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 1 || s.boxShadow !== 'none'; };
 		const e = ev.target, beside = e.nextElementSibling;
+		if (seen.has(e)) return; // behind the last control the key leaves the page, and comes back before the page has the focus again
 		seen.set(e, ring(e) || e.type === 'radio' && beside !== null && ring(beside));
 	});
 	window.want = want;
